@@ -1,0 +1,220 @@
+"""Settings to objects: corpus, network, head, optimizer, controller, loader."""
+
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from sv_sparse.data.dataset import Crops, EpochBatches, make_loader
+from sv_sparse.data.folder import scan_folder
+from sv_sparse.data.manifest import Manifest
+from sv_sparse.data.trials import Trials, read_trials
+from sv_sparse.features import Filterbank, crop_samples
+from sv_sparse.head import AAMSoftmax
+from sv_sparse.optim import BregmanOptimizer, Controller, describe, partition, sparse_init_
+from sv_sparse.optim.partition import DENSE_TYPES, SPARSE_TYPES
+from sv_sparse.scoring.metrics import OperatingPoint
+from sv_sparse.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_RATE = 16000
+MEL_BINS = 80
+
+
+@dataclass
+class Corpus:
+    """What a run listens to: the manifest, and the trial lists it is judged by."""
+
+    manifest: Manifest
+    trials: list[Trials]
+
+
+@dataclass
+class Compute:
+    """Where and how numbers are computed."""
+
+    device: torch.device
+    bf16: bool
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Mixed precision where it is on; weights, losses and the optimizer stay float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+@dataclass
+class Experiment:
+    """Everything that one run trains with."""
+
+    settings: Settings
+    folder: Path
+    corpus: Corpus
+    compute: Compute
+    filterbank: Filterbank
+    network: nn.Module
+    head: AAMSoftmax
+    optimizer: BregmanOptimizer
+    controller: Controller
+    dataset: Crops
+    batches: EpochBatches
+    loader: DataLoader[Any]
+
+    @property
+    def total_steps(self) -> int:
+        """Length of the run in steps."""
+        return self.settings["trainer"]["epochs"] * (self.batches.size // self.batches.batch_size)
+
+    @property
+    def point(self) -> OperatingPoint:
+        """Operating point of minDCF."""
+        return OperatingPoint(**self.settings["scoring"])
+
+    def sparse_params(self) -> dict[str, Tensor]:
+        """The network's convolution and linear weights by name: what ``target_sparsity`` speaks of."""
+        return sparse_params(self.network)
+
+
+def prepare_corpus(settings: Settings, folder: Path) -> Corpus:
+    """Make the corpus if it is made up, scan it (a resumed run reads its manifest), and read the trial lists.
+
+    Raises:
+        ValueError: a folder or list is not as expected; names the setting.
+        OSError: something cannot be read or written.
+    """
+    data = {name: _expand(value) for name, value in settings["data"].items()}
+    lists = [data["trials"]] if isinstance(data["trials"], str) else list(data["trials"])
+    manifest = folder / "manifest.parquet"
+    if manifest.is_file():
+        return Corpus(Manifest(manifest), [read_trials(path) for path in lists])
+    if "make" in data:
+        instantiate(data["make"])
+    scanned = scan_folder(
+        data["root"],
+        trials=lists,
+        train_list=data["train_list"],
+        validation_share=data["validation_share"],
+        seed=settings["seed"],
+        max_unreadable=data["max_unreadable"],
+        out=manifest,
+    )
+    return Corpus(scanned, [read_trials(path) for path in lists])
+
+
+def _expand(value: Any) -> Any:
+    """Paths with ``~`` replaced by the user's home, wherever they are in a setting."""
+    if isinstance(value, str):
+        return os.path.expanduser(value)
+    if isinstance(value, list):
+        return [_expand(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _expand(item) for name, item in value.items()}
+    return value
+
+
+def choose_compute(trainer: Settings) -> Compute:
+    """The device and precision that ``auto`` means here.
+
+    Raises:
+        ValueError: CUDA is asked for and not available.
+    """
+    name = trainer["device"]
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("trainer.device=cuda: no CUDA device is available; use auto or cpu")
+    device = torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
+    precision = trainer["precision"]
+    return Compute(device, precision == "bf16" or (precision == "auto" and _has_bf16(device)))
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
+    """Build everything a run trains with; the same settings give the same weights and the same draws.
+
+    Raises:
+        ValueError: a setting is not allowed or does not fit the data.
+    """
+    trainer, seed = settings["trainer"], settings["seed"]
+    torch.manual_seed(seed)
+    compute = choose_compute(trainer)
+    rows = corpus.manifest.split("train")
+    labels = corpus.manifest.labels(rows)
+    network: nn.Module = instantiate(settings["model"], mel_bins=MEL_BINS)
+    head: AAMSoftmax = instantiate(settings["head"])(network.embedding_dim, int(labels.max()) + 1)
+    samples = crop_samples(trainer["crop_seconds"], SAMPLE_RATE)
+    dataset = Crops(corpus.manifest, rows, labels, crop_samples=samples, sample_rate=SAMPLE_RATE, seed=seed)
+    batches = EpochBatches(len(rows), trainer["batch_size"], seed)
+    groups = parameter_groups(network, head, settings)
+    if settings["target_sparsity"] > 0:
+        chosen = [p for group in groups if group["regularizer"] != "none" for _, p in group["params"]]
+        _start_sparse(chosen, settings)
+    network.to(compute.device)
+    head.to(compute.device)
+    optimizer = instantiate(settings["optim"])(groups)
+    steps = trainer["epochs"] * len(batches)
+    controller = instantiate(settings["sparsity"]["controller"])(optimizer, settings["target_sparsity"], steps)
+    _say(groups, corpus, compute, steps)
+    return Experiment(
+        settings=settings,
+        folder=folder,
+        corpus=corpus,
+        compute=compute,
+        filterbank=Filterbank(SAMPLE_RATE, MEL_BINS).to(compute.device),
+        network=network,
+        head=head,
+        optimizer=optimizer,
+        controller=controller,
+        dataset=dataset,
+        batches=batches,
+        loader=make_loader(dataset, batches, _workers(trainer["workers"]), compute.device),
+    )
+
+
+def _start_sparse(params: Sequence[Tensor], settings: Settings) -> None:
+    generator = torch.Generator().manual_seed(settings["seed"])
+    chosen = settings["sparsity"]
+    sparse_init_(params, density=chosen["density"], rescale=chosen["rescale"], generator=generator)
+
+
+def parameter_groups(network: nn.Module, head: AAMSoftmax, settings: Settings) -> list[dict[str, Any]]:
+    """The network's sparse and dense groups, and the head's group, which is dense unless ``include_head``."""
+    regularizer = "l1" if settings["target_sparsity"] > 0 else "none"
+    groups = partition(network, regularizer=regularizer)
+    if settings["sparsity"]["include_head"]:
+        own = partition(head, sparse_types=(*SPARSE_TYPES, AAMSoftmax), regularizer=regularizer)
+    else:
+        own = partition(head, dense_types=(*DENSE_TYPES, AAMSoftmax))
+    return groups + [group | {"name": "head"} for group in own]
+
+
+def sparse_params(network: nn.Module) -> dict[str, Tensor]:
+    """Names and tensors of a network's convolution and linear weights."""
+    return {name: p for group in partition(network) if group["name"] == "sparse" for name, p in group["params"]}
+
+
+def _workers(setting: int | str) -> int:
+    return min(8, (os.cpu_count() or 1) - 1) if setting == "auto" else int(setting)
+
+
+def _say(groups: list[dict[str, Any]], corpus: Corpus, compute: Compute, steps: int) -> None:
+    manifest = corpus.manifest
+    for split in ("train", "validation", "test"):
+        speakers, utterances = len(manifest.speakers(split)), len(manifest.split(split))
+        logger.info("%-10s %5d speakers %8d utterances", split, speakers, utterances)
+    hours = float(np.sum(manifest.samples / manifest.sample_rate)) / 3600
+    precision = "bf16 autocast" if compute.bf16 else "float32"
+    logger.info("%.1f hours in all; %d steps on %s in %s", hours, steps, compute.device, precision)
+    logger.info("%s", describe(groups))

@@ -1,0 +1,93 @@
+"""Simulated recording conditions: what one session does to every utterance recorded in it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.signal import fftconvolve, firwin2
+
+_TAPS = 255  # of the equalizers: 16 ms at 16 kHz
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A microphone in a noisy room.
+
+    Attributes:
+        response: (S,) impulse response of room and microphone together.
+        noise_filter: (S,) impulse response that colours white noise.
+        modulation: depth (0 to 1) of slow changes in the noise's level.
+        hum: fundamental frequency of mains hum, Hz, and its share of the noise's amplitude.
+        snr: speech to noise, dB.
+        level: peak of the recording, relative to full scale.
+        drive: how far the recorder saturates, 0 for not at all.
+    """
+
+    response: np.ndarray
+    noise_filter: np.ndarray
+    modulation: float
+    hum: tuple[float, float]
+    snr: float
+    level: float
+    drive: float
+
+
+def draw_channel(rng: np.random.Generator, sample_rate: int) -> Channel:
+    """Conditions for one session at ``sample_rate`` (Hz), drawn at random."""
+    microphone = _equalizer(rng, sample_rate, spread_db=8.0, band=(rng.uniform(50, 350), rng.uniform(3200, 7600)))
+    return Channel(
+        response=fftconvolve(_room(rng, sample_rate), microphone),
+        noise_filter=_equalizer(rng, sample_rate, spread_db=12.0, band=(rng.uniform(30, 600), rng.uniform(1500, 7800))),
+        modulation=rng.uniform(0.0, 0.9),
+        hum=(float(rng.choice((50.0, 60.0, 120.0))), rng.uniform(0.0, 0.4)),
+        snr=rng.uniform(3.0, 20.0),
+        level=10 ** rng.uniform(-1.2, -0.05),
+        drive=rng.uniform(0.1, 3.0) if rng.random() < 0.3 else 0.0,
+    )
+
+
+def record(speech: np.ndarray, channel: Channel, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
+    """Pass ``speech`` (S,) through ``channel``; ``rng`` draws the noise. Returns (S,) within -1 to 1."""
+    wet = fftconvolve(speech, channel.response)[: len(speech)]
+    noise = _noise(len(speech), channel, rng, sample_rate)
+    wet = wet / np.std(wet) + noise / np.std(noise) * 10 ** (-channel.snr / 20)
+    wet /= np.max(np.abs(wet))
+    if channel.drive > 0:
+        wet = np.tanh(channel.drive * wet) / np.tanh(channel.drive)
+    return channel.level * wet
+
+
+def _equalizer(
+    rng: np.random.Generator, sample_rate: int, *, spread_db: float, band: tuple[float, float]
+) -> np.ndarray:
+    """Random smooth response inside ``band`` (Hz), falling off outside it; (S,) filter taps."""
+    frequency = np.geomspace(30.0, sample_rate / 2, 12)
+    tilt = rng.normal(0.0, 2.0) * np.log2(frequency / 1000.0)
+    low, high = band
+    outside = np.log2(np.maximum(low / frequency, 1)) + 2 * np.log2(np.maximum(frequency / high, 1))
+    gain_db = rng.uniform(-spread_db, spread_db, len(frequency)) + tilt - 18.0 * outside
+    gain = 10 ** (np.clip(gain_db, -60, 24) / 20)
+    return firwin2(_TAPS, np.r_[0.0, frequency], np.r_[gain[0], gain], fs=sample_rate)
+
+
+def _room(rng: np.random.Generator, sample_rate: int) -> np.ndarray:
+    """Impulse response of a room: the direct path, then exponentially decaying noise."""
+    decay_seconds = rng.uniform(0.1, 0.7)  # to -60 dB
+    reverberant_db = rng.uniform(-20.0, -1.0)
+    time = np.arange(round(0.7 * decay_seconds * sample_rate)) / sample_rate
+    tail = rng.standard_normal(len(time)) * 10 ** (-3.0 * time / decay_seconds)
+    tail[: round(0.002 * sample_rate)] = 0.0
+    tail *= 10 ** (reverberant_db / 20) / np.sqrt(np.sum(tail**2))
+    tail[0] = 1.0
+    return tail
+
+
+def _noise(samples: int, channel: Channel, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
+    noise = fftconvolve(rng.standard_normal(samples), channel.noise_filter, mode="same")
+    noise /= np.std(noise)
+    knots = rng.uniform(-1.0, 1.0, 3 + samples // (sample_rate // 4))  # the level changes every 0.25 s
+    time = np.arange(samples)
+    noise *= 1.0 + channel.modulation * np.interp(time, np.linspace(0, samples, len(knots)), knots)
+    fundamental, share = channel.hum
+    phase = 2 * np.pi * fundamental / sample_rate * time
+    hum = sum(np.sin(k * phase + rng.uniform(0, 2 * np.pi)) / k for k in range(1, 8))
+    return noise + share * hum

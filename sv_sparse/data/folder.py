@@ -1,0 +1,293 @@
+"""A folder of recordings to a manifest: scan, read headers, keep evaluation speakers out of training."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import soundfile
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from sv_sparse.data.manifest import Manifest, match, refuse_missing
+from sv_sparse.data.trials import read_trials
+
+logger = logging.getLogger(__name__)
+
+ENDINGS = (".wav", ".flac", ".ogg", ".opus")
+LAYOUT = "<speaker>/<session>/<utterance>.{wav,flac,ogg,opus}"
+
+_THREADS = 16  # headers wait for the disk or the network, not for the processor
+_CHUNK = 256  # files per task
+
+
+@dataclass(frozen=True)
+class _Headers:
+    """What the files say of themselves, [files] each; ``samples`` is 0 where a file is empty or unreadable."""
+
+    samples: NDArray[np.int64]
+    sample_rate: NDArray[np.int32]
+    channels: NDArray[np.int16]
+
+
+def scan_folder(
+    root: str | Path,
+    *,
+    trials: Sequence[str | Path],
+    train_list: str | Path | None,
+    validation_share: float,
+    seed: int,
+    max_unreadable: float,
+    out: str | Path,
+) -> Manifest:
+    """Describe every recording below ``root`` in a manifest, split for training and evaluation.
+
+    Utterances of the trial lists are ``test``. Of the others, those of the training list (all, without one) are
+    ``train`` unless their speaker occurs in a trial list; a share of the training speakers is held out as
+    ``validation``. The rest is ``unused``. Recordings that cannot be read are named in a warning and left out.
+
+    Args:
+        root: Folder of ``<speaker>/<session>/<utterance>.{wav,flac,ogg,opus}``; symbolic links are followed.
+        trials: VoxCeleb-format trial lists.
+        train_list: Lines of ``speaker path``, the path relative to ``root``; None to train on all speakers.
+        validation_share: Share of the training speakers with two utterances or more, in [0, 1); 0 holds out
+            none, any more holds out at least 2 speakers.
+        seed: Chooses the validation speakers.
+        max_unreadable: Largest share of training utterances that may be unreadable, in [0, 1].
+        out: The manifest file to write.
+
+    Raises:
+        ValueError: A setting is out of range, a folder or list is not as expected, a listed utterance is
+            missing, a trial's utterance is unreadable, too many training utterances are, or fewer than two
+            training speakers remain. The message begins with the setting as typed.
+    """
+    _check_shares(validation_share, max_unreadable)
+    utterances = pa.array(_find(Path(root)), pa.string())
+    speaker, session = _parts(utterances)
+    is_test = _listed_in_trials(trials, utterances)
+    is_evaluation = np.isin(speaker, np.unique(speaker[is_test]))
+    is_listed = _listed_for_training(train_list, utterances, speaker)
+    is_train = is_listed & ~is_evaluation
+    _report_excluded(speaker, is_listed & is_evaluation, is_asked=train_list is not None)
+
+    headers = _read_headers(Path(root), utterances.to_pylist())
+    is_readable = headers.samples > 0
+    _refuse_unreadable(utterances, is_readable, is_test, is_train, max_unreadable)
+
+    split = np.full(len(utterances), "unused", dtype=object)
+    split[is_train] = "train"
+    split[is_test] = "test"
+    held_out = _validation_speakers(speaker[is_train & is_readable], validation_share, seed)
+    split[is_train & np.isin(speaker, held_out)] = "validation"
+    _refuse_few_speakers(speaker[(split == "train") & is_readable], root, train_list, len(held_out))
+    columns = {
+        "utterance": utterances,
+        "speaker": pa.array(speaker, pa.string()),
+        "session": pa.array(session, pa.string()),
+        "samples": headers.samples,
+        "sample_rate": headers.sample_rate,
+        "channels": headers.channels,
+        "split": pa.array(split, pa.string()),
+    }
+    return Manifest.write(out, pa.table(columns).filter(pa.array(is_readable)), root)
+
+
+def _check_shares(validation_share: float, max_unreadable: float) -> None:
+    if not 0 <= validation_share < 1:
+        raise ValueError(f"data.validation_share={validation_share}: expected a share from 0 to below 1")
+    if not 0 <= max_unreadable <= 1:
+        raise ValueError(f"data.max_unreadable={max_unreadable}: expected a share from 0 to 1")
+
+
+def _find(root: Path) -> list[str]:
+    """Sorted keys of the recordings in the expected layout; a warning counts and names the others."""
+    if not root.is_dir():
+        found = "a file" if root.exists() else "nothing"
+        raise ValueError(f"data.root={root}: expected a folder of {LAYOUT}; found {found} there")
+    inside, outside, others = [], [], []
+    for key in _walk(root):
+        if not key.lower().endswith(ENDINGS):
+            others.append(key)
+        elif key.count("/") == 2:
+            inside.append(key)
+        else:
+            outside.append(key)
+    if not inside:
+        found = ", ".join((outside + others)[:3]) or "an empty folder"
+        raise ValueError(f"data.root={root}: expected recordings as {LAYOUT}; found {found}")
+    if outside:
+        logger.warning(
+            "data.root=%s: %d recordings are not laid out as %s and are left out; first %s",
+            *(root, len(outside), LAYOUT, ", ".join(sorted(outside)[:3])),
+        )
+    return sorted(inside)
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Every visible file below ``root`` as a path relative to it; links that lead back up are not followed."""
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                key = folder + entry.name
+                if entry.name.startswith("."):
+                    continue
+                if not entry.is_dir():
+                    yield key
+                elif not (entry.is_symlink() and _leads_up(entry.path)):
+                    folders.append(key + "/")
+
+
+def _leads_up(link: str) -> bool:
+    return Path(link).parent.resolve().is_relative_to(Path(link).resolve())
+
+
+def _parts(utterances: pa.StringArray) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
+    """Speaker and session of each utterance."""
+    parts = [key.split("/") for key in utterances.to_pylist()]
+    columns = np.array(parts, dtype=object)
+    return columns[:, 0], columns[:, 1]
+
+
+def _listed_in_trials(lists: Sequence[str | Path], utterances: pa.StringArray) -> NDArray[np.bool_]:
+    listed = np.zeros(len(utterances), dtype=bool)
+    for path in lists:
+        setting = _refuse_no_file("data.trials", path)
+        wanted = read_trials(path).utterances
+        found = match(wanted, utterances)
+        refuse_missing(wanted, found, setting)
+        listed[found] = True
+    return listed
+
+
+def _listed_for_training(
+    path: str | Path | None, utterances: pa.StringArray, speaker: NDArray[np.object_]
+) -> NDArray[np.bool_]:
+    if path is None:
+        return np.ones(len(utterances), dtype=bool)
+    setting = _refuse_no_file("data.train_list", path)
+    names, wanted = _read_train_list(Path(path))
+    found = match(wanted, utterances)
+    refuse_missing(wanted, found, setting)
+    differs = np.flatnonzero(speaker[found] != np.array(names, dtype=object))
+    if len(differs):
+        name, key = names[differs[0]], wanted[differs[0]]
+        raise ValueError(
+            f"{setting}: expected 'speaker path' with the speaker's folder first in the path; "
+            f"{len(differs)} lines differ, first '{name} {key}'"
+        )
+    listed = np.zeros(len(utterances), dtype=bool)
+    listed[found] = True
+    return listed
+
+
+def _read_train_list(path: Path) -> tuple[list[str], list[str]]:
+    """Speakers and paths, one pair per line."""
+    names, wanted = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        fields = line.split()
+        if len(fields) == 2:
+            names.append(fields[0])
+            wanted.append(fields[1])
+        elif fields:
+            raise ValueError(f"data.train_list={path}, line {number}: expected 'speaker path', got {line[:200]!r}")
+    return names, wanted
+
+
+def _refuse_no_file(setting: str, path: str | Path) -> str:
+    """``setting=path``, once it is known that there is such a file."""
+    if not Path(path).is_file():
+        raise ValueError(f"{setting}={path}: expected a text file; there is none")
+    return f"{setting}={path}"
+
+
+def _report_excluded(speaker: NDArray[np.object_], excluded: NDArray[np.bool_], *, is_asked: bool) -> None:
+    """Say how much evaluation speech was kept out of training: a warning where a list asked for it."""
+    count = len(np.unique(speaker[excluded]))
+    logger.log(
+        logging.WARNING if is_asked and count else logging.INFO,
+        "%d speakers of the trial lists are excluded from training, with %d utterances",
+        *(count, excluded.sum()),
+    )
+
+
+def _read_headers(root: Path, utterances: Sequence[str]) -> _Headers:
+    """Read every file's header, many at a time."""
+    chunks = [utterances[start : start + _CHUNK] for start in range(0, len(utterances), _CHUNK)]
+    rows: list[tuple[int, int, int]] = []
+    with (
+        ThreadPoolExecutor(_THREADS) as pool,
+        tqdm(total=len(utterances), desc="reading headers", unit="file", disable=None) as progress,
+    ):
+        for chunk in pool.map(lambda keys: [_header(root / key) for key in keys], chunks):
+            rows += chunk
+            progress.update(len(chunk))
+    samples, sample_rate, channels = np.array(rows, dtype=np.int64).T
+    return _Headers(samples, sample_rate.astype(np.int32), channels.astype(np.int16))
+
+
+def _header(path: Path) -> tuple[int, int, int]:
+    """Samples, sample rate and channels; zeros for a file that is no recording."""
+    try:
+        with soundfile.SoundFile(path) as file:
+            return file.frames, file.samplerate, file.channels
+    except soundfile.LibsndfileError:
+        return 0, 0, 0
+
+
+def _refuse_unreadable(
+    utterances: pa.StringArray,
+    is_readable: NDArray[np.bool_],
+    is_test: NDArray[np.bool_],
+    is_train: NDArray[np.bool_],
+    max_unreadable: float,
+) -> None:
+    """Raise if a trial or too much of the training speech is unreadable; otherwise name what is left out."""
+
+    def names(rows: NDArray[np.bool_]) -> list[str]:
+        return utterances.filter(pa.array(rows)).to_pylist()
+
+    test, train = names(is_test & ~is_readable), names(is_train & ~is_readable)
+    if test:
+        raise ValueError(
+            f"data.trials: {len(test)} utterances of the lists are empty or unreadable; first {', '.join(test[:3])}"
+        )
+    if len(train) > max_unreadable * is_train.sum():
+        raise ValueError(
+            f"data.max_unreadable={max_unreadable}: {len(train)} of {is_train.sum()} training utterances are "
+            f"empty or unreadable; first {', '.join(train[:10])}"
+        )
+    for name in names(~is_readable):
+        logger.warning("empty or unreadable, left out: %s", name)
+
+
+def _validation_speakers(speaker: NDArray[np.object_], share: float, seed: int) -> NDArray[np.object_]:
+    """Names of the speakers to hold out, given the speaker of each training utterance."""
+    names, counts = np.unique(speaker, return_counts=True)
+    eligible = names[counts >= 2]
+    if share == 0:
+        return eligible[:0]
+    count = max(2, round(share * len(names)))
+    if count > len(eligible):
+        raise ValueError(
+            f"data.validation_share={share}: expected {count} training speakers with two utterances or more "
+            f"to hold out; found {len(eligible)}"
+        )
+    return np.random.default_rng(seed).choice(eligible, count, replace=False)
+
+
+def _refuse_few_speakers(
+    speaker: NDArray[np.object_], root: str | Path, train_list: str | Path | None, held_out: int
+) -> None:
+    count = len(np.unique(speaker))
+    if count < 2:
+        setting = f"data.root={root}" if train_list is None else f"data.train_list={train_list}"
+        raise ValueError(
+            f"{setting}: expected at least 2 training speakers; found {count} beside the speakers of the "
+            f"trial lists and {held_out} held out by data.validation_share"
+        )

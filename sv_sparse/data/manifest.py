@@ -1,0 +1,194 @@
+"""The table of utterances: columnar, memory-mapped, validated."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from sv_sparse.storage import atomic_write
+
+SPLITS = ("train", "validation", "test", "unused")
+
+_NAME = pa.dictionary(pa.int32(), pa.string())  # each distinct name stored once
+SCHEMA = pa.schema(
+    [
+        pa.field("utterance", pa.string(), nullable=False),  # path below the root, with forward slashes
+        pa.field("speaker", _NAME, nullable=False),
+        pa.field("session", _NAME, nullable=False),
+        pa.field("samples", pa.int64(), nullable=False),  # at the file's own rate
+        pa.field("sample_rate", pa.int32(), nullable=False),  # Hz
+        pa.field("channels", pa.int16(), nullable=False),
+        pa.field("split", _NAME, nullable=False),  # one of SPLITS
+    ]
+)
+_ROOT = b"root"
+
+
+class Manifest:
+    """The utterances below one root folder, one row each.
+
+    The file is in Arrow's IPC format, one uncompressed record batch, and is mapped into memory, not read: opening
+    takes no time, there is no Python object per row, and all processes of a machine share one copy. Pickling
+    keeps the path alone; whoever unpickles maps the file again.
+
+    Args:
+        path: A file written by :meth:`write`.
+
+    Attributes:
+        source: The manifest's own file, absolute.
+        root: The folder that utterances are relative to, absolute.
+        samples: int64 [rows], length of each utterance at its own rate.
+        sample_rate: int32 [rows], Hz.
+
+    Raises:
+        ValueError: The file is no manifest, or has missing columns, duplicates or no rows.
+        OSError: The file cannot be opened.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._map(Path(path).absolute())
+        _validate(self.source, self._table)
+
+    def _map(self, source: Path) -> None:
+        table = _open(source)
+        self._table = table
+        self._utterance: pa.StringArray = table.column("utterance").chunk(0)
+        self._speaker: pa.DictionaryArray = table.column("speaker").chunk(0)
+        self._split: pa.DictionaryArray = table.column("split").chunk(0)
+        self.source = source
+        self.root = os.fsdecode(table.schema.metadata[_ROOT])
+        self.samples: NDArray[np.int64] = table.column("samples").to_numpy()
+        self.sample_rate: NDArray[np.int32] = table.column("sample_rate").to_numpy()
+
+    @classmethod
+    def write(cls, path: str | Path, table: pa.Table, root: str | Path) -> "Manifest":
+        """Write ``table`` (columns as in ``SCHEMA``, in any order) atomically, and open what was written."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {_ROOT: os.fsencode(Path(root).absolute())}
+        table = table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata(metadata)
+        whole = table.unify_dictionaries().combine_chunks()  # one batch, so that every column is one buffer
+        with atomic_write(path) as file, pa.ipc.new_file(file, whole.schema) as writer:
+            writer.write_table(whole)
+        return cls(path)
+
+    def __getstate__(self) -> Path:
+        return self.source
+
+    def __setstate__(self, source: Path) -> None:
+        self._map(source)
+
+    def __len__(self) -> int:
+        return len(self._utterance)
+
+    def utterance(self, row: int) -> str:
+        """Key of the utterance in ``row``: its path below the root, with forward slashes."""
+        return self._utterance[int(row)].as_py()
+
+    def path(self, row: int) -> str:
+        """Absolute path of the audio file in ``row``."""
+        return os.path.join(self.root, self.utterance(row))
+
+    def split(self, name: str) -> NDArray[np.int64]:
+        """Rows of one split, ascending.
+
+        Raises:
+            ValueError: ``name`` is not one of ``SPLITS``.
+        """
+        if name not in SPLITS:
+            raise ValueError(f"split={name!r}: expected one of {', '.join(SPLITS)}")
+        return np.flatnonzero(pc.equal(self._split, name).to_numpy(zero_copy_only=False))
+
+    def speakers(self, split: str) -> list[str]:
+        """Names of the speakers in a split, sorted; their positions are the labels of :meth:`labels`."""
+        return sorted(self._speaker.take(self.split(split)).unique().to_pylist())
+
+    def labels(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Speaker of each of ``rows`` as an index into the sorted names of the speakers among them.
+
+        Returns:
+            int64 [len(rows)], every value from 0 to the number of speakers - 1 present.
+        """
+        present, label = np.unique(self._speaker.indices.to_numpy()[rows], return_inverse=True)
+        names = self._speaker.dictionary.take(present)
+        rank = np.empty(len(present), dtype=np.int64)
+        rank[pc.array_sort_indices(names).to_numpy()] = np.arange(len(present))
+        return rank[label]
+
+    def rows(self, utterances: Sequence[str]) -> NDArray[np.int64]:
+        """Row of each utterance, matched as in :func:`match`.
+
+        Raises:
+            ValueError: Some are not in the manifest; it names the first and says how many.
+        """
+        found = match(utterances, self._utterance)
+        refuse_missing(utterances, found, str(self.source))
+        return found
+
+
+def match(utterances: Sequence[str], known: pa.StringArray) -> NDArray[np.int64]:
+    """Index of each utterance among the ``known`` ones, or -1.
+
+    An utterance that is not there under its exact name is looked for without its ending, since lists often say
+    ``.wav`` where the files are ``.flac``; an ending that leaves a choice between two files counts as missing.
+
+    >>> match(["a/b/1.wav", "a/b/2.wav", "a/b/3.wav"], pa.array(["a/b/2.flac", "a/b/1.wav"]))
+    array([ 1,  0, -1])
+    """
+    wanted = pa.array(utterances, pa.string())
+    index = pc.index_in(wanted, value_set=known)
+    if index.null_count:
+        stems = _stem(known)
+        counts = pc.value_counts(stems)
+        unique = counts.field("values").filter(pc.equal(counts.field("counts"), 1))
+        wanted_stems = _stem(wanted)
+        by_stem = pc.index_in(wanted_stems, value_set=stems)
+        by_stem = pc.if_else(pc.is_in(wanted_stems, value_set=unique), by_stem, None)
+        index = pc.coalesce(index, by_stem)
+    return index.cast(pa.int64()).fill_null(-1).to_numpy()
+
+
+def refuse_missing(utterances: Sequence[str], found: NDArray[np.int64], source: str) -> None:
+    """Raise a ValueError that begins with ``source`` if any entry of ``found`` is -1."""
+    missing = np.flatnonzero(found < 0)
+    if len(missing):
+        first = ", ".join(utterances[position] for position in missing[:3])
+        raise ValueError(f"{source}: {len(missing)} of {len(found)} utterances are missing; first {first}")
+
+
+def _stem(utterances: pa.StringArray) -> pa.StringArray:
+    return pc.replace_substring_regex(utterances, r"\.[^./]*$", "")
+
+
+def _open(source: Path) -> pa.Table:
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(source))).read_all()
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{source}: not a manifest ({error})") from error
+    missing = [name for name in SCHEMA.names if name not in table.schema.names]
+    if missing or _ROOT not in (table.schema.metadata or {}):
+        raise ValueError(f"{source}: not a manifest, it lacks {', '.join(missing) or 'the root folder'}")
+    if not len(table):
+        raise ValueError(f"{source}: the manifest is empty")
+    return table
+
+
+def _validate(source: Path, table: pa.Table) -> None:
+    nulls = [name for name in SCHEMA.names if table.column(name).null_count]
+    if nulls:
+        raise ValueError(f"{source}: the manifest has empty cells in {', '.join(nulls)}")
+    unknown = set(table.column("split").unique().to_pylist()) - set(SPLITS)
+    if unknown:
+        raise ValueError(f"{source}: splits are {', '.join(SPLITS)}; found {', '.join(sorted(unknown))}")
+    if pc.min(table.column("samples")).as_py() < 1:
+        raise ValueError(f"{source}: the manifest has utterances without samples")
+    utterances = table.column("utterance")
+    if len(utterances.unique()) < len(table):
+        counts = pc.value_counts(utterances)
+        twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+        first = ", ".join(twice[:3].to_pylist())
+        raise ValueError(f"{source}: {len(twice)} utterances occur more than once; first {first}")

@@ -1,0 +1,80 @@
+"""Recordings to embeddings: whole utterances, read ahead by threads."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sv_sparse.data.dataset import read_utterance
+
+Array = NDArray[np.float32]
+
+_READ_AHEAD = 64  # utterances
+_BATCH = 16  # utterances of equal length
+
+
+@torch.no_grad()
+def embed(network: nn.Module, filterbank: nn.Module, paths: Sequence[str], *, title: str) -> Array:
+    """Embeddings of whole utterances, in float32; equal lengths go together, nothing is padded.
+
+    Args:
+        network: filterbank [B, F, T] to embedding [B, E]; put into evaluation mode.
+        filterbank: waveform [B, S] to filterbank [B, F, T].
+        paths: the recordings.
+        title: of the progress bar.
+
+    Returns:
+        [len(paths), E].
+
+    Raises:
+        ValueError: an utterance cannot be read; names the file.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    found: dict[int, Array] = {}
+    with tqdm(total=len(paths), desc=title, unit="utt", leave=False, disable=not sys.stderr.isatty()) as bar:
+        for positions, waveforms in _equal_lengths(paths):
+            output = network(filterbank(waveforms.to(device))).float().cpu().numpy()
+            found.update(zip(positions, output, strict=True))
+            bar.update(len(positions))
+    return np.stack([found[position] for position in range(len(paths))])
+
+
+def _equal_lengths(paths: Sequence[str]) -> Iterator[tuple[list[int], Tensor]]:
+    """Positions in ``paths`` with their waveforms [B, S]; the next block is read while this one is used."""
+    with ThreadPoolExecutor(2) as pool:
+        blocks = [range(start, min(start + _READ_AHEAD, len(paths))) for start in range(0, len(paths), _READ_AHEAD)]
+        ahead = [pool.submit(read_utterance, paths[position]) for position in blocks[0]] if blocks else []
+        for block, following in zip(blocks, [*blocks[1:], range(0)], strict=True):
+            waveforms = [reading.result() for reading in ahead]
+            ahead = [pool.submit(read_utterance, paths[position]) for position in following]
+            pairs = sorted(zip(block, waveforms, strict=True), key=lambda pair: len(pair[1]))
+            for _, alike in groupby(pairs, key=lambda pair: len(pair[1])):
+                together = list(alike)
+                for first in range(0, len(together), _BATCH):
+                    part = together[first : first + _BATCH]
+                    yield [position for position, _ in part], torch.stack([waveform for _, waveform in part])
+
+
+@torch.no_grad()
+def mean_embedding(network: nn.Module, filterbank: nn.Module, waveforms: Iterable[Tensor]) -> Array:
+    """Mean embedding of training crops.
+
+    Args:
+        network: put into evaluation mode.
+        filterbank: see ``embed``.
+        waveforms: batches [B, S].
+
+    Returns:
+        [E].
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    outputs = [network(filterbank(batch.to(device))).float().cpu().numpy() for batch in waveforms]
+    return np.concatenate(outputs).mean(axis=0)

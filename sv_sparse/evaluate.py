@@ -1,0 +1,141 @@
+"""Trial lists to scores and error rates, for the run's own lists and for held-out training speakers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from sv_sparse.data.manifest import Manifest
+from sv_sparse.data.trials import Trials
+from sv_sparse.embedding import Array, embed
+from sv_sparse.scoring.cosine import cosine_scores
+from sv_sparse.scoring.metrics import OperatingPoint, eer, min_dcf
+from sv_sparse.storage import write_text
+
+_VALIDATION_SPEAKERS = 40
+_VALIDATION_UTTERANCES = 12  # per speaker
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Error rates on one trial list; rates are fractions."""
+
+    name: str
+    trials: int
+    targets: int
+    eer: float
+    eer_threshold: float
+    min_dcf: float
+    min_dcf_threshold: float
+    p_target: float
+    c_miss: float
+    c_fa: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for results.json."""
+        return asdict(self)
+
+
+def judge(trials: Trials, scores: Array, point: OperatingPoint) -> Evaluation:
+    """Error rates of a scored list."""
+    rate, rate_threshold = eer(scores, trials.is_target)
+    cost, cost_threshold = min_dcf(scores, trials.is_target, point)
+    return Evaluation(
+        name=trials.name,
+        trials=len(trials),
+        targets=int(trials.is_target.sum()),
+        eer=rate,
+        eer_threshold=rate_threshold,
+        min_dcf=cost,
+        min_dcf_threshold=cost_threshold,
+        **asdict(point),
+    )
+
+
+def evaluate_lists(
+    network: nn.Module,
+    filterbank: nn.Module,
+    lists: Sequence[Trials],
+    paths: Mapping[str, str],
+    mean: Array,
+    point: OperatingPoint,
+    *,
+    scores_to: Path,
+) -> list[Evaluation]:
+    """Embed every utterance of the lists once, score each list, judge it, and write its scores.
+
+    Args:
+        network: see ``embed``.
+        filterbank: see ``embed``.
+        lists: trial lists.
+        paths: the recording of each utterance of the lists.
+        mean: [E], subtracted from the embeddings.
+        point: operating point of minDCF.
+        scores_to: folder for ``<list>.txt`` with lines ``enrolment test score label``; made if absent.
+    """
+    utterances = list(dict.fromkeys(utterance for trials in lists for utterance in trials.utterances))
+    embeddings = embed(network, filterbank, [paths[utterance] for utterance in utterances], title="embedding")
+    index = {utterance: position for position, utterance in enumerate(utterances)}
+    evaluations = []
+    for trials in lists:
+        own = embeddings[[index[utterance] for utterance in trials.utterances]]
+        scores = cosine_scores(own, mean, trials.enrolment, trials.test)
+        evaluations.append(judge(trials, scores, point))
+        write_scores(scores_to / f"{trials.name}.txt", trials, scores)
+    return evaluations
+
+
+def write_scores(path: Path, trials: Trials, scores: Array) -> None:
+    """Write lines ``enrolment test score label``, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = trials.utterances
+    rows = zip(trials.enrolment, trials.test, scores, trials.is_target, strict=True)
+    write_text(path, "".join(f"{names[a]} {names[b]} {value:.6f} {int(label)}\n" for a, b, value, label in rows))
+
+
+def read_scores(path: Path) -> tuple[Array, NDArray[np.bool_]]:
+    """Scores and labels of a file that ``write_scores`` wrote."""
+    table = np.loadtxt(path, usecols=(2, 3), ndmin=2)
+    return table[:, 0].astype(np.float32), table[:, 1] == 1
+
+
+def validation_trials(manifest: Manifest) -> tuple[NDArray[np.int64], Trials | None]:
+    """Trials among the held-out training speakers: every pair of utterances, targets across sessions where possible.
+
+    Returns:
+        Rows of the manifest, and the trials over them; None where no speakers are held out.
+    """
+    rows = manifest.split("validation")
+    if not len(rows):
+        return rows, None
+    labels = manifest.labels(rows)
+    few = np.concatenate([rows[labels == k][:_VALIDATION_UTTERANCES] for k in range(_VALIDATION_SPEAKERS)])
+    labels = manifest.labels(few)
+    utterances = [manifest.utterance(row) for row in few]
+    sessions = np.array([utterance.rsplit("/", 1)[0] for utterance in utterances])
+    first, second = np.triu_indices(len(few), k=1)
+    target = labels[first] == labels[second]
+    crossing = sessions[first] != sessions[second]
+    wanted = ~target | crossing if (target & crossing).any() else np.ones_like(target)
+    return few, Trials("validation", target[wanted], first[wanted], second[wanted], utterances)
+
+
+def validate(
+    network: nn.Module, filterbank: nn.Module, manifest: Manifest, point: OperatingPoint
+) -> tuple[Evaluation, Array] | None:
+    """Judge a network on the held-out training speakers.
+
+    Returns:
+        The error rates, and the mean embedding [E] of those speakers, which was subtracted; None where no speakers
+        are held out.
+    """
+    rows, trials = validation_trials(manifest)
+    if trials is None:
+        return None
+    found = embed(network, filterbank, [manifest.path(row) for row in rows], title="validation")
+    mean = found.mean(axis=0)
+    return judge(trials, cosine_scores(found, mean, trials.enrolment, trials.test), point), mean

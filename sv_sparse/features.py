@@ -1,0 +1,119 @@
+"""Waveform to filterbank: Kaldi's log-mel energies, mean-normalized, batched and on any device."""
+
+import torch
+from torch import Tensor, nn
+
+from sv_sparse.torchaudio_guard import torchaudio
+
+FRAMES_PER_SECOND = 100
+WINDOW_SECONDS = 0.025
+LOW_HZ = 20.0
+# Kaldi floors energies of 16-bit samples at float32's epsilon; here samples are in [-1, 1].
+ENERGY_FLOOR = torch.finfo(torch.float32).eps / 32768**2
+_PIECE = 4  # utterances at a time on a CPU: 1.4 times faster than a batch of 32 in one, which leaves the cache
+
+
+def _frame_geometry(sample_rate: int) -> tuple[int, int]:
+    """Samples in a window and in the shift from one frame to the next.
+
+    Raises:
+        ValueError: They are not whole numbers.
+    """
+    if sample_rate < 200 or sample_rate % 200:
+        raise ValueError(f"sample_rate must be a positive multiple of 200 Hz, got {sample_rate}")
+    return round(sample_rate * WINDOW_SECONDS), sample_rate // FRAMES_PER_SECOND
+
+
+def crop_samples(crop_seconds: float, sample_rate: int = 16000) -> int:
+    """Samples of a crop that has ``round(100 * crop_seconds)`` frames: N frames are (N - 1)·shift + window.
+
+    Raises:
+        ValueError: The crop has no frame, or ``sample_rate`` is not allowed.
+
+    >>> crop_samples(2.0)
+    32240
+    """
+    window, shift = _frame_geometry(sample_rate)
+    frames = round(FRAMES_PER_SECOND * crop_seconds)
+    if frames < 1:
+        raise ValueError(f"crop_seconds must be at least {1 / FRAMES_PER_SECOND}, got {crop_seconds}")
+    return (frames - 1) * shift + window
+
+
+class Filterbank(nn.Module):
+    """Waveform [B, S] in [-1, 1] to filterbank [B, F, T] float32, each bin with mean zero over T.
+
+    Windows of 25 ms (Hamming) every 10 ms, all inside the waveform, so S samples give
+    ``1 + (S - window) // shift`` frames. Power spectrum, triangular filters that are equally wide in mel from
+    20 Hz to the Nyquist frequency, natural logarithm, mean removal for each utterance. No pre-emphasis, no
+    dither. Equal to Kaldi's features with these settings. Runs in float32, whatever the precision around it,
+    and has no trainable parameters.
+
+    Args:
+        sample_rate: Samples per second, a multiple of 200.
+        mel_bins: F, at least 4 and few enough that no filter is empty.
+
+    Raises:
+        ValueError: An argument is not allowed.
+
+    >>> Filterbank()(torch.randn(3, crop_samples(2.0))).shape
+    torch.Size([3, 80, 200])
+    """
+
+    def __init__(self, sample_rate: int = 16000, mel_bins: int = 80) -> None:
+        super().__init__()
+        self.window, shift = _frame_geometry(sample_rate)
+        fft_size = 2 ** (self.window - 1).bit_length()
+        filters = _mel_filters(mel_bins, fft_size, sample_rate)
+        self.mel_bins = mel_bins
+        # Together these two are torchaudio's MelSpectrogram; apart, the power needs no square root on its way.
+        self.spectrogram = torchaudio.transforms.Spectrogram(
+            fft_size,
+            win_length=self.window,
+            hop_length=shift,
+            pad=(fft_size - self.window) // 2,  # the window is in the middle of the transform: frame 0 at sample 0
+            window_fn=_symmetric_hamming,
+            power=None,
+            center=False,
+        )
+        self.mel_scale = torchaudio.transforms.MelScale(mel_bins, sample_rate, f_min=LOW_HZ, n_stft=fft_size // 2 + 1)
+        self.mel_scale.fb.copy_(filters)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Map waveform [B, S] to filterbank [B, F, T].
+
+        Raises:
+            ValueError: S is less than a window.
+        """
+        if waveform.shape[-1] < self.window:
+            raise ValueError(f"a waveform must have at least {self.window} samples, got {waveform.shape[-1]}")
+        pieces = waveform.split(_PIECE) if waveform.device.type == "cpu" else [waveform]
+        with torch.autocast(waveform.device.type, enabled=False):
+            return torch.cat([self._filterbank(piece.float()) for piece in pieces])
+
+    def _filterbank(self, waveform: Tensor) -> Tensor:
+        spectrum = self.spectrogram(waveform)
+        power = spectrum.real.square() + spectrum.imag.square()
+        filterbank = self.mel_scale(power).clamp(min=ENERGY_FLOOR).log()
+        return (filterbank - filterbank.mean(dim=-1, keepdim=True)).contiguous()
+
+
+def _symmetric_hamming(window: int) -> Tensor:
+    return torch.hamming_window(window, periodic=False)
+
+
+def _mel_filters(mel_bins: int, fft_size: int, sample_rate: int) -> Tensor:
+    """Kaldi's filters [fft_size / 2 + 1, F]: triangles over the mel axis; torchaudio's own are over the Hz axis."""
+    problem = (
+        f"mel_bins must be at least 4 and few enough that each filter covers a bin of the {fft_size}-point "
+        f"spectrum at {sample_rate} Hz, got {mel_bins}"
+    )
+    if mel_bins < 4:
+        raise ValueError(problem)
+    nyquist, no_warp = sample_rate / 2, (100.0, -500.0, 1.0)
+    filters, _ = torchaudio.compliance.kaldi.get_mel_banks(
+        mel_bins, fft_size, float(sample_rate), LOW_HZ, nyquist, *no_warp
+    )
+    if (filters.amax(dim=1) == 0).any():
+        raise ValueError(problem)
+    return nn.functional.pad(filters, (0, 1)).T  # Kaldi leaves out the Nyquist bin

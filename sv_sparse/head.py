@@ -1,0 +1,87 @@
+"""Embedding and speaker to loss: the AAM-softmax head, thrown away after training.
+
+Deng, Guo, Xue, Zafeiriou, "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", CVPR 2019.
+"""
+
+from math import cos, pi, sin
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Self products of normalized float32 vectors exceed 1 by rounding; the square root below needs room as well.
+_COSINE_LIMIT = 1 - 1e-6
+# Rows shorter than this are divided by it: a row that sparsity emptied then has a bounded gradient.
+_SHORTEST_ROW = 1e-3
+
+
+class AAMSoftmax(nn.Module):
+    """Additive angular margin softmax, in float32 whatever the caller's autocast.
+
+    ``margin`` may be changed at any time, for instance by a schedule.
+
+    Args:
+        embedding_dim: E.
+        speakers: K, the speakers that occur as labels.
+        scale: factor on the cosines, above 0.
+        margin: added to the target's angle, in radians, in [0, pi / 2).
+
+    Raises:
+        ValueError: a setting is out of its bounds.
+    """
+
+    def __init__(self, embedding_dim: int, speakers: int, *, scale: float = 32.0, margin: float = 0.2) -> None:
+        super().__init__()
+        if speakers < 2:
+            raise ValueError(f"the head needs at least 2 training speakers, got {speakers}")
+        if not scale > 0:
+            raise ValueError(f"head.scale must be above 0, got {scale}")
+        if not 0 <= margin < pi / 2:
+            raise ValueError(f"head.margin must be at least 0 and below pi / 2, got {margin}")
+        self.scale = scale
+        self.margin = margin
+        self.weight = nn.Parameter(torch.empty(speakers, embedding_dim))
+        nn.init.xavier_normal_(self.weight)
+
+    def forward(self, embedding: Tensor, speaker: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and cosines.
+
+        Args:
+            embedding: [B, E].
+            speaker: [B], int64 labels below K.
+
+        Returns:
+            The mean loss, 0-dim; and the cosines without margin, [B, K], detached, for accuracy.
+        """
+        with torch.autocast(embedding.device.type, enabled=False):
+            rows = F.normalize(self.weight.float(), eps=_SHORTEST_ROW)
+            cosine = F.linear(F.normalize(embedding.float()), rows).clamp(-_COSINE_LIMIT, _COSINE_LIMIT)
+            index = speaker.unsqueeze(1)
+            target = cosine.gather(1, index)
+            logits = self.scale * cosine.scatter(1, index, self._with_margin(target))
+            return F.cross_entropy(logits, speaker), cosine.detach()
+
+    def _with_margin(self, target: Tensor) -> Tensor:
+        """cos(angle + margin), continued by a line where the angle would pass pi, so that it keeps falling."""
+        shifted = target * cos(self.margin) - (1 - target * target).sqrt() * sin(self.margin)
+        line = target - sin(self.margin) * self.margin
+        return torch.where(target > -cos(self.margin), shifted, line)
+
+
+def margin_at(progress: float, margin: float, *, start: float = 0.13, end: float = 0.27) -> float:
+    """The scheduled margin: 0 until ``start``, rising linearly, ``margin`` from ``end`` on.
+
+    Args:
+        progress: share of the run that is done, in [0, 1].
+        margin: the final margin in radians.
+        start: share of the run at which the margin begins to rise.
+        end: share of the run at which it stands, at least ``start``.
+
+    >>> [round(margin_at(p, 0.2, start=0.1, end=0.3), 3) for p in (0.0, 0.1, 0.2, 0.3, 1.0)]
+    [0.0, 0.0, 0.1, 0.2, 0.2]
+    """
+    if not 0 <= start <= end <= 1:
+        raise ValueError(f"the margin schedule needs 0 <= start <= end <= 1, got start={start}, end={end}")
+    if progress >= end:
+        return margin
+    return margin * max(0.0, progress - start) / (end - start)

@@ -1,0 +1,81 @@
+"""The end of a run: exact sparsity, refreshed statistics, the final judgement."""
+
+import logging
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from torch import Tensor
+from torch.optim.swa_utils import update_bn
+
+from sv_sparse.build import Experiment
+from sv_sparse.data.dataset import EpochBatches, make_loader
+from sv_sparse.embedding import Array, mean_embedding
+from sv_sparse.evaluate import Evaluation, evaluate_lists, validate
+from sv_sparse.monitor import as_words
+from sv_sparse.optim import count_zeros, sparsity
+
+logger = logging.getLogger(__name__)
+
+
+def land(experiment: Experiment) -> dict[str, Any]:
+    """Make the sparsity exact, refresh the batch-norm statistics, and say what that changed.
+
+    Returns:
+        ``sparsity_before_landing``, ``sparsity``, ``lambda``; where speakers are held out, their EER before and after.
+    """
+    params = list(experiment.sparse_params().values())
+    figures: dict[str, Any] = {"sparsity_before_landing": sparsity(params).item()}
+    before = _validation_eer(experiment)
+    experiment.controller.land()
+    with experiment.compute.autocast():
+        update_bn((experiment.filterbank(waveforms) for waveforms in _crops(experiment)), experiment.network)
+    after = _validation_eer(experiment)
+    zeros, size = int(count_zeros(params)), sum(param.numel() for param in params)
+    figures |= {"sparsity": zeros / size, "lambda": experiment.controller.lambda_.item()}
+    if before is not None and after is not None:
+        figures |= {"validation_eer_before_landing": before, "validation_eer": after}
+    logger.info("landed: %s", as_words(figures))
+    return figures
+
+
+def _validation_eer(experiment: Experiment) -> float | None:
+    with experiment.compute.autocast():
+        manifest = experiment.corpus.manifest
+        validated = validate(experiment.network, experiment.filterbank, manifest, experiment.point)
+    return None if validated is None else validated[0].eer
+
+
+def training_mean(experiment: Experiment) -> Array:
+    """Mean embedding [E] of training crops, which scoring subtracts."""
+    with experiment.compute.autocast():
+        return mean_embedding(experiment.network, experiment.filterbank, _crops(experiment))
+
+
+def _crops(experiment: Experiment) -> Iterator[Tensor]:
+    """Training crops of the epoch after the last, the same at every call; batches [B, S]."""
+    trainer, device = experiment.settings["trainer"], experiment.compute.device
+    batches = EpochBatches(len(experiment.dataset), trainer["batch_size"], experiment.settings["seed"])
+    batches.epoch = trainer["epochs"]
+    loader = make_loader(experiment.dataset, batches, 0, device)
+    for batch in islice(loader, -(-trainer["statistics_crops"] // trainer["batch_size"])):
+        if len(batch.labels) >= 2:
+            yield batch.waveforms.to(device)
+
+
+def evaluate(experiment: Experiment, mean: Array) -> list[Evaluation]:
+    """Judge the network on the run's trial lists, in float32, and write their scores."""
+    manifest, lists = experiment.corpus.manifest, experiment.corpus.trials
+    paths: dict[str, str] = {}
+    for trials in lists:
+        rows = manifest.rows(trials.utterances)
+        paths |= {utterance: manifest.path(row) for utterance, row in zip(trials.utterances, rows, strict=True)}
+    return evaluate_lists(
+        experiment.network,
+        experiment.filterbank,
+        lists,
+        paths,
+        mean,
+        experiment.point,
+        scores_to=experiment.folder / "scores",
+    )

@@ -1,0 +1,1 @@
+"""Filterbank [B, F, T] to embedding [B, E]."""

@@ -1,0 +1,191 @@
+"""Building blocks shared by the models, and the checks of their settings."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def check_at_least(minimum: int, **settings: int) -> None:
+    """Raise ``ValueError`` for the first setting below ``minimum``.
+
+    >>> check_at_least(1, channels=0)
+    Traceback (most recent call last):
+    ValueError: channels must be at least 1, got 0
+    """
+    for name, value in settings.items():
+        if value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which nothing is cast to a lower precision; no context at all where nothing would be."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def keep_channels_last(model: nn.Module) -> None:
+    """Put the convolutions' weights in channels-last order; copies and loaded states keep it."""
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs miss it
+
+
+def to_image(filterbank: Tensor) -> Tensor:
+    """[B, C, T] as an image of height one, [B, C, 1, T], with the channels of a frame side by side in memory."""
+    return filterbank.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+
+
+def same_conv(
+    in_channels: int, out_channels: int, kernel_size: int = 1, dilation: int = 1, *, reflect: bool = False
+) -> nn.Conv2d:
+    """A convolution over time that keeps the number of frames: [B, C_in, 1, T] to [B, C_out, 1, T].
+
+    It is a two-dimensional one of height one because torch has the channels-last order, in which convolutions and
+    batch norms run faster, for images only.
+
+    Args:
+        in_channels: Channels that come in.
+        out_channels: Channels that go out.
+        kernel_size: Taps, an odd number.
+        dilation: Frames between two taps.
+        reflect: Continue the input by its mirror image instead of zeros, which costs a copy of it.
+    """
+    padding = dilation * (kernel_size - 1) // 2
+    return nn.Conv2d(
+        in_channels,
+        out_channels,
+        (1, kernel_size),
+        dilation=(1, dilation),
+        padding=(0, padding),
+        padding_mode="reflect" if reflect and padding else "zeros",
+    )
+
+
+class ConvUnit(nn.Module):
+    """``batch_norm(relu(conv(x)))``: [B, C_in, 1, T] to [B, C_out, 1, T]; arguments as of `same_conv`."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        dilation: int = 1,
+        *,
+        reflect: bool = False,
+    ) -> None:
+        super().__init__()
+        self.conv = same_conv(in_channels, out_channels, kernel_size, dilation, reflect=reflect)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C_in, 1, T] to [B, C_out, 1, T]."""
+        return self.norm(F.relu_(self.conv(x)))
+
+
+class Res2Conv(nn.Module):
+    """Res2Net convolution: [B, C, 1, T] to [B, C, 1, T], a hierarchy of narrow units over chunks of the channels.
+
+    The channels are cut into ``scale`` chunks. One passes unchanged; each other one is added to the output of
+    the unit before and goes through a unit of its own, so later chunks see a wider context.
+
+    Args:
+        channels: C, divisible by ``scale``.
+        scale: Number of chunks, at least 2.
+        kernel_size: Taps of each unit.
+        dilation: Frames between two taps.
+        identity_first: The unchanged chunk is the first one, else the last one.
+        reflect: As in `same_conv`.
+
+    Source: Gao et al., "Res2Net: A New Multi-scale Backbone Architecture", 2019.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        scale: int,
+        kernel_size: int,
+        dilation: int,
+        *,
+        identity_first: bool,
+        reflect: bool = False,
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.identity_first = identity_first
+        width = channels // scale
+        self.units = nn.ModuleList(
+            ConvUnit(width, width, kernel_size, dilation, reflect=reflect) for _ in range(scale - 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C, 1, T] to [B, C, 1, T]."""
+        chunks = list(x.chunk(self.scale, dim=1))
+        identity = chunks.pop(0 if self.identity_first else -1)
+        outputs = [self.units[0](chunks[0])]
+        for unit, chunk in zip(self.units[1:], chunks[1:], strict=True):
+            outputs.append(unit(outputs[-1] + chunk))
+        return torch.cat([identity, *outputs] if self.identity_first else [*outputs, identity], dim=1)
+
+
+class SqueezeExcitation(nn.Module):
+    """A gain in (0, 1) for each channel from the channels' means over time: [B, C, 1, T] to [B, C, 1, 1].
+
+    ``sigmoid(expand(relu(squeeze(mean over T))))``.
+
+    Source: Hu et al., "Squeeze-and-Excitation Networks", 2018.
+    """
+
+    def __init__(self, channels: int, se_channels: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(channels, se_channels)
+        self.expand = nn.Linear(se_channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C, 1, T] to gains [B, C, 1, 1]."""
+        gain = torch.sigmoid(self.expand(F.relu_(self.squeeze(x.mean(dim=(2, 3))))))
+        return gain[:, :, None, None]
+
+
+class SERes2Block(nn.Module):
+    """Unit, Res2Net convolution, unit, squeeze-excitation, plus the input: [B, C, 1, T] to [B, C, 1, T].
+
+    Arguments as of `Res2Conv`; ``se_channels`` is the width of the squeeze.
+
+    Source: Desplanques et al., "ECAPA-TDNN", 2020, section 3.2.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        se_channels: int,
+        scale: int,
+        kernel_size: int,
+        dilation: int,
+        *,
+        identity_first: bool,
+        reflect: bool = False,
+    ) -> None:
+        super().__init__()
+        self.enter = ConvUnit(channels, channels)
+        self.res2 = Res2Conv(channels, scale, kernel_size, dilation, identity_first=identity_first, reflect=reflect)
+        self.leave = ConvUnit(channels, channels)
+        self.excitation = SqueezeExcitation(channels, se_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C, 1, T] to [B, C, 1, T]."""
+        y = self.leave(self.res2(self.enter(x)))
+        return torch.addcmul(x, y, self.excitation(y))  # x + y * gain in one pass over memory
+
+
+def as_odd_sizes(name: str, values: Iterable[int]) -> tuple[int, ...]:
+    """The values as a tuple.
+
+    Raises:
+        ValueError: One of them is not a positive odd number.
+    """
+    sizes = tuple(values)
+    if any(size < 1 or size % 2 == 0 for size in sizes):
+        raise ValueError(f"{name} must be positive odd numbers, got {list(sizes)}")
+    return sizes

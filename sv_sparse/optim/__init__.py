@@ -1,0 +1,34 @@
+"""Bregman optimizers and the controllers that steer them to a target sparsity; imports only torch.
+
+In your own training loop::
+
+    groups = partition(model)
+    sparse_init_(param for group in groups if group["name"] == "sparse" for _, param in group["params"])
+    optimizer = AdaBreg(groups, lr=1e-2, lambda_=0.1)
+    controller = Feedback(optimizer, target_sparsity=0.9, total_steps=steps)
+    ...
+    optimizer.step(); controller.step()   # at every update
+    ...
+    controller.land()                     # once, at the end: exactly the target
+"""
+
+from sv_sparse.optim.clip import clip_grad_norm_
+from sv_sparse.optim.control import Controller, Feedback
+from sv_sparse.optim.optimizer import AdaBreg, BregmanOptimizer, LinBreg
+from sv_sparse.optim.partition import count_zeros, describe, partition, sparse_init_, sparsity
+from sv_sparse.optim.schedule import warmup_exponential
+
+__all__ = [
+    "AdaBreg",
+    "BregmanOptimizer",
+    "Controller",
+    "Feedback",
+    "LinBreg",
+    "clip_grad_norm_",
+    "count_zeros",
+    "describe",
+    "partition",
+    "sparse_init_",
+    "sparsity",
+    "warmup_exponential",
+]

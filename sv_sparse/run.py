@@ -1,0 +1,149 @@
+"""The run folder: one per run, holding everything that is known of it.
+
+``config.yaml`` (resolved), ``environment.json``, ``manifest.parquet``, ``train.log``, ``metrics.jsonl``, tensorboard
+events, ``checkpoints/``, ``scores/``, ``results.json``, ``report.md`` and ``figures/``.
+"""
+
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from sv_sparse.settings import Settings, check, resolve
+from sv_sparse.storage import write_json, write_text
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("sv-sparse", "torch", "torchaudio", "speechbrain", "hydra-core", "numpy", "soundfile", "scikit-learn")
+_PROBLEMS = (ValueError, OSError, ArithmeticError, InstantiationException)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turn a problem of input, hardware or numbers into one line on stderr and exit status 2.
+
+    The whole story goes to the run's log file, and to stderr with the environment variable HYDRA_FULL_ERROR=1.
+    """
+    try:
+        yield
+    except _PROBLEMS as error:
+        logger.debug("the whole story", exc_info=True)
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        print(f"error: {cause}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def open_run(config: DictConfig) -> tuple[Settings, Path]:
+    """Settings and folder of a new run, or of the one that ``resume`` names.
+
+    Raises:
+        ValueError: a setting is not allowed, or the run cannot be resumed.
+        OSError: the folder cannot be made.
+    """
+    if config.resume is not None:
+        folder = Path(config.resume)
+        return resumed_settings(folder, sys.argv[1:]), folder
+    settings = resolve(config)
+    return settings, new_folder(settings)
+
+
+def resumed_settings(folder: Path, arguments: list[str]) -> Settings:
+    """The settings of the run in ``folder``; on the command line nothing may stand beside ``resume=``.
+
+    Raises:
+        ValueError: ``folder`` is no run folder, or other settings were given.
+    """
+    others = [word for word in arguments if not word.startswith(("resume=", "-"))]
+    if others:
+        raise ValueError(f"resume={folder} continues with the run's own settings; leave out {' '.join(others)}")
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise ValueError(f"resume={folder}: expected a run folder with config.yaml and checkpoints/last.pt")
+    settings: Any = OmegaConf.to_container(OmegaConf.load(config))
+    check(settings)
+    return settings
+
+
+def new_folder(settings: Settings) -> Path:
+    """Make ``<runs>/<time>_<name>`` and write the settings and the environment into it."""
+    runs = Path(settings["runs"])
+    stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{settings['name']}"
+    folder = runs / stem
+    number = 1
+    while folder.exists():
+        number += 1
+        folder = runs / f"{stem}_{number}"
+    (folder / "checkpoints").mkdir(parents=True)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(settings))
+    write_json(folder / "environment.json", environment())
+    return folder
+
+
+@contextmanager
+def logged(folder: Path) -> Iterator[None]:
+    """Log to the terminal and ``train.log``; a folder that ends without a checkpoint is removed again."""
+    root = logging.getLogger()
+    before = root.level, root.handlers[:]
+    file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    terminal = logging.StreamHandler(sys.stdout)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setLevel(logging.INFO)
+    root.setLevel(logging.INFO)
+    logging.getLogger("sv_sparse").setLevel(logging.DEBUG)
+    root.handlers[:] = [file, terminal]
+    try:
+        with logging_redirect_tqdm():
+            yield
+    finally:
+        file.close()
+        root.setLevel(before[0])
+        root.handlers[:] = before[1]
+        if not any((folder / "checkpoints").iterdir()):
+            shutil.rmtree(folder)
+
+
+def environment() -> dict[str, Any]:
+    """What a figure depends on beside the settings: versions, commit, hardware, command."""
+    return {
+        "command": " ".join(sys.argv),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": torch.cpu.get_capabilities().get("cpu_name", platform.machine()),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def _commit() -> str | None:
+    """The source's commit, marked where files differ from it; None where the source is in no checkout."""
+    if shutil.which("git") is None or _git("ls-files", "--error-unmatch", __file__) is None:
+        return None
+    return _git("describe", "--always", "--dirty", "--abbrev=40")
+
+
+def _git(*words: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *words]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() if answer.returncode == 0 else None

@@ -1,0 +1,1 @@
+"""Embeddings to scores, scores to error rates."""

@@ -1,0 +1,162 @@
+"""The command line's settings: unknown names are refused with the valid ones, values are checked once, at the door."""
+
+from collections.abc import Callable, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+Settings = dict[str, Any]
+
+
+def check_names(arguments: Sequence[str], conf: Path) -> None:
+    """Refuse command-line overrides that name no setting or no choice.
+
+    Args:
+        arguments: the command line without the program's name; words that begin with ``-`` are the launcher's.
+        conf: the configuration folder.
+
+    Raises:
+        ValueError: an override cannot be read, or names a setting or choice that is not there; lists the valid ones.
+    """
+    words = [word for word in arguments if not word.startswith("-")]
+    try:
+        overrides = OverridesParser.create().parse_overrides(words)
+    except OverrideParseException as error:
+        raise ValueError(f"cannot read {error.override!r}: expected SETTING=VALUE or GROUP=CHOICE") from error
+    own = [override for override in overrides if not override.key_or_group.startswith("hydra")]
+    groups = {folder.name: _choices(folder) for folder in sorted(conf.iterdir()) if folder.is_dir()}
+    chosen = []
+    for override in own:
+        if override.key_or_group in groups:
+            picked = _picked(override)
+            _refuse_choice(override.key_or_group, picked, groups[override.key_or_group])
+            chosen.append(f"{override.key_or_group}={picked[0]}")
+    with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
+        known: Any = OmegaConf.to_container(compose("config", chosen))
+    for override in own:
+        if override.is_delete():
+            raise ValueError(f"{override.input_line}: settings cannot be removed, only given another value")
+        if override.key_or_group not in groups:
+            _refuse_unknown(override.key_or_group, known, sorted(groups))
+
+
+def _choices(group: Path) -> list[str]:
+    return sorted(file.stem for file in group.glob("*.yaml"))
+
+
+def _picked(override: Override) -> list[str]:
+    """The choices that an override of a group names, several in a sweep."""
+    if override.is_sweep_override():
+        return [str(value) for value in override.sweep_string_iterator()]
+    return [str(override.value())]
+
+
+def _refuse_choice(group: str, picked: Sequence[str], choices: Sequence[str]) -> None:
+    for choice in picked:
+        if choice not in choices:
+            raise ValueError(f"{group}={choice}: expected one of {', '.join(choices)}")
+
+
+def _refuse_unknown(key: str, known: Settings, groups: Sequence[str]) -> None:
+    node: Any = known
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        valid = [name for name in node if name != "_target_"] if isinstance(node, dict) else []
+        if part not in valid:
+            inside = f" under {'.'.join(parts[:depth])}" if depth else ""
+            own = [name for name in valid if depth or name not in groups]
+            hint = "" if depth else f"; groups with choices: {', '.join(groups)}"
+            raise ValueError(f"unknown setting {key!r}; valid{inside}: {', '.join(own) or 'nothing'}{hint}")
+        node = node[part]
+
+
+def resolve(config: DictConfig) -> Settings:
+    """The configuration as plain data, interpolations resolved and every value checked.
+
+    Raises:
+        ValueError: a value is missing or not allowed; names the setting, what is allowed, and what came.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ValueError(f"{', '.join(missing)} must be given, for instance {missing[0]}=...")
+    try:
+        settings: Any = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"the configuration cannot be resolved: {error}") from error
+    check(settings)
+    return settings
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < 1
+
+
+Check = tuple[Callable[[Any], bool], str]
+_COUNT: Check = (lambda v: _is_whole(v, 1), "a whole number, 1 or more")
+_SHARE: Check = (_is_share, "a number, at least 0 and below 1")
+_FLAG: Check = (lambda v: isinstance(v, bool), "true or false")
+
+
+def _one_of(*choices: str) -> Check:
+    return (lambda value: value in choices, "one of " + ", ".join(choices))
+
+
+_CHECKS: dict[str, Check] = {
+    "target_sparsity": _SHARE,
+    "seed": (lambda v: _is_whole(v, 0), "a whole number, 0 or more"),
+    "name": (lambda v: isinstance(v, str) and v != "" and "/" not in v, "a word without /"),
+    "data.validation_share": _SHARE,
+    "sparsity.density": (lambda v: _is_number(v) and 0 < v <= 1, "a number above 0 and at most 1"),
+    "sparsity.rescale": _FLAG,
+    "sparsity.include_head": _FLAG,
+    "trainer.epochs": _COUNT,
+    "trainer.batch_size": (lambda v: _is_whole(v, 2), "a whole number, 2 or more"),
+    "trainer.crop_seconds": (lambda v: _is_number(v) and 0.2 <= v < float("inf"), "a number, 0.2 or more"),
+    "trainer.device": _one_of("auto", "cpu", "cuda"),
+    "trainer.precision": _one_of("auto", "bf16", "fp32"),
+    "trainer.workers": (lambda v: v == "auto" or _is_whole(v, 0), "auto or a whole number, 0 or more"),
+    "trainer.warmup": _SHARE,
+    "trainer.final_lr": (lambda v: _is_number(v) and 0 < v <= 1, "a number above 0 and at most 1"),
+    "trainer.margin_start": _SHARE,
+    "trainer.margin_end": (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "trainer.clip_norm": (lambda v: v is None or (_is_number(v) and v > 0), "null or a number above 0"),
+    "trainer.clip_on": _one_of("support", "all"),
+    "trainer.band": (lambda v: _is_number(v) and v >= 0, "a number, 0 or more"),
+    "trainer.statistics_crops": _COUNT,
+    "trainer.log_every": _COUNT,
+}
+
+
+def check(settings: Settings) -> None:
+    """Check every value that no constructor checks for itself.
+
+    Raises:
+        ValueError: names the setting, what is allowed, and what came.
+    """
+    for name, (allowed, meaning) in _CHECKS.items():
+        value: Any = settings
+        for part in name.split("."):
+            value = value[part]
+        if not allowed(value):
+            raise ValueError(f"{name} must be {meaning}, got {value!r}")
+    trainer = settings["trainer"]
+    if trainer["margin_start"] > trainer["margin_end"]:
+        raise ValueError(
+            f"trainer.margin_start must be at most trainer.margin_end, "
+            f"got {trainer['margin_start']} and {trainer['margin_end']}"
+        )

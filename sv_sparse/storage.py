@@ -1,0 +1,74 @@
+"""Files that are either whole or absent: write beside, flush to disk, then rename."""
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Yield a file that takes the place of ``path`` once everything is on disk.
+
+    The bytes go to a temporary name in the same folder. Leaving the block flushes them to disk, renames the
+    temporary over ``path`` and makes the rename itself durable. Any error, a full disk or Ctrl-C included,
+    removes the temporary and leaves the old ``path`` as it was.
+
+    Args:
+        path: The file to write; its folder must exist.
+        mode: ``"wb"`` for bytes, ``"w"`` for UTF-8 text with newlines as ``LF``.
+
+    Raises:
+        OSError: The folder is missing or read-only, or the disk is full.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with atomic_write(folder / "hello.txt", "w") as file:
+    ...     _ = file.write("hello")
+    >>> [entry.name for entry in folder.iterdir()]
+    ['hello.txt']
+    """
+    assert mode in {"wb", "w"}, mode
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    text = {"encoding": "utf-8", "newline": "\n"} if mode == "w" else {}
+    try:
+        with open(temporary, mode.replace("w", "x"), **text) as file:  # type: ignore[call-overload]
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replace ``path`` by ``text`` (UTF-8), whole or not at all."""
+    with atomic_write(path, "w") as file:
+        file.write(text)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Replace ``path`` by ``value`` as indented JSON, whole or not at all.
+
+    Raises:
+        ValueError: ``value`` holds a NaN or an infinity, which JSON has no word for.
+        TypeError: ``value`` holds something that JSON has no word for.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` survive a power cut; only POSIX lets a folder be opened for it."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

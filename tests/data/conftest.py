@@ -1,0 +1,65 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile
+import torch
+
+from sv_sparse.data.manifest import Manifest
+
+Record = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def record() -> Record:
+    """Writes a recording of noise: ``record(path, samples, rate, channels)``."""
+
+    def write(path: Path, samples: int = 1600, rate: int = 16000, channels: int = 1, subtype=None) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(len(str(path))).uniform(-0.5, 0.5, (samples, channels))
+        container = {".opus": "OGG", ".ogg": "OGG"}.get(path.suffix.lower())
+        if path.suffix.lower() == ".opus":
+            subtype = "OPUS"
+        soundfile.write(path, noise, rate, format=container, subtype=subtype)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, record: Record) -> Path:
+    """Six speakers with two sessions of two utterances each."""
+    root = tmp_path / "speech"
+    for speaker in range(6):
+        for session in "ab":
+            for utterance in (1, 2):
+                record(root / f"id{speaker:05d}" / session / f"{utterance:05d}.wav", 1600 + 10 * speaker)
+    return root
+
+
+@pytest.fixture
+def tabulate(tmp_path: Path) -> Callable[..., Manifest]:
+    """Writes a manifest of files that exist, all of them training speech."""
+
+    def write(root: Path, files: list[Path]) -> Manifest:
+        infos = [soundfile.info(file) for file in files]
+        keys = [file.relative_to(root).as_posix() for file in files]
+        columns = {
+            "utterance": keys,
+            "speaker": [key.split("/")[0] for key in keys],
+            "session": [key.split("/")[1] for key in keys],
+            "samples": [info.frames for info in infos],
+            "sample_rate": [info.samplerate for info in infos],
+            "channels": [info.channels for info in infos],
+            "split": ["train"] * len(keys),
+        }
+        return Manifest.write(tmp_path / "manifest.arrow", pa.table(columns), root)
+
+    return write

@@ -1,0 +1,275 @@
+import os
+import pickle
+import signal
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from sv_sparse.data.dataset import (
+    Batch,
+    Crops,
+    EpochBatches,
+    UnreadableMeter,
+    collate,
+    generator,
+    make_loader,
+    read_utterance,
+)
+
+CROP = 800
+
+# torch warns on machines with fewer processors than workers, which changes no batch.
+few_processors = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+
+@pytest.fixture
+def files(corpus, record):
+    """Recordings of every format, rate and length, plus the corpus."""
+    for name, options in {
+        "8k.wav": {"rate": 8000},
+        "44k.flac": {"rate": 44100, "samples": 9000},
+        "stereo.wav": {"channels": 2},
+        "short.wav": {"samples": 300},
+        "vorbis.ogg": {"samples": 3200},
+        "opus.opus": {"samples": 3200},
+        "float.wav": {"subtype": "FLOAT"},
+    }.items():
+        record(corpus / "id00000" / "kinds" / name, **options)
+    return sorted(file for file in corpus.rglob("*.*") if file.is_file())
+
+
+@pytest.fixture
+def crops(corpus, files, tabulate):
+    manifest = tabulate(corpus, files)
+    rows = manifest.split("train")
+    return Crops(manifest, rows, manifest.labels(rows), crop_samples=CROP, seed=7)
+
+
+def crops_of(root, files, tabulate, **changes):
+    manifest = tabulate(root, files)
+    rows = manifest.split("train")
+    settings = {"crop_samples": CROP, "seed": 7} | changes
+    return Crops(manifest, rows, manifest.labels(rows), **settings)
+
+
+def truncate(path, share=0.5):
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+def ramp(path, samples, rate=16000, channels=1):
+    """A recording whose values tell where they come from; the second channel is silent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.zeros((samples, channels), dtype=np.float32)
+    values[:, 0] = np.arange(samples) / samples
+    soundfile.write(path, values, rate, subtype="FLOAT")
+    return path
+
+
+def test_a_crop_has_its_length_and_its_speaker_whatever_the_format_rate_and_length(crops):
+    for position in range(len(crops)):
+        waveform, label = crops[(0, position)]
+        assert waveform.shape == (CROP,)
+        assert waveform.dtype == torch.float32
+        assert waveform.std() > 0.1
+        key = crops.manifest.utterance(crops.rows[position])
+        assert crops.manifest.speakers("train")[label] == key.split("/")[0]
+
+
+def test_a_crop_is_a_stretch_of_the_first_channel(tmp_path, tabulate):
+    crops = crops_of(tmp_path, [ramp(tmp_path / "a" / "s" / "1.wav", 4000, channels=2)], tabulate)
+    waveform, _ = crops[(3, 0)]
+    places = (waveform * 4000).round()
+    assert torch.equal(places.diff(), torch.ones(CROP - 1))
+
+
+def test_crops_of_an_utterance_differ_between_epochs_and_reach_both_ends(tmp_path, tabulate):
+    crops = crops_of(tmp_path, [ramp(tmp_path / "a" / "s" / "1.wav", CROP + 3)], tabulate)
+    starts = {round(crops[(epoch, 0)][0][0].item() * (CROP + 3)) for epoch in range(60)}
+    assert starts == {0, 1, 2, 3}
+
+
+def test_a_crop_depends_on_seed_epoch_and_utterance_and_on_nothing_else(crops, corpus, files, tabulate):
+    backwards = {position: crops[(2, position)] for position in reversed(range(len(crops)))}
+    alone = crops_of(corpus, files[5:6], tabulate)
+    for position in range(len(crops)):
+        assert torch.equal(crops[(2, position)][0], backwards[position][0])
+    assert torch.equal(alone[(2, 0)][0], backwards[5][0])
+    other = crops_of(corpus, files, tabulate, seed=8)
+    assert not torch.equal(other[(2, 0)][0], backwards[0][0])
+
+
+def test_drawing_crops_leaves_the_global_generator_alone(crops):
+    before = torch.get_rng_state()
+    for batch in make_loader(crops, EpochBatches(len(crops), 4, 0), 0, "cpu"):
+        assert len(batch.labels) == 4
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_draws_are_the_same_on_every_machine():
+    assert generator(1, "crop", 2, "id10001/a/1.wav").integers(10**6, size=3).tolist() == [512065, 459349, 691817]
+
+
+def test_a_short_utterance_is_repeated(tmp_path, tabulate):
+    crops = crops_of(tmp_path, [ramp(tmp_path / "a" / "s" / "1.wav", 300)], tabulate)
+    waveform, _ = crops[(0, 0)]
+    once = torch.arange(300) / 300
+    assert torch.equal(waveform, once.repeat(3)[:CROP])
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
+def test_a_tone_keeps_its_pitch_at_every_rate(tmp_path, tabulate, rate):
+    path = tmp_path / "a" / "s" / "1.wav"
+    path.parent.mkdir(parents=True)
+    soundfile.write(path, 0.5 * np.sin(2 * np.pi * 1000 * np.arange(rate) / rate), rate)
+    waveform, _ = crops_of(tmp_path, [path], tabulate, crop_samples=1600)[(0, 0)]
+    assert waveform.shape == (1600,)
+    assert torch.fft.rfft(waveform).abs().argmax() == 100  # 1000 Hz in steps of 10 Hz
+    assert waveform.abs().max() == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_crop_shorter_than_a_sample_is_refused(tmp_path, tabulate, files, corpus):
+    with pytest.raises(ValueError, match="crop_samples=0: expected at least one sample"):
+        crops_of(corpus, files, tabulate, crop_samples=0)
+
+
+def spoil_body(path):
+    truncate(path)
+
+
+def spoil_header(path):
+    path.write_bytes(b"no recording")
+
+
+def spoil_rate(path):
+    soundfile.write(path, np.ones(4000), 8000)
+
+
+def remove(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("spoil", [spoil_body, spoil_header, spoil_rate, remove])
+def test_a_file_spoilt_after_the_scan_is_skipped_named_and_counted(tmp_path, tabulate, record, spoil):
+    files = [record(tmp_path / name / "s" / "1.flac", 1600) for name in "ab"]
+    crops = crops_of(tmp_path, files, tabulate, crop_samples=1600)
+    spoil(files[0])
+    items = [crops[(0, 0)], crops[(0, 1)]]
+    batch = collate(items)
+    assert batch.waveforms.shape == (1, 1600)
+    assert batch.labels.tolist() == [1]
+    assert len(batch.unreadable) == 1
+    assert batch.unreadable[0].startswith(str(files[0]))
+
+
+def test_samples_that_are_not_finite_are_skipped(tmp_path, tabulate):
+    path = ramp(tmp_path / "a" / "s" / "1.wav", CROP)
+    crops = crops_of(tmp_path, [path], tabulate)
+    soundfile.write(path, np.full(CROP, np.nan), 16000, subtype="FLOAT")
+    assert crops[(0, 0)] == f"{path}: holds samples that are not finite"
+
+
+def test_a_batch_may_be_left_with_nothing():
+    batch = collate(["a.wav: gone", "b.wav: gone"])
+    assert len(batch.waveforms) == len(batch.labels) == 0
+    assert batch.labels.dtype == torch.int64
+    assert batch.unreadable == ["a.wav: gone", "b.wav: gone"]
+
+
+def test_an_utterance_is_read_whole_at_the_rate_asked_for(tmp_path, record):
+    assert torch.equal(read_utterance(ramp(tmp_path / "1.wav", 300, channels=2)), torch.arange(300) / 300)
+    assert read_utterance(record(tmp_path / "2.flac", 800, rate=8000)).shape == (1600,)
+    assert read_utterance(record(tmp_path / "3.wav", 800), sample_rate=8000).shape == (400,)
+
+
+@pytest.mark.parametrize("name", ["missing.wav", "text.wav", "empty.wav", "broken.flac"])
+def test_an_utterance_that_cannot_be_read_is_an_error_that_names_it(tmp_path, record, name):
+    (tmp_path / "text.wav").write_text("no recording")
+    record(tmp_path / "empty.wav", 0)
+    truncate(record(tmp_path / "broken.flac", 16000))
+    with pytest.raises(ValueError, match=name):
+        read_utterance(tmp_path / name)
+
+
+def test_an_epoch_is_a_permutation_without_its_incomplete_batch():
+    batches = list(EpochBatches(size=10, batch_size=3, seed=0))
+    assert [len(batch) for batch in batches] == [3, 3, 3]
+    assert len({position for batch in batches for _, position in batch}) == 9
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    def order(seed, epoch):
+        batches = EpochBatches(50, 10, seed)
+        batches.epoch = epoch
+        assert {drawn for batch in batches for drawn, _ in batch} == {epoch}
+        return [position for batch in batches for _, position in batch]
+
+    assert order(0, 3) == order(0, 3)
+    assert order(0, 3) != order(0, 4)
+    assert order(0, 3) != order(1, 3)
+
+
+def test_more_per_batch_than_there_are_utterances_is_refused_with_both_numbers():
+    with pytest.raises(ValueError, match=r"trainer.batch_size=64: expected from 1 to 10, "):
+        EpochBatches(size=10, batch_size=64, seed=0)
+
+
+def assert_same(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        assert torch.equal(batch.waveforms, other.waveforms)
+        assert torch.equal(batch.labels, other.labels)
+        assert batch.unreadable == other.unreadable
+
+
+@few_processors
+def test_batches_are_the_same_with_and_without_workers_over_several_epochs(crops, files):
+    truncate(files[0], 0.3)
+    batches = EpochBatches(len(crops), 4, 7)
+    loaders = [make_loader(crops, batches, workers, "cpu") for workers in (0, 2)]
+    for batches.epoch in (0, 1):
+        alone, together = (list(loader) for loader in loaders)
+        assert_same(alone, together)
+        assert sum(len(batch.unreadable) for batch in alone) == 1
+    interrupted = iter(loaders[1])
+    for worker in interrupted._workers:
+        os.kill(worker.pid, signal.SIGINT)
+    assert_same(list(interrupted), alone)
+
+
+def test_a_resumed_epoch_is_the_tail_of_the_whole_one(crops):
+    batches = EpochBatches(len(crops), 4, 7)
+    batches.epoch = 5
+    whole = list(make_loader(crops, batches, 0, "cpu"))
+    resumed = EpochBatches(len(crops), 4, 7)
+    resumed.epoch, resumed.start_batch = 5, 3
+    loader = make_loader(crops, resumed, 0, "cpu")
+    assert len(loader) == len(whole) - 3
+    assert_same(list(loader), whole[3:])
+
+
+def test_crops_travel_to_other_processes_without_their_table(crops):
+    again = pickle.loads(pickle.dumps(crops))
+    assert torch.equal(again[(1, 4)][0], crops[(1, 4)][0])
+
+
+def counted(readable, unreadable):
+    return Batch(torch.empty(readable, CROP), torch.zeros(readable, dtype=torch.int64), ["x.wav: gone"] * unreadable)
+
+
+def test_a_run_names_what_it_leaves_out_and_stops_past_the_allowed_share(caplog):
+    meter = UnreadableMeter(0.01)
+    for _ in range(20):
+        meter.update(counted(99, 1))
+    assert (meter.seen, meter.unreadable) == (2000, 20)
+    assert caplog.messages == ["left out of a batch: x.wav: gone"] * 20
+    with pytest.raises(ValueError, match=r"data.max_unreadable=0.01: 21 of 2001 utterances drawn \(1.0%\)"):
+        meter.update(counted(0, 1))
+
+
+def test_a_run_is_patient_with_the_first_few_unreadable_draws():
+    meter = UnreadableMeter(0.0)
+    meter.update(counted(0, 10))
+    with pytest.raises(ValueError, match="11 of 12 utterances"):
+        meter.update(counted(1, 1))

@@ -1,0 +1,282 @@
+import logging
+
+import numpy as np
+import pytest
+
+from sv_sparse.data.folder import scan_folder
+
+
+@pytest.fixture
+def trials(tmp_path):
+    """Trials between speakers 4 and 5, of their first utterance in each session."""
+    path = tmp_path / "veri_test.txt"
+    path.write_text("1 id00004/a/00001.wav id00004/b/00001.wav\n0 id00004/a/00001.wav id00005/a/00001.wav\n")
+    return path
+
+
+@pytest.fixture
+def scan(tmp_path, corpus, trials):
+    def run(root=corpus, **changes):
+        settings = {
+            "trials": [trials],
+            "train_list": None,
+            "validation_share": 0.0,
+            "seed": 1,
+            "max_unreadable": 0.0,
+            "out": tmp_path / "manifest.arrow",
+        }
+        return scan_folder(root, **(settings | changes))
+
+    return run
+
+
+def utterances(manifest, split):
+    return [manifest.utterance(row) for row in manifest.split(split)]
+
+
+def test_evaluation_speakers_are_excluded_from_training_and_the_log_counts_them(scan, caplog):
+    caplog.set_level(logging.INFO)
+    manifest = scan()
+    assert len(manifest) == 24
+    assert manifest.speakers("train") == [f"id{speaker:05d}" for speaker in range(4)]
+    assert utterances(manifest, "test") == [
+        "id00004/a/00001.wav",
+        "id00004/b/00001.wav",
+        "id00005/a/00001.wav",
+    ]
+    assert len(manifest.split("unused")) == 5
+    assert "2 speakers of the trial lists are excluded from training, with 8 utterances" in caplog.text
+
+
+def test_a_header_gives_samples_and_rate(scan, corpus, record):
+    record(corpus / "id00000" / "a" / "9.flac", samples=4410, rate=44100, channels=2)
+    manifest = scan()
+    row = manifest.rows(["id00000/a/9.flac"])[0]
+    assert (manifest.samples[row], manifest.sample_rate[row]) == (4410, 44100)
+    assert manifest.path(row) == str(corpus / "id00000" / "a" / "9.flac")
+
+
+@pytest.mark.parametrize("name", ["9.wav", "9.WAV", "9.flac", "9.ogg", "9.opus"])
+def test_every_ending_is_found_in_any_case(scan, corpus, record, name):
+    record(corpus / "id00000" / "a" / name)
+    assert f"id00000/a/{name}" in utterances(scan(), "train")
+
+
+def test_several_trial_lists_make_one_evaluation_set(scan, trials, tmp_path):
+    other = tmp_path / "hard.txt"
+    other.write_text("1 id00003/a/00001.wav id00003/a/00002.wav\n0 id00003/a/00001.wav id00004/a/00001.wav\n")
+    manifest = scan(trials=[trials, other])
+    assert manifest.speakers("train") == ["id00000", "id00001", "id00002"]
+    assert len(manifest.split("test")) == 5
+
+
+def test_without_trial_lists_everything_trains(scan):
+    assert len(scan(trials=[]).split("train")) == 24
+
+
+def test_a_training_list_chooses_the_utterances(scan, tmp_path):
+    path = tmp_path / "train_list"
+    path.write_text("id00000 id00000/a/00001.wav\r\n\nid00001\tid00001/b/00002.wav\n")
+    manifest = scan(train_list=path)
+    assert utterances(manifest, "train") == ["id00000/a/00001.wav", "id00001/b/00002.wav"]
+    assert len(manifest.split("unused")) == 19
+
+
+def test_a_training_list_that_asks_for_evaluation_speakers_is_warned_about(scan, tmp_path, caplog):
+    path = tmp_path / "train_list"
+    path.write_text("".join(f"id0000{s} id0000{s}/a/00002.wav\n" for s in (0, 1, 4)))
+    assert scan(train_list=path).speakers("train") == ["id00000", "id00001"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "1 speakers of the trial lists are excluded from training, with 1 utterances" in caplog.text
+
+
+def test_validation_speakers_are_a_share_that_depends_on_the_seed_alone(scan):
+    share = {"trials": [], "validation_share": 0.5}
+    first, again = scan(**share).speakers("validation"), scan(**share).speakers("validation")
+    assert len(first) == 3
+    assert first == again
+    assert {tuple(scan(**share, seed=seed).speakers("validation")) for seed in range(9)} != {tuple(first)}
+
+
+def test_any_validation_share_above_zero_holds_out_two_speakers(scan):
+    manifest = scan(validation_share=0.001)
+    assert len(manifest.speakers("validation")) == 2
+    assert len(manifest.speakers("train")) == 2
+    assert not set(manifest.speakers("validation")) & set(manifest.speakers("train"))
+
+
+def test_speakers_with_one_utterance_are_never_held_out(scan, tmp_path):
+    path = tmp_path / "train_list"
+    lines = [f"id0000{s} id0000{s}/a/0000{u}.wav" for s in range(4) for u in (1, 2) if (s < 2 or u == 1)]
+    path.write_text("\n".join(lines))
+    for seed in range(5):
+        manifest = scan(train_list=path, validation_share=0.1, seed=seed)
+        assert manifest.speakers("validation") == ["id00000", "id00001"]
+
+
+def test_too_few_speakers_to_hold_out_is_an_error(scan, tmp_path):
+    path = tmp_path / "train_list"
+    path.write_text("".join(f"id0000{s} id0000{s}/a/00001.wav\n" for s in range(4)))
+    message = r"data.validation_share=0.1: expected 2 training speakers with two .*; found 0"
+    with pytest.raises(ValueError, match=message):
+        scan(train_list=path, validation_share=0.1)
+
+
+def test_too_few_training_speakers_is_an_error_that_names_the_setting(scan, tmp_path):
+    path = tmp_path / "train_list"
+    path.write_text("id00000 id00000/a/00001.wav\n")
+    with pytest.raises(ValueError, match=r"data.train_list=.*train_list: expected at least 2 .*; found 1 "):
+        scan(train_list=path)
+    with pytest.raises(ValueError, match=r"data.root=.*speech: expected at least 2 .*; found 0 .* 4 held out"):
+        scan(validation_share=0.9)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("validation_share", 1.0), ("validation_share", -0.1), ("max_unreadable", 1.1), ("max_unreadable", -1)],
+)
+def test_a_share_out_of_range_is_refused_with_its_value(scan, setting, value):
+    with pytest.raises(ValueError, match=f"data.{setting}={value}: expected a share from 0"):
+        scan(**{setting: value})
+
+
+def test_a_missing_root_is_refused(scan, tmp_path):
+    with pytest.raises(ValueError, match=r"data.root=.*nowhere: expected a folder of <speaker>/.*found nothing"):
+        scan(tmp_path / "nowhere")
+
+
+def test_a_root_that_is_a_file_is_refused(scan, trials):
+    with pytest.raises(ValueError, match=r"data.root=.*veri_test.txt: expected a folder .*; found a file"):
+        scan(trials)
+
+
+def test_an_empty_root_is_refused(scan, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"data.root=.*empty: expected recordings as .*; found an empty folder"):
+        scan(tmp_path / "empty")
+
+
+def test_a_root_one_level_too_high_is_refused_with_examples(scan, tmp_path, corpus):
+    with pytest.raises(ValueError, match=r"expected recordings as <speaker>/<session>/.*found speech/id0000"):
+        scan(tmp_path)
+
+
+def test_a_root_with_other_files_is_refused_with_examples(scan, tmp_path, record):
+    record(tmp_path / "m4a" / "x" / "y" / "1.wav").rename(tmp_path / "m4a" / "x" / "y" / "1.m4a")
+    with pytest.raises(ValueError, match=r"found x/y/1.m4a$"):
+        scan(tmp_path / "m4a")
+
+
+def test_recordings_in_another_layout_are_counted_and_named_in_a_warning(scan, corpus, record, caplog):
+    record(corpus / "1.wav")
+    record(corpus / "id00000" / "a" / "deeper" / "1.wav")
+    assert len(scan()) == 24
+    assert "2 recordings are not laid out as <speaker>/<session>/" in caplog.text
+    assert "first 1.wav, id00000/a/deeper/1.wav" in caplog.text
+
+
+def test_hidden_files_are_passed_over(scan, corpus, caplog):
+    (corpus / "id00000" / "a" / "._00001.wav").write_bytes(b"left by another system")
+    assert len(scan()) == 24
+    assert not caplog.text
+
+
+def test_linked_folders_are_followed_but_not_in_a_circle(scan, corpus, record, tmp_path):
+    record(tmp_path / "elsewhere" / "s" / "1.wav")
+    (corpus / "linked").symlink_to(tmp_path / "elsewhere")
+    (corpus / "id00000" / "a" / "up").symlink_to(corpus)
+    manifest = scan()
+    assert "linked/s/1.wav" in utterances(manifest, "train")
+    assert len(manifest) == 25
+
+
+@pytest.mark.parametrize("setting", ["trials", "train_list"])
+def test_a_missing_list_is_refused(scan, tmp_path, setting):
+    path = tmp_path / "nowhere.txt"
+    with pytest.raises(ValueError, match=rf"data.{setting}=.*nowhere.txt: expected a text file; there is none"):
+        scan(**{setting: [path] if setting == "trials" else path})
+
+
+def test_missing_trial_utterances_are_named_with_their_list_and_count(scan, trials):
+    with trials.open("a") as file:
+        file.writelines(f"0 id00004/a/00001.wav gone/a/{number}.wav\n" for number in range(5))
+    message = r"data.trials=.*veri_test.txt: 5 of 8 utterances are missing; first gone/a/0.wav, gone/a/1.wav"
+    with pytest.raises(ValueError, match=message):
+        scan()
+
+
+def test_missing_training_utterances_are_named_with_their_list_and_count(scan, tmp_path):
+    path = tmp_path / "train_list"
+    path.write_text("id00000 id00000/a/00001.wav\ngone gone/a/1.wav\n")
+    with pytest.raises(ValueError, match=r"data.train_list=.*: 1 of 2 utterances .* missing; first gone/a/1.wav"):
+        scan(train_list=path)
+
+
+def test_a_training_list_in_another_format_is_refused_with_the_line(scan, tmp_path):
+    path = tmp_path / "train_list"
+    path.write_text("id00000 id00000/a/00001.wav\nid00001/a/00001.wav\n")
+    with pytest.raises(ValueError, match=r"line 2: expected 'speaker path', got 'id00001/a/00001.wav'"):
+        scan(train_list=path)
+
+
+def test_a_training_list_with_other_speakers_than_the_folders_is_refused(scan, tmp_path):
+    path = tmp_path / "train_list"
+    path.write_text("id00000 id00000/a/00001.wav\nbob id00001/a/00001.wav\n")
+    with pytest.raises(ValueError, match=r"data.train_list=.*1 lines differ, first 'bob id00001/a/00001.wav'"):
+        scan(train_list=path)
+
+
+def test_lists_that_say_wav_find_flac_files(scan, corpus, record):
+    for session in "ab":
+        (corpus / "id00004" / session / "00001.wav").unlink()
+        record(corpus / "id00004" / session / "00001.flac")
+    assert utterances(scan(), "test")[:2] == ["id00004/a/00001.flac", "id00004/b/00001.flac"]
+
+
+@pytest.fixture(params=["no recording", "no samples", "empty", "a broken link"])
+def spoil(request, record):
+    def run(path):
+        path.unlink()
+        if request.param == "no recording":
+            path.write_bytes(b"<html>not found</html>")
+        elif request.param == "no samples":
+            record(path, samples=0)
+        elif request.param == "empty":
+            path.touch()
+        else:
+            path.symlink_to("nowhere.wav")
+
+    return run
+
+
+def test_unreadable_training_speech_within_the_allowed_share_is_named_and_left_out(scan, corpus, spoil, caplog):
+    spoil(corpus / "id00000" / "a" / "00002.wav")
+    manifest = scan(max_unreadable=0.1)
+    assert len(manifest) == 23
+    assert len(manifest.split("train")) == 15
+    assert "left out: id00000/a/00002.wav" in caplog.text
+
+
+def test_unreadable_training_speech_past_the_allowed_share_is_an_error(scan, corpus, spoil):
+    spoil(corpus / "id00000" / "a" / "00002.wav")
+    spoil(corpus / "id00001" / "a" / "00001.wav")
+    message = r"data.max_unreadable=0.1: 2 of 16 training .* first id00000/a/00002.wav, id00001/a/00001.wav"
+    with pytest.raises(ValueError, match=message):
+        scan(max_unreadable=0.1)
+
+
+def test_an_unreadable_trial_utterance_is_an_error_whatever_the_share(scan, corpus, spoil):
+    spoil(corpus / "id00005" / "a" / "00001.wav")
+    with pytest.raises(ValueError, match=r"data.trials: 1 utterances .* unreadable; first id00005/a/00001.wav"):
+        scan(max_unreadable=1.0)
+
+
+def test_scanning_twice_writes_the_same_bytes(scan, tmp_path):
+    first = scan(validation_share=0.1).source.read_bytes()
+    assert scan(validation_share=0.1).source.read_bytes() == first
+
+
+def test_labels_of_the_training_split_count_its_speakers(scan):
+    manifest = scan(validation_share=0.1)
+    labels = manifest.labels(manifest.split("train"))
+    assert np.unique(labels).tolist() == list(range(len(manifest.speakers("train"))))

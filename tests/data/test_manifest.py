@@ -1,0 +1,163 @@
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sv_sparse.data.manifest import SCHEMA, Manifest, match
+
+COLUMNS = {
+    "utterance": ["b/s/1.wav", "a/s/1.wav", "c/s/1.flac", "a/s/2.wav", "c/t/1.wav"],
+    "speaker": ["b", "a", "c", "a", "c"],
+    "session": ["s", "s", "s", "s", "t"],
+    "samples": [100, 200, 300, 400, 500],
+    "sample_rate": [16000, 16000, 8000, 16000, 16000],
+    "channels": [1, 1, 2, 1, 1],
+    "split": ["train", "train", "validation", "train", "test"],
+}
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    return Manifest.write(tmp_path / "new" / "manifest.arrow", pa.table(COLUMNS), tmp_path / "speech")
+
+
+def test_what_is_written_reads_back(manifest, tmp_path):
+    again = Manifest(manifest.source)
+    assert len(again) == 5
+    assert again.samples.tolist() == COLUMNS["samples"]
+    assert again.sample_rate.tolist() == COLUMNS["sample_rate"]
+    assert again.utterance(3) == "a/s/2.wav"
+    assert again.path(3) == str(tmp_path / "speech" / "a" / "s" / "2.wav")
+
+
+def test_a_relative_root_is_stored_as_an_absolute_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    manifest = Manifest.write("manifest.arrow", pa.table(COLUMNS), "speech")
+    monkeypatch.chdir("/")
+    assert pickle.loads(pickle.dumps(manifest)).path(0) == str(tmp_path / "speech" / "b" / "s" / "1.wav")
+
+
+def test_columns_made_of_pieces_are_joined(tmp_path):
+    table = pa.concat_tables([pa.table(COLUMNS).slice(0, 2), pa.table(COLUMNS).slice(2)])
+    manifest = Manifest.write(tmp_path / "manifest.arrow", table, tmp_path)
+    assert manifest.labels(np.arange(5)).tolist() == [1, 0, 2, 0, 2]
+
+
+def test_a_split_is_the_ascending_rows_that_carry_its_name(manifest):
+    assert manifest.split("train").tolist() == [0, 1, 3]
+    assert manifest.split("test").tolist() == [4]
+    assert manifest.split("unused").tolist() == []
+
+
+def test_an_unknown_split_lists_the_choices(manifest):
+    with pytest.raises(ValueError, match="split='dev': expected one of train, validation, test, unused"):
+        manifest.split("dev")
+
+
+def test_a_label_is_the_position_in_the_sorted_speakers_of_the_split(manifest):
+    rows = manifest.split("train")
+    assert manifest.speakers("train") == ["a", "b"]
+    assert manifest.labels(rows).tolist() == [1, 0, 0]
+    assert manifest.labels(rows).dtype == np.int64
+
+
+def test_labels_are_contiguous_within_the_rows_given(manifest):
+    assert manifest.labels(np.array([2, 0, 4])).tolist() == [1, 0, 1]
+
+
+def test_rows_follow_the_order_of_the_utterances_asked_for(manifest):
+    assert manifest.rows(["c/t/1.wav", "b/s/1.wav", "c/t/1.wav"]).tolist() == [4, 0, 4]
+
+
+def test_a_list_that_says_wav_finds_the_flac(manifest):
+    assert manifest.rows(["a/s/1.wav", "c/s/1.wav"]).tolist() == [1, 2]
+
+
+def test_an_ending_that_leaves_a_choice_is_missing():
+    assert match(["a.wav", "a.ogg"], pa.array(["a.flac", "a.opus", "a.ogg"])).tolist() == [-1, 2]
+
+
+def test_dots_in_a_folder_or_a_name_are_no_ending():
+    assert match(["a.b/c", "a/b.c.wav"], pa.array(["a/c.wav", "a/b.flac", "a/b.c.flac"])).tolist() == [-1, 2]
+
+
+def test_missing_utterances_are_counted_and_the_first_are_named(manifest):
+    with pytest.raises(ValueError, match=r"manifest.arrow: 4 of 5 utterances are missing; first v, w, x$"):
+        manifest.rows(["a/s/1.wav", "v", "w", "x", "y"])
+
+
+def test_pickling_keeps_the_path_alone(manifest):
+    pickled = pickle.dumps(manifest)
+    assert len(pickled) < 500
+    again = pickle.loads(pickled)
+    assert again.path(2) == manifest.path(2)
+    assert again.labels(np.arange(5)).tolist() == manifest.labels(np.arange(5)).tolist()
+
+
+def test_columns_are_views_of_the_mapped_file(manifest):
+    assert not manifest.samples.flags.owndata
+    assert pa.total_allocated_bytes() < 2**20
+
+
+def refused(tmp_path, columns):
+    return Manifest.write(tmp_path / "manifest.arrow", pa.table(columns), tmp_path)
+
+
+def test_duplicates_are_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"manifest.arrow: 1 utterances occur more than once; first a/s/1.wav"):
+        refused(tmp_path, COLUMNS | {"utterance": ["a/s/1.wav", "a/s/1.wav", "x", "y", "z"]})
+
+
+def test_an_empty_manifest_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"manifest.arrow: the manifest is empty"):
+        refused(tmp_path, {name: values[:0] for name, values in COLUMNS.items()})
+
+
+def test_utterances_without_samples_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"manifest.arrow: the manifest has utterances without samples"):
+        refused(tmp_path, COLUMNS | {"samples": [1, 2, 3, 0, 5]})
+
+
+def test_unknown_splits_are_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"manifest.arrow: splits are .*; found dev$"):
+        refused(tmp_path, COLUMNS | {"split": ["train", "dev", "test", "test", "test"]})
+
+
+def arrow_file(path, table):
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+    return path
+
+
+def test_missing_columns_are_named(tmp_path):
+    path = arrow_file(tmp_path / "m.arrow", pa.table(COLUMNS).drop_columns(["split", "samples"]))
+    with pytest.raises(ValueError, match=r"m.arrow: not a manifest, it lacks samples, split"):
+        Manifest(path)
+
+
+def test_a_table_without_its_root_is_refused(tmp_path):
+    path = arrow_file(tmp_path / "m.arrow", pa.table(COLUMNS).cast(SCHEMA))
+    with pytest.raises(ValueError, match=r"m.arrow: not a manifest, it lacks the root folder"):
+        Manifest(path)
+
+
+def test_empty_cells_are_refused(tmp_path):
+    columns = pa.table(COLUMNS | {"session": ["s", None, "s", "s", "t"]})
+    schema = pa.schema([field.with_nullable(True) for field in SCHEMA]).with_metadata({"root": "/"})
+    path = arrow_file(tmp_path / "m.arrow", columns.cast(schema))
+    with pytest.raises(ValueError, match=r"m.arrow: the manifest has empty cells in session"):
+        Manifest(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"id10001 id10001/a/00001.wav\n" * 9])
+def test_a_file_of_another_kind_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "list.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"list.txt: not a manifest"):
+        Manifest(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Manifest(tmp_path / "nowhere")

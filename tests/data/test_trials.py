@@ -1,0 +1,78 @@
+import time
+
+import numpy as np
+import pytest
+
+from sv_sparse.data.trials import read_trials, write_trials
+
+TWO = "1 a/s/1.wav a/s/2.wav\n0 a/s/1.wav b/s/1.wav\n"
+
+
+def test_a_list_reads_as_labels_and_indices_into_its_distinct_utterances(tmp_path):
+    path = tmp_path / "veri_test.txt"
+    path.write_text(TWO)
+    trials = read_trials(path)
+    assert trials.name == "veri_test"
+    assert len(trials) == 2
+    assert trials.is_target.tolist() == [True, False]
+    assert trials.utterances == ["a/s/1.wav", "a/s/2.wav", "b/s/1.wav"]
+    assert trials.enrolment.tolist() == [0, 0]
+    assert trials.test.tolist() == [1, 2]
+
+
+def test_line_ends_tabs_blank_lines_and_a_byte_order_mark_do_not_matter(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"\xef\xbb\xbf\r\n" + TWO.replace(" ", "\t").replace("\n", "\r\n\r\n").encode())
+    assert read_trials(path).utterances == ["a/s/1.wav", "a/s/2.wav", "b/s/1.wav"]
+
+
+def test_what_is_written_reads_back(tmp_path):
+    path = tmp_path / "list.txt"
+    write_trials(path, [True, False], ["a/s/1.wav", "a/s/1.wav"], ["a/s/2.wav", "b/s/1.wav"])
+    assert path.read_text() == TWO
+    assert read_trials(path).is_target.tolist() == [True, False]
+
+
+def test_writing_sides_of_different_lengths_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="shorter"):
+        write_trials(tmp_path / "list.txt", [True, False], ["a", "b"], ["c"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("line", ["2 a b", "1 a", "1 a b c", "a/s/1.wav a/s/2.wav 1", "True a b"])
+def test_a_line_in_another_format_is_named_with_file_number_and_text(tmp_path, line):
+    path = tmp_path / "list.txt"
+    path.write_text(f"{TWO}\n{line}\n")
+    with pytest.raises(ValueError, match=f"list.txt, line 4: .*label of 0 or 1.*got '{line}'"):
+        read_trials(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("", "0 targets and 0"), ("1 a b\n", "1 targets and 0"), ("0 a b\n0 a c\n", "0 targets and 2")],
+)
+def test_a_list_without_targets_or_nontargets_is_refused(tmp_path, text, found):
+    path = tmp_path / "list.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"list.txt: .*found {found} nontargets"):
+        read_trials(path)
+
+
+def test_a_file_that_is_no_text_is_refused_by_name(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"\xff\xfe\x00\xd8")
+    with pytest.raises(ValueError, match=r"list.txt: expected a text file"):
+        read_trials(path)
+
+
+def test_voxceleb1_e_is_read_in_seconds(tmp_path):
+    path = tmp_path / "list_test_all.txt"
+    rng = np.random.default_rng(0)
+    names = [f"id{speaker:05d}/abcdefghijk/{number:05d}.wav" for speaker in range(1251) for number in range(100)]
+    left, right = rng.integers(len(names), size=(2, 580_000))
+    write_trials(path, (np.arange(580_000) % 2).tolist(), [names[i] for i in left], [names[i] for i in right])
+    started = time.perf_counter()
+    trials = read_trials(path)
+    assert time.perf_counter() - started < 10  # about 1 s on an idle core
+    assert len(trials) == 580_000
+    assert trials.utterances[trials.test[-1]] == names[right[-1]]

@@ -1,0 +1,97 @@
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from sv_sparse.models.resnet import ResNet34
+
+
+def small() -> ResNet34:
+    return ResNet34(base_channels=4, embedding_dim=8, mel_bins=20)
+
+
+def in_channels_last(model: nn.Module) -> bool:
+    """Whether every square convolution with more than one input channel keeps its weights channels-last."""
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    return all(convolution.weight.is_contiguous(memory_format=torch.channels_last) for convolution in convolutions)
+
+
+def test_the_size_is_that_of_the_published_model() -> None:
+    with torch.device("meta"):
+        model = ResNet34()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 6_634_336
+    assert len(list(model.parameters())) == 110
+
+
+def test_the_memory_order_changes_no_result() -> None:
+    torch.manual_seed(0)
+    model = small().eval()
+    filterbank = torch.randn(2, 20, 40)
+    x = filterbank.unsqueeze(1)
+    plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    x = plain.stages(plain.norm(plain.conv(x)).relu())
+    mean, std = x.mean(dim=3), x.var(dim=3).clamp(min=1e-8).sqrt()
+    expected = plain.embedding(torch.cat([mean.flatten(1), std.flatten(1)], dim=1))
+    torch.testing.assert_close(model(filterbank), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bins_and_frames_are_halved_three_times_rounding_up() -> None:
+    images = small().stages(torch.randn(2, 4, 20, 41))
+    assert images.shape == (2, 32, 3, 6)
+
+
+def test_copies_and_loaded_states_stay_channels_last() -> None:
+    torch.manual_seed(0)
+    model = small()
+    assert in_channels_last(model)
+    assert in_channels_last(copy.deepcopy(model))
+    file = io.BytesIO()
+    plain = {name: value.contiguous() for name, value in model.state_dict().items()}
+    torch.save(plain, file)
+    file.seek(0)
+    twin = small()
+    twin.load_state_dict(torch.load(file, weights_only=True))
+    assert in_channels_last(twin)
+    filterbank = torch.randn(2, 20, 40)
+    assert torch.equal(twin.eval()(filterbank), model.eval()(filterbank))
+
+
+def test_embeddings_under_autocast_are_float32_and_close() -> None:
+    torch.manual_seed(0)
+    model = small().eval()
+    filterbank = torch.randn(2, 20, 40)
+    with torch.autocast("cpu", torch.bfloat16):
+        embedding = model(filterbank)
+    assert embedding.dtype == torch.float32
+    assert torch.cosine_similarity(embedding, model(filterbank)).min() > 0.999
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_every_parameter_gets_a_finite_gradient_even_from_constant_input(scale: float) -> None:
+    model = small()
+    with torch.autocast("cpu", torch.bfloat16):
+        embedding = model(scale * torch.randn(4, 20, 30))
+    embedding.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_it_can_be_exported_with_any_batch_size_and_length() -> None:
+    model = small().eval()
+    axes = ({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC},)
+    exported = torch.export.export(model, (torch.randn(2, 20, 40),), dynamic_shapes=axes).module()
+    filterbank = torch.randn(3, 20, 55)
+    torch.testing.assert_close(exported(filterbank), model(filterbank))
+
+
+@pytest.mark.parametrize("setting", ["base_channels", "embedding_dim", "mel_bins"])
+def test_a_wrong_setting_is_named_with_what_is_allowed(setting: str) -> None:
+    with pytest.raises(ValueError, match=f"{setting} must be at least 1, got 0"):
+        ResNet34(**{setting: 0})
+
+
+def test_too_short_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 2 frames at its input, got 1"):
+        small()(torch.zeros(2, 20, 8))
+    assert small()(torch.zeros(2, 20, 9)).shape == (2, 8)

@@ -1,0 +1,313 @@
+"""Laws of the Bregman optimizers."""
+
+import copy
+import io
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sv_sparse.optim import AdaBreg, Feedback, LinBreg, partition, sparse_init_
+from sv_sparse.optim.prox import shrink, subgradient
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv1d(4, 8, 3, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6, 5)
+    )
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, start: int = 0, after=None) -> None:
+    for step in range(start, start + steps):
+        generator = torch.Generator().manual_seed(step)
+        x, y = torch.randn(16, 4, 8, generator=generator), torch.randint(5, (16,), generator=generator)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        if after is not None:
+            after()
+
+
+def weights(model: nn.Module) -> list[torch.Tensor]:
+    return [param.detach().clone() for param in model.parameters()]
+
+
+def same(left: nn.Module, right: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(left.parameters(), right.parameters(), strict=True))
+
+
+SGD_SETTINGS = [
+    {},
+    {"momentum": 0.9},
+    {"momentum": 0.9, "nesterov": True},
+    {"momentum": 0.9, "dampening": 0.1},
+    {"momentum": 0.9, "weight_decay": 0.01},
+    {"weight_decay": 0.1, "maximize": True},
+]
+
+
+@pytest.mark.parametrize("settings", SGD_SETTINGS)
+def test_linbreg_without_lambda_is_sgd(settings):
+    left, right = network(), network()
+    train(left, LinBreg(left.parameters(), lr=0.05, lambda_=0.0, **settings), 20)
+    train(right, torch.optim.SGD(right.parameters(), lr=0.05, fused=True, **settings), 20)
+    for a, b in zip(left.parameters(), right.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", SGD_SETTINGS[:4])
+def test_linbreg_without_lambda_and_weight_decay_is_sgd_to_the_last_bit(settings):
+    left, right = network(), network()
+    train(left, LinBreg(left.parameters(), lr=0.05, lambda_=0.0, **settings), 20)
+    train(right, torch.optim.SGD(right.parameters(), lr=0.05, fused=True, **settings), 20)
+    assert same(left, right)
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_adabreg_without_lambda_is_adam_to_the_last_bit(maximize):
+    left, right = network(), network()
+    settings = {"betas": (0.8, 0.99), "eps": 1e-6, "maximize": maximize}
+    train(left, AdaBreg(left.parameters(), lr=0.01, lambda_=0.0, **settings), 20)
+    train(right, torch.optim.Adam(right.parameters(), lr=0.01, fused=True, **settings), 20)
+    assert same(left, right)
+
+
+def test_adabreg_without_lambda_and_with_weight_decay_is_adamw():
+    left, right = network(), network()
+    train(left, AdaBreg(left.parameters(), lr=0.01, lambda_=0.0, weight_decay=0.1), 20)
+    train(right, torch.optim.AdamW(right.parameters(), lr=0.01, weight_decay=0.1), 20)
+    for a, b in zip(left.parameters(), right.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("delta", [1.0, 0.5, 2.0])
+@pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
+def test_delta_scales_the_step_where_nothing_is_regularized(kind, delta):
+    left, right = network(), network()
+    train(left, kind(left.parameters(), lr=0.01, lambda_=0.0, delta=delta), 5)
+    train(right, kind(right.parameters(), lr=0.01 * delta, lambda_=0.0), 5)
+    for a, b in zip(left.parameters(), right.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("delta", [1.0, 0.5])
+@pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
+def test_after_every_step_the_weights_are_the_shrunk_duals_exactly(kind, delta):
+    model = network()
+    optimizer = kind(partition(model), lr=0.05, lambda_=0.02, delta=delta, weight_decay=0.01)
+
+    def check() -> None:
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                dual = optimizer.state[param]["dual"]
+                expected = dual if group["regularizer"] == "none" else shrink(dual, group["lambda_"])
+                assert torch.equal(param, delta * expected)
+
+    train(model, optimizer, 10, after=check)
+    assert any((param == 0).any() for param in optimizer.param_groups[0]["params"])
+
+
+@pytest.mark.parametrize("delta", [1.0, 0.5])
+def test_the_first_dual_is_a_subgradient_whose_read_out_is_the_weight(delta):
+    weight = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    weight[::3] = 0.0
+    lambda_ = torch.tensor(0.3)
+    dual = subgradient(weight, lambda_, delta)
+    slope = dual - weight / delta
+    assert (slope.abs() <= lambda_ * (1 + 1e-6)).all()
+    torch.testing.assert_close(slope[weight != 0], lambda_ * weight[weight != 0].sign())
+    torch.testing.assert_close(delta * shrink(dual, lambda_), weight, rtol=0, atol=1e-6)
+
+
+def test_a_change_of_lambda_moves_live_weights_by_its_amount():
+    model = nn.Linear(50, 40, bias=False)
+    optimizer = LinBreg(model.parameters(), lr=0.0, lambda_=0.1)
+    model.weight.grad = torch.zeros_like(model.weight)
+    optimizer.step()
+    before = model.weight.detach().clone()
+    optimizer.param_groups[0]["lambda_"].add_(0.05)
+    optimizer.step()
+    live = model.weight != 0
+    expected = before - 0.05 * before.sign()
+    torch.testing.assert_close(model.weight[live], expected[live], rtol=1e-4, atol=1e-6)
+    assert ((before.abs() > 0.0501) == live)[(before.abs() - 0.05).abs() > 1e-4].all()
+
+
+@pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
+def test_saving_and_loading_changes_no_bit_even_after_lr_and_lambda_changed(kind):
+    settings = {"momentum": 0.9} if kind is LinBreg else {}
+    model = network()
+    optimizer = kind(partition(model), lr=0.05, lambda_=0.02, **settings)
+    train(model, optimizer, 5)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.02
+        group["lambda_"].mul_(1.5)
+    buffer = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+    other = network(seed=1)
+    resumed = kind(partition(other), lr=0.5, lambda_=7.0, **settings)
+    other.load_state_dict(saved["model"])
+    resumed.load_state_dict(saved["optimizer"])
+    train(model, optimizer, 5, start=5)
+    train(other, resumed, 5, start=5)
+    assert same(model, other)
+
+
+def test_a_loaded_lambda_is_not_shared_with_the_state_it_came_from():
+    model = network()
+    optimizer = AdaBreg(partition(model), lambda_=0.5)
+    state = optimizer.state_dict()
+    resumed = AdaBreg(partition(network()), lambda_=0.1)
+    resumed.load_state_dict(state)
+    resumed.param_groups[0]["lambda_"].fill_(9.0)
+    assert optimizer.param_groups[0]["lambda_"].item() == 0.5
+
+
+def test_bf16_parameters_keep_float32_state_also_across_loading():
+    model = nn.Linear(8, 8).bfloat16()
+    optimizer = AdaBreg(model.parameters(), lr=1e-4, lambda_=0.01)
+    start = model.weight.detach().clone()
+    for _ in range(50):
+        model.weight.grad = torch.ones_like(model.weight)
+        optimizer.step()
+    resumed = AdaBreg(copy.deepcopy(model).parameters(), lr=1e-4, lambda_=0.01)
+    resumed.load_state_dict(optimizer.state_dict())
+    for one in (optimizer, resumed):
+        assert {value.dtype for state in one.state.values() for value in state.values()} == {torch.float32}
+    assert (model.weight < start).float().mean() > 0.5  # 50 steps of 1e-4 would vanish one by one in bf16
+
+
+def recorded_adabreg(weight, gradients, lambdas, lr, betas, eps):
+    """AdaBreg from its formulas, in float64."""
+    dual = weight + lambdas[0] * np.sign(weight)
+    m, u = np.zeros_like(weight), np.zeros_like(weight)
+    path = []
+    for t, (gradient, lambda_) in enumerate(zip(gradients, lambdas, strict=True), start=1):
+        m = betas[0] * m + (1 - betas[0]) * gradient(weight)
+        u = betas[1] * u + (1 - betas[1]) * gradient(weight) ** 2
+        dual = dual - lr * (m / (1 - betas[0] ** t)) / (np.sqrt(u / (1 - betas[1] ** t)) + eps)
+        weight = np.sign(dual) * np.maximum(np.abs(dual) - lambda_, 0)
+        path.append(weight)
+    return path
+
+
+def recorded_linbreg(weight, gradients, lambdas, lr, momentum):
+    """LinBreg from its formulas, in float64."""
+    dual = weight + lambdas[0] * np.sign(weight)
+    buffer = None
+    path = []
+    for gradient, lambda_ in zip(gradients, lambdas, strict=True):
+        buffer = gradient(weight) if buffer is None else momentum * buffer + gradient(weight)
+        dual = dual - lr * buffer
+        weight = np.sign(dual) * np.maximum(np.abs(dual) - lambda_, 0)
+        path.append(weight)
+    return path
+
+
+@pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
+def test_two_hundred_steps_follow_the_formulas_in_float64(kind):
+    generator = np.random.default_rng(0)
+    matrix, goal = generator.normal(size=(30, 20)), generator.normal(size=30)
+    start = generator.normal(size=20) * (generator.random(20) < 0.5)
+    lambdas = np.float32(0.2) + np.float32(0.1) * np.sin(np.arange(200) / 20).astype(np.float32)
+    gradients = [lambda w: matrix.T @ (matrix @ w - goal) / 30] * 200
+    param = nn.Parameter(torch.tensor(start))
+    if kind is LinBreg:
+        expected = recorded_linbreg(start, gradients, lambdas.astype(np.float64), 0.1, 0.5)
+        optimizer = LinBreg([param], lr=0.1, momentum=0.5, lambda_=float(lambdas[0]))
+    else:
+        expected = recorded_adabreg(start, gradients, lambdas.astype(np.float64), 0.02, (0.9, 0.999), 1e-8)
+        optimizer = AdaBreg([param], lr=0.02, lambda_=float(lambdas[0]))
+    for lambda_, weight in zip(lambdas, expected, strict=True):
+        optimizer.param_groups[0]["lambda_"].fill_(float(lambda_))
+        param.grad = torch.tensor(matrix.T @ (matrix @ param.detach().numpy() - goal) / 30)
+        optimizer.step()
+        np.testing.assert_allclose(param.detach().numpy(), weight, rtol=1e-7, atol=1e-9)
+
+
+def test_a_learning_rate_scheduler_and_an_added_group_work():
+    model = network()
+    optimizer = AdaBreg(model[0].parameters(), lr=0.1, lambda_=0.01)
+    optimizer.add_param_group({"params": model[4].parameters(), "regularizer": "none", "lambda_": 5.0})
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)
+    train(model, optimizer, 4, after=scheduler.step)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.025, 0.025]
+    assert not (model[4].weight == 0).any()
+
+
+def test_a_closure_is_evaluated_and_its_loss_returned():
+    param = nn.Parameter(torch.tensor([1.0, -1.0]))
+    optimizer = LinBreg([param], lr=0.1, lambda_=0.0)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (param**2).sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 2.0
+    torch.testing.assert_close(param.detach(), torch.tensor([0.8, -0.8]))
+
+
+def test_the_learning_rate_may_be_a_tensor():
+    left, right = network(), network()
+    train(left, AdaBreg(left.parameters(), lr=torch.tensor(0.01), lambda_=0.01, weight_decay=0.1), 5)
+    train(right, AdaBreg(right.parameters(), lr=0.01, lambda_=0.01, weight_decay=0.1), 5)
+    for a, b in zip(left.parameters(), right.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_an_overflow_found_by_the_grad_scaler_skips_the_step():
+    model = network()
+    optimizer = AdaBreg(partition(model), lr=0.01, lambda_=0.01)
+    train(model, optimizer, 1)
+    before = weights(model)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(model(torch.randn(4, 4, 8)).sum() * float("inf")).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_parameters_without_gradient_are_left_alone():
+    model = network()
+    optimizer = AdaBreg(model.parameters(), lambda_=0.1)
+    before = weights(model)
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (AdaBreg, {"lr": -1.0}, "lr must be 0 or more, got -1.0"),
+        (AdaBreg, {"lambda_": -0.1}, "lambda_ must be 0 or more, got -0.1"),
+        (AdaBreg, {"delta": 0.0}, "delta must be above 0, got 0.0"),
+        (AdaBreg, {"weight_decay": -1.0}, "weight_decay must be 0 or more, got -1.0"),
+        (AdaBreg, {"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\), got \(0.9, 1.0\)"),
+        (AdaBreg, {"eps": -1e-8}, "eps must be 0 or more, got -1e-08"),
+        (AdaBreg, {"regularizer": "l2"}, "regularizer must be one of l1, none, got 'l2'"),
+        (LinBreg, {"momentum": -0.5}, "momentum must be 0 or more, got -0.5"),
+        (LinBreg, {"nesterov": True}, "nesterov must be used with momentum above 0 and dampening 0, got True"),
+    ],
+)
+def test_a_setting_out_of_bounds_is_named_with_its_bounds(kind, settings, message):
+    with pytest.raises(ValueError, match=message):
+        kind(network().parameters(), **settings)
+
+
+def test_five_lines_make_a_plain_training_loop_sparse():
+    model = network()
+    groups = partition(model)
+    sparse_init_((param for _, param in groups[0]["params"]), density=0.1)
+    optimizer = AdaBreg(groups, lr=1e-2, lambda_=0.1)
+    controller = Feedback(optimizer, target_sparsity=0.75, total_steps=100)
+    train(model, optimizer, 100, after=controller.step)
+    controller.land()
+    sparse = optimizer.param_groups[0]["params"]
+    zeros, size = sum(int((p == 0).sum()) for p in sparse), sum(p.numel() for p in sparse)
+    assert size - zeros == round(0.25 * size)

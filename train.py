@@ -1,0 +1,43 @@
+"""Train a speaker-verification network to a target sparsity: python train.py model=ecapa target_sparsity=0.9."""
+
+import sys
+import time
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from sv_sparse.build import build, prepare_corpus
+from sv_sparse.landing import evaluate, land, training_mean
+from sv_sparse.report import collect, write_report
+from sv_sparse.run import clear_errors, logged, open_run
+from sv_sparse.settings import check_names
+from sv_sparse.trainer import Trainer
+
+CONF = Path(__file__).resolve().parent / "conf"
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def main(config: DictConfig) -> None:
+    """Compose, check, build, train, land, evaluate, report."""
+    started = time.monotonic()
+    with clear_errors():
+        settings, folder = open_run(config)
+        with logged(folder):
+            experiment = build(settings, folder, prepare_corpus(settings, folder))
+            trainer = Trainer(experiment, started)
+            trainer.fit()
+            landing = land(experiment)
+            mean = training_mean(experiment)
+            trainer.save_network("model.pt", mean, landing)
+            evaluations = evaluate(experiment, mean)
+            results = collect(experiment, landing, evaluations, trainer.untrained, trainer.seconds())
+            trainer.finish(results)
+            table = write_report(folder, results)
+        print(f"\n{folder}/report.md\n\n{table}")
+
+
+if __name__ == "__main__":
+    with clear_errors():
+        check_names(sys.argv[1:], CONF)
+    main()
