@@ -84,4 +84,6 @@ def margin_at(progress: float, margin: float, *, start: float = 0.13, end: float
         raise ValueError(f"the margin schedule needs 0 <= start <= end <= 1, got start={start}, end={end}")
     if progress >= end:
         return margin
-    return margin * max(0.0, progress - start) / (end - start)
+    if progress <= start:
+        return 0.0
+    return margin * (progress - start) / (end - start)

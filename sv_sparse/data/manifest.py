@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sv_sparse.storage import atomic_write
@@ -31,9 +32,9 @@ _ROOT = b"root"
 class Manifest:
     """The utterances below one root folder, one row each.
 
-    The file is in Arrow's IPC format, one uncompressed record batch, and is mapped into memory, not read: opening
-    takes no time, there is no Python object per row, and all processes of a machine share one copy. Pickling
-    keeps the path alone; whoever unpickles maps the file again.
+    The table is a Parquet file. Parquet has to be decoded, so the first opening leaves a copy in Arrow's own format
+    beside it (``.arrow``), which is mapped into memory, not read: there is no Python object per row, and all
+    processes of a machine share one copy. Pickling keeps the path alone; whoever unpickles maps the copy again.
 
     Args:
         path: A file written by :meth:`write`.
@@ -50,12 +51,14 @@ class Manifest:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._map(Path(path).absolute())
-        _validate(self.source, self._table)
+        source = Path(path).absolute()
+        copy = _copy_of(source)
+        if not copy.is_file() or copy.stat().st_mtime_ns < source.stat().st_mtime_ns:
+            _write_copy(copy, _read(source))
+        self._map(source)
 
     def _map(self, source: Path) -> None:
-        table = _open(source)
-        self._table = table
+        table = pa.ipc.open_file(pa.memory_map(str(_copy_of(source)))).read_all()
         self._utterance: pa.StringArray = table.column("utterance").chunk(0)
         self._speaker: pa.DictionaryArray = table.column("speaker").chunk(0)
         self._split: pa.DictionaryArray = table.column("split").chunk(0)
@@ -71,9 +74,9 @@ class Manifest:
         path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {_ROOT: os.fsencode(Path(root).absolute())}
         table = table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata(metadata)
-        whole = table.unify_dictionaries().combine_chunks()  # one batch, so that every column is one buffer
-        with atomic_write(path) as file, pa.ipc.new_file(file, whole.schema) as writer:
-            writer.write_table(whole)
+        _copy_of(path.absolute()).unlink(missing_ok=True)
+        with atomic_write(path) as file:
+            pq.write_table(table, file)
         return cls(path)
 
     def __getstate__(self) -> Path:
@@ -164,17 +167,30 @@ def _stem(utterances: pa.StringArray) -> pa.StringArray:
     return pc.replace_substring_regex(utterances, r"\.[^./]*$", "")
 
 
-def _open(source: Path) -> pa.Table:
+def _copy_of(source: Path) -> Path:
+    return source.with_suffix(".arrow")
+
+
+def _write_copy(copy: Path, table: pa.Table) -> None:
+    whole = table.unify_dictionaries().combine_chunks()  # one batch, so that every column is one buffer
+    with atomic_write(copy) as file, pa.ipc.new_file(file, whole.schema) as writer:
+        writer.write_table(whole)
+
+
+def _read(source: Path) -> pa.Table:
+    """The validated table of a Parquet file."""
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(source))).read_all()
+        table = pq.read_table(source, memory_map=True, partitioning=None)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{source}: not a manifest ({error})") from error
     missing = [name for name in SCHEMA.names if name not in table.schema.names]
-    if missing or _ROOT not in (table.schema.metadata or {}):
+    metadata = table.schema.metadata or {}
+    if missing or _ROOT not in metadata:
         raise ValueError(f"{source}: not a manifest, it lacks {', '.join(missing) or 'the root folder'}")
     if not len(table):
         raise ValueError(f"{source}: the manifest is empty")
-    return table
+    _validate(source, table)
+    return table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata({_ROOT: metadata[_ROOT]})
 
 
 def _validate(source: Path, table: pa.Table) -> None:

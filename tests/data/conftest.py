@@ -60,6 +60,6 @@ def tabulate(tmp_path: Path) -> Callable[..., Manifest]:
             "channels": [info.channels for info in infos],
             "split": ["train"] * len(keys),
         }
-        return Manifest.write(tmp_path / "manifest.arrow", pa.table(columns), root)
+        return Manifest.write(tmp_path / "manifest.parquet", pa.table(columns), root)
 
     return write

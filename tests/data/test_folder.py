@@ -23,7 +23,7 @@ def scan(tmp_path, corpus, trials):
             "validation_share": 0.0,
             "seed": 1,
             "max_unreadable": 0.0,
-            "out": tmp_path / "manifest.arrow",
+            "out": tmp_path / "manifest.parquet",
         }
         return scan_folder(root, **(settings | changes))
 

@@ -2,6 +2,7 @@ import pickle
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sv_sparse.data.manifest import SCHEMA, Manifest, match
@@ -19,7 +20,7 @@ COLUMNS = {
 
 @pytest.fixture
 def manifest(tmp_path):
-    return Manifest.write(tmp_path / "new" / "manifest.arrow", pa.table(COLUMNS), tmp_path / "speech")
+    return Manifest.write(tmp_path / "new" / "manifest.parquet", pa.table(COLUMNS), tmp_path / "speech")
 
 
 def test_what_is_written_reads_back(manifest, tmp_path):
@@ -33,14 +34,14 @@ def test_what_is_written_reads_back(manifest, tmp_path):
 
 def test_a_relative_root_is_stored_as_an_absolute_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    manifest = Manifest.write("manifest.arrow", pa.table(COLUMNS), "speech")
+    manifest = Manifest.write("manifest.parquet", pa.table(COLUMNS), "speech")
     monkeypatch.chdir("/")
     assert pickle.loads(pickle.dumps(manifest)).path(0) == str(tmp_path / "speech" / "b" / "s" / "1.wav")
 
 
 def test_columns_made_of_pieces_are_joined(tmp_path):
     table = pa.concat_tables([pa.table(COLUMNS).slice(0, 2), pa.table(COLUMNS).slice(2)])
-    manifest = Manifest.write(tmp_path / "manifest.arrow", table, tmp_path)
+    manifest = Manifest.write(tmp_path / "manifest.parquet", table, tmp_path)
     assert manifest.labels(np.arange(5)).tolist() == [1, 0, 2, 0, 2]
 
 
@@ -83,7 +84,7 @@ def test_dots_in_a_folder_or_a_name_are_no_ending():
 
 
 def test_missing_utterances_are_counted_and_the_first_are_named(manifest):
-    with pytest.raises(ValueError, match=r"manifest.arrow: 4 of 5 utterances are missing; first v, w, x$"):
+    with pytest.raises(ValueError, match=r"manifest.parquet: 4 of 5 utterances are missing; first v, w, x$"):
         manifest.rows(["a/s/1.wav", "v", "w", "x", "y"])
 
 
@@ -101,52 +102,51 @@ def test_columns_are_views_of_the_mapped_file(manifest):
 
 
 def refused(tmp_path, columns):
-    return Manifest.write(tmp_path / "manifest.arrow", pa.table(columns), tmp_path)
+    return Manifest.write(tmp_path / "manifest.parquet", pa.table(columns), tmp_path)
 
 
 def test_duplicates_are_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match=r"manifest.arrow: 1 utterances occur more than once; first a/s/1.wav"):
+    with pytest.raises(ValueError, match=r"manifest.parquet: 1 utterances occur more than once; first a/s/1.wav"):
         refused(tmp_path, COLUMNS | {"utterance": ["a/s/1.wav", "a/s/1.wav", "x", "y", "z"]})
 
 
 def test_an_empty_manifest_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"manifest.arrow: the manifest is empty"):
+    with pytest.raises(ValueError, match=r"manifest.parquet: the manifest is empty"):
         refused(tmp_path, {name: values[:0] for name, values in COLUMNS.items()})
 
 
 def test_utterances_without_samples_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"manifest.arrow: the manifest has utterances without samples"):
+    with pytest.raises(ValueError, match=r"manifest.parquet: the manifest has utterances without samples"):
         refused(tmp_path, COLUMNS | {"samples": [1, 2, 3, 0, 5]})
 
 
 def test_unknown_splits_are_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match=r"manifest.arrow: splits are .*; found dev$"):
+    with pytest.raises(ValueError, match=r"manifest.parquet: splits are .*; found dev$"):
         refused(tmp_path, COLUMNS | {"split": ["train", "dev", "test", "test", "test"]})
 
 
-def arrow_file(path, table):
-    with pa.ipc.new_file(str(path), table.schema) as writer:
-        writer.write_table(table)
+def parquet_file(path, table):
+    pq.write_table(table, path)
     return path
 
 
 def test_missing_columns_are_named(tmp_path):
-    path = arrow_file(tmp_path / "m.arrow", pa.table(COLUMNS).drop_columns(["split", "samples"]))
-    with pytest.raises(ValueError, match=r"m.arrow: not a manifest, it lacks samples, split"):
+    path = parquet_file(tmp_path / "m.parquet", pa.table(COLUMNS).drop_columns(["split", "samples"]))
+    with pytest.raises(ValueError, match=r"m.parquet: not a manifest, it lacks samples, split"):
         Manifest(path)
 
 
 def test_a_table_without_its_root_is_refused(tmp_path):
-    path = arrow_file(tmp_path / "m.arrow", pa.table(COLUMNS).cast(SCHEMA))
-    with pytest.raises(ValueError, match=r"m.arrow: not a manifest, it lacks the root folder"):
+    path = parquet_file(tmp_path / "m.parquet", pa.table(COLUMNS).cast(SCHEMA))
+    with pytest.raises(ValueError, match=r"m.parquet: not a manifest, it lacks the root folder"):
         Manifest(path)
 
 
 def test_empty_cells_are_refused(tmp_path):
     columns = pa.table(COLUMNS | {"session": ["s", None, "s", "s", "t"]})
     schema = pa.schema([field.with_nullable(True) for field in SCHEMA]).with_metadata({"root": "/"})
-    path = arrow_file(tmp_path / "m.arrow", columns.cast(schema))
-    with pytest.raises(ValueError, match=r"m.arrow: the manifest has empty cells in session"):
+    path = parquet_file(tmp_path / "m.parquet", columns.cast(schema))
+    with pytest.raises(ValueError, match=r"m.parquet: the manifest has empty cells in session"):
         Manifest(path)
 
 
@@ -161,3 +161,9 @@ def test_a_file_of_another_kind_is_refused_by_name(tmp_path, content):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         Manifest(tmp_path / "nowhere")
+
+
+def test_a_newer_manifest_is_not_served_from_an_old_copy(manifest, tmp_path):
+    other = {name: values[:2] for name, values in COLUMNS.items()}
+    assert len(Manifest.write(manifest.source, pa.table(other), tmp_path)) == 2
+    assert len(Manifest(manifest.source)) == 2
