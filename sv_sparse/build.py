@@ -63,6 +63,7 @@ class Experiment:
     network: nn.Module
     head: AAMSoftmax
     optimizer: BregmanOptimizer
+    peak_lr: float
     controller: Controller
     dataset: Crops
     batches: EpochBatches
@@ -163,7 +164,8 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
         _start_sparse(chosen, settings)
     network.to(compute.device)
     head.to(compute.device)
-    optimizer = instantiate(settings["optim"])(groups)
+    lr = peak_lr(settings)
+    optimizer = instantiate(settings["optim"] | {"lr": lr})(groups)
     steps = trainer["epochs"] * len(batches)
     controller = instantiate(settings["sparsity"]["controller"])(optimizer, settings["target_sparsity"], steps)
     _say(groups, corpus, compute, steps)
@@ -176,11 +178,26 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
         network=network,
         head=head,
         optimizer=optimizer,
+        peak_lr=lr,
         controller=controller,
         dataset=dataset,
         batches=batches,
         loader=make_loader(dataset, batches, _workers(trainer["workers"]), compute.device),
     )
+
+
+def peak_lr(settings: Settings) -> float:
+    """The learning rate that the schedule scales: one number, or one each for sparse and dense runs.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    lr = settings["optim"]["lr"]
+    if isinstance(lr, dict):
+        lr = lr["sparse" if settings["target_sparsity"] > 0 else "dense"]
+    if not isinstance(lr, (int, float)):
+        raise ValueError(f"optim.lr must be a number, or {{sparse: number, dense: number}}, got {lr!r}")
+    return lr
 
 
 def _start_sparse(params: Sequence[Tensor], settings: Settings) -> None:

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,22 +26,20 @@ class Monitor:
     Args:
         folder: the run folder.
         step: steps done before.
-        total_steps: length of the run.
     """
 
-    def __init__(self, folder: Path, step: int, total_steps: int) -> None:
+    def __init__(self, folder: Path, step: int) -> None:
         self.path = folder / "metrics.jsonl"
         rows = read_rows(self.path)
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
-        self.bar = tqdm(
-            total=total_steps,
-            initial=step,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 30,
-            desc="training",
-        )
+
+    @contextmanager
+    def progress(self, step: int, total_steps: int) -> Iterator[None]:
+        """Show a progress bar from ``step`` to ``total_steps`` while inside."""
+        interval = 0.5 if sys.stderr.isatty() else 30
+        with tqdm(total=total_steps, initial=step, unit="step", mininterval=interval, desc="training") as self.bar:
+            yield
 
     def advance(self) -> None:
         """One step is done."""
@@ -75,8 +74,7 @@ class Monitor:
         self.writer.add_hparams(plain, {f"final/{name}": value for name, value in figures.items()}, run_name=".")
 
     def close(self) -> None:
-        """Close the bar and make what was written durable."""
-        self.bar.close()
+        """Make what was written durable."""
         self.writer.close()
         with open(self.path, "a", encoding="utf-8") as file:
             os.fsync(file.fileno())

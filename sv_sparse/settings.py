@@ -68,7 +68,7 @@ def _refuse_unknown(key: str, known: Settings, groups: Sequence[str]) -> None:
     node: Any = known
     parts = key.split(".")
     for depth, part in enumerate(parts):
-        valid = [name for name in node if name != "_target_"] if isinstance(node, dict) else []
+        valid = [name for name in node if not name.startswith("_")] if isinstance(node, dict) else []
         if part not in valid:
             inside = f" under {'.'.join(parts[:depth])}" if depth else ""
             own = [name for name in valid if depth or name not in groups]

@@ -55,7 +55,7 @@ class Trainer:
         self.started = started
         if self.last.is_file():
             self._restore()
-        self.monitor = Monitor(experiment.folder, self.progress.step, experiment.total_steps)
+        self.monitor = Monitor(experiment.folder, self.progress.step)
         self.timer = Timer()
 
     def fit(self) -> None:
@@ -71,7 +71,7 @@ class Trainer:
             mean = training_mean(self.experiment)
             self.untrained = [evaluation.as_dict() for evaluation in evaluate(self.experiment, mean)]
             self._save()
-        with stop_requests() as requests:
+        with stop_requests() as requests, self.monitor.progress(self.progress.step, self.experiment.total_steps):
             while self.progress.epoch < self.settings["epochs"]:
                 self._train_epoch(requests)
                 self._finish_epoch()
@@ -114,7 +114,7 @@ class Trainer:
         step, total = self.progress.step, self.experiment.total_steps
         factor = warmup_exponential(step, total, warmup=self.settings["warmup"], final=self.settings["final_lr"])
         for group in self.experiment.optimizer.param_groups:
-            group["lr"] = self.experiment.settings["optim"]["lr"] * factor
+            group["lr"] = self.experiment.peak_lr * factor
         self.experiment.head.margin = margin_at(
             step / total,
             self.experiment.settings["head"]["margin"],

@@ -32,8 +32,9 @@ def det_curve(scores: NDArray[np.floating], is_target: NDArray[np.bool_]) -> Cur
         is_target: [trials].
 
     Returns:
-        ``p_miss`` (falling from 1 to 0), ``p_fa`` (rising from 0 to 1), ``thresholds`` (falling from infinity); a
-        trial is accepted where its score is at least the threshold.
+        ``p_miss`` (falling from 1 to 0), ``p_fa`` (rising from 0 to 1), ``thresholds`` (falling from just
+        above the largest score, where nothing is accepted); a trial is accepted where its score is at least the
+        threshold.
 
     Raises:
         ValueError: there are no targets or no nontargets, or a score is not finite.
@@ -42,7 +43,8 @@ def det_curve(scores: NDArray[np.floating], is_target: NDArray[np.bool_]) -> Cur
         raise ValueError(f"{np.count_nonzero(~np.isfinite(scores))} of {len(scores)} scores are not finite")
     if is_target.all() or not is_target.any():
         raise ValueError(f"trials need targets and nontargets, got {is_target.sum()} targets of {len(is_target)}")
-    p_fa, p_hit, thresholds = roc_curve(is_target, scores, drop_intermediate=False)
+    p_fa, p_hit, thresholds = roc_curve(is_target, scores.astype(np.float64), drop_intermediate=False)
+    thresholds[0] = np.nextafter(thresholds[1], np.inf)
     return 1 - p_hit, p_fa, thresholds
 
 

@@ -28,7 +28,8 @@ def test_the_curve_is_what_counting_gives():
     p_miss, p_fa, found = det_curve(scores, is_target)
     np.testing.assert_allclose(p_miss, miss, atol=1e-12)
     np.testing.assert_allclose(p_fa, false_alarm, atol=1e-12)
-    np.testing.assert_allclose(found, thresholds)
+    np.testing.assert_allclose(found[1:], thresholds[1:])
+    assert found[0] > scores.max()
 
 
 def test_the_eer_lies_where_the_rates_cross():
@@ -73,7 +74,9 @@ def test_min_dcf_is_the_least_cost_over_all_thresholds(point):
 
 def test_min_dcf_never_exceeds_one_and_is_one_for_useless_scores():
     is_target = np.arange(100) % 2 == 0
-    assert min_dcf(np.zeros(100), is_target, OperatingPoint())[0] == 1.0
+    cost, threshold = min_dcf(np.zeros(100), is_target, OperatingPoint())
+    assert cost == 1.0
+    assert 0 < threshold < 1e-9  # finite, and above every score: nothing is accepted
 
 
 @pytest.mark.parametrize("is_target", [np.ones(3, bool), np.zeros(3, bool)])

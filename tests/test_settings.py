@@ -1,0 +1,89 @@
+"""Laws of the command line: every file of conf/ composes, and what is not allowed is named with what is."""
+
+from inspect import signature
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from sv_sparse.settings import check, check_names
+
+CONF = ROOT / "conf"
+CHOICES = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml"))
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", ["name=test", *overrides])
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_names_a_class_that_takes_its_settings(group, choice):
+    extra = ["data.root=/a", "data.trials=/b"] if (group, choice) == ("data", "folder") else []
+    config = composed(f"{group}={choice}", *extra)
+    settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    check(settings)
+    for node in (settings[group], settings[group].get("controller"), settings[group].get("make")):
+        if node and "_target_" in node:
+            target = get_object(node["_target_"])
+            instantiated = {name for name in node if not name.startswith("_")}
+            assert instantiated <= set(signature(target).parameters)
+
+
+def test_group_files_are_short_lists_of_scalars():
+    for file in CONF.glob("*/*.yaml"):
+        assert len(file.read_text().splitlines()) <= 22, file
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("modle=ecapa", r"unknown setting 'modle'; valid: target_sparsity, .*groups with choices: .*model"),
+        ("model=ecappa", r"model=ecappa: expected one of ecapa, ecapa_512, resnet34"),
+        ("model=ecapa,ecappa", r"model=ecappa: expected one of"),
+        ("trainer.epoch=3", r"unknown setting 'trainer.epoch'; valid under trainer: epochs, batch_size"),
+        ("optim.betas.first=1", r"unknown setting 'optim.betas.first'; valid under optim.betas: nothing"),
+        ("+extra=1", r"unknown setting 'extra'"),
+        ("++trainer.extra=1", r"unknown setting 'trainer.extra'"),
+        ("~seed", r"~seed: settings cannot be removed"),
+        ("epochs", r"cannot read 'epochs': expected SETTING=VALUE"),
+    ],
+)
+def test_an_argument_that_names_nothing_is_refused_with_the_valid_names(argument, message):
+    with pytest.raises(ValueError, match=message):
+        check_names([argument], CONF)
+
+
+def test_valid_names_pass_also_in_a_sweep_and_inside_a_chosen_group():
+    check_names(["-m", "optim=linbreg", "optim.momentum=0.9", "target_sparsity=0.5,0.9", "model=resnet34"], CONF)
+
+
+def test_a_setting_of_a_choice_not_taken_is_refused():
+    with pytest.raises(ValueError, match="unknown setting 'optim.momentum'; valid under optim: lr, lambda_, betas"):
+        check_names(["optim.momentum=0.9"], CONF)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("target_sparsity=1.5", "target_sparsity must be a number, at least 0 and below 1, got 1.5"),
+        ("target_sparsity=1", "target_sparsity must be .* got 1"),
+        ("target_sparsity=90%", "target_sparsity must be .* got '90%'"),
+        ("seed=-1", "seed must be a whole number, 0 or more, got -1"),
+        ("name=a/b", "name must be a word without /, got 'a/b'"),
+        ("trainer.epochs=0", "trainer.epochs must be a whole number, 1 or more, got 0"),
+        ("trainer.batch_size=1", "trainer.batch_size must be a whole number, 2 or more, got 1"),
+        ("trainer.crop_seconds=0.1", "trainer.crop_seconds must be a number, 0.2 or more, got 0.1"),
+        ("trainer.device=gpu", "trainer.device must be one of auto, cpu, cuda, got 'gpu'"),
+        ("trainer.precision=fp16", "trainer.precision must be one of auto, bf16, fp32, got 'fp16'"),
+        ("trainer.clip_norm=0", "trainer.clip_norm must be null or a number above 0, got 0"),
+        ("trainer.margin_start=0.5", "trainer.margin_start must be at most trainer.margin_end, got 0.5 and 0.27"),
+        ("sparsity.density=0", "sparsity.density must be a number above 0 and at most 1, got 0"),
+        ("sparsity.include_head=maybe", "sparsity.include_head must be true or false, got 'maybe'"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_named_with_what_is(override, message):
+    with pytest.raises(ValueError, match=message):
+        check(OmegaConf.to_container(composed(override), resolve=True))

@@ -1,0 +1,164 @@
+"""Laws of a whole run, on a tiny network and a tiny corpus."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sv_sparse import checkpoint, cli
+from sv_sparse.data.manifest import Manifest
+from sv_sparse.data.trials import read_trials
+from sv_sparse.evaluate import read_scores
+from sv_sparse.monitor import read_rows
+from sv_sparse.scoring.metrics import eer
+
+FILES = {
+    *("config.yaml", "environment.json", "manifest.parquet", "train.log", "metrics.jsonl", "results.json", "report.md"),
+    *("checkpoints/last.pt", "checkpoints/model.pt", "scores/trials.txt"),
+    *("figures/control.png", "figures/layers.png", "figures/det.png"),
+}
+
+
+def results(folder) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def only_run(tmp_path):
+    (folder,) = (tmp_path / "runs").iterdir()
+    return folder
+
+
+def test_a_run_folder_holds_everything(finished):
+    assert {str(path.relative_to(finished)) for path in finished.rglob("*")} >= FILES
+
+
+def test_the_delivered_network_has_the_target_sparsity_to_the_weight(finished):
+    state = checkpoint.load(finished / "checkpoints" / "model.pt", checkpoint.NETWORK_KEYS)["model"]
+    weights = [value for value in state.values() if value.ndim > 1]
+    size, zeros = sum(w.numel() for w in weights), sum(int((w == 0).sum()) for w in weights)
+    assert size - zeros == round(0.2 * size)
+    assert results(finished)["sparsity"] == zeros / size
+
+
+def test_the_results_say_what_scripts_need(finished):
+    found = results(finished)
+    assert found.keys() >= {
+        *("target_sparsity", "sparsity_before_landing", "sparsity", "kept_parameters", "eer", "min_dcf"),
+        *("untrained_eer", "seconds", "evaluations", "layers"),
+    }
+    one = found["evaluations"]["trials"]
+    assert (one["eer"], one["min_dcf"], one["untrained_eer"]) == (
+        found["eer"],
+        found["min_dcf"],
+        found["untrained_eer"],
+    )
+    layers = found["layers"].values()
+    assert sum(layer["zeros"] for layer in layers) / sum(layer["parameters"] for layer in layers) == found["sparsity"]
+
+
+def test_the_eer_in_the_results_is_that_of_the_written_scores(finished):
+    scores, is_target = read_scores(finished / "scores" / "trials.txt")
+    assert eer(scores, is_target)[0] == pytest.approx(results(finished)["eer"], abs=1e-3)
+
+
+def test_the_table_is_the_last_thing_printed(finished):
+    report = (finished / "report.md").read_text()
+    last = (finished / "stdout.txt").read_text().rstrip().splitlines()[-3:]
+    assert all(line.startswith("|") and line in report for line in last)
+    assert f"{results(finished)['sparsity']:.4%}" in last[2]
+
+
+def test_no_evaluation_speaker_is_trained_or_validated_on(finished, tones):
+    manifest = Manifest(finished / "manifest.parquet")
+    evaluation = {utterance.split("/")[0] for utterance in read_trials(tones.trials).utterances}
+    train, validation = set(manifest.speakers("train")), set(manifest.speakers("validation"))
+    assert not evaluation & (train | validation)
+    assert not train & validation
+    assert validation
+
+
+def test_every_step_is_recorded_with_its_figures(finished):
+    rows = [row for row in read_rows(finished / "metrics.jsonl") if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert rows[0].keys() >= {
+        *("loss", "accuracy", "lr", "margin", "lambda", "gap", "utterances_per_second", "data_wait"),
+        *("sparsity/network", "sparsity/trained", "sparsity/all"),
+    }
+    assert rows[-1]["margin"] == 0.2
+    assert all(later["lr"] < earlier["lr"] for earlier, later in pairwise(rows[1:]))
+
+
+def test_tensorboard_has_the_curves_the_layers_and_the_hyperparameters(finished):
+    events = EventAccumulator(str(finished / "tensorboard")).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert tags >= {
+        *("loss", "accuracy", "lr", "margin", "lambda", "gap", "sparsity/network", "sparsity/trained", "sparsity/all"),
+        *("validation_eer", "utterances_per_second", "data_wait", "final/eer", "final/sparsity"),
+    }
+    assert sum(tag.startswith("sparsity_per_layer/") for tag in tags) == len(results(finished)["layers"])
+
+
+def test_evaluating_the_network_file_gives_the_runs_own_figures(finished, tones, tmp_path, capsys):
+    network = str(finished / "checkpoints" / "model.pt")
+    lists = ["--root", str(tones.root), "--trials", str(tones.trials), "--scores", str(tmp_path / "scores")]
+    cli.main(["evaluate", network, *lists])
+    assert f"trials: EER {results(finished)['eer']:.2%}" in capsys.readouterr().out
+    again, _ = read_scores(tmp_path / "scores" / "trials.txt")
+    np.testing.assert_allclose(again, read_scores(finished / "scores" / "trials.txt")[0], atol=2e-6)
+
+
+def test_a_target_of_zero_trains_dense_on_the_same_path(train, tones, tmp_path):
+    assert train(*TINY, *tones.settings(), "target_sparsity=0", "trainer.epochs=1").status == 0
+    found = results(only_run(tmp_path))
+    assert found["sparsity"] == found["sparsity_before_landing"] == 0
+    assert found["kept_parameters"] == found["parameters"]
+    rates = [row["lr"] for row in read_rows(only_run(tmp_path) / "metrics.jsonl") if "lr" in row]
+    assert max(rates) == 0.001
+
+
+def test_one_learning_rate_serves_sparse_and_dense_runs(train, tones, tmp_path):
+    assert train(*TINY, *tones.settings(), "optim.lr=0.005", "trainer.epochs=1").status == 0
+    rates = [row["lr"] for row in read_rows(only_run(tmp_path) / "metrics.jsonl") if "lr" in row]
+    assert max(rates) == 0.005
+
+
+def test_the_head_counts_only_where_it_is_asked_for(train, tones, tmp_path, finished):
+    assert results(finished)["sparsity_trained"] == results(finished)["sparsity"]
+    settings = ["sparsity.include_head=true", "target_sparsity=0.8", "trainer.epochs=1"]
+    assert train(*TINY, *tones.settings(), *settings).status == 0
+    found = results(only_run(tmp_path))
+    assert found["sparsity_trained"] == pytest.approx(0.8, abs=1e-3)
+    assert found["sparsity_trained"] != found["sparsity"]
+
+
+def test_resnet34_linbreg_and_several_trial_lists_run(train, tones, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("\n".join(tones.trials.read_text().splitlines()[::2]) + "\n")
+    tiny = [word for word in TINY if not word.startswith("model.")]
+    model = ["model=resnet34", "model.base_channels=4", "model.embedding_dim=16", "optim=linbreg", "trainer.epochs=1"]
+    lists = [*tones.settings()[:2], f"data.trials=[{tones.trials},{other}]"]
+    done = train(*tiny, *model, *lists, "target_sparsity=0.7", "data.validation_share=0", "trainer.clip_norm=null")
+    assert done.status == 0
+    found = results(only_run(tmp_path))
+    assert list(found["evaluations"]) == ["trials", "other"]
+    assert found["sparsity"] == pytest.approx(0.7, abs=1e-4)
+    assert (
+        len([line for line in done.out.splitlines() if line.startswith("| trials") or line.startswith("| other")]) == 2
+    )
+
+
+def test_bf16_leaves_weights_and_optimizer_state_in_float32(train, tones, tmp_path):
+    assert train(*TINY, *tones.settings(), "trainer.precision=bf16", "trainer.epochs=1").status == 0
+    state = checkpoint.load(only_run(tmp_path) / "checkpoints" / "last.pt", checkpoint.TRAINING_KEYS)
+    tensors = [*state["model"].values(), *(v for one in state["optimizer"]["state"].values() for v in one.values())]
+    assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.float32}
+
+
+def test_a_sweep_leaves_a_folder_for_each_run(train, tones, tmp_path):
+    assert train("-m", *TINY, *tones.settings(), "target_sparsity=0.5,0.75", "trainer.epochs=1").status == 0
+    targets = sorted(results(folder)["target_sparsity"] for folder in (tmp_path / "runs").iterdir())
+    assert targets == [0.5, 0.75]
