@@ -6,6 +6,7 @@ network needs: its weights, the resolved configuration, and the figures it was s
 
 import io
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -45,8 +46,8 @@ def load(path: Path, keys: set[str]) -> dict[str, Any]:
         raise ValueError(f"no checkpoint at {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+    except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from error
     if state.get("format") != FORMAT:
         raise ValueError(f"{path} has checkpoint format {state.get('format')}, this version reads {FORMAT}")
     if set(state) != keys:

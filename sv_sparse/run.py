@@ -22,12 +22,13 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from sv_sparse import __version__
 from sv_sparse.settings import Settings, check, resolve
 from sv_sparse.storage import write_json, write_text
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = ("sv-sparse", "torch", "torchaudio", "speechbrain", "hydra-core", "numpy", "soundfile", "scikit-learn")
+_PACKAGES = ("torch", "torchaudio", "speechbrain", "hydra-core", "numpy", "soundfile", "scikit-learn")
 _PROBLEMS = (ValueError, OSError, ArithmeticError, InstantiationException)
 
 
@@ -132,6 +133,7 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "sv-sparse": __version__,
         "packages": {name: metadata.version(name) for name in _PACKAGES},
     }
 

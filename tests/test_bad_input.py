@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import TINY, write_tones, write_trial_list
+from tiny import TINY, write_tones, write_trial_list
 
 from sv_sparse import checkpoint
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY
+from tiny import ROOT, TINY
 
 from sv_sparse import checkpoint
 from sv_sparse.monitor import read_rows

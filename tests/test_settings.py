@@ -3,10 +3,10 @@
 from inspect import signature
 
 import pytest
-from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import OmegaConf
+from tiny import ROOT
 
 from sv_sparse.settings import check, check_names
 

@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import TINY
 
 from sv_sparse import checkpoint, cli
 from sv_sparse.data.manifest import Manifest

@@ -1,0 +1,112 @@
+"""Every command in the README runs, shortened only by a tiny network and tiny data."""
+
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from tiny import ROOT, TINY, Tones
+
+TEXT = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines() if line.strip()
+]
+SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+TINY_DEMO = ("data.make.train_speakers=6", "data.make.test_speakers=4", "data.make.trials=40", "data.make.sessions=3")
+TINY_RESNET = (*(word for word in TINY if not word.startswith("model.")), "model.base_channels=4")
+
+
+def of(program: str) -> list[str]:
+    return [command for command in COMMANDS if command.startswith(program)]
+
+
+def run(words: list[str], folder: Path) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_readme_has_every_kind_of_command():
+    programs = {command.split()[0] for command in COMMANDS}
+    assert programs == {"python", "make", "tensorboard", "sv-sparse"}
+    assert len(of("python train.py")) >= 7
+
+
+@pytest.mark.parametrize("command", of("python"))
+def test_a_python_command_of_the_readme_runs(command, tones: Tones, finished, tmp_path, cache):
+    known = {"data.root=PATH": f"data.root={tones.root}", "data.trials=FILE": f"data.trials={tones.trials}"}
+    known |= {"resume=RUN": f"resume={finished}"}
+    words = [known.get(word, word) for word in shlex.split(command)][1:]
+    if "--help" not in words and f"resume={finished}" not in words:
+        words += [
+            *(TINY_RESNET if "model=resnet34" in words else TINY),
+            "trainer.epochs=1",
+            "trainer.statistics_crops=4",
+        ]
+        words += [] if "data=folder" in words else [f"data.cache={cache}", *TINY_DEMO]
+    out = run([sys.executable, str(ROOT / words[0]), *words[1:]], tmp_path)
+    assert "| EER" in out or "Choices (GROUP=CHOICE)" in out
+
+
+@pytest.mark.parametrize("command", of("make"))
+def test_a_make_command_of_the_readme_is_a_target(command):
+    assert run([*shlex.split(command), "--dry-run", "--always-make"], ROOT)
+
+
+@pytest.mark.parametrize("command", of("sv-sparse"))
+def test_a_command_of_the_console_script_runs(command, tones: Tones, finished, tmp_path):
+    script = Path(sys.executable).with_name("sv-sparse")
+    known = {"PATH": str(tones.root), "FILE": str(tones.trials), "FOLDER": str(tmp_path / "scores")}
+    words = [known.get(word, word.replace("RUN", str(finished))) for word in shlex.split(command)]
+    assert "trials: EER" in run([str(script), *words[1:]], tmp_path)
+
+
+@pytest.mark.parametrize("command", of("tensorboard"))
+def test_tensorboard_serves_the_runs(command, finished):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = shlex.split(command.replace("runs", str(finished.parent)))
+    script = str(Path(sys.executable).with_name(words[0]))
+    server = subprocess.Popen(
+        [script, *words[1:], "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        assert finished.name in answer(f"http://127.0.0.1:{port}/data/runs", wanted=finished.name)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def answer(address: str, wanted: str) -> str:
+    """What the server says once it says ``wanted``; waits up to a minute for it to start and to load."""
+    said = ""
+    for _ in range(120):
+        try:
+            with urllib.request.urlopen(address, timeout=5) as response:
+                said = response.read().decode()
+        except OSError:
+            pass
+        if wanted in said:
+            break
+        time.sleep(0.5)
+    return said
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_the_python_of_the_readme_runs_and_lands(snippet):
+    scope: dict = {}
+    exec(snippet, scope)
+    weights = [param for param in scope["model"].parameters() if param.ndim > 1]
+    size, zeros = sum(w.numel() for w in weights), sum(int((w == 0).sum()) for w in weights)
+    assert size - zeros == round(0.1 * size)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache") / "demo"
