@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -40,9 +41,10 @@ def test_the_readme_has_every_kind_of_command():
 @pytest.mark.parametrize("command", of("python"))
 def test_a_python_command_of_the_readme_runs(command, tones: Tones, finished, tmp_path, cache):
     known = {"data.root=PATH": f"data.root={tones.root}", "data.trials=FILE": f"data.trials={tones.trials}"}
-    known |= {"resume=RUN": f"resume={finished}"}
+    copy = shutil.copytree(finished, tmp_path / "finished")
+    known |= {"resume=RUN": f"resume={copy}"}
     words = [known.get(word, word) for word in shlex.split(command)][1:]
-    if "--help" not in words and f"resume={finished}" not in words:
+    if "--help" not in words and f"resume={copy}" not in words:
         words += [
             *(TINY_RESNET if "model=resnet34" in words else TINY),
             "trainer.epochs=1",
