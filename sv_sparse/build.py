@@ -20,8 +20,15 @@ from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.trials import Trials, read_trials
 from sv_sparse.features import Filterbank, crop_samples
 from sv_sparse.head import AAMSoftmax
-from sv_sparse.optim import BregmanOptimizer, Controller, describe, partition, sparse_init_
-from sv_sparse.optim.partition import DENSE_TYPES, SPARSE_TYPES
+from sv_sparse.optim import (
+    DENSE_TYPES,
+    SPARSE_TYPES,
+    BregmanOptimizer,
+    Controller,
+    describe,
+    partition,
+    sparse_init_,
+)
 from sv_sparse.scoring.metrics import OperatingPoint
 from sv_sparse.settings import Settings
 

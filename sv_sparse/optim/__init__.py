@@ -15,10 +15,20 @@ In your own training loop::
 from sv_sparse.optim.clip import clip_grad_norm_
 from sv_sparse.optim.control import Controller, Feedback
 from sv_sparse.optim.optimizer import AdaBreg, BregmanOptimizer, LinBreg
-from sv_sparse.optim.partition import count_zeros, describe, partition, sparse_init_, sparsity
+from sv_sparse.optim.partition import (
+    DENSE_TYPES,
+    SPARSE_TYPES,
+    count_zeros,
+    describe,
+    partition,
+    sparse_init_,
+    sparsity,
+)
 from sv_sparse.optim.schedule import warmup_exponential
 
 __all__ = [
+    "DENSE_TYPES",
+    "SPARSE_TYPES",
     "AdaBreg",
     "BregmanOptimizer",
     "Controller",

@@ -53,18 +53,24 @@ def linbreg(
     if weight_decay:
         pairs = zip(grads, params, strict=True)
         grads = [grad.add(param.to(grad.dtype), alpha=weight_decay) for grad, param in pairs]
-    sgd(
-        duals,
-        grads,
-        momentum_buffers,
-        fused=duals[0].device.type in _FUSED_DEVICES,
-        weight_decay=0.0,
-        momentum=momentum,
-        lr=lr,  # type: ignore[arg-type]  # a tensor is allowed, the annotation is behind
-        dampening=dampening,
-        nesterov=nesterov,
-        maximize=False,
-    )
+    fresh = [index for index, buffer in enumerate(momentum_buffers) if buffer is None]
+    going = [index for index, buffer in enumerate(momentum_buffers) if buffer is not None]
+    for chosen in filter(None, (fresh, going)):  # torch's fused kernel takes buffers that exist all or not at all
+        buffers = [momentum_buffers[index] for index in chosen]
+        sgd(
+            [duals[index] for index in chosen],
+            [grads[index] for index in chosen],
+            buffers,
+            fused=duals[0].device.type in _FUSED_DEVICES,
+            weight_decay=0.0,
+            momentum=momentum,
+            lr=lr,  # type: ignore[arg-type]  # a tensor is allowed, the annotation is behind
+            dampening=dampening,
+            nesterov=nesterov,
+            maximize=False,
+        )
+        for index, buffer in zip(chosen, buffers, strict=True):
+            momentum_buffers[index] = buffer
     read_out(params, duals, lambda_=lambda_, delta=delta, regularizer=regularizer)
 
 

@@ -10,7 +10,7 @@ CLIP_CHOICES = ("support", "all")
 
 
 @torch.no_grad()
-def clip_grad_norm_(params: Iterable[Tensor], max_norm: float, *, on: str = "support") -> Tensor:
+def clip_grad_norm_(params: Tensor | Iterable[Tensor], max_norm: float, *, on: str = "support") -> Tensor:
     """Scale the gradients in place so that their global norm is at most ``max_norm``.
 
     Over ``all`` gradients the norm counts those of zero weights too: at 99 % sparsity this shrinks the live weights'
@@ -27,6 +27,7 @@ def clip_grad_norm_(params: Iterable[Tensor], max_norm: float, *, on: str = "sup
         raise ValueError(f"clip on must be one of {', '.join(CLIP_CHOICES)}, got {on!r}")
     if not max_norm > 0:
         raise ValueError(f"max_norm must be above 0, got {max_norm}")
+    params = [params] if isinstance(params, Tensor) else params
     live = [(param, param.grad) for param in params if param.grad is not None]
     counted = [grad * (param != 0) if on == "support" and param.ndim > 1 else grad for param, grad in live]
     norm = get_total_norm(counted)

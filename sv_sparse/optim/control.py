@@ -8,15 +8,17 @@ Aloradi, Roith, Habets, Tenbrinck, "Adaptive Regularization for Sparsity Control
 arXiv 2605.07892, 2026.
 """
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sv_sparse.optim.optimizer import BregmanOptimizer
-from sv_sparse.optim.partition import sparsity
+from sv_sparse.optim.partition import count_zeros, sparsity
 
 _SMALLEST_LAMBDA = 1e-10  # of a rule that multiplies: at 0 it could never come back
+_LARGEST_LAMBDA = 1e10
 _FASTEST_DRIFT = 0.3  # of log lambda per update
 _FEEDBACK_STATE = ("crossings", "side", "drift")
 
@@ -56,9 +58,24 @@ class Controller:
             raise ValueError(f"target_sparsity=0 is dense training: groups {names} need regularizer='none'")
         if self.target_sparsity > 0 and not self.groups:
             raise ValueError(f"target_sparsity={self.target_sparsity} needs a group with a regularizer, got none")
-        for group in self.groups:
-            if float(group["lambda_"]) <= 0:
-                raise ValueError(f"lambda_ of a regulated group must start above 0, got {float(group['lambda_'])}")
+        lambdas = {float(group["lambda_"]) for group in self.groups}
+        if len(lambdas) > 1:
+            raise ValueError(f"regulated groups share one lambda_, got {sorted(lambdas)}")
+        if lambdas and min(lambdas) <= 0:
+            raise ValueError(f"lambda_ of a regulated group must start above 0, got {min(lambdas)}")
+        frozen = sum(not param.requires_grad for param in self.params)
+        if frozen:
+            raise ValueError(
+                f"{frozen} regulated parameters are frozen (requires_grad=False), so target_sparsity="
+                f"{self.target_sparsity} may be out of reach; leave them out of the optimizer"
+            )
+        size = sum(param.numel() for param in self.params)
+        if self.groups and not 0 < self._kept() < size:
+            raise ValueError(f"target_sparsity={self.target_sparsity} of {size} weights keeps {self._kept()} of them")
+
+    def _kept(self) -> int:
+        """Weights that survive at the target."""
+        return round((1 - self.target_sparsity) * sum(param.numel() for param in self.params))
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -77,7 +94,10 @@ class Controller:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Count one update and adapt lambda; in the settling part of the run, only count."""
+        """Count one update and adapt lambda; in the settling part of the run, only count.
+
+        Call it where an update was made, not where a GradScaler skipped it: lambda would move with nothing to show.
+        """
         self.steps += 1
         if self.groups and self.steps <= self.settles_at:
             self._adapt()
@@ -94,15 +114,20 @@ class Controller:
         """Make the sparsity exact: set lambda to the quantile of the duals at the target and read the weights out.
 
         With K weights to keep, lambda becomes the (K + 1)-th largest ``|v|``; the threshold is strict, so K weights
-        survive (fewer only where duals are equal to the last bit). Weights shift by the change of lambda, so
-        batch-norm statistics need a refresh afterwards.
+        survive. Weights shift by the change of lambda, so batch-norm statistics need a refresh afterwards.
+
+        Warns:
+            UserWarning: fewer survive, since more duals than that are exactly zero (their weights never had a
+                gradient) or equal to the last bit.
         """
         if not self.groups:
             return
-        magnitudes = torch.cat([self.optimizer.state[param]["dual"].abs().flatten() for param in self.params])
-        kept = round((1 - self.target_sparsity) * magnitudes.numel())
-        self._set_lambda(magnitudes.kthvalue(magnitudes.numel() - kept).values)
+        magnitudes = torch.cat([d.abs().flatten() for group in self.groups for d in self.optimizer.duals(group)])
+        self._set_lambda(magnitudes.kthvalue(magnitudes.numel() - self._kept()).values)
         self.optimizer.read_out()
+        kept = magnitudes.numel() - int(count_zeros(self.params))
+        if kept != self._kept():
+            warnings.warn(f"landed on {kept} weights instead of {self._kept()}: too many duals are equal", stacklevel=2)
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs beside the optimizer's state (where lambda is): tensors and numbers."""
@@ -130,7 +155,8 @@ class Feedback(Controller):
     - A crossing counts once e has left a dead band on the other side, so that noise around the target, or a gap of
       exactly zero, neither adds nor hides one.
     - The gain has a floor, and C starts anew (``rearm``) whenever the learning rate has halved or doubled since it
-      last did: each such change moves the lambda that holds the target.
+      last did: each such change moves the lambda that holds the target. A learning rate that is a tensor is not
+      read, since that would wait for the device: call ``rearm`` yourself.
     - The pace follows the length of the run: every step in short runs, at most ``updates`` updates in long ones.
 
     Args:
@@ -140,7 +166,7 @@ class Feedback(Controller):
         settle: see Controller.
         alpha: gain before any crossing, above 0.
         gamma: factor on the gain for each crossing after the first, in (0, 1].
-        floor: smallest gain, at least 0.
+        floor: smallest gain, at least 0 and at most ``alpha``.
         band: half width of the dead band, a fraction (0.001 is 0.1 points).
         trend: how fast the drift is learnt, at least 0; 0 is the paper's rule.
         updates: most lambda updates in a run.
@@ -168,27 +194,28 @@ class Feedback(Controller):
         for name, value in {"floor": floor, "band": band, "trend": trend}.items():
             if value < 0:
                 raise ValueError(f"{name} must be 0 or more, got {value}")
-        if gamma > 1:
-            raise ValueError(f"gamma must be at most 1, got {gamma}")
+        for name, value, most in (("gamma", gamma, 1), ("floor", floor, alpha)):
+            if value > most:
+                raise ValueError(f"{name} must be at most {most}, got {value}")
         self.alpha, self.gamma, self.floor, self.band, self.trend = alpha, gamma, floor, band, trend
         self.every = -(-total_steps // updates)
         self.armed_lr = self._lr()
-        self.crossings = torch.zeros((), device=self.lambda_.device)
-        self.side = torch.zeros((), device=self.lambda_.device)
-        self.drift = torch.zeros((), device=self.lambda_.device)
+        self.crossings = torch.zeros_like(self.lambda_)
+        self.side = torch.zeros_like(self.lambda_)
+        self.drift = torch.zeros_like(self.lambda_)
 
     def rearm(self) -> None:
         """Forget the crossings, so that the gain is whole again: the regime has changed."""
         self.crossings.zero_()
 
-    def _lr(self) -> float | None:
-        """The learning rate, or None where it is a tensor: reading that would wait for the device."""
-        lr = self.optimizer.param_groups[0]["lr"]
-        return None if isinstance(lr, Tensor) else lr
+    def _lr(self) -> float:
+        """The regulated groups' learning rate; 0 where it is a tensor, since reading that would wait for the device."""
+        lr = self.groups[0]["lr"] if self.groups else 0.0
+        return 0.0 if isinstance(lr, Tensor) else lr
 
     def _adapt(self) -> None:
         lr = self._lr()
-        if lr and self.armed_lr and not 0.5 < lr / self.armed_lr < 2:
+        if lr and not 0.5 < self.armed_lr / lr < 2:
             self.rearm()
             self.armed_lr = lr
         if self.steps % self.every:
@@ -201,7 +228,7 @@ class Feedback(Controller):
         gain = (self.alpha * self.gamma ** (self.crossings - 1).clamp(min=0)).clamp(min=self.floor)
         self.drift.add_(self.trend * gain * gap).clamp_(-_FASTEST_DRIFT, _FASTEST_DRIFT).mul_(~crossed)
         move = gap.sign() * (gain * gap.abs()).log1p() + self.drift
-        self._set_lambda((self.lambda_ * move.exp()).clamp(min=_SMALLEST_LAMBDA))
+        self._set_lambda((self.lambda_ * move.exp()).clamp(_SMALLEST_LAMBDA, _LARGEST_LAMBDA))
 
     def state_dict(self) -> dict[str, Any]:
         """See Controller."""

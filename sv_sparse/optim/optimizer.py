@@ -1,6 +1,7 @@
 """The optimizers LinBreg and AdaBreg: plumbing around the functions in bregman.py."""
 
 from collections.abc import Callable, Iterable, Mapping
+from math import inf
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ def _check(allowed: bool, name: str, value: object, meaning: str) -> None:
 def _check_common(group: Mapping[str, Any]) -> None:
     """Check the hyperparameters that every Bregman optimizer has; ValueError names the setting and its bounds."""
     _check(group["lr"] >= 0, "lr", group["lr"], "0 or more")
-    _check(group["lambda_"] >= 0, "lambda_", float(group["lambda_"]), "0 or more")
+    _check(0 <= float(group["lambda_"]) < inf, "lambda_", float(group["lambda_"]), "0 or more, and finite")
     _check(group["delta"] > 0, "delta", group["delta"], "above 0")
     _check(group["weight_decay"] >= 0, "weight_decay", group["weight_decay"], "0 or more")
     known = group["regularizer"] in REGULARIZERS
@@ -32,11 +33,25 @@ class BregmanOptimizer(Optimizer):
     """What LinBreg and AdaBreg share: groups with a lambda tensor, float32 duals, the step's frame."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its ``lambda_`` becomes a 0-dim float32 tensor of its own on the parameters' device."""
+        """Add a group; its ``lambda_`` becomes a 0-dim tensor of its own on the parameters' device.
+
+        Raises:
+            ValueError: a setting is out of its bounds; the group is not added.
+        """
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        self._check_group(group)
-        group["lambda_"] = torch.full((), float(group["lambda_"]), device=group["params"][0].device)
+        try:
+            self._check_group(group)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        group["lambda_"] = self._lambda_tensor(group)
+
+    def _lambda_tensor(self, group: Mapping[str, Any]) -> Tensor:
+        """The group's lambda in the precision of its duals, on their device."""
+        first = group["params"][0] if group["params"] else torch.zeros(())
+        dtype = torch.promote_types(first.dtype, torch.float32)
+        return torch.full((), float(group["lambda_"]), dtype=dtype, device=first.device)
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
         raise NotImplementedError
@@ -63,24 +78,33 @@ class BregmanOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params = [param for param in group["params"] if param.grad is not None]
-            if not params:
-                continue
-            duals = [self._dual(group, param) for param in params]
-            grads = [param.grad.to(dual.dtype) for param, dual in zip(params, duals, strict=True)]
-            if group["maximize"]:
-                grads = [-grad for grad in grads]
-            self._update(group, params, grads, duals)
+            if not isinstance(group["lambda_"], Tensor):  # set from outside, as one sets lr
+                group["lambda_"] = self._lambda_tensor(group)
+            moving = [param for param in group["params"] if param.grad is not None]
+            if moving:
+                duals = [self._dual(group, param) for param in moving]
+                grads = [_like_dual(param.grad, dual) for param, dual in zip(moving, duals, strict=True)]
+                if group["maximize"]:
+                    grads = [-grad for grad in grads]
+                self._update(group, moving, grads, duals)
+            self._read_out(group, [param for param in group["params"] if param.grad is None])
         return loss
 
     @torch.no_grad()
     def read_out(self) -> None:
         """Read the weights off the duals again, after lambda was changed in between two steps."""
         for group in self.param_groups:
-            params = [param for param in group["params"] if "dual" in self.state[param]]
-            duals = [self.state[param]["dual"] for param in params]
-            keys = ("lambda_", "delta", "regularizer")
-            read_out(params, duals, **{key: group[key] for key in keys})
+            self._read_out(group, group["params"])
+
+    def _read_out(self, group: dict[str, Any], params: Tensors) -> None:
+        started = [param for param in params if "dual" in self.state.get(param, {})]
+        duals = [self.state[param]["dual"] for param in started]
+        read_out(started, duals, **{key: group[key] for key in ("lambda_", "delta", "regularizer")})
+
+    @torch.no_grad()
+    def duals(self, group: dict[str, Any]) -> Tensors:
+        """The duals of a group's parameters; those that never had a gradient get theirs now."""
+        return [self._dual(group, param) for param in group["params"]]
 
     def _dual(self, group: dict[str, Any], param: Tensor) -> Tensor:
         """The parameter's dual, created at its first step so that the first read-out reproduces the weights."""
@@ -94,16 +118,32 @@ class BregmanOptimizer(Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load; lambda goes to the parameters' device, and the state of bf16 parameters stays float32."""
+        """Load; everything goes to the parameters' device and memory layout, in the precision of the duals."""
         super().load_state_dict(state_dict)
         order = [index for group in state_dict["param_groups"] for index in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for group in self.param_groups:
-            group["lambda_"] = group["lambda_"].to(group["params"][0].device, copy=True)
+            group["lambda_"] = self._lambda_tensor(group)
         for index, param in zip(order, params, strict=True):
             for key, value in state_dict["state"].get(index, {}).items():
-                if self.state[param][key].dtype != value.dtype:
-                    self.state[param][key] = value.to(param.device, copy=True)
+                if value is not None:
+                    self.state[param][key] = _like_param(value, param)
+
+
+def _like_dual(grad: Tensor, dual: Tensor) -> Tensor:
+    """The gradient in the dual's precision and memory layout: fused kernels walk both in storage order."""
+    if grad.is_sparse:
+        raise RuntimeError("Bregman optimizers do not support sparse gradients")
+    if grad.dtype == dual.dtype and grad.stride() == dual.stride():
+        return grad
+    return torch.empty_like(dual).copy_(grad)
+
+
+def _like_param(value: Tensor, param: Tensor) -> Tensor:
+    """A copy of saved state in the parameter's memory layout and the dual's precision; counters stay float32."""
+    if value.shape != param.shape or value.ndim == 0:
+        return value.to(param.device, copy=True)
+    return torch.empty_like(param, dtype=torch.promote_types(param.dtype, torch.float32)).copy_(value)
 
 
 class LinBreg(BregmanOptimizer):

@@ -5,16 +5,14 @@ is an error, never a guess.
 """
 
 from collections.abc import Iterable, Sequence
-from math import sqrt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-SPARSE_TYPES: tuple[type[nn.Module], ...] = (_ConvNd, nn.Linear)
+SPARSE_TYPES: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 DENSE_TYPES: tuple[type[nn.Module], ...] = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
 
 
@@ -61,7 +59,7 @@ def partition(
             else:
                 raise ValueError(
                     f"cannot tell whether {name} is sparse or dense: {type(child).__name__} is in neither list; "
-                    f"pass partition(..., sparse_types=) or dense_types= with it added"
+                    f"pass partition(..., dense_types=(*DENSE_TYPES, {type(child).__name__})), or sparse_types likewise"
                 )
     groups = [
         {"name": "sparse", "params": list(sparse.items()), "regularizer": regularizer},
@@ -76,7 +74,7 @@ def describe(groups: Iterable[dict[str, Any]]) -> str:
     for group in groups:
         params = [param[1] if isinstance(param, tuple) else param for param in group["params"]]
         size = sum(param.numel() for param in params)
-        rows.append(f"| {group['name']} | {len(params)} | {size:,} | {group['regularizer']} |")
+        rows.append(f"| {group.get('name', '')} | {len(params)} | {size:,} | {group['regularizer']} |")
     return "\n".join(rows)
 
 
@@ -96,21 +94,23 @@ def sparse_init_(
     Args:
         params: the sparse parameters, [output channels, ...], on the device of ``generator``.
         density: probability that a weight stays, in (0, 1].
-        rescale: multiply what stays by ``1 / sqrt(density)``, so that the variance of each layer's output, and with
-            it the forward signal, is kept.
+        rescale: multiply what stays by ``1 / sqrt(share that stays)``, so that the variance of each layer's output,
+            and with it the forward signal, is kept.
         generator: source of the mask.
 
     Raises:
-        ValueError: ``density`` is out of bounds.
+        ValueError: ``density`` is out of bounds, or a parameter has fewer than two axes.
     """
     if not 0 < density <= 1:
         raise ValueError(f"density must be above 0 and at most 1, got {density}")
     for param in params:
+        if param.ndim < 2:
+            raise ValueError(f"sparse parameters have two axes or more, got one of shape {tuple(param.shape)}")
         kept = torch.empty(param.shape, device=param.device).bernoulli_(density, generator=generator)
         rows = kept.view(len(kept), -1)
         one = torch.randint(rows.shape[1], (len(rows), 1), generator=generator, device=param.device)
         rows.scatter_(1, one, torch.where(rows.any(1, keepdim=True), rows.gather(1, one), 1.0))
-        param.mul_(kept.mul_(1 / sqrt(density) if rescale else 1.0))
+        param.mul_(kept / kept.mean().sqrt() if rescale else kept)
 
 
 def count_zeros(params: Sequence[Tensor]) -> Tensor:

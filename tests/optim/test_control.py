@@ -1,6 +1,8 @@
 """Laws of the feedback controller and of the landing."""
 
+import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -239,6 +241,9 @@ def test_several_groups_share_one_lambda():
         ({"alpha": 0.0}, "alpha must be above 0, got 0.0"),
         ({"gamma": 1.5}, "gamma must be at most 1, got 1.5"),
         ({"updates": 0}, "updates must be above 0, got 0"),
+        ({"floor": 2.0}, "floor must be at most 1.0, got 2.0"),
+        ({"target_sparsity": 0.99}, "target_sparsity=0.99 of 20 weights keeps 0 of them"),
+        ({"target_sparsity": 0.001}, "target_sparsity=0.001 of 20 weights keeps 20 of them"),
         ({"floor": -1.0}, "floor must be 0 or more, got -1.0"),
         ({"band": -1.0}, "band must be 0 or more, got -1.0"),
     ],
@@ -257,3 +262,82 @@ def test_a_lambda_that_starts_at_zero_is_refused_since_it_could_never_grow():
 def test_a_target_without_anything_to_regulate_is_refused():
     with pytest.raises(ValueError, match=r"target_sparsity=0.9 needs a group with a regularizer"):
         Feedback(AdaBreg(nn.Linear(4, 4).parameters(), regularizer="none"), 0.9, 10)
+
+
+def test_groups_that_start_with_different_lambdas_are_refused():
+    groups = [{"params": [nn.Parameter(torch.ones(4, 4))], "lambda_": value} for value in (0.5, 2.0)]
+    with pytest.raises(ValueError, match=r"regulated groups share one lambda_, got \[0.5, 2.0\]"):
+        Feedback(AdaBreg(groups), 0.5, 10)
+
+
+def test_a_frozen_parameter_is_refused_since_it_could_never_become_sparse():
+    layer = nn.Linear(4, 4)
+    layer.weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="1 regulated parameters are frozen"):
+        Feedback(AdaBreg(layer.parameters()), 0.5, 10)
+
+
+def test_landing_counts_parameters_that_never_had_a_gradient():
+    used, unused = nn.Parameter(torch.randn(20, 20)), nn.Parameter(torch.randn(20, 20))
+    optimizer = AdaBreg([used, unused])
+    controller = Feedback(optimizer, 0.75, 10)
+    used.grad = torch.randn(20, 20)
+    optimizer.step()
+    controller.land()
+    assert 800 - int(count_zeros([used, unused])) == 200
+
+
+def test_landing_says_so_where_it_cannot_be_exact():
+    param = nn.Parameter(torch.zeros(10, 10))
+    controller = Feedback(AdaBreg([param]), 0.5, 10)
+    with pytest.warns(UserWarning, match="landed on 0 weights instead of 50: too many duals are equal"):
+        controller.land()
+
+
+def test_landing_is_exact_in_float64():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        param = nn.Parameter(torch.randn(30, 30, generator=generator, dtype=torch.float64))
+        controller = Feedback(LinBreg([param]), 0.9, 10)
+        controller.land()
+        assert int(count_zeros([param])) == 810
+
+
+def test_the_regulated_groups_learning_rate_decides_also_after_a_start_at_zero():
+    param = nn.Parameter((torch.arange(1000) >= 600).float())
+    optimizer = LinBreg([{"params": [nn.Parameter(torch.ones(3))], "regularizer": "none"}, {"params": [param]}], lr=0.0)
+    controller = Feedback(optimizer, 0.5, 1000)
+    for lr, crossings in ((0.0, 5), (1.0, 0), (0.9, 5), (0.01, 0)):
+        optimizer.param_groups[1]["lr"] = lr
+        controller.crossings.fill_(5)
+        controller.step()
+        assert controller.crossings.item() == crossings
+
+
+def test_copies_of_network_optimizer_and_controller_go_on_alike():
+    data = batches(60)
+    one = start(AdaBreg, 0.9, 60)
+    run(*one, data[:30])
+    other = copy.deepcopy(one)
+    third = pickle.loads(pickle.dumps(one))
+    paths = [run(*each, data[30:]) for each in (one, other, third)]
+    assert paths[0] == paths[1] == paths[2]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="asks for a CUDA device: that nothing waits for it")
+@pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
+def test_neither_step_waits_for_the_device(kind):
+    model = network().cuda()
+    optimizer = kind(partition(model), lambda_=0.1)
+    controller = Feedback(optimizer, 0.9, 100)
+    for param in model.parameters():
+        param.grad = torch.randn_like(param)
+    optimizer.step()
+    controller.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            optimizer.step()
+            controller.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

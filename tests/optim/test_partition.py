@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sv_sparse.optim import (
+    DENSE_TYPES,
     clip_grad_norm_,
     count_zeros,
     describe,
@@ -28,12 +29,13 @@ def test_every_parameter_is_in_exactly_one_group():
 
 
 def test_a_module_type_in_neither_list_is_an_error_that_says_where_to_list_it():
-    with pytest.raises(ValueError, match=r"1.weight is sparse or dense: Embedding is in neither list.*dense_types="):
+    message = r"1.weight is sparse or dense: Embedding is in neither list.*dense_types=\(\*DENSE_TYPES, Embedding\)"
+    with pytest.raises(ValueError, match=message):
         partition(nn.Sequential(nn.Linear(2, 2), nn.Embedding(3, 2)))
 
 
 def test_a_listed_type_is_accepted():
-    groups = partition(nn.Sequential(nn.Linear(2, 2), nn.Embedding(3, 2)), dense_types=[nn.Embedding])
+    groups = partition(nn.Sequential(nn.Linear(2, 2), nn.Embedding(3, 2)), dense_types=(*DENSE_TYPES, nn.Embedding))
     assert "1.weight" in dict(groups[1]["params"])
 
 
@@ -53,11 +55,37 @@ def test_a_sparse_start_keeps_the_forward_variance():
     assert layer(x).var().item() == pytest.approx(before, rel=0.05)
 
 
+@pytest.mark.parametrize("shape", [(64, 1, 3, 3), (128, 16), (96, 128, 1), (64, 64, 3, 3)])
+@pytest.mark.parametrize("density", [0.01, 0.3])
+def test_a_sparse_start_keeps_the_mean_square_whatever_the_fan_in(shape, density):
+    generator = torch.Generator().manual_seed(0)
+    squares = []
+    for _ in range(20):
+        weight = torch.randn(shape, generator=generator)
+        sparse_init_([weight], density=density, generator=generator)
+        squares.append(weight.square().mean().item())
+    assert sum(squares) / 20 == pytest.approx(1.0, rel=0.15)
+
+
+def test_a_parameter_with_one_axis_cannot_start_sparse():
+    with pytest.raises(ValueError, match=r"two axes or more, got one of shape \(5,\)"):
+        sparse_init_([torch.ones(5)])
+
+
+def test_the_mask_does_not_depend_on_the_memory_layout():
+    plain = torch.randn(8, 4, 3, 3)
+    last = plain.clone().to(memory_format=torch.channels_last)
+    for weight in (plain, last):
+        sparse_init_([weight], density=0.2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(plain, last)
+
+
 def test_an_unscaled_sparse_start_leaves_the_surviving_weights_as_they_were():
-    weight = torch.randn(1000)
+    weight = torch.randn(50, 20)
     before = weight.clone()
     sparse_init_([weight], density=0.5, rescale=False)
     assert torch.equal(weight[weight != 0], before[weight != 0])
+    assert 0.4 < sparsity([weight]).item() < 0.6
 
 
 def test_a_sparse_start_leaves_no_output_channel_dead():
@@ -69,7 +97,7 @@ def test_a_sparse_start_leaves_no_output_channel_dead():
 
 def test_the_density_is_checked():
     with pytest.raises(ValueError, match="density must be above 0 and at most 1, got 0"):
-        sparse_init_([torch.ones(3)], density=0)
+        sparse_init_([torch.ones(3, 3)], density=0)
 
 
 def test_zeros_are_counted_exactly_and_without_reading_the_device():
@@ -84,6 +112,13 @@ def test_clipping_on_the_support_counts_gradients_of_live_weights_only():
     assert clip_grad_norm_([weight], 1.0, on="support").item() == pytest.approx(0.5)
     assert weight.grad[0, 0].item() == pytest.approx(0.5)
     assert clip_grad_norm_([weight], 1.0, on="all").item() == pytest.approx(300.25**0.5)
+    assert weight.grad.norm().item() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_a_single_tensor_is_clipped_as_torch_does():
+    weight = nn.Parameter(torch.ones(2, 2))
+    weight.grad = torch.full((2, 2), 5.0)
+    assert clip_grad_norm_(weight, 1.0).item() == pytest.approx(10.0)
     assert weight.grad.norm().item() == pytest.approx(1.0, rel=1e-4)
 
 
