@@ -93,8 +93,7 @@ def make_demo(
         workers: processes; by default one per core, at most 4.
 
     Raises:
-        ValueError: a setting out of range; ``root`` holds a corpus of other settings, or other files; the
-            package ``espeakng-loader`` is not installed.
+        ValueError: a setting out of range; ``root`` holds something else; ``espeakng-loader`` is not installed.
         OSError: the folder cannot be written.
     """
     settings = {

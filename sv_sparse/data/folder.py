@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 ENDINGS = (".wav", ".flac", ".ogg", ".opus")
 LAYOUT = "<speaker>/<session>/<utterance>.{wav,flac,ogg,opus}"
 
+_NAMES = ("speaker", "session", "split")
 _THREADS = 16  # headers wait for the disk or the network, not for the processor
 _CHUNK = 256  # files per task
 
@@ -46,9 +47,9 @@ def scan_folder(
 ) -> Manifest:
     """Describe every recording below ``root`` in a manifest, split for training and evaluation.
 
-    Utterances of the trial lists are ``test``. Of the others, those of the training list (all, without one) are
+    Utterances of the trial lists are ``test``; of the others, those of the training list (all, without one) are
     ``train`` unless their speaker occurs in a trial list; a share of the training speakers is held out as
-    ``validation``. The rest is ``unused``. Recordings that cannot be read are named in a warning and left out.
+    ``validation``; the rest is ``unused``. Unreadable recordings are named in a warning and left out.
 
     Args:
         root: Folder of ``<speaker>/<session>/<utterance>.{wav,flac,ogg,opus}``; symbolic links are followed.
@@ -84,16 +85,11 @@ def scan_folder(
     held_out = _validation_speakers(speaker[is_train & is_readable], validation_share, seed)
     split[is_train & np.isin(speaker, held_out)] = "validation"
     _refuse_few_speakers(speaker[(split == "train") & is_readable], root, train_list, len(held_out))
-    columns = {
-        "utterance": utterances,
-        "speaker": pa.array(speaker, pa.string()),
-        "session": pa.array(session, pa.string()),
-        "samples": headers.samples,
-        "sample_rate": headers.sample_rate,
-        "channels": headers.channels,
-        "split": pa.array(split, pa.string()),
+    names = {
+        name: pa.array(column, pa.string()) for name, column in zip(_NAMES, (speaker, session, split), strict=True)
     }
-    return Manifest.write(out, pa.table(columns).filter(pa.array(is_readable)), root)
+    table = pa.table({"utterance": utterances, **names, **vars(headers)})
+    return Manifest.write(out, table.filter(pa.array(is_readable)), root)
 
 
 def _check_shares(validation_share: float, max_unreadable: float) -> None:

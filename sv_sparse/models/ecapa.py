@@ -93,16 +93,8 @@ class ECAPA(nn.Module):
         self.embedding_dim = embedding_dim
         self.first = ConvUnit(mel_bins, channels, first_size, first_dilation, reflect=speechbrain)
         self.blocks = nn.ModuleList(
-            SERes2Block(
-                channels,
-                se_channels,
-                res2net_scale,
-                kernel_size,
-                dilation,
-                identity_first=speechbrain,
-                reflect=speechbrain,
-            )
-            for kernel_size, dilation in rest
+            SERes2Block(channels, se_channels, res2net_scale, *taps, identity_first=speechbrain, reflect=speechbrain)
+            for taps in rest
         )
         self.mfa = same_conv(len(rest) * channels, mfa_channels)
         self.mfa_norm = nn.BatchNorm2d(mfa_channels) if speechbrain else None

@@ -26,8 +26,14 @@ _FUSED_DEVICES = {"cpu", "cuda"}
 def read_out(params: list[Tensor], duals: list[Tensor], *, lambda_: Tensor, delta: float, regularizer: str) -> None:
     """Set ``params`` to ``delta * shrink(dual, lambda_)``, or to ``delta * dual`` where nothing is regularized."""
     for param, dual in zip(params, duals, strict=True):
-        weight = dual if regularizer == "none" else shrink(dual, lambda_)
-        param.copy_(weight if delta == 1 else delta * weight)
+        if regularizer == "none":
+            weight = dual
+        else:
+            weight = shrink(dual, lambda_, out=param if param.dtype == dual.dtype else None)
+        if delta != 1:
+            weight = delta * weight
+        if weight is not param:
+            param.copy_(weight)
 
 
 def linbreg(

@@ -5,7 +5,7 @@ import torch
 REGULARIZERS = ("l1", "none")
 
 
-def shrink(v: torch.Tensor, lambda_: torch.Tensor) -> torch.Tensor:
+def shrink(v: torch.Tensor, lambda_: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """Proximal operator of ``lambda_ * ||.||_1``: the soft threshold.
 
     Computed as ``v - clamp(v, -lambda_, lambda_)`` (Moreau's identity), which is exactly zero where
@@ -14,11 +14,13 @@ def shrink(v: torch.Tensor, lambda_: torch.Tensor) -> torch.Tensor:
     Args:
         v: any shape.
         lambda_: threshold, 0-dim, on the device of ``v``.
+        out: takes the result, shaped like ``v`` but not ``v`` itself; without it, new memory does.
 
     >>> shrink(torch.tensor([-2.0, 0.5, 3.0]), torch.tensor(1.0))
     tensor([-1.,  0.,  2.])
     """
-    return v - v.clamp(-lambda_, lambda_)
+    clamped = torch.clamp(v, -lambda_, lambda_, out=out)
+    return torch.sub(v, clamped, out=out)
 
 
 def subgradient(weight: torch.Tensor, lambda_: torch.Tensor, delta: float) -> torch.Tensor:
