@@ -74,17 +74,13 @@ def scan_folder(
     is_listed = _listed_for_training(train_list, utterances, speaker)
     is_train = is_listed & ~is_evaluation
     _report_excluded(speaker, is_listed & is_evaluation, is_asked=train_list is not None)
-
     headers = _read_headers(Path(root), utterances.to_pylist())
     is_readable = headers.samples > 0
     _refuse_unreadable(utterances, is_readable, is_test, is_train, max_unreadable)
-
-    split = np.full(len(utterances), "unused", dtype=object)
-    split[is_train] = "train"
-    split[is_test] = "test"
     held_out = _validation_speakers(speaker[is_train & is_readable], validation_share, seed)
-    split[is_train & np.isin(speaker, held_out)] = "validation"
-    _refuse_few_speakers(speaker[(split == "train") & is_readable], root, train_list, len(held_out))
+    is_validation = is_train & np.isin(speaker, held_out)
+    _refuse_few_speakers(speaker[is_train & ~is_validation & is_readable], root, train_list, len(held_out))
+    split = np.select([is_test, is_validation, is_train], ["test", "validation", "train"], "unused")
     names = {
         name: pa.array(column, pa.string()) for name, column in zip(_NAMES, (speaker, session, split), strict=True)
     }
