@@ -62,9 +62,8 @@ def scan_folder(
         out: The manifest file to write.
 
     Raises:
-        ValueError: A setting is out of range, a folder or list is not as expected, a listed utterance is
-            missing, a trial's utterance is unreadable, too many training utterances are, or fewer than two
-            training speakers remain. The message begins with the setting as typed.
+        ValueError: A setting is out of range, a folder or list is not as expected, a listed utterance is missing,
+            too many are unreadable, or fewer than two training speakers remain. It begins with the setting as typed.
     """
     _check_shares(validation_share, max_unreadable)
     utterances = pa.array(_find(Path(root)), pa.string())
