@@ -1,0 +1,122 @@
+"""Laws of the landing, and of what a controller refuses."""
+
+import pytest
+import torch
+from controlled import TARGETS, batches, network, run, start
+from torch import nn
+
+from sv_sparse.optim import (
+    AdaBreg,
+    Feedback,
+    LinBreg,
+    count_zeros,
+    partition,
+)
+
+
+@pytest.mark.parametrize("target", [*TARGETS, 0.123])
+@pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
+def test_landing_meets_the_target_to_the_weight(kind, target):
+    model, optimizer, controller = start(kind, target, 60)
+    run(model, optimizer, controller, batches(60))
+    controller.land()
+    size = sum(param.numel() for param in controller.params)
+    assert size - int(count_zeros(controller.params)) == round((1 - target) * size)
+
+
+def test_a_dense_group_stays_dense_under_the_controller():
+    model, optimizer, controller = start(AdaBreg, 0.99, 100, lambda_=10.0)
+    alive = [param != 0 for param in optimizer.param_groups[1]["params"]]
+    run(model, optimizer, controller, batches(100))
+    controller.land()
+    for param, before in zip(optimizer.param_groups[1]["params"], alive, strict=True):
+        assert before.any() or param.any()
+        assert param[before].all()
+
+
+def test_a_target_of_zero_regulates_nothing():
+    model = network()
+    optimizer = AdaBreg(partition(model, regularizer="none"), lambda_=5.0)
+    controller = Feedback(optimizer, 0.0, 20)
+    for x, y in batches(20):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        controller.step()
+    controller.land()
+    assert controller.params == []
+    assert controller.lambda_.item() == 0
+    assert count_zeros(list(model.parameters())).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_sparsity": 1.0}, "target_sparsity must be at least 0 and below 1, got 1.0"),
+        ({"target_sparsity": -0.1}, "target_sparsity must be at least 0 and below 1, got -0.1"),
+        ({"target_sparsity": 0.0}, r"target_sparsity=0 is dense training: groups \[None\] need regularizer='none'"),
+        ({"total_steps": 0}, "total_steps must be 1 or more, got 0"),
+        ({"settle": 1.0}, "settle must be at least 0 and below 1, got 1.0"),
+        ({"alpha": 0.0}, "alpha must be above 0, got 0.0"),
+        ({"gamma": 1.5}, "gamma must be at most 1, got 1.5"),
+        ({"updates": 0}, "updates must be above 0, got 0"),
+        ({"floor": 2.0}, "floor must be at most 1.0, got 2.0"),
+        ({"target_sparsity": 0.99}, "target_sparsity=0.99 of 20 weights keeps 0 of them"),
+        ({"target_sparsity": 0.001}, "target_sparsity=0.001 of 20 weights keeps 20 of them"),
+        ({"floor": -1.0}, "floor must be 0 or more, got -1.0"),
+        ({"band": -1.0}, "band must be 0 or more, got -1.0"),
+    ],
+)
+def test_a_setting_out_of_bounds_is_named_with_its_bounds(settings, message):
+    optimizer = AdaBreg(nn.Linear(4, 4).parameters(), lambda_=0.1)
+    with pytest.raises(ValueError, match=message):
+        Feedback(optimizer, **{"target_sparsity": 0.9, "total_steps": 10} | settings)
+
+
+def test_a_lambda_that_starts_at_zero_is_refused_since_it_could_never_grow():
+    with pytest.raises(ValueError, match="must start above 0, got 0.0"):
+        Feedback(AdaBreg(nn.Linear(4, 4).parameters(), lambda_=0.0), 0.9, 10)
+
+
+def test_a_target_without_anything_to_regulate_is_refused():
+    with pytest.raises(ValueError, match=r"target_sparsity=0.9 needs a group with a regularizer"):
+        Feedback(AdaBreg(nn.Linear(4, 4).parameters(), regularizer="none"), 0.9, 10)
+
+
+def test_groups_that_start_with_different_lambdas_are_refused():
+    groups = [{"params": [nn.Parameter(torch.ones(4, 4))], "lambda_": value} for value in (0.5, 2.0)]
+    with pytest.raises(ValueError, match=r"regulated groups share one lambda_, got \[0.5, 2.0\]"):
+        Feedback(AdaBreg(groups), 0.5, 10)
+
+
+def test_a_frozen_parameter_is_refused_since_it_could_never_become_sparse():
+    layer = nn.Linear(4, 4)
+    layer.weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="1 regulated parameters are frozen"):
+        Feedback(AdaBreg(layer.parameters()), 0.5, 10)
+
+
+def test_landing_counts_parameters_that_never_had_a_gradient():
+    used, unused = nn.Parameter(torch.randn(20, 20)), nn.Parameter(torch.randn(20, 20))
+    optimizer = AdaBreg([used, unused])
+    controller = Feedback(optimizer, 0.75, 10)
+    used.grad = torch.randn(20, 20)
+    optimizer.step()
+    controller.land()
+    assert 800 - int(count_zeros([used, unused])) == 200
+
+
+def test_landing_says_so_where_it_cannot_be_exact():
+    param = nn.Parameter(torch.zeros(10, 10))
+    controller = Feedback(AdaBreg([param]), 0.5, 10)
+    with pytest.warns(UserWarning, match="landed on 0 weights instead of 50: too many duals are equal"):
+        controller.land()
+
+
+def test_landing_is_exact_in_float64():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        param = nn.Parameter(torch.randn(30, 30, generator=generator, dtype=torch.float64))
+        controller = Feedback(LinBreg([param]), 0.9, 10)
+        controller.land()
+        assert int(count_zeros([param])) == 810
