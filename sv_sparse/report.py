@@ -112,7 +112,7 @@ def results_table(results: Results) -> str:
         cells = (
             name,
             f"{results['target_sparsity']:.2%}",
-            f"{results['sparsity_before_landing']:.2%}",
+            f"{results['sparsity_before_landing']:.3%}",
             f"{results['sparsity']:.4%}",
             f"{kept:,} ({share:.1%})",
             f"{one['eer']:.2%}",
@@ -167,6 +167,7 @@ def det_figure(folder: Path, names: Sequence[str]) -> Figure:
     axes.set_xlabel("false alarms")
     axes.set_ylabel("misses")
     axes.grid(visible=True, linewidth=0.3)
+    axes.legend(loc="upper right")
     return figure
 
 
