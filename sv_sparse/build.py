@@ -100,6 +100,9 @@ def prepare_corpus(settings: Settings, folder: Path) -> Corpus:
     """
     data = {name: _expand(value) for name, value in settings["data"].items()}
     lists = [data["trials"]] if isinstance(data["trials"], str) else list(data["trials"])
+    names = [Path(path).stem for path in lists]
+    if not lists or len(set(names)) < len(names):
+        raise ValueError(f"data.trials={data['trials']}: expected one list or several of different file names")
     manifest = folder / "manifest.parquet"
     if manifest.is_file():
         return Corpus(Manifest(manifest), [read_trials(path) for path in lists])

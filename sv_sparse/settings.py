@@ -29,7 +29,10 @@ def check_names(arguments: Sequence[str], conf: Path) -> None:
     try:
         overrides = OverridesParser.create().parse_overrides(words)
     except OverrideParseException as error:
-        raise ValueError(f"cannot read {error.override!r}: expected SETTING=VALUE or GROUP=CHOICE") from error
+        raise ValueError(
+            f"cannot read {error.override!r}: expected SETTING=VALUE or GROUP=CHOICE; a value with spaces, commas, "
+            f"equals signs or brackets goes in quotes, twice: \"data.root='/my data/a=b'\""
+        ) from error
     own = [override for override in overrides if not override.key_or_group.startswith("hydra")]
     groups = {folder.name: _choices(folder) for folder in sorted(conf.iterdir()) if folder.is_dir()}
     chosen = []

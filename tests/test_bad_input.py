@@ -70,6 +70,17 @@ def test_a_trial_list_that_is_none(refused, folder):
     assert "trials.txt, line 1: expected 'label enrolment test'" in refused(*own(folder))
 
 
+def test_two_trial_lists_of_one_name(refused, folder):
+    (folder / "other").mkdir()
+    (folder / "other" / "trials.txt").write_text((folder / "trials.txt").read_text())
+    lists = f"data.trials=[{folder}/trials.txt,{folder}/other/trials.txt]"
+    assert "expected one list or several of different file names" in refused(*own(folder)[:2], lists)
+
+
+def test_a_path_that_the_command_line_cannot_take_unquoted(refused, folder):
+    assert "goes in quotes, twice" in refused("data=folder", f"data.root={folder}/a=b")
+
+
 def test_more_in_a_batch_than_there_are_utterances(refused, folder):
     assert "trainer.batch_size=999: expected from 1 to" in refused(*own(folder), "trainer.batch_size=999")
 
