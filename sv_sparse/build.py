@@ -53,6 +53,11 @@ class Compute:
     device: torch.device
     bf16: bool
 
+    @property
+    def precision(self) -> str:
+        """In words."""
+        return "bf16 autocast" if self.bf16 else "float32"
+
     def autocast(self) -> AbstractContextManager[object]:
         """Mixed precision where it is on; weights, losses and the optimizer stay float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -87,8 +92,12 @@ class Experiment:
         return OperatingPoint(**self.settings["scoring"])
 
     def sparse_params(self) -> dict[str, Tensor]:
-        """The network's convolution and linear weights by name: what ``target_sparsity`` speaks of."""
+        """The network's convolution and linear weights by name."""
         return sparse_params(self.network)
+
+    def target_params(self) -> list[Tensor]:
+        """What ``target_sparsity`` speaks of: the weights that lambda acts on; the network's in a dense run."""
+        return self.controller.params or list(self.sparse_params().values())
 
 
 def prepare_corpus(settings: Settings, folder: Path) -> Corpus:
@@ -98,7 +107,7 @@ def prepare_corpus(settings: Settings, folder: Path) -> Corpus:
         ValueError: a folder or list is not as expected; names the setting.
         OSError: something cannot be read or written.
     """
-    data = {name: _expand(value) for name, value in settings["data"].items()}
+    data = settings["data"]
     lists = [data["trials"]] if isinstance(data["trials"], str) else list(data["trials"])
     names = [Path(path).stem for path in lists]
     if not lists or len(set(names)) < len(names):
@@ -118,17 +127,6 @@ def prepare_corpus(settings: Settings, folder: Path) -> Corpus:
         out=manifest,
     )
     return Corpus(scanned, [read_trials(path) for path in lists])
-
-
-def _expand(value: Any) -> Any:
-    """Paths with ``~`` replaced by the user's home, wherever they are in a setting."""
-    if isinstance(value, str):
-        return os.path.expanduser(value)
-    if isinstance(value, list):
-        return [_expand(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _expand(item) for name, item in value.items()}
-    return value
 
 
 def choose_compute(trainer: Settings) -> Compute:
@@ -200,13 +198,13 @@ def peak_lr(settings: Settings) -> float:
     """The learning rate that the schedule scales: one number, or one each for sparse and dense runs.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither, or not above 0.
     """
     lr = settings["optim"]["lr"]
     if isinstance(lr, dict):
         lr = lr["sparse" if settings["target_sparsity"] > 0 else "dense"]
-    if not isinstance(lr, (int, float)):
-        raise ValueError(f"optim.lr must be a number, or {{sparse: number, dense: number}}, got {lr!r}")
+    if not isinstance(lr, (int, float)) or not lr > 0:
+        raise ValueError(f"optim.lr must be above 0, one number or {{sparse: number, dense: number}}, got {lr!r}")
     return lr
 
 
@@ -236,12 +234,16 @@ def _workers(setting: int | str) -> int:
     return min(8, (os.cpu_count() or 1) - 1) if setting == "auto" else int(setting)
 
 
+def split_size(manifest: Manifest, split: str) -> tuple[int, int, float]:
+    """Speakers, utterances and hours of a split."""
+    rows = manifest.split(split)
+    hours = float(np.sum(manifest.samples[rows] / manifest.sample_rate[rows])) / 3600
+    return len(manifest.speakers(split)), len(rows), hours
+
+
 def _say(groups: list[dict[str, Any]], corpus: Corpus, compute: Compute, steps: int) -> None:
-    manifest = corpus.manifest
     for split in ("train", "validation", "test"):
-        speakers, utterances = len(manifest.speakers(split)), len(manifest.split(split))
-        logger.info("%-10s %5d speakers %8d utterances", split, speakers, utterances)
-    hours = float(np.sum(manifest.samples / manifest.sample_rate)) / 3600
-    precision = "bf16 autocast" if compute.bf16 else "float32"
-    logger.info("%.1f hours in all; %d steps on %s in %s", hours, steps, compute.device, precision)
+        speakers, utterances, hours = split_size(corpus.manifest, split)
+        logger.info("%-10s %5d speakers %8d utterances %8.2f hours", split, speakers, utterances, hours)
+    logger.info("%d steps on %s in %s", steps, compute.device, compute.precision)
     logger.info("%s", describe(groups))

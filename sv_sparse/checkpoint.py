@@ -5,6 +5,7 @@ network needs: its weights, the resolved configuration, and the figures it was s
 """
 
 import io
+import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -44,6 +45,8 @@ def load(path: Path, keys: set[str]) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is not a readable checkpoint: damaged, or another kind of file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, UnpicklingError) as error:

@@ -47,6 +47,10 @@ def _train(arguments: list[str]) -> None:
 
 
 def _evaluate(network_file: Path, root: Path, lists: list[Path], scores: Path) -> None:
+    if not root.is_dir():
+        raise ValueError(f"--root {root}: no such folder")
+    if len({path.stem for path in lists}) < len(lists):
+        raise ValueError("--trials: expected lists of different file names")
     network, mean, point = load_network(network_file)
     filterbank = Filterbank(SAMPLE_RATE, MEL_BINS)
     trials = [read_trials(path) for path in lists]

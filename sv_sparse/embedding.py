@@ -40,7 +40,10 @@ def embed(network: nn.Module, filterbank: nn.Module, paths: Sequence[str], *, ti
     found: dict[int, Array] = {}
     with tqdm(total=len(paths), desc=title, unit="utt", leave=False, disable=not sys.stderr.isatty()) as bar:
         for positions, waveforms in _equal_lengths(paths):
-            output = network(filterbank(waveforms.to(device))).float().cpu().numpy()
+            try:
+                output = network(filterbank(waveforms.to(device))).float().cpu().numpy()
+            except ValueError as error:  # too short for the filterbank or the network
+                raise ValueError(f"{paths[positions[0]]}: {error}") from error
             found.update(zip(positions, output, strict=True))
             bar.update(len(positions))
     return np.stack([found[position] for position in range(len(paths))])

@@ -15,6 +15,8 @@ from sv_sparse.evaluate import Evaluation, evaluate_lists, validate
 from sv_sparse.monitor import as_words
 from sv_sparse.optim import count_zeros, sparsity
 
+_FAR = 0.005  # of the sparsity before landing from the target
+
 logger = logging.getLogger(__name__)
 
 
@@ -24,8 +26,13 @@ def land(experiment: Experiment) -> dict[str, Any]:
     Returns:
         ``sparsity_before_landing``, ``sparsity``, ``lambda``; where speakers are held out, their EER before and after.
     """
-    params = list(experiment.sparse_params().values())
+    params, target = experiment.target_params(), experiment.controller.target_sparsity
     figures: dict[str, Any] = {"sparsity_before_landing": sparsity(params).item()}
+    if abs(figures["sparsity_before_landing"] - target) > _FAR:
+        logger.warning(
+            "landing from %.2f %% to the target of %.2f %%: the run was too short for lambda to find it",
+            *(100 * figures["sparsity_before_landing"], 100 * target),
+        )
     before = _validation_eer(experiment)
     experiment.controller.land()
     with experiment.compute.autocast():

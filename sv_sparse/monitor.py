@@ -48,7 +48,7 @@ class Monitor:
     def show(self, row: Row) -> None:
         """Show a step's figures on the progress bar."""
         self.bar.set_postfix_str(
-            f"loss {row['loss']:.2f}, acc {row['accuracy']:.1%}, sparsity {row['sparsity/network']:.2%} "
+            f"loss {row['loss']:.2f}, acc {row['accuracy']:.1%}, sparsity {row['sparsity/trained']:.2%} "
             f"of {row['target_sparsity']:.2%}, lambda {row['lambda']:.3g}, "
             f"{row['utterances_per_second']:.0f} utt/s, data wait {row['data_wait']:.0%}",
             refresh=False,

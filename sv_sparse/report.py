@@ -14,10 +14,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import DetCurveDisplay
 
-from sv_sparse.build import Experiment
+from sv_sparse.build import Experiment, split_size
 from sv_sparse.evaluate import Evaluation, read_scores
 from sv_sparse.monitor import Row, read_rows
-from sv_sparse.optim import count_zeros
+from sv_sparse.optim import count_zeros, sparsity
 from sv_sparse.storage import atomic_write, write_json, write_text
 
 Results = dict[str, Any]
@@ -45,7 +45,7 @@ def collect(
         Figures of the run; ``eer``, ``min_dcf`` and ``untrained_eer`` at the top are the first list's, and
         ``evaluations`` holds every list's. Rates and sparsities are fractions.
     """
-    settings, network, trained = experiment.settings, experiment.network, experiment.controller.params
+    settings, network = experiment.settings, experiment.network
     before = {evaluation["name"]: evaluation["eer"] for evaluation in untrained}
     lists = {e.name: e.as_dict() | {"untrained_eer": before[e.name]} for e in evaluations}
     first = lists[evaluations[0].name]
@@ -55,11 +55,10 @@ def collect(
         name: {"parameters": param.numel(), "zeros": int(count_zeros([param]))}
         for name, param in experiment.sparse_params().items()
     }
-    regulated = sum(param.numel() for param in trained)
     return {
         "target_sparsity": settings["target_sparsity"],
         **landing,
-        "sparsity_trained": int(count_zeros(trained)) / regulated if regulated else 0.0,
+        "sparsity_network": float(sparsity(list(experiment.sparse_params().values()))),
         "sparsity_all": zeros / total,
         "parameters": total,
         "kept_parameters": total - zeros,
@@ -68,8 +67,24 @@ def collect(
         "untrained_eer": first["untrained_eer"],
         "seconds": seconds,
         "seed": settings["seed"],
+        "training": _training(experiment),
         "evaluations": lists,
         "layers": layers,
+    }
+
+
+def _training(experiment: Experiment) -> dict[str, Any]:
+    """What was trained, on what, how long."""
+    speakers, utterances, hours = split_size(experiment.corpus.manifest, "train")
+    return {
+        "model": type(experiment.network).__name__,
+        "speakers": speakers,
+        "utterances": utterances,
+        "hours": hours,
+        "epochs": experiment.settings["trainer"]["epochs"],
+        "steps": experiment.total_steps,
+        "device": str(experiment.compute.device),
+        "precision": experiment.compute.precision,
     }
 
 
@@ -132,7 +147,7 @@ def control_figure(rows: Sequence[Row], target: float) -> Figure:
     steps = [row for row in rows if "lambda" in row]
     figure, (upper, lower) = plt.subplots(2, 1, sharex=True, figsize=(7, 5), layout="constrained")
     x = [row["step"] for row in steps]
-    upper.plot(x, [100 * row["sparsity/network"] for row in steps], label="network")
+    upper.plot(x, [100 * row["sparsity/trained"] for row in steps], label="measured")
     upper.axhline(100 * target, color="black", linestyle="--", linewidth=1, label=f"target {target:.1%}")
     upper.set_ylabel("sparsity (%)")
     upper.legend()
@@ -179,7 +194,13 @@ def _save(figure: Figure, path: Path) -> None:
 
 def _page(folder: Path, results: Results, table: str) -> str:
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    how = results["training"]
     lines = [f"# {folder.name}", "", table, ""]
+    lines.append(
+        f"{how['model']}, trained on {how['speakers']:,} speakers, {how['utterances']:,} utterances, "
+        f"{how['hours']:.2f} hours, for {how['epochs']} epochs or {how['steps']:,} steps on {how['device']} "
+        f"in {how['precision']}."
+    )
     gap = results["sparsity_before_landing"] - results["target_sparsity"]
     lines.append(f"Before landing the sparsity stood {100 * gap:+.3f} points from the target.")
     if "validation_eer" in results:
@@ -188,8 +209,8 @@ def _page(folder: Path, results: Results, table: str) -> str:
             f"to {results['validation_eer']:.2%}."
         )
     lines += ["", "Sparsity is the fraction of exact zeros:", ""]
-    lines.append(f"- in the network's convolution and linear weights {results['sparsity']:.4%},")
-    lines.append(f"- in all weights that lambda acts on {results['sparsity_trained']:.4%},")
+    lines.append(f"- in all weights that the target speaks of {results['sparsity']:.4%},")
+    lines.append(f"- in the network's convolution and linear weights {results['sparsity_network']:.4%},")
     lines.append(f"- in all of the network's parameters {results['sparsity_all']:.4%}.")
     lines += ["", "| list | trials | EER threshold | minDCF threshold | operating point |", "|---|---:|---:|---:|---|"]
     for name, one in results["evaluations"].items():

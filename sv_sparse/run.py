@@ -7,7 +7,9 @@ events, ``checkpoints/``, ``scores/``, ``results.json``, ``report.md`` and ``fig
 import logging
 import os
 import platform
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -38,10 +41,10 @@ def clear_errors() -> Iterator[None]:
 
     The whole story goes to the run's log file, and to stderr with the environment variable HYDRA_FULL_ERROR=1.
     """
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     except _PROBLEMS as error:
-        logger.debug("the whole story", exc_info=True)
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
@@ -50,6 +53,13 @@ def clear_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """SIGTERM outside the training loop ends a run as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def open_run(config: DictConfig) -> tuple[Settings, Path]:
@@ -60,6 +70,8 @@ def open_run(config: DictConfig) -> tuple[Settings, Path]:
         OSError: the folder cannot be made.
     """
     if config.resume is not None:
+        if not str(config.resume):
+            raise ValueError("resume= needs a run folder")
         folder = Path(config.resume)
         return resumed_settings(folder, sys.argv[1:]), folder
     settings = resolve(config)
@@ -76,7 +88,7 @@ def resumed_settings(folder: Path, arguments: list[str]) -> Settings:
     if others:
         raise ValueError(f"resume={folder} continues with the run's own settings; leave out {' '.join(others)}")
     config = folder / "config.yaml"
-    if not config.is_file():
+    if not config.is_file() or not (folder / "checkpoints" / "last.pt").is_file():
         raise ValueError(f"resume={folder}: expected a run folder with config.yaml and checkpoints/last.pt")
     settings: Any = OmegaConf.to_container(OmegaConf.load(config))
     check(settings)
@@ -102,22 +114,31 @@ def new_folder(settings: Settings) -> Path:
 def logged(folder: Path) -> Iterator[None]:
     """Log to the terminal and ``train.log``; a folder that ends without a checkpoint is removed again."""
     root = logging.getLogger()
-    before = root.level, root.handlers[:]
+    own = logging.getLogger("sv_sparse")
+    before = root.level, own.level, root.handlers[:]
     file = logging.FileHandler(folder / "train.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     terminal = logging.StreamHandler(sys.stdout)
     terminal.setFormatter(logging.Formatter("%(message)s"))
     terminal.setLevel(logging.INFO)
     root.setLevel(logging.INFO)
-    logging.getLogger("sv_sparse").setLevel(logging.DEBUG)
+    own.setLevel(logging.DEBUG)
     root.handlers[:] = [file, terminal]
     try:
         with logging_redirect_tqdm():
             yield
+    except _PROBLEMS:
+        logger.debug("the whole story", exc_info=True)
+        raise
+    except KeyboardInterrupt:
+        if any((folder / "checkpoints").iterdir()):
+            logger.info("continue with: python train.py resume=%s", folder)
+        raise
     finally:
         file.close()
         root.setLevel(before[0])
-        root.handlers[:] = before[1]
+        own.setLevel(before[1])
+        root.handlers[:] = before[2]
         if not any((folder / "checkpoints").iterdir()):
             shutil.rmtree(folder)
 
@@ -125,7 +146,7 @@ def logged(folder: Path) -> Iterator[None]:
 def environment() -> dict[str, Any]:
     """What a figure depends on beside the settings: versions, commit, hardware, command."""
     return {
-        "command": " ".join(sys.argv),
+        "command": shlex.join(["python", *sys.argv]),
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -1,5 +1,6 @@
 """The command line's settings: unknown names are refused with the valid ones, values are checked once, at the door."""
 
+import os
 from collections.abc import Callable, Sequence
 from numbers import Real
 from pathlib import Path
@@ -25,7 +26,7 @@ def check_names(arguments: Sequence[str], conf: Path) -> None:
     Raises:
         ValueError: an override cannot be read, or names a setting or choice that is not there; lists the valid ones.
     """
-    words = [word for word in arguments if not word.startswith("-")]
+    words = _overrides(arguments)
     try:
         overrides = OverridesParser.create().parse_overrides(words)
     except OverrideParseException as error:
@@ -47,18 +48,33 @@ def check_names(arguments: Sequence[str], conf: Path) -> None:
         if override.is_delete():
             raise ValueError(f"{override.input_line}: settings cannot be removed, only given another value")
         if override.key_or_group not in groups:
-            _refuse_unknown(override.key_or_group, known, sorted(groups))
+            default = _default(override.key_or_group, known, sorted(groups))
+            for value in _values(override):
+                _refuse_value(override.key_or_group, value, default)
 
 
 def _choices(group: Path) -> list[str]:
     return sorted(file.stem for file in group.glob("*.yaml"))
 
 
-def _picked(override: Override) -> list[str]:
-    """The choices that an override of a group names, several in a sweep."""
+def _overrides(arguments: Sequence[str]) -> list[str]:
+    """The arguments that are settings: not an option of the launcher (``-m``, ``--cfg``), nor its value (``job``)."""
+    return [
+        word
+        for before, word in zip(["", *arguments], arguments, strict=False)
+        if not word.startswith("-") and not (before.startswith("-") and "=" not in word)
+    ]
+
+
+def _values(override: Override) -> list[Any]:
+    """The values that an override gives, several in a sweep."""
     if override.is_sweep_override():
-        return [str(value) for value in override.sweep_string_iterator()]
-    return [str(override.value())]
+        return list(override.sweep_iterator()) if override.is_discrete_sweep() else []
+    return [override.value()]
+
+
+def _picked(override: Override) -> list[str]:
+    return [str(value) for value in _values(override)]
 
 
 def _refuse_choice(group: str, picked: Sequence[str], choices: Sequence[str]) -> None:
@@ -67,7 +83,8 @@ def _refuse_choice(group: str, picked: Sequence[str], choices: Sequence[str]) ->
             raise ValueError(f"{group}={choice}: expected one of {', '.join(choices)}")
 
 
-def _refuse_unknown(key: str, known: Settings, groups: Sequence[str]) -> None:
+def _default(key: str, known: Settings, groups: Sequence[str]) -> Any:
+    """The default of a setting; a ValueError lists the valid names where there is none of this name."""
     node: Any = known
     parts = key.split(".")
     for depth, part in enumerate(parts):
@@ -78,6 +95,17 @@ def _refuse_unknown(key: str, known: Settings, groups: Sequence[str]) -> None:
             hint = "" if depth else f"; groups with choices: {', '.join(groups)}"
             raise ValueError(f"unknown setting {key!r}; valid{inside}: {', '.join(own) or 'nothing'}{hint}")
         node = node[part]
+    return node
+
+
+def _refuse_value(key: str, value: Any, default: Any) -> None:
+    """Refuse a value of another kind than a number, and whatever the checks of single settings refuse."""
+    if _is_number(default) and not (_is_number(value) or value is None):
+        raise ValueError(f"{key} must be a number, got {value!r}")
+    if key in _CHECKS:
+        allowed, meaning = _CHECKS[key]
+        if not allowed(value):
+            raise ValueError(f"{key} must be {meaning}, got {value!r}")
 
 
 def resolve(config: DictConfig) -> Settings:
@@ -94,7 +122,20 @@ def resolve(config: DictConfig) -> Settings:
     except OmegaConfBaseException as error:
         raise ValueError(f"the configuration cannot be resolved: {error}") from error
     check(settings)
+    settings["data"] = _absolute(settings["data"])
     return settings
+
+
+def _absolute(data: Settings) -> Settings:
+    """The data settings with absolute paths, so that a run can be continued from anywhere."""
+    paths = {name: data[name] for name in ("cache", "root", "trials", "train_list") if data.get(name)}
+    found: Settings = {}
+    for name, value in paths.items():
+        several = [os.path.abspath(os.path.expanduser(path)) for path in ([value] if isinstance(value, str) else value)]
+        found[name] = several[0] if isinstance(value, str) else several
+    if "make" in data:
+        found["make"] = data["make"] | {"root": found["cache"]}
+    return data | found
 
 
 def _is_number(value: Any) -> bool:

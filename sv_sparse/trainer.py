@@ -141,7 +141,7 @@ class Trainer:
         names = ("loss", "accuracy", "lambda", "sparsity/network", "sparsity/trained", "sparsity/all")
         target = controller.target_sparsity
         row = {"step": self.progress.step + 1, "epoch": self.progress.epoch} | dict(zip(names, values, strict=True))
-        row |= {"target_sparsity": target, "gap": target - row["sparsity/network"]}
+        row |= {"target_sparsity": target, "gap": target - row["sparsity/trained"]}
         row |= {"lr": experiment.optimizer.param_groups[0]["lr"], "margin": experiment.head.margin}
         row |= self.timer.read()
         self.monitor.keep(row)
@@ -150,16 +150,17 @@ class Trainer:
     def _finish_epoch(self) -> None:
         progress = self.progress
         progress.epoch, progress.batch = progress.epoch + 1, 0
-        row: dict[str, Any] = {"step": progress.step, "epoch": progress.epoch}
+        row: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step}
         own = self.experiment.sparse_params()
-        row["sparsity/network"] = sparsity(list(own.values())).item()
+        measured = sparsity(self.experiment.target_params()).item()
+        row["sparsity"] = measured
         validated = self._validate()
         if validated is not None:
             row["validation_eer"] = validated[0].eer
-            self._keep_best(*validated, row["sparsity/network"])
+            self._keep_best(*validated, measured)
         self.monitor.keep(row)
         self.monitor.layers({name: sparsity([param]).item() for name, param in own.items()}, progress.step)
-        logger.info("epoch %d: %s", progress.epoch, as_words(row))
+        logger.info("%s", as_words(row))
         self._save()
         self.timer.restart()
 
@@ -178,6 +179,7 @@ class Trainer:
 
     def _stop(self, number: int) -> None:
         self._save()
+        self.monitor.bar.close()
         self.monitor.close()
         logger.info("stopped by %s at step %d", signal.Signals(number).name, self.progress.step)
         logger.info("continue with: python train.py resume=%s", self.experiment.folder)

@@ -81,6 +81,11 @@ def test_a_path_that_the_command_line_cannot_take_unquoted(refused, folder):
     assert "goes in quotes, twice" in refused("data=folder", f"data.root={folder}/a=b")
 
 
+def test_an_empty_training_list(refused, folder):
+    (folder / "train.txt").write_text("\n")
+    assert "train.txt: the list is empty" in refused(*own(folder), f"data.train_list={folder}/train.txt")
+
+
 def test_more_in_a_batch_than_there_are_utterances(refused, folder):
     assert "trainer.batch_size=999: expected from 1 to" in refused(*own(folder), "trainer.batch_size=999")
 
@@ -90,7 +95,7 @@ def test_a_value_that_the_network_refuses(refused, folder):
 
 
 def test_a_value_that_the_optimizer_refuses(refused, folder):
-    assert "error: lr must be 0 or more, got -1" in refused(*own(folder), "optim.lr=-1")
+    assert "error: optim.lr must be above 0, one number or {sparse: " in refused(*own(folder), "optim.lr=-1")
 
 
 def test_a_lambda_that_could_never_grow(refused, folder):
@@ -103,6 +108,9 @@ def test_a_lambda_that_could_never_grow(refused, folder):
         ("target_sparsity=1.5", "error: target_sparsity must be a number, at least 0 and below 1, got 1.5"),
         ("model=ecappa", "error: model=ecappa: expected one of ecapa, ecapa_512, resnet34"),
         ("trainer.epoch=3", "error: unknown setting 'trainer.epoch'; valid under trainer: epochs, batch_size"),
+        ("head.margin=abc", "error: head.margin must be a number, got 'abc'"),
+        ("target_sparsity=0.5,90", "error: target_sparsity must be a number, at least 0 and below 1, got 90"),
+        ("resume=", "error: resume= needs a run folder"),
         ("data=folder", "error: data.root, data.trials must be given, for instance data.root=..."),
     ],
 )
@@ -120,6 +128,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_step(tr
     assert done.status == 2
     assert "the update was not made" in done.err
     (run,) = (tmp_path / "runs").iterdir()
+    assert "Traceback" in (run / "train.log").read_text()
     step = int(done.err.split("error: step ")[1].split(":")[0])
     rows = (run / "metrics.jsonl").read_text().splitlines()
     assert len(rows) == step - 1

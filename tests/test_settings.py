@@ -60,6 +60,10 @@ def test_valid_names_pass_also_in_a_sweep_and_inside_a_chosen_group():
     check_names(["-m", "optim=linbreg", "optim.momentum=0.9", "target_sparsity=0.5,0.9", "model=resnet34"], CONF)
 
 
+def test_options_of_the_launcher_may_take_their_value_as_a_word_of_its_own():
+    check_names(["--cfg", "job", "-p", "trainer", "-m", "seed=1,2"], CONF)
+
+
 def test_a_setting_of_a_choice_not_taken_is_refused():
     with pytest.raises(ValueError, match="unknown setting 'optim.momentum'; valid under optim: lr, lambda_, betas"):
         check_names(["optim.momentum=0.9"], CONF)

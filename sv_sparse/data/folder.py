@@ -163,6 +163,8 @@ def _listed_for_training(
         return np.ones(len(utterances), dtype=bool)
     setting = _refuse_no_file("data.train_list", path)
     names, wanted = _read_train_list(Path(path))
+    if not wanted:
+        raise ValueError(f"{setting}: the list is empty")
     found = match(wanted, utterances)
     refuse_missing(wanted, found, setting)
     differs = np.flatnonzero(speaker[found] != np.array(names, dtype=object))
