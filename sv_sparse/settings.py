@@ -41,7 +41,7 @@ def check_names(arguments: Sequence[str], conf: Path) -> None:
         if override.key_or_group in groups:
             picked = _picked(override)
             _refuse_choice(override.key_or_group, picked, groups[override.key_or_group])
-            chosen.append(f"{override.key_or_group}={picked[0]}")
+            chosen += [f"{override.key_or_group}={choice}" for choice in picked[:1]]
     with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
         known: Any = OmegaConf.to_container(compose("config", chosen))
     for override in own:
@@ -69,7 +69,7 @@ def _overrides(arguments: Sequence[str]) -> list[str]:
 def _values(override: Override) -> list[Any]:
     """The values that an override gives, several in a sweep."""
     if override.is_sweep_override():
-        return list(override.sweep_iterator()) if override.is_discrete_sweep() else []
+        return list(override.sweep_iterator()) if override.is_choice_sweep() or override.is_range_sweep() else []
     return [override.value()]
 
 

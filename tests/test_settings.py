@@ -58,6 +58,7 @@ def test_an_argument_that_names_nothing_is_refused_with_the_valid_names(argument
 
 def test_valid_names_pass_also_in_a_sweep_and_inside_a_chosen_group():
     check_names(["-m", "optim=linbreg", "optim.momentum=0.9", "target_sparsity=0.5,0.9", "model=resnet34"], CONF)
+    check_names(["-m", "model=glob(*)", "seed=range(0,3)", "trainer.epochs=2", "name='a b'"], CONF)
 
 
 def test_options_of_the_launcher_may_take_their_value_as_a_word_of_its_own():
