@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -69,7 +69,8 @@ def _overrides(arguments: Sequence[str]) -> list[str]:
 def _values(override: Override) -> list[Any]:
     """The values that an override gives, several in a sweep."""
     if override.is_sweep_override():
-        return list(override.sweep_iterator()) if override.is_choice_sweep() or override.is_range_sweep() else []
+        listed = override.is_discrete_sweep() and override.value_type != ValueType.GLOB_CHOICE_SWEEP
+        return list(override.sweep_iterator()) if listed else []
     return [override.value()]
 
 
