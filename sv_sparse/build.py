@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -84,20 +85,23 @@ class Experiment:
     @property
     def total_steps(self) -> int:
         """Length of the run in steps."""
-        return self.settings["trainer"]["epochs"] * (self.batches.size // self.batches.batch_size)
+        return self.controller.total_steps
 
     @property
     def point(self) -> OperatingPoint:
         """Operating point of minDCF."""
         return OperatingPoint(**self.settings["scoring"])
 
+    @cached_property
     def sparse_params(self) -> dict[str, Tensor]:
         """The network's convolution and linear weights by name."""
-        return sparse_params(self.network)
+        return {
+            name: p for group in partition(self.network) if group["name"] == "sparse" for name, p in group["params"]
+        }
 
     def target_params(self) -> list[Tensor]:
         """What ``target_sparsity`` speaks of: the weights that lambda acts on; the network's in a dense run."""
-        return self.controller.params or list(self.sparse_params().values())
+        return self.controller.params or list(self.sparse_params.values())
 
 
 def prepare_corpus(settings: Settings, folder: Path) -> Corpus:
@@ -223,11 +227,6 @@ def parameter_groups(network: nn.Module, head: AAMSoftmax, settings: Settings) -
     else:
         own = partition(head, dense_types=(*DENSE_TYPES, AAMSoftmax))
     return groups + [group | {"name": "head"} for group in own]
-
-
-def sparse_params(network: nn.Module) -> dict[str, Tensor]:
-    """Names and tensors of a network's convolution and linear weights."""
-    return {name: p for group in partition(network) if group["name"] == "sparse" for name, p in group["params"]}
 
 
 def _workers(setting: int | str) -> int:

@@ -33,24 +33,24 @@ def land(experiment: Experiment) -> dict[str, Any]:
             "landing from %.2f %% to the target of %.2f %%: the run was too short for lambda to find it",
             *(100 * figures["sparsity_before_landing"], 100 * target),
         )
-    before = _validation_eer(experiment)
+    before = validate_held_out(experiment)
     experiment.controller.land()
     with experiment.compute.autocast():
         update_bn((experiment.filterbank(waveforms) for waveforms in _crops(experiment)), experiment.network)
-    after = _validation_eer(experiment)
+    after = validate_held_out(experiment)
     zeros, size = int(count_zeros(params)), sum(param.numel() for param in params)
     figures |= {"sparsity": zeros / size, "lambda": experiment.controller.lambda_.item()}
     if before is not None and after is not None:
-        figures |= {"validation_eer_before_landing": before, "validation_eer": after}
+        figures |= {"validation_eer_before_landing": before[0].eer, "validation_eer": after[0].eer}
     logger.info("landed: %s", as_words(figures))
     return figures
 
 
-def _validation_eer(experiment: Experiment) -> float | None:
+def validate_held_out(experiment: Experiment) -> tuple[Evaluation, Array] | None:
+    """Judge the network on held-out training speakers in the run's precision, as ``validate`` does."""
     with experiment.compute.autocast():
         manifest = experiment.corpus.manifest
-        validated = validate(experiment.network, experiment.filterbank, manifest, experiment.point)
-    return None if validated is None else validated[0].eer
+        return validate(experiment.network, experiment.filterbank, manifest, experiment.point)
 
 
 def training_mean(experiment: Experiment) -> Array:

@@ -53,12 +53,12 @@ def collect(
     total, zeros = sum(param.numel() for param in params), int(count_zeros(params))
     layers = {
         name: {"parameters": param.numel(), "zeros": int(count_zeros([param]))}
-        for name, param in experiment.sparse_params().items()
+        for name, param in experiment.sparse_params.items()
     }
     return {
         "target_sparsity": settings["target_sparsity"],
         **landing,
-        "sparsity_network": float(sparsity(list(experiment.sparse_params().values()))),
+        "sparsity_network": float(sparsity(list(experiment.sparse_params.values()))),
         "sparsity_all": zeros / total,
         "parameters": total,
         "kept_parameters": total - zeros,

@@ -104,9 +104,13 @@ def _refuse_value(key: str, value: Any, default: Any) -> None:
     if _is_number(default) and not (_is_number(value) or value is None):
         raise ValueError(f"{key} must be a number, got {value!r}")
     if key in _CHECKS:
-        allowed, meaning = _CHECKS[key]
-        if not allowed(value):
-            raise ValueError(f"{key} must be {meaning}, got {value!r}")
+        _check_value(key, value)
+
+
+def _check_value(name: str, value: Any) -> None:
+    allowed, meaning = _CHECKS[name]
+    if not allowed(value):
+        raise ValueError(f"{name} must be {meaning}, got {value!r}")
 
 
 def resolve(config: DictConfig) -> Settings:
@@ -193,12 +197,11 @@ def check(settings: Settings) -> None:
     Raises:
         ValueError: names the setting, what is allowed, and what came.
     """
-    for name, (allowed, meaning) in _CHECKS.items():
+    for name in _CHECKS:
         value: Any = settings
         for part in name.split("."):
             value = value[part]
-        if not allowed(value):
-            raise ValueError(f"{name} must be {meaning}, got {value!r}")
+        _check_value(name, value)
     trainer = settings["trainer"]
     if trainer["margin_start"] > trainer["margin_end"]:
         raise ValueError(

@@ -14,10 +14,10 @@ from sv_sparse import checkpoint
 from sv_sparse.build import Experiment
 from sv_sparse.data.dataset import Batch, UnreadableMeter
 from sv_sparse.embedding import Array
-from sv_sparse.evaluate import Evaluation, validate
+from sv_sparse.evaluate import Evaluation
 from sv_sparse.head import margin_at
 from sv_sparse.interrupts import stop_requests
-from sv_sparse.landing import evaluate, training_mean
+from sv_sparse.landing import evaluate, training_mean, validate_held_out
 from sv_sparse.monitor import Monitor, Timer, as_words
 from sv_sparse.optim import clip_grad_norm_, sparsity, warmup_exponential
 
@@ -133,7 +133,7 @@ class Trainer:
 
     def _log(self, loss: Tensor, accuracy: Tensor) -> None:
         experiment, controller = self.experiment, self.experiment.controller
-        network, trained = list(experiment.sparse_params().values()), controller.params
+        network, trained = list(experiment.sparse_params.values()), controller.params
         everything = list(experiment.network.parameters())
         measured = [loss.detach(), accuracy, controller.lambda_]
         measured += [sparsity(params) if params else torch.zeros(()) for params in (network, trained, everything)]
@@ -151,10 +151,10 @@ class Trainer:
         progress = self.progress
         progress.epoch, progress.batch = progress.epoch + 1, 0
         row: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step}
-        own = self.experiment.sparse_params()
+        own = self.experiment.sparse_params
         measured = sparsity(self.experiment.target_params()).item()
         row["sparsity"] = measured
-        validated = self._validate()
+        validated = validate_held_out(self.experiment)
         if validated is not None:
             row["validation_eer"] = validated[0].eer
             self._keep_best(*validated, measured)
@@ -170,12 +170,6 @@ class Trainer:
         if near and validation.eer < self.best.get("validation_eer", math.inf):
             self.best = {"validation_eer": validation.eer, "epoch": self.progress.epoch, "sparsity": measured}
             self.save_network("best.pt", mean, self.best)
-
-    def _validate(self) -> tuple[Evaluation, Array] | None:
-        experiment = self.experiment
-        with experiment.compute.autocast():
-            manifest = experiment.corpus.manifest
-            return validate(experiment.network, experiment.filterbank, manifest, experiment.point)
 
     def _stop(self, number: int) -> None:
         self._save()
