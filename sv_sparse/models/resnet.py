@@ -45,10 +45,14 @@ class ResNet34(nn.Module):
     on, halve bins and frames; mean and standard deviation over time; one linear layer. The convolutions keep
     their weights and images in channels-last order, which is faster and changes no result.
 
+    Means and deviations of what a ReLU lets through are positive, so without ``statistics_norm`` all embeddings
+    point the same way at first (cosine 0.9 between strangers), and a run spends its first steps undoing that.
+
     Args:
         base_channels: Channels of the first stage.
         embedding_dim: E.
         mel_bins: F.
+        statistics_norm: Batch norm without weights between pooling and linear layer; WeSpeaker has none.
 
     Raises:
         ValueError: An argument is below 1.
@@ -60,7 +64,14 @@ class ResNet34(nn.Module):
     torch.Size([2, 256])
     """
 
-    def __init__(self, base_channels: int = 32, embedding_dim: int = 256, mel_bins: int = 80) -> None:
+    def __init__(
+        self,
+        base_channels: int = 32,
+        embedding_dim: int = 256,
+        mel_bins: int = 80,
+        *,
+        statistics_norm: bool = True,
+    ) -> None:
         super().__init__()
         check_at_least(1, base_channels=base_channels, embedding_dim=embedding_dim, mel_bins=mel_bins)
         self.mel_bins = mel_bins
@@ -74,7 +85,9 @@ class ResNet34(nn.Module):
             self.stages.append(_stage(channels, width, blocks, stride))
             channels, bins = width, -(-bins // stride)
         self.pooling = TemporalStatisticsPooling()
-        self.embedding = nn.Linear(2 * channels * bins, embedding_dim)
+        size = 2 * channels * bins
+        self.statistics_norm = nn.BatchNorm1d(size, affine=False) if statistics_norm else nn.Identity()
+        self.embedding = nn.Linear(size, embedding_dim)
         keep_channels_last(self)
 
     def forward(self, filterbank: Tensor) -> Tensor:
@@ -87,7 +100,7 @@ class ResNet34(nn.Module):
         x = F.relu_(self.norm(self.conv(x)))
         statistics = self.pooling(self.stages(x))
         with without_autocast(statistics.device):
-            return self.embedding(statistics)
+            return self.embedding(self.statistics_norm(statistics))
 
 
 def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:

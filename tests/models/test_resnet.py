@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from sv_sparse.models.resnet import ResNet34
+from sv_sparse.optim import partition, sparse_init_
 
 
 def small() -> ResNet34:
@@ -33,8 +34,29 @@ def test_the_memory_order_changes_no_result() -> None:
     plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     x = plain.stages(plain.norm(plain.conv(x)).relu())
     mean, std = x.mean(dim=3), x.var(dim=3).clamp(min=1e-8).sqrt()
-    expected = plain.embedding(torch.cat([mean.flatten(1), std.flatten(1)], dim=1))
+    expected = plain.embedding(plain.statistics_norm(torch.cat([mean.flatten(1), std.flatten(1)], dim=1)))
     torch.testing.assert_close(model(filterbank), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.01])
+def test_normalized_statistics_keep_the_embeddings_of_strangers_apart(density: float) -> None:
+    cosines = {}
+    for statistics_norm in (True, False):
+        torch.manual_seed(0)
+        model = ResNet34(base_channels=8, embedding_dim=32, mel_bins=20, statistics_norm=statistics_norm)
+        groups = partition(model)
+        sparse_init_((p for _, p in groups[0]["params"]), density=density)
+        embedding = nn.functional.normalize(model(torch.randn(16, 20, 40)))
+        cosines[statistics_norm] = ((embedding @ embedding.T).sum() - 16).item() / (16 * 15)
+    assert abs(cosines[True]) < 0.2
+    assert cosines[False] > 0.7
+
+
+def test_without_normalized_statistics_the_state_is_that_of_wespeakers_layout() -> None:
+    with_norm = ResNet34(base_channels=4).state_dict()
+    without = ResNet34(base_channels=4, statistics_norm=False).state_dict()
+    extra = {name for name in with_norm if name not in without}
+    assert extra == {f"statistics_norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
 
 
 def test_bins_and_frames_are_halved_three_times_rounding_up() -> None:
