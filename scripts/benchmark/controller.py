@@ -9,7 +9,7 @@ import itertools
 import torch
 from torch import nn
 
-from sv_sparse.optim import AdaBreg, BregmanOptimizer, Feedback, LinBreg, partition, sparse_init_, sparsity
+from sv_sparse.optim import AdaBreg, BregmanOptimizer, FeedbackController, LinBreg, partition, sparse_init_, sparsity
 from sv_sparse.optim import warmup_exponential as factor
 
 LAMBDAS = (1e-4, 1e-1, 1e2)
@@ -31,7 +31,7 @@ def worst_gap(kind: type, lambda_: float, target: float, trend: float, steps: in
     sparse_init_([param for _, param in groups[0]["params"]], generator=torch.Generator().manual_seed(seed))
     lr = 0.01 if kind is AdaBreg else 0.1
     optimizer: BregmanOptimizer = kind(groups, lr=lr, lambda_=lambda_)
-    controller = Feedback(optimizer, target, steps, trend=trend)
+    controller = FeedbackController(optimizer, target, steps, trend=trend)
     generator = torch.Generator().manual_seed(seed)
     patterns = torch.randn(10, 8, 12, generator=generator)
     worst = 0.0

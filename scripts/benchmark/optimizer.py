@@ -6,7 +6,7 @@ import torch
 from interleaved import medians
 
 from sv_sparse.models.ecapa import ECAPA
-from sv_sparse.optim import AdaBreg, Feedback, LinBreg, partition
+from sv_sparse.optim import AdaBreg, FeedbackController, LinBreg, partition
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
         for param in model.parameters():
             param.grad = 1e-3 * torch.randn_like(param)
     controlled = AdaBreg(partition(models["controlled"]), lr=1e-4)
-    controller = Feedback(controlled, 0.9, 1_000)
+    controller = FeedbackController(controlled, 0.9, 1_000)
 
     def step_and_control() -> None:
         controlled.step()
@@ -32,7 +32,7 @@ def main() -> None:
             "torch.optim.Adam(fused=True)": torch.optim.Adam(models["Adam"].parameters(), lr=1e-4, fused=True).step,
             "LinBreg(momentum=0.9)": LinBreg(partition(models["LinBreg"]), lr=1e-4, momentum=0.9).step,
             "AdaBreg": AdaBreg(partition(models["AdaBreg"]), lr=1e-4).step,
-            "AdaBreg and Feedback": step_and_control,
+            "AdaBreg and FeedbackController": step_and_control,
         },
         chosen.rounds,
     )

@@ -5,7 +5,7 @@ In your own training loop::
     groups = partition(model)
     sparse_init_(param for group in groups if group["name"] == "sparse" for _, param in group["params"])
     optimizer = AdaBreg(groups, lr=1e-2, lambda_=0.1)
-    controller = Feedback(optimizer, target_sparsity=0.9, total_steps=steps)
+    controller = FeedbackController(optimizer, target_sparsity=0.9, total_steps=steps)
     ...
     optimizer.step(); controller.step()   # at every update
     ...
@@ -13,8 +13,11 @@ In your own training loop::
 """
 
 from sv_sparse.optim.clip import clip_grad_norm_
-from sv_sparse.optim.control import Controller, Feedback
-from sv_sparse.optim.optimizer import AdaBreg, BregmanOptimizer, LinBreg
+from sv_sparse.optim.control import Controller, FixedController
+from sv_sparse.optim.exact import MagnitudeController, QuantileController
+from sv_sparse.optim.feedback import DampedFeedbackController, DecayingFeedbackController, FeedbackController
+from sv_sparse.optim.methods import AdaBreg, LinBreg
+from sv_sparse.optim.optimizer import BregmanOptimizer
 from sv_sparse.optim.partition import (
     DENSE_TYPES,
     SPARSE_TYPES,
@@ -24,6 +27,7 @@ from sv_sparse.optim.partition import (
     sparse_init_,
     sparsity,
 )
+from sv_sparse.optim.proxsgd import ProxSGD
 from sv_sparse.optim.schedule import warmup_exponential
 
 __all__ = [
@@ -32,8 +36,14 @@ __all__ = [
     "AdaBreg",
     "BregmanOptimizer",
     "Controller",
-    "Feedback",
+    "DampedFeedbackController",
+    "DecayingFeedbackController",
+    "FeedbackController",
+    "FixedController",
     "LinBreg",
+    "MagnitudeController",
+    "ProxSGD",
+    "QuantileController",
     "clip_grad_norm_",
     "count_zeros",
     "describe",

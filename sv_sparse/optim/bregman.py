@@ -1,39 +1,63 @@
-"""Linearized Bregman iterations as functions: linbreg() and adabreg(); the classes are in optimizer.py.
+"""Linearized Bregman iterations as functions: linbreg(), adabreg() and proxsgd(); the classes are in methods.py.
 
 Bungert, Roith, Tenbrinck, Burger, "A Bregman Learning Framework for Sparse Neural Networks", JMLR 23(192), 2022.
 
 The optimizer's true state is the dual variable v, a subgradient of the elastic net
-``J(w) = lambda ||w||_1 + ||w||^2 / (2 delta)`` at the weights w. A step moves v against the gradient, then
+``J(w) = lambda * penalty(w) + ||w||^2 / (2 delta)`` at the weights w. A step moves v against the gradient, then
 reads the weights off v::
 
     LinBreg:  v <- v - lr * d                  d: the direction of torch.optim.SGD
     AdaBreg:  v <- v - lr * m / (sqrt(u) + eps)   m, u: Adam's bias-corrected moments
-    both:     w <- delta * shrink(v, lambda)
+    both:     w <- delta * prox(v, lambda)     prox: the soft threshold, of weights or of groups
 
-An edit of the weights from outside is overwritten by the next step. ``lambda_`` is a 0-dim tensor on the
+An edit of such weights from outside is overwritten by the next step. A weight that nothing regularizes is its own
+dual: then the step is torch's SGD or Adam with learning rate ``delta * lr``. ``lambda_`` is a 0-dim tensor on the
 parameters' device that a controller may change in place at any time.
+
+The functions here are written in torch's operations: the update by torch's own kernels for SGD and Adam, then the
+read-out. native.py has the same in one pass over memory for the CPU, compiled.py for other devices.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from sv_sparse.optim.prox import shrink
+from sv_sparse.optim.prox import group_shrink, shrink
 
 _FUSED_DEVICES = {"cpu", "cuda"}
 
 
-def read_out(params: list[Tensor], duals: list[Tensor], *, lambda_: Tensor, delta: float, regularizer: str) -> None:
-    """Set ``params`` to ``delta * shrink(dual, lambda_)``, or to ``delta * dual`` where nothing is regularized."""
-    for param, dual in zip(params, duals, strict=True):
-        if regularizer == "none":
-            weight = dual
+@dataclass
+class ReadOut:
+    """How weights follow from duals: ``delta`` times the proximal operator of ``lambda_`` times the penalty."""
+
+    lambda_: Tensor
+    delta: float
+    regularizer: str = "l1"
+    grouping: str = "output"
+
+    def __call__(self, dual: Tensor, out: Tensor | None = None) -> Tensor:
+        """The weight of a dual; in ``out``, where that fits and saves memory."""
+        if self.regularizer == "l1":
+            weight = shrink(dual, self.lambda_, out=out)
+        elif self.regularizer == "group":
+            weight = group_shrink(dual, self.lambda_, self.grouping)
         else:
-            weight = shrink(dual, lambda_, out=param if param.dtype == dual.dtype else None)
-        if delta != 1:
-            weight = delta * weight
-        if weight is not param:
-            param.copy_(weight)
+            weight = dual
+        return weight if self.delta == 1 else self.delta * weight
+
+    def write(self, params: Sequence[Tensor], duals: Sequence[Tensor], masks: Sequence[Tensor] = ()) -> None:
+        """Set ``params`` from ``duals``, in place. ``masks`` hold zeros in both, where there are any."""
+        for dual, mask in zip(duals, masks, strict=False):
+            dual.mul_(mask)
+        for param, dual in zip(params, duals, strict=True):
+            if param is not dual:
+                weight = self(dual, out=param if param.dtype == dual.dtype else None)
+                if weight is not param:
+                    param.copy_(weight)
 
 
 def linbreg(
@@ -43,22 +67,23 @@ def linbreg(
     momentum_buffers: list[Tensor | None],
     *,
     lr: float | Tensor,
-    lambda_: Tensor,
-    delta: float,
     momentum: float,
     dampening: float,
     nesterov: bool,
     weight_decay: float,
-    regularizer: str,
+    maximize: bool,
+    fused: bool = True,
 ) -> None:
-    """One linearized Bregman iteration, in place on ``params``, ``duals`` and ``momentum_buffers``.
+    """The dual's part of a linearized Bregman iteration, in place on ``duals`` and ``momentum_buffers``.
 
     LinBreg is SGD on the dual: torch's own kernel moves v. Weight decay adds ``weight_decay * w`` to the gradient,
     as in torch.optim.SGD; it is nothing off the support, where w is zero.
+    ``fused`` takes torch's fused kernel where the device has one; it cannot be under torch.compile.
     """
     if weight_decay:
+        sign = -1 if maximize else 1
         pairs = zip(grads, params, strict=True)
-        grads = [grad.add(param.to(grad.dtype), alpha=weight_decay) for grad, param in pairs]
+        grads = [grad.add(param.to(grad.dtype), alpha=sign * weight_decay) for grad, param in pairs]
     fresh = [index for index, buffer in enumerate(momentum_buffers) if buffer is None]
     going = [index for index, buffer in enumerate(momentum_buffers) if buffer is not None]
     for chosen in filter(None, (fresh, going)):  # torch's fused kernel takes buffers that exist all or not at all
@@ -67,17 +92,17 @@ def linbreg(
             [duals[index] for index in chosen],
             [grads[index] for index in chosen],
             buffers,
-            fused=duals[0].device.type in _FUSED_DEVICES,
+            fused=fused and duals[0].device.type in _FUSED_DEVICES,
+            foreach=None if fused else True,
             weight_decay=0.0,
             momentum=momentum,
             lr=lr,  # type: ignore[arg-type]  # a tensor is allowed, the annotation is behind
             dampening=dampening,
             nesterov=nesterov,
-            maximize=False,
+            maximize=maximize,
         )
         for index, buffer in zip(chosen, buffers, strict=True):
             momentum_buffers[index] = buffer
-    read_out(params, duals, lambda_=lambda_, delta=delta, regularizer=regularizer)
 
 
 def adabreg(
@@ -89,21 +114,24 @@ def adabreg(
     steps: list[Tensor],
     *,
     lr: float | Tensor,
-    lambda_: Tensor,
-    delta: float,
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
-    regularizer: str,
+    maximize: bool,
+    fused: bool = True,
 ) -> None:
-    """One AdaBreg iteration, in place on ``params``, ``duals``, both moments and ``steps``.
+    """The dual's part of an AdaBreg iteration, in place on ``duals``, both moments and ``steps``.
 
     AdaBreg is Adam on the dual: torch's own kernel moves v. Weight decay is decoupled and enters the dual,
     ``v <- v - lr * weight_decay * w``; it is nothing off the support, where w is zero.
+    ``fused`` takes torch's fused kernel where the device has one; it cannot be under torch.compile.
     """
     if weight_decay:
         for param, dual in zip(params, duals, strict=True):
-            dual.sub_(lr * weight_decay * param)
+            if param is dual:
+                dual.mul_(1 - lr * weight_decay)  # as torch.optim.AdamW writes it
+            else:
+                dual.sub_(lr * weight_decay * param)
     adam(
         duals,
         grads,
@@ -111,13 +139,22 @@ def adabreg(
         exp_avg_sqs,
         [],
         steps,
-        fused=duals[0].device.type in _FUSED_DEVICES,
+        fused=fused and duals[0].device.type in _FUSED_DEVICES,
+        foreach=None if fused else True,
+        capturable=not fused,
         amsgrad=False,
         beta1=betas[0],
         beta2=betas[1],
         lr=lr,
         weight_decay=0.0,
         eps=eps,
-        maximize=False,
+        maximize=maximize,
     )
-    read_out(params, duals, lambda_=lambda_, delta=delta, regularizer=regularizer)
+
+
+def proxsgd(params: list[Tensor], grads: list[Tensor], *, lr: float | Tensor, how: ReadOut, maximize: bool) -> None:
+    """One proximal gradient step, in place: ``w <- prox(w - lr * g, lr * lambda_)``, the baseline without a dual."""
+    scaled = replace(how, lambda_=lr * how.lambda_)
+    for param, grad in zip(params, grads, strict=True):
+        moved = param.to(how.lambda_.dtype) - (-lr if maximize else lr) * grad
+        param.copy_(scaled(moved))

@@ -1,6 +1,6 @@
-"""The optimizers LinBreg and AdaBreg: plumbing around the functions in bregman.py."""
+"""What all Bregman optimizers share: groups with a lambda tensor, duals in float32, the frame of a step."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Any
 
@@ -8,36 +8,52 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sv_sparse.optim.bregman import adabreg, linbreg, read_out
-from sv_sparse.optim.prox import REGULARIZERS, subgradient
+from sv_sparse.optim.bregman import ReadOut
+from sv_sparse.optim.native import same_layout
+from sv_sparse.optim.prox import GROUPINGS, REGULARIZERS, subgradient
 
 Tensors = list[Tensor]
+Group = dict[str, Any]
+
+IMPLEMENTATIONS = ("fused", "native", "compile", "foreach")
+_WITH_DUAL = ("l1", "group")  # elsewhere a weight is its own dual
 
 
-def _check(allowed: bool, name: str, value: object, meaning: str) -> None:
+def check(allowed: bool, name: str, value: object, meaning: str) -> None:
+    """Refuse a setting: ValueError with its name, what is allowed and what came."""
     if not allowed:
         raise ValueError(f"{name} must be {meaning}, got {value!r}")
 
 
-def _check_common(group: Mapping[str, Any]) -> None:
-    """Check the hyperparameters that every Bregman optimizer has; ValueError names the setting and its bounds."""
-    _check(group["lr"] >= 0, "lr", group["lr"], "0 or more")
-    _check(0 <= float(group["lambda_"]) < inf, "lambda_", float(group["lambda_"]), "0 or more, and finite")
-    _check(group["delta"] > 0, "delta", group["delta"], "above 0")
-    _check(group["weight_decay"] >= 0, "weight_decay", group["weight_decay"], "0 or more")
-    known = group["regularizer"] in REGULARIZERS
-    _check(known, "regularizer", group["regularizer"], f"one of {', '.join(REGULARIZERS)}")
+def check_common(group: Mapping[str, Any]) -> None:
+    """Check the hyperparameters that every Bregman optimizer has."""
+    check(group["lr"] >= 0, "lr", group["lr"], "0 or more")
+    check(0 <= float(group["lambda_"]) < inf, "lambda_", float(group["lambda_"]), "0 or more, and finite")
+    check(0 < group["lambda_scale"] < inf, "lambda_scale", group["lambda_scale"], "above 0, and finite")
+    choices = {"regularizer": REGULARIZERS, "grouping": GROUPINGS, "implementation": IMPLEMENTATIONS}
+    for name, allowed in choices.items():
+        check(group[name] in allowed, name, group[name], f"one of {', '.join(allowed)}")
+    thin = [tuple(param.shape) for param in group["params"] if param.ndim < 2 and group["regularizer"] == "group"]
+    check(not thin, 'parameters with regularizer="group"', thin, "of two axes or more")
 
 
 class BregmanOptimizer(Optimizer):
-    """What LinBreg and AdaBreg share: groups with a lambda tensor, float32 duals, the step's frame."""
+    """A torch optimizer whose groups have a ``lambda_``; see LinBreg, AdaBreg and ProxSGD."""
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    _counts: dict[Tensor, Tensor]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state, as copying and unpickling do."""
+        super().__setstate__(state)
+        self._counts = {}
+
+    def add_param_group(self, param_group: Group) -> None:
         """Add a group; its ``lambda_`` becomes a 0-dim tensor of its own on the parameters' device.
 
         Raises:
             ValueError: a setting is out of its bounds; the group is not added.
         """
+        self._counts = {}
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -56,11 +72,8 @@ class BregmanOptimizer(Optimizer):
     def _check_group(self, group: Mapping[str, Any]) -> None:
         raise NotImplementedError
 
-    def _start(self, param: Tensor, dual: Tensor) -> dict[str, Tensor]:
-        """Further state of a parameter beside its dual, at its first step."""
-        raise NotImplementedError
-
-    def _update(self, group: dict[str, Any], params: Tensors, grads: Tensors, duals: Tensors) -> None:
+    def _move(self, group: Group, params: Tensors, grads: Tensors) -> None:
+        """Update the parameters' state and weights, and keep what was counted on the way."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -77,49 +90,79 @@ class BregmanOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._counts.clear()
         for group in self.param_groups:
             if not isinstance(group["lambda_"], Tensor):  # set from outside, as one sets lr
                 group["lambda_"] = self._lambda_tensor(group)
             moving = [param for param in group["params"] if param.grad is not None]
             if moving:
-                duals = [self._dual(group, param) for param in moving]
-                grads = [_like_dual(param.grad, dual) for param, dual in zip(moving, duals, strict=True)]
-                if group["maximize"]:
-                    grads = [-grad for grad in grads]
-                self._update(group, moving, grads, duals)
+                self._move(group, moving, [_gradient(param) for param in moving])
             self._read_out(group, [param for param in group["params"] if param.grad is None])
         return loss
 
     @torch.no_grad()
     def read_out(self) -> None:
-        """Read the weights off the duals again, after lambda was changed in between two steps."""
+        """Read the weights off the duals again, after lambda or masks were changed in between two steps."""
+        self._counts.clear()
         for group in self.param_groups:
             self._read_out(group, group["params"])
 
-    def _read_out(self, group: dict[str, Any], params: Tensors) -> None:
-        started = [param for param in params if "dual" in self.state.get(param, {})]
-        duals = [self.state[param]["dual"] for param in started]
-        read_out(started, duals, **{key: group[key] for key in ("lambda_", "delta", "regularizer")})
+    def _read_out(self, group: Group, params: Sequence[Tensor]) -> None:
+        """Read out those that have begun to move."""
+        known = [param for param in params if self.state.get(param)]
+        self._how(group).write(known, [self._dual(group, param) for param in known], self._masks(group, known))
+
+    def _how(self, group: Group) -> ReadOut:
+        scale = group["lambda_scale"]
+        lambda_ = group["lambda_"] if scale == 1 else scale * group["lambda_"]
+        regularizer = group["regularizer"]
+        return ReadOut(lambda_, group["delta"] if regularizer in _WITH_DUAL else 1.0, regularizer, group["grouping"])
+
+    def _masks(self, group: Group, params: Sequence[Tensor]) -> Tensors:
+        if group["regularizer"] != "mask":
+            return []
+        for param in params:
+            if "mask" not in self.state[param]:
+                self.state[param]["mask"] = torch.ones_like(param, dtype=torch.bool)
+        return [self.state[param]["mask"] for param in params]
 
     @torch.no_grad()
-    def duals(self, group: dict[str, Any]) -> Tensors:
+    def count_nonzero(self, params: Sequence[Tensor]) -> Tensor:
+        """Nonzero weights of each parameter, [len(params)] int64 on the device.
+
+        The fused kernels count in the same pass as the update; otherwise it is counted here.
+        """
+        counts = self._counts
+        return torch.stack([counts[param] if param in counts else torch.count_nonzero(param) for param in params])
+
+    @torch.no_grad()
+    def duals(self, group: Group) -> Tensors:
         """The duals of a group's parameters; those that never had a gradient get theirs now."""
         return [self._dual(group, param) for param in group["params"]]
 
-    def _dual(self, group: dict[str, Any], param: Tensor) -> Tensor:
-        """The parameter's dual, created at its first step so that the first read-out reproduces the weights."""
+    def _dual(self, group: Group, param: Tensor) -> Tensor:
+        """The parameter's dual, created at its first step so that the first read-out reproduces the weights.
+
+        A float32 weight that nothing regularizes is its own dual; one in 16 bits has its float32 copy.
+        """
+        precise = torch.promote_types(param.dtype, torch.float32)
+        apart = group["regularizer"] in _WITH_DUAL
+        if not apart and precise == param.dtype:
+            return param
         state = self.state[param]
         if "dual" not in state:
-            weight = param.detach().to(torch.promote_types(param.dtype, torch.float32))
-            strength = group["lambda_"] * (group["regularizer"] != "none")
-            state["dual"] = subgradient(weight, strength.to(weight.dtype), group["delta"])
-            state.update(self._start(param, state["dual"]))
+            weight = param.detach().to(precise)
+            how = self._how(group)
+            grouping = how.grouping if how.regularizer == "group" else None
+            lambda_ = how.lambda_.to(precise)
+            state["dual"] = subgradient(weight, lambda_, how.delta, grouping=grouping) if apart else weight
         return state["dual"]
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load; everything goes to the parameters' device and memory layout, in the precision of the duals."""
         super().load_state_dict(state_dict)
+        self._counts.clear()
         order = [index for group in state_dict["param_groups"] for index in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for group in self.param_groups:
@@ -130,149 +173,22 @@ class BregmanOptimizer(Optimizer):
                     self.state[param][key] = _like_param(value, param)
 
 
-def _like_dual(grad: Tensor, dual: Tensor) -> Tensor:
-    """The gradient in the dual's precision and memory layout: fused kernels walk both in storage order."""
-    if grad.is_sparse:
+def _gradient(param: Tensor) -> Tensor:
+    if param.grad is None or param.grad.is_sparse:
         raise RuntimeError("Bregman optimizers do not support sparse gradients")
-    if grad.dtype == dual.dtype and grad.stride() == dual.stride():
+    return param.grad
+
+
+def like_dual(grad: Tensor, dual: Tensor) -> Tensor:
+    """The gradient in the dual's precision and memory layout: fused kernels walk both in storage order."""
+    if grad.dtype == dual.dtype and same_layout(grad, dual):
         return grad
     return torch.empty_like(dual).copy_(grad)
 
 
 def _like_param(value: Tensor, param: Tensor) -> Tensor:
-    """A copy of saved state in the parameter's memory layout and the dual's precision; counters stay float32."""
+    """A copy of saved state in the parameter's memory layout and the dual's precision; counters and masks as saved."""
     if value.shape != param.shape or value.ndim == 0:
         return value.to(param.device, copy=True)
-    return torch.empty_like(param, dtype=torch.promote_types(param.dtype, torch.float32)).copy_(value)
-
-
-class LinBreg(BregmanOptimizer):
-    """Linearized Bregman iterations with torch.optim.SGD's momentum.
-
-    With ``lambda_=0`` this is torch.optim.SGD with learning rate ``delta * lr``.
-
-    Args:
-        params: parameters, named parameters, or groups of them.
-        lr: dual step size (tau in the literature), float or 0-dim tensor.
-        lambda_: l1 strength; of groups with ``regularizer="l1"``. Kept in each group as a tensor.
-        delta: elastic-net scale; the weights are ``delta * shrink(v, lambda_)``.
-        momentum: as in torch.optim.SGD.
-        dampening: as in torch.optim.SGD.
-        nesterov: as in torch.optim.SGD.
-        weight_decay: added to the gradient as ``weight_decay * w``, as in torch.optim.SGD.
-        regularizer: ``"l1"``, or ``"none"`` for parameters that stay dense whatever lambda is.
-        maximize: ascend instead of descend.
-
-    Raises:
-        ValueError: a setting is out of its bounds; names the setting, the bounds and the value.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float | Tensor = 0.1,
-        *,
-        lambda_: float = 0.1,
-        delta: float = 1.0,
-        momentum: float = 0.0,
-        dampening: float = 0.0,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        regularizer: str = "l1",
-        maximize: bool = False,
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "lambda_": lambda_,
-            "delta": delta,
-            "momentum": momentum,
-            "dampening": dampening,
-            "nesterov": nesterov,
-            "weight_decay": weight_decay,
-            "regularizer": regularizer,
-            "maximize": maximize,
-        }
-        super().__init__(params, defaults)
-
-    def _check_group(self, group: Mapping[str, Any]) -> None:
-        _check_common(group)
-        _check(group["momentum"] >= 0, "momentum", group["momentum"], "0 or more")
-        plain = group["momentum"] > 0 and group["dampening"] == 0
-        _check(plain or not group["nesterov"], "nesterov", True, "used with momentum above 0 and dampening 0")
-
-    def _start(self, param: Tensor, dual: Tensor) -> dict[str, Tensor]:
-        return {}
-
-    def _update(self, group: dict[str, Any], params: Tensors, grads: Tensors, duals: Tensors) -> None:
-        states = [self.state[param] for param in params]
-        buffers = [state.get("momentum_buffer") for state in states]
-        keys = ("lr", "lambda_", "delta", "momentum", "dampening", "nesterov", "weight_decay", "regularizer")
-        linbreg(params, grads, duals, buffers, **{key: group[key] for key in keys})
-        if group["momentum"]:
-            for state, buffer in zip(states, buffers, strict=True):
-                state["momentum_buffer"] = buffer
-
-
-class AdaBreg(BregmanOptimizer):
-    """Linearized Bregman iterations with Adam's moments.
-
-    With ``lambda_=0`` this is torch.optim.Adam with learning rate ``delta * lr`` (AdamW with weight decay).
-
-    Args:
-        params: parameters, named parameters, or groups of them.
-        lr: dual step size (tau in the literature), float or 0-dim tensor.
-        lambda_: l1 strength; of groups with ``regularizer="l1"``. Kept in each group as a tensor.
-        betas: decay rates of Adam's moments.
-        eps: added to the denominator.
-        delta: elastic-net scale; the weights are ``delta * shrink(v, lambda_)``.
-        weight_decay: decoupled, in the dual: ``v <- v - lr * weight_decay * w``.
-        regularizer: ``"l1"``, or ``"none"`` for parameters that stay dense whatever lambda is.
-        maximize: ascend instead of descend.
-
-    Raises:
-        ValueError: a setting is out of its bounds; names the setting, the bounds and the value.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float | Tensor = 1e-2,
-        *,
-        lambda_: float = 0.1,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        delta: float = 1.0,
-        weight_decay: float = 0.0,
-        regularizer: str = "l1",
-        maximize: bool = False,
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "lambda_": lambda_,
-            "betas": tuple(betas),
-            "eps": eps,
-            "delta": delta,
-            "weight_decay": weight_decay,
-            "regularizer": regularizer,
-            "maximize": maximize,
-        }
-        super().__init__(params, defaults)
-
-    def _check_group(self, group: Mapping[str, Any]) -> None:
-        _check_common(group)
-        _check(all(0 <= beta < 1 for beta in group["betas"]), "betas", group["betas"], "in [0, 1)")
-        _check(group["eps"] >= 0, "eps", group["eps"], "0 or more")
-
-    def _start(self, param: Tensor, dual: Tensor) -> dict[str, Tensor]:
-        return {
-            "step": torch.zeros((), dtype=torch.float32, device=dual.device),
-            "exp_avg": torch.zeros_like(dual),
-            "exp_avg_sq": torch.zeros_like(dual),
-        }
-
-    def _update(self, group: dict[str, Any], params: Tensors, grads: Tensors, duals: Tensors) -> None:
-        exp_avgs = [self.state[param]["exp_avg"] for param in params]
-        exp_avg_sqs = [self.state[param]["exp_avg_sq"] for param in params]
-        steps = [self.state[param]["step"] for param in params]
-        keys = ("lr", "lambda_", "delta", "betas", "eps", "weight_decay", "regularizer")
-        adabreg(params, grads, duals, exp_avgs, exp_avg_sqs, steps, **{key: group[key] for key in keys})
+    precise = value.dtype if value.dtype == torch.bool else torch.promote_types(param.dtype, torch.float32)
+    return torch.empty_like(param, dtype=precise).copy_(value)

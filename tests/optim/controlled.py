@@ -5,7 +5,7 @@ from torch import nn
 
 from sv_sparse.optim import (
     AdaBreg,
-    Feedback,
+    FeedbackController,
     partition,
     sparse_init_,
     sparsity,
@@ -44,7 +44,7 @@ def start(kind, target: float, steps: int, lambda_: float = 0.1, lr: float | Non
     sparse_init_([p for _, p in groups[0]["params"]], density=0.01, generator=torch.Generator().manual_seed(0))
     lr = lr or (0.01 if kind is AdaBreg else 0.1)
     optimizer = kind(groups, lr=lr, lambda_=lambda_)
-    return model, optimizer, Feedback(optimizer, target, steps, **settings)
+    return model, optimizer, FeedbackController(optimizer, target, steps, **settings)
 
 
 def run(model, optimizer, controller, data) -> list[float]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from sv_sparse.optim import (
     AdaBreg,
-    Feedback,
+    FeedbackController,
     LinBreg,
     partition,
     sparsity,
@@ -32,7 +32,7 @@ def test_lambda_grows_while_too_dense_and_shrinks_while_too_sparse():
     for weight, grows in ((torch.ones(10, 10), True), (torch.eye(10), False)):
         param = nn.Parameter(weight)
         optimizer = LinBreg([param], lr=0.0, lambda_=0.1)
-        controller = Feedback(optimizer, 0.5, 100, trend=0.0)
+        controller = FeedbackController(optimizer, 0.5, 100, trend=0.0)
         param.grad = torch.zeros_like(param)
         optimizer.step()
         controller.step()
@@ -41,10 +41,10 @@ def test_lambda_grows_while_too_dense_and_shrinks_while_too_sparse():
         assert controller.lambda_.item() == pytest.approx(expected)
 
 
-def crossing(sides: list[float], **settings) -> Feedback:
+def crossing(sides: list[float], **settings) -> FeedbackController:
     """A controller that measured the given gaps, one per step, on a hundred weights."""
     param = nn.Parameter(torch.zeros(1000))
-    controller = Feedback(LinBreg([param], lr=1.0, lambda_=0.1), 0.5, 1000, **{"trend": 0.0} | settings)
+    controller = FeedbackController(LinBreg([param], lr=1.0, lambda_=0.1), 0.5, 1000, **{"trend": 0.0} | settings)
     for gap in sides:
         with torch.no_grad():
             param.copy_((torch.arange(1000) >= round(1000 * (0.5 - gap))).float())
@@ -94,7 +94,7 @@ def test_a_halved_learning_rate_forgets_the_crossings():
 
 def test_a_long_run_updates_lambda_at_most_so_many_times():
     param = nn.Parameter((torch.arange(10) >= 6).float())
-    controller = Feedback(LinBreg([param], lambda_=0.1), 0.5, 1000, updates=100, settle=0.0, trend=0.0)
+    controller = FeedbackController(LinBreg([param], lambda_=0.1), 0.5, 1000, updates=100, settle=0.0, trend=0.0)
     values = set()
     for _ in range(1000):
         controller.step()
@@ -104,7 +104,7 @@ def test_a_long_run_updates_lambda_at_most_so_many_times():
 
 def test_lambda_stands_still_while_settling():
     param = nn.Parameter(torch.zeros(10))
-    controller = Feedback(LinBreg([param], lambda_=0.1), 0.5, 10, settle=0.3)
+    controller = FeedbackController(LinBreg([param], lambda_=0.1), 0.5, 10, settle=0.3)
     path = []
     for _ in range(10):
         controller.step()
@@ -134,7 +134,7 @@ def test_several_groups_share_one_lambda():
     model = network()
     groups = partition(model[0], regularizer="l1") + partition(model[3], regularizer="l1")
     optimizer = AdaBreg(groups, lambda_=0.1)
-    controller = Feedback(optimizer, 0.9, 10)
+    controller = FeedbackController(optimizer, 0.9, 10)
     for param in model.parameters():
         param.grad = torch.ones_like(param)
     optimizer.step()
@@ -147,7 +147,7 @@ def test_several_groups_share_one_lambda():
 def test_the_regulated_groups_learning_rate_decides_also_after_a_start_at_zero():
     param = nn.Parameter((torch.arange(1000) >= 600).float())
     optimizer = LinBreg([{"params": [nn.Parameter(torch.ones(3))], "regularizer": "none"}, {"params": [param]}], lr=0.0)
-    controller = Feedback(optimizer, 0.5, 1000)
+    controller = FeedbackController(optimizer, 0.5, 1000)
     for lr, crossings in ((0.0, 5), (1.0, 0), (0.9, 5), (0.01, 0)):
         optimizer.param_groups[1]["lr"] = lr
         controller.crossings.fill_(5)
@@ -170,7 +170,7 @@ def test_copies_of_network_optimizer_and_controller_go_on_alike():
 def test_neither_step_waits_for_the_device(kind):
     model = network().cuda()
     optimizer = kind(partition(model), lambda_=0.1)
-    controller = Feedback(optimizer, 0.9, 100)
+    controller = FeedbackController(optimizer, 0.9, 100)
     for param in model.parameters():
         param.grad = torch.randn_like(param)
     optimizer.step()

@@ -7,7 +7,7 @@ from torch import nn
 
 from sv_sparse.optim import (
     AdaBreg,
-    Feedback,
+    FeedbackController,
     LinBreg,
     count_zeros,
     partition,
@@ -37,7 +37,7 @@ def test_a_dense_group_stays_dense_under_the_controller():
 def test_a_target_of_zero_regulates_nothing():
     model = network()
     optimizer = AdaBreg(partition(model, regularizer="none"), lambda_=5.0)
-    controller = Feedback(optimizer, 0.0, 20)
+    controller = FeedbackController(optimizer, 0.0, 20)
     for x, y in batches(20):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
@@ -70,36 +70,36 @@ def test_a_target_of_zero_regulates_nothing():
 def test_a_setting_out_of_bounds_is_named_with_its_bounds(settings, message):
     optimizer = AdaBreg(nn.Linear(4, 4).parameters(), lambda_=0.1)
     with pytest.raises(ValueError, match=message):
-        Feedback(optimizer, **{"target_sparsity": 0.9, "total_steps": 10} | settings)
+        FeedbackController(optimizer, **{"target_sparsity": 0.9, "total_steps": 10} | settings)
 
 
 def test_a_lambda_that_starts_at_zero_is_refused_since_it_could_never_grow():
     with pytest.raises(ValueError, match="must start above 0, got 0.0"):
-        Feedback(AdaBreg(nn.Linear(4, 4).parameters(), lambda_=0.0), 0.9, 10)
+        FeedbackController(AdaBreg(nn.Linear(4, 4).parameters(), lambda_=0.0), 0.9, 10)
 
 
 def test_a_target_without_anything_to_regulate_is_refused():
     with pytest.raises(ValueError, match=r"target_sparsity=0.9 needs a group with a regularizer"):
-        Feedback(AdaBreg(nn.Linear(4, 4).parameters(), regularizer="none"), 0.9, 10)
+        FeedbackController(AdaBreg(nn.Linear(4, 4).parameters(), regularizer="none"), 0.9, 10)
 
 
 def test_groups_that_start_with_different_lambdas_are_refused():
     groups = [{"params": [nn.Parameter(torch.ones(4, 4))], "lambda_": value} for value in (0.5, 2.0)]
-    with pytest.raises(ValueError, match=r"regulated groups share one lambda_, got \[0.5, 2.0\]"):
-        Feedback(AdaBreg(groups), 0.5, 10)
+    with pytest.raises(ValueError, match=r"regulated groups share one lambda_ and differ by lambda_scale, got \[0.5, 2.0\]"):
+        FeedbackController(AdaBreg(groups), 0.5, 10)
 
 
 def test_a_frozen_parameter_is_refused_since_it_could_never_become_sparse():
     layer = nn.Linear(4, 4)
     layer.weight.requires_grad_(False)
     with pytest.raises(ValueError, match="1 regulated parameters are frozen"):
-        Feedback(AdaBreg(layer.parameters()), 0.5, 10)
+        FeedbackController(AdaBreg(layer.parameters()), 0.5, 10)
 
 
 def test_landing_counts_parameters_that_never_had_a_gradient():
     used, unused = nn.Parameter(torch.randn(20, 20)), nn.Parameter(torch.randn(20, 20))
     optimizer = AdaBreg([used, unused])
-    controller = Feedback(optimizer, 0.75, 10)
+    controller = FeedbackController(optimizer, 0.75, 10)
     used.grad = torch.randn(20, 20)
     optimizer.step()
     controller.land()
@@ -108,7 +108,7 @@ def test_landing_counts_parameters_that_never_had_a_gradient():
 
 def test_landing_says_so_where_it_cannot_be_exact():
     param = nn.Parameter(torch.zeros(10, 10))
-    controller = Feedback(AdaBreg([param]), 0.5, 10)
+    controller = FeedbackController(AdaBreg([param]), 0.5, 10)
     with pytest.warns(UserWarning, match="landed on 0 weights instead of 50: too many duals are equal"):
         controller.land()
 
@@ -117,6 +117,6 @@ def test_landing_is_exact_in_float64():
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         param = nn.Parameter(torch.randn(30, 30, generator=generator, dtype=torch.float64))
-        controller = Feedback(LinBreg([param]), 0.9, 10)
+        controller = FeedbackController(LinBreg([param]), 0.9, 10)
         controller.land()
         assert int(count_zeros([param])) == 810

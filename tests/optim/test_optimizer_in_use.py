@@ -186,7 +186,8 @@ def test_sparse_gradients_are_refused_in_words():
 @pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
 def test_a_compiled_step_follows_a_moving_lambda(kind):
     left, right = network(), network()
-    one, other = (kind(partition(model), lr=0.02, lambda_=0.02) for model in (left, right))
+    settings = {"lr": 0.02, "lambda_": 0.02, "implementation": "foreach"}
+    one, other = (kind(partition(model), **settings) for model in (left, right))
     train(left, one, 2)
     train(right, other, 2)
     compiled = torch.compile(other.step, backend="eager")
@@ -257,7 +258,7 @@ def test_parameters_without_gradient_are_left_alone():
         (AdaBreg, {"weight_decay": -1.0}, "weight_decay must be 0 or more, got -1.0"),
         (AdaBreg, {"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\), got \(0.9, 1.0\)"),
         (AdaBreg, {"eps": -1e-8}, "eps must be 0 or more, got -1e-08"),
-        (AdaBreg, {"regularizer": "l2"}, "regularizer must be one of l1, none, got 'l2'"),
+        (AdaBreg, {"regularizer": "l2"}, "regularizer must be one of l1, group, mask, none, got 'l2'"),
         (LinBreg, {"momentum": -0.5}, "momentum must be 0 or more, got -0.5"),
         (LinBreg, {"nesterov": True}, "nesterov must be used with momentum above 0 and dampening 0, got True"),
     ],

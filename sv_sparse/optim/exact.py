@@ -1,0 +1,95 @@
+"""Controllers that set the sparsity instead of steering it: by the quantile of the duals, or by masks."""
+
+from typing import Any
+
+import torch
+
+from sv_sparse.optim.control import Controller
+from sv_sparse.optim.optimizer import BregmanOptimizer
+from sv_sparse.optim.proxsgd import ProxSGD
+from sv_sparse.optim.quantile import cutoff
+
+
+class QuantileController(Controller):
+    """Lambda becomes the quantile of ``|v|`` at the target: exact to the weight (the group) after every update.
+
+    Args:
+        optimizer: LinBreg or AdaBreg; see Controller.
+        target_sparsity: see Controller.
+        total_steps: see Controller.
+        every: updates from one exact lambda to the next; in between lambda stands.
+        **common: ``settle`` (here 0 unless given), ``ramp``, ``initial_sparsity``: see Controller.
+
+    Raises:
+        ValueError: as Controller; or the optimizer has no duals.
+    """
+
+    def __init__(
+        self,
+        optimizer: BregmanOptimizer,
+        target_sparsity: float,
+        total_steps: int,
+        *,
+        every: int = 1,
+        settle: float = 0.0,
+        **common: Any,
+    ) -> None:
+        if isinstance(optimizer, ProxSGD):
+            raise ValueError("QuantileController orders duals, and ProxSGD has none; use LinBreg or AdaBreg")
+        super().__init__(optimizer, target_sparsity, total_steps, settle=settle, **common)
+        if every < 1:
+            raise ValueError(f"every must be 1 or more, got {every}")
+        self.every = every
+
+    def _adapt(self) -> None:
+        if self.steps % self.every == 0:
+            self._threshold(self.target)
+
+
+class MagnitudeController(Controller):
+    """Gradual magnitude pruning, the baseline: the smallest weights of all layers together become zero, for good.
+
+    The regulated groups have ``regularizer="mask"``, so the optimizer trains them like dense ones; what is masked stays
+    zero. ``lambda_`` is the largest weight that was masked.
+
+    Zhu and Gupta, "To prune, or not to prune", 2017.
+
+    Args:
+        optimizer: see Controller.
+        target_sparsity: see Controller.
+        total_steps: see Controller.
+        updates: how often, at most, the masks grow while the ramp lasts.
+        ramp: see Controller; pruning needs the weights trained a little before, and training after.
+        **common: ``settle``, ``initial_sparsity``: see Controller.
+    """
+
+    regularizers = ("mask",)
+
+    def __init__(
+        self,
+        optimizer: BregmanOptimizer,
+        target_sparsity: float,
+        total_steps: int,
+        *,
+        updates: int = 100,
+        ramp: tuple[float, float] = (0.1, 0.6),
+        **common: Any,
+    ) -> None:
+        super().__init__(optimizer, target_sparsity, total_steps, ramp=ramp, **common)
+        if updates < 1:
+            raise ValueError(f"updates must be 1 or more, got {updates}")
+        self.every = max(1, int((ramp[1] - ramp[0]) * total_steps) // updates)
+        self._set_lambda(torch.zeros_like(self.lambda_))
+
+    def _adapt(self) -> None:
+        ramp = self.ramp or (0.0, 1.0)
+        begun, over = (share * self.total_steps for share in ramp)
+        if self.steps >= begun and (self.steps % self.every == 0 or self.steps >= over > self.steps - 1):
+            self._threshold(self.target)
+
+    def _threshold(self, target: float) -> None:
+        self._set_lambda(cutoff(self.optimizer, self.groups, self._kept(target)))
+        for group in self.groups:
+            for param, dual in zip(group["params"], self.optimizer.duals(group), strict=True):
+                self.optimizer.state[param]["mask"] = dual.abs() > group["lambda_scale"] * group["lambda_"]
+        self.optimizer.read_out()

@@ -1,0 +1,203 @@
+// Optimizer steps on the CPU that touch each byte once: the update of the dual and the read-out of the weight, with
+// the nonzero weights counted on the way. Formulas: bregman.py. A tensor is walked in storage order, in blocks whose
+// dual is still in the cache when the weight is read off it; blocks are shared out to torch's threads.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define EACH_PROCESSOR __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define EACH_PROCESSOR
+#endif
+
+namespace {
+
+constexpr int64_t BLOCK = 1024;
+
+// Writes what nobody reads soon past the cache, which saves reading the old values first.
+void write_past_cache(float* to, const float* from, int64_t count) {
+    int64_t i = 0;
+#if defined(__SSE2__)
+    if (reinterpret_cast<uintptr_t>(to) % 16 == 0)
+        for (; i + 4 <= count; i += 4) _mm_stream_ps(to + i, _mm_load_ps(from + i));
+#endif
+    std::memcpy(to + i, from + i, (count - i) * sizeof(float));
+}
+
+EACH_PROCESSOR
+int64_t shrink_block(const float* __restrict v, float* __restrict to, float lambda, float delta, int64_t count) {
+    int32_t nonzero = 0;
+    for (int64_t i = 0; i < count; i++) {
+        float inside = v[i] > lambda ? lambda : v[i];
+        inside = inside < -lambda ? -lambda : inside;
+        const float weight = delta * (v[i] - inside);
+        nonzero += weight != 0;
+        to[i] = weight;
+    }
+    return nonzero;
+}
+
+EACH_PROCESSOR
+void decay_block(float* __restrict v, const float* __restrict weight, float rate, int64_t count) {
+    for (int64_t i = 0; i < count; i++) v[i] -= rate * weight[i];
+}
+
+struct Adam {
+    float beta1, beta2, eps, lr;  // lr over the first moment's bias correction
+    float root;                   // 1 / sqrt(second moment's bias correction)
+};
+
+EACH_PROCESSOR
+void adam_block(Adam a, float sign, const float* __restrict grad, float* __restrict v, float* __restrict m,
+                float* __restrict u, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        const float g = sign * grad[i];
+        m[i] += (g - m[i]) * (1 - a.beta1);
+        u[i] = a.beta2 * u[i] + (1 - a.beta2) * g * g;
+        v[i] -= a.lr * m[i] / (std::sqrt(u[i]) * a.root + a.eps);
+    }
+}
+
+// From here on the weight may be its own dual, so the two are not said to be apart.
+struct Momentum {
+    float lr, old, momentum, keep, nesterov, decay;  // old, keep: of the buffer, of the gradient; nesterov: 0 or 1
+};
+
+EACH_PROCESSOR
+void sgd_block(Momentum s, float sign, const float* __restrict grad, const float* weight, float* v, int64_t count) {
+    if (s.decay == 0)
+        for (int64_t i = 0; i < count; i++) v[i] -= s.lr * (sign * grad[i]);
+    else
+        for (int64_t i = 0; i < count; i++) v[i] -= s.lr * (sign * grad[i] + s.decay * weight[i]);
+}
+
+EACH_PROCESSOR
+void momentum_block(Momentum s, float sign, const float* __restrict grad, const float* weight, float* v,
+                    float* __restrict buffer, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        float g = sign * grad[i];
+        if (s.decay != 0) g += s.decay * weight[i];
+        const float b = s.old * buffer[i] + s.keep * g;
+        buffer[i] = b;
+        v[i] -= s.lr * (s.nesterov != 0 ? g + s.momentum * b : b);
+    }
+}
+
+// Runs update(tensor, first, count) and then the read-out on every block. Where a weight is its own dual, nothing is
+// read out or counted.
+template <class Update>
+void each_block(int64_t tensors, const int64_t* sizes, float* const* weights, float* const* duals, float lambda,
+                float delta, int64_t* nonzero, Update update) {
+    std::fill(nonzero, nonzero + tensors, 0);
+#pragma omp parallel
+    for (int64_t t = 0; t < tensors; t++) {
+        int64_t found = 0;
+#pragma omp for schedule(static) nowait
+        for (int64_t first = 0; first < sizes[t]; first += BLOCK) {
+            const int64_t count = std::min(BLOCK, sizes[t] - first);
+            update(t, first, count);
+            if (weights[t] == duals[t]) continue;
+            alignas(64) float fresh[BLOCK];
+            found += shrink_block(duals[t] + first, fresh, lambda, delta, count);
+            write_past_cache(weights[t] + first, fresh, count);
+        }
+#pragma omp atomic
+        nonzero[t] += found;
+    }
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+}
+
+// The bits of |v| / scale, which are ordered as the values are.
+inline uint32_t ordered_bits(float v, float scale) {
+    const float magnitude = std::fabs(v) / scale;
+    uint32_t bits;
+    std::memcpy(&bits, &magnitude, sizeof bits);
+    return bits;
+}
+
+// Adds up, over all values, how many have which bits at `shift`, among those whose bits above are `prefix`.
+void count_bits(int64_t tensors, const int64_t* sizes, const float* const* values, const float* scales, int shift,
+                uint32_t mask, uint32_t above, uint32_t prefix, std::vector<int64_t>& histogram) {
+    int64_t zeros = 0;
+#pragma omp parallel reduction(+ : zeros)
+    {
+        std::vector<int64_t> own(mask + 1, 0);
+        for (int64_t t = 0; t < tensors; t++) {
+            const float* v = values[t];
+            const float scale = scales[t];
+#pragma omp for schedule(static) nowait
+            for (int64_t i = 0; i < sizes[t]; i++) {
+                const uint32_t bits = ordered_bits(v[i], scale);
+                if (bits == 0) zeros++;  // most, early in a sparse run
+                else if (bits >> above == prefix) own[bits >> shift & mask]++;
+            }
+        }
+#pragma omp critical
+        for (uint32_t b = 0; b <= mask; b++) histogram[b] += own[b];
+    }
+    if (prefix == 0) histogram[0] += zeros;
+}
+
+// The bin that holds the value of this rank from the top (0 is the largest); rank becomes the rank within the bin.
+uint32_t bin_of(const std::vector<int64_t>& histogram, int64_t& rank) {
+    uint32_t bin = uint32_t(histogram.size()) - 1;
+    for (; bin > 0 && rank >= histogram[bin]; bin--) rank -= histogram[bin];
+    return bin;
+}
+
+}  // namespace
+
+// The value of |v| / scale with this rank from the top, over all tensors; exact, in two passes.
+extern "C" void largest(int64_t tensors, const int64_t* sizes, const float* const* values, const float* scales,
+                        int64_t rank, float* result) {
+    std::vector<int64_t> high(1 << 16), low(1 << 16);
+    count_bits(tensors, sizes, values, scales, 16, 0xffff, 32 - 1, 0, high);
+    const uint32_t top = bin_of(high, rank);
+    count_bits(tensors, sizes, values, scales, 0, 0xffff, 16, top, low);
+    const uint32_t bits = top << 16 | bin_of(low, rank);
+    std::memcpy(result, &bits, sizeof bits);
+}
+
+extern "C" void adabreg(int64_t tensors, const int64_t* sizes, float* const* weights, const float* const* grads,
+                        float* const* duals, float* const* exp_avgs, float* const* exp_avg_sqs, float* const* steps,
+                        double lr, double beta1, double beta2, double eps, double decay, double sign, double lambda,
+                        double delta, int64_t* nonzero) {
+    std::vector<Adam> each;
+    for (int64_t t = 0; t < tensors; t++) {
+        const double step = *steps[t] += 1;
+        each.push_back({float(beta1), float(beta2), float(eps), float(lr / (1 - std::pow(beta1, step))),
+                        float(1 / std::sqrt(1 - std::pow(beta2, step)))});
+    }
+    each_block(tensors, sizes, weights, duals, lambda, delta, nonzero, [&](int64_t t, int64_t first, int64_t count) {
+        float* v = duals[t] + first;
+        if (decay != 0) {
+            if (weights[t] == duals[t])
+                for (int64_t i = 0; i < count; i++) v[i] *= float(1 - lr * decay);
+            else
+                decay_block(v, weights[t] + first, float(lr * decay), count);
+        }
+        adam_block(each[t], float(sign), grads[t] + first, v, exp_avgs[t] + first, exp_avg_sqs[t] + first, count);
+    });
+}
+
+extern "C" void linbreg(int64_t tensors, const int64_t* sizes, float* const* weights, const float* const* grads,
+                        float* const* duals, float* const* buffers, double lr, double old, double momentum,
+                        double keep, double nesterov, double decay, double sign, double lambda, double delta,
+                        int64_t* nonzero) {
+    const Momentum sgd{float(lr), float(old), float(momentum), float(keep), float(nesterov), float(decay)};
+    each_block(tensors, sizes, weights, duals, lambda, delta, nonzero, [&](int64_t t, int64_t first, int64_t count) {
+        const float* weight = weights[t] + first;
+        if (momentum == 0)
+            sgd_block(sgd, float(sign), grads[t] + first, weight, duals[t] + first, count);
+        else
+            momentum_block(sgd, float(sign), grads[t] + first, weight, duals[t] + first, buffers[t] + first, count);
+    });
+}

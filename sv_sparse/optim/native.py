@@ -1,0 +1,190 @@
+"""The update kernels of kernel.cpp, compiled once on this machine and called with the addresses of tensors.
+
+The compiler is ``$CXX``, or ``g++``; the library is kept in ``$XDG_CACHE_HOME/sv-sparse/native`` (``~/.cache/…``)
+under a name that tells source and compiler apart. It holds code for several generations of processors and chooses when
+loaded, so that machines may share a cache.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("kernel.cpp")
+_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+_THREADS = [] if sys.platform == "darwin" else ["-fopenmp"]
+
+Tensors = Sequence[Tensor]
+
+
+def fits(param: Tensor, dual: Tensor) -> bool:
+    """Whether the kernels take this weight: float32 on the CPU, storage without gaps, laid out like its dual."""
+    return (
+        param.device.type == "cpu"
+        and param.dtype == dual.dtype == torch.float32
+        and (param is dual or same_layout(param, dual))
+        and (param.is_contiguous() or _without_gaps(param))
+    )
+
+
+def same_layout(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape walk memory alike; the stride of an axis of size 1 says nothing."""
+    if one.stride() == other.stride():
+        return True
+    axes = zip(one.shape, one.stride(), other.stride(), strict=True)
+    return all(size == 1 or left == right for size, left, right in axes)
+
+
+def _without_gaps(tensor: Tensor) -> bool:
+    """Whether the tensor's values fill a stretch of memory, in whatever order of axes."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def adabreg(
+    params: Tensors,
+    grads: Tensors,
+    duals: Tensors,
+    exp_avgs: Tensors,
+    exp_avg_sqs: Tensors,
+    steps: Tensors,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    maximize: bool,
+    lambda_: float,
+    delta: float,
+) -> Tensor:
+    """AdaBreg's update and read-out, in place; a dual that is the parameter itself is Adam's parameter.
+
+    Returns:
+        The nonzero weights of each parameter, int64; 0 for those that are their own dual.
+    """
+    lists = (params, grads, duals, exp_avgs, exp_avg_sqs, steps)
+    numbers = (lr, *betas, eps, weight_decay, -1 if maximize else 1, lambda_, delta)
+    return _call(library().adabreg, lists, numbers)
+
+
+def linbreg(
+    params: Tensors,
+    grads: Tensors,
+    duals: Tensors,
+    momentum_buffers: Tensors,
+    *,
+    fresh: bool,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    weight_decay: float,
+    maximize: bool,
+    lambda_: float,
+    delta: float,
+) -> Tensor:
+    """LinBreg's update and read-out, in place; ``fresh`` buffers are zero and take the whole gradient.
+
+    Returns:
+        As ``adabreg``.
+    """
+    lists = (params, grads, duals, momentum_buffers)
+    keep = 1 if fresh else 1 - dampening
+    numbers = (
+        lr,
+        0 if fresh else momentum,
+        momentum,
+        keep,
+        nesterov,
+        weight_decay,
+        -1 if maximize else 1,
+        lambda_,
+        delta,
+    )
+    return _call(library().linbreg, lists, numbers)
+
+
+def readable(dual: Tensor) -> bool:
+    """Whether ``largest`` takes this tensor."""
+    return dual.device.type == "cpu" and dual.dtype == torch.float32 and (dual.is_contiguous() or _without_gaps(dual))
+
+
+def largest(duals: Sequence[tuple[Tensor, float]], rank: int) -> Tensor:
+    """The value of ``|dual| / scale`` that ``rank`` others exceed or equal, over all pairs of dual and scale; 0-dim."""
+    count = len(duals)
+    result = torch.empty(())
+    sizes = (ctypes.c_int64 * count)(*[dual.numel() for dual, _ in duals])
+    addresses = (ctypes.c_void_p * count)(*[dual.data_ptr() for dual, _ in duals])
+    scales = (ctypes.c_float * count)(*[scale for _, scale in duals])
+    out = ctypes.c_void_p(result.data_ptr())
+    library().largest(ctypes.c_int64(count), sizes, addresses, scales, ctypes.c_int64(rank), out)
+    return result
+
+
+def _call(function: Any, lists: Sequence[Tensors], numbers: Sequence[float]) -> Tensor:
+    """Hand over the addresses; returns the counts."""
+    params = lists[0]
+    counts = torch.empty(len(params), dtype=torch.int64)
+    sizes = (ctypes.c_int64 * len(params))(*[param.numel() for param in params])
+    pointers = ctypes.c_void_p * len(params)
+    addresses = [pointers(*[tensor.data_ptr() for tensor in tensors]) for tensors in lists]
+    doubles = [ctypes.c_double(number) for number in numbers]
+    function(ctypes.c_int64(len(params)), sizes, *addresses, *doubles, ctypes.c_void_p(counts.data_ptr()))
+    return counts
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The compiled kernels, loaded; compiled first where this source and compiler have not met.
+
+    Raises:
+        OSError: there is no compiler, it fails, or the cache cannot be written; says how to do without.
+    """
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    try:
+        version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
+        key = hashlib.sha256(b"\0".join([version, SOURCE.read_bytes(), repr(_FLAGS + _THREADS).encode()]))
+        path = _cache() / f"kernel-{key.hexdigest()[:16]}.so"
+        if not path.is_file():
+            _compile(compiler, path)
+        loaded = ctypes.CDLL(str(path))
+    except subprocess.CalledProcessError as error:
+        raise OSError(f"{' '.join(compiler)} failed: {error.stderr.decode().strip()[-500:]}; {_WITHOUT}") from error
+    except OSError as error:
+        raise OSError(
+            f"the optimizer's kernels cannot be compiled with {' '.join(compiler)}: {error}; {_WITHOUT}"
+        ) from error
+    for name in ("adabreg", "linbreg", "largest"):
+        getattr(loaded, name).restype = None
+    return loaded
+
+
+_WITHOUT = 'install g++ (or set CXX), or choose implementation="foreach", which needs no compiler and is slower'
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sv-sparse" / "native"
+
+
+def _compile(compiler: Sequence[str], path: Path) -> None:
+    """Compile to a temporary name and rename: several processes may do so at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        subprocess.run([*compiler, *_FLAGS, *_THREADS, "-o", made, SOURCE], capture_output=True, check=True)
+        made.replace(path)

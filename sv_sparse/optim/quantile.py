@@ -1,0 +1,44 @@
+"""The lambda that leaves exactly so many weights: an order statistic of the duals."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sv_sparse.optim import native
+from sv_sparse.optim.optimizer import BregmanOptimizer, Group
+from sv_sparse.optim.prox import group_norms, group_size
+
+
+def cutoff(optimizer: BregmanOptimizer, groups: Sequence[Group], kept: int) -> Tensor:
+    """The lambda at which ``kept`` weights of ``groups`` survive, 0-dim on the device.
+
+    At fixed duals, sparsity is a step function of lambda that never falls. The threshold is strict: with lambda the
+    (kept + 1)-th largest ``|v| / lambda_scale``, that many survive, or fewer where that value occurs more than once.
+    Groups of weights count with their size; the first that would be too many falls, and all smaller ones with it.
+    """
+    if kept >= sum(param.numel() for group in groups for param in group["params"]):
+        return torch.zeros_like(groups[0]["lambda_"])
+    if all(group["regularizer"] != "group" for group in groups):
+        duals = [(dual, group["lambda_scale"]) for group in groups for dual in optimizer.duals(group)]
+        asked = {group["implementation"] for group in groups}
+        if asked <= {"fused", "native"} and all(native.readable(dual) for dual, _ in duals):
+            return native.largest(duals, kept)
+        magnitudes = torch.cat([(dual.abs() / scale).flatten() for dual, scale in duals])
+        return magnitudes.kthvalue(magnitudes.numel() - kept).values
+    values, sizes = zip(*(_units(optimizer, group) for group in groups), strict=True)
+    ordered, order = torch.cat(values).sort(descending=True)
+    survivors = (torch.cat(sizes)[order].cumsum(0) <= kept).sum()
+    return ordered[survivors]
+
+
+def _units(optimizer: BregmanOptimizer, group: Group) -> tuple[Tensor, Tensor]:
+    """What falls at which lambda, and how many weights it is."""
+    values, sizes = [], []
+    for dual in optimizer.duals(group):
+        in_groups = group["regularizer"] == "group"
+        size = group_size(dual, group["grouping"]) if in_groups else 1
+        units = group_norms(dual, group["grouping"]) if in_groups else dual.abs()
+        values.append(units.flatten() / group["lambda_scale"])
+        sizes.append(torch.full_like(values[-1], size, dtype=torch.int64))
+    return torch.cat(values), torch.cat(sizes)
