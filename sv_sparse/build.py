@@ -171,7 +171,7 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     dataset = Crops(corpus.manifest, rows, labels, crop_samples=samples, sample_rate=SAMPLE_RATE, seed=seed)
     batches = EpochBatches(len(rows), trainer["batch_size"], seed)
     groups = parameter_groups(network, head, settings)
-    if settings["target_sparsity"] > 0:
+    if starts_sparse(settings):
         chosen = [p for group in groups if group["regularizer"] != "none" for _, p in group["params"]]
         _start_sparse(chosen, settings)
     network.to(compute.device)
@@ -199,17 +199,22 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
 
 
 def peak_lr(settings: Settings) -> float:
-    """The learning rate that the schedule scales: one number, or one each for sparse and dense runs.
+    """The learning rate that the schedule scales: one number, or one each for sparse and dense starts.
 
     Raises:
         ValueError: it is neither, or not above 0.
     """
     lr = settings["optim"]["lr"]
     if isinstance(lr, dict):
-        lr = lr["sparse" if settings["target_sparsity"] > 0 else "dense"]
+        lr = lr["sparse" if starts_sparse(settings) else "dense"]
     if not isinstance(lr, (int, float)) or not lr > 0:
         raise ValueError(f"optim.lr must be above 0, one number or {{sparse: number, dense: number}}, got {lr!r}")
     return lr
+
+
+def starts_sparse(settings: Settings) -> bool:
+    """Whether a run starts with most weights zero."""
+    return settings["target_sparsity"] > 0 and settings["sparsity"]["density"] < 1
 
 
 def _start_sparse(params: Sequence[Tensor], settings: Settings) -> None:
@@ -220,13 +225,14 @@ def _start_sparse(params: Sequence[Tensor], settings: Settings) -> None:
 
 def parameter_groups(network: nn.Module, head: AAMSoftmax, settings: Settings) -> list[dict[str, Any]]:
     """The network's sparse and dense groups, and the head's group, which is dense unless ``include_head``."""
-    regularizer = "l1" if settings["target_sparsity"] > 0 else "none"
+    chosen = settings["sparsity"]
+    regularizer = chosen["regularizer"] if settings["target_sparsity"] > 0 else "none"
     groups = partition(network, regularizer=regularizer)
-    if settings["sparsity"]["include_head"]:
+    if chosen["include_head"]:
         own = partition(head, sparse_types=(*SPARSE_TYPES, AAMSoftmax), regularizer=regularizer)
     else:
         own = partition(head, dense_types=(*DENSE_TYPES, AAMSoftmax))
-    return groups + [group | {"name": "head"} for group in own]
+    return [group | {"grouping": chosen["grouping"]} for group in groups + [group | {"name": "head"} for group in own]]
 
 
 def _workers(setting: int | str) -> int:

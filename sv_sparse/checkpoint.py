@@ -16,7 +16,8 @@ from sv_sparse.storage import atomic_write
 
 FORMAT = 1
 TRAINING_KEYS = {
-    "format", "config", "model", "head", "optimizer", "controller", "progress", "generators", "best", "untrained",
+    "format", "config", "model", "head", "optimizer", "controller",
+    "diagnostics", "progress", "generators", "best", "untrained",
 }  # fmt: skip
 NETWORK_KEYS = {"format", "config", "model", "mean", "figures"}
 

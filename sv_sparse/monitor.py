@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from sv_sparse.optim.diagnostics import HISTOGRAM_END
 from sv_sparse.storage import write_text
 
 Row = dict[str, Any]
@@ -67,6 +70,25 @@ class Monitor:
         """Each layer's sparsity to tensorboard."""
         for name, value in sparsity.items():
             self.writer.add_scalar(f"sparsity_per_layer/{name}", value, step)
+
+    def duals(self, histogram: Tensor | None, step: int) -> None:
+        """How many duals lie where around lambda, as ``SupportDiagnostics.histogram`` counts them, to tensorboard."""
+        if histogram is None:
+            return
+        counts = histogram.double().cpu()
+        edges = torch.linspace(0, HISTOGRAM_END, len(counts) + 1, dtype=torch.float64)
+        middles = (edges[1:] + edges[:-1]) / 2
+        self.writer.add_histogram_raw(
+            "dual_over_lambda",
+            min=0.0,
+            max=HISTOGRAM_END,
+            num=int(counts.sum()),
+            sum=float((counts * middles).sum()),
+            sum_squares=float((counts * middles**2).sum()),
+            bucket_limits=edges[1:].tolist(),
+            bucket_counts=counts.tolist(),
+            global_step=step,
+        )
 
     def finish(self, settings: dict[str, Any], figures: dict[str, float]) -> None:
         """The hyperparameters with the final figures, for tensorboard's HParams page."""

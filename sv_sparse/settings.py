@@ -170,6 +170,8 @@ _CHECKS: dict[str, Check] = {
     "seed": (lambda v: _is_whole(v, 0), "a whole number, 0 or more"),
     "name": (lambda v: isinstance(v, str) and v != "" and "/" not in v, "a word without /"),
     "data.validation_share": _SHARE,
+    "sparsity.regularizer": _one_of("l1", "group", "mask", "none"),
+    "sparsity.grouping": _one_of("output", "input", "kernel"),
     "sparsity.density": (lambda v: _is_number(v) and 0 < v <= 1, "a number above 0 and at most 1"),
     "sparsity.rescale": _FLAG,
     "sparsity.include_head": _FLAG,
@@ -202,6 +204,12 @@ def check(settings: Settings) -> None:
         for part in name.split("."):
             value = value[part]
         _check_value(name, value)
+    sparsity = settings["sparsity"]
+    if sparsity["regularizer"] == "group" and sparsity["density"] < 1:
+        raise ValueError(
+            f"sparsity.regularizer=group makes whole groups zero, so its runs start dense: sparsity.density must be 1, "
+            f"got {sparsity['density']}"
+        )
     trainer = settings["trainer"]
     if trainer["margin_start"] > trainer["margin_end"]:
         raise ValueError(

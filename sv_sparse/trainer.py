@@ -19,7 +19,7 @@ from sv_sparse.head import margin_at
 from sv_sparse.interrupts import stop_requests
 from sv_sparse.landing import evaluate, training_mean, validate_held_out
 from sv_sparse.monitor import Monitor, Timer, as_words
-from sv_sparse.optim import clip_grad_norm_, sparsity, warmup_exponential
+from sv_sparse.optim import SupportDiagnostics, clip_grad_norm_, sparsity, warmup_exponential
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class Trainer:
         self.progress = Progress()
         self.best: dict[str, Any] = {}
         self.untrained: list[dict[str, Any]] = []
+        self.diagnostics = SupportDiagnostics(experiment.controller)
         self.meter = UnreadableMeter(experiment.settings["data"]["max_unreadable"])
         self.started = started
         if self.last.is_file():
@@ -103,20 +104,29 @@ class Trainer:
         params = [param for group in experiment.optimizer.param_groups for param in group["params"]]
         norm = clip_grad_norm_(params, self.settings["clip_norm"] or math.inf, on=self.settings["clip_on"])
         self._refuse_non_finite(loss, norm)
+        logged = (self.progress.step + 1) % self.settings["log_every"] == 0
+        if logged:
+            self.diagnostics.mark()
         experiment.optimizer.step()
         experiment.controller.step()
         self.timer.count(len(batch.labels))
-        if (self.progress.step + 1) % self.settings["log_every"] == 0:
+        if logged:
             self._log(loss, (cosine.argmax(dim=1) == labels).float().mean())
 
     def _schedule(self) -> None:
-        """Learning rate and margin of this step: pure functions of the step."""
+        """Learning rate and margin of this step: pure functions of the step. A turn of the margin is a new regime."""
         step, total = self.progress.step, self.experiment.total_steps
         factor = warmup_exponential(step, total, warmup=self.settings["warmup"], final=self.settings["final_lr"])
         for group in self.experiment.optimizer.param_groups:
             group["lr"] = self.experiment.peak_lr * factor
-        self.experiment.head.margin = margin_at(
-            step / total,
+        self.experiment.head.margin = self._margin(step)
+        turns = {math.ceil(self.settings[name] * total) for name in ("margin_start", "margin_end")}
+        if step in turns - {0}:
+            self.experiment.controller.rearm()
+
+    def _margin(self, step: int) -> float:
+        return margin_at(
+            step / self.experiment.total_steps,
             self.experiment.settings["head"]["margin"],
             start=self.settings["margin_start"],
             end=self.settings["margin_end"],
@@ -133,14 +143,19 @@ class Trainer:
 
     def _log(self, loss: Tensor, accuracy: Tensor) -> None:
         experiment, controller = self.experiment, self.experiment.controller
-        network, trained = list(experiment.sparse_params.values()), controller.params
-        everything = list(experiment.network.parameters())
-        measured = [loss.detach(), accuracy, controller.lambda_]
-        measured += [sparsity(params) if params else torch.zeros(()) for params in (network, trained, everything)]
-        values = torch.stack([value.float().to(loss.device) for value in measured]).tolist()
-        names = ("loss", "accuracy", "lambda", "sparsity/network", "sparsity/trained", "sparsity/all")
-        target = controller.target_sparsity
-        row = {"step": self.progress.step + 1, "epoch": self.progress.epoch} | dict(zip(names, values, strict=True))
+        trained = controller.sparsity() if controller.params else torch.zeros(())
+        measured = {
+            "loss": loss.detach(),
+            "accuracy": accuracy,
+            "lambda": controller.lambda_,
+            "sparsity/network": sparsity(list(experiment.sparse_params.values())),
+            "sparsity/trained": trained,
+            "sparsity/all": sparsity(list(experiment.network.parameters())),
+        }
+        measured |= {f"support/{name}": value for name, value in self.diagnostics.read().items()}
+        values = torch.stack([value.float().to(loss.device) for value in measured.values()]).tolist()
+        target = controller.target
+        row = {"step": self.progress.step + 1, "epoch": self.progress.epoch} | dict(zip(measured, values, strict=True))
         row |= {"target_sparsity": target, "gap": target - row["sparsity/trained"]}
         row |= {"lr": experiment.optimizer.param_groups[0]["lr"], "margin": experiment.head.margin}
         row |= self.timer.read()
@@ -160,6 +175,7 @@ class Trainer:
             self._keep_best(*validated, measured)
         self.monitor.keep(row)
         self.monitor.layers({name: sparsity([param]).item() for name, param in own.items()}, progress.step)
+        self.monitor.duals(self.diagnostics.histogram(), progress.step)
         logger.info("%s", as_words(row))
         self._save()
         self.timer.restart()
@@ -189,6 +205,7 @@ class Trainer:
             "head": experiment.head.state_dict(),
             "optimizer": experiment.optimizer.state_dict(),
             "controller": experiment.controller.state_dict(),
+            "diagnostics": self.diagnostics.state_dict(),
             "progress": asdict(self.progress) | {"seconds": self.seconds()},
             "generators": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
             "best": self.best,
@@ -203,6 +220,7 @@ class Trainer:
         experiment.head.load_state_dict(state["head"])
         experiment.optimizer.load_state_dict(state["optimizer"])
         experiment.controller.load_state_dict(state["controller"])
+        self.diagnostics.load_state_dict(state["diagnostics"])
         self.progress = Progress(**state["progress"])
         self.meter.seen, self.meter.unreadable = self.progress.seen, self.progress.unreadable
         torch.set_rng_state(state["generators"]["cpu"])

@@ -14,6 +14,7 @@ In your own training loop::
 
 from sv_sparse.optim.clip import clip_grad_norm_
 from sv_sparse.optim.control import Controller, FixedController
+from sv_sparse.optim.diagnostics import SupportDiagnostics
 from sv_sparse.optim.exact import MagnitudeController, QuantileController
 from sv_sparse.optim.feedback import DampedFeedbackController, DecayingFeedbackController, FeedbackController
 from sv_sparse.optim.methods import AdaBreg, LinBreg
@@ -44,6 +45,7 @@ __all__ = [
     "MagnitudeController",
     "ProxSGD",
     "QuantileController",
+    "SupportDiagnostics",
     "clip_grad_norm_",
     "count_zeros",
     "describe",

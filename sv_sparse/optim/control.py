@@ -50,7 +50,7 @@ class Controller:
         *,
         settle: float = 0.05,
         ramp: tuple[float, float] | None = None,
-        initial_sparsity: float = 0.0,
+        initial_sparsity: float = 0.99,
     ) -> None:
         for name, share in (
             ("target_sparsity", target_sparsity),

@@ -1,7 +1,5 @@
 """Controllers that set the sparsity instead of steering it: by the quantile of the duals, or by masks."""
 
-from typing import Any
-
 import torch
 
 from sv_sparse.optim.control import Controller
@@ -18,7 +16,9 @@ class QuantileController(Controller):
         target_sparsity: see Controller.
         total_steps: see Controller.
         every: updates from one exact lambda to the next; in between lambda stands.
-        **common: ``settle`` (here 0 unless given), ``ramp``, ``initial_sparsity``: see Controller.
+        settle: see Controller.
+        ramp: see Controller.
+        initial_sparsity: see Controller.
 
     Raises:
         ValueError: as Controller; or the optimizer has no duals.
@@ -32,11 +32,14 @@ class QuantileController(Controller):
         *,
         every: int = 1,
         settle: float = 0.0,
-        **common: Any,
+        ramp: tuple[float, float] | None = None,
+        initial_sparsity: float = 0.99,
     ) -> None:
         if isinstance(optimizer, ProxSGD):
             raise ValueError("QuantileController orders duals, and ProxSGD has none; use LinBreg or AdaBreg")
-        super().__init__(optimizer, target_sparsity, total_steps, settle=settle, **common)
+        super().__init__(
+            optimizer, target_sparsity, total_steps, settle=settle, ramp=ramp, initial_sparsity=initial_sparsity
+        )
         if every < 1:
             raise ValueError(f"every must be 1 or more, got {every}")
         self.every = every
@@ -60,7 +63,8 @@ class MagnitudeController(Controller):
         total_steps: see Controller.
         updates: how often, at most, the masks grow while the ramp lasts.
         ramp: see Controller; pruning needs the weights trained a little before, and training after.
-        **common: ``settle``, ``initial_sparsity``: see Controller.
+        settle: see Controller.
+        initial_sparsity: see Controller.
     """
 
     regularizers = ("mask",)
@@ -72,10 +76,13 @@ class MagnitudeController(Controller):
         total_steps: int,
         *,
         updates: int = 100,
+        settle: float = 0.05,
         ramp: tuple[float, float] = (0.1, 0.6),
-        **common: Any,
+        initial_sparsity: float = 0.0,
     ) -> None:
-        super().__init__(optimizer, target_sparsity, total_steps, ramp=ramp, **common)
+        super().__init__(
+            optimizer, target_sparsity, total_steps, settle=settle, ramp=ramp, initial_sparsity=initial_sparsity
+        )
         if updates < 1:
             raise ValueError(f"updates must be 1 or more, got {updates}")
         self.every = max(1, int((ramp[1] - ramp[0]) * total_steps) // updates)

@@ -97,7 +97,9 @@ class FeedbackController(_Feedback):
         band: half width of the dead band, a fraction (0.001 is 0.1 points).
         trend: how fast the drift is learnt, at least 0; 0 for none.
         updates: most lambda updates in a run.
-        **common: ``settle``, ``ramp``, ``initial_sparsity``: see Controller.
+        settle: see Controller.
+        ramp: see Controller.
+        initial_sparsity: see Controller.
     """
 
     _state = ("crossings", "side", "drift")
@@ -114,9 +116,13 @@ class FeedbackController(_Feedback):
         band: float = 0.001,
         trend: float = 0.05,
         updates: int = 2000,
-        **common: Any,
+        settle: float = 0.05,
+        ramp: tuple[float, float] | None = None,
+        initial_sparsity: float = 0.99,
     ) -> None:
-        super().__init__(optimizer, target_sparsity, total_steps, **common)
+        super().__init__(
+            optimizer, target_sparsity, total_steps, settle=settle, ramp=ramp, initial_sparsity=initial_sparsity
+        )
         _check(
             {"alpha": alpha, "gamma": gamma, "updates": updates},
             {"floor": floor, "band": band, "trend": trend},
@@ -169,7 +175,9 @@ class DecayingFeedbackController(_Feedback):
         alpha: gain before any crossing, above 0.
         gamma: factor on the gain for each crossing after the first, in (0, 1].
         every: updates from one change of lambda to the next.
-        **common: ``settle``, ``ramp``, ``initial_sparsity``: see Controller.
+        settle: see Controller.
+        ramp: see Controller.
+        initial_sparsity: see Controller.
     """
 
     _state = ("crossings", "side")
@@ -183,9 +191,13 @@ class DecayingFeedbackController(_Feedback):
         alpha: float = 1.0,
         gamma: float = 0.95,
         every: int = 50,
-        **common: Any,
+        settle: float = 0.05,
+        ramp: tuple[float, float] | None = None,
+        initial_sparsity: float = 0.99,
     ) -> None:
-        super().__init__(optimizer, target_sparsity, total_steps, **common)
+        super().__init__(
+            optimizer, target_sparsity, total_steps, settle=settle, ramp=ramp, initial_sparsity=initial_sparsity
+        )
         _check({"alpha": alpha, "gamma": gamma, "every": every}, {}, (("gamma", gamma, 1),))
         self.alpha, self.gamma, self.every = alpha, gamma, every
         self.crossings = torch.zeros_like(self.lambda_)
@@ -211,7 +223,9 @@ class DampedFeedbackController(_Feedback):
         alpha: gain, above 0.
         zone: where damping begins, a fraction.
         every: updates from one change of lambda to the next.
-        **common: ``settle``, ``ramp``, ``initial_sparsity``: see Controller.
+        settle: see Controller.
+        ramp: see Controller.
+        initial_sparsity: see Controller.
     """
 
     _state = ("first_lambda",)
@@ -225,9 +239,13 @@ class DampedFeedbackController(_Feedback):
         alpha: float = 1.0,
         zone: float = 0.005,
         every: int = 10,
-        **common: Any,
+        settle: float = 0.05,
+        ramp: tuple[float, float] | None = None,
+        initial_sparsity: float = 0.99,
     ) -> None:
-        super().__init__(optimizer, target_sparsity, total_steps, **common)
+        super().__init__(
+            optimizer, target_sparsity, total_steps, settle=settle, ramp=ramp, initial_sparsity=initial_sparsity
+        )
         _check({"alpha": alpha, "every": every}, {"zone": zone}, ())
         self.alpha, self.zone, self.every = alpha, zone, every
         self.first_lambda = self.lambda_.clone()

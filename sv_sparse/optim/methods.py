@@ -108,7 +108,7 @@ class LinBreg(_WithDuals):
 
     Raises:
         ValueError: a setting is out of its bounds; names the setting, the bounds and the value.
-        OSError: at the first step, the kernels cannot be compiled; says how to do without.
+        OSError: the kernels cannot be compiled; says how to do without.
     """
 
     _settings = ("lr", "momentum", "dampening", "nesterov", "weight_decay", "maximize")
@@ -207,7 +207,7 @@ class AdaBreg(_WithDuals):
 
     Raises:
         ValueError: a setting is out of its bounds; names the setting, the bounds and the value.
-        OSError: at the first step, the kernels cannot be compiled; says how to do without.
+        OSError: the kernels cannot be compiled; says how to do without.
     """
 
     _settings = ("lr", "betas", "eps", "weight_decay", "maximize")

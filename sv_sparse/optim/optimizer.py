@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sv_sparse.optim import native
 from sv_sparse.optim.bregman import ReadOut
 from sv_sparse.optim.native import same_layout
 from sv_sparse.optim.prox import GROUPINGS, REGULARIZERS, subgradient
@@ -52,6 +53,7 @@ class BregmanOptimizer(Optimizer):
 
         Raises:
             ValueError: a setting is out of its bounds; the group is not added.
+            OSError: the kernels cannot be compiled; says how to do without.
         """
         self._counts = {}
         super().add_param_group(param_group)
@@ -62,6 +64,8 @@ class BregmanOptimizer(Optimizer):
             self.param_groups.pop()
             raise
         group["lambda_"] = self._lambda_tensor(group)
+        if group["implementation"] in {"fused", "native"} and any(p.device.type == "cpu" for p in group["params"]):
+            native.library()  # what cannot be compiled is said before the first step
 
     def _lambda_tensor(self, group: Mapping[str, Any]) -> Tensor:
         """The group's lambda in the precision of its duals, on their device."""

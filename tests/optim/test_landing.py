@@ -85,7 +85,7 @@ def test_a_target_without_anything_to_regulate_is_refused():
 
 def test_groups_that_start_with_different_lambdas_are_refused():
     groups = [{"params": [nn.Parameter(torch.ones(4, 4))], "lambda_": value} for value in (0.5, 2.0)]
-    with pytest.raises(ValueError, match=r"regulated groups share one lambda_ and differ by lambda_scale, got \[0.5, 2.0\]"):
+    with pytest.raises(ValueError, match=r"share one lambda_ and differ by lambda_scale, got \[0.5, 2.0\]"):
         FeedbackController(AdaBreg(groups), 0.5, 10)
 
 
