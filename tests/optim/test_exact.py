@@ -1,0 +1,170 @@
+"""Laws of the controllers that set the sparsity: quantile, magnitude pruning, fixed lambda; and of ramps."""
+
+import io
+from itertools import pairwise
+
+import pytest
+import torch
+from small import network, train
+from torch import nn
+
+from sv_sparse.optim import (
+    AdaBreg,
+    FixedController,
+    LinBreg,
+    MagnitudeController,
+    ProxSGD,
+    QuantileController,
+    partition,
+    sparsity,
+)
+
+
+def support(controller) -> list[torch.Tensor]:
+    return [param.detach() != 0 for param in controller.params]
+
+
+@pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
+def test_the_quantile_controller_meets_the_target_to_the_weight_after_every_update(kind):
+    model = network()
+    controller = QuantileController(kind(partition(model), lr=0.02, lambda_=0.01), 0.8, 30)
+
+    def check() -> None:
+        controller.step()
+        alive = sum(int(mask.sum()) for mask in support(controller))
+        assert alive == round(0.2 * sum(param.numel() for param in controller.params))
+
+    train(model, controller.optimizer, 30, after=check)
+
+
+@pytest.mark.parametrize("kind", [QuantileController, MagnitudeController])
+def test_a_ramp_leads_from_the_initial_to_the_final_target(kind):
+    model = network()
+    regularizer = "mask" if kind is MagnitudeController else "l1"
+    optimizer = AdaBreg(partition(model, regularizer=regularizer), lr=0.02, lambda_=0.01)
+    controller = kind(optimizer, 0.8, 40, ramp=(0.25, 0.75), initial_sparsity=0.2)
+    path = []
+
+    def keep() -> None:
+        controller.step()
+        path.append((controller.target, sparsity(controller.params).item()))
+
+    train(model, optimizer, 40, after=keep)
+    size = sum(param.numel() for param in controller.params)
+    assert path[9][0] == pytest.approx(0.2)
+    assert path[19][0] == pytest.approx(0.8 - 0.6 * 0.5**3)
+    assert all(target == pytest.approx(0.8) for target, _ in path[29:])
+    for target, measured in path[10:]:
+        assert measured == pytest.approx(target, abs=1.01 / size)
+
+
+def test_pruned_weights_stay_zero_and_masks_only_grow():
+    model = network()
+    optimizer = AdaBreg(partition(model, regularizer="mask"), lr=0.02)
+    controller = MagnitudeController(optimizer, 0.9, 40, updates=7)
+    alive = []
+
+    def keep() -> None:
+        controller.step()
+        alive.append(support(controller))
+
+    train(model, optimizer, 40, after=keep)
+    for before, after in pairwise(alive):
+        assert not any((new & ~old).any() for old, new in zip(before, after, strict=True))
+    assert all(mask.all() for mask in alive[2])
+    size = sum(param.numel() for param in controller.params)
+    assert size - sum(int(mask.sum()) for mask in alive[-1]) == size - round(0.1 * size)
+
+
+def test_what_is_pruned_first_is_smallest_over_all_layers_together():
+    small, large = nn.Parameter(torch.full((4, 4), 0.1)), nn.Parameter(torch.full((4, 4), 10.0))
+    groups = [{"params": [param], "regularizer": "mask"} for param in (small, large)]
+    controller = MagnitudeController(AdaBreg(groups), 0.5, 10)
+    controller.land()
+    assert (small == 0).all()
+    assert (large == 10).all()
+
+
+def test_masked_training_resumes_without_changing_a_bit():
+    def fresh():
+        model = network()
+        optimizer = AdaBreg(partition(model, regularizer="mask"), lr=0.02)
+        return model, optimizer, MagnitudeController(optimizer, 0.9, 40)
+
+    model, optimizer, controller = fresh()
+    train(model, optimizer, 20, after=controller.step)
+    saved = [item.state_dict() for item in (model, optimizer, controller)]
+    saved = [torch.load(_file(state), weights_only=True) for state in saved]
+    train(model, optimizer, 20, start=20, after=controller.step)
+    other = fresh()
+    for item, state in zip(other, saved, strict=True):
+        item.load_state_dict(state)
+    train(other[0], other[1], 20, start=20, after=other[2].step)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other[0].parameters(), strict=True))
+    assert sparsity(controller.params).item() == pytest.approx(0.9, abs=0.005)
+
+
+def _file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
+
+
+def test_a_fixed_lambda_is_never_touched_also_not_by_landing():
+    model = network()
+    optimizer = AdaBreg(partition(model), lr=0.02, lambda_=0.05)
+    controller = FixedController(optimizer, 0.9, 10)
+    train(model, optimizer, 10, after=controller.step)
+    before = sparsity(controller.params).item()
+    controller.land()
+    assert controller.lambda_.item() == pytest.approx(0.05)
+    assert sparsity(controller.params).item() == before > 0
+
+
+def test_fixed_with_nothing_regularized_is_dense_training():
+    model = network()
+    optimizer = AdaBreg(partition(model, regularizer="none"), lr=0.02)
+    controller = FixedController(optimizer, 0.0, 10)
+    train(model, optimizer, 3, after=controller.step)
+    controller.land()
+    assert controller.lambda_ == 0
+    assert all((param != 0).all() for name, param in model.named_parameters() if name.endswith("weight"))
+
+
+def test_a_scale_makes_a_group_sparser_under_the_common_lambda():
+    model = network()
+    groups = [
+        {"params": [param], "lambda_scale": scale}
+        for param, scale in zip([p for p in model.parameters() if p.ndim > 1], (1.0, 4.0), strict=True)
+    ]
+    optimizer = AdaBreg(groups, lr=0.02, lambda_=0.01)
+    controller = QuantileController(optimizer, 0.5, 20)
+    train(model, optimizer, 20, after=controller.step)
+    first, second = (sparsity([param]).item() for param in controller.params)
+    assert second > first
+    total = sum(param.numel() for param in controller.params)
+    assert sparsity(controller.params).item() == pytest.approx(0.5, abs=1.01 / total)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: QuantileController(ProxSGD([p]), 0.5, 10), "ProxSGD has none; use LinBreg or AdaBreg"),
+        (lambda p: QuantileController(AdaBreg([p]), 0.5, 10, every=0), "every must be 1 or more, got 0"),
+        (lambda p: MagnitudeController(AdaBreg([p]), 0.5, 10), r"regulates \('mask',\), got groups with \['l1'\]"),
+        (lambda p: QuantileController(AdaBreg([p], regularizer="mask"), 0.5, 10), r"got groups with \['mask'\]"),
+        (lambda p: QuantileController(AdaBreg([p]), 0.5, 10, ramp=(0.5, 0.2)), "ramp must be two rising shares"),
+        (
+            lambda p: QuantileController(AdaBreg([p]), 0.5, 10, initial_sparsity=1.0),
+            "initial_sparsity must be at least 0 and below 1, got 1.0",
+        ),
+        (
+            lambda p: MagnitudeController(AdaBreg([p], regularizer="mask"), 0.5, 10, updates=0),
+            "updates must be 1 or more, got 0",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_is_allowed(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(nn.Parameter(torch.ones(4, 4)))

@@ -1,0 +1,70 @@
+"""Groups of weights: whole channels and kernels become zero, steered and landed like single weights."""
+
+import pytest
+import torch
+from controlled import batches, network, run
+
+from sv_sparse.optim import AdaBreg, FeedbackController, LinBreg, QuantileController, count_zeros, partition
+from sv_sparse.optim.prox import group_norms, group_size
+
+
+def start(kind, grouping, controller, target=0.5, steps=300):
+    model = network()
+    groups = [group | {"grouping": grouping} for group in partition(model, regularizer="group")]
+    optimizer = kind(groups, lr=0.002 if kind is AdaBreg else 0.05, lambda_=0.01)
+    return model, optimizer, controller(optimizer, target, steps)
+
+
+@pytest.mark.parametrize("grouping", ["output", "input", "kernel"])
+def test_groups_are_zero_as_a_whole_or_not_at_all(grouping):
+    model, optimizer, controller = start(AdaBreg, grouping, QuantileController, steps=10)
+    run(model, optimizer, controller, batches(10))
+    for param in controller.params:
+        dead = group_norms(param, grouping) == 0
+        assert 0 <= int(dead.sum()) * group_size(param, grouping) == int((param == 0).sum())
+    assert count_zeros(controller.params) > 0
+
+
+@pytest.mark.parametrize("grouping", ["output", "input", "kernel"])
+def test_the_quantile_of_groups_is_exact_to_within_a_group(grouping):
+    model, optimizer, controller = start(AdaBreg, grouping, QuantileController, steps=20)
+    largest = max(group_size(param, grouping) for param in controller.params)
+    size = sum(param.numel() for param in controller.params)
+    for share in run(model, optimizer, controller, batches(20)):
+        assert 0 <= share * size - 0.5 * size < largest + 1e-2
+
+
+@pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
+def test_feedback_reaches_a_target_in_kernels_from_a_dense_start(kind):
+    grouping = "kernel"
+    model, optimizer, controller = start(kind, grouping, FeedbackController)
+    path = run(model, optimizer, controller, batches(300))
+    step = max(group_size(param, grouping) for param in controller.params)
+    size = sum(param.numel() for param in controller.params)
+    assert max(abs(share - 0.5) for share in path[-60:]) < 0.01 + step / size
+    controller.land()
+    zeros = int(count_zeros(controller.params))
+    assert 0 <= zeros - (size - round(0.5 * size)) < step
+
+
+def test_a_kernel_of_size_one_is_a_single_weight():
+    weight = torch.nn.Parameter(torch.randn(5, 7, generator=torch.Generator().manual_seed(0)))
+    other = torch.nn.Parameter(weight.detach().clone())
+    settings = {"lr": 0.05, "lambda_": 0.3}
+    optimizers = [
+        AdaBreg([weight], regularizer="group", grouping="kernel", **settings),
+        AdaBreg([other], implementation="foreach", **settings),
+    ]
+    for step in range(5):
+        for param, optimizer in zip((weight, other), optimizers, strict=True):
+            param.grad = torch.randn(5, 7, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+    torch.testing.assert_close(weight, other)
+    assert (weight == 0).any()
+
+
+def test_a_parameter_with_one_axis_has_no_groups():
+    with pytest.raises(
+        ValueError, match=r'parameters with regularizer="group" must be of two axes or more, got \[\(3,'
+    ):
+        AdaBreg([torch.nn.Parameter(torch.ones(3))], regularizer="group")

@@ -1,0 +1,152 @@
+"""The compiled kernels: where they apply, what they count, and what is said where they cannot be had."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from small import network, train
+from torch import nn
+
+from sv_sparse.optim import AdaBreg, LinBreg, count_zeros, native, partition
+
+KINDS = [(LinBreg, {}), (LinBreg, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}), (AdaBreg, {})]
+
+
+@pytest.mark.parametrize(("kind", "settings"), KINDS)
+def test_fused_and_foreach_agree(kind, settings):
+    models = network(), network()
+    for model, implementation in zip(models, ("fused", "foreach"), strict=True):
+        train(model, kind(partition(model), lr=0.02, lambda_=0.02, implementation=implementation, **settings), 10)
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert count_zeros(list(models[0].parameters())) > 0
+
+
+@pytest.mark.parametrize(("kind", "settings"), KINDS)
+def test_the_number_of_threads_changes_no_bit(kind, settings):
+    results = []
+    for threads in (1, 2):
+        torch.manual_seed(0)
+        param = nn.Parameter(torch.randn(70, 90))
+        optimizer = kind([param], lr=0.1, lambda_=0.3, **settings)
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(threads)
+            for step in range(3):
+                param.grad = torch.randn(70, 90, generator=torch.Generator().manual_seed(step))
+                optimizer.step()
+        finally:
+            torch.set_num_threads(before)
+        results.append(param.detach().clone())
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("implementation", ["fused", "foreach"])
+def test_the_count_of_a_step_is_the_count_of_its_weights_also_after_a_change(implementation):
+    model = network()
+    optimizer = AdaBreg(partition(model), lr=0.02, lambda_=0.02, implementation=implementation)
+    params = optimizer.param_groups[0]["params"]
+
+    def check() -> None:
+        assert optimizer.count_nonzero(params).tolist() == [int(param.count_nonzero()) for param in params]
+
+    check()
+    train(model, optimizer, 5, after=check)
+    optimizer.param_groups[0]["lambda_"].mul_(3)
+    optimizer.read_out()
+    check()
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    check()
+    twin = copy.deepcopy(optimizer)
+    assert torch.equal(twin.count_nonzero(params), optimizer.count_nonzero(params))
+
+
+@pytest.mark.parametrize(
+    "param",
+    [
+        torch.randn(8, 12)[:, ::2],
+        torch.randn(8, 12)[:, :7],
+        torch.randn(8, 6, dtype=torch.float64),
+        torch.randn(8, 6, dtype=torch.bfloat16),
+    ],
+    ids=["strided", "narrow", "float64", "bfloat16"],
+)
+def test_what_the_kernels_do_not_take_goes_the_plain_way_and_is_trained_all_the_same(param):
+    weight = nn.Parameter(param.detach())
+    optimizer = AdaBreg([weight], lr=0.1, lambda_=0.5)
+    outside = torch.full_like(weight, 0.3)
+    weight.grad = outside
+    optimizer.step()
+    dual = optimizer.state[weight]["dual"]
+    assert not native.fits(weight, dual)
+    assert 0 < int(weight.count_nonzero()) < weight.numel()
+
+
+def test_memory_between_the_weights_of_a_view_is_left_alone():
+    whole = torch.zeros(8, 12)
+    weight = nn.Parameter(whole[:, :7])
+    weight.grad = torch.ones(8, 7)
+    AdaBreg([weight], lr=0.1, lambda_=0.01).step()
+    assert (weight != 0).all()
+    assert (whole[:, 7:] == 0).all()
+
+
+def test_a_channels_last_weight_and_one_of_kernel_size_one_take_the_kernels():
+    for shape in ((8, 4, 3, 3), (8, 4, 1, 1), (8, 1, 1, 5)):
+        weight = nn.Parameter(torch.randn(shape).to(memory_format=torch.channels_last))
+        optimizer = LinBreg([weight], lr=0.1)
+        weight.grad = torch.randn(shape)
+        optimizer.step()
+        assert native.fits(weight, optimizer.state[weight]["dual"])
+
+
+def test_nan_and_infinity_reach_the_weights():
+    weight = nn.Parameter(torch.ones(3))
+    weight.grad = torch.tensor([float("nan"), float("inf"), 1.0])
+    LinBreg([weight], lr=0.1, lambda_=0.1).step()
+    assert weight.isnan().tolist() == [True, False, False]
+    assert weight.isinf().tolist() == [False, True, False]
+
+
+def run_without_compiler(code: str, tmp_path, compiler: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": "/usr/bin:/bin", "CXX": compiler, "XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    words = [sys.executable, "-W", "ignore", "-c", code]
+    return subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize(("compiler", "reason"), [("no-such-compiler", "No such file"), ("false", "failed")])
+def test_without_a_compiler_the_constructor_says_how_to_do_without(tmp_path, compiler, reason):
+    code = "import torch; from sv_sparse.optim import AdaBreg; AdaBreg([torch.nn.Parameter(torch.ones(3))])"
+    done = run_without_compiler(code, tmp_path, compiler)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("OSError: ")
+    assert compiler in last
+    assert reason in last
+    assert 'implementation="foreach"' in last
+    foreach = code.replace("])", '], implementation="foreach")')
+    assert run_without_compiler(foreach, tmp_path, compiler).returncode == 0
+
+
+def test_a_broken_source_is_reported_and_leaves_nothing_in_the_cache(tmp_path):
+    code = (
+        "from pathlib import Path; from sv_sparse.optim import native\n"
+        f"native.SOURCE = Path({str(tmp_path / 'bad.cpp')!r})\n"
+        "native.SOURCE.write_text('this is no program')\n"
+        "native.library()"
+    )
+    done = run_without_compiler(code, tmp_path, "g++")
+    assert "OSError: g++ failed" in done.stderr
+    assert not list((tmp_path / "sv-sparse" / "native").iterdir())
+
+
+def test_the_room_imports_nothing_but_torch():
+    code = (
+        "import sys, torch; before = set(sys.modules)\n"
+        "import sv_sparse.optim\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "print(sorted(new - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['sv_sparse']"

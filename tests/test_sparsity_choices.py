@@ -1,0 +1,62 @@
+"""Every choice of ``sparsity=`` trains, lands and reports, by the same command."""
+
+import json
+
+import pytest
+from tiny import TINY
+
+from sv_sparse.monitor import read_rows
+
+SHORT = ("trainer.epochs=3", "data.validation_share=0")
+
+
+def run(train, tones, tmp_path, *settings):
+    done = train(*TINY, *SHORT, *tones.settings(), *settings)
+    assert done.status == 0, done.err
+    (folder,) = (tmp_path / "runs").iterdir()
+    return json.loads((folder / "results.json").read_text()), read_rows(folder / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    "choice", ["feedback", "feedback_decaying", "feedback_damped", "quantile", "magnitude", "channels"]
+)
+def test_it_ends_on_the_target(train, tones, tmp_path, choice):
+    found, rows = run(train, tones, tmp_path, f"sparsity={choice}", "target_sparsity=0.7")
+    assert found["sparsity"] == pytest.approx(0.7, abs=0.02 if choice == "channels" else 1e-3)
+    if choice in {"quantile", "magnitude"}:
+        assert found["sparsity_before_landing"] == pytest.approx(0.7, abs=1e-3)
+    last = [row for row in rows if "support/births" in row][-1]
+    assert all(0 <= last[f"support/{name}"] <= 1 for name in ("births", "deaths", "turnover"))
+
+
+def test_a_fixed_lambda_ends_where_it_ends(train, tones, tmp_path):
+    found, _ = run(train, tones, tmp_path, "sparsity=fixed", "optim.lambda_=0.02", "target_sparsity=0.7")
+    assert found["sparsity"] == pytest.approx(found["sparsity_before_landing"])
+    assert found["lambda"] == pytest.approx(0.02)
+
+
+def test_dense_is_target_zero(train, tones, tmp_path):
+    found, rows = run(train, tones, tmp_path, "sparsity=dense")
+    assert found["sparsity"] == found["target_sparsity"] == 0
+    assert max(row["lr"] for row in rows if "lr" in row) == pytest.approx(0.001, rel=0.2)
+
+
+def test_the_proximal_baseline_runs(train, tones, tmp_path):
+    found, _ = run(train, tones, tmp_path, "optim=proxsgd", "target_sparsity=0.7")
+    assert found["sparsity"] == pytest.approx(0.7, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["sparsity=dense", "target_sparsity=0.5"], "target_sparsity=0.5 needs a group with a regularizer, got none"),
+        (["sparsity.regularizer=group"], "sparsity.density must be 1, got 0.01"),
+        (["sparsity.regularizer=mask"], "FeedbackController regulates ('l1', 'group'), got groups with ['mask']"),
+        (["sparsity.grouping=row"], "sparsity.grouping must be one of output, input, kernel, got 'row'"),
+        (["optim.implementation=fast"], "implementation must be one of fused, native, compile, foreach, got 'fast'"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_in_words(train, tones, settings, message):
+    done = train(*TINY, *tones.settings(), *settings)
+    assert done.status == 2
+    assert message in done.err
