@@ -79,7 +79,8 @@ class FeedbackController(_Feedback):
         a = max(floor, alpha * gamma ** max(C - 1, 0)),  and lambda is multiplied by exp(drift) as well
 
     - The lambda that holds a target grows as the weights grow, and the paper's rule follows such a ramp from a
-      constant distance. ``drift`` learns the ramp: it sums ``trend * a * e`` and starts from 0 at each crossing.
+      constant distance. ``drift`` learns the ramp: it sums ``trend * a * e``, at most 0.3, and starts from 0 at each
+      crossing.
     - A crossing counts once e has left a dead band on the other side, so that noise around the target, or a gap of
       exactly zero, neither adds nor hides one.
     - The gain has a floor, and C starts anew (``rearm``) whenever the learning rate has halved or doubled since it
@@ -217,7 +218,7 @@ class DampedFeedbackController(_Feedback):
     """The authors' earlier rule: a constant gain, damped near the target, in a trust region that closes.
 
     Where ``|e| < zone`` the gain is a tenth and lambda moves half as often; a move is at most
-    ``lambda0 * lr / lr0 * (1 - step / total_steps)``, with ``lambda0`` and ``lr0`` the first of the run.
+    ``lambda0 * lr / lr0 * (1 - step / total_steps)``, with ``lambda0`` and ``lr0`` as they were when it was made.
 
     Args:
         optimizer: see Controller.

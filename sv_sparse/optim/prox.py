@@ -17,8 +17,8 @@ GROUPINGS = ("output", "input", "kernel")
 def shrink(v: Tensor, lambda_: Tensor, out: Tensor | None = None) -> Tensor:
     """Proximal operator of ``lambda_ * ||.||_1``: the soft threshold.
 
-    It is ``v - clamp(v, -lambda_, lambda_)`` (Moreau's identity): exactly zero where ``|v| <= lambda_``, nonzero
-    elsewhere, and never a negative zero. On a CPU torch has it in one operation, which wants lambda as a number.
+    Computed as ``v - clamp(v, -lambda_, lambda_)`` (Moreau's identity), which is exactly zero where
+    ``|v| <= lambda_``, nonzero elsewhere, and never a negative zero.
 
     Args:
         v: any shape.
@@ -28,8 +28,8 @@ def shrink(v: Tensor, lambda_: Tensor, out: Tensor | None = None) -> Tensor:
     >>> shrink(torch.tensor([-2.0, 0.5, 3.0]), torch.tensor(1.0))
     tensor([-1.,  0.,  2.])
     """
-    if v.device.type == "cpu" and not torch.compiler.is_compiling():
-        return torch._C._nn.softshrink(v, float(lambda_), out=out)  # type: ignore[call-arg]  # as all of torch does
+    if torch.compiler.is_compiling():  # which takes no memory from outside in another order of axes
+        out = None
     clamped = torch.clamp(v, -lambda_, lambda_, out=out)
     return torch.sub(v, clamped, out=out)
 

@@ -1,5 +1,6 @@
 """The lambda that leaves exactly so many weights: an order statistic of the duals."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,9 +24,13 @@ def cutoff(optimizer: BregmanOptimizer, groups: Sequence[Group], kept: int) -> T
         duals = [(dual, group["lambda_scale"]) for group in groups for dual in optimizer.duals(group)]
         asked = {group["implementation"] for group in groups}
         if asked <= {"fused", "native"} and all(native.readable(dual) for dual, _ in duals):
-            return native.largest(duals, kept)
-        magnitudes = torch.cat([(dual.abs() / scale).flatten() for dual, scale in duals])
-        return magnitudes.kthvalue(magnitudes.numel() - kept).values
+            lambda_ = native.largest(duals, kept)
+        else:
+            magnitudes = torch.cat([(dual.abs() / scale).flatten() for dual, scale in duals])
+            lambda_ = magnitudes.kthvalue(magnitudes.numel() - kept).values
+        if all(math.frexp(scale)[0] == 0.5 for _, scale in duals):  # powers of two: multiplied again it is |v|
+            return lambda_
+        return lambda_.nextafter(lambda_.new_tensor(torch.inf))
     values, sizes = zip(*(_units(optimizer, group) for group in groups), strict=True)
     ordered, order = torch.cat(values).sort(descending=True)
     survivors = (torch.cat(sizes)[order].cumsum(0) <= kept).sum()

@@ -1,6 +1,5 @@
 """Laws of the Bregman optimizers."""
 
-import numpy as np
 import pytest
 import torch
 from small import network, same, train
@@ -105,54 +104,6 @@ def test_a_change_of_lambda_moves_live_weights_by_its_amount():
     expected = before - 0.05 * before.sign()
     torch.testing.assert_close(model.weight[live], expected[live], rtol=1e-4, atol=1e-6)
     assert ((before.abs() > 0.0501) == live)[(before.abs() - 0.05).abs() > 1e-4].all()
-
-
-def recorded_adabreg(weight, gradients, lambdas, lr, betas, eps):
-    """AdaBreg from its formulas, in float64."""
-    dual = weight + lambdas[0] * np.sign(weight)
-    m, u = np.zeros_like(weight), np.zeros_like(weight)
-    path = []
-    for t, (gradient, lambda_) in enumerate(zip(gradients, lambdas, strict=True), start=1):
-        m = betas[0] * m + (1 - betas[0]) * gradient(weight)
-        u = betas[1] * u + (1 - betas[1]) * gradient(weight) ** 2
-        dual = dual - lr * (m / (1 - betas[0] ** t)) / (np.sqrt(u / (1 - betas[1] ** t)) + eps)
-        weight = np.sign(dual) * np.maximum(np.abs(dual) - lambda_, 0)
-        path.append(weight)
-    return path
-
-
-def recorded_linbreg(weight, gradients, lambdas, lr, momentum):
-    """LinBreg from its formulas, in float64."""
-    dual = weight + lambdas[0] * np.sign(weight)
-    buffer = None
-    path = []
-    for gradient, lambda_ in zip(gradients, lambdas, strict=True):
-        buffer = gradient(weight) if buffer is None else momentum * buffer + gradient(weight)
-        dual = dual - lr * buffer
-        weight = np.sign(dual) * np.maximum(np.abs(dual) - lambda_, 0)
-        path.append(weight)
-    return path
-
-
-@pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
-def test_two_hundred_steps_follow_the_formulas_in_float64(kind):
-    generator = np.random.default_rng(0)
-    matrix, goal = generator.normal(size=(30, 20)), generator.normal(size=30)
-    start = generator.normal(size=20) * (generator.random(20) < 0.5)
-    lambdas = np.float32(0.2) + np.float32(0.1) * np.sin(np.arange(200) / 20).astype(np.float32)
-    gradients = [lambda w: matrix.T @ (matrix @ w - goal) / 30] * 200
-    param = nn.Parameter(torch.tensor(start))
-    if kind is LinBreg:
-        expected = recorded_linbreg(start, gradients, lambdas.astype(np.float64), 0.1, 0.5)
-        optimizer = LinBreg([param], lr=0.1, momentum=0.5, lambda_=float(lambdas[0]))
-    else:
-        expected = recorded_adabreg(start, gradients, lambdas.astype(np.float64), 0.02, (0.9, 0.999), 1e-8)
-        optimizer = AdaBreg([param], lr=0.02, lambda_=float(lambdas[0]))
-    for lambda_, weight in zip(lambdas, expected, strict=True):
-        optimizer.param_groups[0]["lambda_"].fill_(float(lambda_))
-        param.grad = torch.tensor(matrix.T @ (matrix @ param.detach().numpy() - goal) / 30)
-        optimizer.step()
-        np.testing.assert_allclose(param.detach().numpy(), weight, rtol=1e-7, atol=1e-9)
 
 
 def test_five_lines_make_a_plain_training_loop_sparse():
