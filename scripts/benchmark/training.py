@@ -1,6 +1,7 @@
 """Forward and backward of ECAPA-TDNN on 2 s crops: ours against SpeechBrain's, the same widths, fp32 and bf16."""
 
 import argparse
+import json
 from collections.abc import Callable
 from functools import partial
 
@@ -37,9 +38,11 @@ def main() -> None:
         cases[f"ours {precision}"] = partial(step, ours, x, precision == "bf16")
     found = medians(cases, chosen.rounds)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, channels {chosen.channels}, MFA 3072")
+    ratios = {name: found["SpeechBrain " + name.split()[-1]] / seconds for name, seconds in found.items()}
     for name, seconds in found.items():
-        peer = found["SpeechBrain " + name.split()[-1]]
-        print(f"{name:18} {chosen.batch / seconds:6.1f} utterances/s  {peer / seconds:5.2f} x SpeechBrain")
+        print(f"{name:18} {chosen.batch / seconds:6.1f} utterances/s  {ratios[name]:5.2f} x SpeechBrain")
+    rounded = {name: round(ratio, 4) for name, ratio in ratios.items()}
+    print(json.dumps({"benchmark": "training", "threads": torch.get_num_threads(), "ratios": rounded}))
 
 
 if __name__ == "__main__":

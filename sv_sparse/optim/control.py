@@ -48,7 +48,7 @@ class Controller:
         target_sparsity: float,
         total_steps: int,
         *,
-        settle: float = 0.05,
+        settle: float = 0.01,
         ramp: tuple[float, float] | None = None,
         initial_sparsity: float = 0.99,
     ) -> None:

@@ -76,7 +76,7 @@ class MagnitudeController(Controller):
         total_steps: int,
         *,
         updates: int = 100,
-        settle: float = 0.05,
+        settle: float = 0.01,
         ramp: tuple[float, float] = (0.1, 0.6),
         initial_sparsity: float = 0.0,
     ) -> None:

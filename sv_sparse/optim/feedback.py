@@ -27,7 +27,7 @@ class _Feedback(Controller):
     """The common part: measure, move log lambda, keep tensors of state."""
 
     _state: tuple[str, ...] = ()
-    every: int
+    every = 1
 
     def _check_groups(self) -> None:
         super()._check_groups()
@@ -86,7 +86,7 @@ class FeedbackController(_Feedback):
     - The gain has a floor, and C starts anew (``rearm``) whenever the learning rate has halved or doubled since it
       last did: each such change moves the lambda that holds the target. A learning rate that is a tensor is not
       read, since that would wait for the device: call ``rearm`` yourself.
-    - The pace follows the length of the run: every step in short runs, at most ``updates`` updates in long ones.
+    - Lambda moves at every update: held still for four, in a long run, it falls behind what it should follow.
 
     Channels are few and their norms lie close together, so that the smallest move of lambda switches many at once and
     no gain is right: for them take QuantileController.
@@ -100,7 +100,6 @@ class FeedbackController(_Feedback):
         floor: smallest gain, at least 0 and at most ``alpha``.
         band: half width of the dead band, a fraction (0.001 is 0.1 points).
         trend: how fast the drift is learnt, at least 0; 0 for none.
-        updates: most lambda updates in a run.
         settle: see Controller.
         ramp: see Controller.
         initial_sparsity: see Controller.
@@ -119,8 +118,7 @@ class FeedbackController(_Feedback):
         floor: float = 0.05,
         band: float = 0.001,
         trend: float = 0.05,
-        updates: int = 2000,
-        settle: float = 0.05,
+        settle: float = 0.01,
         ramp: tuple[float, float] | None = None,
         initial_sparsity: float = 0.99,
     ) -> None:
@@ -128,12 +126,11 @@ class FeedbackController(_Feedback):
             optimizer, target_sparsity, total_steps, settle=settle, ramp=ramp, initial_sparsity=initial_sparsity
         )
         _check(
-            {"alpha": alpha, "gamma": gamma, "updates": updates},
+            {"alpha": alpha, "gamma": gamma},
             {"floor": floor, "band": band, "trend": trend},
             (("gamma", gamma, 1), ("floor", floor, alpha)),
         )
         self.alpha, self.gamma, self.floor, self.band, self.trend = alpha, gamma, floor, band, trend
-        self.every = -(-total_steps // updates)
         self.armed_lr = self._lr()
         self.crossings = torch.zeros_like(self.lambda_)
         self.side = torch.zeros_like(self.lambda_)
@@ -195,7 +192,7 @@ class DecayingFeedbackController(_Feedback):
         alpha: float = 1.0,
         gamma: float = 0.95,
         every: int = 50,
-        settle: float = 0.05,
+        settle: float = 0.01,
         ramp: tuple[float, float] | None = None,
         initial_sparsity: float = 0.99,
     ) -> None:
@@ -243,7 +240,7 @@ class DampedFeedbackController(_Feedback):
         alpha: float = 1.0,
         zone: float = 0.005,
         every: int = 10,
-        settle: float = 0.05,
+        settle: float = 0.01,
         ramp: tuple[float, float] | None = None,
         initial_sparsity: float = 0.99,
     ) -> None:

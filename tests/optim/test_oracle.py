@@ -168,13 +168,6 @@ def test_the_feedback_rule_follows_its_formula_and_settles(settings):
     np.testing.assert_allclose(lambdas(controller, measured, 0.6, rates), moving + [moving[-1]] * 50, rtol=1e-5)
 
 
-def test_a_long_run_moves_lambda_in_equal_strides_and_no_more_often_than_allowed():
-    measured = gaps(200)
-    controller = FeedbackController(regulated(), 0.6, 200, updates=40, settle=0.0)
-    moving = oracle.feedback(measured[4::5], 0.1, [1.0] * 40)
-    np.testing.assert_allclose(lambdas(controller, measured, 0.6), every_nth(moving, 5, 0.1, 200), rtol=1e-5)
-
-
 def test_the_target_follows_its_ramp_and_the_gap_is_measured_from_there():
     controller = DecayingFeedbackController(
         regulated(), 0.6, 100, every=1, settle=0.0, ramp=(0.2, 0.75), initial_sparsity=0.95
