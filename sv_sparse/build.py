@@ -181,6 +181,7 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     steps = trainer["epochs"] * len(batches)
     controller = instantiate(settings["sparsity"]["controller"])(optimizer, settings["target_sparsity"], steps)
     _say(groups, corpus, compute, steps)
+    logger.info("%s, implementation %s", type(optimizer).__name__, optimizer.defaults["implementation"])
     return Experiment(
         settings=settings,
         folder=folder,

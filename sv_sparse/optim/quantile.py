@@ -30,7 +30,7 @@ def cutoff(optimizer: BregmanOptimizer, groups: Sequence[Group], kept: int) -> T
             lambda_ = magnitudes.kthvalue(magnitudes.numel() - kept).values
         if all(math.frexp(scale)[0] == 0.5 for _, scale in duals):  # powers of two: multiplied again it is |v|
             return lambda_
-        return lambda_.nextafter(lambda_.new_tensor(torch.inf))
+        return lambda_.nextafter(torch.full_like(lambda_, torch.inf))
     values, sizes = zip(*(_units(optimizer, group) for group in groups), strict=True)
     ordered, order = torch.cat(values).sort(descending=True)
     survivors = (torch.cat(sizes)[order].cumsum(0) <= kept).sum()
