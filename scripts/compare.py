@@ -13,10 +13,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from sv_sparse.build import peak_lr
 from sv_sparse.storage import write_text
 
 COLUMNS = (
-    "run", "optimizer", "controller", "first lambda", "target", "before landing", "after landing", "kept parameters",
+    "run", "model", "optimizer", "lr", "controller", "lambda", "target", "before landing", "after landing", "kept",
     "EER", "minDCF", "untrained EER", "minutes", "seed",
 )  # fmt: skip
 
@@ -60,13 +61,15 @@ def row_of(run: Path, name: str | None) -> list[str]:
     )
     return [
         run.name,
+        results["training"]["model"],
         optimizer,
+        f"{peak_lr(settings):g}",
         controller if results["target_sparsity"] else "dense",
-        f"{settings['optim']['lambda_']:g}",
+        f"{results['lambda']:.3g}" if results["target_sparsity"] else "-",
         f"{results['target_sparsity']:.2%}",
         f"{results['sparsity_before_landing']:.3%}",
         f"{results['sparsity']:.4%}",
-        f"{results['kept_parameters']:,}",
+        f"{results['kept_parameters'] / results['parameters']:.2%}",
         f"{judged['eer']:.2%}",
         f"{judged['min_dcf']:.3f}",
         f"{judged['untrained_eer']:.2%}",

@@ -28,7 +28,7 @@ def land(experiment: Experiment) -> dict[str, Any]:
     """
     params, target = experiment.target_params(), experiment.controller.target_sparsity
     figures: dict[str, Any] = {"sparsity_before_landing": sparsity(params).item()}
-    if abs(figures["sparsity_before_landing"] - target) > _FAR:
+    if experiment.controller.lands and abs(figures["sparsity_before_landing"] - target) > _FAR:
         logger.warning(
             "landing from %.2f %% to the target of %.2f %%: the run was too short for lambda to find it",
             *(100 * figures["sparsity_before_landing"], 100 * target),
@@ -38,6 +38,9 @@ def land(experiment: Experiment) -> dict[str, Any]:
     with experiment.compute.autocast():
         update_bn((experiment.filterbank(waveforms) for waveforms in _crops(experiment)), experiment.network)
     after = validate_held_out(experiment)
+    for name, param in experiment.sparse_params.items():
+        if not param.any():
+            logger.warning("%s is zero as a whole: nothing passes this layer but its bias", name)
     zeros, size = int(count_zeros(params)), sum(param.numel() for param in params)
     figures |= {"sparsity": zeros / size, "lambda": experiment.controller.lambda_.item()}
     if before is not None and after is not None:

@@ -1,7 +1,8 @@
 """The command line's settings: unknown names are refused with the valid ones, values are checked once, at the door."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -41,16 +42,26 @@ def check_names(arguments: Sequence[str], conf: Path) -> None:
         if override.key_or_group in groups:
             picked = _picked(override)
             _refuse_choice(override.key_or_group, picked, groups[override.key_or_group])
-            chosen += [f"{override.key_or_group}={choice}" for choice in picked[:1]]
-    with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
-        known: Any = OmegaConf.to_container(compose("config", chosen))
-    for override in own:
+            chosen.append([f"{override.key_or_group}={choice}" for choice in picked])
+    settings = [override for override in own if override.key_or_group not in groups]
+    for combination in product(*filter(None, chosen)):  # of a sweep; one otherwise
+        with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
+            known: Any = OmegaConf.to_container(compose("config", list(combination)))
+        try:
+            _check_overrides(settings, known, sorted(groups))
+        except ValueError as error:
+            raise ValueError(f"{error} (with {' '.join(combination)})" if combination else str(error)) from error
+
+
+def _check_overrides(overrides: Sequence[Override], known: Settings, groups: Sequence[str]) -> None:
+    for override in overrides:
         if override.is_delete():
             raise ValueError(f"{override.input_line}: settings cannot be removed, only given another value")
-        if override.key_or_group not in groups:
-            default = _default(override.key_or_group, known, sorted(groups))
-            for value in _values(override):
-                _refuse_value(override.key_or_group, value, default)
+        default = _default(override.key_or_group, known, groups)
+        for value in _values(override):
+            _refuse_value(override.key_or_group, value, default)
+            if override.key_or_group == "target_sparsity" and known["sparsity"]["regularizer"] == "none" and value != 0:
+                raise ValueError(f"target_sparsity={value}: sparsity=dense trains dense; leave target_sparsity out")
 
 
 def _choices(group: Path) -> list[str]:
@@ -94,9 +105,18 @@ def _default(key: str, known: Settings, groups: Sequence[str]) -> Any:
             inside = f" under {'.'.join(parts[:depth])}" if depth else ""
             own = [name for name in valid if depth or name not in groups]
             hint = "" if depth else f"; groups with choices: {', '.join(groups)}"
-            raise ValueError(f"unknown setting {key!r}; valid{inside}: {', '.join(own) or 'nothing'}{hint}")
+            meant = [name for name in _leaves(known) if name.rsplit(".", 1)[-1].strip("_") == parts[-1].strip("_")]
+            asked = f"; did you mean {' or '.join(meant)}?" if meant else ""
+            raise ValueError(f"unknown setting {key!r}; valid{inside}: {', '.join(own) or 'nothing'}{hint}{asked}")
         node = node[part]
     return node
+
+
+def _leaves(node: Settings, prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        yield prefix + name
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
 
 
 def _refuse_value(key: str, value: Any, default: Any) -> None:
@@ -205,6 +225,10 @@ def check(settings: Settings) -> None:
             value = value[part]
         _check_value(name, value)
     sparsity = settings["sparsity"]
+    if sparsity["regularizer"] == "none" and settings["target_sparsity"] > 0:
+        raise ValueError(
+            f"target_sparsity={settings['target_sparsity']}: sparsity=dense trains dense; leave target_sparsity out"
+        )
     if sparsity["regularizer"] == "group" and sparsity["density"] < 1:
         raise ValueError(
             f"sparsity.regularizer=group makes whole groups zero, so its runs start dense: sparsity.density must be 1, "

@@ -102,7 +102,8 @@ class Trainer:
         loss, cosine = experiment.head(embedding, labels)
         loss.backward()
         params = [param for group in experiment.optimizer.param_groups for param in group["params"]]
-        norm = clip_grad_norm_(params, self.settings["clip_norm"] or math.inf, on=self.settings["clip_on"])
+        most, sparse = self.settings["clip_norm"] or math.inf, experiment.controller.params
+        norm = clip_grad_norm_(params, most, on=self.settings["clip_on"], sparse=sparse)
         self._refuse_non_finite(loss, norm)
         logged = (self.progress.step + 1) % self.settings["log_every"] == 0
         if logged:

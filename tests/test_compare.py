@@ -18,7 +18,7 @@ def test_a_row_for_each_finished_run_and_a_word_on_the_others(finished, tmp_path
     head, _, row = done.stdout.splitlines()
     assert len(head.split("|")) == len(row.split("|"))
     assert finished.name in row
-    assert "| AdaBreg | FeedbackController | 0.1 |" in row
+    assert "| ECAPA | AdaBreg | 0.01 | FeedbackController |" in row
     assert "begun: not finished, left out" in done.stderr
     assert (tmp_path / "table.md").read_text() == done.stdout
 

@@ -49,7 +49,10 @@ def test_the_proximal_baseline_runs(train, tones, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["sparsity=dense", "target_sparsity=0.5"], "target_sparsity=0.5 needs a group with a regularizer, got none"),
+        (
+            ["sparsity=dense", "target_sparsity=0.5"],
+            "target_sparsity=0.5: sparsity=dense trains dense; leave target_sparsity out",
+        ),
         (["sparsity.regularizer=group"], "sparsity.density must be 1, got 0.01"),
         (["sparsity.regularizer=mask"], "FeedbackController regulates ('l1', 'group'), got groups with ['mask']"),
         (["sparsity.grouping=row"], "sparsity.grouping must be one of output, input, kernel, got 'row'"),

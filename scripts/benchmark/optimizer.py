@@ -101,7 +101,7 @@ def our_rows(device: str) -> dict[str, Step]:
         return kind(partition(network(device)), lr=1e-4, **settings)
 
     controlled, exact = start(AdaBreg), start(AdaBreg)
-    controller = FeedbackController(controlled, 0.9, ENDLESS, updates=ENDLESS)
+    controller = FeedbackController(controlled, 0.9, ENDLESS)
     exact.step()
     return {
         "AdaBreg": start(AdaBreg).step,

@@ -52,7 +52,7 @@ class ReadOut:
     def write(self, params: Sequence[Tensor], duals: Sequence[Tensor], masks: Sequence[Tensor] = ()) -> None:
         """Set ``params`` from ``duals``, in place. ``masks`` hold zeros in both, where there are any."""
         for dual, mask in zip(duals, masks, strict=False):
-            dual.mul_(mask)
+            dual.masked_fill_(~mask, 0)
         for param, dual in zip(params, duals, strict=True):
             if param is not dual:
                 weight = self(dual, out=param if param.dtype == dual.dtype else None)

@@ -1,11 +1,12 @@
 """The functions of bregman.py under torch.compile: update, read-out and count in a few kernels, for any device.
 
-Learning rate and lambda are 0-dim tensors here, so that a change of either compiles nothing again. The first step
-of each group compiles, which takes from seconds (GPU) to a minute (CPU).
+Learning rate, lambda and betas are 0-dim tensors here, so that a change of them compiles nothing again. The first step
+of each parameter group compiles, which takes from seconds to a minute. A change of LinBreg's momentum, or of weight
+decay, compiles anew; the compiler allows eight of these.
 """
 
-import functools
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -15,32 +16,39 @@ from sv_sparse.optim import bregman
 from sv_sparse.optim.bregman import ReadOut
 
 
-def _adabreg(params: list[Tensor], *state: list[Tensor], read_out: tuple[Tensor, float], **settings: Any) -> Tensor:
+def _adabreg(
+    params: list[Tensor], *state: list[Tensor], read_out: tuple[Tensor, float, str], **settings: Any
+) -> Tensor:
     bregman.adabreg(params, *state, fused=False, **settings)
     return _finish(params, state[1], read_out)
 
 
-def _linbreg(params: list[Tensor], *state: list[Tensor], read_out: tuple[Tensor, float], **settings: Any) -> Tensor:
+def _linbreg(
+    params: list[Tensor], *state: list[Tensor], read_out: tuple[Tensor, float, str], **settings: Any
+) -> Tensor:
     bregman.linbreg(params, *state, fused=False, **settings)  # type: ignore[arg-type]  # the buffers exist
     return _finish(params, state[1], read_out)
 
 
-def _finish(params: list[Tensor], duals: list[Tensor], read_out: tuple[Tensor, float]) -> Tensor:
-    lambda_, delta = read_out
-    ReadOut(lambda_, delta).write(params, duals)
+def _finish(params: list[Tensor], duals: list[Tensor], read_out: tuple[Tensor, float, str]) -> Tensor:
+    ReadOut(*read_out).write(params, duals)
     return torch.stack([torch.count_nonzero(param) for param in params])
 
 
-@functools.cache
 def adabreg() -> Callable[..., Tensor]:
-    """AdaBreg's step; takes the lists of ``bregman.adabreg``, its settings, and ``read_out=(lambda_, delta)``.
+    """A compiled AdaBreg step; it takes the lists of ``bregman.adabreg`` and its settings.
 
-    Returns the nonzero weights of each parameter, int64.
+    ``read_out`` are the first three of ReadOut. It returns the nonzero weights of each parameter, int64.
     """
-    return torch.compile(_adabreg, fullgraph=True, dynamic=False)
+    return _compiled(_adabreg)
 
 
-@functools.cache
 def linbreg() -> Callable[..., Tensor]:
-    """LinBreg's step, likewise."""
-    return torch.compile(_linbreg, fullgraph=True, dynamic=False)
+    """A compiled LinBreg step, likewise."""
+    return _compiled(_linbreg)
+
+
+def _compiled(function: Any) -> Callable[..., Tensor]:
+    """Compile with a code object of its own: the compiler counts recompilations per code object, and allows few."""
+    own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__)
+    return torch.compile(own, fullgraph=True)

@@ -41,6 +41,7 @@ class Controller:
     """
 
     regularizers: tuple[str, ...] = ("l1", "group")
+    lands = True
 
     def __init__(
         self,
@@ -115,7 +116,7 @@ class Controller:
     @property
     def lambda_(self) -> Tensor:
         """The common lambda, 0-dim on the device; 0 where nothing is regulated."""
-        return self.groups[0]["lambda_"] if self.groups else torch.zeros(())
+        return self.optimizer.lambda_of(self.groups[0]) if self.groups else torch.zeros(())
 
     @property
     def target(self) -> float:
@@ -129,7 +130,10 @@ class Controller:
     def sparsity(self) -> Tensor:
         """Fraction of exact zeros in the regulated parameters, 0-dim on the device."""
         params = self.params
-        return 1 - self.optimizer.count_nonzero(params).sum() / sum(param.numel() for param in params)
+        if not params:
+            return torch.zeros(())
+        alive = self.optimizer.count_nonzero(params).sum().to(self.lambda_.dtype)
+        return 1 - alive / sum(param.numel() for param in params)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -149,7 +153,7 @@ class Controller:
 
     def _set_lambda(self, value: Tensor) -> None:
         for group in self.groups:
-            group["lambda_"].copy_(value)
+            self.optimizer.lambda_of(group).copy_(value)
 
     def _threshold(self, target: float) -> None:
         """Set lambda to the quantile of the duals at a target, and read the weights out."""
@@ -196,6 +200,8 @@ class FixedController(Controller):
 
     ``target_sparsity`` is only what the result is compared with; at 0, with nothing regularized, it is dense training.
     """
+
+    lands = False
 
     def _adapt(self) -> None:
         pass

@@ -86,7 +86,8 @@ class MagnitudeController(Controller):
         if updates < 1:
             raise ValueError(f"updates must be 1 or more, got {updates}")
         self.every = max(1, int((ramp[1] - ramp[0]) * total_steps) // updates)
-        self._set_lambda(torch.zeros_like(self.lambda_))
+        if not any("mask" in optimizer.state.get(param, {}) for param in self.params):
+            self._set_lambda(torch.zeros_like(self.lambda_))
 
     def _adapt(self) -> None:
         ramp = self.ramp or (0.0, 1.0)

@@ -10,8 +10,9 @@
 #include <emmintrin.h>
 #endif
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define EACH_PROCESSOR __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+// Code for several generations of processors, chosen when loaded: gcc with glibc knows how.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define EACH_PROCESSOR __attribute__((target_clones("default", "avx2", "avx512f")))
 #else
 #define EACH_PROCESSOR
 #endif
@@ -49,8 +50,9 @@ void decay_block(float* __restrict v, const float* __restrict weight, float rate
 }
 
 struct Adam {
-    float beta1, beta2, eps, lr;  // lr over the first moment's bias correction
-    float root;                   // 1 / sqrt(second moment's bias correction)
+    float beta2, new1, new2, eps;  // new: 1 - beta
+    float lr;                      // over the first moment's bias correction
+    float root;                    // 1 / sqrt(second moment's bias correction)
 };
 
 EACH_PROCESSOR
@@ -58,8 +60,8 @@ void adam_block(Adam a, float sign, const float* __restrict grad, float* __restr
                 float* __restrict u, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
         const float g = sign * grad[i];
-        m[i] += (g - m[i]) * (1 - a.beta1);
-        u[i] = a.beta2 * u[i] + (1 - a.beta2) * g * g;
+        m[i] += (g - m[i]) * a.new1;
+        u[i] = a.beta2 * u[i] + a.new2 * g * g;
         v[i] -= a.lr * m[i] / (std::sqrt(u[i]) * a.root + a.eps);
     }
 }
@@ -96,23 +98,25 @@ void each_block(int64_t tensors, const int64_t* sizes, float* const* weights, fl
                 float delta, int64_t* nonzero, Update update) {
     std::fill(nonzero, nonzero + tensors, 0);
 #pragma omp parallel
-    for (int64_t t = 0; t < tensors; t++) {
-        int64_t found = 0;
+    {
+        for (int64_t t = 0; t < tensors; t++) {
+            int64_t found = 0;
 #pragma omp for schedule(static) nowait
-        for (int64_t first = 0; first < sizes[t]; first += BLOCK) {
-            const int64_t count = std::min(BLOCK, sizes[t] - first);
-            update(t, first, count);
-            if (weights[t] == duals[t]) continue;
-            alignas(64) float fresh[BLOCK];
-            found += shrink_block(duals[t] + first, fresh, lambda, delta, count);
-            write_past_cache(weights[t] + first, fresh, count);
-        }
+            for (int64_t first = 0; first < sizes[t]; first += BLOCK) {
+                const int64_t count = std::min(BLOCK, sizes[t] - first);
+                update(t, first, count);
+                if (weights[t] == duals[t]) continue;
+                alignas(64) float fresh[BLOCK];
+                found += shrink_block(duals[t] + first, fresh, lambda, delta, count);
+                write_past_cache(weights[t] + first, fresh, count);
+            }
 #pragma omp atomic
-        nonzero[t] += found;
-    }
+            nonzero[t] += found;
+        }
 #if defined(__SSE2__)
-    _mm_sfence();
+        _mm_sfence();  // each thread's writes past the cache, before it says that it is done
 #endif
+    }
 }
 
 // The bits of |v| / scale, which are ordered as the values are.
@@ -173,7 +177,8 @@ extern "C" void adabreg(int64_t tensors, const int64_t* sizes, float* const* wei
     std::vector<Adam> each;
     for (int64_t t = 0; t < tensors; t++) {
         const double step = *steps[t] += 1;
-        each.push_back({float(beta1), float(beta2), float(eps), float(lr / (1 - std::pow(beta1, step))),
+        each.push_back({float(beta2), float(1 - beta1), float(1 - beta2), float(eps),
+                        float(lr / (1 - std::pow(beta1, step))),
                         float(1 / std::sqrt(1 - std::pow(beta2, step)))});
     }
     each_block(tensors, sizes, weights, duals, lambda, delta, nonzero, [&](int64_t t, int64_t first, int64_t count) {

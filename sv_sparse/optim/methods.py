@@ -15,7 +15,7 @@ These and ProxSGD take these settings, in the constructor or in a parameter grou
 - ``maximize``: ascend instead of descend.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from torch import Tensor
 
 from sv_sparse.optim import bregman, compiled, native
 from sv_sparse.optim.optimizer import BregmanOptimizer, Group, Tensors, check, check_common, like_dual
+
+Shape = tuple[Tensor, float, str]  # what reads weights off duals: lambda, delta, regularizer
 
 
 class _WithDuals(BregmanOptimizer):
@@ -38,12 +40,23 @@ class _WithDuals(BregmanOptimizer):
         raise NotImplementedError
 
     def _compiled(
-        self, lists: tuple[Tensors, Tensors, Tensors], settings: dict[str, Any], read_out: tuple[Tensor, float]
+        self, group: Group, lists: tuple[Tensors, Tensors, Tensors], settings: dict[str, Any], read_out: Shape
     ) -> Tensor:
         raise NotImplementedError
 
     def _plain(self, lists: tuple[Tensors, Tensors, Tensors], settings: dict[str, Any]) -> None:
         raise NotImplementedError
+
+    def _step_of(self, group: Group, make: Callable[[], Callable[..., Tensor]]) -> Callable[..., Tensor]:
+        """The group's own compiled step."""
+        return self._steps.setdefault(next(i for i, g in enumerate(self.param_groups) if g is group), make())
+
+    def _lay_out(self, param: Tensor, dual: Tensor, *names: str) -> None:
+        """Bring state into the dual's memory layout, where the parameter's has changed since."""
+        state = self.state[param]
+        for name in names:
+            if name in state:
+                state[name] = like_dual(state[name], dual)
 
     def _move(self, group: Group, params: Tensors, grads: Tensors) -> None:
         duals = [self._dual(group, param) for param in params]
@@ -67,9 +80,10 @@ class _WithDuals(BregmanOptimizer):
                 counts = self._native(lists, settings | {"lambda_": float(how.lambda_), "delta": how.delta})
             else:
                 settings["lr"] = _on_device(settings["lr"], how.lambda_)
-                counts = self._compiled(lists, settings, (how.lambda_, how.delta))
+                counts = self._compiled(group, lists, settings, (how.lambda_, how.delta, how.regularizer))
             if how.regularizer == "l1":
-                self._counts.update(zip(lists[0], counts.unbind(), strict=True))
+                versions = [param._version for param in lists[0]]
+                self._counts.update(zip(lists[0], zip(versions, counts.unbind(), strict=True), strict=True))
 
 
 def _way(group: Group, param: Tensor, dual: Tensor) -> str:
@@ -142,7 +156,7 @@ class LinBreg(_WithDuals):
         check(plain or not group["nesterov"], "nesterov", True, "used with momentum above 0 and dampening 0")
 
     def _start(self, group: Group, param: Tensor, dual: Tensor) -> None:
-        pass
+        self._lay_out(param, dual, "momentum_buffer")
 
     def _buffers(self, params: Tensors) -> list[Tensor | None]:
         return [self.state[param].get("momentum_buffer") for param in params]
@@ -156,7 +170,7 @@ class LinBreg(_WithDuals):
         settings |= {"lr": float(settings["lr"])}
         if not settings["momentum"]:
             return native.linbreg(*lists, lists[2], fresh=False, **settings)
-        counts = torch.empty(len(lists[0]), dtype=torch.int64)
+        counts = torch.empty(len(lists[0]), dtype=torch.int64, device="cpu")
         found = self._buffers(lists[0])
         for fresh in (True, False):
             chosen = [index for index, buffer in enumerate(found) if (buffer is None) == fresh]
@@ -170,18 +184,18 @@ class LinBreg(_WithDuals):
         return counts
 
     def _compiled(
-        self, lists: tuple[Tensors, Tensors, Tensors], settings: dict[str, Any], read_out: tuple[Tensor, float]
+        self, group: Group, lists: tuple[Tensors, Tensors, Tensors], settings: dict[str, Any], read_out: Shape
     ) -> Tensor:
         buffers = self._buffers(lists[0])
         if settings["momentum"] and any(buffer is None for buffer in buffers):
             self._plain(lists, settings)  # a first step makes the buffers; the one after it compiles
             bregman.ReadOut(*read_out).write(lists[0], lists[2])
             return torch.stack([torch.count_nonzero(param) for param in lists[0]])
-        return compiled.linbreg()(*lists, buffers, read_out=read_out, **settings)
+        return self._step_of(group, compiled.linbreg)(*lists, buffers, read_out=read_out, **settings)
 
     def _plain(self, lists: tuple[Tensors, Tensors, Tensors], settings: dict[str, Any]) -> None:
         buffers = self._buffers(lists[0])
-        bregman.linbreg(*lists, buffers, **settings)
+        bregman.linbreg(*lists, buffers, fused=not torch.compiler.is_compiling(), **settings)
         if settings["momentum"]:
             self._keep(lists[0], buffers)
 
@@ -245,6 +259,7 @@ class AdaBreg(_WithDuals):
             state["step"] = torch.zeros((), dtype=torch.float32, device=dual.device)
             state["exp_avg"] = torch.zeros_like(dual)
             state["exp_avg_sq"] = torch.zeros_like(dual)
+        self._lay_out(param, dual, "exp_avg", "exp_avg_sq")
 
     def _moments(self, params: Tensors) -> tuple[Tensors, Tensors, Tensors]:
         keys = ("exp_avg", "exp_avg_sq", "step")
@@ -256,9 +271,11 @@ class AdaBreg(_WithDuals):
         return native.adabreg(*lists, *self._moments(lists[0]), **settings | {"lr": float(settings["lr"])})
 
     def _compiled(
-        self, lists: tuple[Tensors, Tensors, Tensors], settings: dict[str, Any], read_out: tuple[Tensor, float]
+        self, group: Group, lists: tuple[Tensors, Tensors, Tensors], settings: dict[str, Any], read_out: Shape
     ) -> Tensor:
-        return compiled.adabreg()(*lists, *self._moments(lists[0]), read_out=read_out, **settings)
+        settings["betas"] = tuple(_on_device(beta, read_out[0]) for beta in settings["betas"])
+        step = self._step_of(group, compiled.adabreg)
+        return step(*lists, *self._moments(lists[0]), read_out=read_out, **settings)
 
     def _plain(self, lists: tuple[Tensors, Tensors, Tensors], settings: dict[str, Any]) -> None:
-        bregman.adabreg(*lists, *self._moments(lists[0]), **settings)
+        bregman.adabreg(*lists, *self._moments(lists[0]), fused=not torch.compiler.is_compiling(), **settings)

@@ -1,14 +1,15 @@
 """The update kernels of kernel.cpp, compiled once on this machine and called with the addresses of tensors.
 
 The compiler is ``$CXX``, or ``g++``; the library is kept in ``$XDG_CACHE_HOME/sv-sparse/native`` (``~/.cache/…``)
-under a name that tells source and compiler apart. It holds code for several generations of processors and chooses when
-loaded, so that machines may share a cache.
+under a name that tells source, compiler and kind of machine apart. By gcc on Linux it holds code for several
+generations of processors and chooses when loaded, so that machines may share a cache. On macOS it uses one thread.
 """
 
 import ctypes
 import functools
 import hashlib
 import os
+import platform
 import shlex
 import subprocess
 import sys
@@ -127,7 +128,7 @@ def readable(dual: Tensor) -> bool:
 def largest(duals: Sequence[tuple[Tensor, float]], rank: int) -> Tensor:
     """The value of ``|dual| / scale`` that ``rank`` others exceed or equal, over all pairs of dual and scale; 0-dim."""
     count = len(duals)
-    result = torch.empty(())
+    result = torch.empty((), dtype=torch.float32, device="cpu")
     sizes = (ctypes.c_int64 * count)(*[dual.numel() for dual, _ in duals])
     addresses = (ctypes.c_void_p * count)(*[dual.data_ptr() for dual, _ in duals])
     scales = (ctypes.c_float * count)(*[scale for _, scale in duals])
@@ -139,12 +140,14 @@ def largest(duals: Sequence[tuple[Tensor, float]], rank: int) -> Tensor:
 def _call(function: Any, lists: Sequence[Tensors], numbers: Sequence[float]) -> Tensor:
     """Hand over the addresses; returns the counts."""
     params = lists[0]
-    counts = torch.empty(len(params), dtype=torch.int64)
+    counts = torch.empty(len(params), dtype=torch.int64, device="cpu")
     sizes = (ctypes.c_int64 * len(params))(*[param.numel() for param in params])
     pointers = ctypes.c_void_p * len(params)
     addresses = [pointers(*[tensor.data_ptr() for tensor in tensors]) for tensors in lists]
     doubles = [ctypes.c_double(number) for number in numbers]
     function(ctypes.c_int64(len(params)), sizes, *addresses, *doubles, ctypes.c_void_p(counts.data_ptr()))
+    changed = [tensor for index, tensors in enumerate(lists) if index != 1 for tensor in tensors]  # all but gradients
+    torch.autograd.graph.increment_version(changed)
     return counts
 
 
@@ -158,14 +161,15 @@ def library() -> ctypes.CDLL:
     compiler = shlex.split(os.environ.get("CXX", "g++"))
     try:
         version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
-        key = hashlib.sha256(b"\0".join([version, SOURCE.read_bytes(), repr(_FLAGS + _THREADS).encode()]))
+        about = repr([sys.platform, platform.machine(), _FLAGS, _THREADS]).encode()
+        key = hashlib.sha256(b"\0".join([version, SOURCE.read_bytes(), about]))
         path = _cache() / f"kernel-{key.hexdigest()[:16]}.so"
         if not path.is_file():
             _compile(compiler, path)
         loaded = ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as error:
         raise OSError(f"{' '.join(compiler)} failed: {error.stderr.decode().strip()[-500:]}; {_WITHOUT}") from error
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home for the cache
         raise OSError(
             f"the optimizer's kernels cannot be compiled with {' '.join(compiler)}: {error}; {_WITHOUT}"
         ) from error

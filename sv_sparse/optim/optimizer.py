@@ -41,12 +41,13 @@ def check_common(group: Mapping[str, Any]) -> None:
 class BregmanOptimizer(Optimizer):
     """A torch optimizer whose groups have a ``lambda_``; see LinBreg, AdaBreg and ProxSGD."""
 
-    _counts: dict[Tensor, Tensor]
+    _counts: dict[Tensor, tuple[int, Tensor]]  # nonzero weights, with the version of the parameter that was counted
+    _steps: dict[int, Callable[..., Tensor]]  # compiled steps, by group
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state, as copying and unpickling do."""
         super().__setstate__(state)
-        self._counts = {}
+        self._counts, self._steps = {}, {}
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; its ``lambda_`` becomes a 0-dim tensor of its own on the parameters' device.
@@ -55,17 +56,22 @@ class BregmanOptimizer(Optimizer):
             ValueError: a setting is out of its bounds; the group is not added.
             OSError: the kernels cannot be compiled; says how to do without.
         """
-        self._counts = {}
+        self._counts, self._steps = {}, {}
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             self._check_group(group)
-        except ValueError:
+            _check_implementation(group)
+        except Exception:
             self.param_groups.pop()
             raise
         group["lambda_"] = self._lambda_tensor(group)
-        if group["implementation"] in {"fused", "native"} and any(p.device.type == "cpu" for p in group["params"]):
-            native.library()  # what cannot be compiled is said before the first step
+
+    def lambda_of(self, group: Group) -> Tensor:
+        """The group's lambda; a number that was set from outside, as one sets lr, becomes a tensor."""
+        if not isinstance(group["lambda_"], Tensor):
+            group["lambda_"] = self._lambda_tensor(group)
+        return group["lambda_"]
 
     def _lambda_tensor(self, group: Mapping[str, Any]) -> Tensor:
         """The group's lambda in the precision of its duals, on their device."""
@@ -96,8 +102,6 @@ class BregmanOptimizer(Optimizer):
                 loss = closure()
         self._counts.clear()
         for group in self.param_groups:
-            if not isinstance(group["lambda_"], Tensor):  # set from outside, as one sets lr
-                group["lambda_"] = self._lambda_tensor(group)
             moving = [param for param in group["params"] if param.grad is not None]
             if moving:
                 self._move(group, moving, [_gradient(param) for param in moving])
@@ -118,7 +122,7 @@ class BregmanOptimizer(Optimizer):
 
     def _how(self, group: Group) -> ReadOut:
         scale = group["lambda_scale"]
-        lambda_ = group["lambda_"] if scale == 1 else scale * group["lambda_"]
+        lambda_ = self.lambda_of(group) if scale == 1 else scale * self.lambda_of(group)
         regularizer = group["regularizer"]
         return ReadOut(lambda_, group["delta"] if regularizer in _WITH_DUAL else 1.0, regularizer, group["grouping"])
 
@@ -136,8 +140,14 @@ class BregmanOptimizer(Optimizer):
 
         The fused kernels count in the same pass as the update; otherwise it is counted here.
         """
-        counts = self._counts
-        return torch.stack([counts[param] if param in counts else torch.count_nonzero(param) for param in params])
+        return torch.stack([self._count_nonzero(param) for param in params])
+
+    def _count_nonzero(self, param: Tensor) -> Tensor:
+        if param in self._counts:
+            version, count = self._counts[param]
+            if version == param._version:
+                return count
+        return torch.count_nonzero(param)
 
     @torch.no_grad()
     def duals(self, group: Group) -> Tensors:
@@ -160,12 +170,28 @@ class BregmanOptimizer(Optimizer):
             grouping = how.grouping if how.regularizer == "group" else None
             lambda_ = how.lambda_.to(precise)
             state["dual"] = subgradient(weight, lambda_, how.delta, grouping=grouping) if apart else weight
+        elif not same_layout(param, state["dual"]):
+            state["dual"] = torch.empty_like(param, dtype=precise).copy_(state["dual"])
         return state["dual"]
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load; everything goes to the parameters' device and memory layout, in the precision of the duals."""
+        """Load; everything goes to the parameters' device and memory layout, in the precision of the duals.
+
+        Groups keep their own ``implementation``: it belongs to the machine, not to the state.
+
+        Raises:
+            ValueError: a saved group was regularized in another way.
+        """
+        for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=False):
+            for key in ("regularizer", "grouping"):
+                check(
+                    saved[key] == group[key], f"a saved group's {key}", saved[key], f"the group's own, {group[key]!r}"
+                )
+        own = [group["implementation"] for group in self.param_groups]
         super().load_state_dict(state_dict)
+        for group, implementation in zip(self.param_groups, own, strict=True):
+            group["implementation"] = implementation
         self._counts.clear()
         order = [index for group in state_dict["param_groups"] for index in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
@@ -175,6 +201,15 @@ class BregmanOptimizer(Optimizer):
             for key, value in state_dict["state"].get(index, {}).items():
                 if value is not None:
                     self.state[param][key] = _like_param(value, param)
+
+
+def _check_implementation(group: Mapping[str, Any]) -> None:
+    """Say before the first step what cannot be had."""
+    devices = {param.device.type for param in group["params"]}
+    if group["implementation"] == "native":
+        check(devices <= {"cpu"}, 'implementation="native"', sorted(devices), "for parameters on the CPU")
+    if group["implementation"] in {"fused", "native"} and "cpu" in devices:
+        native.library()
 
 
 def _gradient(param: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def group_shrink(v: Tensor, lambda_: Tensor, grouping: str) -> Tensor:
             [0.0000, 0.0000]])
     """
     norms = group_norms(v, grouping)
-    return torch.where(norms > lambda_, v * (1 - lambda_ / norms), 0.0)
+    return torch.where(norms <= lambda_, 0.0, v * (1 - lambda_ / norms))  # so that what is not a number stays so
 
 
 def group_norms(v: Tensor, grouping: str) -> Tensor:

@@ -45,6 +45,13 @@ class ProxSGD(BregmanOptimizer):
     def _check_group(self, group: Mapping[str, Any]) -> None:
         check_common(group)
         check(group["implementation"] == "foreach", "implementation", group["implementation"], "foreach")
+        check(group["delta"] == 1, "delta", group["delta"], "1, since there is no dual")
+        check(
+            group["regularizer"] != "mask",
+            "regularizer",
+            "mask",
+            "one of l1, group, none; AdaBreg and LinBreg take masks",
+        )
 
     def _move(self, group: Group, params: Tensors, grads: Tensors) -> None:
         how = self._how(group)

@@ -34,7 +34,7 @@ def cutoff(optimizer: BregmanOptimizer, groups: Sequence[Group], kept: int) -> T
     values, sizes = zip(*(_units(optimizer, group) for group in groups), strict=True)
     ordered, order = torch.cat(values).sort(descending=True)
     survivors = (torch.cat(sizes)[order].cumsum(0) <= kept).sum()
-    return ordered[survivors]
+    return ordered.gather(0, survivors.view(1)).squeeze(0)  # indexing by a tensor would wait for the device
 
 
 def _units(optimizer: BregmanOptimizer, group: Group) -> tuple[Tensor, Tensor]:

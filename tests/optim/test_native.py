@@ -66,10 +66,10 @@ def test_the_count_of_a_step_is_the_count_of_its_weights_also_after_a_change(imp
 @pytest.mark.parametrize(
     "param",
     [
-        torch.randn(8, 12)[:, ::2],
-        torch.randn(8, 12)[:, :7],
-        torch.randn(8, 6, dtype=torch.float64),
-        torch.randn(8, 6, dtype=torch.bfloat16),
+        torch.linspace(-1, 1, 96).view(8, 12)[:, ::2],
+        torch.linspace(-1, 1, 96).view(8, 12)[:, :7],
+        torch.linspace(-1, 1, 48, dtype=torch.float64).view(8, 6),
+        torch.linspace(-1, 1, 48, dtype=torch.bfloat16).view(8, 6),
     ],
     ids=["strided", "narrow", "float64", "bfloat16"],
 )
