@@ -125,10 +125,12 @@ def regulated(kind=LinBreg, **settings):
 
 
 def gaps(count: int) -> list[float]:
-    """Gaps that swing ever less around zero, with noise, and are exactly zero now and then."""
+    """Gaps that swing ever less around zero, with noise; now and then exactly zero, never on the dead band's edge."""
     steps = np.arange(count)
     swing = 0.35 * np.exp(-steps / 60) * np.cos(steps / 6) + 0.01 * np.random.default_rng(0).normal(size=count)
-    return [float(gap) for gap in np.where(steps % 9 == 1, 0.0, np.round(swing, 3))]
+    rounded = np.round(swing, 3)
+    rounded[np.isclose(np.abs(rounded), 0.001)] *= 2
+    return [float(gap) for gap in np.where(steps % 9 == 1, 0.0, rounded)]
 
 
 def every_nth(path: list[float], every: int, first: float, count: int) -> list[float]:
