@@ -60,8 +60,8 @@ def _check_overrides(overrides: Sequence[Override], known: Settings, groups: Seq
         default = _default(override.key_or_group, known, groups)
         for value in _values(override):
             _refuse_value(override.key_or_group, value, default)
-            if override.key_or_group == "target_sparsity" and known["sparsity"]["regularizer"] == "none" and value != 0:
-                raise ValueError(f"target_sparsity={value}: sparsity=dense trains dense; leave target_sparsity out")
+            if override.key_or_group == "target_sparsity":
+                _refuse_dense_target(value, known["sparsity"])
 
 
 def _choices(group: Path) -> list[str]:
@@ -125,6 +125,11 @@ def _refuse_value(key: str, value: Any, default: Any) -> None:
         raise ValueError(f"{key} must be a number, got {value!r}")
     if key in _CHECKS:
         _check_value(key, value)
+
+
+def _refuse_dense_target(target: Any, sparsity: Settings) -> None:
+    if sparsity["regularizer"] == "none" and target != 0:
+        raise ValueError(f"target_sparsity={target}: sparsity=dense trains dense; leave target_sparsity out")
 
 
 def _check_value(name: str, value: Any) -> None:
@@ -225,10 +230,7 @@ def check(settings: Settings) -> None:
             value = value[part]
         _check_value(name, value)
     sparsity = settings["sparsity"]
-    if sparsity["regularizer"] == "none" and settings["target_sparsity"] > 0:
-        raise ValueError(
-            f"target_sparsity={settings['target_sparsity']}: sparsity=dense trains dense; leave target_sparsity out"
-        )
+    _refuse_dense_target(settings["target_sparsity"], sparsity)
     if sparsity["regularizer"] == "group" and sparsity["density"] < 1:
         raise ValueError(
             f"sparsity.regularizer=group makes whole groups zero, so its runs start dense: sparsity.density must be 1, "

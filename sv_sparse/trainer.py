@@ -120,18 +120,15 @@ class Trainer:
         factor = warmup_exponential(step, total, warmup=self.settings["warmup"], final=self.settings["final_lr"])
         for group in self.experiment.optimizer.param_groups:
             group["lr"] = self.experiment.peak_lr * factor
-        self.experiment.head.margin = self._margin(step)
-        turns = {math.ceil(self.settings[name] * total) for name in ("margin_start", "margin_end")}
-        if step in turns - {0}:
-            self.experiment.controller.rearm()
-
-    def _margin(self, step: int) -> float:
-        return margin_at(
-            step / self.experiment.total_steps,
+        self.experiment.head.margin = margin_at(
+            step / total,
             self.experiment.settings["head"]["margin"],
             start=self.settings["margin_start"],
             end=self.settings["margin_end"],
         )
+        turns = {math.ceil(self.settings[name] * total) for name in ("margin_start", "margin_end")}
+        if step in turns - {0}:
+            self.experiment.controller.rearm()
 
     def _refuse_non_finite(self, loss: Tensor, norm: Tensor) -> None:
         loss_value, norm_value = torch.stack([loss.detach(), norm]).tolist()  # the step's one wait for the device
@@ -144,13 +141,12 @@ class Trainer:
 
     def _log(self, loss: Tensor, accuracy: Tensor) -> None:
         experiment, controller = self.experiment, self.experiment.controller
-        trained = controller.sparsity() if controller.params else torch.zeros(())
         measured = {
             "loss": loss.detach(),
             "accuracy": accuracy,
             "lambda": controller.lambda_,
             "sparsity/network": sparsity(list(experiment.sparse_params.values())),
-            "sparsity/trained": trained,
+            "sparsity/trained": controller.sparsity(),
             "sparsity/all": sparsity(list(experiment.network.parameters())),
         }
         measured |= {f"support/{name}": value for name, value in self.diagnostics.read().items()}

@@ -133,7 +133,7 @@ class Controller:
         if not params:
             return torch.zeros(())
         alive = self.optimizer.count_nonzero(params).sum().to(self.lambda_.dtype)
-        return 1 - alive / sum(param.numel() for param in params)
+        return 1 - alive / self._size()
 
     @torch.no_grad()
     def step(self) -> None:

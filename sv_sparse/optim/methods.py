@@ -32,6 +32,11 @@ class _WithDuals(BregmanOptimizer):
 
     _settings: tuple[str, ...]
 
+    def _check_group(self, group: Mapping[str, Any]) -> None:
+        check_common(group)
+        check(group["delta"] > 0, "delta", group["delta"], "above 0")
+        check(group["weight_decay"] >= 0, "weight_decay", group["weight_decay"], "0 or more")
+
     def _start(self, group: Group, param: Tensor, dual: Tensor) -> None:
         """Make the parameter's further state, at its first step."""
         raise NotImplementedError
@@ -48,8 +53,11 @@ class _WithDuals(BregmanOptimizer):
         raise NotImplementedError
 
     def _step_of(self, group: Group, make: Callable[[], Callable[..., Tensor]]) -> Callable[..., Tensor]:
-        """The group's own compiled step."""
-        return self._steps.setdefault(next(i for i, g in enumerate(self.param_groups) if g is group), make())
+        """The group's own compiled step, made at its first."""
+        index = next(i for i, other in enumerate(self.param_groups) if other is group)
+        if index not in self._steps:
+            self._steps[index] = make()
+        return self._steps[index]
 
     def _lay_out(self, param: Tensor, dual: Tensor, *names: str) -> None:
         """Bring state into the dual's memory layout, where the parameter's has changed since."""
@@ -148,9 +156,7 @@ class LinBreg(_WithDuals):
         super().__init__(params, defaults)
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
-        check_common(group)
-        check(group["delta"] > 0, "delta", group["delta"], "above 0")
-        check(group["weight_decay"] >= 0, "weight_decay", group["weight_decay"], "0 or more")
+        super()._check_group(group)
         check(group["momentum"] >= 0, "momentum", group["momentum"], "0 or more")
         plain = group["momentum"] > 0 and group["dampening"] == 0
         check(plain or not group["nesterov"], "nesterov", True, "used with momentum above 0 and dampening 0")
@@ -247,9 +253,7 @@ class AdaBreg(_WithDuals):
         super().__init__(params, defaults)
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
-        check_common(group)
-        check(group["delta"] > 0, "delta", group["delta"], "above 0")
-        check(group["weight_decay"] >= 0, "weight_decay", group["weight_decay"], "0 or more")
+        super()._check_group(group)
         check(all(0 <= beta < 1 for beta in group["betas"]), "betas", group["betas"], "in [0, 1)")
         check(group["eps"] >= 0, "eps", group["eps"], "0 or more")
 

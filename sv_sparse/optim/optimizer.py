@@ -62,7 +62,7 @@ class BregmanOptimizer(Optimizer):
         try:
             self._check_group(group)
             _check_implementation(group)
-        except Exception:
+        except Exception:  # whatever it is: a refused group is not kept
             self.param_groups.pop()
             raise
         group["lambda_"] = self._lambda_tensor(group)
