@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sv_sparse.build import peak_lr
+from sv_sparse.build import learning_rates
 from sv_sparse.storage import write_text
 
 COLUMNS = (
@@ -63,7 +63,7 @@ def row_of(run: Path, name: str | None) -> list[str]:
         run.name,
         results["training"]["model"],
         optimizer,
-        f"{peak_lr(settings):g}",
+        f"{learning_rates(settings)['weights']:g}",
         controller if results["target_sparsity"] else "dense",
         f"{results['lambda']:.3g}" if results["target_sparsity"] else "-",
         f"{results['target_sparsity']:.2%}",

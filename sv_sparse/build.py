@@ -76,7 +76,6 @@ class Experiment:
     network: nn.Module
     head: AAMSoftmax
     optimizer: BregmanOptimizer
-    peak_lr: float
     controller: Controller
     dataset: Crops
     batches: EpochBatches
@@ -176,8 +175,7 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
         _start_sparse(chosen, settings)
     network.to(compute.device)
     head.to(compute.device)
-    lr = peak_lr(settings)
-    optimizer = instantiate(settings["optim"] | {"lr": lr})(groups)
+    optimizer = instantiate(settings["optim"] | {"lr": learning_rates(settings)["others"]})(groups)
     steps = trainer["epochs"] * len(batches)
     controller = instantiate(settings["sparsity"]["controller"])(optimizer, settings["target_sparsity"], steps)
     _say(groups, corpus, compute, steps)
@@ -191,7 +189,6 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
         network=network,
         head=head,
         optimizer=optimizer,
-        peak_lr=lr,
         controller=controller,
         dataset=dataset,
         batches=batches,
@@ -199,18 +196,21 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     )
 
 
-def peak_lr(settings: Settings) -> float:
-    """The learning rate that the schedule scales: one number, or one each for sparse and dense starts.
+def learning_rates(settings: Settings) -> dict[str, float]:
+    """Peak learning rates: of weights that may become zero (``weights``), and of ``others``.
 
     Raises:
-        ValueError: it is neither, or not above 0.
+        ValueError: ``optim.lr`` is neither one number above 0 nor one for each of its names.
     """
     lr = settings["optim"]["lr"]
-    if isinstance(lr, dict):
-        lr = lr["sparse" if starts_sparse(settings) else "dense"]
-    if not isinstance(lr, (int, float)) or not lr > 0:
-        raise ValueError(f"optim.lr must be above 0, one number or {{sparse: number, dense: number}}, got {lr!r}")
-    return lr
+    names = ("sparse", "others", "dense")
+    rates = lr if isinstance(lr, dict) else dict.fromkeys(names, lr)
+    if set(rates) != set(names) or not all(isinstance(rate, (int, float)) and rate > 0 for rate in rates.values()):
+        listed = ", ".join(f"{name}: number" for name in names)
+        raise ValueError(f"optim.lr must be above 0, one number or {{{listed}}}, got {lr!r}")
+    if starts_sparse(settings):
+        return {"weights": rates["sparse"], "others": rates["others"]}
+    return {"weights": rates["dense"], "others": rates["dense"]}
 
 
 def starts_sparse(settings: Settings) -> bool:
@@ -225,15 +225,22 @@ def _start_sparse(params: Sequence[Tensor], settings: Settings) -> None:
 
 
 def parameter_groups(network: nn.Module, head: AAMSoftmax, settings: Settings) -> list[dict[str, Any]]:
-    """The network's sparse and dense groups, and the head's group, which is dense unless ``include_head``."""
-    chosen = settings["sparsity"]
+    """The network's sparse and dense groups, and the head's group, which is dense unless ``include_head``.
+
+    Each has its peak learning rate under the name that torch's schedulers use, ``initial_lr``.
+    """
+    chosen, rates = settings["sparsity"], learning_rates(settings)
     regularizer = chosen["regularizer"] if settings["target_sparsity"] > 0 else "none"
     groups = partition(network, regularizer=regularizer)
     if chosen["include_head"]:
         own = partition(head, sparse_types=(*SPARSE_TYPES, AAMSoftmax), regularizer=regularizer)
     else:
         own = partition(head, dense_types=(*DENSE_TYPES, AAMSoftmax))
-    return [group | {"grouping": chosen["grouping"]} for group in groups + [group | {"name": "head"} for group in own]]
+    groups += [group | {"name": "head"} for group in own]
+    for group in groups:
+        group["grouping"] = chosen["grouping"]
+        group["initial_lr"] = rates["others" if group["regularizer"] == "none" else "weights"]
+    return groups
 
 
 def _workers(setting: int | str) -> int:

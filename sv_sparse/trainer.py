@@ -119,7 +119,7 @@ class Trainer:
         step, total = self.progress.step, self.experiment.total_steps
         factor = warmup_exponential(step, total, warmup=self.settings["warmup"], final=self.settings["final_lr"])
         for group in self.experiment.optimizer.param_groups:
-            group["lr"] = self.experiment.peak_lr * factor
+            group["lr"] = group["initial_lr"] * factor
         self.experiment.head.margin = margin_at(
             step / total,
             self.experiment.settings["head"]["margin"],

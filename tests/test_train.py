@@ -126,6 +126,13 @@ def test_one_learning_rate_serves_sparse_and_dense_runs(train, tones, tmp_path):
     assert max(rates) == 0.005
 
 
+def test_weights_that_start_sparse_have_a_learning_rate_of_their_own(train, tones, tmp_path):
+    assert train(*TINY, *tones.settings(), "optim=linbreg", "trainer.epochs=1").status == 0
+    groups = checkpoint.load(only_run(tmp_path) / "checkpoints" / "last.pt", checkpoint.TRAINING_KEYS)["optimizer"]
+    rates = {group["name"]: group["initial_lr"] for group in groups["param_groups"]}
+    assert rates == {"sparse": 10.0, "dense": 0.1, "head": 0.1}
+
+
 def test_the_head_counts_only_where_it_is_asked_for(train, tones, tmp_path, finished):
     assert results(finished)["sparsity_network"] == pytest.approx(results(finished)["sparsity"], abs=1e-6)
     settings = ["sparsity.include_head=true", "target_sparsity=0.8", "trainer.epochs=1"]

@@ -62,7 +62,8 @@ class MagnitudeController(Controller):
         target_sparsity: see Controller.
         total_steps: see Controller.
         updates: how often, at most, the masks grow while the ramp lasts.
-        ramp: see Controller; pruning needs the weights trained a little before, and training after.
+        ramp: see Controller; pruning needs the weights trained a little before, and training after. None: the first
+            masks, at the first of ``updates``, stand at the target.
         settle: see Controller.
         initial_sparsity: see Controller.
     """
@@ -77,7 +78,7 @@ class MagnitudeController(Controller):
         *,
         updates: int = 100,
         settle: float = 0.01,
-        ramp: tuple[float, float] = (0.1, 0.6),
+        ramp: tuple[float, float] | None = (0.1, 0.6),
         initial_sparsity: float = 0.0,
     ) -> None:
         super().__init__(
@@ -85,13 +86,13 @@ class MagnitudeController(Controller):
         )
         if updates < 1:
             raise ValueError(f"updates must be 1 or more, got {updates}")
-        self.every = max(1, int((ramp[1] - ramp[0]) * total_steps) // updates)
+        self.span = ramp or (0.0, 1.0)
+        self.every = max(1, int((self.span[1] - self.span[0]) * total_steps) // updates)
         if not any("mask" in optimizer.state.get(param, {}) for param in self.params):
             self._set_lambda(torch.zeros_like(self.lambda_))
 
     def _adapt(self) -> None:
-        ramp = self.ramp or (0.0, 1.0)
-        begun, over = (share * self.total_steps for share in ramp)
+        begun, over = (share * self.total_steps for share in self.span)
         if self.steps >= begun and (self.steps % self.every == 0 or self.steps >= over > self.steps - 1):
             self._threshold(self.target)
 

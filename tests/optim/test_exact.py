@@ -76,6 +76,21 @@ def test_pruned_weights_stay_zero_and_masks_only_grow():
     assert size - sum(int(mask.sum()) for mask in alive[-1]) == size - round(0.1 * size)
 
 
+def test_pruning_without_a_ramp_is_at_its_target_from_the_first_masks_on():
+    model = network()
+    optimizer = AdaBreg(partition(model, regularizer="mask"), lr=0.02)
+    controller = MagnitudeController(optimizer, 0.9, 40, updates=10, ramp=None)
+    measured = []
+
+    def keep() -> None:
+        controller.step()
+        measured.append(float(controller.sparsity()))
+
+    train(model, optimizer, 40, after=keep)
+    assert max(measured[:3]) < 0.1
+    assert measured[3:] == [pytest.approx(0.9, abs=1.01 / sum(param.numel() for param in controller.params))] * 37
+
+
 def test_what_is_pruned_first_is_smallest_over_all_layers_together():
     small, large = nn.Parameter(torch.full((4, 4), 0.1)), nn.Parameter(torch.full((4, 4), 10.0))
     groups = [{"params": [param], "regularizer": "mask"} for param in (small, large)]
