@@ -7,7 +7,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from sv_sparse.build import build, prepare_corpus
+from sv_sparse.build import build
+from sv_sparse.corpus import prepare_corpus
 from sv_sparse.landing import evaluate, land, training_mean
 from sv_sparse.report import collect, write_report
 from sv_sparse.run import clear_errors, logged, open_run

@@ -1,4 +1,4 @@
-"""Settings to objects: corpus, network, head, optimizer, controller, loader."""
+"""Settings to objects: network, head, optimizer, controller, loader."""
 
 import logging
 import os
@@ -15,10 +15,11 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from sv_sparse.data.dataset import Crops, EpochBatches, make_loader
-from sv_sparse.data.folder import scan_folder
+from sv_sparse.corpus import Corpus
+from sv_sparse.data.augment import Augmentation, Extras
+from sv_sparse.data.dataset import Batch, Crops, EpochBatches, make_loader
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.data.trials import Trials, read_trials
+from sv_sparse.data.mixing import Mixer, mask_filterbank
 from sv_sparse.features import Filterbank, crop_samples
 from sv_sparse.head import AAMSoftmax
 from sv_sparse.optim import (
@@ -37,14 +38,6 @@ logger = logging.getLogger(__name__)
 
 SAMPLE_RATE = 16000
 MEL_BINS = 80
-
-
-@dataclass
-class Corpus:
-    """What a run listens to: the manifest, and the trial lists it is judged by."""
-
-    manifest: Manifest
-    trials: list[Trials]
 
 
 @dataclass
@@ -72,6 +65,7 @@ class Experiment:
     folder: Path
     corpus: Corpus
     compute: Compute
+    mixer: Mixer
     filterbank: Filterbank
     network: nn.Module
     head: AAMSoftmax
@@ -80,6 +74,15 @@ class Experiment:
     dataset: Crops
     batches: EpochBatches
     loader: DataLoader[Any]
+
+    def features(self, batch: Batch) -> Tensor:
+        """A batch of crops as the network hears it: filterbank [B, F, T] on the device."""
+        device = self.compute.device
+        waveforms, extras = batch.waveforms.to(device, non_blocking=True), batch.extras
+        if extras is None:
+            return self.filterbank(self.mixer(waveforms, None))
+        extras = Extras(*(tensor.to(device, non_blocking=True) for tensor in extras))
+        return mask_filterbank(self.filterbank(self.mixer(waveforms, extras)), extras.mask)
 
     @property
     def total_steps(self) -> int:
@@ -101,35 +104,6 @@ class Experiment:
     def target_params(self) -> list[Tensor]:
         """What ``target_sparsity`` speaks of: the weights that lambda acts on; the network's in a dense run."""
         return self.controller.params or list(self.sparse_params.values())
-
-
-def prepare_corpus(settings: Settings, folder: Path) -> Corpus:
-    """Make the corpus if it is made up, scan it (a resumed run reads its manifest), and read the trial lists.
-
-    Raises:
-        ValueError: a folder or list is not as expected; names the setting.
-        OSError: something cannot be read or written.
-    """
-    data = settings["data"]
-    lists = [data["trials"]] if isinstance(data["trials"], str) else list(data["trials"])
-    names = [Path(path).stem for path in lists]
-    if not lists or len(set(names)) < len(names):
-        raise ValueError(f"data.trials={data['trials']}: expected one list or several of different file names")
-    manifest = folder / "manifest.parquet"
-    if manifest.is_file():
-        return Corpus(Manifest(manifest), [read_trials(path) for path in lists])
-    if "make" in data:
-        instantiate(data["make"])
-    scanned = scan_folder(
-        data["root"],
-        trials=lists,
-        train_list=data["train_list"],
-        validation_share=data["validation_share"],
-        seed=settings["seed"],
-        max_unreadable=data["max_unreadable"],
-        out=manifest,
-    )
-    return Corpus(scanned, [read_trials(path) for path in lists])
 
 
 def choose_compute(trainer: Settings) -> Compute:
@@ -159,16 +133,14 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     Raises:
         ValueError: a setting is not allowed or does not fit the data.
     """
-    trainer, seed = settings["trainer"], settings["seed"]
-    torch.manual_seed(seed)
+    trainer = settings["trainer"]
+    torch.manual_seed(settings["seed"])
     compute = choose_compute(trainer)
-    rows = corpus.manifest.split("train")
-    labels = corpus.manifest.labels(rows)
     network: nn.Module = instantiate(settings["model"], mel_bins=MEL_BINS)
-    head: AAMSoftmax = instantiate(settings["head"])(network.embedding_dim, int(labels.max()) + 1)
-    samples = crop_samples(trainer["crop_seconds"], SAMPLE_RATE)
-    dataset = Crops(corpus.manifest, rows, labels, crop_samples=samples, sample_rate=SAMPLE_RATE, seed=seed)
-    batches = EpochBatches(len(rows), trainer["batch_size"], seed)
+    augmentation: Augmentation = instantiate(settings["augment"])
+    dataset = _crops(settings, corpus.manifest, augmentation if augmentation.active else None)
+    head: AAMSoftmax = instantiate(settings["head"])(network.embedding_dim, dataset.speakers)
+    batches = EpochBatches(len(dataset), trainer["batch_size"], settings["seed"])
     groups = parameter_groups(network, head, settings)
     if starts_sparse(settings):
         chosen = [p for group in groups if group["regularizer"] != "none" for _, p in group["params"]]
@@ -185,6 +157,7 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
         folder=folder,
         corpus=corpus,
         compute=compute,
+        mixer=Mixer(dataset.crop_samples, augmentation.speeds),
         filterbank=Filterbank(SAMPLE_RATE, MEL_BINS).to(compute.device),
         network=network,
         head=head,
@@ -193,6 +166,19 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
         dataset=dataset,
         batches=batches,
         loader=make_loader(dataset, batches, _workers(trainer["workers"]), compute.device),
+    )
+
+
+def _crops(settings: Settings, manifest: Manifest, augmentation: Augmentation | None) -> Crops:
+    rows = manifest.split("train")
+    return Crops(
+        manifest,
+        rows,
+        manifest.labels(rows),
+        crop_samples=crop_samples(settings["trainer"]["crop_seconds"], SAMPLE_RATE),
+        sample_rate=SAMPLE_RATE,
+        seed=settings["seed"],
+        augmentation=augmentation,
     )
 
 

@@ -1,22 +1,12 @@
-"""The console script: sv-sparse train | evaluate."""
+"""The console script: sv-sparse train | prepare | evaluate."""
 
 import argparse
 import runpy
 import sys
 from pathlib import Path
 
-import torch
-from hydra.utils import instantiate
-from torch import nn
-
-from sv_sparse import checkpoint
-from sv_sparse.build import MEL_BINS, SAMPLE_RATE
-from sv_sparse.data.trials import read_trials
-from sv_sparse.embedding import Array
-from sv_sparse.evaluate import evaluate_lists
-from sv_sparse.features import Filterbank
+from sv_sparse import commands
 from sv_sparse.run import clear_errors
-from sv_sparse.scoring.metrics import OperatingPoint
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,16 +16,18 @@ def main(arguments: list[str] | None = None) -> None:
         _train(arguments[1:])
         return
     parser = argparse.ArgumentParser(prog="sv-sparse", description="Sparse speaker verification.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    commands.add_parser("train", help="the same as python train.py; sv-sparse train --help tells more")
-    evaluating = commands.add_parser("evaluate", help="score trial lists with a trained network")
-    evaluating.add_argument("network", type=Path, help="a network file, RUN/checkpoints/model.pt or best.pt")
-    evaluating.add_argument("--root", type=Path, required=True, help="folder that the lists' paths are relative to")
-    evaluating.add_argument("--trials", type=Path, nargs="+", required=True, help="VoxCeleb-format trial lists")
-    evaluating.add_argument("--scores", type=Path, required=True, help="folder that the scores are written to")
+    listed = parser.add_subparsers(required=True, metavar="COMMAND")
+    listed.add_parser("train", help="the same as python train.py; sv-sparse train --help tells more")
+    for name, text, add, run in (
+        ("prepare", "corpora and noise to what training reads", commands.add_prepare, commands.prepare),
+        ("evaluate", "score trial lists with a trained network", commands.add_evaluate, commands.evaluate),
+    ):
+        command = listed.add_parser(name, help=text)
+        add(command)
+        command.set_defaults(run=run)
     chosen = parser.parse_args(arguments)
     with clear_errors():
-        _evaluate(chosen.network, chosen.root, chosen.trials, chosen.scores)
+        chosen.run(chosen)
 
 
 def _train(arguments: list[str]) -> None:
@@ -46,27 +38,5 @@ def _train(arguments: list[str]) -> None:
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def _evaluate(network_file: Path, root: Path, lists: list[Path], scores: Path) -> None:
-    if not root.is_dir():
-        raise ValueError(f"--root {root}: no such folder")
-    if len({path.stem for path in lists}) < len(lists):
-        raise ValueError("--trials: expected lists of different file names")
-    network, mean, point = load_network(network_file)
-    filterbank = Filterbank(SAMPLE_RATE, MEL_BINS)
-    trials = [read_trials(path) for path in lists]
-    paths = {utterance: str(root / utterance) for one in trials for utterance in one.utterances}
-    for evaluation in evaluate_lists(network, filterbank, trials, paths, mean, point, scores_to=scores):
-        print(
-            f"{evaluation.name}: EER {evaluation.eer:.2%} at {evaluation.eer_threshold:.4f}, "
-            f"minDCF({evaluation.p_target}) {evaluation.min_dcf:.3f} at {evaluation.min_dcf_threshold:.4f}, "
-            f"{evaluation.trials} trials"
-        )
-
-
-def load_network(path: Path) -> tuple[nn.Module, Array, OperatingPoint]:
-    """A trained network, its mean embedding [E], and its run's operating point, from a network file."""
-    state = checkpoint.load(path, checkpoint.NETWORK_KEYS)
-    network: nn.Module = instantiate(state["config"]["model"], mel_bins=MEL_BINS)
-    network.load_state_dict(state["model"])
-    mean: torch.Tensor = state["mean"]
-    return network.eval(), mean.numpy(), OperatingPoint(**state["config"]["scoring"])
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sv_sparse.data.dataset import read_utterance
+from sv_sparse.data.audio import read_utterance
+from sv_sparse.data.manifest import Part
 
 Array = NDArray[np.float32]
 
@@ -20,17 +21,17 @@ _BATCH = 16  # utterances of equal length
 
 
 @torch.no_grad()
-def embed(network: nn.Module, filterbank: nn.Module, paths: Sequence[str], *, title: str) -> Array:
+def embed(network: nn.Module, filterbank: nn.Module, utterances: Sequence[Sequence[Part]], *, title: str) -> Array:
     """Embeddings of whole utterances, in float32; equal lengths go together, nothing is padded.
 
     Args:
         network: filterbank [B, F, T] to embedding [B, E]; put into evaluation mode.
         filterbank: waveform [B, S] to filterbank [B, F, T].
-        paths: the recordings.
+        utterances: the files of each utterance.
         title: of the progress bar.
 
     Returns:
-        [len(paths), E].
+        [len(utterances), E].
 
     Raises:
         ValueError: an utterance cannot be read; names the file.
@@ -38,25 +39,26 @@ def embed(network: nn.Module, filterbank: nn.Module, paths: Sequence[str], *, ti
     network.eval()
     device = next(network.parameters()).device
     found: dict[int, Array] = {}
-    with tqdm(total=len(paths), desc=title, unit="utt", leave=False, disable=not sys.stderr.isatty()) as bar:
-        for positions, waveforms in _equal_lengths(paths):
+    with tqdm(total=len(utterances), desc=title, unit="utt", leave=False, disable=not sys.stderr.isatty()) as bar:
+        for positions, waveforms in _equal_lengths(utterances):
             try:
                 output = network(filterbank(waveforms.to(device))).float().cpu().numpy()
             except ValueError as error:  # too short for the filterbank or the network
-                raise ValueError(f"{paths[positions[0]]}: {error}") from error
+                raise ValueError(f"{utterances[positions[0]][0].path}: {error}") from error
             found.update(zip(positions, output, strict=True))
             bar.update(len(positions))
-    return np.stack([found[position] for position in range(len(paths))])
+    return np.stack([found[position] for position in range(len(utterances))])
 
 
-def _equal_lengths(paths: Sequence[str]) -> Iterator[tuple[list[int], Tensor]]:
-    """Positions in ``paths`` with their waveforms [B, S]; the next block is read while this one is used."""
+def _equal_lengths(utterances: Sequence[Sequence[Part]]) -> Iterator[tuple[list[int], Tensor]]:
+    """Positions in ``utterances`` with their waveforms [B, S]; the next block is read while this one is used."""
     with ThreadPoolExecutor(2) as pool:
-        blocks = [range(start, min(start + _READ_AHEAD, len(paths))) for start in range(0, len(paths), _READ_AHEAD)]
-        ahead = [pool.submit(read_utterance, paths[position]) for position in blocks[0]] if blocks else []
+        count = len(utterances)
+        blocks = [range(start, min(start + _READ_AHEAD, count)) for start in range(0, count, _READ_AHEAD)]
+        ahead = [pool.submit(read_utterance, utterances[position]) for position in blocks[0]] if blocks else []
         for block, following in zip(blocks, [*blocks[1:], range(0)], strict=True):
             waveforms = [reading.result() for reading in ahead]
-            ahead = [pool.submit(read_utterance, paths[position]) for position in following]
+            ahead = [pool.submit(read_utterance, utterances[position]) for position in following]
             pairs = sorted(zip(block, waveforms, strict=True), key=lambda pair: len(pair[1]))
             for _, alike in groupby(pairs, key=lambda pair: len(pair[1])):
                 together = list(alike)
@@ -66,18 +68,16 @@ def _equal_lengths(paths: Sequence[str]) -> Iterator[tuple[list[int], Tensor]]:
 
 
 @torch.no_grad()
-def mean_embedding(network: nn.Module, filterbank: nn.Module, waveforms: Iterable[Tensor]) -> Array:
+def mean_embedding(network: nn.Module, features: Iterable[Tensor]) -> Array:
     """Mean embedding of training crops.
 
     Args:
         network: put into evaluation mode.
-        filterbank: see ``embed``.
-        waveforms: batches [B, S].
+        features: filterbanks [B, F, T] on the network's device.
 
     Returns:
         [E].
     """
     network.eval()
-    device = next(network.parameters()).device
-    outputs = [network(filterbank(batch.to(device))).float().cpu().numpy() for batch in waveforms]
+    outputs = [network(batch).float().cpu().numpy() for batch in features]
     return np.concatenate(outputs).mean(axis=0)

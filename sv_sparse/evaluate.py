@@ -1,6 +1,6 @@
 """Trial lists to scores and error rates, for the run's own lists and for held-out training speakers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sv_sparse.data.manifest import Manifest
+from sv_sparse.data.prepared import Judged
 from sv_sparse.data.trials import Trials
 from sv_sparse.embedding import Array, embed
 from sv_sparse.scoring.cosine import cosine_scores
@@ -22,7 +23,7 @@ _VALIDATION_UTTERANCES = 12  # per speaker
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Error rates on one trial list; rates are fractions."""
+    """Error rates on one trial list, and by genre where the corpus names genres; rates are fractions."""
 
     name: str
     trials: int
@@ -34,14 +35,15 @@ class Evaluation:
     p_target: float
     c_miss: float
     c_fa: float
+    genres: dict[str, dict[str, float]]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for results.json."""
         return asdict(self)
 
 
-def judge(trials: Trials, scores: Array, point: OperatingPoint) -> Evaluation:
-    """Error rates of a scored list."""
+def judge(trials: Trials, scores: Array, point: OperatingPoint, genres: Sequence[str] = ()) -> Evaluation:
+    """Error rates of a scored list; ``genres`` are those of its utterances, where they are known."""
     rate, rate_threshold = eer(scores, trials.is_target)
     cost, cost_threshold = min_dcf(scores, trials.is_target, point)
     return Evaluation(
@@ -52,15 +54,31 @@ def judge(trials: Trials, scores: Array, point: OperatingPoint) -> Evaluation:
         eer_threshold=rate_threshold,
         min_dcf=cost,
         min_dcf_threshold=cost_threshold,
+        genres=_by_genre(trials, scores, genres),
         **asdict(point),
     )
+
+
+def _by_genre(trials: Trials, scores: Array, genres: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Trials, targets and EER by the genre of the test utterance; genres without a target or nontarget are left out."""
+    if not any(genres):
+        return {}
+    found = {}
+    names, genre = np.unique(np.array(genres), return_inverse=True)
+    of_trial = genre[trials.test]
+    for index, name in enumerate(names):
+        own = of_trial == index
+        targets = int(trials.is_target[own].sum())
+        if name and 0 < targets < own.sum():
+            rate, _ = eer(scores[own], trials.is_target[own])
+            found[str(name)] = {"trials": int(own.sum()), "targets": targets, "eer": rate}
+    return found
 
 
 def evaluate_lists(
     network: nn.Module,
     filterbank: nn.Module,
-    lists: Sequence[Trials],
-    paths: Mapping[str, str],
+    lists: Sequence[Judged],
     mean: Array,
     point: OperatingPoint,
     *,
@@ -71,20 +89,21 @@ def evaluate_lists(
     Args:
         network: see ``embed``.
         filterbank: see ``embed``.
-        lists: trial lists.
-        paths: the recording of each utterance of the lists.
+        lists: trial lists and where their utterances are. An enrolment of several is the mean of its embeddings.
         mean: [E], subtracted from the embeddings.
         point: operating point of minDCF.
         scores_to: folder for ``<list>.txt`` with lines ``enrolment test score label``; made if absent.
     """
-    utterances = list(dict.fromkeys(utterance for trials in lists for utterance in trials.utterances))
-    embeddings = embed(network, filterbank, [paths[utterance] for utterance in utterances], title="embedding")
-    index = {utterance: position for position, utterance in enumerate(utterances)}
+    utterances = dict.fromkeys(tuple(parts) for one in lists for parts in one.recordings)
+    embeddings = embed(network, filterbank, list(utterances), title="embedding")
+    index = {parts: position for position, parts in enumerate(utterances)}
     evaluations = []
-    for trials in lists:
-        own = embeddings[[index[utterance] for utterance in trials.utterances]]
-        scores = cosine_scores(own, mean, trials.enrolment, trials.test)
-        evaluations.append(judge(trials, scores, point))
+    for one in lists:
+        trials = one.trials
+        own = embeddings[[index[tuple(parts)] for parts in one.recordings]]
+        models = [own[list(several)].mean(axis=0, keepdims=True) for several in trials.models.values()]
+        scores = cosine_scores(np.concatenate([own, *models]), mean, trials.enrolment, trials.test)
+        evaluations.append(judge(trials, scores, point, one.genres))
         write_scores(scores_to / f"{trials.name}.txt", trials, scores)
     return evaluations
 
@@ -92,7 +111,7 @@ def evaluate_lists(
 def write_scores(path: Path, trials: Trials, scores: Array) -> None:
     """Write lines ``enrolment test score label``, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = trials.utterances
+    names = trials.sides
     rows = zip(trials.enrolment, trials.test, scores, trials.is_target, strict=True)
     write_text(path, "".join(f"{names[a]} {names[b]} {value:.6f} {int(label)}\n" for a, b, value, label in rows))
 
@@ -116,7 +135,7 @@ def validation_trials(manifest: Manifest) -> tuple[NDArray[np.int64], Trials | N
     few = np.concatenate([rows[labels == k][:_VALIDATION_UTTERANCES] for k in range(_VALIDATION_SPEAKERS)])
     labels = manifest.labels(few)
     utterances = [manifest.utterance(row) for row in few]
-    sessions = np.array([utterance.rsplit("/", 1)[0] for utterance in utterances])
+    sessions = np.array([manifest.session(row) for row in few])
     first, second = np.triu_indices(len(few), k=1)
     target = labels[first] == labels[second]
     crossing = sessions[first] != sessions[second]
@@ -136,6 +155,6 @@ def validate(
     rows, trials = validation_trials(manifest)
     if trials is None:
         return None
-    found = embed(network, filterbank, [manifest.path(row) for row in rows], title="validation")
+    found = embed(network, filterbank, [manifest.parts(row) for row in rows], title="validation")
     mean = found.mean(axis=0)
     return judge(trials, cosine_scores(found, mean, trials.enrolment, trials.test), point), mean

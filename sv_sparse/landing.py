@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
 from sv_sparse.build import Experiment
-from sv_sparse.data.dataset import EpochBatches, make_loader
+from sv_sparse.data.dataset import Batch, Crops, EpochBatches, make_loader
 from sv_sparse.embedding import Array, mean_embedding
 from sv_sparse.evaluate import Evaluation, evaluate_lists, validate
 from sv_sparse.monitor import as_words
@@ -36,7 +35,8 @@ def land(experiment: Experiment) -> dict[str, Any]:
     before = validate_held_out(experiment)
     experiment.controller.land()
     with experiment.compute.autocast():
-        update_bn((experiment.filterbank(waveforms) for waveforms in _crops(experiment)), experiment.network)
+        crops = _crops(experiment, experiment.dataset)
+        update_bn((experiment.features(batch) for batch in crops), experiment.network)
     after = validate_held_out(experiment)
     for name, param in experiment.sparse_params.items():
         if not param.any():
@@ -57,34 +57,29 @@ def validate_held_out(experiment: Experiment) -> tuple[Evaluation, Array] | None
 
 
 def training_mean(experiment: Experiment) -> Array:
-    """Mean embedding [E] of training crops, which scoring subtracts."""
+    """Mean embedding [E] of training crops without augmentation, which scoring subtracts."""
     with experiment.compute.autocast():
-        return mean_embedding(experiment.network, experiment.filterbank, _crops(experiment))
+        crops = _crops(experiment, experiment.dataset.plain())
+        return mean_embedding(experiment.network, (experiment.features(batch) for batch in crops))
 
 
-def _crops(experiment: Experiment) -> Iterator[Tensor]:
-    """Training crops of the epoch after the last, the same at every call; batches [B, S]."""
+def _crops(experiment: Experiment, dataset: Crops) -> Iterator[Batch]:
+    """Training crops of the epoch after the last, the same at every call."""
     trainer, device = experiment.settings["trainer"], experiment.compute.device
-    batches = EpochBatches(len(experiment.dataset), trainer["batch_size"], experiment.settings["seed"])
+    batches = EpochBatches(len(dataset), trainer["batch_size"], experiment.settings["seed"])
     batches.epoch = trainer["epochs"]
-    loader = make_loader(experiment.dataset, batches, 0, device)
+    loader = make_loader(dataset, batches, 0, device)
     for batch in islice(loader, -(-trainer["statistics_crops"] // trainer["batch_size"])):
         if len(batch.labels) >= 2:
-            yield batch.waveforms.to(device)
+            yield batch
 
 
 def evaluate(experiment: Experiment, mean: Array) -> list[Evaluation]:
     """Judge the network on the run's trial lists, in float32, and write their scores."""
-    manifest, lists = experiment.corpus.manifest, experiment.corpus.trials
-    paths: dict[str, str] = {}
-    for trials in lists:
-        rows = manifest.rows(trials.utterances)
-        paths |= {utterance: manifest.path(row) for utterance, row in zip(trials.utterances, rows, strict=True)}
     return evaluate_lists(
         experiment.network,
         experiment.filterbank,
-        lists,
-        paths,
+        experiment.corpus.lists,
         mean,
         experiment.point,
         scores_to=experiment.folder / "scores",

@@ -158,14 +158,24 @@ def resolve(config: DictConfig) -> Settings:
 
 def _absolute(data: Settings) -> Settings:
     """The data settings with absolute paths, so that a run can be continued from anywhere."""
-    paths = {name: data[name] for name in ("cache", "root", "trials", "train_list") if data.get(name)}
+    paths = {name: data[name] for name in ("cache", "root", "prepared", "trials", "train_list") if data.get(name)}
     found: Settings = {}
     for name, value in paths.items():
-        several = [os.path.abspath(os.path.expanduser(path)) for path in ([value] if isinstance(value, str) else value)]
+        several = [_absolute_path(path, name, data) for path in ([value] if isinstance(value, str) else value)]
         found[name] = several[0] if isinstance(value, str) else several
     if "make" in data:
         found["make"] = data["make"] | {"root": found["cache"]}
     return data | found
+
+
+def _absolute_path(path: str, name: str, data: Settings) -> str:
+    """A path, or a trial list as ``FOLDER:list``; a list of the run's own prepared folder has no path."""
+    folder, colon, rest = path.rpartition(":")
+    if name == "trials" and not folder and "prepared" in data:
+        return path
+    if name == "trials" and folder and ("prepared" in data or os.path.isdir(os.path.expanduser(folder))):
+        return os.path.abspath(os.path.expanduser(folder)) + colon + rest
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _is_number(value: Any) -> bool:

@@ -94,11 +94,10 @@ class Trainer:
     def _update(self, batch: Batch) -> None:
         experiment, device = self.experiment, self.experiment.compute.device
         self._schedule()
-        waveforms = batch.waveforms.to(device, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)
         experiment.optimizer.zero_grad()
         with experiment.compute.autocast():
-            embedding = experiment.network(experiment.filterbank(waveforms))
+            embedding = experiment.network(experiment.features(batch))
         loss, cosine = experiment.head(embedding, labels)
         loss.backward()
         params = [param for group in experiment.optimizer.param_groups for param in group["params"]]

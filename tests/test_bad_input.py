@@ -74,7 +74,7 @@ def test_two_trial_lists_of_one_name(refused, folder):
     (folder / "other").mkdir()
     (folder / "other" / "trials.txt").write_text((folder / "trials.txt").read_text())
     lists = f"data.trials=[{folder}/trials.txt,{folder}/other/trials.txt]"
-    assert "expected one list or several of different file names" in refused(*own(folder)[:2], lists)
+    assert "expected one list or several of different names" in refused(*own(folder)[:2], lists)
 
 
 def test_a_path_that_the_command_line_cannot_take_unquoted(refused, folder):

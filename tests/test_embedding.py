@@ -6,6 +6,7 @@ import soundfile
 import torch
 from torch import nn
 
+from sv_sparse.data.audio import recording
 from sv_sparse.embedding import embed, mean_embedding
 
 
@@ -29,7 +30,7 @@ def test_every_recording_keeps_its_place_and_its_whole_length(tmp_path):
         path = str(tmp_path / f"{number}.wav")
         soundfile.write(path, generator.uniform(-0.5, 0.5, length), 16000, subtype="FLOAT")
         samples, _ = soundfile.read(path, dtype="float32")
-        paths.append(path)
+        paths.append(recording(path))
         expected.append((samples.sum(), length))
     found = embed(Sums(), nn.Identity(), paths, title="test")
     np.testing.assert_allclose(found, np.array(expected), atol=1e-3)
@@ -38,9 +39,9 @@ def test_every_recording_keeps_its_place_and_its_whole_length(tmp_path):
 def test_a_recording_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "broken.flac").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"broken\.flac"):
-        embed(Sums(), nn.Identity(), [str(tmp_path / "broken.flac")], title="test")
+        embed(Sums(), nn.Identity(), [recording(tmp_path / "broken.flac")], title="test")
 
 
 def test_the_mean_weighs_every_crop_alike():
     batches = [torch.ones(3, 10), torch.zeros(1, 10)]
-    assert mean_embedding(Sums(), nn.Identity(), batches).tolist() == [7.5, 10.0]
+    assert mean_embedding(Sums(), batches).tolist() == [7.5, 10.0]

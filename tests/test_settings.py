@@ -13,6 +13,14 @@ from sv_sparse.settings import check, check_names
 CONF = ROOT / "conf"
 CHOICES = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml"))
 
+NEEDED = {
+    "folder": ["data.root=/a", "data.trials=/b"],
+    "voxceleb": ["data.prepared=/a"],
+    "cnceleb": ["data.prepared=/a"],
+    "musan_rirs": ["augment.store=/a"],
+    "full": ["augment.store=/a"],
+}
+
 
 def composed(*overrides: str):
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -21,8 +29,7 @@ def composed(*overrides: str):
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_names_a_class_that_takes_its_settings(group, choice):
-    extra = ["data.root=/a", "data.trials=/b"] if (group, choice) == ("data", "folder") else []
-    config = composed(f"{group}={choice}", *extra)
+    config = composed(f"{group}={choice}", *NEEDED.get(choice, []))
     settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     check(settings)
     for node in (settings[group], settings[group].get("controller"), settings[group].get("make")):

@@ -1,77 +1,62 @@
 """Training crops by seek-and-read; a draw depends on (seed, epoch, utterance) and nothing else."""
 
-import functools
-import hashlib
 import logging
 import multiprocessing
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import soundfile
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from sv_sparse.data.audio import pcm_stretch, read_stretch, resample, to_int16
+from sv_sparse.data.augment import Augmentation, Extras, Plan
+from sv_sparse.data.draws import below, generator
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.torchaudio_guard import torchaudio
 
 logger = logging.getLogger(__name__)
 
-Item = tuple[Tensor, int] | str  # a crop and its speaker, or why there is none
+Samples = NDArray[np.int16]
 
 
 class Batch(NamedTuple):
-    """Training crops of a batch.
+    """Training crops of a batch; B is 0 where none could be read.
 
     Attributes:
-        waveforms: float32 [B, S].
+        waveforms: int16 [B, S], 16-bit samples; with speeds, rows end in zeros where others are longer.
         labels: int64 [B], speaker index.
         unreadable: One message for each utterance that was drawn too but could not be read.
+        extras: What augmentation adds; None without it.
     """
 
     waveforms: Tensor
     labels: Tensor
     unreadable: Sequence[str]
+    extras: Extras | None
 
 
-def generator(seed: int, stream: str, epoch: int, name: str) -> np.random.Generator:
-    """A generator of its own for every (seed, stream, epoch, name): equal arguments, equal draws, anywhere.
-
-    >>> first, second = (generator(1, "crop", 0, "id10001/a/00001.wav") for _ in range(2))
-    >>> bool(first.random() == second.random())
-    True
-    """
-    key = hashlib.blake2b(f"{seed}/{stream}/{epoch}/{name}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype="<u8")))
-
-
-def read_utterance(path: str, sample_rate: int = 16000) -> Tensor:
-    """The first channel of a whole recording, float32 [S] in [-1, 1], at ``sample_rate`` Hz.
-
-    Raises:
-        ValueError: The file is missing, empty, broken or no recording; the message names it.
-    """
-    waveform, rate = _read(path)
-    return _resample(torch.from_numpy(waveform), rate, sample_rate)
-
-
-class Crops(Dataset[Item]):
+class Crops(Dataset[Batch]):
     """One random crop of fixed length per (epoch, position).
 
-    The crop of an utterance is a function of (seed, epoch, utterance): neither the order of access, nor the
-    number of workers, nor the other utterances change it. An utterance shorter than the crop is repeated.
+    The crop of an utterance, and its augmentation, are functions of (seed, epoch, utterance): neither the order of
+    access, nor the number of workers, nor the other utterances change them. An utterance shorter than the crop is
+    repeated. Samples are rounded to 16 bits, which most recordings have.
 
     Args:
         manifest: Where the utterances are.
         rows: [N] rows of the manifest to draw from.
-        labels: [N] speaker index of each row.
+        labels: [N] speaker index of each row, from 0 on.
         crop_samples: Length of a crop at ``sample_rate``.
         sample_rate: Rate of the crops in Hz; files of other rates are resampled.
         seed: Base of all draws.
+        augmentation: What else is drawn; None for crops alone.
+
+    Attributes:
+        speakers: How many labels there are: speeds other than 1 make new ones.
 
     Raises:
         ValueError: The crop is shorter than one sample.
@@ -86,47 +71,79 @@ class Crops(Dataset[Item]):
         crop_samples: int,
         sample_rate: int = 16000,
         seed: int,
+        augmentation: Augmentation | None = None,
     ) -> None:
         assert len(rows) == len(labels), (len(rows), len(labels))
         if crop_samples < 1:
             raise ValueError(f"crop_samples={crop_samples}: expected at least one sample")
         self.manifest, self.rows, self.labels = manifest, rows, labels
         self.crop_samples, self.sample_rate, self.seed = crop_samples, sample_rate, seed
+        self.augmentation = augmentation
+        self._own_speakers = int(labels.max()) + 1 if len(labels) else 0
+        self.speakers = self._own_speakers * (len(augmentation.speeds) if augmentation else 1)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: tuple[int, int]) -> Item:
-        """Crop and label at ``(epoch, position)``, or a message that names the file if it cannot be read."""
-        epoch, position = index
-        row = self.rows[position]
-        try:
-            waveform = self._crop(epoch, row)
-        except ValueError as error:
-            return str(error)
-        return waveform, int(self.labels[position])
+    def plain(self) -> "Crops":
+        """The same crops without augmentation."""
+        return Crops(
+            self.manifest,
+            self.rows,
+            self.labels,
+            crop_samples=self.crop_samples,
+            sample_rate=self.sample_rate,
+            seed=self.seed,
+        )
 
-    def _crop(self, epoch: int, row: int) -> Tensor:
-        """The crop of one utterance, float32 [crop_samples]."""
+    def __getitems__(self, indices: Sequence[tuple[int, int]]) -> Batch:
+        """The batch of some ``(epoch, position)``; what cannot be read is left out and named."""
+        crops: list[Samples] = []
+        labels: list[int] = []
+        plans: list[Plan] = []
+        unreadable: list[str] = []
+        for epoch, position in indices:
+            row, label, samples = int(self.rows[position]), int(self.labels[position]), self.crop_samples
+            plan = None
+            if self.augmentation is not None:
+                plan = self.augmentation.plan(self.seed, epoch, self.manifest.utterance(row))
+                samples = self.augmentation.samples(plan, self.crop_samples)
+                label += plan.speed * self._own_speakers
+            try:
+                crops.append(self._crop(epoch, row, samples))
+            except ValueError as error:
+                unreadable.append(str(error))
+                continue
+            labels.append(label)
+            plans += [plan] if plan is not None else []
+        extras = self.augmentation.gather(plans, self.crop_samples) if self.augmentation is not None else None
+        return Batch(_stack(crops), torch.tensor(labels, dtype=torch.int64), unreadable, extras)
+
+    def _crop(self, epoch: int, row: int, samples: int) -> Samples:
+        """The crop of one utterance, int16 [samples]."""
         rate, length = int(self.manifest.sample_rate[row]), int(self.manifest.samples[row])
-        count = min(length, -(-self.crop_samples * rate // self.sample_rate))
-        draw = generator(self.seed, "crop", epoch, self.manifest.utterance(row))
-        start = int(draw.integers(length - count + 1))
-        path = self.manifest.path(row)
-        waveform, found = _read(path, start, count)
-        if found != rate:
-            raise ValueError(f"{path}: has {found} Hz but {rate} Hz when {self.manifest.source} was written")
-        crop = _resample(torch.from_numpy(waveform), rate, self.sample_rate)
-        repeats = -(-self.crop_samples // len(crop))
-        return crop.repeat(repeats)[: self.crop_samples] if repeats > 1 else crop[: self.crop_samples]
+        count = min(length, -(-samples * rate // self.sample_rate))
+        start = below(length - count + 1, self.seed, "crop", epoch, self.manifest.utterance(row))
+        parts = self.manifest.parts(row)
+        if len(parts) == 1 and parts[0].pcm >= 0 and rate == self.sample_rate:
+            crop = pcm_stretch(parts[0], start, count)
+        else:
+            waveform = torch.from_numpy(read_stretch(parts, rate, start, count))
+            crop = to_int16(resample(waveform, rate, self.sample_rate).numpy())
+        return np.resize(crop, samples) if len(crop) < samples else crop[:samples]
 
 
-def collate(items: Sequence[Item]) -> Batch:
-    """Stack the readable items; B is 0 where none is."""
-    good = [item for item in items if not isinstance(item, str)]
-    waveforms = torch.stack([waveform for waveform, _ in good]) if good else torch.empty(0, 0)
-    labels = torch.tensor([label for _, label in good], dtype=torch.int64)
-    return Batch(waveforms, labels, [item for item in items if isinstance(item, str)])
+def _stack(crops: Sequence[Samples]) -> Tensor:
+    """int16 [B, longest]."""
+    whole = np.zeros((len(crops), max(map(len, crops), default=0)), np.int16)
+    for row, crop in zip(whole, crops, strict=True):
+        row[: len(crop)] = crop
+    return torch.from_numpy(whole)
+
+
+def _whole(batch: Any) -> Batch:
+    """What the dataset returns is a batch already."""
+    return batch
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -209,7 +226,7 @@ class UnreadableMeter:
             )
 
 
-def make_loader(dataset: Crops, batches: EpochBatches, workers: int, device: torch.device | str) -> DataLoader[Item]:
+def make_loader(dataset: Crops, batches: EpochBatches, workers: int, device: torch.device | str) -> DataLoader[Batch]:
     """A loader of :class:`Batch`, the same batches in the same order whatever the number of workers.
 
     Args:
@@ -221,7 +238,7 @@ def make_loader(dataset: Crops, batches: EpochBatches, workers: int, device: tor
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=_whole,
         num_workers=workers,
         persistent_workers=workers > 0,
         multiprocessing_context=_worker_context() if workers else None,
@@ -248,27 +265,3 @@ def _worker_context() -> multiprocessing.context.BaseContext:
 def _leave_interrupts_to_main(_worker: int) -> None:
     """Let Ctrl-C reach the main process alone, which then stops its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _read(path: str, start: int = 0, count: int = -1) -> tuple[NDArray[np.float32], int]:
-    """First channel of ``count`` samples from ``start`` (-1: all), float32 [count], and the file's rate in Hz."""
-    try:
-        samples, rate = soundfile.read(path, count, start, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as a recording ({error})") from error
-    if len(samples) != count if count >= 0 else not len(samples):
-        raise ValueError(f"{path}: broken off, {len(samples)} samples where {max(count, 1)} were expected")
-    first = np.ascontiguousarray(samples[:, 0])
-    if not np.isfinite(first).all():
-        raise ValueError(f"{path}: holds samples that are not finite")
-    return first, rate
-
-
-def _resample(waveform: Tensor, rate: int, sample_rate: int) -> Tensor:
-    return waveform if rate == sample_rate else _resampler(rate, sample_rate)(waveform)
-
-
-@functools.cache
-def _resampler(rate: int, sample_rate: int) -> torch.nn.Module:
-    """Kept, since computing its kernel takes longer than using it."""
-    return torchaudio.transforms.Resample(rate, sample_rate)

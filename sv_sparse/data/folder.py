@@ -1,19 +1,17 @@
 """A folder of recordings to a manifest: scan, read headers, keep evaluation speakers out of training."""
 
 import logging
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import soundfile
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from sv_sparse.data.headers import one_part, read_headers
 from sv_sparse.data.manifest import Manifest, match, refuse_missing
+from sv_sparse.data.scan import walk
 from sv_sparse.data.trials import read_trials
 
 logger = logging.getLogger(__name__)
@@ -22,17 +20,6 @@ ENDINGS = (".wav", ".flac", ".ogg", ".opus")
 LAYOUT = "<speaker>/<session>/<utterance>.{wav,flac,ogg,opus}"
 
 _NAMES = ("speaker", "session", "split")
-_THREADS = 16  # headers wait for the disk or the network, not for the processor
-_CHUNK = 256  # files per task
-
-
-@dataclass(frozen=True)
-class _Headers:
-    """What the files say of themselves, [files] each; ``samples`` is 0 where a file is empty or unreadable."""
-
-    samples: NDArray[np.int64]
-    sample_rate: NDArray[np.int32]
-    channels: NDArray[np.int16]
 
 
 def scan_folder(
@@ -73,17 +60,17 @@ def scan_folder(
     is_listed = _listed_for_training(train_list, utterances, speaker)
     is_train = is_listed & ~is_evaluation
     _report_excluded(speaker, is_listed & is_evaluation, is_asked=train_list is not None)
-    headers = _read_headers(Path(root), utterances.to_pylist())
-    is_readable = headers.samples > 0
+    with tqdm(total=len(utterances), desc="reading headers", unit="file", disable=None) as progress:
+        headers = read_headers(root, utterances.to_pylist(), progress)
+    is_readable = headers.column("samples").to_numpy() > 0
     _refuse_unreadable(utterances, is_readable, is_test, is_train, max_unreadable)
-    held_out = _validation_speakers(speaker[is_train & is_readable], validation_share, seed)
+    held_out = validation_speakers(speaker[is_train & is_readable], validation_share, seed)
     is_validation = is_train & np.isin(speaker, held_out)
     _refuse_few_speakers(speaker[is_train & ~is_validation & is_readable], root, train_list, len(held_out))
     split = np.select([is_test, is_validation, is_train], ["test", "validation", "train"], "unused")
-    names = {
-        name: pa.array(column, pa.string()) for name, column in zip(_NAMES, (speaker, session, split), strict=True)
-    }
-    table = pa.table({"utterance": utterances, **names, **vars(headers)})
+    names = zip(_NAMES, (pa.array(column, pa.string()) for column in (speaker, session, split)), strict=True)
+    stated = {name: headers.column(name) for name in ("samples", "sample_rate", "channels")}
+    table = pa.table({"utterance": utterances, **dict(names), **stated, "parts": one_part(utterances, headers)})
     return Manifest.write(out, table.filter(pa.array(is_readable)), root)
 
 
@@ -100,7 +87,7 @@ def _find(root: Path) -> list[str]:
         found = "a file" if root.exists() else "nothing"
         raise ValueError(f"data.root={root}: expected a folder of {LAYOUT}; found {found} there")
     inside, outside, others = [], [], []
-    for key in _walk(root):
+    for key, _ in walk(root):
         if not key.lower().endswith(ENDINGS):
             others.append(key)
         elif key.count("/") == 2:
@@ -116,26 +103,6 @@ def _find(root: Path) -> list[str]:
             *(root, len(outside), LAYOUT, ", ".join(sorted(outside)[:3])),
         )
     return sorted(inside)
-
-
-def _walk(root: Path) -> Iterator[str]:
-    """Every visible file below ``root`` as a path relative to it; links that lead back up are not followed."""
-    folders = [""]
-    while folders:
-        folder = folders.pop()
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                key = folder + entry.name
-                if entry.name.startswith("."):
-                    continue
-                if not entry.is_dir():
-                    yield key
-                elif not (entry.is_symlink() and _leads_up(entry.path)):
-                    folders.append(key + "/")
-
-
-def _leads_up(link: str) -> bool:
-    return Path(link).parent.resolve().is_relative_to(Path(link).resolve())
 
 
 def _parts(utterances: pa.StringArray) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
@@ -209,30 +176,6 @@ def _report_excluded(speaker: NDArray[np.object_], excluded: NDArray[np.bool_], 
     )
 
 
-def _read_headers(root: Path, utterances: Sequence[str]) -> _Headers:
-    """Read every file's header, many at a time."""
-    chunks = [utterances[start : start + _CHUNK] for start in range(0, len(utterances), _CHUNK)]
-    rows: list[tuple[int, int, int]] = []
-    with (
-        ThreadPoolExecutor(_THREADS) as pool,
-        tqdm(total=len(utterances), desc="reading headers", unit="file", disable=None) as progress,
-    ):
-        for chunk in pool.map(lambda keys: [_header(root / key) for key in keys], chunks):
-            rows += chunk
-            progress.update(len(chunk))
-    samples, sample_rate, channels = np.array(rows, dtype=np.int64).T
-    return _Headers(samples, sample_rate.astype(np.int32), channels.astype(np.int16))
-
-
-def _header(path: Path) -> tuple[int, int, int]:
-    """Samples, sample rate and channels; zeros for a file that is no recording."""
-    try:
-        with soundfile.SoundFile(path) as file:
-            return file.frames, file.samplerate, file.channels
-    except soundfile.LibsndfileError:
-        return 0, 0, 0
-
-
 def _refuse_unreadable(
     utterances: pa.StringArray,
     is_readable: NDArray[np.bool_],
@@ -259,7 +202,7 @@ def _refuse_unreadable(
         logger.warning("empty or unreadable, left out: %s", name)
 
 
-def _validation_speakers(speaker: NDArray[np.object_], share: float, seed: int) -> NDArray[np.object_]:
+def validation_speakers(speaker: NDArray[np.object_], share: float, seed: int) -> NDArray[np.object_]:
     """Names of the speakers to hold out, given the speaker of each training utterance."""
     names, counts = np.unique(speaker, return_counts=True)
     eligible = names[counts >= 2]

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,18 +16,48 @@ from sv_sparse.storage import atomic_write
 SPLITS = ("train", "validation", "test", "unused")
 
 _NAME = pa.dictionary(pa.int32(), pa.string())  # each distinct name stored once
+PART = pa.struct(
+    [
+        pa.field("file", pa.string(), nullable=False),  # path below the root, with forward slashes
+        pa.field("samples", pa.int64(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),  # where it begins in a tar file, in bytes; 0 if in none
+        pa.field("bytes", pa.int64(), nullable=False),  # its length
+        pa.field("pcm", pa.int64(), nullable=False),  # where mono 16-bit samples begin, as offset; -1: none in plain
+    ]
+)
 SCHEMA = pa.schema(
     [
-        pa.field("utterance", pa.string(), nullable=False),  # path below the root, with forward slashes
+        pa.field("utterance", pa.string(), nullable=False),  # key that lists name it by
         pa.field("speaker", _NAME, nullable=False),
         pa.field("session", _NAME, nullable=False),
+        pa.field("genre", _NAME, nullable=False),  # empty where there is none
+        pa.field("subset", _NAME, nullable=False),  # part of the corpus as published; empty where there is none
         pa.field("samples", pa.int64(), nullable=False),  # at the file's own rate
         pa.field("sample_rate", pa.int32(), nullable=False),  # Hz
         pa.field("channels", pa.int16(), nullable=False),
+        pa.field("parts", pa.list_(PART), nullable=False),  # the file, or the files that are joined
         pa.field("split", _NAME, nullable=False),  # one of SPLITS
     ]
 )
 _ROOT = b"root"
+
+
+class Part(NamedTuple):
+    """A file, or one of the files that are joined to an utterance.
+
+    Attributes:
+        path: Absolute path, of a tar file where it lies in one.
+        samples: Its length.
+        offset: Where it begins in a tar file, in bytes; 0 where it is a file of its own.
+        bytes: Its length.
+        pcm: Where mono 16-bit samples begin, counted as ``offset``; -1 where it has none in plain.
+    """
+
+    path: str
+    samples: int
+    offset: int
+    bytes: int
+    pcm: int
 
 
 class Manifest:
@@ -61,7 +92,14 @@ class Manifest:
         table = pa.ipc.open_file(pa.memory_map(str(_copy_of(source)))).read_all()
         self._utterance: pa.StringArray = table.column("utterance").chunk(0)
         self._speaker: pa.DictionaryArray = table.column("speaker").chunk(0)
+        self._session: pa.DictionaryArray = table.column("session").chunk(0)
+        self._genre: pa.DictionaryArray = table.column("genre").chunk(0)
         self._split: pa.DictionaryArray = table.column("split").chunk(0)
+        parts: pa.ListArray = table.column("parts").chunk(0)
+        self._first_part: NDArray[np.int32] = parts.offsets.to_numpy()
+        self._file: pa.StringArray = parts.values.field("file")
+        lengths = (parts.values.field(name).to_numpy() for name in Part._fields[1:])
+        self._lengths: tuple[NDArray[np.int64], ...] = tuple(lengths)
         self.source = source
         self.root = os.fsdecode(table.schema.metadata[_ROOT])
         self.samples: NDArray[np.int64] = table.column("samples").to_numpy()
@@ -69,10 +107,18 @@ class Manifest:
 
     @classmethod
     def write(cls, path: str | Path, table: pa.Table, root: str | Path) -> "Manifest":
-        """Write ``table`` (columns as in ``SCHEMA``, in any order) atomically, and open what was written."""
+        """Write ``table`` atomically, and open what was written.
+
+        Args:
+            path: The file to write; its folder is made.
+            table: Columns as in ``SCHEMA``, in any order. ``genre`` and ``subset`` are empty where they are left out.
+            root: The folder that files are relative to.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {_ROOT: os.fsencode(Path(root).absolute())}
+        for name in {"genre", "subset"}.difference(table.schema.names):
+            table = table.append_column(name, pa.array([""] * len(table), pa.string()))
         table = table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata(metadata)
         _copy_of(path.absolute()).unlink(missing_ok=True)
         with atomic_write(path) as file:
@@ -92,9 +138,20 @@ class Manifest:
         """Key of the utterance in ``row``: its path below the root, with forward slashes."""
         return self._utterance[int(row)].as_py()
 
-    def path(self, row: int) -> str:
-        """Absolute path of the audio file in ``row``."""
-        return os.path.join(self.root, self.utterance(row))
+    def session(self, row: int) -> str:
+        """What was recorded in one go with ``row``; names repeat between speakers."""
+        return self._session[int(row)].as_py()
+
+    def genre(self, row: int) -> str:
+        """What was recorded in ``row``, empty where that is not known."""
+        return self._genre[int(row)].as_py()
+
+    def parts(self, row: int) -> list[Part]:
+        """The file of ``row``, or its files in order where it is joined from several."""
+        return [
+            Part(os.path.join(self.root, self._file[k].as_py()), *(int(column[k]) for column in self._lengths))
+            for k in range(self._first_part[row], self._first_part[row + 1])
+        ]
 
     def split(self, name: str) -> NDArray[np.int64]:
         """Rows of one split, ascending.
@@ -202,6 +259,8 @@ def _validate(source: Path, table: pa.Table) -> None:
         raise ValueError(f"{source}: splits are {', '.join(SPLITS)}; found {', '.join(sorted(unknown))}")
     if pc.min(table.column("samples")).as_py() < 1:
         raise ValueError(f"{source}: the manifest has utterances without samples")
+    if pc.min(pc.list_value_length(table.column("parts"))).as_py() < 1:
+        raise ValueError(f"{source}: the manifest has utterances without a file")
     utterances = table.column("utterance")
     if len(utterances.unique()) < len(table):
         counts = pc.value_counts(utterances)

@@ -1,13 +1,20 @@
-"""Trial lists in VoxCeleb's format: ``label enrolment test``, the label 1 (target) or 0 (nontarget) first."""
+"""Trial lists: in VoxCeleb's text format, ``label enrolment test``, or as Parquet where millions are to be read.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+The label comes first, 1 for a target, 0 for a nontarget.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sv_sparse.storage import write_text
+from sv_sparse.storage import atomic_write, write_text
 
 _LABELS = {"0": False, "1": True}
 
@@ -19,9 +26,10 @@ class Trials:
     Attributes:
         name: The list's file name without its ending, e.g. ``veri_test``.
         is_target: bool [N]; True where both sides are the same speaker.
-        enrolment: int64 [N], index into ``utterances``.
+        enrolment: int64 [N], index into ``sides``.
         test: int64 [N], index into ``utterances``.
-        utterances: The distinct utterances in order of first appearance.
+        utterances: The distinct utterances.
+        models: Enrolments of several utterances: indices into ``utterances`` by name.
     """
 
     name: str
@@ -29,13 +37,19 @@ class Trials:
     enrolment: NDArray[np.int64]
     test: NDArray[np.int64]
     utterances: list[str]
+    models: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.is_target)
 
+    @property
+    def sides(self) -> list[str]:
+        """Names of all that can stand in a trial: the utterances, then the models."""
+        return [*self.utterances, *self.models]
+
 
 def read_trials(path: str | Path) -> Trials:
-    """Read a trial list; tabs, blank lines and Windows line ends are tolerated.
+    """Read a trial list, text or Parquet; tabs, blank lines and Windows line ends are tolerated in a text.
 
     Raises:
         ValueError: A line is not ``label enrolment test`` (named by its number), the file is not text, or the
@@ -43,6 +57,8 @@ def read_trials(path: str | Path) -> Trials:
         OSError: The file cannot be opened.
     """
     path = Path(path)
+    if path.suffix == ".parquet":
+        return _read_table(path)
     is_target: list[bool] = []
     sides: list[int] = []
     index: dict[str, int] = {}
@@ -57,14 +73,86 @@ def read_trials(path: str | Path) -> Trials:
                 f"{path}, line {number}: expected 'label enrolment test' with a label of 0 or 1, "
                 f"such as '1 id10270/x6uYqmx31kE/00001.wav id10270/8jEAjG6SegY/00008.wav'; got {line[:200]!r}"
             )
-    targets = sum(is_target)
-    if targets in {0, len(is_target)}:
-        raise ValueError(
-            f"{path}: a trial list needs targets (label 1) and nontargets (label 0); "
-            f"found {targets} targets and {len(is_target) - targets} nontargets"
-        )
+    _refuse_one_class(str(path), sum(is_target), len(is_target))
     pairs = np.array(sides, dtype=np.int64).reshape(-1, 2)
     return Trials(path.stem, np.array(is_target), pairs[:, 0].copy(), pairs[:, 1].copy(), list(index))
+
+
+def _refuse_one_class(source: str, targets: int, trials: int) -> None:
+    if targets in {0, trials}:
+        raise ValueError(
+            f"{source}: a trial list needs targets (label 1) and nontargets (label 0); "
+            f"found {targets} targets and {trials - targets} nontargets"
+        )
+
+
+def from_columns(
+    name: str,
+    is_target: pa.ChunkedArray,
+    enrolment: pa.ChunkedArray,
+    test: pa.ChunkedArray,
+    models: Mapping[str, Sequence[str]],
+) -> Trials:
+    """Trials from columns of names, millions at a time.
+
+    Args:
+        name: Of the list.
+        is_target: bool [N].
+        enrolment: [N], names in ``models``; where there are none, utterances.
+        test: [N], utterances.
+        models: The utterances of each enrolment by its name.
+
+    Raises:
+        ValueError: An enrolment is in no model, or there are only targets or only nontargets.
+    """
+    known = pa.array(models, pa.string()) if models else enrolment.unique()
+    single = {model: members[0] for model, members in models.items() if len(members) == 1}
+    members = [utterance for several in models.values() for utterance in several] or known.to_pylist()
+    utterances = list(dict.fromkeys([*members, *test.unique().to_pylist()]))
+    index = {utterance: position for position, utterance in enumerate(utterances)}
+    several = {model: [index[part] for part in parts] for model, parts in models.items() if len(parts) > 1}
+    extra = {model: len(utterances) + position for position, model in enumerate(several)}
+    side = [extra[model] if model in extra else index[single.get(model, model)] for model in known.to_pylist()]
+    chosen = pc.index_in(enrolment, value_set=known)
+    if chosen.null_count:
+        missing = enrolment.filter(pc.is_null(chosen)).unique().to_pylist()
+        raise ValueError(f"{name}: {len(missing)} enrolments have no utterances; first {', '.join(missing[:3])}")
+    targets = pc.sum(is_target).as_py() or 0
+    _refuse_one_class(name, targets, len(is_target))
+    place = pc.index_in(test, value_set=pa.array(utterances, pa.string()))
+    return Trials(
+        name,
+        is_target.to_numpy(),
+        np.array(side, dtype=np.int64)[chosen.to_numpy()],
+        place.to_numpy().astype(np.int64),
+        utterances,
+        several,
+    )
+
+
+def write_table(path: str | Path, trials: Trials) -> None:
+    """Write trials as Parquet, which ``read_trials`` reads back many times as fast as text."""
+    sides = pa.array(trials.sides, pa.string())
+    columns = {
+        "is_target": pa.array(trials.is_target),
+        "enrolment": pa.DictionaryArray.from_arrays(pa.array(trials.enrolment, pa.int32()), sides),
+        "test": pa.DictionaryArray.from_arrays(pa.array(trials.test, pa.int32()), sides),
+    }
+    models = {model: [trials.utterances[part] for part in parts] for model, parts in trials.models.items()}
+    table = pa.table(columns).replace_schema_metadata({b"models": json.dumps(models).encode()})
+    with atomic_write(path) as file:
+        pq.write_table(table, file)
+
+
+def _read_table(path: Path) -> Trials:
+    try:
+        table = pq.read_table(path, columns=["is_target", "enrolment", "test"])
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not a trial list ({error})") from error
+    models = json.loads((table.schema.metadata or {}).get(b"models", b"{}"))
+    enrolment, test = (table.column(name).cast(pa.string()) for name in ("enrolment", "test"))
+    alone = {name: [name] for name in enrolment.unique().to_pylist() if name not in models} if models else {}
+    return from_columns(path.stem, table.column("is_target"), enrolment, test, models | alone)
 
 
 def write_trials(path: str | Path, is_target: Sequence[bool], enrolment: Sequence[str], test: Sequence[str]) -> None:

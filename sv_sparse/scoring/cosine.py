@@ -27,6 +27,11 @@ def cosine_scores(
     centred = embeddings - mean
     lengths = np.linalg.norm(centred, axis=1, keepdims=True)
     unit = np.divide(centred, lengths, out=np.zeros_like(centred), where=lengths > 0)
+    if len(enrolment) > _TRIALS_AT_ONCE:
+        rows, row = np.unique(enrolment, return_inverse=True)
+        columns, column = np.unique(test, return_inverse=True)
+        if len(rows) * len(columns) <= 2 * len(enrolment):  # all against all, or nearly: one product of matrices
+            return (unit[rows] @ unit[columns].T)[row, column].clip(-1, 1)
     scores = np.empty(len(enrolment), dtype=np.float32)
     for start in range(0, len(enrolment), _TRIALS_AT_ONCE):
         part = slice(start, start + _TRIALS_AT_ONCE)

@@ -6,7 +6,9 @@ import pyarrow as pa
 import pytest
 import soundfile
 import torch
+from tqdm import tqdm
 
+from sv_sparse.data.headers import one_part, read_headers
 from sv_sparse.data.manifest import Manifest
 
 Record = Callable[..., Path]
@@ -49,15 +51,14 @@ def tabulate(tmp_path: Path) -> Callable[..., Manifest]:
     """Writes a manifest of files that exist, all of them training speech."""
 
     def write(root: Path, files: list[Path]) -> Manifest:
-        infos = [soundfile.info(file) for file in files]
         keys = [file.relative_to(root).as_posix() for file in files]
+        headers = read_headers(root, keys, tqdm(disable=True))
         columns = {
             "utterance": keys,
             "speaker": [key.split("/")[0] for key in keys],
             "session": [key.split("/")[1] for key in keys],
-            "samples": [info.frames for info in infos],
-            "sample_rate": [info.samplerate for info in infos],
-            "channels": [info.channels for info in infos],
+            **{name: headers.column(name) for name in ("samples", "sample_rate", "channels")},
+            "parts": one_part(pa.array(keys, pa.string()), headers),
             "split": ["train"] * len(keys),
         }
         return Manifest.write(tmp_path / "manifest.parquet", pa.table(columns), root)

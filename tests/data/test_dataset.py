@@ -7,16 +7,9 @@ import pytest
 import soundfile
 import torch
 
-from sv_sparse.data.dataset import (
-    Batch,
-    Crops,
-    EpochBatches,
-    UnreadableMeter,
-    collate,
-    generator,
-    make_loader,
-    read_utterance,
-)
+from sv_sparse.data.audio import read_utterance, recording
+from sv_sparse.data.dataset import Batch, Crops, EpochBatches, UnreadableMeter, make_loader
+from sv_sparse.data.draws import below, generator
 
 CROP = 800
 
@@ -54,6 +47,13 @@ def crops_of(root, files, tabulate, **changes):
     return Crops(manifest, rows, manifest.labels(rows), **settings)
 
 
+def drawn(crops, epoch, position):
+    """Waveform and label of one crop."""
+    batch = crops.__getitems__([(epoch, position)])
+    assert batch.unreadable == []
+    return batch.waveforms[0] / 32768, int(batch.labels[0])
+
+
 def truncate(path, share=0.5):
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
 
@@ -69,9 +69,8 @@ def ramp(path, samples, rate=16000, channels=1):
 
 def test_a_crop_has_its_length_and_its_speaker_whatever_the_format_rate_and_length(crops):
     for position in range(len(crops)):
-        waveform, label = crops[(0, position)]
+        waveform, label = drawn(crops, 0, position)
         assert waveform.shape == (CROP,)
-        assert waveform.dtype == torch.float32
         assert waveform.std() > 0.1
         key = crops.manifest.utterance(crops.rows[position])
         assert crops.manifest.speakers("train")[label] == key.split("/")[0]
@@ -79,25 +78,25 @@ def test_a_crop_has_its_length_and_its_speaker_whatever_the_format_rate_and_leng
 
 def test_a_crop_is_a_stretch_of_the_first_channel(tmp_path, tabulate):
     crops = crops_of(tmp_path, [ramp(tmp_path / "a" / "s" / "1.wav", 4000, channels=2)], tabulate)
-    waveform, _ = crops[(3, 0)]
+    waveform, _ = drawn(crops, 3, 0)
     places = (waveform * 4000).round()
     assert torch.equal(places.diff(), torch.ones(CROP - 1))
 
 
 def test_crops_of_an_utterance_differ_between_epochs_and_reach_both_ends(tmp_path, tabulate):
     crops = crops_of(tmp_path, [ramp(tmp_path / "a" / "s" / "1.wav", CROP + 3)], tabulate)
-    starts = {round(crops[(epoch, 0)][0][0].item() * (CROP + 3)) for epoch in range(60)}
+    starts = {round(drawn(crops, epoch, 0)[0][0].item() * (CROP + 3)) for epoch in range(60)}
     assert starts == {0, 1, 2, 3}
 
 
 def test_a_crop_depends_on_seed_epoch_and_utterance_and_on_nothing_else(crops, corpus, files, tabulate):
-    backwards = {position: crops[(2, position)] for position in reversed(range(len(crops)))}
+    backwards = {position: drawn(crops, 2, position) for position in reversed(range(len(crops)))}
     alone = crops_of(corpus, files[5:6], tabulate)
     for position in range(len(crops)):
-        assert torch.equal(crops[(2, position)][0], backwards[position][0])
-    assert torch.equal(alone[(2, 0)][0], backwards[5][0])
+        assert torch.equal(drawn(crops, 2, position)[0], backwards[position][0])
+    assert torch.equal(drawn(alone, 2, 0)[0], backwards[5][0])
     other = crops_of(corpus, files, tabulate, seed=8)
-    assert not torch.equal(other[(2, 0)][0], backwards[0][0])
+    assert not torch.equal(drawn(other, 2, 0)[0], backwards[0][0])
 
 
 def test_drawing_crops_leaves_the_global_generator_alone(crops):
@@ -109,13 +108,14 @@ def test_drawing_crops_leaves_the_global_generator_alone(crops):
 
 def test_draws_are_the_same_on_every_machine():
     assert generator(1, "crop", 2, "id10001/a/1.wav").integers(10**6, size=3).tolist() == [512065, 459349, 691817]
+    assert below(10**6, 1, "crop", 2, "id10001/a/1.wav") == 727480
 
 
 def test_a_short_utterance_is_repeated(tmp_path, tabulate):
     crops = crops_of(tmp_path, [ramp(tmp_path / "a" / "s" / "1.wav", 300)], tabulate)
-    waveform, _ = crops[(0, 0)]
+    waveform, _ = drawn(crops, 0, 0)
     once = torch.arange(300) / 300
-    assert torch.equal(waveform, once.repeat(3)[:CROP])
+    assert torch.equal(waveform, (once.repeat(3)[:CROP] * 32768).round() / 32768)
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
@@ -123,7 +123,7 @@ def test_a_tone_keeps_its_pitch_at_every_rate(tmp_path, tabulate, rate):
     path = tmp_path / "a" / "s" / "1.wav"
     path.parent.mkdir(parents=True)
     soundfile.write(path, 0.5 * np.sin(2 * np.pi * 1000 * np.arange(rate) / rate), rate)
-    waveform, _ = crops_of(tmp_path, [path], tabulate, crop_samples=1600)[(0, 0)]
+    waveform, _ = drawn(crops_of(tmp_path, [path], tabulate, crop_samples=1600), 0, 0)
     assert waveform.shape == (1600,)
     assert torch.fft.rfft(waveform).abs().argmax() == 100  # 1000 Hz in steps of 10 Hz
     assert waveform.abs().max() == pytest.approx(0.5, abs=0.05)
@@ -155,8 +155,7 @@ def test_a_file_spoilt_after_the_scan_is_skipped_named_and_counted(tmp_path, tab
     files = [record(tmp_path / name / "s" / "1.flac", 1600) for name in "ab"]
     crops = crops_of(tmp_path, files, tabulate, crop_samples=1600)
     spoil(files[0])
-    items = [crops[(0, 0)], crops[(0, 1)]]
-    batch = collate(items)
+    batch = crops.__getitems__([(0, 0), (0, 1)])
     assert batch.waveforms.shape == (1, 1600)
     assert batch.labels.tolist() == [1]
     assert len(batch.unreadable) == 1
@@ -167,20 +166,22 @@ def test_samples_that_are_not_finite_are_skipped(tmp_path, tabulate):
     path = ramp(tmp_path / "a" / "s" / "1.wav", CROP)
     crops = crops_of(tmp_path, [path], tabulate)
     soundfile.write(path, np.full(CROP, np.nan), 16000, subtype="FLOAT")
-    assert crops[(0, 0)] == f"{path}: holds samples that are not finite"
+    assert crops.__getitems__([(0, 0)]).unreadable == [f"{path}: holds samples that are not finite"]
 
 
-def test_a_batch_may_be_left_with_nothing():
-    batch = collate(["a.wav: gone", "b.wav: gone"])
+def test_a_batch_may_be_left_with_nothing(corpus, files, crops):
+    for file in files:
+        file.unlink()
+    batch = crops.__getitems__([(0, 0), (0, 1)])
     assert len(batch.waveforms) == len(batch.labels) == 0
     assert batch.labels.dtype == torch.int64
-    assert batch.unreadable == ["a.wav: gone", "b.wav: gone"]
+    assert len(batch.unreadable) == 2
 
 
 def test_an_utterance_is_read_whole_at_the_rate_asked_for(tmp_path, record):
-    assert torch.equal(read_utterance(ramp(tmp_path / "1.wav", 300, channels=2)), torch.arange(300) / 300)
-    assert read_utterance(record(tmp_path / "2.flac", 800, rate=8000)).shape == (1600,)
-    assert read_utterance(record(tmp_path / "3.wav", 800), sample_rate=8000).shape == (400,)
+    assert torch.equal(read_utterance(recording(ramp(tmp_path / "1.wav", 300, channels=2))), torch.arange(300) / 300)
+    assert read_utterance(recording(record(tmp_path / "2.flac", 800, rate=8000))).shape == (1600,)
+    assert read_utterance(recording(record(tmp_path / "3.wav", 800)), sample_rate=8000).shape == (400,)
 
 
 @pytest.mark.parametrize("name", ["missing.wav", "text.wav", "empty.wav", "broken.flac"])
@@ -189,7 +190,7 @@ def test_an_utterance_that_cannot_be_read_is_an_error_that_names_it(tmp_path, re
     record(tmp_path / "empty.wav", 0)
     truncate(record(tmp_path / "broken.flac", 16000))
     with pytest.raises(ValueError, match=name):
-        read_utterance(tmp_path / name)
+        read_utterance(recording(tmp_path / name))
 
 
 def test_an_epoch_is_a_permutation_without_its_incomplete_batch():
@@ -251,11 +252,12 @@ def test_a_resumed_epoch_is_the_tail_of_the_whole_one(crops):
 
 def test_crops_travel_to_other_processes_without_their_table(crops):
     again = pickle.loads(pickle.dumps(crops))
-    assert torch.equal(again[(1, 4)][0], crops[(1, 4)][0])
+    assert torch.equal(drawn(again, 1, 4)[0], drawn(crops, 1, 4)[0])
 
 
 def counted(readable, unreadable):
-    return Batch(torch.empty(readable, CROP), torch.zeros(readable, dtype=torch.int64), ["x.wav: gone"] * unreadable)
+    waveforms, labels = torch.empty(readable, CROP), torch.zeros(readable, dtype=torch.int64)
+    return Batch(waveforms, labels, ["x.wav: gone"] * unreadable, None)
 
 
 def test_a_run_names_what_it_leaves_out_and_stops_past_the_allowed_share(caplog):

@@ -53,7 +53,7 @@ def test_a_header_gives_samples_and_rate(scan, corpus, record):
     manifest = scan()
     row = manifest.rows(["id00000/a/9.flac"])[0]
     assert (manifest.samples[row], manifest.sample_rate[row]) == (4410, 44100)
-    assert manifest.path(row) == str(corpus / "id00000" / "a" / "9.flac")
+    assert manifest.parts(row)[0].path == str(corpus / "id00000" / "a" / "9.flac")
 
 
 @pytest.mark.parametrize("name", ["9.wav", "9.WAV", "9.flac", "9.ogg", "9.opus"])

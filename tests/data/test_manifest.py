@@ -5,15 +5,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sv_sparse.data.manifest import SCHEMA, Manifest, match
+from sv_sparse.data.manifest import SCHEMA, Manifest, Part, match
 
 COLUMNS = {
     "utterance": ["b/s/1.wav", "a/s/1.wav", "c/s/1.flac", "a/s/2.wav", "c/t/1.wav"],
     "speaker": ["b", "a", "c", "a", "c"],
     "session": ["s", "s", "s", "s", "t"],
+    "genre": ["vlog", "vlog", "drama", "", ""],
+    "subset": ["", "", "", "", ""],
     "samples": [100, 200, 300, 400, 500],
     "sample_rate": [16000, 16000, 8000, 16000, 16000],
     "channels": [1, 1, 2, 1, 1],
+    "parts": [
+        [{"file": f"wav/{name}", "samples": samples, "offset": 0, "bytes": 9, "pcm": -1}]
+        for name, samples in (("b.wav", 100), ("a.wav", 200), ("c.flac", 300), ("a2.wav", 400), ("c2.wav", 500))
+    ],
     "split": ["train", "train", "validation", "train", "test"],
 }
 
@@ -29,14 +35,20 @@ def test_what_is_written_reads_back(manifest, tmp_path):
     assert again.samples.tolist() == COLUMNS["samples"]
     assert again.sample_rate.tolist() == COLUMNS["sample_rate"]
     assert again.utterance(3) == "a/s/2.wav"
-    assert again.path(3) == str(tmp_path / "speech" / "a" / "s" / "2.wav")
+    assert again.parts(3) == [Part(str(tmp_path / "speech" / "wav" / "a2.wav"), 400, 0, 9, -1)]
+    assert [again.genre(row) for row in range(5)] == COLUMNS["genre"]
+
+
+def test_genre_and_subset_are_empty_where_they_are_left_out(tmp_path):
+    table = pa.table(COLUMNS).drop_columns(["genre", "subset"])
+    assert Manifest.write(tmp_path / "manifest.parquet", table, tmp_path).genre(0) == ""
 
 
 def test_a_relative_root_is_stored_as_an_absolute_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     manifest = Manifest.write("manifest.parquet", pa.table(COLUMNS), "speech")
     monkeypatch.chdir("/")
-    assert pickle.loads(pickle.dumps(manifest)).path(0) == str(tmp_path / "speech" / "b" / "s" / "1.wav")
+    assert pickle.loads(pickle.dumps(manifest)).parts(0)[0].path == str(tmp_path / "speech" / "wav" / "b.wav")
 
 
 def test_columns_made_of_pieces_are_joined(tmp_path):
@@ -92,7 +104,7 @@ def test_pickling_keeps_the_path_alone(manifest):
     pickled = pickle.dumps(manifest)
     assert len(pickled) < 500
     again = pickle.loads(pickled)
-    assert again.path(2) == manifest.path(2)
+    assert again.parts(2) == manifest.parts(2)
     assert again.labels(np.arange(5)).tolist() == manifest.labels(np.arange(5)).tolist()
 
 

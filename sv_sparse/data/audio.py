@@ -1,0 +1,175 @@
+"""Audio files to samples: headers, whole recordings, and stretches of them."""
+
+import functools
+import io
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sv_sparse.data.manifest import Part
+from sv_sparse.torchaudio_guard import torchaudio
+
+Waveform = NDArray[np.float32]
+
+_FULL_SCALE = np.float32(32768)
+
+
+class Header(NamedTuple):
+    """What a file says of itself; ``samples`` is 0 where it is empty or no recording.
+
+    Attributes:
+        samples: Length of one channel.
+        sample_rate: In Hz.
+        channels: How many there are.
+        bytes: Length of the file.
+        pcm: Where mono 16-bit samples begin, in bytes; -1 where there are none in plain.
+    """
+
+    samples: int
+    sample_rate: int
+    channels: int
+    bytes: int
+    pcm: int
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """The header of a recording; never raises for what is there, or is not."""
+    try:
+        size = os.stat(path).st_size
+    except OSError:  # a link that leads nowhere
+        return Header(0, 0, 0, 0, -1)
+    try:
+        with soundfile.SoundFile(path) as file:
+            plain = file.format in {"WAV", "WAVEX"} and file.subtype == "PCM_16" and file.channels == 1
+            found = file.frames, file.samplerate, file.channels
+    except soundfile.LibsndfileError:
+        return Header(0, 0, 0, size, -1)
+    return Header(*found, size, _pcm_offset(path) if plain else -1)
+
+
+def _pcm_offset(path: str | os.PathLike[str]) -> int:
+    """Where the samples of a RIFF file begin, in bytes; -1 where its chunks do not lead there."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"RIFF":
+            return -1
+        file.seek(12)
+        while len(chunk := file.read(8)) == 8:
+            if chunk[:4] == b"data":
+                return file.tell()
+            length = int.from_bytes(chunk[4:], "little")
+            file.seek(length + length % 2, os.SEEK_CUR)
+    return -1
+
+
+def read_utterance(parts: Sequence[Part], sample_rate: int = 16000) -> Tensor:
+    """The first channel of a whole utterance, float32 [S] in [-1, 1], at ``sample_rate`` Hz.
+
+    Raises:
+        ValueError: A file is missing, empty, broken or no recording; the message names it.
+    """
+    found = [_read(part) for part in parts]
+    rates = {rate for _, rate in found}
+    if len(rates) > 1:
+        raise ValueError(f"{parts[0].path} and what is joined to it have different rates: {sorted(rates)} Hz")
+    waveform = np.concatenate([samples for samples, _ in found]) if len(found) > 1 else found[0][0]
+    return resample(torch.from_numpy(waveform), rates.pop(), sample_rate)
+
+
+def recording(path: str | os.PathLike[str]) -> list[Part]:
+    """A file that is in no manifest, as the one part of an utterance, for ``read_utterance``."""
+    return [Part(os.fspath(path), samples=0, offset=0, bytes=0, pcm=-1)]
+
+
+def read_stretch(parts: Sequence[Part], rate: int, start: int, count: int) -> Waveform:
+    """``count`` samples from ``start`` on, of the utterance that ``parts`` make up, float32 [count] in [-1, 1].
+
+    Args:
+        parts: The utterance's files, of which only those in question are opened.
+        rate: What the files' rate is known to be, in Hz.
+        start: In samples at that rate, counted over all parts.
+        count: As ``start``; the utterance must be long enough.
+
+    Raises:
+        ValueError: A file is missing, broken or no longer what it was; the message names it.
+    """
+    if len(parts) == 1:
+        return _stretch(parts[0], rate, start, count)
+    pieces, first = [], 0
+    for part in parts:
+        left, right = max(start, first), min(start + count, first + part.samples)
+        if left < right:
+            pieces.append(_stretch(part, rate, left - first, right - left))
+        first += part.samples
+    return np.concatenate(pieces)
+
+
+def _stretch(part: Part, rate: int, start: int, count: int) -> Waveform:
+    if part.pcm >= 0:
+        return pcm_stretch(part, start, count).astype(np.float32) / _FULL_SCALE
+    waveform, found = _read(part, start, count)
+    if found != rate:
+        raise ValueError(f"{part.path}: has {found} Hz but {rate} Hz when its manifest was written")
+    return waveform
+
+
+def pcm_stretch(part: Part, start: int, count: int) -> NDArray[np.int16]:
+    """Samples of a file of plain 16-bit samples, by one read at their position, int16 [count].
+
+    Raises:
+        ValueError: The file is missing, or not as long as when its manifest was written; the message names it.
+    """
+    return np.frombuffer(_read_bytes(part, part.pcm + 2 * start, 2 * count), dtype="<i2")
+
+
+def _read_bytes(part: Part, start: int, count: int) -> bytes:
+    """``count`` bytes of a part's file, from ``start`` on."""
+    try:
+        file = os.open(part.path, os.O_RDONLY)
+        try:
+            size = os.fstat(file).st_size
+            found = os.pread(file, count, start)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise ValueError(f"{part.path}: cannot be read as a recording ({error})") from error
+    changed = size < part.offset + part.bytes if part.offset else size != part.bytes
+    if changed or len(found) != count:
+        raise ValueError(f"{part.path}: is not as long as when its manifest was written; it has {size} bytes now")
+    return found
+
+
+def _read(part: Part, start: int = 0, count: int = -1) -> tuple[Waveform, int]:
+    """First channel of ``count`` samples from ``start`` (-1: all), float32 [count], and the file's rate in Hz."""
+    source = io.BytesIO(_read_bytes(part, part.offset, part.bytes)) if part.offset else part.path
+    try:
+        samples, rate = soundfile.read(source, count, start, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise ValueError(f"{part.path}: cannot be read as a recording ({error})") from error
+    if len(samples) != count if count >= 0 else not len(samples):
+        raise ValueError(f"{part.path}: broken off, {len(samples)} samples where {max(count, 1)} were expected")
+    first = np.ascontiguousarray(samples[:, 0])
+    if not np.isfinite(first).all():
+        raise ValueError(f"{part.path}: holds samples that are not finite")
+    return first, rate
+
+
+def to_int16(waveform: Waveform) -> NDArray[np.int16]:
+    """Samples in [-1, 1] rounded to 16 bits; what lies beyond is cut off."""
+    return np.clip(np.rint(waveform * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
+
+
+def resample(waveform: Tensor, rate: int, sample_rate: int) -> Tensor:
+    """The waveform at another rate, [..., S]."""
+    return waveform if rate == sample_rate else _resampler(rate, sample_rate)(waveform)
+
+
+@functools.cache
+def _resampler(rate: int, sample_rate: int) -> torch.nn.Module:
+    """Kept, since computing its kernel takes longer than using it."""
+    return torchaudio.transforms.Resample(rate, sample_rate)

@@ -1,0 +1,162 @@
+"""What is done to a training crop besides cutting it: speed, a room or a noise, masks; drawn and gathered by workers.
+
+A draw depends on (seed, epoch, utterance) and nothing else. What it means for the samples is in mixing.py, which runs
+on the training device. Probabilities and ranges follow WeSpeaker's VoxCeleb recipes: at most one augmentation per
+utterance, a fair coin between a room and noise.
+"""
+
+from collections.abc import Sequence
+from math import ceil
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sv_sparse.data.draws import generator
+from sv_sparse.data.noise import KINDS, ROOM, NoiseStore
+
+SNR = {"noise": (0.0, 15.0), "music": (5.0, 15.0), "speech": (10.0, 30.0)}  # dB
+TALKERS = (3, 7)  # in the babble that speech makes, both included
+MASKED_FRAMES, MASKED_BINS = 10, 8  # SpecAugment's largest masks
+
+
+class Plan(NamedTuple):
+    """What is drawn for one utterance.
+
+    Attributes:
+        speed: Index into the speeds.
+        kind: ``"room"``, one of noise, music and speech, or ``""``.
+        chosen: Which recordings of that kind, and where in them, in [0, 1).
+        snr: In dB.
+        mask: Share of the frames before the mask, frames in it, share of the bins before it, bins in it.
+    """
+
+    speed: int
+    kind: str
+    chosen: tuple[tuple[int, float], ...]
+    snr: float
+    mask: tuple[float, int, float, int]
+
+
+class Extras(NamedTuple):
+    """What augmentation adds to a batch [B, S].
+
+    Attributes:
+        speed: int64 [B], index into the speeds.
+        room_rows: int64 [R], the rows that get a room.
+        rooms: float32 [R, L], impulse responses, zeros at their ends.
+        noise_rows: int64 [N], the rows that get noise.
+        noises: float32 [N, S].
+        snr: float32 [N], dB.
+        mask: float32 [B, 4], as in ``Plan``.
+    """
+
+    speed: Tensor
+    room_rows: Tensor
+    rooms: Tensor
+    noise_rows: Tensor
+    noises: Tensor
+    snr: Tensor
+    mask: Tensor
+
+
+class Augmentation:
+    """Draws and gathers what is done to each crop.
+
+    Args:
+        store: A folder made by ``sv-sparse prepare noise``; None where nothing is drawn from it.
+        probability: That an utterance gets a room or a noise, in [0, 1].
+        speeds: An utterance is played at one of them; every speed but the first is a speaker of its own.
+        mask_probability: That frames and bins of an utterance are masked (SpecAugment), in [0, 1].
+
+    Raises:
+        ValueError: A setting is out of its bounds, or the store lacks a kind of recording.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: str | None = None,
+        probability: float = 0.0,
+        speeds: Sequence[float] = (1.0,),
+        mask_probability: float = 0.0,
+    ) -> None:
+        for name, share in (("probability", probability), ("mask_probability", mask_probability)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"augment.{name} must be from 0 to 1, got {share}")
+        if not speeds or speeds[0] != 1 or len(set(speeds)) < len(speeds) or min(speeds) < 0.5 or max(speeds) > 2:
+            raise ValueError(f"augment.speeds must be different, from 0.5 to 2, the first 1.0, got {list(speeds)}")
+        if probability and store is None:
+            raise ValueError(f"augment.probability={probability} needs augment.store, a folder of noise and rooms")
+        self.probability, self.speeds, self.mask_probability = probability, tuple(speeds), mask_probability
+        self.store = NoiseStore(store) if probability and store is not None else None
+        if self.store is not None:
+            counts = {kind: self.store.count(kind) for kind in (*KINDS, ROOM)}
+            if not all(counts.values()):
+                raise ValueError(f"augment.store={store}: expected some of each kind, found {counts}")
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to draw."""
+        return self.store is not None or len(self.speeds) > 1 or self.mask_probability > 0
+
+    def plan(self, seed: int, epoch: int, utterance: str) -> Plan:
+        """The draw of an utterance in an epoch."""
+        draw = generator(seed, "augment", epoch, utterance)
+        speed = int(draw.integers(len(self.speeds)))
+        mask = (0.0, 0, 0.0, 0)
+        if draw.random() < self.mask_probability:
+            frames, bins = int(draw.integers(MASKED_FRAMES + 1)), int(draw.integers(MASKED_BINS + 1))
+            mask = (float(draw.random()), frames, float(draw.random()), bins)
+        if self.store is None or draw.random() >= self.probability:
+            return Plan(speed, "", (), 0.0, mask)
+        if draw.random() < 0.5:
+            return Plan(speed, ROOM, ((int(draw.integers(self.store.count(ROOM))), 0.0),), 0.0, mask)
+        kind = KINDS[draw.integers(len(KINDS))]
+        several = int(draw.integers(TALKERS[0], TALKERS[1] + 1)) if kind == "speech" else 1
+        chosen = tuple((int(draw.integers(self.store.count(kind))), float(draw.random())) for _ in range(several))
+        return Plan(speed, kind, chosen, float(draw.uniform(*SNR[kind])), mask)
+
+    def samples(self, plan: Plan, crop_samples: int) -> int:
+        """How much of the recording a crop takes."""
+        return ceil(crop_samples * self.speeds[plan.speed])
+
+    def gather(self, plans: Sequence[Plan], crop_samples: int) -> Extras:
+        """What the plans of a batch need, from the store."""
+        rooms = [(row, self._room(plan)) for row, plan in enumerate(plans) if plan.kind == ROOM]
+        noises = [(row, self._noise(plan, crop_samples)) for row, plan in enumerate(plans) if plan.kind in KINDS]
+        noises = [(row, noise) for row, noise in noises if noise.any()]  # silence has no level to scale
+        longest = max((len(room) for _, room in rooms), default=0)
+        padded = [np.pad(room, (0, longest - len(room))) for _, room in rooms]
+        return Extras(
+            speed=torch.tensor([plan.speed for plan in plans], dtype=torch.int64),
+            room_rows=_rows(rooms),
+            rooms=_stack(padded, longest),
+            noise_rows=_rows(noises),
+            noises=_stack([noise for _, noise in noises], crop_samples),
+            snr=torch.tensor([plans[row].snr for row, _ in noises], dtype=torch.float32),
+            mask=torch.tensor([plan.mask for plan in plans], dtype=torch.float32).reshape(-1, 4),
+        )
+
+    def _room(self, plan: Plan) -> NDArray[np.float32]:
+        assert self.store is not None
+        return self.store.room(plan.chosen[0][0])
+
+    def _noise(self, plan: Plan, samples: int) -> NDArray[np.float32]:
+        """One recording, or several talkers at one loudness."""
+        assert self.store is not None
+        found = [self.store.sound(plan.kind, number, place, samples) for number, place in plan.chosen]
+        if len(found) == 1:
+            return found[0]
+        loudness = [float(np.sqrt(np.mean(talker**2))) for talker in found]
+        return np.sum([talker / level for talker, level in zip(found, loudness, strict=True) if level], axis=0)
+
+
+def _rows(chosen: Sequence[tuple[int, NDArray[np.float32]]]) -> Tensor:
+    return torch.tensor([row for row, _ in chosen], dtype=torch.int64)
+
+
+def _stack(arrays: Sequence[NDArray[np.float32]], width: int) -> Tensor:
+    return torch.from_numpy(np.stack(arrays)) if arrays else torch.empty(0, width)

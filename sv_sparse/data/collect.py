@@ -1,0 +1,138 @@
+"""Recordings below some folders to a table, one row each: streamed, since a corpus has a million of them."""
+
+import os
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
+
+from sv_sparse.data.scan import walk
+
+COLUMNS = pa.schema(
+    [
+        pa.field("utterance", pa.string()),
+        pa.field("speaker", pa.string()),
+        pa.field("session", pa.string()),
+        pa.field("genre", pa.string()),
+        pa.field("subset", pa.string()),
+        pa.field("file", pa.string()),  # below the table's root
+        pa.field("size", pa.int64()),  # bytes
+        pa.field("changed", pa.int64()),  # time of last change, ns
+    ]
+)
+PREFERRED = (".flac", ".wav", ".opus", ".ogg", ".m4a", ".aac")  # where an utterance lies there more than once
+
+_CHUNK = 50_000  # files that are Python objects at a time
+
+
+class Name(NamedTuple):
+    """What a path says of an utterance; ``utterance`` is the key that lists name it by."""
+
+    utterance: str
+    speaker: str
+    session: str
+    genre: str
+    subset: str
+
+
+@dataclass
+class Found:
+    """What was found below some folders.
+
+    Attributes:
+        table: One row per utterance, sorted, columns as in ``COLUMNS``.
+        root: What ``file`` is relative to.
+        lists: Path of each list that was looked for and is there.
+        twice: Files left out since their utterance lies there in another one.
+    """
+
+    table: pa.Table
+    root: Path
+    lists: dict[str, Path]
+    twice: list[str]
+
+
+def collect(
+    roots: Sequence[Path], parse: Callable[[str], Name | None], list_names: Collection[str], *, beside: Path
+) -> Found:
+    """Every recording whose path means something, below all roots.
+
+    Args:
+        roots: Folders to look through; what starts with a dot is left out.
+        parse: From a path below a root, with forward slashes, to what it says; None for any other file.
+        list_names: Lists to find on the way, by file name.
+        beside: A folder that shares the table's root; it is not looked through.
+
+    Raises:
+        ValueError: A root is no folder, or there is no recording below them; says what is there instead.
+    """
+    for root in roots:
+        if not root.is_dir():
+            raise ValueError(f"--root {root}: expected a folder; found {'a file' if root.exists() else 'nothing'}")
+    base = Path(os.path.commonpath([os.path.abspath(path) for path in (*roots, beside)]))
+    rows, lists, others = _Rows(), dict[str, Path](), list[str]()
+    with tqdm(desc="scanning", unit="file", unit_scale=True, disable=None) as progress:
+        for root in sorted(set(roots)):
+            below = os.path.relpath(os.path.abspath(root), base)
+            prefix = "" if below == "." else below + "/"
+            for key, entry in walk(root, leave_out=beside):
+                name = parse(key)
+                if name is not None:
+                    status = entry.stat()
+                    rows.add((*name, prefix + key, status.st_size, status.st_mtime_ns))
+                elif entry.name in list_names:
+                    lists.setdefault(entry.name, Path(entry.path))
+                elif len(others) < 3:
+                    others.append(key)
+                progress.update()
+    table = rows.table()
+    if not len(table):
+        raise ValueError(
+            f"--root {', '.join(map(str, roots))}: found no recording of this corpus; "
+            f"found {', '.join(others) or 'an empty folder'}"
+        )
+    table, twice = _one_each(table)
+    return Found(table, base, lists, twice)
+
+
+@dataclass
+class _Rows:
+    """Rows that become a table piece by piece."""
+
+    waiting: list[tuple[object, ...]] = field(default_factory=list)
+    pieces: list[pa.Table] = field(default_factory=list)
+
+    def add(self, row: tuple[object, ...]) -> None:
+        self.waiting.append(row)
+        if len(self.waiting) == _CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns = zip(*self.waiting, strict=True) if self.waiting else [[] for _ in COLUMNS]
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, COLUMNS, strict=True)]
+        self.pieces.append(pa.table(arrays, COLUMNS))
+        self.waiting = []
+
+    def table(self) -> pa.Table:
+        self._flush()
+        return pa.concat_tables(self.pieces)
+
+
+def _one_each(table: pa.Table) -> tuple[pa.Table, list[str]]:
+    """The table sorted by utterance with one file each, the most preferred ending first; and the others' files."""
+    ending = pc.utf8_lower(pc.replace_substring_regex(table.column("file"), r"^.*(\.[^.]*)$", r"\1"))
+    rank = pc.index_in(ending, value_set=pa.array(PREFERRED))
+    order = pc.sort_indices(
+        table.append_column("rank", rank),
+        sort_keys=[("utterance", "ascending"), ("rank", "ascending"), ("file", "ascending")],
+    )
+    table = table.take(order).combine_chunks()
+    names = table.column("utterance").combine_chunks() if table.num_rows else pa.array([], pa.string())
+    first = np.ones(len(table), dtype=bool)
+    first[1:] = pc.not_equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False)
+    return table.filter(pa.array(first)), table.filter(pa.array(~first)).column("file").to_pylist()

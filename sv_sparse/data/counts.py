@@ -1,0 +1,73 @@
+"""How much of a corpus is there, against what was published."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sv_sparse.data.published import SIZES
+
+
+class Census:
+    """Speakers, utterances and hours of each subset.
+
+    Args:
+        table: Columns as in the manifest.
+        subsets: The subsets to count.
+    """
+
+    def __init__(self, table: pa.Table, subsets: Sequence[str]) -> None:
+        self.found: dict[str, tuple[int, int, float]] = {}
+        for subset in subsets:
+            own = table.filter(pc.equal(table.column("subset"), subset))
+            seconds = own.column("samples").to_numpy() / own.column("sample_rate").to_numpy()
+            self.found[subset] = (len(own.column("speaker").unique()), len(own), float(np.sum(seconds)) / 3600)
+
+    def lacking(self, wanted: Sequence[str]) -> list[str]:
+        """What is missing of subsets, or too much, in words; nothing where they are as published."""
+        words = []
+        for subset in wanted:
+            speakers, utterances, _ = self.found[subset]
+            size = SIZES[subset]
+            for name, count, published in (
+                ("speakers", speakers, size.speakers),
+                ("utterances", utterances, size.utterances),
+            ):
+                if published is not None and count != published:
+                    words.append(f"{subset} has {count:,} of {published:,} published {name}")
+        return words
+
+    def __str__(self) -> str:
+        """A Markdown table."""
+        lines = ["| subset | speakers | published | utterances | published | hours |", "|---|---:|---:|---:|---:|---:|"]
+        for subset, (speakers, utterances, hours) in self.found.items():
+            size = SIZES[subset]
+            published = f"{size.utterances:,}" if size.utterances is not None else "-"
+            lines.append(
+                f"| {subset} | {speakers:,} | {size.speakers:,} | {utterances:,} | {published} | {hours:,.1f} |"
+            )
+        return "\n".join(lines)
+
+
+def first_of(names: Sequence[str], most: int = 3) -> str:
+    """The first few of some names, and how many there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def refuse_lacking(words: Sequence[str], *, partial: bool) -> None:
+    """Raise a ValueError that says everything that is missing, unless a part of the corpus was asked for."""
+    if words and not partial:
+        raise ValueError(
+            "this is not the corpus as published; --partial prepares what is there:\n  " + "\n  ".join(words)
+        )
+
+
+def by_kind(problems: Sequence[tuple[str, str]]) -> Mapping[str, int]:
+    """How many files have each kind of problem."""
+    kinds: dict[str, int] = {}
+    for _, problem in problems:
+        kind = problem.split(",")[0].split(" (")[0].split(";")[0]
+        kinds[kind] = kinds.get(kind, 0) + 1
+    return kinds

@@ -1,0 +1,62 @@
+"""The headers of many files, read by many threads: they wait for the disk or the network, not for the processor."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from sv_sparse.data.audio import Header, read_header
+from sv_sparse.data.manifest import PART
+
+HEADERS = pa.schema(
+    [
+        pa.field("samples", pa.int64()),  # 0 where a file is empty or no recording
+        pa.field("sample_rate", pa.int32()),
+        pa.field("channels", pa.int16()),
+        pa.field("bytes", pa.int64()),
+        pa.field("pcm", pa.int64()),
+    ]
+)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_THREADS = 16
+_CHUNK = 256  # files per task
+
+
+def read_headers(root: str | Path, files: Sequence[str], progress: "tqdm[None]") -> pa.Table:
+    """The header of each file below ``root``, columns as in ``HEADERS``, in the order of ``files``."""
+    headers = in_threads(partial(_header, str(root)), files, progress)
+    columns = zip(*headers, strict=True) if headers else [[] for _ in HEADERS]
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, HEADERS, strict=True)], HEADERS)
+
+
+def in_threads(work: Callable[[Item], Result], items: Sequence[Item], progress: "tqdm[None]") -> list[Result]:
+    """The result for each item, in order; an error ends it once the tasks that were begun are done."""
+    chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+    results: list[Result] = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for chunk in pool.map(lambda chunk: [work(item) for item in chunk], chunks):
+            results += chunk
+            progress.update(len(chunk))
+    return results
+
+
+def _header(root: str, file: str) -> Header:
+    return read_header(os.path.join(root, file))
+
+
+def one_part(files: pa.StringArray, headers: pa.Table) -> pa.ListArray:
+    """The manifest's ``parts`` of utterances that are a file each."""
+    count = len(files)
+    own = {"file": files, "offset": pa.array(np.zeros(count, np.int64))}
+    columns = [own.get(field.name) or headers.column(field.name).combine_chunks() for field in PART]
+    values = pa.StructArray.from_arrays(columns, fields=list(PART))
+    return pa.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32), values)

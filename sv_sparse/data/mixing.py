@@ -1,0 +1,99 @@
+"""Augmentation of a batch on the training device: speed, rooms, noise, masks."""
+
+import functools
+from collections.abc import Sequence
+from fractions import Fraction
+
+import torch
+import torch.nn.functional as F
+from scipy.fft import next_fast_len
+from torch import Tensor, nn
+
+from sv_sparse.data.augment import Extras
+from sv_sparse.torchaudio_guard import torchaudio
+
+
+class Mixer(nn.Module):
+    """Waveforms of a batch as the network hears them.
+
+    Args:
+        crop_samples: S, length of the crops that come out.
+        speeds: What the batch's speed indices mean.
+    """
+
+    def __init__(self, crop_samples: int, speeds: Sequence[float] = (1.0,)) -> None:
+        super().__init__()
+        self.crop_samples, self.speeds = crop_samples, tuple(speeds)
+
+    def forward(self, waveforms: Tensor, extras: Extras | None) -> Tensor:
+        """16-bit samples [B, S'] to float32 [B, S] in [-1, 1], with the batch's extras mixed in.
+
+        Args:
+            waveforms: int16; rows at another speed than 1 are longer or shorter than S, with zeros at their ends.
+            extras: On the same device; None leaves the samples as they are.
+        """
+        plain = waveforms.float() / 32768
+        if extras is None:
+            return plain[:, : self.crop_samples]
+        found = self._at_speed(plain, extras.speed)
+        if len(extras.rooms):
+            found = found.index_copy(0, extras.room_rows, reverberate(found[extras.room_rows], extras.rooms))
+        if len(extras.noises):
+            noisy = torchaudio.functional.add_noise(found[extras.noise_rows], extras.noises, extras.snr)
+            found = found.index_copy(0, extras.noise_rows, noisy)
+        return found
+
+    def _at_speed(self, waveforms: Tensor, speed: Tensor) -> Tensor:
+        """float32 [B, S'] to [B, S], each row at its speed."""
+        found = waveforms.new_zeros(len(waveforms), self.crop_samples)
+        for index, factor in enumerate(self.speeds):
+            rows = torch.nonzero(speed == index).squeeze(1)
+            if len(rows):
+                played = play(waveforms[rows], factor)[:, : self.crop_samples]
+                found[rows, : played.shape[1]] = played
+        return found
+
+
+def play(waveforms: Tensor, speed: float) -> Tensor:
+    """Waveforms [B, S] at another speed, [B, ceil(S / speed)]; pitch moves with it."""
+    if speed == 1:
+        return waveforms
+    ratio = Fraction(speed).limit_denominator(100)  # unreduced, the filters would be thousands of samples long
+    return _resampler(ratio.numerator, ratio.denominator, waveforms.device)(waveforms)
+
+
+@functools.cache
+def _resampler(rate: int, new_rate: int, device: torch.device) -> nn.Module:
+    return torchaudio.transforms.Resample(rate, new_rate).to(device)
+
+
+def reverberate(waveforms: Tensor, rooms: Tensor) -> Tensor:
+    """Waveforms [B, S] heard in rooms [B, L], as long and as loud at their peaks as before.
+
+    The sum of lengths is brought to one with small prime factors, where the transform is many times faster.
+    """
+    samples = waveforms.shape[1]
+    whole = next_fast_len(samples + rooms.shape[1] - 1, real=True)
+    rooms = F.pad(rooms, (0, whole - samples + 1 - rooms.shape[1]))
+    heard = torchaudio.functional.fftconvolve(waveforms, rooms)[:, :samples]
+    before, after = (x.abs().amax(dim=1, keepdim=True) for x in (waveforms, heard))
+    return heard * (before / after.clamp(min=torch.finfo(torch.float32).tiny))
+
+
+def mask_filterbank(filterbank: Tensor, mask: Tensor) -> Tensor:
+    """Filterbank [B, F, T] with some frames and bins of each utterance set to 0, their mean.
+
+    Args:
+        filterbank: Of mean zero over T.
+        mask: float32 [B, 4]: share of the frames before the mask, frames in it, the same for bins.
+    """
+    _, bins, frames = filterbank.shape
+    hidden = _span(mask[:, 0], mask[:, 1], frames)[:, None, :] | _span(mask[:, 2], mask[:, 3], bins)[:, :, None]
+    return filterbank.masked_fill(hidden, 0.0)
+
+
+def _span(place: Tensor, length: Tensor, size: int) -> Tensor:
+    """Bool [B, size], True on ``length`` positions from a place on that is a share of those possible."""
+    first = (place * (size - length + 1)).floor()[:, None]
+    position = torch.arange(size, device=place.device)
+    return (position >= first) & (position < first + length[:, None])

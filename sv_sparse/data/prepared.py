@@ -1,0 +1,131 @@
+"""A prepared folder to what a run trains on and is judged by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sv_sparse.data.folder import validation_speakers
+from sv_sparse.data.manifest import Manifest, Part, match
+from sv_sparse.data.trials import Trials, read_trials
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A trial list and where its utterances are.
+
+    Attributes:
+        trials: The list.
+        recordings: The files of each of its utterances.
+        genres: What each of its utterances is, empty where that is not known.
+    """
+
+    trials: Trials
+    recordings: list[list[Part]]
+    genres: list[str]
+
+
+def judged(trials: Trials, manifest: Manifest) -> Judged:
+    """A list whose utterances are in a manifest.
+
+    Raises:
+        ValueError: Some are not; names the first.
+    """
+    rows = manifest.rows(trials.utterances)
+    return Judged(trials, [manifest.parts(row) for row in rows], [manifest.genre(row) for row in rows])
+
+
+def list_path(prepared: str | Path, name: str) -> Path:
+    """The file of a trial list in a prepared folder.
+
+    Raises:
+        ValueError: There is no such folder or list; names those that are there.
+    """
+    folder = Path(prepared) / "trials"
+    if not (Path(prepared) / "manifest.parquet").is_file():
+        raise ValueError(
+            f"{prepared}: expected a folder made by: sv-sparse prepare CORPUS --root PATH --out {prepared}"
+        )
+    found = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in {".txt", ".parquet"}}
+    if name not in found:
+        raise ValueError(f"{prepared}: no trial list {name!r}; it has {', '.join(found) or 'none'}")
+    return found[name]
+
+
+def read_listed(prepared: str | Path, names: Sequence[str]) -> list[Judged]:
+    """Lists of a prepared folder; a name such as ``OTHER:list`` means a list of another one.
+
+    Raises:
+        ValueError: A folder or list is not there.
+    """
+    found = []
+    manifests: dict[str, Manifest] = {}
+    for name in names:
+        folder, _, own = name.rpartition(":")
+        path = list_path(folder or prepared, own)
+        place = str(path.parent.parent)
+        manifests.setdefault(place, Manifest(path.parent.parent / "manifest.parquet"))
+        found.append(judged(read_trials(path), manifests[place]))
+    return found
+
+
+def select(
+    prepared: str | Path,
+    *,
+    train: Sequence[str],
+    lists: Sequence[Judged],
+    validation_share: float,
+    seed: int,
+    out: str | Path,
+) -> Manifest:
+    """The manifest of a run: some subsets to train on, without the speakers held out for validation.
+
+    Args:
+        prepared: The prepared folder.
+        train: Names of subsets.
+        lists: What the run is judged by; their speakers must not be among those that are trained on.
+        validation_share: Share of the training speakers that are held out.
+        seed: Chooses them.
+        out: The manifest file to write.
+
+    Raises:
+        ValueError: A subset is not there, or has speakers that the run is judged by.
+    """
+    source = Manifest(Path(prepared) / "manifest.parquet")
+    table = pq.read_table(source.source)
+    subset = table.column("subset").cast(pa.string())
+    present = sorted(subset.unique().to_pylist())
+    unknown = [name for name in train if name not in present]
+    if unknown or not train:
+        raise ValueError(f"data.train={list(train)}: expected some of {', '.join(present)}, found in {prepared}")
+    chosen = table.filter(pc.is_in(subset, value_set=pa.array(train)))
+    for one in lists:
+        _refuse_trained_on(one, chosen, train)
+    speaker = np.array(chosen.column("speaker").to_pylist(), dtype=object)
+    held_out = validation_speakers(speaker, validation_share, seed)
+    split = np.where(np.isin(speaker, held_out), "validation", "train")
+    index = chosen.schema.get_field_index("split")
+    chosen = chosen.set_column(index, "split", pa.array(split, pa.string()))
+    return Manifest.write(out, chosen, source.root)
+
+
+def _refuse_trained_on(one: Judged, chosen: pa.Table, train: Sequence[str]) -> None:
+    """Raise if an utterance of a list, or a speaker of one that lies in the same corpus, is trained on."""
+    keys = chosen.column("utterance").combine_chunks()
+    same = match(one.trials.utterances, keys) >= 0
+    if not same.any():
+        return
+    speakers = len({one.trials.utterances[position].split("/")[0] for position in np.flatnonzero(same)})
+    advice = (
+        "; E and H use the speakers of all of VoxCeleb1, so train on data.train=[vox2_dev], or judge on vox1_O_cleaned"
+        if one.trials.name.startswith(("vox1_E", "vox1_H"))
+        else ""
+    )
+    raise ValueError(
+        f"data.trials={one.trials.name}: {speakers:,} of its speakers are trained on with data.train={list(train)}"
+        f"{advice}"
+    )

@@ -1,0 +1,80 @@
+"""What VoxCeleb and CN-Celeb are as published: subsets, sizes, trial lists, check sums of the archives.
+
+Sources: the corpora's own pages and papers (Nagrani et al., 2017; Chung et al., 2018; Fan et al., 2020; Li et al.,
+2022). The 118 speakers of VoxCeleb2's test part are those of its metadata (vox2_meta.csv, column Set).
+"""
+
+from typing import NamedTuple
+
+
+class Size(NamedTuple):
+    """Speakers and utterances of a subset; None where no number was published."""
+
+    speakers: int
+    utterances: int | None
+
+
+class TrialCount(NamedTuple):
+    """Trials of a list, and how many of them are targets."""
+
+    trials: int
+    targets: int
+
+
+SIZES = {
+    "vox1_dev": Size(1211, 148_642),
+    "vox1_test": Size(40, 4_874),
+    "vox2_dev": Size(5994, 1_092_009),
+    "vox2_test": Size(118, 36_237),
+    "cn1_dev": Size(797, None),
+    "cn2_dev": Size(1996, None),
+    "cn_enrol": Size(196, 196),
+    "cn_test": Size(200, 17_777),
+    "cn_segments": Size(200, None),
+}
+
+VOX1_TEST = range(10270, 10310)
+VOX1 = range(10001, 11252)
+_VOX2_TEST = """
+00017 00061 00081 00154 00419 00562 00812 00817 00866 00926 01000 01041 01066 01106 01224 01228 01298 01333 01437
+01460 01509 01541 01567 01593 01618 01822 01892 01989 02019 02057 02086 02181 02286 02317 02445 02465 02542 02548
+02576 02577 02685 02725 02745 03030 03041 03127 03178 03347 03382 03524 03677 03789 03839 03862 03969 03978 03980
+03981 04006 04030 04094 04119 04232 04253 04276 04295 04366 04478 04536 04570 04627 04656 04657 04862 04950 05015
+05055 05124 05176 05202 05459 05594 05654 05714 05816 05850 05999 06104 06209 06310 06484 06692 06811 06816 06913
+07312 07354 07396 07414 07426 07494 07620 07621 07663 07802 07868 07874 07961 08149 08374 08392 08456 08548 08552
+08696 08701 08911 09017
+"""
+VOX2_TEST = frozenset(map(int, _VOX2_TEST.split()))
+
+TRIALS = {  # our name, by the name of the published file
+    "veri_test.txt": ("vox1_O", TrialCount(37_720, 18_860)),
+    "veri_test2.txt": ("vox1_O_cleaned", TrialCount(37_611, 18_802)),
+    "list_test_all.txt": ("vox1_E", TrialCount(581_480, 290_743)),
+    "list_test_all2.txt": ("vox1_E_cleaned", TrialCount(579_818, 289_921)),
+    "list_test_hard.txt": ("vox1_H", TrialCount(552_536, 276_270)),
+    "list_test_hard2.txt": ("vox1_H_cleaned", TrialCount(550_894, 275_488)),
+}
+CN_TRIALS = TrialCount(3_484_292, 17_755)
+
+MD5 = {
+    "vox1_test_wav.zip": "185fdc63c3c739954633d50379a3d102",
+    "vox1_dev_wav.zip": "ae63e55b951748cc486645f532ba230b",
+    "vox2_dev_aac.zip": "bbc063c46078a602ca71605645c2a402",
+    "vox2_test_aac.zip": "0d2b3ea430a821c33263b5ea37ede312",
+    "musan.tar.gz": "0c472d4fc0c5141eca47ad1ffeb2a7df",
+    "rirs_noises.zip": "e6f48e257286e05de56413b4779d8ffb",
+    "cn-celeb_v2.tar.gz": "7ab1b214028a7439e26608b2d5a0336c",
+    "cn-celeb2_v2.tar.gz": "55c47cf0b6d0bf793e88bf79d5dfc660",
+}
+
+
+def voxceleb_subset(speaker: str) -> str:
+    """The subset of VoxCeleb that a speaker such as ``id10270`` belongs to: his number says it, whatever the folders.
+
+    >>> [voxceleb_subset(speaker) for speaker in ("id10001", "id10270", "id00012", "id00017")]
+    ['vox1_dev', 'vox1_test', 'vox2_dev', 'vox2_test']
+    """
+    number = int(speaker[2:])
+    if number in VOX1:
+        return "vox1_test" if number in VOX1_TEST else "vox1_dev"
+    return "vox2_test" if number in VOX2_TEST else "vox2_dev"

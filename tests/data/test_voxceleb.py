@@ -1,0 +1,172 @@
+"""VoxCeleb in the layouts that people have comes out the same, and what is wrong with it is said."""
+
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import trees
+
+from sv_sparse.data import published
+from sv_sparse.data.manifest import Manifest
+from sv_sparse.data.prepared import read_listed, select
+from sv_sparse.data.voxceleb import parse, prepare_voxceleb
+
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="converting m4a needs ffmpeg, which is absent")
+
+
+def prepared(root: Path, out: Path, **options) -> Path:
+    if not list(root.rglob("veri_test2.txt")):
+        trees.write_vox_lists(root / "lists")
+    prepare_voxceleb([root], out, partial=True, **options)
+    return out
+
+
+def rows(out: Path) -> list[dict]:
+    """The manifest without what depends on where files lie."""
+    names = ["utterance", "speaker", "session", "genre", "subset", "samples", "sample_rate", "channels", "split"]
+    return pq.read_table(out / "manifest.parquet", columns=names).to_pylist()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("released")
+    trees.released(folder / "root")
+    return prepared(folder / "root", folder / "out")
+
+
+@pytest.mark.parametrize("layout", trees.LAYOUTS)
+def test_every_layout_prepares_to_the_same_manifest_and_lists(tmp_path, reference, layout):
+    trees.LAYOUTS[layout](tmp_path / "root")
+    out = prepared(tmp_path / "root", tmp_path / "out")
+    assert rows(out) == rows(reference)
+    assert len(rows(out)) == 40
+    manifest = Manifest(out / "manifest.parquet")
+    for row in range(len(manifest)):
+        (part,) = manifest.parts(row)
+        assert Path(part.path).is_file()
+    assert sorted(path.name for path in (out / "trials").iterdir()) == [
+        "vox1_E_cleaned.txt",
+        "vox1_H_cleaned.txt",
+        "vox1_O_cleaned.txt",
+    ]
+
+
+@needs_ffmpeg
+def test_the_released_m4a_files_are_converted_and_named_like_all_others(tmp_path, reference):
+    trees.released(tmp_path / "root", ".m4a")
+    out = prepared(tmp_path / "root", tmp_path / "out")
+    keys = ("utterance", "speaker", "session", "subset", "sample_rate", "channels")
+    assert [[row[key] for key in keys] for row in rows(out)] == [[row[key] for key in keys] for row in rows(reference)]
+    assert len(list((out / "flac").rglob("*.flac"))) == 20
+
+
+def test_without_ffmpeg_m4a_is_an_error_that_says_how_to_get_it(tmp_path, monkeypatch):
+    trees.merged(tmp_path / "root")
+    for path in (tmp_path / "root" / "wav" / "id00012").rglob("*.wav"):
+        path.rename(path.with_suffix(".m4a"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"4 recordings such as .*m4a need ffmpeg .* apt install ffmpeg"):
+        prepared(tmp_path / "root", tmp_path / "out")
+
+
+def test_all_can_be_converted_to_flac_and_keep_their_samples(tmp_path, reference):
+    trees.released(tmp_path / "root")
+    out = prepared(tmp_path / "root", tmp_path / "out", flac=True)
+    assert rows(out) == rows(reference)
+    manifest = Manifest(out / "manifest.parquet")
+    assert all(manifest.parts(row)[0].path.endswith(".flac") for row in range(len(manifest)))
+
+
+def test_the_subset_is_the_speakers_whatever_the_folders_are_called():
+    assert parse("test/wav/id00012/21Uxsk56VDQ/00001.wav").subset == "vox2_dev"
+    assert parse("dev/wav/id00017/21Uxsk56VDQ/00001.wav").subset == "vox2_test"
+    assert parse("dev/wav/id10270/21Uxsk56VDQ/00001.wav").subset == "vox1_test"
+    assert len(published.VOX2_TEST) == published.SIZES["vox2_test"].speakers
+    assert len(published.VOX1_TEST) == published.SIZES["vox1_test"].speakers
+    assert len(published.VOX1) == published.SIZES["vox1_dev"].speakers + published.SIZES["vox1_test"].speakers
+
+
+@pytest.mark.parametrize(
+    "path", ["id10270/21Uxsk56VDQ/1.wav", "id1027/21Uxsk56VDQ/00001.wav", "id10270/short/00001.wav", "meta.csv"]
+)
+def test_other_files_are_no_utterances(path):
+    assert parse(path) is None
+
+
+def test_a_part_of_the_corpus_is_refused_with_what_is_missing_unless_asked_for(tmp_path):
+    trees.merged(tmp_path / "root")
+    trees.write_vox_lists(tmp_path / "root")
+    with pytest.raises(ValueError, match=r"list_test_all2.txt: 133 trials with 21 targets, as no published list"):
+        prepare_voxceleb([tmp_path / "root"], tmp_path / "out")
+    for name in ("veri_test2.txt", "list_test_all2.txt", "list_test_hard2.txt"):
+        (tmp_path / "root" / name).unlink()
+    with pytest.raises(ValueError, match="--partial") as error:
+        prepare_voxceleb([tmp_path / "root"], tmp_path / "out")
+    assert "vox2_dev has 3 of 5,994 published speakers" in str(error.value)
+    assert "vox1_test has 8 of 4,874 published utterances" in str(error.value)
+    assert "list_test_hard2.txt (vox1_H_cleaned) was not found" in str(error.value)
+
+
+def test_the_original_list_under_the_cleaned_ones_name_is_told_apart(tmp_path, monkeypatch):
+    trees.merged(tmp_path / "root")
+    trees.write_vox_lists(tmp_path / "root")
+    lines = (tmp_path / "root" / "veri_test2.txt").read_text().splitlines()
+    counts = published.TrialCount(len(lines), sum(line[0] == "1" for line in lines))
+    fewer = published.TrialCount(len(lines) - 1, counts.targets)
+    monkeypatch.setitem(published.TRIALS, "veri_test.txt", ("vox1_O", counts))
+    monkeypatch.setitem(published.TRIALS, "veri_test2.txt", ("vox1_O_cleaned", fewer))
+    for name in ("list_test_all2.txt", "list_test_hard2.txt"):
+        (tmp_path / "root" / name).unlink()
+    with pytest.raises(ValueError, match=r"veri_test2.txt: .* those of veri_test.txt \(vox1_O\)"):
+        prepare_voxceleb([tmp_path / "root"], tmp_path / "out")
+
+
+def test_a_list_whose_utterances_are_missing_is_refused(tmp_path):
+    trees.merged(tmp_path / "root")
+    trees.write_vox_lists(tmp_path / "root")
+    key = trees.utterances("vox1_test")[0]
+    (tmp_path / "root" / "wav" / f"{key}.wav").unlink()
+    with pytest.raises(ValueError, match=f"1 of its utterances are missing or unusable: {key}.wav"):
+        prepared(tmp_path / "root", tmp_path / "out")
+
+
+def test_every_bad_file_is_named_with_its_problem(tmp_path):
+    root = tmp_path / "root"
+    trees.merged(root)
+    names = [root / "wav" / f"{key}.wav" for key in trees.utterances("vox2_dev")]
+    names[0].write_bytes(b"nothing")
+    trees.soundfile.write(names[1], [], 16000)
+    trees.soundfile.write(names[2], trees.noise("short", 0.1), 16000)
+    trees.soundfile.write(names[3], trees.noise("slow", 0.5), 8000)
+    trees.soundfile.write(names[4], trees.np.zeros((8000, 2)), 16000)
+    out = prepared(root, tmp_path / "out")
+    problems = dict(line.split("\t") for line in (out / "problems.tsv").read_text().splitlines()[1:])
+    assert problems == dict(
+        zip(
+            (str(name.relative_to(tmp_path)) for name in names[:5]),
+            (
+                "left out: unreadable",
+                "left out: empty",
+                "left out: too short, 0.100 s of 0.2 s",
+                "8000 Hz; resampled when read",
+                "2 channels; the first is used",
+            ),
+            strict=True,
+        )
+    )
+    assert len(rows(out)) == 37
+
+
+def test_training_on_all_of_voxceleb_leaves_only_o_to_judge_on(reference, tmp_path):
+    options = {"validation_share": 0.0, "seed": 0, "out": tmp_path / "manifest.parquet"}
+    o, e = (read_listed(reference, [name]) for name in ("vox1_O_cleaned", "vox1_E_cleaned"))
+    both = ["vox1_dev", "vox2_dev"]
+    assert len(select(reference, train=both, lists=o, **options).speakers("train")) == 6
+    assert len(select(reference, train=["vox2_dev"], lists=e, **options).speakers("train")) == 3
+    with pytest.raises(
+        ValueError, match=r"vox1_E_cleaned: 3 of its speakers are trained on .* data.train=\[vox2_dev\]"
+    ):
+        select(reference, train=both, lists=e, **options)
+    with pytest.raises(ValueError, match=r"data.train=\['vox3'\]: expected some of vox1_dev, vox1_test"):
+        select(reference, train=["vox3"], lists=o, **options)
