@@ -150,7 +150,7 @@ def known_headers(found: Found, out: Path) -> pa.Table:
             whole = pa.table({**_by_name(files), **_by_name(headers)})
             _write(pieces / f"{len(list(pieces.glob('*.parquet'))):06d}.parquet", whole)
     headers = pa.table(columns, HEADERS)
-    if len(missing) or len(known) != len(wanted):
+    if pieces.is_dir() or len(known) != len(wanted):
         _write(out / _KNOWN, pa.table({**_by_name(wanted), **_by_name(headers)}))
     for piece in pieces.glob("*.parquet"):
         piece.unlink()

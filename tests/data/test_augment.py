@@ -1,0 +1,220 @@
+"""Augmentation: what is drawn, what it does to the samples, and when it is off."""
+
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from trees import RATE, noise
+
+from sv_sparse.data.augment import SNR, TALKERS, Augmentation
+from sv_sparse.data.dataset import Crops, EpochBatches, make_loader
+from sv_sparse.data.mixing import Mixer, mask_filterbank, play, reverberate
+from sv_sparse.data.noise import KINDS, ROOM, NoiseStore, build_store
+
+CROP = 8000
+
+
+def write(path, samples, rate=RATE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, rate)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """MUSAN's and RIRS_NOISES's folders, with a few recordings each."""
+    root = tmp_path_factory.mktemp("noise") / "speech"  # a name that says nothing about what is deeper
+    for kind in KINDS:
+        for number in range(3):
+            write(root / "musan" / kind / "source" / f"{kind}-{number}.wav", noise(f"{kind}{number}", 0.3 + number))
+    for number in range(4):
+        response = noise(f"room{number}", 0.4) * np.exp(-np.arange(6400) / 300)
+        response[50] = 3.0
+        write(root / "RIRS_NOISES" / "simulated_rirs" / "smallroom" / "Room001" / f"Room001-{number}.wav", response)
+    real = root / "RIRS_NOISES" / "real_rirs_isotropic_noises"
+    write(real / "RVB2014_type1_rir_room1.wav", np.tile(response[:, None], (1, 8)))
+    write(real / "RVB2014_type1_noise_room1.wav", noise("isotropic", 0.5))
+    write(root / "RIRS_NOISES" / "pointsource_noises" / "noise-free.wav", noise("point", 0.5))
+    out = root.parent / "store"
+    assert build_store([root], out) == {"noise": 5, "music": 3, "speech": 3, "room": 5}
+    return out
+
+
+@pytest.fixture
+def crops(corpus, tabulate):
+    def make(augmentation, seed=3):
+        manifest = tabulate(corpus, sorted(corpus.rglob("*.wav")))
+        rows = manifest.split("train")
+        labels = manifest.labels(rows)
+        return Crops(manifest, rows, labels, crop_samples=CROP, seed=seed, augmentation=augmentation)
+
+    return make
+
+
+def drawn(crops, count=24, epoch=0):
+    return crops.__getitems__([(epoch, position) for position in range(count)])
+
+
+def test_a_room_has_unit_energy_begins_with_its_direct_sound_and_ends_where_it_is_silent(store):
+    found = NoiseStore(store)
+    for number in range(found.count(ROOM)):
+        room = found.room(number)
+        assert np.sum(room.astype(np.float64) ** 2) == pytest.approx(1, abs=1e-5)
+        assert np.argmax(np.abs(room)) == 0
+        assert 100 < len(room) < 6400
+
+
+def test_a_sound_is_a_stretch_of_its_recording_and_begins_again_where_that_is_short(store):
+    found = NoiseStore(store)
+    whole = found.sound("music", 0, 0.0, int(0.3 * RATE))
+    np.testing.assert_allclose(whole, noise("music0", 0.3), atol=1 / 32768)
+    np.testing.assert_array_equal(found.sound("music", 0, 0.9, 6000), np.resize(whole, 6000))
+    inside = found.sound("music", 2, 0.5, 1000)
+    assert any(np.allclose(inside, noise("music2", 2.3)[k : k + 1000], atol=1 / 32768) for k in range(17_000, 19_000))
+    assert pickle.loads(pickle.dumps(found)).count("music") == 3
+
+
+def test_a_folder_that_is_no_store_and_one_without_noise_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"augment.store=.*: expected a folder made by: sv-sparse prepare noise"):
+        NoiseStore(tmp_path)
+    with pytest.raises(ValueError, match="found none"):
+        build_store([tmp_path], tmp_path / "out")
+
+
+def test_half_of_what_is_augmented_gets_a_room_and_the_kinds_of_noise_are_equally_often(store):
+    augmentation = Augmentation(store=str(store), probability=0.6)
+    plans = [augmentation.plan(0, epoch, f"id{n}") for epoch in range(20) for n in range(200)]
+    kinds = Counter(plan.kind for plan in plans)
+    assert kinds[""] / 4000 == pytest.approx(0.4, abs=0.03)
+    assert kinds[ROOM] / 4000 == pytest.approx(0.3, abs=0.03)
+    for kind in KINDS:
+        own = [plan for plan in plans if plan.kind == kind]
+        assert len(own) / 4000 == pytest.approx(0.1, abs=0.02)
+        assert SNR[kind][0] <= min(p.snr for p in own) < max(p.snr for p in own) <= SNR[kind][1]
+    assert {len(plan.chosen) for plan in plans if plan.kind == "speech"} == set(range(TALKERS[0], TALKERS[1] + 1))
+
+
+def test_a_draw_depends_on_seed_epoch_and_utterance_alone(store, crops):
+    augmentation = Augmentation(store=str(store), probability=0.9, speeds=[1.0, 0.9, 1.1])
+    one, two = (crops(augmentation) for _ in range(2))
+    assert [augmentation.plan(3, 1, f"id{n}") for n in range(9)] == [
+        augmentation.plan(3, 1, f"id{n}") for n in range(9)
+    ]
+    forwards, backwards = drawn(one), two.__getitems__([(0, position) for position in reversed(range(24))])
+    for row in range(24):
+        other = 23 - row
+        count = min(forwards.waveforms.shape[1], backwards.waveforms.shape[1])
+        assert torch.equal(forwards.waveforms[row, :count], backwards.waveforms[other, :count])
+        assert forwards.labels[row] == backwards.labels[other]
+    mixer = Mixer(CROP, augmentation.speeds)
+    heard, again = mixer(forwards.waveforms, forwards.extras), mixer(backwards.waveforms, backwards.extras)
+    torch.testing.assert_close(heard, again.flip(0), atol=1e-5, rtol=1e-4)
+    assert not torch.equal(heard, mixer(*drawn(one, epoch=1)[::3]))
+
+
+def test_workers_draw_the_same(store, crops):
+    chosen = crops(Augmentation(store=str(store), probability=0.9, speeds=[1.0, 1.1]))
+    alone, together = (list(make_loader(chosen, EpochBatches(24, 8, 0), workers, "cpu")) for workers in (0, 1))
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one.waveforms, other.waveforms)
+        assert all(torch.equal(a, b) for a, b in zip(one.extras, other.extras, strict=True))
+
+
+def test_every_speed_makes_new_speakers(crops):
+    chosen = crops(Augmentation(speeds=[1.0, 0.9, 1.1]))
+    batch = drawn(chosen)
+    assert chosen.speakers == 18
+    own = torch.from_numpy(chosen.labels[:24])
+    assert torch.equal(batch.labels, own + 6 * batch.extras.speed)
+    assert set(batch.extras.speed.tolist()) == {0, 1, 2}
+    assert Mixer(CROP, (1.0, 0.9, 1.1))(batch.waveforms, batch.extras).shape == (24, CROP)
+
+
+@pytest.mark.parametrize("speed", [0.9, 1.0, 1.1])
+def test_a_faster_voice_is_higher_by_the_speed(speed):
+    time = torch.arange(20_000) / RATE
+    heard = play(torch.sin(2 * np.pi * 1000 * time)[None], speed)
+    assert heard.shape[1] == pytest.approx(20_000 / speed, abs=1)
+    peak = torch.fft.rfft(heard[0, 1000:9000] * torch.hann_window(8000)).abs().argmax() * RATE / 8000
+    assert peak == pytest.approx(1000 * speed, abs=2)
+
+
+def test_a_crop_at_another_speed_has_no_silence_at_its_end(tmp_path, tabulate):
+    write(tmp_path / "a" / "s" / "1.wav", noise("long", 2.0))
+    manifest = tabulate(tmp_path, [tmp_path / "a" / "s" / "1.wav"])
+    speeds = [1.0, 0.9, 1.1]
+    rows = np.zeros(40, dtype=np.int64)
+    chosen = Crops(manifest, rows, rows, crop_samples=CROP, seed=0, augmentation=Augmentation(speeds=speeds))
+    batch = chosen.__getitems__([(epoch, 0) for epoch in range(12)])
+    heard = Mixer(CROP, speeds)(batch.waveforms, batch.extras)
+    assert set(batch.extras.speed.tolist()) == {0, 1, 2}
+    assert (heard[:, -50:].abs().amax(dim=1) > 0.05).all()
+
+
+def test_noise_has_its_level_below_the_speech(store):
+    augmentation = Augmentation(store=str(store), probability=1.0)
+    plans = [plan for n in range(60) if (plan := augmentation.plan(0, 0, f"id{n}")).kind in KINDS]
+    extras = augmentation.gather(plans, CROP)
+    speech = torch.randint(-9000, 9000, (len(plans), CROP), dtype=torch.int16)
+    added = Mixer(CROP)(speech, extras) - speech / 32768
+    level = 10 * torch.log10((speech / 32768).square().mean(1) / added.square().mean(1))
+    torch.testing.assert_close(level, torch.tensor([plan.snr for plan in plans]), atol=0.01, rtol=0)
+
+
+def test_noise_of_digital_silence_changes_nothing(tmp_path, store):
+    for kind in KINDS:
+        write(tmp_path / kind / "zero.wav", np.zeros(9000))
+    write(tmp_path / "simulated_rirs" / "one.wav", np.array([1.0, 0.0]))
+    build_store([tmp_path], tmp_path / "out")
+    augmentation = Augmentation(store=str(tmp_path / "out"), probability=1.0)
+    plans = [augmentation.plan(0, 0, f"id{n}") for n in range(20)]
+    speech = torch.randint(-9000, 9000, (20, CROP), dtype=torch.int16)
+    torch.testing.assert_close(Mixer(CROP)(speech, augmentation.gather(plans, CROP)), speech / 32768)
+
+
+def test_a_room_is_a_convolution_as_long_and_as_loud_as_the_speech():
+    speech, rooms = torch.randn(3, CROP), torch.randn(3, 700) * torch.exp(-torch.arange(700) / 80)
+    heard = reverberate(speech, rooms)
+    for row in range(3):
+        plain = np.convolve(speech[row].double().numpy(), rooms[row].double().numpy())[:CROP]
+        plain *= speech[row].abs().max().item() / np.abs(plain).max()
+        np.testing.assert_allclose(heard[row].numpy(), plain, atol=1e-4)
+
+
+def test_without_augmentation_samples_are_left_alone(crops):
+    batch = drawn(crops(None))
+    assert batch.extras is None
+    assert torch.equal(Mixer(CROP)(batch.waveforms, None), batch.waveforms / 32768)
+    assert drawn(crops(Augmentation(speeds=[1.0, 0.9])).plain()).extras is None
+
+
+def test_masks_hide_some_frames_and_bins_and_nothing_else():
+    augmentation = Augmentation(mask_probability=1.0)
+    plans = [augmentation.plan(0, 0, f"id{n}") for n in range(50)]
+    filterbank = torch.rand(50, 80, 200) + 1
+    masked = mask_filterbank(filterbank, augmentation.gather(plans, CROP).mask)
+    for row, (_, frames, _, bins) in enumerate(plan.mask for plan in plans):
+        hidden = masked[row] == 0
+        assert int(hidden.all(0).sum()) == frames
+        assert int(hidden.all(1).sum()) == bins
+        assert torch.equal(masked[row][~hidden], filterbank[row][~hidden])
+    assert {plan.mask[1] for plan in plans} == set(range(11))
+    assert torch.equal(mask_filterbank(filterbank, torch.zeros(50, 4)), filterbank)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"probability": 1.5}, "augment.probability must be from 0 to 1, got 1.5"),
+        ({"mask_probability": -1}, "augment.mask_probability must be from 0 to 1"),
+        ({"probability": 0.5}, "augment.probability=0.5 needs augment.store"),
+        ({"speeds": [0.9, 1.0]}, "augment.speeds must be different, .* the first 1.0"),
+        ({"speeds": []}, "augment.speeds must be"),
+        ({"speeds": [1.0, 3.0]}, "augment.speeds must be"),
+    ],
+)
+def test_settings_out_of_bounds_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**settings)
