@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from sv_sparse.data.collect import Found, Name, collect
-from sv_sparse.data.counts import Census, by_kind, first_of, refuse_lacking
+from sv_sparse.data.counts import Census, first_of, refuse_lacking
 from sv_sparse.data.join import join_short
 from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.data.prepare import manifest_table, open_all, sole, write_problems
@@ -74,11 +74,9 @@ def prepare_cnceleb(roots: Sequence[Path], out: Path, *, flac: bool = False, par
             raise ValueError(f"--root {', '.join(map(str, roots))}: lists of CN-Celeb are missing: {', '.join(absent)}")
         _name_subsets(found)
         opened = open_all(found, out, flac=flac)
-        table = manifest_table(opened, np.flatnonzero(opened.usable))
-        census = Census(table, _SUBSETS)
         write_problems(out, opened.problems)
-        for kind, count in by_kind(opened.problems).items():
-            logger.info("%s: %d files, named in %s", kind, count, out / "problems.tsv")
+        table = manifest_table(opened)
+        census = Census(table, _SUBSETS)
         logger.info("%s", census)
         refuse_lacking(census.lacking(_SUBSETS), partial=partial)
         (out / "trials").mkdir(exist_ok=True)

@@ -11,15 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from sv_sparse.data.manifest import NAME
 from sv_sparse.data.scan import walk
 
 COLUMNS = pa.schema(
     [
         pa.field("utterance", pa.string()),
-        pa.field("speaker", pa.string()),
-        pa.field("session", pa.string()),
-        pa.field("genre", pa.string()),
-        pa.field("subset", pa.string()),
+        pa.field("speaker", NAME),
+        pa.field("session", NAME),
+        pa.field("genre", NAME),
+        pa.field("subset", NAME),
         pa.field("file", pa.string()),  # below the table's root
         pa.field("size", pa.int64()),  # bytes
         pa.field("changed", pa.int64()),  # time of last change, ns
@@ -27,7 +28,7 @@ COLUMNS = pa.schema(
 )
 PREFERRED = (".flac", ".wav", ".opus", ".ogg", ".m4a", ".aac")  # where an utterance lies there more than once
 
-_CHUNK = 50_000  # files that are Python objects at a time
+_CHUNK = 10_000  # files that are Python objects at a time
 
 
 class Name(NamedTuple):
@@ -90,13 +91,12 @@ def collect(
                 elif len(others) < 3:
                     others.append(key)
                 progress.update()
-    table = rows.table()
-    if not len(table):
+    if not rows.count():
         raise ValueError(
             f"--root {', '.join(map(str, roots))}: found no recording of this corpus; "
             f"found {', '.join(others) or 'an empty folder'}"
         )
-    table, twice = _one_each(table)
+    table, twice = _one_each(rows.table())
     return Found(table, base, lists, twice)
 
 
@@ -112,15 +112,20 @@ class _Rows:
         if len(self.waiting) == _CHUNK:
             self._flush()
 
+    def count(self) -> int:
+        return len(self.waiting) + sum(map(len, self.pieces))
+
     def _flush(self) -> None:
-        columns = zip(*self.waiting, strict=True) if self.waiting else [[] for _ in COLUMNS]
+        columns = zip(*self.waiting, strict=True)
         arrays = [pa.array(column, field.type) for column, field in zip(columns, COLUMNS, strict=True)]
         self.pieces.append(pa.table(arrays, COLUMNS))
         self.waiting = []
 
     def table(self) -> pa.Table:
-        self._flush()
-        return pa.concat_tables(self.pieces)
+        if self.waiting:
+            self._flush()
+        whole, self.pieces = pa.concat_tables(self.pieces).unify_dictionaries(), []
+        return whole
 
 
 def _one_each(table: pa.Table) -> tuple[pa.Table, list[str]]:
@@ -128,11 +133,12 @@ def _one_each(table: pa.Table) -> tuple[pa.Table, list[str]]:
     ending = pc.utf8_lower(pc.replace_substring_regex(table.column("file"), r"^.*(\.[^.]*)$", r"\1"))
     rank = pc.index_in(ending, value_set=pa.array(PREFERRED))
     order = pc.sort_indices(
-        table.append_column("rank", rank),
+        pa.table({"utterance": table.column("utterance"), "rank": rank, "file": table.column("file")}),
         sort_keys=[("utterance", "ascending"), ("rank", "ascending"), ("file", "ascending")],
     )
-    table = table.take(order).combine_chunks()
-    names = table.column("utterance").combine_chunks() if table.num_rows else pa.array([], pa.string())
-    first = np.ones(len(table), dtype=bool)
+    names = table.column("utterance").take(order).combine_chunks()
+    first = np.ones(len(names), dtype=bool)
     first[1:] = pc.not_equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False)
-    return table.filter(pa.array(first)), table.filter(pa.array(~first)).column("file").to_pylist()
+    del names
+    twice = table.column("file").take(order.filter(pa.array(~first))).to_pylist()
+    return table.take(order.filter(pa.array(first))), twice

@@ -1,6 +1,6 @@
 """How much of a corpus is there, against what was published."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -62,12 +62,3 @@ def refuse_lacking(words: Sequence[str], *, partial: bool) -> None:
         raise ValueError(
             "this is not the corpus as published; --partial prepares what is there:\n  " + "\n  ".join(words)
         )
-
-
-def by_kind(problems: Sequence[tuple[str, str]]) -> Mapping[str, int]:
-    """How many files have each kind of problem."""
-    kinds: dict[str, int] = {}
-    for _, problem in problems:
-        kind = problem.split(",")[0].split(" (")[0].split(";")[0]
-        kinds[kind] = kinds.get(kind, 0) + 1
-    return kinds

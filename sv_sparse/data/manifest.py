@@ -15,7 +15,7 @@ from sv_sparse.storage import atomic_write
 
 SPLITS = ("train", "validation", "test", "unused")
 
-_NAME = pa.dictionary(pa.int32(), pa.string())  # each distinct name stored once
+NAME = pa.dictionary(pa.int32(), pa.string())  # each distinct name stored once
 PART = pa.struct(
     [
         pa.field("file", pa.string(), nullable=False),  # path below the root, with forward slashes
@@ -28,18 +28,19 @@ PART = pa.struct(
 SCHEMA = pa.schema(
     [
         pa.field("utterance", pa.string(), nullable=False),  # key that lists name it by
-        pa.field("speaker", _NAME, nullable=False),
-        pa.field("session", _NAME, nullable=False),
-        pa.field("genre", _NAME, nullable=False),  # empty where there is none
-        pa.field("subset", _NAME, nullable=False),  # part of the corpus as published; empty where there is none
+        pa.field("speaker", NAME, nullable=False),
+        pa.field("session", NAME, nullable=False),
+        pa.field("genre", NAME, nullable=False),  # empty where there is none
+        pa.field("subset", NAME, nullable=False),  # part of the corpus as published; empty where there is none
         pa.field("samples", pa.int64(), nullable=False),  # at the file's own rate
         pa.field("sample_rate", pa.int32(), nullable=False),  # Hz
         pa.field("channels", pa.int16(), nullable=False),
         pa.field("parts", pa.list_(PART), nullable=False),  # the file, or the files that are joined
-        pa.field("split", _NAME, nullable=False),  # one of SPLITS
+        pa.field("split", NAME, nullable=False),  # one of SPLITS
     ]
 )
 _ROOT = b"root"
+_ROWS = 100_000  # of the Parquet file that are written at a time
 
 
 class Part(NamedTuple):
@@ -120,9 +121,12 @@ class Manifest:
         for name in {"genre", "subset"}.difference(table.schema.names):
             table = table.append_column(name, pa.array([""] * len(table), pa.string()))
         table = table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata(metadata)
-        _copy_of(path.absolute()).unlink(missing_ok=True)
+        _validate(path, table)
+        copy = _copy_of(path.absolute())
+        copy.unlink(missing_ok=True)
         with atomic_write(path) as file:
-            pq.write_table(table, file)
+            pq.write_table(table, file, row_group_size=_ROWS)
+        _write_copy(copy, table)
         return cls(path)
 
     def __getstate__(self) -> Path:

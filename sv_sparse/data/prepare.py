@@ -5,7 +5,10 @@ opened twice) and, where recordings were converted, ``flac/``.
 """
 
 import fcntl
+import logging
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +24,10 @@ from tqdm import tqdm
 from sv_sparse.data.collect import Found
 from sv_sparse.data.convert import COMPRESSED, SAMPLE_RATE, convert
 from sv_sparse.data.headers import HEADERS, one_part, read_headers
+from sv_sparse.data.manifest import NAME
 from sv_sparse.storage import atomic_write, write_text
+
+logger = logging.getLogger(__name__)
 
 MIN_SECONDS = 0.2  # a shorter recording is a mistake of cutting, and no crop
 
@@ -127,10 +133,9 @@ def _converted(found: Found, out: Path, *, flac: bool) -> dict[str, str]:
 
 def known_headers(found: Found, out: Path) -> pa.Table:
     """The headers of all files, opening only those that are new or have changed since the last time."""
-    wanted = found.table.select(["file", "size", "changed"]).combine_chunks()
+    wanted = found.table.select(["file", "size", "changed"])
     known = _load(out)
-    index = pc.index_in(wanted.column("file"), value_set=known.column("file").combine_chunks())
-    place = index.fill_null(-1).to_numpy()
+    place = _places(wanted.column("file"), known.column("file"))
     same = place >= 0
     for name in ("size", "changed"):
         same[same] = wanted.column(name).to_numpy()[same] == known.column(name).to_numpy()[place[same]]
@@ -159,6 +164,13 @@ def known_headers(found: Found, out: Path) -> pa.Table:
     return headers
 
 
+def _places(files: pa.ChunkedArray, known: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Where each file is among those that are known, or -1; the same files as ever need no table of all names."""
+    if files.equals(known):
+        return np.arange(len(files))
+    return pc.index_in(files, value_set=known.combine_chunks()).cast(pa.int64()).fill_null(-1).to_numpy()
+
+
 def _by_name(table: pa.Table) -> dict[str, pa.ChunkedArray]:
     return dict(zip(table.schema.names, table.columns, strict=True))
 
@@ -181,15 +193,19 @@ def _write(path: Path, table: pa.Table) -> None:
         pq.write_table(table, file)
 
 
-def manifest_table(opened: Opened, rows: NDArray[np.int64]) -> pa.Table:
-    """Some rows in the manifest's columns, each utterance a file, all splits ``unused``."""
-    table, headers = opened.found.table.take(rows).combine_chunks(), opened.headers.take(rows).combine_chunks()
+def manifest_table(opened: Opened) -> pa.Table:
+    """What can be read, in the manifest's columns, each utterance a file, all splits ``unused``."""
+    usable = pa.array(opened.usable)
+    table, headers = (whole.filter(usable).combine_chunks() for whole in (opened.found.table, opened.headers))
     named = {name: table.column(name) for name in ("utterance", "speaker", "session", "genre", "subset")}
     stated = {name: headers.column(name) for name in ("samples", "sample_rate", "channels")}
     parts = one_part(table.column("file").combine_chunks(), headers)
-    return pa.table({**named, **stated, "parts": parts, "split": pa.array(["unused"] * len(rows))})
+    return pa.table({**named, **stated, "parts": parts, "split": pa.array(["unused"] * len(table), NAME)})
 
 
 def write_problems(out: Path, problems: Sequence[tuple[str, str]]) -> None:
-    """Write ``problems.tsv``, a line for each file that is not as it should be."""
+    """Write ``problems.tsv``, a line for each file that is not as it should be, and say how many of each kind."""
     write_text(out / "problems.tsv", "file\tproblem\n" + "".join(f"{file}\t{what}\n" for file, what in problems))
+    kinds = Counter(re.split(r"[,;(]", what)[0].strip() for _, what in problems)
+    for kind, count in kinds.items():
+        logger.info("%s: %d files, named in %s", kind, count, out / "problems.tsv")

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from sv_sparse.data.collect import Name, collect
-from sv_sparse.data.counts import Census, by_kind, first_of, refuse_lacking
+from sv_sparse.data.counts import Census, first_of, refuse_lacking
 from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.data.prepare import manifest_table, open_all, sole, write_problems
 from sv_sparse.data.published import TRIALS, voxceleb_subset
@@ -55,16 +55,11 @@ def prepare_voxceleb(
         OSError: Something cannot be read or written.
     """
     with sole(out):
-        found = collect(roots, parse, TRIALS, beside=out)
-        known = found.lists | _given(lists)
-        opened = open_all(found, out, flac=flac)
-        table = manifest_table(opened, np.flatnonzero(opened.usable))
+        table, root, known = _opened(roots, out, flac=flac)
+        known |= _given(lists)
         present = set(table.column("subset").unique().to_pylist())
         subsets = [name for name in ("vox1_dev", "vox1_test", "vox2_dev", "vox2_test") if name in present]
         census = Census(table, subsets)
-        write_problems(out, opened.problems)
-        for kind, count in by_kind(opened.problems).items():
-            logger.info("%s: %d files, named in %s", kind, count, out / "problems.tsv")
         logger.info("%s", census)
         trials = {name: _checked(path, table, partial=partial) for name, path in sorted(known.items())}
         refuse_lacking(census.lacking(subsets) + _absent(subsets, trials), partial=partial)
@@ -72,7 +67,15 @@ def prepare_voxceleb(
         for name, one in trials.items():
             write_text(out / "trials" / f"{TRIALS[name][0]}.txt", known[name].read_text(encoding="utf-8-sig"))
             logger.info("%s: %d trials, %d targets", TRIALS[name][0], len(one), one.is_target.sum())
-        Manifest.write(out / "manifest.parquet", table, found.root)
+        Manifest.write(out / "manifest.parquet", table, root)
+
+
+def _opened(roots: Sequence[Path], out: Path, *, flac: bool) -> tuple[pa.Table, Path, dict[str, Path]]:
+    """What can be read, the folder it is relative to, and the lists; what cannot be is written to problems.tsv."""
+    found = collect(roots, parse, TRIALS, beside=out)
+    opened = open_all(found, out, flac=flac)
+    write_problems(out, opened.problems)
+    return manifest_table(opened), found.root, found.lists
 
 
 def _given(lists: Sequence[Path]) -> dict[str, Path]:

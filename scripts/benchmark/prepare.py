@@ -1,0 +1,80 @@
+"""Preparing VoxCeleb at its full number of files: the scan's files per second, and the memory of it all.
+
+The tree has the depth and names of VoxCeleb2; its files are hard links to a few tiny recordings, since 1.2 million of
+real length would fill the disk.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import string
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from sv_sparse.data.collect import collect
+from sv_sparse.data.voxceleb import parse, prepare_voxceleb
+
+_LINKS = 30_000  # to one file; file systems allow 65,000
+_SESSIONS, _UTTERANCES = 20, 10
+
+
+def keys(count: int) -> Iterator[str]:
+    """Utterances as VoxCeleb2 names them."""
+    letters = string.ascii_letters + string.digits
+    for number in range(count):
+        session, utterance = divmod(number, _UTTERANCES)
+        speaker, session = divmod(session, _SESSIONS)
+        name = letters[session] * 10 + letters[speaker % len(letters)]
+        yield f"id{speaker + 12:05d}/{name}/{utterance + 1:05d}.wav"
+
+
+def make_tree(root: Path, count: int) -> None:
+    """Hard links, a new recording for every so many."""
+    source = root / "source"
+    source.mkdir(parents=True)
+    made: set[str] = set()
+    for number, key in enumerate(keys(count)):
+        if number % _LINKS == 0:
+            one = source / f"{number}.wav"
+            soundfile.write(one, np.zeros(3200), 16000)
+        folder = f"{root}/dev/wav/{key.rsplit('/', 1)[0]}"
+        if folder not in made:
+            os.makedirs(folder)
+            made.add(folder)
+        os.link(one, f"{root}/dev/wav/{key}")
+
+
+def main() -> None:
+    """Print the figures, then one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--files", type=int, default=1_200_000)
+    parser.add_argument("--folder", type=Path, required=True, help="an empty or absent folder for the tree")
+    parser.add_argument("--keep", action="store_true", help="leave the tree there")
+    chosen = parser.parse_args()
+    root, out = chosen.folder / "root", chosen.folder / "out"
+    if not root.exists():
+        make_tree(root, chosen.files)
+    figures: dict[str, float] = {}
+    for name in ("first", "again"):
+        start = time.perf_counter()
+        prepare_voxceleb([root], out, partial=True)
+        figures[f"{name}_seconds"] = time.perf_counter() - start
+    figures["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    start = time.perf_counter()
+    collect([root], parse, (), beside=out)
+    figures["scan_files_per_second"] = chosen.files / (time.perf_counter() - start)
+    if not chosen.keep:
+        shutil.rmtree(chosen.folder)
+    for name, value in figures.items():
+        print(f"{name}: {value:,.2f}")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
