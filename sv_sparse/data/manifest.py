@@ -248,13 +248,13 @@ def _read(source: Path) -> pa.Table:
     metadata = table.schema.metadata or {}
     if missing or _ROOT not in metadata:
         raise ValueError(f"{source}: not a manifest, it lacks {', '.join(missing) or 'the root folder'}")
-    if not len(table):
-        raise ValueError(f"{source}: the manifest is empty")
     _validate(source, table)
     return table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata({_ROOT: metadata[_ROOT]})
 
 
 def _validate(source: Path, table: pa.Table) -> None:
+    if not len(table):
+        raise ValueError(f"{source}: the manifest is empty")
     nulls = [name for name in SCHEMA.names if table.column(name).null_count]
     if nulls:
         raise ValueError(f"{source}: the manifest has empty cells in {', '.join(nulls)}")

@@ -49,6 +49,9 @@ def sole(out: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"--out {out}: another process is preparing into this folder") from None
+        for folder in (out, out / "trials", out / _PIECES):  # what a killed run was writing
+            for left in folder.glob(".*.tmp"):
+                left.unlink()
         yield
 
 
