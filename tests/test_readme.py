@@ -9,8 +9,10 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import trees
 from tiny import ROOT, TINY, Tones
 
 TEXT = (ROOT / "README.md").read_text()
@@ -19,6 +21,7 @@ COMMANDS = [
 ]
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 TINY_DEMO = ("data.make.train_speakers=6", "data.make.test_speakers=4", "data.make.trials=40", "data.make.sessions=3")
+SCRIPT = str(Path(sys.executable).with_name("sv-sparse"))
 TINY_RESNET = (*(word for word in TINY if not word.startswith("model.")), "model.base_channels=4")
 
 
@@ -38,8 +41,49 @@ def test_the_readme_has_every_kind_of_command():
     assert len(of("python train.py")) >= 7
 
 
+class Prepared(NamedTuple):
+    """Folders made by the README's own commands."""
+
+    voxceleb: Path
+    cnceleb: Path
+    store: Path
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Prepared:
+    """Corpora as they are released, in small, prepared as the README says."""
+    folder = tmp_path_factory.mktemp("prepared")
+    trees.released(folder / "vox")
+    trees.write_vox_lists(folder / "lists")
+    trees.write_cnceleb(folder / "cn")
+    for kind in ("musan/noise", "musan/music", "musan/speech", "RIRS_NOISES/simulated_rirs"):
+        trees.write(folder / kind / "1.wav", kind)
+    found = Prepared(folder / "voxceleb", folder / "cnceleb", folder / "store")
+    known = {"MUSAN": folder / "musan", "RIRS_NOISES": folder / "RIRS_NOISES", "STORE": found.store}
+    for command in of("sv-sparse prepare"):
+        words = shlex.split(command, comments=True)[1:]
+        what = words[1]
+        if what == "archives":
+            continue
+        places = iter([folder / "vox", folder / "lists"] if what == "voxceleb" else [folder / "cn"])
+        words = [str(next(places) if word == "PATH" else known.get(word, word)) for word in words]
+        words = [word.replace("PREPARED", str(getattr(found, what, ""))) for word in words]
+        run([SCRIPT, *words, *(["--partial"] if what != "noise" else [])], folder)
+    return found
+
+
+def test_archives_are_compared_with_what_was_published(tmp_path):
+    (tmp_path / "DOWNLOADS").mkdir()
+    (tmp_path / "DOWNLOADS" / "musan.tar.gz").write_bytes(b"no archive")
+    (command,) = of("sv-sparse prepare archives")
+    words = [SCRIPT, *shlex.split(command, comments=True)[1:]]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "musan.tar.gz: DIFFERENT from what was published" in done.stdout
+
+
 @pytest.mark.parametrize("command", of("python"))
-def test_a_python_command_of_the_readme_runs(command, tones: Tones, finished, tmp_path, cache):
+def test_a_python_command_of_the_readme_runs(command, tones: Tones, finished, tmp_path, cache, prepared):
     known = {"data.root=PATH": f"data.root={tones.root}", "data.trials=FILE": f"data.trials={tones.trials}"}
     copy = shutil.copytree(finished, tmp_path / "finished")
     known |= {"resume=RUN": f"resume={copy}", "runs/compared/*": str(finished)}
@@ -50,7 +94,14 @@ def test_a_python_command_of_the_readme_runs(command, tones: Tones, finished, tm
             "trainer.epochs=1",
             "trainer.statistics_crops=4",
         ]
-        words += [] if "data=folder" in words else [f"data.cache={cache}", *TINY_DEMO]
+        corpora = {"data=voxceleb": prepared.voxceleb, "data=cnceleb": prepared.cnceleb}
+        corpus = next((word for word in words if word in corpora), None)
+        if corpus is not None:
+            words = [word.replace("PREPARED", str(corpora[corpus])) for word in words]
+            words = [word.replace("STORE", str(prepared.store)) for word in words]
+            words += ["data.validation_share=0"]
+        elif "data=folder" not in words:
+            words += [f"data.cache={cache}", *TINY_DEMO]
     out = run([sys.executable, str(ROOT / words[0]), *words[1:]], tmp_path)
     assert "| EER" in out or "Choices (GROUP=CHOICE)" in out
 
@@ -60,12 +111,13 @@ def test_a_make_command_of_the_readme_is_a_target(command):
     assert run([*shlex.split(command, comments=True), "--dry-run", "--always-make"], ROOT)
 
 
-@pytest.mark.parametrize("command", of("sv-sparse"))
-def test_a_command_of_the_console_script_runs(command, tones: Tones, finished, tmp_path):
-    script = Path(sys.executable).with_name("sv-sparse")
+@pytest.mark.parametrize("command", of("sv-sparse evaluate"))
+def test_an_evaluation_by_the_console_script_runs(command, tones: Tones, finished, tmp_path, prepared):
     known = {"PATH": str(tones.root), "FILE": str(tones.trials), "FOLDER": str(tmp_path / "scores")}
     words = [known.get(word, word.replace("RUN", str(finished))) for word in shlex.split(command, comments=True)]
-    assert "trials: EER" in run([str(script), *words[1:]], tmp_path)
+    words = [word.replace("PREPARED", str(prepared.cnceleb)) for word in words]
+    out = run([SCRIPT, *words[1:]], tmp_path)
+    assert "trials: EER" in out or "cnceleb_concatenated: EER" in out
 
 
 @pytest.mark.parametrize("command", of("tensorboard"))
