@@ -1,4 +1,4 @@
-"""The console script: sv-sparse train | prepare | evaluate."""
+"""The console script: sv-sparse train | prepare | shard | evaluate."""
 
 import argparse
 import runpy
@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     listed.add_parser("train", help="the same as python train.py; sv-sparse train --help tells more")
     for name, text, add, run in (
         ("prepare", "corpora and noise to what training reads", commands.add_prepare, commands.prepare),
+        ("shard", "a prepared corpus to tar files", commands.add_shard, commands.shard),
         ("evaluate", "score trial lists with a trained network", commands.add_evaluate, commands.evaluate),
     ):
         command = listed.add_parser(name, help=text)

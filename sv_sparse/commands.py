@@ -17,6 +17,7 @@ from sv_sparse.data.audio import recording
 from sv_sparse.data.cnceleb import prepare_cnceleb
 from sv_sparse.data.noise import build_store
 from sv_sparse.data.prepared import Judged, read_listed
+from sv_sparse.data.shards import UTTERANCES, write_shards
 from sv_sparse.data.trials import read_trials
 from sv_sparse.data.voxceleb import prepare_voxceleb
 from sv_sparse.embedding import Array
@@ -64,6 +65,25 @@ def prepare(chosen: argparse.Namespace) -> None:
         prepare_voxceleb(chosen.root, chosen.out, lists=chosen.lists, flac=chosen.flac, partial=chosen.partial)
     else:
         prepare_cnceleb(chosen.root, chosen.out, flac=chosen.flac, partial=chosen.partial)
+
+
+def add_shard(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``sv-sparse shard``."""
+    parser.add_argument("prepared", type=Path, help="a prepared folder")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of shards, itself a prepared folder")
+    parser.add_argument("--utterances", type=int, default=UTTERANCES, help="how many go into a shard")
+
+
+def shard(chosen: argparse.Namespace) -> None:
+    """Run ``sv-sparse shard``.
+
+    Raises:
+        ValueError: something is not as expected; names it.
+        OSError: something cannot be read or written.
+    """
+    if chosen.utterances < 1:
+        raise ValueError(f"--utterances must be 1 or more, got {chosen.utterances}")
+    write_shards(chosen.prepared, chosen.out, utterances=chosen.utterances)
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:

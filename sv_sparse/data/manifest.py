@@ -76,6 +76,7 @@ class Manifest:
         root: The folder that utterances are relative to, absolute.
         samples: int64 [rows], length of each utterance at its own rate.
         sample_rate: int32 [rows], Hz.
+        channels: int16 [rows], of which the first is read.
 
     Raises:
         ValueError: The file is no manifest, or has missing columns, duplicates or no rows.
@@ -105,6 +106,7 @@ class Manifest:
         self.root = os.fsdecode(table.schema.metadata[_ROOT])
         self.samples: NDArray[np.int64] = table.column("samples").to_numpy()
         self.sample_rate: NDArray[np.int32] = table.column("sample_rate").to_numpy()
+        self.channels: NDArray[np.int16] = table.column("channels").to_numpy()
 
     @classmethod
     def write(cls, path: str | Path, table: pa.Table, root: str | Path) -> "Manifest":
@@ -141,6 +143,10 @@ class Manifest:
     def utterance(self, row: int) -> str:
         """Key of the utterance in ``row``: its path below the root, with forward slashes."""
         return self._utterance[int(row)].as_py()
+
+    def speaker(self, row: int) -> str:
+        """Who speaks in ``row``."""
+        return self._speaker[int(row)].as_py()
 
     def session(self, row: int) -> str:
         """What was recorded in one go with ``row``; names repeat between speakers."""

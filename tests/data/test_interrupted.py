@@ -8,11 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import trees
 from tiny import ROOT
 
 from sv_sparse.data import headers, prepare
+from sv_sparse.data.cnceleb import prepare_cnceleb
 from sv_sparse.data.voxceleb import prepare_voxceleb
 
 
@@ -65,6 +67,32 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(tmp_path, what):
         running.communicate()
     subprocess.run(command(what, root, out), env=environment, check=True, capture_output=True)
     assert contents(out) == expected
+
+
+def test_shards_killed_again_and_again_end_as_if_they_had_not_been(tmp_path):
+    trees.write_cnceleb(tmp_path / "root", ending=".wav")
+    prepare_cnceleb([tmp_path / "root"], tmp_path / "prepared", partial=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", "sv_sparse.cli", "shard", str(tmp_path / "prepared"), "--utterances", "5", "--out"]
+    started = time.monotonic()
+    subprocess.run([*words, str(tmp_path / "whole")], env=environment, check=True, capture_output=True)
+    seconds = time.monotonic() - started
+    out = tmp_path / "out"
+    for share in (0.7, 0.8, 0.9, 0.95):
+        with subprocess.Popen(
+            [*words, str(out)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as running:
+            time.sleep(share * seconds)
+            running.send_signal(signal.SIGKILL)
+            running.communicate()
+    subprocess.run([*words, str(out)], env=environment, check=True, capture_output=True)
+    names = sorted(path.name for path in out.glob("*.tar"))
+    assert names == sorted(path.name for path in (tmp_path / "whole").glob("*.tar"))
+    assert len(names) > 8
+    for name in names:
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    tables = [pq.read_table(folder / "manifest.parquet") for folder in (out, tmp_path / "whole")]
+    assert tables[0].equals(tables[1])
 
 
 class Killed(BaseException):
