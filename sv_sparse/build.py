@@ -112,12 +112,22 @@ def choose_compute(trainer: Settings) -> Compute:
     Raises:
         ValueError: CUDA is asked for and not available.
     """
-    name = trainer["device"]
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("trainer.device=cuda: no CUDA device is available; use auto or cpu")
-    device = torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
+    device = choose_device(trainer["device"], "trainer.device=")
     precision = trainer["precision"]
     return Compute(device, precision == "bf16" or (precision == "auto" and _has_bf16(device)))
+
+
+def choose_device(name: str, setting: str) -> torch.device:
+    """The device that ``auto``, ``cpu`` or ``cuda`` means here.
+
+    Raises:
+        ValueError: CUDA is asked for and not available; begins with the setting.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{setting}cuda: no CUDA device is available; use auto or cpu")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from sv_sparse import checkpoint
-from sv_sparse.build import MEL_BINS, SAMPLE_RATE
+from sv_sparse.build import MEL_BINS, SAMPLE_RATE, choose_device
 from sv_sparse.data.archives import verify
 from sv_sparse.data.audio import recording
 from sv_sparse.data.cnceleb import prepare_cnceleb
@@ -92,6 +92,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on", nargs="+", default=[], metavar="PREPARED:LIST", help="lists of prepared folders")
     parser.add_argument("--root", type=Path, help="folder that the paths in --trials are relative to")
     parser.add_argument("--trials", type=Path, nargs="+", default=[], help="VoxCeleb-format trial lists")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--scores", type=Path, help="folder that the scores are written to; RUN/scores if not given")
 
 
@@ -111,7 +112,8 @@ def evaluate(chosen: argparse.Namespace) -> None:
         raise ValueError("expected lists of different names, by --on PREPARED:LIST, or by --root and --trials")
     network, mean, point = load_network(chosen.network / "checkpoints" / "model.pt" if is_run else chosen.network)
     scores = chosen.scores or chosen.network / "scores"
-    filterbank = Filterbank(SAMPLE_RATE, MEL_BINS)
+    device = choose_device(chosen.device, "--device ")
+    network, filterbank = network.to(device), Filterbank(SAMPLE_RATE, MEL_BINS).to(device)
     for evaluation in evaluate_lists(network, filterbank, lists, mean, point, scores_to=scores):
         _print(evaluation)
 
@@ -122,9 +124,7 @@ def _of_folder(root: Path | None, lists: Sequence[Path]) -> list[Judged]:
     if root is None or not root.is_dir():
         raise ValueError(f"--root {root}: no such folder")
     found = [read_trials(path) for path in lists]
-    return [
-        Judged(one, [recording(root / name) for name in one.utterances], [""] * len(one.utterances)) for one in found
-    ]
+    return [Judged(one, [recording(root / name) for name in one.utterances], [], [], None) for one in found]
 
 
 def _elsewhere(names: Sequence[str]) -> list[Judged]:

@@ -1,8 +1,9 @@
 """What is done to a training crop besides cutting it: speed, a room or a noise, masks; drawn and gathered by workers.
 
 A draw depends on (seed, epoch, utterance) and nothing else. What it means for the samples is in mixing.py, which runs
-on the training device. Probabilities and ranges follow WeSpeaker's VoxCeleb recipes: at most one augmentation per
-utterance, a fair coin between a room and noise.
+on the training device. Probability and levels are those of WeSpeaker's VoxCeleb recipes: at most one augmentation per
+utterance, a fair coin between a room and noise. Unlike there, noise, music and babble are equally often, and babble is
+several talkers.
 """
 
 from collections.abc import Sequence

@@ -50,12 +50,14 @@ class Found:
         root: What ``file`` is relative to.
         lists: Path of each list that was looked for and is there.
         twice: Files left out since their utterance lies there in another one.
+        lost: Files that are named but not there, or whose names are no text, and why.
     """
 
     table: pa.Table
     root: Path
     lists: dict[str, Path]
     twice: list[str]
+    lost: list[tuple[str, str]]
 
 
 def collect(
@@ -84,8 +86,7 @@ def collect(
             for key, entry in walk(root, leave_out=beside):
                 name = parse(key)
                 if name is not None:
-                    status = entry.stat()
-                    rows.add((*name, prefix + key, status.st_size, status.st_mtime_ns))
+                    rows.add(name, prefix + key, entry)
                 elif entry.name in list_names:
                     lists.setdefault(entry.name, Path(entry.path))
                 elif len(others) < 3:
@@ -97,7 +98,7 @@ def collect(
             f"found {', '.join(others) or 'an empty folder'}"
         )
     table, twice = _one_each(rows.table())
-    return Found(table, base, lists, twice)
+    return Found(table, base, lists, twice, rows.lost)
 
 
 @dataclass
@@ -106,9 +107,16 @@ class _Rows:
 
     waiting: list[tuple[object, ...]] = field(default_factory=list)
     pieces: list[pa.Table] = field(default_factory=list)
+    lost: list[tuple[str, str]] = field(default_factory=list)
 
-    def add(self, row: tuple[object, ...]) -> None:
-        self.waiting.append(row)
+    def add(self, name: Name, file: str, entry: os.DirEntry[str]) -> None:
+        try:
+            file.encode()
+            status = entry.stat()
+        except (OSError, UnicodeEncodeError) as error:  # a link that leads nowhere; a name in no encoding
+            self.lost.append((ascii(file), str(getattr(error, "strerror", None) or error)))
+            return
+        self.waiting.append((*name, file, status.st_size, status.st_mtime_ns))
         if len(self.waiting) == _CHUNK:
             self._flush()
 

@@ -38,14 +38,21 @@ def read_headers(root: str | Path, files: Sequence[str], progress: "tqdm[None]")
     return pa.table([pa.array(column, field.type) for column, field in zip(columns, HEADERS, strict=True)], HEADERS)
 
 
-def in_threads(work: Callable[[Item], Result], items: Sequence[Item], progress: "tqdm[None]") -> list[Result]:
+def in_threads(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    progress: "tqdm[None]",
+    *,
+    threads: int = _THREADS,
+    chunk: int = _CHUNK,
+) -> list[Result]:
     """The result for each item, in order; an error ends it once the tasks that were begun are done."""
-    chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+    chunks = [items[start : start + chunk] for start in range(0, len(items), chunk)]
     results: list[Result] = []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for chunk in pool.map(lambda chunk: [work(item) for item in chunk], chunks):
-            results += chunk
-            progress.update(len(chunk))
+    with ThreadPoolExecutor(threads) as pool:
+        for done in pool.map(lambda several: [work(item) for item in several], chunks):
+            results += done
+            progress.update(len(done))
     return results
 
 

@@ -26,16 +26,18 @@ class Mixer(nn.Module):
         self.crop_samples, self.speeds = crop_samples, tuple(speeds)
 
     def forward(self, waveforms: Tensor, extras: Extras | None) -> Tensor:
-        """16-bit samples [B, S'] to float32 [B, S] in [-1, 1], with the batch's extras mixed in.
+        """16-bit samples [B, S'] to float32 [B, S] in [-1, 1], with the batch's extras mixed in, also under autocast.
 
         Args:
             waveforms: int16; rows at another speed than 1 are longer or shorter than S, with zeros at their ends.
             extras: On the same device; None leaves the samples as they are.
         """
-        plain = waveforms.float() / 32768
-        if extras is None:
-            return plain[:, : self.crop_samples]
-        found = self._at_speed(plain, extras.speed)
+        with torch.autocast(waveforms.device.type, enabled=False):
+            plain = waveforms.float() / 32768
+            return plain[:, : self.crop_samples] if extras is None else self._mix(plain, extras)
+
+    def _mix(self, waveforms: Tensor, extras: Extras) -> Tensor:
+        found = self._at_speed(waveforms, extras.speed)
         if len(extras.rooms):
             found = found.index_copy(0, extras.room_rows, reverberate(found[extras.room_rows], extras.rooms))
         if len(extras.noises):

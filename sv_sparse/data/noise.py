@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sv_sparse.data.audio import read_utterance, recording, to_int16
+from sv_sparse.data.prepare import sole
 from sv_sparse.data.scan import walk
 from sv_sparse.storage import atomic_write
 
@@ -104,19 +105,17 @@ def build_store(roots: Sequence[str | Path], out: str | Path) -> dict[str, int]:
         ValueError: A folder is missing, none of it is noise or a room, or a recording cannot be read.
     """
     out = Path(out)
-    found = sorted(_find(roots))
+    found = list({os.path.realpath(path): (kind, key, path) for kind, key, path in sorted(_find(roots))}.values())
     if not found:
         raise ValueError(
             f"{', '.join(map(str, roots))}: expected recordings in folders called noise, music, speech (MUSAN), "
             f"simulated_rirs, real_rirs_isotropic_noises or pointsource_noises (RIRS_NOISES); found none"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / _INDEX).unlink(missing_ok=True)
     rows: list[tuple[str, str, int, int]] = []
     values: NDArray[np.float32] | NDArray[np.int16]
-    with atomic_write(out / _SOUNDS) as sounds, atomic_write(out / _ROOMS) as rooms:
+    with sole(out), atomic_write(out / _SOUNDS) as sounds, atomic_write(out / _ROOMS) as rooms:
         written = {"sounds": 0, "rooms": 0}
-        for kind, path in tqdm(found, desc="storing noise", unit="file", disable=None):
+        for kind, _, path in tqdm(found, desc="storing noise", unit="file", disable=None):
             waveform = read_utterance(recording(path), SAMPLE_RATE).numpy()
             if kind == ROOM:
                 values, file, name = _trim(waveform, path), rooms, "rooms"
@@ -125,21 +124,22 @@ def build_store(roots: Sequence[str | Path], out: str | Path) -> dict[str, int]:
             file.write(values.tobytes())
             rows.append((kind, path, written[name], len(values)))
             written[name] += len(values)
+        (out / _INDEX).unlink(missing_ok=True)  # the old one, now that everything new is there but its names
     columns = zip(("kind", "file", "start", "samples"), zip(*rows, strict=True), strict=True)
     with atomic_write(out / _INDEX) as file:
         pq.write_table(pa.table({name: list(column) for name, column in columns}), file)
     return {kind: sum(row[0] == kind for row in rows) for kind in (*KINDS, ROOM)}
 
 
-def _find(roots: Sequence[str | Path]) -> Iterator[tuple[str, str]]:
-    """Kind and path of every recording of noise or rooms."""
+def _find(roots: Sequence[str | Path]) -> Iterator[tuple[str, str, str]]:
+    """Kind, path below its root, and path of every recording of noise or rooms."""
     for root in roots:
         if not Path(root).is_dir():
             raise ValueError(f"{root}: expected a folder; there is none")
         for key, _ in walk(root):
-            kind = _kind(os.path.join(os.path.basename(os.path.abspath(root)), key))
+            kind = _kind(key)
             if kind is not None and key.lower().endswith(_ENDINGS):
-                yield kind, os.path.join(root, key)
+                yield kind, key, os.path.join(root, key)
 
 
 def _kind(key: str) -> str | None:

@@ -85,6 +85,7 @@ def open_all(found: Found, out: Path, *, flac: bool) -> Opened:
     short = (samples > 0) & (samples < MIN_SECONDS * np.maximum(rate, 1))
     files = found.table.column("file")
     problems = [(file, f"left out: cannot be converted ({why})") for file, why in failed.items()]
+    problems += [(file, f"left out: cannot be found ({why})") for file, why in found.lost]
 
     def report(rows: NDArray[np.bool_], problem: Callable[[int], str]) -> None:
         problems.extend((files[int(row)].as_py(), problem(int(row))) for row in np.flatnonzero(rows))
@@ -142,6 +143,7 @@ def known_headers(found: Found, out: Path) -> pa.Table:
     same = place >= 0
     for name in ("size", "changed"):
         same[same] = wanted.column(name).to_numpy()[same] == known.column(name).to_numpy()[place[same]]
+    same[same] = known.column("samples").to_numpy()[place[same]] > 0  # what could not be read is tried again
     columns = {name: np.zeros(len(wanted), HEADERS.field(name).type.to_pandas_dtype()) for name in HEADERS.names}
     for name, column in columns.items():
         column[same] = known.column(name).to_numpy()[place[same]]

@@ -22,11 +22,15 @@ class Judged:
         trials: The list.
         recordings: The files of each of its utterances.
         genres: What each of its utterances is, empty where that is not known.
+        speakers: Who speaks in each of its utterances, empty where that is not known.
+        source: The manifest that it lies in; None where there is none.
     """
 
     trials: Trials
     recordings: list[list[Part]]
     genres: list[str]
+    speakers: list[str]
+    source: Path | None
 
 
 def judged(trials: Trials, manifest: Manifest) -> Judged:
@@ -36,7 +40,9 @@ def judged(trials: Trials, manifest: Manifest) -> Judged:
         ValueError: Some are not; names the first.
     """
     rows = manifest.rows(trials.utterances)
-    return Judged(trials, [manifest.parts(row) for row in rows], [manifest.genre(row) for row in rows])
+    columns = zip(*((manifest.parts(row), manifest.genre(row), manifest.speaker(row)) for row in rows), strict=True)
+    recordings, genres, speakers = (list(column) for column in columns)
+    return Judged(trials, recordings, genres, speakers, manifest.source)
 
 
 def list_path(prepared: str | Path, name: str) -> Path:
@@ -104,7 +110,9 @@ def select(
         raise ValueError(f"data.train={list(train)}: expected some of {', '.join(present)}, found in {prepared}")
     chosen = table.filter(pc.is_in(subset, value_set=pa.array(train)))
     for one in lists:
-        _refuse_trained_on(one, chosen, train)
+        refuse_trained_on(one, chosen, source.source, f"data.train={list(train)}")
+    if not 0 <= validation_share < 1:
+        raise ValueError(f"data.validation_share={validation_share}: expected a share from 0 to below 1")
     speaker = np.array(chosen.column("speaker").to_pylist(), dtype=object)
     held_out = validation_speakers(speaker, validation_share, seed)
     split = np.where(np.isin(speaker, held_out), "validation", "train")
@@ -113,19 +121,31 @@ def select(
     return Manifest.write(out, chosen, source.root)
 
 
-def _refuse_trained_on(one: Judged, chosen: pa.Table, train: Sequence[str]) -> None:
-    """Raise if an utterance of a list, or a speaker of one that lies in the same corpus, is trained on."""
-    keys = chosen.column("utterance").combine_chunks()
-    same = match(one.trials.utterances, keys) >= 0
-    if not same.any():
+def refuse_trained_on(one: Judged, trained: pa.Table, corpus: Path, setting: str) -> None:
+    """Raise if speakers of a list are trained on: by name within a corpus, by their utterances elsewhere.
+
+    Args:
+        one: The list.
+        trained: Columns of a manifest, all of it training speech.
+        corpus: The manifest that it is taken from.
+        setting: What chose it, for the message.
+
+    Raises:
+        ValueError: Speakers are.
+    """
+    if one.source == corpus:
+        known = set(trained.column("speaker").unique().to_pylist())
+        shared = {speaker for speaker in one.speakers if speaker in known}
+    else:
+        same = match(one.trials.utterances, trained.column("utterance").combine_chunks()) >= 0
+        shared = {one.speakers[position] for position in np.flatnonzero(same)}
+    if not shared:
         return
-    speakers = len({one.trials.utterances[position].split("/")[0] for position in np.flatnonzero(same)})
     advice = (
         "; E and H use the speakers of all of VoxCeleb1, so train on data.train=[vox2_dev], or judge on vox1_O_cleaned"
         if one.trials.name.startswith(("vox1_E", "vox1_H"))
         else ""
     )
     raise ValueError(
-        f"data.trials={one.trials.name}: {speakers:,} of its speakers are trained on with data.train={list(train)}"
-        f"{advice}"
+        f"data.trials={one.trials.name}: {len(shared):,} of its speakers are trained on with {setting}{advice}"
     )

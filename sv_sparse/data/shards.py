@@ -45,6 +45,8 @@ def write_shards(prepared: Path, out: Path, *, utterances: int = UTTERANCES) -> 
         ValueError: ``prepared`` is no prepared folder, or a recording cannot be read.
         OSError: A file cannot be written.
     """
+    if out.resolve() == prepared.resolve():
+        raise ValueError(f"--out {out}: expected another folder than the prepared one")
     source = Manifest(prepared / "manifest.parquet")
     table = pq.read_table(source.source)
     chunks = _chunks(table.column("subset").to_pylist(), utterances)
@@ -57,9 +59,9 @@ def write_shards(prepared: Path, out: Path, *, utterances: int = UTTERANCES) -> 
                 chunks.values(), pool.map(lambda name: _write(source, chunks[name], out / name), chunks), strict=True
             ):
                 progress.update(len(rows))
-        _index(table, chunks, out)
         if (prepared / "trials").is_dir():
             shutil.copytree(prepared / "trials", out / "trials", dirs_exist_ok=True)
+        _index(prepared, table, chunks, out)
 
 
 def _chunks(subset: Sequence[str], utterances: int) -> dict[str, NDArray[np.int64]]:
@@ -102,8 +104,9 @@ def _sample(source: Manifest, row: int) -> dict[str, object]:
     return {"__key__": f"{row:08d}", "flac": audio, "json": json.dumps(about)}
 
 
-def _index(table: pa.Table, chunks: dict[str, NDArray[np.int64]], out: Path) -> None:
+def _index(source: Path, table: pa.Table, chunks: dict[str, NDArray[np.int64]], out: Path) -> None:
     """The manifest of the shards, from what the tar files say of themselves."""
+    utterances = table.column("utterance").to_pylist()
     shard_of, offset, size, samples = (np.zeros(len(table), dtype=np.int64) for _ in range(4))
     for number, name in enumerate(tqdm(chunks, desc="reading shards", unit="shard", disable=None)):
         with tarfile.open(out / name) as shard:
@@ -112,7 +115,10 @@ def _index(table: pa.Table, chunks: dict[str, NDArray[np.int64]], out: Path) -> 
                 if member.name.endswith(".json"):
                     content = shard.extractfile(member)
                     assert content is not None
-                    samples[row] = json.load(content)["samples"]
+                    about = json.load(content)
+                    if row >= len(table) or about["utterance"] != utterances[row]:
+                        raise ValueError(f"{out / name}: holds another corpus than {source}; remove it and run again")
+                    samples[row] = about["samples"]
                 else:
                     shard_of[row], offset[row], size[row] = number, member.offset_data, member.size
     columns = {

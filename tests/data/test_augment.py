@@ -1,6 +1,7 @@
 """Augmentation: what is drawn, what it does to the samples, and when it is off."""
 
 import pickle
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -83,6 +84,15 @@ def test_a_folder_that_is_no_store_and_one_without_noise_are_refused(tmp_path):
         build_store([tmp_path], tmp_path / "out")
 
 
+def test_a_build_that_fails_leaves_the_old_store_as_it_was(store, tmp_path):
+    shutil.copytree(store, tmp_path / "store")
+    (tmp_path / "bad" / "noise").mkdir(parents=True)
+    (tmp_path / "bad" / "noise" / "1.wav").write_bytes(b"no recording")
+    with pytest.raises(ValueError, match=r"bad/noise/1.wav"):
+        build_store([tmp_path / "bad"], tmp_path / "store")
+    assert NoiseStore(tmp_path / "store").count("music") == 3
+
+
 def test_half_of_what_is_augmented_gets_a_room_and_the_kinds_of_noise_are_equally_often(store):
     augmentation = Augmentation(store=str(store), probability=0.6)
     plans = [augmentation.plan(0, epoch, f"id{n}") for epoch in range(20) for n in range(200)]
@@ -130,6 +140,14 @@ def test_every_speed_makes_new_speakers(crops):
     assert torch.equal(batch.labels, own + 6 * batch.extras.speed)
     assert set(batch.extras.speed.tolist()) == {0, 1, 2}
     assert Mixer(CROP, (1.0, 0.9, 1.1))(batch.waveforms, batch.extras).shape == (24, CROP)
+
+
+def test_mixed_precision_around_it_changes_nothing(store, crops):
+    augmentation = Augmentation(store=str(store), probability=1.0, speeds=[1.0, 0.9, 1.1])
+    batch, mixer = drawn(crops(augmentation)), Mixer(CROP, augmentation.speeds)
+    plain = mixer(batch.waveforms, batch.extras)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(mixer(batch.waveforms, batch.extras), plain)
 
 
 @pytest.mark.parametrize("speed", [0.9, 1.0, 1.1])

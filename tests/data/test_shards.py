@@ -89,6 +89,18 @@ def test_a_shard_holds_many_speakers(folders):
     assert len(first) == 3
 
 
+def test_shards_of_another_corpus_are_not_taken_for_this_ones(folders, tmp_path):
+    prepared, _ = folders
+    write_shards(prepared, tmp_path / "out", utterances=100)
+    other = pq.read_table(prepared / "manifest.parquet")
+    fewer = other.filter(np.array([name != "id00000" for name in other.column("speaker").to_pylist()]))
+    Manifest.write(tmp_path / "other" / "manifest.parquet", fewer, Manifest(prepared / "manifest.parquet").root)
+    with pytest.raises(ValueError, match=r"000000.tar: holds another corpus than .*other; remove it and run again"):
+        write_shards(tmp_path / "other", tmp_path / "out", utterances=100)
+    with pytest.raises(ValueError, match="expected another folder"):
+        write_shards(prepared, prepared)
+
+
 def test_a_shard_that_was_cut_is_named(folders, tmp_path):
     prepared, _ = folders
     write_shards(prepared, tmp_path / "out", utterances=100)

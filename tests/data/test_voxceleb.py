@@ -1,13 +1,15 @@
 """VoxCeleb in the layouts that people have comes out the same, and what is wrong with it is said."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import trees
 
-from sv_sparse.data import published
+from sv_sparse.data import headers, published
+from sv_sparse.data.audio import Header
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.prepared import read_listed, select
 from sv_sparse.data.voxceleb import parse, prepare_voxceleb
@@ -170,3 +172,49 @@ def test_training_on_all_of_voxceleb_leaves_only_o_to_judge_on(reference, tmp_pa
         select(reference, train=both, lists=e, **options)
     with pytest.raises(ValueError, match=r"data.train=\['vox3'\]: expected some of vox1_dev, vox1_test"):
         select(reference, train=["vox3"], lists=o, **options)
+
+
+def test_links_that_lead_nowhere_in_circles_or_are_no_text_are_named_and_do_not_end_the_scan(tmp_path, reference):
+    trees.by_part(tmp_path / "root")
+    one, two = (tmp_path / "root" / name for name in ("vox1", "vox2"))
+    (one / "back").symlink_to(two)
+    (two / "back").symlink_to(one)
+    (one / "itself").symlink_to(one / "itself")
+    lost = two / "dev" / "wav" / "id00012" / trees.SESSIONS[0] / "00009.wav"
+    lost.symlink_to(tmp_path / "nowhere.wav")
+    out = prepared(tmp_path / "root", tmp_path / "out")
+    assert rows(out) == rows(reference)
+    assert "00009.wav'\tleft out: cannot be found (No such file or directory)" in (out / "problems.tsv").read_text()
+
+
+def test_the_prepared_folder_may_lie_below_the_root_by_any_path(tmp_path):
+    trees.released(tmp_path / "root")
+    (tmp_path / "link").symlink_to(tmp_path / "root")
+    for root in ("root", "link"):
+        out = prepared(tmp_path / root, tmp_path / "root" / "prepared", flac=True)
+        assert (out / "problems.tsv").read_text() == "file\tproblem\n"
+
+
+def test_what_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
+    trees.merged(tmp_path / "root")
+    real, nothing = headers.read_header, Header(0, 0, 0, 0, -1)
+    monkeypatch.setattr(
+        headers, "read_header", lambda path: Header(0, 0, 0, 0, -1) if "id00012" in path else real(path)
+    )
+    assert len(rows(prepared(tmp_path / "root", tmp_path / "out"))) == 36
+    monkeypatch.setattr(headers, "read_header", real)
+    assert len(rows(prepared(tmp_path / "root", tmp_path / "out"))) == 40
+
+
+@needs_ffmpeg
+def test_a_recording_that_breaks_off_is_not_taken_for_a_shorter_one(tmp_path):
+    trees.merged(tmp_path / "root")
+    path = tmp_path / "root" / "wav" / f"{trees.utterances('vox2_dev')[0]}.wav"
+    path.unlink()
+    whole = trees.write(path.with_suffix(".m4a"), "long", 3.0).read_bytes()
+    command = ["ffmpeg", "-v", "error", "-y", "-i", path.with_suffix(".m4a"), "-c", "copy", "-movflags", "+faststart"]
+    subprocess.run([*command, tmp_path / "fast.m4a"], check=True)
+    path.with_suffix(".m4a").write_bytes((tmp_path / "fast.m4a").read_bytes()[: int(0.6 * len(whole))])
+    out = prepared(tmp_path / "root", tmp_path / "out")
+    assert len(rows(out)) == 39
+    assert "left out: cannot be converted" in (out / "problems.tsv").read_text()
