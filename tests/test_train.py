@@ -117,7 +117,7 @@ def test_a_target_of_zero_trains_dense_on_the_same_path(train, tones, tmp_path):
     assert found["sparsity"] == found["sparsity_before_landing"] == 0
     assert found["kept_parameters"] == found["parameters"]
     rates = [row["lr"] for row in read_rows(only_run(tmp_path) / "metrics.jsonl") if "lr" in row]
-    assert max(rates) == 0.001
+    assert max(rates) == 0.003
 
 
 def test_one_learning_rate_serves_sparse_and_dense_runs(train, tones, tmp_path):
