@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sv_sparse.corpus import Corpus
+from sv_sparse.data.audio import SAMPLE_RATE
 from sv_sparse.data.augment import Augmentation, Extras
 from sv_sparse.data.dataset import Batch, Crops, EpochBatches, make_loader
 from sv_sparse.data.manifest import Manifest
@@ -36,7 +37,6 @@ from sv_sparse.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_RATE = 16000
 MEL_BINS = 80
 
 

@@ -11,9 +11,9 @@ from hydra.utils import instantiate
 from torch import nn
 
 from sv_sparse import checkpoint
-from sv_sparse.build import MEL_BINS, SAMPLE_RATE, choose_device
+from sv_sparse.build import MEL_BINS, choose_device
 from sv_sparse.data.archives import verify
-from sv_sparse.data.audio import recording
+from sv_sparse.data.audio import SAMPLE_RATE, recording
 from sv_sparse.data.cnceleb import prepare_cnceleb
 from sv_sparse.data.noise import build_store
 from sv_sparse.data.prepared import Judged, read_listed

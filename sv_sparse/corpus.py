@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 
 from sv_sparse.data.folder import scan_folder
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.data.prepared import Judged, judged, list_path, read_listed, refuse_trained_on, select
+from sv_sparse.data.prepared import Judged, judged, read_listed, refuse_trained_on, select
 from sv_sparse.data.trials import read_trials
 from sv_sparse.settings import Settings
 
@@ -78,8 +78,7 @@ def is_elsewhere(name: str) -> bool:
 def _listed(name: str, own: Manifest) -> Judged:
     if not is_elsewhere(name):
         return judged(read_trials(name), own)
-    folder, _, stem = name.rpartition(":")
-    one = judged(read_trials(list_path(folder, stem)), Manifest(Path(folder) / "manifest.parquet"))
+    (one,) = read_listed("", [name])
     table = pq.read_table(own.source)
     trained = table.filter(pc.is_in(table.column("split").cast("string"), value_set=pa.array(["train", "validation"])))
     refuse_trained_on(one, trained, own.source, "data.root")

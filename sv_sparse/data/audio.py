@@ -17,6 +17,8 @@ from sv_sparse.torchaudio_guard import torchaudio
 
 Waveform = NDArray[np.float32]
 
+SAMPLE_RATE = 16000  # Hz, of everything that is trained on and judged
+
 _FULL_SCALE = np.float32(32768)
 
 
@@ -67,7 +69,7 @@ def _pcm_offset(path: str | os.PathLike[str]) -> int:
     return -1
 
 
-def read_utterance(parts: Sequence[Part], sample_rate: int = 16000) -> Tensor:
+def read_utterance(parts: Sequence[Part], sample_rate: int = SAMPLE_RATE) -> Tensor:
     """The first channel of a whole utterance, float32 [S] in [-1, 1], at ``sample_rate`` Hz.
 
     Raises:

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from sv_sparse.data.collect import Found, Name, collect
-from sv_sparse.data.counts import Census, first_of, refuse_lacking
+from sv_sparse.data.counts import Census, first_of, refuse_lacking, refuse_unheard
 from sv_sparse.data.join import join_short
-from sv_sparse.data.manifest import Manifest, match
+from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.prepare import manifest_table, open_all, sole, write_problems
 from sv_sparse.data.published import CN_TRIALS
 from sv_sparse.data.trials import Trials, from_columns, write_table
@@ -136,10 +136,7 @@ def _trials(lists: dict[str, Path], table: pa.Table, protocol: str, *, partial: 
             f"{path}: {counts[0]:,} trials with {counts[1]:,} targets; "
             f"CN-Celeb has {CN_TRIALS.trials:,} with {CN_TRIALS.targets:,}"
         )
-    index = match(trials.utterances, table.column("utterance").combine_chunks())
-    missing = [trials.utterances[position] for position in np.flatnonzero(index < 0)]
-    if missing:
-        raise ValueError(f"{path}: {len(missing):,} of its utterances are missing or unusable: {first_of(missing)}")
+    refuse_unheard(path, trials, table)
     return trials
 
 

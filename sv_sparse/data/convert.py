@@ -10,10 +10,9 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
-from sv_sparse.data.audio import read_utterance, recording, to_int16
+from sv_sparse.data.audio import SAMPLE_RATE, read_utterance, recording, to_int16
 from sv_sparse.data.headers import in_threads
 
-SAMPLE_RATE = 16000
 COMPRESSED = (".m4a", ".aac")  # soundfile does not read them; ffmpeg does
 
 _CHUNK = 16  # files per task

@@ -1,12 +1,15 @@
 """How much of a corpus is there, against what was published."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sv_sparse.data.manifest import match
 from sv_sparse.data.published import SIZES
+from sv_sparse.data.trials import Trials
 
 
 class Census:
@@ -62,3 +65,11 @@ def refuse_lacking(words: Sequence[str], *, partial: bool) -> None:
         raise ValueError(
             "this is not the corpus as published; --partial prepares what is there:\n  " + "\n  ".join(words)
         )
+
+
+def refuse_unheard(path: Path, trials: Trials, table: pa.Table) -> None:
+    """Raise a ValueError that names utterances of the list in ``path`` that are not in a manifest's table."""
+    index = match(trials.utterances, table.column("utterance").combine_chunks())
+    missing = [trials.utterances[position] for position in np.flatnonzero(index < 0)]
+    if missing:
+        raise ValueError(f"{path}: {len(missing):,} of its utterances are missing or unusable: {first_of(missing)}")

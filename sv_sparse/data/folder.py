@@ -74,9 +74,14 @@ def scan_folder(
     return Manifest.write(out, table.filter(pa.array(is_readable)), root)
 
 
+def check_validation_share(share: float) -> None:
+    """Refuse a share of speakers to hold out that is none, with a ValueError."""
+    if not 0 <= share < 1:
+        raise ValueError(f"data.validation_share={share}: expected a share from 0 to below 1")
+
+
 def _check_shares(validation_share: float, max_unreadable: float) -> None:
-    if not 0 <= validation_share < 1:
-        raise ValueError(f"data.validation_share={validation_share}: expected a share from 0 to below 1")
+    check_validation_share(validation_share)
     if not 0 <= max_unreadable <= 1:
         raise ValueError(f"data.max_unreadable={max_unreadable}: expected a share from 0 to 1")
 

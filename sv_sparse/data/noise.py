@@ -10,14 +10,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sv_sparse.data.audio import read_utterance, recording, to_int16
+from sv_sparse.data.audio import SAMPLE_RATE, read_utterance, recording, to_int16
 from sv_sparse.data.prepare import sole
 from sv_sparse.data.scan import walk
 from sv_sparse.storage import atomic_write
 
 KINDS = ("noise", "music", "speech")
 ROOM = "room"
-SAMPLE_RATE = 16000
 
 _SOUNDS = "sounds.i16"
 _ROOMS = "rooms.f32"

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from sv_sparse.data.audio import SAMPLE_RATE
 from sv_sparse.data.collect import Found
-from sv_sparse.data.convert import COMPRESSED, SAMPLE_RATE, convert
+from sv_sparse.data.convert import COMPRESSED, convert
 from sv_sparse.data.headers import HEADERS, one_part, read_headers
 from sv_sparse.data.manifest import NAME
 from sv_sparse.storage import atomic_write, write_text

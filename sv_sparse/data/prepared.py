@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sv_sparse.data.folder import validation_speakers
+from sv_sparse.data.folder import check_validation_share, validation_speakers
 from sv_sparse.data.manifest import Manifest, Part, match
 from sv_sparse.data.trials import Trials, read_trials
 
@@ -111,8 +111,7 @@ def select(
     chosen = table.filter(pc.is_in(subset, value_set=pa.array(train)))
     for one in lists:
         refuse_trained_on(one, chosen, source.source, f"data.train={list(train)}")
-    if not 0 <= validation_share < 1:
-        raise ValueError(f"data.validation_share={validation_share}: expected a share from 0 to below 1")
+    check_validation_share(validation_share)
     speaker = np.array(chosen.column("speaker").to_pylist(), dtype=object)
     held_out = validation_speakers(speaker, validation_share, seed)
     split = np.where(np.isin(speaker, held_out), "validation", "train")

@@ -21,11 +21,10 @@ import webdataset
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sv_sparse.data.audio import read_utterance, to_int16
+from sv_sparse.data.audio import SAMPLE_RATE, read_utterance, to_int16
 from sv_sparse.data.manifest import PART, Manifest
 from sv_sparse.data.prepare import sole
 
-SAMPLE_RATE = 16000
 UTTERANCES = 1000  # per shard
 
 _ORDER = 0  # seed of the shuffle, so that a shard holds many speakers

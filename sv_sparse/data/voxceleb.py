@@ -9,12 +9,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from sv_sparse.data.collect import Name, collect
-from sv_sparse.data.counts import Census, first_of, refuse_lacking
-from sv_sparse.data.manifest import Manifest, match
+from sv_sparse.data.counts import Census, refuse_lacking, refuse_unheard
+from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.prepare import manifest_table, open_all, sole, write_problems
 from sv_sparse.data.published import TRIALS, voxceleb_subset
 from sv_sparse.data.trials import Trials, read_trials
@@ -105,10 +104,7 @@ def _checked(path: Path, table: pa.Table, *, partial: bool) -> Trials:
             f"{path}: {counts[0]:,} trials with {counts[1]:,} targets, {same[0] if same else 'as no published list'};"
             f" {path.name} ({TRIALS[path.name][0]}) has {published.trials:,} with {published.targets:,}"
         )
-    index = match(trials.utterances, table.column("utterance").combine_chunks())
-    missing = [trials.utterances[position] for position in np.flatnonzero(index < 0)]
-    if missing:
-        raise ValueError(f"{path}: {len(missing):,} of its utterances are missing or unusable: {first_of(missing)}")
+    refuse_unheard(path, trials, table)
     return trials
 
 
