@@ -13,7 +13,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sv_sparse.build import learning_rates
 from sv_sparse.storage import write_text
 
 COLUMNS = (
@@ -63,7 +62,7 @@ def row_of(run: Path, name: str | None) -> list[str]:
         run.name,
         results["training"]["model"],
         optimizer,
-        f"{learning_rates(settings)['weights']:g}",
+        f"{results['training']['lr']:g}",
         controller if results["target_sparsity"] else "dense",
         f"{results['lambda']:.3g}" if results["target_sparsity"] else "-",
         f"{results['target_sparsity']:.2%}",

@@ -32,6 +32,7 @@ from sv_sparse.optim import (
     partition,
     sparse_init_,
 )
+from sv_sparse.origin import Origin, read_origin
 from sv_sparse.scoring.metrics import OperatingPoint
 from sv_sparse.settings import Settings
 
@@ -74,6 +75,7 @@ class Experiment:
     dataset: Crops
     batches: EpochBatches
     loader: DataLoader[Any]
+    started_sparse: bool
 
     def features(self, batch: Batch) -> Tensor:
         """A batch of crops as the network hears it: filterbank [B, F, T] on the device."""
@@ -151,13 +153,18 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     dataset = _crops(settings, corpus.manifest, augmentation if augmentation.active else None)
     head: AAMSoftmax = instantiate(settings["head"])(network.embedding_dim, dataset.speakers)
     batches = EpochBatches(len(dataset), trainer["batch_size"], settings["seed"])
-    groups = parameter_groups(network, head, settings)
-    if starts_sparse(settings):
+    origin = read_origin(settings)
+    started_sparse = origin.started_sparse if origin is not None else starts_sparse(settings)
+    rates = learning_rates(settings, started_sparse=started_sparse)
+    groups = parameter_groups(network, head, settings, rates)
+    if origin is not None:
+        origin.put_into(network, settings["model"], head, corpus.manifest.speakers("train"))
+    elif started_sparse:
         chosen = [p for group in groups if group["regularizer"] != "none" for _, p in group["params"]]
         _start_sparse(chosen, settings)
     network.to(compute.device)
     head.to(compute.device)
-    optimizer = instantiate(settings["optim"] | {"lr": learning_rates(settings)["others"]})(groups)
+    optimizer = instantiate(settings["optim"] | {"lr": rates["others"]} | _lambda_of(origin))(groups)
     steps = trainer["epochs"] * len(batches)
     controller = instantiate(settings["sparsity"]["controller"])(optimizer, settings["target_sparsity"], steps)
     _say(groups, corpus, compute, steps)
@@ -176,6 +183,7 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
         dataset=dataset,
         batches=batches,
         loader=make_loader(dataset, batches, _workers(trainer["workers"]), compute.device),
+        started_sparse=started_sparse,
     )
 
 
@@ -192,8 +200,17 @@ def _crops(settings: Settings, manifest: Manifest, augmentation: Augmentation | 
     )
 
 
-def learning_rates(settings: Settings) -> dict[str, float]:
+def _lambda_of(origin: Origin | None) -> dict[str, float]:
+    """The lambda that an origin's sparsity was reached with, where it is sparse."""
+    return {"lambda_": origin.figures["lambda"]} if origin is not None and origin.figures["sparsity"] > 0 else {}
+
+
+def learning_rates(settings: Settings, *, started_sparse: bool) -> dict[str, float]:
     """Peak learning rates: of weights that may become zero (``weights``), and of ``others``.
+
+    Args:
+        settings: of the run.
+        started_sparse: whether the weights grow, or grew, from a sparse start.
 
     Raises:
         ValueError: ``optim.lr`` is neither one number above 0 nor one for each of its names.
@@ -204,9 +221,8 @@ def learning_rates(settings: Settings) -> dict[str, float]:
     if set(rates) != set(names) or not all(isinstance(rate, (int, float)) and rate > 0 for rate in rates.values()):
         listed = ", ".join(f"{name}: number" for name in names)
         raise ValueError(f"optim.lr must be above 0, one number or {{{listed}}}, got {lr!r}")
-    if starts_sparse(settings):
-        return {"weights": rates["sparse"], "others": rates["others"]}
-    return {"weights": rates["dense"], "others": rates["dense"]}
+    chosen = {"weights": "sparse", "others": "others"} if started_sparse else {"weights": "dense", "others": "dense"}
+    return {kind: settings["trainer"]["lr_factor"] * rates[name] for kind, name in chosen.items()}
 
 
 def starts_sparse(settings: Settings) -> bool:
@@ -220,12 +236,14 @@ def _start_sparse(params: Sequence[Tensor], settings: Settings) -> None:
     sparse_init_(params, density=chosen["density"], rescale=chosen["rescale"], generator=generator)
 
 
-def parameter_groups(network: nn.Module, head: AAMSoftmax, settings: Settings) -> list[dict[str, Any]]:
+def parameter_groups(
+    network: nn.Module, head: AAMSoftmax, settings: Settings, rates: dict[str, float]
+) -> list[dict[str, Any]]:
     """The network's sparse and dense groups, and the head's group, which is dense unless ``include_head``.
 
-    Each has its peak learning rate under the name that torch's schedulers use, ``initial_lr``.
+    Each has its peak learning rate, one of ``rates``, under the name that torch's schedulers use, ``initial_lr``.
     """
-    chosen, rates = settings["sparsity"], learning_rates(settings)
+    chosen = settings["sparsity"]
     regularizer = chosen["regularizer"] if settings["target_sparsity"] > 0 else "none"
     groups = partition(network, regularizer=regularizer)
     if chosen["include_head"]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from sv_sparse import checkpoint
 from sv_sparse.build import MEL_BINS, choose_device
+from sv_sparse.corpus import refuse_known_to
 from sv_sparse.data.archives import verify
 from sv_sparse.data.audio import SAMPLE_RATE, recording
 from sv_sparse.data.cnceleb import prepare_cnceleb
@@ -110,6 +111,7 @@ def evaluate(chosen: argparse.Namespace) -> None:
     names = [one.trials.name for one in lists]
     if not lists or len(set(names)) < len(names):
         raise ValueError("expected lists of different names, by --on PREPARED:LIST, or by --root and --trials")
+    refuse_known_to(chosen.network if is_run else chosen.network.parent.parent, lists)
     network, mean, point = load_network(chosen.network / "checkpoints" / "model.pt" if is_run else chosen.network)
     scores = chosen.scores or chosen.network / "scores"
     device = choose_device(chosen.device, "--device ")

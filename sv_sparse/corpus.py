@@ -36,15 +36,25 @@ def prepare_corpus(settings: Settings, folder: Path) -> Corpus:
     stems = [Path(name.rpartition(":")[2]).stem for name in names]
     if not names or len(set(stems)) < len(stems):
         raise ValueError(f"data.trials={data['trials']}: expected one list or several of different names")
+    found = _prepared(settings, names, folder) if "prepared" in data else _scanned(settings, names, folder)
+    if settings["init_from"] is not None:
+        refuse_known_to(Path(settings["init_from"]), found.lists, "init_from=")
+    return found
+
+
+def _prepared(settings: Settings, names: Sequence[str], folder: Path) -> Corpus:
     manifest = folder / "manifest.parquet"
-    if "prepared" in data:
-        lists = read_listed(data["prepared"], names)
-        if not manifest.is_file():
-            _select(settings, lists, manifest)
-        return Corpus(Manifest(manifest), lists)
-    if "make" in data and not manifest.is_file():
-        instantiate(data["make"])
+    lists = read_listed(settings["data"]["prepared"], names)
     if not manifest.is_file():
+        _select(settings, lists, manifest)
+    return Corpus(Manifest(manifest), lists)
+
+
+def _scanned(settings: Settings, names: Sequence[str], folder: Path) -> Corpus:
+    manifest = folder / "manifest.parquet"
+    if not manifest.is_file():
+        if "make" in settings["data"]:
+            instantiate(settings["data"]["make"])
         _scan(settings, names, manifest)
     found = Manifest(manifest)
     return Corpus(found, [_listed(name, found) for name in names])
@@ -79,7 +89,28 @@ def _listed(name: str, own: Manifest) -> Judged:
     if not is_elsewhere(name):
         return judged(read_trials(name), own)
     (one,) = read_listed("", [name])
-    table = pq.read_table(own.source)
-    trained = table.filter(pc.is_in(table.column("split").cast("string"), value_set=pa.array(["train", "validation"])))
-    refuse_trained_on(one, trained, own.source, "data.root")
+    refuse_trained_on(one, _trained_on(own.source), own.source, "data.root")
     return one
+
+
+def refuse_known_to(run: Path, lists: Sequence[Judged], setting: str = "") -> None:
+    """Raise if a run trained on speakers of a list that its network is to be judged by.
+
+    Args:
+        run: its folder.
+        lists: what is to be judged by.
+        setting: what named the run, for the message.
+
+    Raises:
+        ValueError: it did.
+    """
+    manifest = run / "manifest.parquet"
+    if manifest.is_file():
+        trained = _trained_on(manifest)
+        for one in [one for one in lists if one.speakers]:
+            refuse_trained_on(one, trained, manifest, f"{setting}{run}")
+
+
+def _trained_on(manifest: Path) -> pa.Table:
+    table = pq.read_table(manifest)
+    return table.filter(pc.is_in(table.column("split").cast("string"), value_set=pa.array(["train", "validation"])))

@@ -23,7 +23,8 @@ def land(experiment: Experiment) -> dict[str, Any]:
     """Make the sparsity exact, refresh the batch-norm statistics, and say what that changed.
 
     Returns:
-        ``sparsity_before_landing``, ``sparsity``, ``lambda``; where speakers are held out, their EER before and after.
+        ``sparsity_before_landing``, ``sparsity``, ``lambda``, ``started_sparse``; where speakers are held out, their
+        EER before and after.
     """
     params, target = experiment.target_params(), experiment.controller.target_sparsity
     figures: dict[str, Any] = {"sparsity_before_landing": sparsity(params).item()}
@@ -43,6 +44,7 @@ def land(experiment: Experiment) -> dict[str, Any]:
             logger.warning("%s is zero as a whole: nothing passes this layer but its bias", name)
     zeros, size = int(count_zeros(params)), sum(param.numel() for param in params)
     figures |= {"sparsity": zeros / size, "lambda": experiment.controller.lambda_.item()}
+    figures["started_sparse"] = experiment.started_sparse
     if before is not None and after is not None:
         figures |= {"validation_eer_before_landing": before[0].eer, "validation_eer": after[0].eer}
     logger.info("landed: %s", as_words(figures))

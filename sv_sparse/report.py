@@ -83,6 +83,7 @@ def _training(experiment: Experiment) -> dict[str, Any]:
         "hours": hours,
         "epochs": experiment.settings["trainer"]["epochs"],
         "steps": experiment.total_steps,
+        "lr": experiment.optimizer.param_groups[0]["initial_lr"],
         "device": str(experiment.compute.device),
         "precision": experiment.compute.precision,
     }

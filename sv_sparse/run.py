@@ -96,7 +96,21 @@ def resumed_settings(folder: Path, arguments: list[str]) -> Settings:
 
 
 def new_folder(settings: Settings) -> Path:
-    """Make ``<runs>/<time>_<name>`` and write the settings and the environment into it."""
+    """Make ``folder``, or ``<runs>/<time>_<name>``, and write the settings and the environment into it.
+
+    Raises:
+        ValueError: ``folder`` is there already.
+    """
+    folder = Path(settings["folder"]) if settings["folder"] is not None else _unused(settings)
+    if folder.exists():
+        raise ValueError(f"folder={folder} is there already; name another, or continue it with resume={folder}")
+    (folder / "checkpoints").mkdir(parents=True)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(settings))
+    write_json(folder / "environment.json", environment())
+    return folder
+
+
+def _unused(settings: Settings) -> Path:
     runs = Path(settings["runs"])
     stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{settings['name']}"
     folder = runs / stem
@@ -104,9 +118,6 @@ def new_folder(settings: Settings) -> Path:
     while folder.exists():
         number += 1
         folder = runs / f"{stem}_{number}"
-    (folder / "checkpoints").mkdir(parents=True)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(settings))
-    write_json(folder / "environment.json", environment())
     return folder
 
 

@@ -153,6 +153,9 @@ def resolve(config: DictConfig) -> Settings:
         raise ValueError(f"the configuration cannot be resolved: {error}") from error
     check(settings)
     settings["data"] = _absolute(settings["data"])
+    for name in ("folder", "init_from"):
+        if settings[name] is not None:
+            settings[name] = os.path.abspath(os.path.expanduser(settings[name]))
     return settings
 
 
@@ -193,6 +196,7 @@ def _is_share(value: Any) -> bool:
 Check = tuple[Callable[[Any], bool], str]
 _COUNT: Check = (lambda v: _is_whole(v, 1), "a whole number, 1 or more")
 _SHARE: Check = (_is_share, "a number, at least 0 and below 1")
+_PATH: Check = (lambda v: v is None or (isinstance(v, str) and v != ""), "null or a folder")
 _FLAG: Check = (lambda v: isinstance(v, bool), "true or false")
 
 
@@ -204,6 +208,8 @@ _CHECKS: dict[str, Check] = {
     "target_sparsity": _SHARE,
     "seed": (lambda v: _is_whole(v, 0), "a whole number, 0 or more"),
     "name": (lambda v: isinstance(v, str) and v != "" and "/" not in v, "a word without /"),
+    "folder": _PATH,
+    "init_from": _PATH,
     "data.validation_share": _SHARE,
     "sparsity.regularizer": _one_of("l1", "group", "mask", "none"),
     "sparsity.grouping": _one_of("output", "input", "kernel"),
@@ -216,6 +222,7 @@ _CHECKS: dict[str, Check] = {
     "trainer.device": _one_of("auto", "cpu", "cuda"),
     "trainer.precision": _one_of("auto", "bf16", "fp32"),
     "trainer.workers": (lambda v: v == "auto" or _is_whole(v, 0), "auto or a whole number, 0 or more"),
+    "trainer.lr_factor": (lambda v: _is_number(v) and 0 < v < float("inf"), "a number above 0"),
     "trainer.warmup": _SHARE,
     "trainer.final_lr": (lambda v: _is_number(v) and 0 < v <= 1, "a number above 0 and at most 1"),
     "trainer.margin_start": _SHARE,

@@ -123,6 +123,8 @@ def select(
 def refuse_trained_on(one: Judged, trained: pa.Table, corpus: Path, setting: str) -> None:
     """Raise if speakers of a list are trained on: by name within a corpus, by their utterances elsewhere.
 
+    An utterance is known elsewhere by its name and its length.
+
     Args:
         one: The list.
         trained: Columns of a manifest, all of it training speech.
@@ -136,7 +138,9 @@ def refuse_trained_on(one: Judged, trained: pa.Table, corpus: Path, setting: str
         known = set(trained.column("speaker").unique().to_pylist())
         shared = {speaker for speaker in one.speakers if speaker in known}
     else:
-        same = match(one.trials.utterances, trained.column("utterance").combine_chunks()) >= 0
+        row = match(one.trials.utterances, trained.column("utterance").combine_chunks())
+        length = np.array([sum(part.samples for part in parts) for parts in one.recordings])
+        same = (row >= 0) & (trained.column("samples").to_numpy()[row] == length)
         shared = {one.speakers[position] for position in np.flatnonzero(same)}
     if not shared:
         return
@@ -145,6 +149,4 @@ def refuse_trained_on(one: Judged, trained: pa.Table, corpus: Path, setting: str
         if one.trials.name.startswith(("vox1_E", "vox1_H"))
         else ""
     )
-    raise ValueError(
-        f"data.trials={one.trials.name}: {len(shared):,} of its speakers are trained on with {setting}{advice}"
-    )
+    raise ValueError(f"list {one.trials.name}: {len(shared):,} of its speakers are trained on with {setting}{advice}")

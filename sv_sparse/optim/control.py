@@ -132,8 +132,11 @@ class Controller:
         params = self.params
         if not params:
             return torch.zeros(())
-        alive = self.optimizer.count_nonzero(params).sum().to(self.lambda_.dtype)
-        return 1 - alive / self._size()
+        return 1 - self._alive().to(self.lambda_.dtype) / self._size()
+
+    def _alive(self) -> Tensor:
+        """Nonzero weights, 0-dim on the device."""
+        return self.optimizer.count_nonzero(self.params).sum()
 
     @torch.no_grad()
     def step(self) -> None:
@@ -166,16 +169,18 @@ class Controller:
 
         With K weights to keep, lambda becomes the (K + 1)-th largest ``|v|``; the threshold is strict, so K weights
         survive. Groups of weights survive whole: then it is exact to within a group. Weights shift by the change of
-        lambda, so batch-norm statistics need a refresh afterwards.
+        lambda, so batch-norm statistics need a refresh afterwards. A lambda that keeps K already stays: in a network
+        that had landed before there is a gap between the duals of zeros and the others, and any lambda in it will do.
 
         Warns:
             UserWarning: fewer survive, since more duals than that are exactly zero (their weights never had a
                 gradient) or equal to the last bit.
         """
-        if not self.groups:
+        wanted = self._kept(self.target_sparsity)
+        if not self.groups or self._alive() == wanted:
             return
         self._threshold(self.target_sparsity)
-        kept, wanted = int(self.optimizer.count_nonzero(self.params).sum()), self._kept(self.target_sparsity)
+        kept = int(self._alive())
         if not wanted - max(self._unit_sizes()) < kept <= wanted:
             warnings.warn(f"landed on {kept} weights instead of {wanted}: too many duals are equal", stacklevel=2)
 

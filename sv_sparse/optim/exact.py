@@ -46,7 +46,10 @@ class QuantileController(Controller):
 
     def _adapt(self) -> None:
         if self.steps % self.every == 0:
-            self._threshold(self.target)
+            kept = self._kept(self.target)
+            exact = self._alive() == kept  # as in landing: in a gap between duals, lambda stays
+            self._set_lambda(torch.where(exact, self.lambda_, cutoff(self.optimizer, self.groups, kept)))
+            self.optimizer.read_out()
 
 
 class MagnitudeController(Controller):

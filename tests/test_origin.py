@@ -1,0 +1,127 @@
+"""A run that starts from another: its network, its head, its lambda, and none of the speakers that it is judged by."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from tiny import TINY
+
+from sv_sparse import checkpoint, cli
+from sv_sparse.data.manifest import Manifest
+from sv_sparse.monitor import read_rows
+
+
+def only_run(tmp_path):
+    (folder,) = (tmp_path / "runs").iterdir()
+    return folder
+
+
+def network(folder):
+    return checkpoint.load(folder / "checkpoints" / "model.pt", checkpoint.NETWORK_KEYS)
+
+
+def test_it_begins_where_the_other_ended_and_lands_again(train, finished, tones, tmp_path):
+    done = train(*TINY, *tones.settings(), "target_sparsity=0.8", f"init_from={finished}", "trainer.lr_factor=1e-9")
+    assert done.status == 0, done.err
+    assert re.search(r"the head knows (\d+) of \1 training speakers", done.out)
+    before, after = (json.loads((folder / "results.json").read_text()) for folder in (finished, only_run(tmp_path)))
+    assert after["untrained_eer"] == pytest.approx(before["eer"], abs=0.05)  # less another mean
+    assert after["sparsity"] == before["sparsity"]
+    for name, value in network(finished)["model"].items():
+        if value.ndim > 1:
+            torch.testing.assert_close(network(only_run(tmp_path))["model"][name], value, atol=1e-5, rtol=0)
+    rows = read_rows(only_run(tmp_path) / "metrics.jsonl")
+    assert rows[0]["lambda"] == pytest.approx(before["lambda"], rel=1e-4)
+    assert rows[0]["sparsity/trained"] == pytest.approx(0.8, abs=1e-3)
+    assert rows[0]["loss"] < read_rows(finished / "metrics.jsonl")[0]["loss"]
+
+
+def test_large_margin_fine_tuning_has_its_margin_at_once_and_the_rates_of_a_sparse_start(
+    train, finished, tones, tmp_path
+):
+    short = [word for word in TINY if not word.startswith("trainer.crop")]
+    settings = ["experiment=lmft", "trainer.crop_seconds=0.4", f"init_from={finished}", "target_sparsity=0.8"]
+    done = train(*short, *tones.settings(), *settings)
+    assert done.status == 0, done.err
+    rows = [row for row in read_rows(only_run(tmp_path) / "metrics.jsonl") if "loss" in row]
+    assert {row["margin"] for row in rows} == {0.5}
+    assert max(row["lr"] for row in rows) == pytest.approx(0.01 * 0.01)
+
+
+def test_the_heads_rows_go_to_their_speakers(train, finished, tones, tmp_path):
+    fewer = tmp_path / "train.txt"
+    manifest = Manifest(finished / "manifest.parquet")
+    names = manifest.speakers("train")[1:]
+    keys = [manifest.utterance(row) for row in manifest.split("train") if manifest.speaker(row) in names]
+    fewer.write_text("".join(f"{key.split('/')[0]} {key}\n" for key in keys))
+    settings = [f"data.train_list={fewer}", "data.validation_share=0", "trainer.lr_factor=1e-9", "target_sparsity=0.8"]
+    done = train(*TINY, *tones.settings(), *settings, f"init_from={finished}")
+    assert done.status == 0, done.err
+    old, new = (
+        checkpoint.load(folder / "checkpoints" / "last.pt", checkpoint.TRAINING_KEYS)["head"]["weight"]
+        for folder in (finished, only_run(tmp_path))
+    )
+    torch.testing.assert_close(new, old[1 : len(names) + 1], atol=1e-5, rtol=0)
+
+
+def test_a_dense_network_is_brought_to_its_target_at_the_dense_rate(train, finished, tones, tmp_path):
+    dense = shutil.copytree(finished, tmp_path / "dense")
+    state = network(dense)
+    for value in state["model"].values():
+        if value.ndim > 1:
+            value.add_(0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(0)))
+    state["figures"] |= {"sparsity": 0.0, "started_sparse": False, "lambda": 0.0}
+    checkpoint.save(dense / "checkpoints" / "model.pt", state)
+    done = train(*TINY, *tones.settings(), f"init_from={dense}", "target_sparsity=0.5", "trainer.epochs=3")
+    assert done.status == 0, done.err
+    rows = [row for row in read_rows(only_run(tmp_path) / "metrics.jsonl") if "loss" in row]
+    assert rows[0]["sparsity/trained"] < 0.2
+    assert max(row["lr"] for row in rows) == pytest.approx(0.003)
+    found = json.loads((only_run(tmp_path) / "results.json").read_text())
+    assert found["sparsity"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_another_network_or_no_finished_run_is_refused_by_name(train, finished, tones, tmp_path):
+    other = [word.replace("model.channels=16", "model.channels=32") for word in TINY]
+    done = train(*other, *tones.settings(), f"init_from={finished}")
+    assert done.status == 2
+    assert "its network has model.channels=16; choose the same model" in done.err
+    done = train(*TINY, *tones.settings(), f"init_from={tmp_path}")
+    assert done.status == 2
+    assert "expected the folder of a finished run" in done.err
+
+
+def test_speakers_that_the_other_run_trained_on_do_not_judge(train, finished, tones, tmp_path):
+    manifest = Manifest(finished / "manifest.parquet")
+    keys = [manifest.utterance(row) for row in manifest.split("train")[:8]]
+    trials = tmp_path / "trials.txt"
+    trials.write_text("".join(f"{int(a[:7] == b[:7])} {a} {b}\n" for a in keys for b in keys if a != b))
+    done = train(*TINY, "data=folder", f"data.root={tones.root}", f"data.trials={trials}", f"init_from={finished}")
+    assert done.status == 2
+    assert f"of its speakers are trained on with init_from={finished}" in done.err
+
+
+def test_a_folder_of_choice_is_used_once(train, tones, tmp_path):
+    words = [*TINY, *tones.settings(), f"folder={tmp_path / 'here'}", "trainer.epochs=1"]
+    assert train(*words).status == 0
+    assert (tmp_path / "here" / "results.json").is_file()
+    done = train(*words)
+    assert done.status == 2
+    assert "is there already; name another, or continue it with resume=" in done.err
+
+
+def test_a_run_is_not_evaluated_on_speakers_that_it_trained_on(finished, tmp_path, capsys):
+    prepared = tmp_path / "prepared"
+    (prepared / "trials").mkdir(parents=True)
+    shutil.copy(finished / "manifest.parquet", prepared / "manifest.parquet")
+    manifest = Manifest(finished / "manifest.parquet")
+    keys = [manifest.utterance(row) for row in manifest.split("train")[:8]]
+    lines = [f"{int(a[:7] == b[:7])} {a} {b}\n" for a in keys for b in keys if a != b]
+    (prepared / "trials" / "mine.txt").write_text("".join(lines))
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", str(finished), "--on", f"{prepared}:mine"])
+    assert "list mine: 2 of its speakers are trained on with" in capsys.readouterr().err
+    assert np.unique(manifest.labels(manifest.split("train")[:8])).size == 2
