@@ -32,7 +32,7 @@ def main(config: DictConfig) -> None:
             mean = training_mean(experiment)
             trainer.save_network("model.pt", mean, landing)
             evaluations = evaluate(experiment, mean)
-            results = collect(experiment, landing, evaluations, trainer.untrained, trainer.seconds())
+            results = collect(experiment, landing, evaluations, trainer.at_start, trainer.seconds())
             trainer.finish(results)
             table = write_report(folder, results)
         print(f"\n{folder}/report.md\n\n{table}")

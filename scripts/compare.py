@@ -17,7 +17,7 @@ from sv_sparse.storage import write_text
 
 COLUMNS = (
     "run", "model", "optimizer", "lr", "controller", "lambda", "target", "before landing", "after landing", "kept",
-    "EER", "minDCF", "untrained EER", "minutes", "seed",
+    "EER", "minDCF", "EER at start", "minutes", "seed",
 )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def row_of(run: Path, name: str | None) -> list[str]:
         f"{results['kept_parameters'] / results['parameters']:.2%}",
         f"{judged['eer']:.2%}",
         f"{judged['min_dcf']:.3f}",
-        f"{judged['untrained_eer']:.2%}",
+        f"{judged['start_eer']:.2%}",
         f"{results['seconds'] / 60:.1f}",
         str(results["seed"]),
     ]

@@ -17,7 +17,7 @@ from sv_sparse.storage import atomic_write
 FORMAT = 1
 TRAINING_KEYS = {
     "format", "config", "model", "head", "optimizer", "controller",
-    "diagnostics", "progress", "generators", "best", "untrained",
+    "diagnostics", "progress", "generators", "best", "at_start",
 }  # fmt: skip
 NETWORK_KEYS = {"format", "config", "model", "mean", "figures"}
 

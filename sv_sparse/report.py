@@ -29,7 +29,7 @@ def collect(
     experiment: Experiment,
     landing: dict[str, Any],
     evaluations: Sequence[Evaluation],
-    untrained: Sequence[dict[str, Any]],
+    at_start: Sequence[dict[str, Any]],
     seconds: float,
 ) -> Results:
     """All figures of a finished run as plain data.
@@ -38,16 +38,16 @@ def collect(
         experiment: the run, landed.
         landing: what ``land`` returned.
         evaluations: of the delivered network, one per trial list.
-        untrained: the same lists before training, as plain data.
+        at_start: the same lists before training, as plain data.
         seconds: the whole run's time, interruptions left out.
 
     Returns:
-        Figures of the run; ``eer``, ``min_dcf`` and ``untrained_eer`` at the top are the first list's, and
+        Figures of the run; ``eer``, ``min_dcf`` and ``start_eer`` at the top are the first list's, and
         ``evaluations`` holds every list's. Rates and sparsities are fractions.
     """
     settings, network = experiment.settings, experiment.network
-    before = {evaluation["name"]: evaluation["eer"] for evaluation in untrained}
-    lists = {e.name: e.as_dict() | {"untrained_eer": before[e.name]} for e in evaluations}
+    before = {evaluation["name"]: evaluation["eer"] for evaluation in at_start}
+    lists = {e.name: e.as_dict() | {"start_eer": before[e.name]} for e in evaluations}
     first = lists[evaluations[0].name]
     params = list(network.parameters())
     total, zeros = sum(param.numel() for param in params), int(count_zeros(params))
@@ -64,7 +64,7 @@ def collect(
         "kept_parameters": total - zeros,
         "eer": first["eer"],
         "min_dcf": first["min_dcf"],
-        "untrained_eer": first["untrained_eer"],
+        "start_eer": first["start_eer"],
         "seconds": seconds,
         "seed": settings["seed"],
         "training": _training(experiment),
@@ -120,7 +120,7 @@ def results_table(results: Results) -> str:
             "EER",
             f"minDCF({point['p_target']})",
         ),
-        *("untrained EER", "minutes"),
+        *("EER at start", "minutes"),
     )
     lines = []
     for name, one in results["evaluations"].items():
@@ -133,7 +133,7 @@ def results_table(results: Results) -> str:
             f"{kept:,} ({share:.1%})",
             f"{one['eer']:.2%}",
             f"{one['min_dcf']:.3f}",
-            f"{one['untrained_eer']:.2%}",
+            f"{one['start_eer']:.2%}",
             f"{results['seconds'] / 60:.1f}",
         )
         lines.append(cells)

@@ -50,7 +50,7 @@ class Trainer:
         self.last = experiment.folder / "checkpoints" / "last.pt"
         self.progress = Progress()
         self.best: dict[str, Any] = {}
-        self.untrained: list[dict[str, Any]] = []
+        self.at_start: list[dict[str, Any]] = []
         self.diagnostics = SupportDiagnostics(experiment.controller)
         self.meter = UnreadableMeter(experiment.settings["data"]["max_unreadable"])
         self.started = started
@@ -70,7 +70,7 @@ class Trainer:
         """
         if not self.last.is_file():
             mean = training_mean(self.experiment)
-            self.untrained = [evaluation.as_dict() for evaluation in evaluate(self.experiment, mean)]
+            self.at_start = [evaluation.as_dict() for evaluation in evaluate(self.experiment, mean)]
             self._save()
         with stop_requests() as requests, self.monitor.progress(self.progress.step, self.experiment.total_steps):
             while self.progress.epoch < self.settings["epochs"]:
@@ -205,7 +205,7 @@ class Trainer:
             "progress": asdict(self.progress) | {"seconds": self.seconds()},
             "generators": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
             "best": self.best,
-            "untrained": self.untrained,
+            "at_start": self.at_start,
         }
         checkpoint.save(self.last, state)
 
@@ -222,7 +222,7 @@ class Trainer:
         torch.set_rng_state(state["generators"]["cpu"])
         if len(state["generators"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["generators"]["cuda"])
-        self.best, self.untrained = state["best"], state["untrained"]
+        self.best, self.at_start = state["best"], state["at_start"]
         logger.info("continuing %s at step %d", experiment.folder, self.progress.step)
 
     def save_network(self, name: str, mean: Array, figures: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ def test_it_begins_where_the_other_ended_and_lands_again(train, finished, tones,
     assert done.status == 0, done.err
     assert re.search(r"the head knows (\d+) of \1 training speakers", done.out)
     before, after = (json.loads((folder / "results.json").read_text()) for folder in (finished, only_run(tmp_path)))
-    assert after["untrained_eer"] == pytest.approx(before["eer"], abs=0.05)  # less another mean
+    assert after["start_eer"] == pytest.approx(before["eer"], abs=0.05)  # less another mean
     assert after["sparsity"] == before["sparsity"]
     for name, value in network(finished)["model"].items():
         if value.ndim > 1:

@@ -48,13 +48,13 @@ def test_the_results_say_what_scripts_need(finished):
     found = results(finished)
     assert found.keys() >= {
         *("target_sparsity", "sparsity_before_landing", "sparsity", "kept_parameters", "eer", "min_dcf"),
-        *("untrained_eer", "seconds", "evaluations", "layers"),
+        *("start_eer", "seconds", "evaluations", "layers"),
     }
     one = found["evaluations"]["trials"]
-    assert (one["eer"], one["min_dcf"], one["untrained_eer"]) == (
+    assert (one["eer"], one["min_dcf"], one["start_eer"]) == (
         found["eer"],
         found["min_dcf"],
-        found["untrained_eer"],
+        found["start_eer"],
     )
     layers = found["layers"].values()
     assert sum(layer["zeros"] for layer in layers) / sum(layer["parameters"] for layer in layers) == found["sparsity"]
