@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 from sv_sparse.storage import write_text
 
 COLUMNS = (
-    "run", "model", "optimizer", "lr", "controller", "lambda", "target", "before landing", "after landing", "kept",
-    "EER", "minDCF", "EER at start", "minutes", "seed",
+    "run", "list", "trials", "model", "optimizer", "lr", "controller", "lambda",
+    "target", "before landing", "after landing", "kept", "EER", "minDCF", "EER at start", "minutes", "seed",
 )  # fmt: skip
 
 
@@ -27,13 +27,13 @@ def main() -> None:
     parser.add_argument(
         "runs", nargs="+", type=Path, help="run folders; those that are not finished are named and left out"
     )
-    parser.add_argument("--list", help="the trial list to compare on; the first of each run if not given")
+    parser.add_argument("--list", help="the trial list to compare on; all of each run's if not given")
     parser.add_argument("--out", type=Path, help="a Markdown file to write the table to")
     chosen = parser.parse_args()
     rows = []
     for run in chosen.runs:
         if (run / "results.json").is_file():
-            rows.append(row_of(run, chosen.list))
+            rows += rows_of(run, chosen.list)
         else:
             print(f"{run}: not finished, left out", file=sys.stderr)
     if not rows:
@@ -44,22 +44,31 @@ def main() -> None:
         write_text(chosen.out, text + "\n")
 
 
-def row_of(run: Path, name: str | None) -> list[str]:
-    """A run's cells.
+def rows_of(run: Path, name: str | None) -> list[list[str]]:
+    """A run's cells, a row for each list that it was judged by, or the one of this name.
 
     Raises:
         SystemExit: the run was not judged on the list of this name.
     """
     results: dict[str, Any] = json.loads((run / "results.json").read_text())
     settings: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    if name is not None and name not in results["evaluations"]:
-        raise SystemExit(f"{run}: no trial list {name!r}; it has {', '.join(results['evaluations'])}")
-    judged = results["evaluations"][name or next(iter(results["evaluations"]))]
+    later = run / "evaluations.json"
+    lists = (json.loads(later.read_text()) if later.is_file() else {}) | results["evaluations"]
+    if name is not None and name not in lists:
+        raise SystemExit(f"{run}: no trial list {name!r}; it has {', '.join(lists)}")
+    chosen = lists if name is None else {name: lists[name]}
+    return [cells(run, results, settings, judged) for judged in chosen.values()]
+
+
+def cells(run: Path, results: dict[str, Any], settings: Any, judged: dict[str, Any]) -> list[str]:
+    """A run on one list."""
     optimizer, controller = (
         node["_target_"].rsplit(".", 1)[1] for node in (settings["optim"], settings["sparsity"]["controller"])
     )
     return [
         run.name,
+        judged["name"],
+        f"{judged['trials']:,}",
         results["training"]["model"],
         optimizer,
         f"{results['training']['lr']:g}",
@@ -71,7 +80,7 @@ def row_of(run: Path, name: str | None) -> list[str]:
         f"{results['kept_parameters'] / results['parameters']:.2%}",
         f"{judged['eer']:.2%}",
         f"{judged['min_dcf']:.3f}",
-        f"{judged['start_eer']:.2%}",
+        f"{judged['start_eer']:.2%}" if "start_eer" in judged else "-",
         f"{results['seconds'] / 60:.1f}",
         str(results["seed"]),
     ]

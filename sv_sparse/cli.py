@@ -15,8 +15,15 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments[:1] == ["train"]:
         _train(arguments[1:])
         return
-    parser = argparse.ArgumentParser(prog="sv-sparse", description="Sparse speaker verification.")
-    listed = parser.add_subparsers(required=True, metavar="COMMAND")
+    chosen = parser().parse_args(arguments)
+    with clear_errors():
+        chosen.run(chosen)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line but for ``train``; each subcommand has its function as ``run``."""
+    whole = argparse.ArgumentParser(prog="sv-sparse", description="Sparse speaker verification.")
+    listed = whole.add_subparsers(required=True, metavar="COMMAND")
     listed.add_parser("train", help="the same as python train.py; sv-sparse train --help tells more")
     for name, text, add, run in (
         ("prepare", "corpora and noise to what training reads", commands.add_prepare, commands.prepare),
@@ -26,9 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
         command = listed.add_parser(name, help=text)
         add(command)
         command.set_defaults(run=run)
-    chosen = parser.parse_args(arguments)
-    with clear_errors():
-        chosen.run(chosen)
+    return whole
 
 
 def _train(arguments: list[str]) -> None:

@@ -22,7 +22,7 @@ from sv_sparse.data.shards import UTTERANCES, write_shards
 from sv_sparse.data.trials import read_trials
 from sv_sparse.data.voxceleb import prepare_voxceleb
 from sv_sparse.embedding import Array
-from sv_sparse.evaluate import Evaluation, evaluate_lists
+from sv_sparse.evaluate import Evaluation, evaluate_lists, keep_evaluations
 from sv_sparse.features import Filterbank
 from sv_sparse.scoring.metrics import OperatingPoint
 
@@ -89,7 +89,13 @@ def shard(chosen: argparse.Namespace) -> None:
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``sv-sparse evaluate``."""
-    parser.add_argument("network", type=Path, help="a run folder, or a network file such as RUN/checkpoints/best.pt")
+    parser.add_argument(
+        "networks",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="run folders, or one network file: RUN/checkpoints/best.pt",
+    )
     parser.add_argument("--on", nargs="+", default=[], metavar="PREPARED:LIST", help="lists of prepared folders")
     parser.add_argument("--root", type=Path, help="folder that the paths in --trials are relative to")
     parser.add_argument("--trials", type=Path, nargs="+", default=[], help="VoxCeleb-format trial lists")
@@ -104,20 +110,34 @@ def evaluate(chosen: argparse.Namespace) -> None:
         ValueError: something is not as expected; names it.
         OSError: something cannot be read or written.
     """
-    is_run = chosen.network.is_dir()
-    if chosen.scores is None and not is_run:
-        raise ValueError("--scores is needed where a network file is given and no run folder")
+    files = [path for path in chosen.networks if not path.is_dir()]
+    if chosen.scores is None and files:
+        raise ValueError(f"{files[0]} is no run folder; --scores is needed where a network file is given")
+    if chosen.scores is not None and len(chosen.networks) > 1:
+        raise ValueError("--scores takes the scores of one network; those of several go to their run folders")
     lists = [*_of_folder(chosen.root, chosen.trials), *_elsewhere(chosen.on)]
     names = [one.trials.name for one in lists]
     if not lists or len(set(names)) < len(names):
         raise ValueError("expected lists of different names, by --on PREPARED:LIST, or by --root and --trials")
-    refuse_known_to(chosen.network if is_run else chosen.network.parent.parent, lists)
-    network, mean, point = load_network(chosen.network / "checkpoints" / "model.pt" if is_run else chosen.network)
-    scores = chosen.scores or chosen.network / "scores"
-    device = choose_device(chosen.device, "--device ")
+    runs = [path if path.is_dir() else path.parent.parent for path in chosen.networks]
+    for run in runs:
+        refuse_known_to(run, lists)
+    for path, run in zip(chosen.networks, runs, strict=True):
+        if len(runs) > 1:
+            print(f"{path}:")
+        evaluations = _evaluate(path, lists, chosen.scores or run / "scores", chosen.device)
+        if path.is_dir():
+            keep_evaluations(run, evaluations)
+
+
+def _evaluate(path: Path, lists: Sequence[Judged], scores: Path, device_name: str) -> list[Evaluation]:
+    network, mean, point = load_network(path / "checkpoints" / "model.pt" if path.is_dir() else path)
+    device = choose_device(device_name, "--device ")
     network, filterbank = network.to(device), Filterbank(SAMPLE_RATE, MEL_BINS).to(device)
-    for evaluation in evaluate_lists(network, filterbank, lists, mean, point, scores_to=scores):
+    evaluations = evaluate_lists(network, filterbank, lists, mean, point, scores_to=scores)
+    for evaluation in evaluations:
         _print(evaluation)
+    return evaluations
 
 
 def _of_folder(root: Path | None, lists: Sequence[Path]) -> list[Judged]:

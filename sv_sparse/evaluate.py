@@ -1,5 +1,6 @@
 """Trial lists to scores and error rates, for the run's own lists and for held-out training speakers."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from sv_sparse.data.trials import Trials
 from sv_sparse.embedding import Array, embed
 from sv_sparse.scoring.cosine import cosine_scores
 from sv_sparse.scoring.metrics import OperatingPoint, eer, min_dcf
-from sv_sparse.storage import write_text
+from sv_sparse.storage import write_json, write_text
 
 _VALIDATION_SPEAKERS = 40
 _VALIDATION_UTTERANCES = 12  # per speaker
@@ -106,6 +107,13 @@ def evaluate_lists(
         evaluations.append(judge(trials, scores, point, one.genres))
         write_scores(scores_to / f"{trials.name}.txt", trials, scores)
     return evaluations
+
+
+def keep_evaluations(run: Path, evaluations: Sequence[Evaluation]) -> None:
+    """Write what a finished run was judged by since into its ``evaluations.json``, beside what is there."""
+    path = run / "evaluations.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, known | {evaluation.name: evaluation.as_dict() for evaluation in evaluations})
 
 
 def write_scores(path: Path, trials: Trials, scores: Array) -> None:

@@ -1,5 +1,7 @@
 """scripts/compare.py: one table over finished runs."""
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -21,6 +23,17 @@ def test_a_row_for_each_finished_run_and_a_word_on_the_others(finished, tmp_path
     assert "| ECAPA | AdaBreg | 0.01 | FeedbackController |" in row
     assert "begun: not finished, left out" in done.stderr
     assert (tmp_path / "table.md").read_text() == done.stdout
+
+
+def test_a_row_for_each_list_that_a_run_was_judged_by_since(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    judged = json.loads((run / "results.json").read_text())["evaluations"]["trials"]
+    del judged["start_eer"]
+    (run / "evaluations.json").write_text(json.dumps({"other": judged | {"name": "other", "trials": 1234}}))
+    rows = compare(run).stdout.splitlines()[2:]
+    assert sorted(row.split("|")[2].strip() for row in rows) == ["other", "trials"]
+    (only,) = compare(run, "--list", "other").stdout.splitlines()[2:]
+    assert "| other | 1,234 |" in only
 
 
 def test_nothing_to_compare_and_an_unknown_list_are_errors_in_words(finished, tmp_path):

@@ -1,0 +1,139 @@
+"""Every recipe: what it would do composes, what it does ends in a table, and what is done is not done again."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trees
+from hydra import compose, initialize_config_dir
+from tiny import ROOT, Tones
+
+from sv_sparse import cli
+from sv_sparse.settings import resolve
+
+CONF = ROOT / "conf"
+SMALL = ["--tiny", "--models", "ecapa", "--optims", "linbreg", "--targets", "0", "0.8"]
+
+
+def recipe(name: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """A recipe's run.sh, from another folder than the project's."""
+    command = ["sh", str(ROOT / "recipes" / name / "run.sh"), *map(str, words)]
+    environment = os.environ | {"PYTHON": sys.executable}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd="/")
+
+
+def planned(name: str, *words: object) -> list[list[str]]:
+    done = recipe(name, "--dry-run", *words)
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def check_training(words: list[str]) -> dict:
+    """The settings of a command that would train; composing refuses names that are not there."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return resolve(compose("config", ["name=test", *words]))
+
+
+@pytest.mark.parametrize("name", ["voxceleb", "cnceleb"])
+@pytest.mark.parametrize("variant", ["paper", "strong"])
+def test_every_command_of_a_dry_run_is_one_that_the_programs_take(name, variant):
+    commands = planned(name, "--variant", variant)
+    for command in commands:
+        if command[0] == "sv-sparse":
+            cli.parser().parse_args(command[1:])
+        elif command[1] == "train.py":
+            check_training(command[2:])
+        else:
+            assert (ROOT / command[1]).is_file()
+    trained = [check_training(command[2:]) for command in commands if command[1] == "train.py"]
+    assert len(trained) == 40  # two models, two optimizers, five targets, all once more with a large margin
+    assert {settings["target_sparsity"] for settings in trained} == {0, 0.75, 0.9, 0.95, 0.99}
+    assert {settings["trainer"]["epochs"] for settings in trained[:20]} == (
+        {150} if variant == "strong" else {20 if name == "voxceleb" else 40}
+    )
+    assert all(settings["head"]["margin"] == 0.5 and settings["init_from"] for settings in trained[20:])
+    assert {settings["augment"]["probability"] for settings in trained[20:]} == {0.0}
+    assert {settings["augment"]["probability"] for settings in trained[:20]} == {0.6 if variant == "strong" else 0.0}
+    stages = [command[1] for command in commands]
+    assert stages.count("evaluate") == 1
+    assert stages.count("prepare") == (2 if variant == "strong" else 1)
+    assert stages[-1] == "scripts/compare.py"
+
+
+@pytest.mark.parametrize("name", ["demo", "own_data"])
+def test_the_small_recipes_compose(name):
+    for command in planned(name, "--stages", "train", "lmft", "table"):
+        if command[1] == "train.py":
+            check_training(command[2:])
+
+
+def test_the_dense_baseline_of_linbreg_is_sgd_as_published():
+    command = planned("voxceleb", "--variant", "strong", "--stages", "train", "--optims", "linbreg", "--targets", "0")[
+        0
+    ]
+    settings = check_training(command[2:])
+    assert (settings["optim"]["momentum"], settings["optim"]["nesterov"]) == (0.9, True)
+    assert (settings["optim"]["weight_decay"], settings["optim"]["lr"]["dense"]) == (1e-4, 0.4)
+    assert settings["trainer"]["final_lr"] == 0.0005
+
+
+@pytest.fixture(scope="module")
+def cn(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cn corpus")  # a space in every path
+    trees.write_cnceleb(folder / "root")
+    return folder
+
+
+def test_cnceleb_runs_from_the_disk_to_its_table_and_a_second_time_does_nothing_again(cn, tmp_path):
+    out = tmp_path / "it's out"
+    words = ["--root", cn / "root", "--out", out, *SMALL, "data.validation_share=0"]
+    done = recipe("cnceleb", *words)
+    assert done.returncode == 0, done.stderr
+    lines = (out / "table.md").read_text().splitlines()[2:]
+    assert len(lines) == 8  # two targets, each fine-tuned too, two lists
+    assert sum("| 80.00% |" in line for line in lines) == 4
+    assert sum("cnceleb_concatenated" in line for line in lines) == 4
+    again = recipe("cnceleb", *words)
+    assert again.stdout.count("finished before: ") == 4
+    assert "train.py" not in again.stdout
+    assert (out / "table.md").read_text().splitlines()[2:] == lines
+
+
+def test_voxceleb_runs_augmented_and_is_judged_on_cnceleb_too(cn, tmp_path):
+    trees.released(tmp_path / "root")
+    trees.write_vox_lists(tmp_path / "lists")
+    for kind in ("musan/noise", "musan/music", "musan/speech", "RIRS_NOISES/simulated_rirs"):
+        trees.write(tmp_path / kind / "1.wav", kind)
+    roots = ["--root", tmp_path / "root", "--lists", tmp_path / "lists"]
+    noise = ["--noise", tmp_path / "musan", tmp_path / "RIRS_NOISES", "--variant", "strong"]
+    other = tmp_path / "other"
+    assert recipe("cnceleb", "--root", cn / "root", "--out", other, "--tiny", "--stages", "prepare").returncode == 0
+    small = [*SMALL[:-2], "0.8", "--models", "resnet34"]
+    done = recipe(
+        "voxceleb", *roots, *noise, "--out", tmp_path / "out", *small, "--on", f"{other}/prepared:cnceleb_average"
+    )
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "out" / "table.md").read_text().splitlines()[2:]
+    assert len(lines) == 8  # trained and fine-tuned, each on O, E, H and CN-Celeb
+    assert sum("cnceleb_average" in line for line in lines) == 2
+    assert all("ResNet34" in line for line in lines)
+
+
+def test_own_data_runs_to_its_table_and_goes_on_after_a_failure(tones: Tones, tmp_path):
+    words = ["--root", tones.root, "--trials", tones.trials, "--out", tmp_path / "out", "--tiny", "--models", "ecapa"]
+    failed = recipe("own_data", *words, "data.train_list=/nowhere.txt")
+    assert failed.returncode == 2
+    assert "stage train stopped with status 2; the same command goes on" in failed.stderr
+    done = recipe("own_data", *words)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "out" / "table.md").read_text().splitlines()) == 4
+
+
+def test_what_a_recipe_needs_and_did_not_get_is_said():
+    assert "--root is needed" in recipe("voxceleb").stderr
+    assert "--noise is needed" in recipe("cnceleb", "--root", "/", "--variant", "strong").stderr
+    assert "unrecognized arguments: word" in recipe("demo", "word").stderr
+    assert "invalid _target value: '90'" in recipe("demo", "--targets", "90").stderr
