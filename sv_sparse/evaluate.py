@@ -1,13 +1,16 @@
 """Trial lists to scores and error rates, for the run's own lists and for held-out training speakers."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import csv
 from torch import nn
 
 from sv_sparse.data.manifest import Manifest
@@ -16,7 +19,7 @@ from sv_sparse.data.trials import Trials
 from sv_sparse.embedding import Array, embed
 from sv_sparse.scoring.cosine import cosine_scores
 from sv_sparse.scoring.metrics import OperatingPoint, eer, min_dcf
-from sv_sparse.storage import write_json, write_text
+from sv_sparse.storage import atomic_write, write_json
 
 _VALIDATION_SPEAKERS = 40
 _VALIDATION_UTTERANCES = 12  # per speaker
@@ -121,13 +124,20 @@ def write_scores(path: Path, trials: Trials, scores: Array) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     names = trials.sides
     rows = zip(trials.enrolment, trials.test, scores, trials.is_target, strict=True)
-    write_text(path, "".join(f"{names[a]} {names[b]} {value:.6f} {int(label)}\n" for a, b, value, label in rows))
+    with atomic_write(path) as file:
+        file.writelines(f"{names[a]} {names[b]} {value:.6f} {int(label)}\n".encode() for a, b, value, label in rows)
 
 
 def read_scores(path: Path) -> tuple[Array, NDArray[np.bool_]]:
     """Scores and labels of a file that ``write_scores`` wrote."""
-    table = np.loadtxt(path, usecols=(2, 3), ndmin=2)
-    return table[:, 0].astype(np.float32), table[:, 1] == 1
+    columns = {"enrolment": pa.string(), "test": pa.string(), "score": pa.float32(), "label": pa.int8()}
+    table = csv.read_csv(
+        path,
+        csv.ReadOptions(column_names=list(columns)),
+        csv.ParseOptions(delimiter=" ", quote_char=False),
+        csv.ConvertOptions(column_types=columns, include_columns=["score", "label"]),
+    )
+    return table.column("score").to_numpy(), table.column("label").to_numpy() == 1
 
 
 def validation_trials(manifest: Manifest) -> tuple[NDArray[np.int64], Trials | None]:
@@ -140,7 +150,7 @@ def validation_trials(manifest: Manifest) -> tuple[NDArray[np.int64], Trials | N
     if not len(rows):
         return rows, None
     labels = manifest.labels(rows)
-    few = np.concatenate([rows[labels == k][:_VALIDATION_UTTERANCES] for k in range(_VALIDATION_SPEAKERS)])
+    few = np.concatenate([_few(manifest, rows[labels == k]) for k in range(_VALIDATION_SPEAKERS)])
     labels = manifest.labels(few)
     utterances = [manifest.utterance(row) for row in few]
     sessions = np.array([manifest.session(row) for row in few])
@@ -149,6 +159,17 @@ def validation_trials(manifest: Manifest) -> tuple[NDArray[np.int64], Trials | N
     crossing = sessions[first] != sessions[second]
     wanted = ~target | crossing if (target & crossing).any() else np.ones_like(target)
     return few, Trials("validation", target[wanted], first[wanted], second[wanted], utterances)
+
+
+def _few(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Some of a speaker's rows, from as many sessions as possible."""
+    seen: Counter[str] = Counter()
+    turn = []
+    for row in rows:
+        session = manifest.session(row)
+        turn.append(seen[session])
+        seen[session] += 1
+    return np.sort(rows[np.argsort(turn, kind="stable")[:_VALIDATION_UTTERANCES]])
 
 
 def validate(
