@@ -33,25 +33,28 @@ class Mixer(nn.Module):
             extras: On the same device; None leaves the samples as they are.
         """
         with torch.autocast(waveforms.device.type, enabled=False):
-            plain = waveforms.float() / 32768
-            return plain[:, : self.crop_samples] if extras is None else self._mix(plain, extras)
+            if extras is None:
+                return waveforms[:, : self.crop_samples] / 32768
+            return self._mix(self._at_speed(waveforms, extras.speed), extras)
 
-    def _mix(self, waveforms: Tensor, extras: Extras) -> Tensor:
-        found = self._at_speed(waveforms, extras.speed)
+    def _mix(self, found: Tensor, extras: Extras) -> Tensor:
+        """Rooms and noise into waveforms that may be overwritten."""
         if len(extras.rooms):
-            found = found.index_copy(0, extras.room_rows, reverberate(found[extras.room_rows], extras.rooms))
+            found.index_copy_(0, extras.room_rows, reverberate(found[extras.room_rows], extras.rooms))
         if len(extras.noises):
             noisy = torchaudio.functional.add_noise(found[extras.noise_rows], extras.noises, extras.snr)
-            found = found.index_copy(0, extras.noise_rows, noisy)
+            found.index_copy_(0, extras.noise_rows, noisy)
         return found
 
     def _at_speed(self, waveforms: Tensor, speed: Tensor) -> Tensor:
-        """float32 [B, S'] to [B, S], each row at its speed."""
-        found = waveforms.new_zeros(len(waveforms), self.crop_samples)
+        """int16 [B, S'] to float32 [B, S], each row at its speed."""
+        if len(self.speeds) == 1:
+            return waveforms[:, : self.crop_samples] / 32768
+        found = torch.zeros(len(waveforms), self.crop_samples, device=waveforms.device)
         for index, factor in enumerate(self.speeds):
             rows = torch.nonzero(speed == index).squeeze(1)
             if len(rows):
-                played = play(waveforms[rows], factor)[:, : self.crop_samples]
+                played = play(waveforms[rows] / 32768, factor)[:, : self.crop_samples]
                 found[rows, : played.shape[1]] = played
         return found
 
