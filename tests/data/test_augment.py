@@ -124,6 +124,14 @@ def test_a_draw_depends_on_seed_epoch_and_utterance_alone(store, crops):
     assert not torch.equal(heard, mixer(*drawn(one, epoch=1)[::3]))
 
 
+def test_a_batch_is_mixed_as_its_utterances_are_one_by_one(store):
+    augmentation, mixer = Augmentation(store=str(store), probability=0.9), Mixer(CROP)
+    plans = [augmentation.plan(0, 0, f"id{n}") for n in range(50)]
+    speech = torch.randint(-9000, 9000, (50, CROP), dtype=torch.int16)
+    alone = [mixer(speech[row : row + 1], augmentation.gather([plan], CROP)) for row, plan in enumerate(plans)]
+    torch.testing.assert_close(mixer(speech, augmentation.gather(plans, CROP)), torch.cat(alone), atol=1e-5, rtol=1e-4)
+
+
 def test_workers_draw_the_same(store, crops):
     chosen = crops(Augmentation(store=str(store), probability=0.9, speeds=[1.0, 1.1]))
     alone, together = (list(make_loader(chosen, EpochBatches(24, 8, 0), workers, "cpu")) for workers in (0, 1))
