@@ -4,18 +4,19 @@ import functools
 import io
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from sv_sparse.data.manifest import Part
 from sv_sparse.torchaudio_guard import torchaudio
 
 Waveform = NDArray[np.float32]
+Samples = NDArray[np.int16]
 
 SAMPLE_RATE = 16000  # Hz, of everything that is trained on and judged
 
@@ -89,68 +90,82 @@ def recording(path: str | os.PathLike[str]) -> list[Part]:
 
 
 def read_stretch(parts: Sequence[Part], rate: int, start: int, count: int) -> Waveform:
-    """``count`` samples from ``start`` on, of the utterance that ``parts`` make up, float32 [count] in [-1, 1].
+    """``count`` samples from ``start`` on, float32 [count] in [-1, 1]; otherwise as :func:`fill_stretch`."""
+    out = np.empty(count, np.float32)
+    fill_stretch(parts, rate, start, out)
+    return out
+
+
+def fill_stretch(parts: Sequence[Part], rate: int, start: int, out: Waveform | Samples) -> None:
+    """Fill ``out`` with samples of the utterance that ``parts`` make up.
 
     Args:
         parts: The utterance's files, of which only those in question are opened.
         rate: What the files' rate is known to be, in Hz.
         start: In samples at that rate, counted over all parts.
-        count: As ``start``; the utterance must be long enough.
+        out: float32 [N], for samples in [-1, 1], or int16 [N]; the utterance must be long enough.
 
     Raises:
         ValueError: A file is missing, broken or no longer what it was; the message names it.
     """
-    if len(parts) == 1:
-        return _stretch(parts[0], rate, start, count)
-    pieces, first = [], 0
+    first = 0
     for part in parts:
-        left, right = max(start, first), min(start + count, first + part.samples)
+        left, right = max(start, first), min(start + len(out), first + part.samples)
         if left < right:
-            pieces.append(_stretch(part, rate, left - first, right - left))
+            _fill(part, rate, left - first, out[left - start : right - start])
         first += part.samples
-    return np.concatenate(pieces)
 
 
-def _stretch(part: Part, rate: int, start: int, count: int) -> Waveform:
-    if part.pcm >= 0:
-        return pcm_stretch(part, start, count).astype(np.float32) / _FULL_SCALE
-    waveform, found = _read(part, start, count)
+def _fill(part: Part, rate: int, start: int, out: Waveform | Samples) -> None:
+    if part.pcm >= 0 and out.dtype == np.int16:
+        _read_bytes(part, part.pcm + 2 * start, out.data)
+        return
+    samples, found = _read(part, start, len(out), out.dtype)
     if found != rate:
         raise ValueError(f"{part.path}: has {found} Hz but {rate} Hz when its manifest was written")
-    return waveform
+    out[:] = samples if samples.dtype == out.dtype else to_int16(samples)
 
 
-def pcm_stretch(part: Part, start: int, count: int) -> NDArray[np.int16]:
-    """Samples of a file of plain 16-bit samples, by one read at their position, int16 [count].
-
-    Raises:
-        ValueError: The file is missing, or not as long as when its manifest was written; the message names it.
-    """
-    return np.frombuffer(_read_bytes(part, part.pcm + 2 * start, 2 * count), dtype="<i2")
-
-
-def _read_bytes(part: Part, start: int, count: int) -> bytes:
-    """``count`` bytes of a part's file, from ``start`` on."""
+def _read_bytes(part: Part, start: int, out: memoryview) -> None:
+    """Fill ``out`` with what is in a part's file from byte ``start`` on."""
     try:
         file = os.open(part.path, os.O_RDONLY)
         try:
             size = os.fstat(file).st_size
-            found = os.pread(file, count, start)
+            found = os.preadv(file, [out], start)
         finally:
             os.close(file)
     except OSError as error:
         raise ValueError(f"{part.path}: cannot be read as a recording ({error})") from error
     changed = size < part.offset + part.bytes if part.offset else size != part.bytes
-    if changed or len(found) != count:
+    if changed or found != out.nbytes:
         raise ValueError(f"{part.path}: is not as long as when its manifest was written; it has {size} bytes now")
-    return found
 
 
-def _read(part: Part, start: int = 0, count: int = -1) -> tuple[Waveform, int]:
-    """First channel of ``count`` samples from ``start`` (-1: all), float32 [count], and the file's rate in Hz."""
-    source = io.BytesIO(_read_bytes(part, part.offset, part.bytes)) if part.offset else part.path
+class _ReadOnce(soundfile.SoundFile):
+    """A file that is read by one call: after each, soundfile seeks to where it is, for which FLAC decodes a block."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _read(part: Part, start: int = 0, count: int = -1, kind: DTypeLike = np.float32) -> tuple[NDArray[Any], int]:
+    """First channel of ``count`` samples from ``start`` (-1: all), and the file's rate in Hz.
+
+    Samples are of the kind wanted, but never int16 unless the file has 16 bits: libsndfile does not round.
+    """
+    source: str | io.BytesIO = part.path
     try:
-        samples, rate = soundfile.read(source, count, start, dtype="float32", always_2d=True)
+        if part.offset:
+            content = bytearray(part.bytes)
+            _read_bytes(part, part.offset, memoryview(content))
+            source = io.BytesIO(content)
+        with _ReadOnce(source) as file:
+            kept = np.dtype(kind if file.subtype == "PCM_16" else np.float32).name
+            if start:
+                file.seek(start)
+            samples = file.read(file.frames if count < 0 else count, dtype=kept, always_2d=True)
+            rate = file.samplerate
     except (soundfile.LibsndfileError, OSError) as error:
         raise ValueError(f"{part.path}: cannot be read as a recording ({error})") from error
     if len(samples) != count if count >= 0 else not len(samples):
@@ -161,7 +176,7 @@ def _read(part: Part, start: int = 0, count: int = -1) -> tuple[Waveform, int]:
     return first, rate
 
 
-def to_int16(waveform: Waveform) -> NDArray[np.int16]:
+def to_int16(waveform: Waveform) -> Samples:
     """Samples in [-1, 1] rounded to 16 bits; what lies beyond is cut off."""
     return np.clip(np.rint(waveform * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from sv_sparse.data.audio import Waveform
 from sv_sparse.data.draws import generator
 from sv_sparse.data.noise import KINDS, ROOM, NoiseStore
 
@@ -49,7 +49,7 @@ class Extras(NamedTuple):
         room_rows: int64 [R], the rows that get a room.
         rooms: float32 [R, L], impulse responses, zeros at their ends.
         noise_rows: int64 [N], the rows that get noise.
-        noises: float32 [N, S].
+        noises: float32 [N, S], as loud as they happen to be.
         snr: float32 [N], dB.
         mask: float32 [B, 4], as in ``Plan``.
     """
@@ -126,38 +126,48 @@ class Augmentation:
 
     def gather(self, plans: Sequence[Plan], crop_samples: int) -> Extras:
         """What the plans of a batch need, from the store."""
-        rooms = [(row, self._room(plan)) for row, plan in enumerate(plans) if plan.kind == ROOM]
-        noises = [(row, self._noise(plan, crop_samples)) for row, plan in enumerate(plans) if plan.kind in KINDS]
-        noises = [(row, noise) for row, noise in noises if noise.any()]  # silence has no level to scale
-        longest = max((len(room) for _, room in rooms), default=0)
-        padded = [np.pad(room, (0, longest - len(room))) for _, room in rooms]
+        room_rows, rooms = self._rooms(plans)
+        noise_rows, noises = self._noises(plans, crop_samples)
         return Extras(
             speed=torch.tensor([plan.speed for plan in plans], dtype=torch.int64),
-            room_rows=_rows(rooms),
-            rooms=_stack(padded, longest),
-            noise_rows=_rows(noises),
-            noises=_stack([noise for _, noise in noises], crop_samples),
-            snr=torch.tensor([plans[row].snr for row, _ in noises], dtype=torch.float32),
+            room_rows=torch.tensor(room_rows, dtype=torch.int64),
+            rooms=torch.from_numpy(rooms),
+            noise_rows=torch.tensor(noise_rows, dtype=torch.int64),
+            noises=torch.from_numpy(noises),
+            snr=torch.tensor([plans[row].snr for row in noise_rows], dtype=torch.float32),
             mask=torch.tensor([plan.mask for plan in plans], dtype=torch.float32).reshape(-1, 4),
         )
 
-    def _room(self, plan: Plan) -> NDArray[np.float32]:
-        assert self.store is not None
-        return self.store.room(plan.chosen[0][0])
+    def _rooms(self, plans: Sequence[Plan]) -> tuple[list[int], Waveform]:
+        rows, found = [], []
+        for row, plan in enumerate(plans):
+            if plan.kind == ROOM and self.store is not None:
+                rows.append(row)
+                found.append(self.store.room(plan.chosen[0][0]))
+        rooms = np.zeros((len(rows), max(map(len, found), default=0)), np.float32)
+        for out, room in zip(rooms, found, strict=True):
+            out[: len(room)] = room
+        return rows, rooms
 
-    def _noise(self, plan: Plan, samples: int) -> NDArray[np.float32]:
-        """One recording, or several talkers at one loudness."""
-        assert self.store is not None
-        found = [self.store.sound(plan.kind, number, place, samples) for number, place in plan.chosen]
-        if len(found) == 1:
-            return found[0]
-        loudness = [float(np.sqrt(np.mean(talker**2))) for talker in found]
-        return np.sum([talker / level for talker, level in zip(found, loudness, strict=True) if level], axis=0)
+    def _noises(self, plans: Sequence[Plan], samples: int) -> tuple[list[int], Waveform]:
+        rows: list[int] = []
+        noises = np.empty((sum(plan.kind in KINDS for plan in plans), samples), np.float32)
+        for row, plan in enumerate(plans):
+            if plan.kind in KINDS and self.store is not None:
+                noise = noises[len(rows)]
+                _fill(noise, plan, self.store)
+                rows += [row] if noise.any() else []  # silence has no level to scale
+        return rows, noises[: len(rows)]
 
 
-def _rows(chosen: Sequence[tuple[int, NDArray[np.float32]]]) -> Tensor:
-    return torch.tensor([row for row, _ in chosen], dtype=torch.int64)
-
-
-def _stack(arrays: Sequence[NDArray[np.float32]], width: int) -> Tensor:
-    return torch.from_numpy(np.stack(arrays)) if arrays else torch.empty(0, width)
+def _fill(noise: Waveform, plan: Plan, store: NoiseStore) -> None:
+    """One recording, or several talkers at one loudness."""
+    if len(plan.chosen) == 1:
+        noise[:] = store.sound(plan.kind, *plan.chosen[0], len(noise))
+        return
+    talkers = np.empty((len(plan.chosen), len(noise)), np.float32)
+    for talker, chosen in zip(talkers, plan.chosen, strict=True):
+        talker[:] = store.sound(plan.kind, *chosen, len(noise))
+    loudness = np.sqrt(np.einsum("ts,ts->t", talkers, talkers))  # no BLAS, whose sums depend on its threads
+    weight = np.divide(1, loudness, out=np.zeros_like(loudness), where=loudness > 0)
+    np.einsum("t,ts->s", weight, talkers, out=noise)

@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sv_sparse.data.audio import pcm_stretch, read_stretch, resample, to_int16
+from sv_sparse.data.audio import Samples, fill_stretch, read_stretch, resample, to_int16
 from sv_sparse.data.augment import Augmentation, Extras, Plan
 from sv_sparse.data.draws import below, generator
 from sv_sparse.data.manifest import Manifest
 
 logger = logging.getLogger(__name__)
-
-Samples = NDArray[np.int16]
 
 
 class Batch(NamedTuple):
@@ -98,47 +96,49 @@ class Crops(Dataset[Batch]):
 
     def __getitems__(self, indices: Sequence[tuple[int, int]]) -> Batch:
         """The batch of some ``(epoch, position)``; what cannot be read is left out and named."""
-        crops: list[Samples] = []
-        labels: list[int] = []
-        plans: list[Plan] = []
+        plans, lengths = self._plans(indices)
+        waveforms = np.empty((len(indices), max(lengths, default=0)), np.int16)
+        kept: list[int] = []
         unreadable: list[str] = []
-        for epoch, position in indices:
-            row, label, samples = int(self.rows[position]), int(self.labels[position]), self.crop_samples
-            plan = None
-            if self.augmentation is not None:
-                plan = self.augmentation.plan(self.seed, epoch, self.manifest.utterance(row))
-                samples = self.augmentation.samples(plan, self.crop_samples)
-                label += plan.speed * self._own_speakers
+        for drawn, (epoch, position) in enumerate(indices):
+            out, samples = waveforms[len(kept)], lengths[drawn]
             try:
-                crops.append(self._crop(epoch, row, samples))
+                self._crop(epoch, int(self.rows[position]), out[:samples])
             except ValueError as error:
                 unreadable.append(str(error))
                 continue
-            labels.append(label)
-            plans += [plan] if plan is not None else []
-        extras = self.augmentation.gather(plans, self.crop_samples) if self.augmentation is not None else None
-        return Batch(_stack(crops), torch.tensor(labels, dtype=torch.int64), unreadable, extras)
+            out[samples:] = 0
+            kept.append(drawn)
+        labels = self.labels[[indices[drawn][1] for drawn in kept]]
+        extras = None
+        if self.augmentation is not None:
+            extras = self.augmentation.gather([plans[drawn] for drawn in kept], self.crop_samples)
+            labels += self._own_speakers * extras.speed.numpy()
+        return Batch(torch.from_numpy(waveforms[: len(kept)]), torch.from_numpy(labels), unreadable, extras)
 
-    def _crop(self, epoch: int, row: int, samples: int) -> Samples:
-        """The crop of one utterance, int16 [samples]."""
+    def _plans(self, indices: Sequence[tuple[int, int]]) -> tuple[list[Plan], list[int]]:
+        """What is drawn for each, none without augmentation, and how many samples its crop takes."""
+        if self.augmentation is None:
+            return [], [self.crop_samples] * len(indices)
+        names = [(epoch, self.manifest.utterance(self.rows[position])) for epoch, position in indices]
+        plans = [self.augmentation.plan(self.seed, epoch, name) for epoch, name in names]
+        return plans, [self.augmentation.samples(plan, self.crop_samples) for plan in plans]
+
+    def _crop(self, epoch: int, row: int, out: Samples) -> None:
+        """Fill ``out`` with the crop of one utterance."""
         rate, length = int(self.manifest.sample_rate[row]), int(self.manifest.samples[row])
-        count = min(length, -(-samples * rate // self.sample_rate))
+        count = min(length, -(-len(out) * rate // self.sample_rate))
         start = below(length - count + 1, self.seed, "crop", epoch, self.manifest.utterance(row))
         parts = self.manifest.parts(row)
-        if len(parts) == 1 and parts[0].pcm >= 0 and rate == self.sample_rate:
-            crop = pcm_stretch(parts[0], start, count)
+        if rate == self.sample_rate:
+            fill_stretch(parts, rate, start, out[:count])
         else:
             waveform = torch.from_numpy(read_stretch(parts, rate, start, count))
-            crop = to_int16(resample(waveform, rate, self.sample_rate).numpy())
-        return np.resize(crop, samples) if len(crop) < samples else crop[:samples]
-
-
-def _stack(crops: Sequence[Samples]) -> Tensor:
-    """int16 [B, longest]."""
-    whole = np.zeros((len(crops), max(map(len, crops), default=0)), np.int16)
-    for row, crop in zip(whole, crops, strict=True):
-        row[: len(crop)] = crop
-    return torch.from_numpy(whole)
+            crop = to_int16(resample(waveform, rate, self.sample_rate).numpy())[: len(out)]
+            count = len(crop)
+            out[:count] = crop
+        if count < len(out):
+            out[count:] = np.resize(out[:count], len(out) - count)
 
 
 def _whole(batch: Any) -> Batch:

@@ -1,7 +1,7 @@
 """Augmentation of a batch on the training device: speed, rooms, noise, masks."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from sv_sparse.data.augment import Extras
 from sv_sparse.torchaudio_guard import torchaudio
+
+_CPU_ROWS = 8
 
 
 class Mixer(nn.Module):
@@ -33,27 +35,36 @@ class Mixer(nn.Module):
             extras: On the same device; None leaves the samples as they are.
         """
         with torch.autocast(waveforms.device.type, enabled=False):
-            plain = waveforms.float() / 32768
-            return plain[:, : self.crop_samples] if extras is None else self._mix(plain, extras)
+            if extras is None:
+                return waveforms[:, : self.crop_samples] / 32768
+            return self._mix(self._at_speed(waveforms, extras.speed), extras)
 
-    def _mix(self, waveforms: Tensor, extras: Extras) -> Tensor:
-        found = self._at_speed(waveforms, extras.speed)
-        if len(extras.rooms):
-            found = found.index_copy(0, extras.room_rows, reverberate(found[extras.room_rows], extras.rooms))
-        if len(extras.noises):
-            noisy = torchaudio.functional.add_noise(found[extras.noise_rows], extras.noises, extras.snr)
-            found = found.index_copy(0, extras.noise_rows, noisy)
+    def _mix(self, found: Tensor, extras: Extras) -> Tensor:
+        """Rooms and noise into waveforms that may be overwritten."""
+        for rows, rooms in _blocks(extras.room_rows, extras.rooms):
+            found.index_copy_(0, rows, reverberate(found[rows], rooms))
+        for rows, noises, snr in _blocks(extras.noise_rows, extras.noises, extras.snr):
+            found.index_copy_(0, rows, torchaudio.functional.add_noise(found[rows], noises, snr))
         return found
 
     def _at_speed(self, waveforms: Tensor, speed: Tensor) -> Tensor:
-        """float32 [B, S'] to [B, S], each row at its speed."""
-        found = waveforms.new_zeros(len(waveforms), self.crop_samples)
+        """int16 [B, S'] to float32 [B, S], each row at its speed."""
+        if len(self.speeds) == 1:
+            return waveforms[:, : self.crop_samples] / 32768
+        found = torch.zeros(len(waveforms), self.crop_samples, device=waveforms.device)
         for index, factor in enumerate(self.speeds):
             rows = torch.nonzero(speed == index).squeeze(1)
             if len(rows):
-                played = play(waveforms[rows], factor)[:, : self.crop_samples]
+                played = play(waveforms[rows] / 32768, factor)[:, : self.crop_samples]
                 found[rows, : played.shape[1]] = played
         return found
+
+
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """All rows, on a CPU a few at a time: what is computed in between then stays in its cache."""
+    rows = len(tensors[0])
+    block = _CPU_ROWS if tensors[0].device.type == "cpu" else rows
+    return zip(*(tensor.split(block) for tensor in tensors), strict=True) if rows else iter(())
 
 
 def play(waveforms: Tensor, speed: float) -> Tensor:
@@ -78,8 +89,12 @@ def reverberate(waveforms: Tensor, rooms: Tensor) -> Tensor:
     whole = next_fast_len(samples + rooms.shape[1] - 1, real=True)
     rooms = F.pad(rooms, (0, whole - samples + 1 - rooms.shape[1]))
     heard = torchaudio.functional.fftconvolve(waveforms, rooms)[:, :samples]
-    before, after = (x.abs().amax(dim=1, keepdim=True) for x in (waveforms, heard))
-    return heard * (before / after.clamp(min=torch.finfo(torch.float32).tiny))
+    return heard.mul_(_peak(waveforms) / _peak(heard).clamp(min=torch.finfo(torch.float32).tiny))
+
+
+def _peak(waveforms: Tensor) -> Tensor:
+    """[B, S] to [B, 1]; takes no copy for absolute values."""
+    return torch.maximum(waveforms.amax(dim=1, keepdim=True), -waveforms.amin(dim=1, keepdim=True))
 
 
 def mask_filterbank(filterbank: Tensor, mask: Tensor) -> Tensor:

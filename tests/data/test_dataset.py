@@ -129,6 +129,26 @@ def test_a_tone_keeps_its_pitch_at_every_rate(tmp_path, tabulate, rate):
     assert waveform.abs().max() == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.parametrize("name", ["1.wav", "1.flac"])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_crop_has_the_file_s_samples_rounded_to_16_bits(tmp_path, tabulate, record, name, subtype, channels):
+    path = record(tmp_path / "a" / "s" / name, CROP, channels=channels, subtype=subtype)
+    samples = soundfile.read(path, always_2d=True)[0][:, 0]
+    batch = crops_of(tmp_path, [path], tabulate).__getitems__([(0, 0)])
+    np.testing.assert_array_equal(batch.waveforms[0], np.rint(32768 * samples))
+
+
+def test_what_cannot_be_read_leaves_no_gap_in_a_batch(tmp_path, tabulate, record):
+    files = [record(tmp_path / name / "s" / "1.wav", CROP) for name in "abc"]
+    crops = crops_of(tmp_path, files, tabulate)
+    whole = crops.__getitems__([(0, position) for position in range(3)])
+    files[1].unlink()
+    batch = crops.__getitems__([(0, position) for position in range(3)])
+    assert batch.labels.tolist() == [0, 2]
+    assert torch.equal(batch.waveforms, whole.waveforms[[0, 2]])
+
+
 def test_a_crop_shorter_than_a_sample_is_refused(tmp_path, tabulate, files, corpus):
     with pytest.raises(ValueError, match="crop_samples=0: expected at least one sample"):
         crops_of(corpus, files, tabulate, crop_samples=0)
