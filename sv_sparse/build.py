@@ -18,9 +18,11 @@ from torch.utils.data import DataLoader
 from sv_sparse.corpus import Corpus
 from sv_sparse.data.audio import SAMPLE_RATE
 from sv_sparse.data.augment import Augmentation, Extras
-from sv_sparse.data.dataset import Batch, Crops, EpochBatches, make_loader
+from sv_sparse.data.dataset import Batch, Crops
+from sv_sparse.data.loader import EpochBatches, make_loader
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.mixing import Mixer, mask_filterbank
+from sv_sparse.data.stream import ShardLoader
 from sv_sparse.features import Filterbank, crop_samples
 from sv_sparse.head import AAMSoftmax
 from sv_sparse.optim import (
@@ -74,7 +76,7 @@ class Experiment:
     controller: Controller
     dataset: Crops
     batches: EpochBatches
-    loader: DataLoader[Any]
+    loader: DataLoader[Batch] | ShardLoader
     started_sparse: bool
 
     def features(self, batch: Batch) -> Tensor:
@@ -182,7 +184,7 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
         controller=controller,
         dataset=dataset,
         batches=batches,
-        loader=make_loader(dataset, batches, _workers(trainer["workers"]), compute.device),
+        loader=_loader(settings, dataset, batches, compute.device),
         started_sparse=started_sparse,
     )
 
@@ -255,6 +257,16 @@ def parameter_groups(
         group["grouping"] = chosen["grouping"]
         group["initial_lr"] = rates["others" if group["regularizer"] == "none" else "weights"]
     return groups
+
+
+def _loader(
+    settings: Settings, dataset: Crops, batches: EpochBatches, device: torch.device
+) -> DataLoader[Batch] | ShardLoader:
+    storage, workers = settings["data"].get("storage", "files"), _workers(settings["trainer"]["workers"])
+    if storage not in {"files", "shards"}:
+        raise ValueError(f"data.storage must be files or shards, got {storage!r}")
+    load = ShardLoader if storage == "shards" else make_loader
+    return load(dataset, batches, workers, device)
 
 
 def _workers(setting: int | str) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 from torch.optim.swa_utils import update_bn
 
 from sv_sparse.build import Experiment
-from sv_sparse.data.dataset import Batch, Crops, EpochBatches, make_loader
+from sv_sparse.data.dataset import Batch, Crops
+from sv_sparse.data.loader import EpochBatches, make_loader
 from sv_sparse.embedding import Array, mean_embedding
 from sv_sparse.evaluate import Evaluation, evaluate_lists, validate
 from sv_sparse.monitor import as_words

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sv_sparse import checkpoint
 from sv_sparse.build import Experiment
-from sv_sparse.data.dataset import Batch, UnreadableMeter
+from sv_sparse.data.dataset import Batch
+from sv_sparse.data.loader import UnreadableMeter
 from sv_sparse.embedding import Array
 from sv_sparse.evaluate import Evaluation
 from sv_sparse.head import margin_at

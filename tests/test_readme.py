@@ -37,7 +37,7 @@ def run(words: list[str], folder: Path) -> str:
 
 def test_the_readme_has_every_kind_of_command():
     programs = {command.split()[0] for command in COMMANDS}
-    assert programs == {"python", "make", "tensorboard", "sv-sparse"}
+    assert programs == {"python", "make", "tensorboard", "sv-sparse", "sh"}
     assert len(of("python train.py")) >= 7
 
 
@@ -47,6 +47,13 @@ class Prepared(NamedTuple):
     voxceleb: Path
     cnceleb: Path
     store: Path
+    shards: Path
+
+    def put_into(self, word: str, corpus: Path) -> str:
+        """A word of a command with the folders in place of their names."""
+        for name, folder in (("PREPARED", corpus), ("STORE", self.store), ("SHARDS", self.shards)):
+            word = word.replace(name, str(folder))
+        return word
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +65,7 @@ def prepared(tmp_path_factory) -> Prepared:
     trees.write_cnceleb(folder / "cn")
     for kind in ("musan/noise", "musan/music", "musan/speech", "RIRS_NOISES/simulated_rirs"):
         trees.write(folder / kind / "1.wav", kind)
-    found = Prepared(folder / "voxceleb", folder / "cnceleb", folder / "store")
+    found = Prepared(folder / "voxceleb", folder / "cnceleb", folder / "store", folder / "shards")
     known = {"MUSAN": folder / "musan", "RIRS_NOISES": folder / "RIRS_NOISES", "STORE": found.store}
     for command in of("sv-sparse prepare"):
         words = shlex.split(command, comments=True)[1:]
@@ -69,6 +76,9 @@ def prepared(tmp_path_factory) -> Prepared:
         words = [str(next(places) if word == "PATH" else known.get(word, word)) for word in words]
         words = [word.replace("PREPARED", str(getattr(found, what, ""))) for word in words]
         run([SCRIPT, *words, *(["--partial"] if what != "noise" else [])], folder)
+    for command in of("sv-sparse shard"):
+        words = shlex.split(command, comments=True)[1:]
+        run([SCRIPT, *(found.put_into(word, found.voxceleb) for word in words)], folder)
     return found
 
 
@@ -86,7 +96,7 @@ def test_archives_are_compared_with_what_was_published(tmp_path):
 def test_a_python_command_of_the_readme_runs(command, tones: Tones, finished, tmp_path, cache, prepared):
     known = {"data.root=PATH": f"data.root={tones.root}", "data.trials=FILE": f"data.trials={tones.trials}"}
     copy = shutil.copytree(finished, tmp_path / "finished")
-    known |= {"resume=RUN": f"resume={copy}", "runs/compared/*": str(finished)}
+    known |= {"resume=RUN": f"resume={copy}", "runs/compared/*": str(finished), "init_from=RUN": f"init_from={copy}"}
     words = [known.get(word, word) for word in shlex.split(command, comments=True)][1:]
     if words[0] == "train.py" and "--help" not in words and f"resume={copy}" not in words:
         words += [
@@ -97,8 +107,7 @@ def test_a_python_command_of_the_readme_runs(command, tones: Tones, finished, tm
         corpora = {"data=voxceleb": prepared.voxceleb, "data=cnceleb": prepared.cnceleb}
         corpus = next((word for word in words if word in corpora), None)
         if corpus is not None:
-            words = [word.replace("PREPARED", str(corpora[corpus])) for word in words]
-            words = [word.replace("STORE", str(prepared.store)) for word in words]
+            words = [prepared.put_into(word, corpora[corpus]) for word in words]
             words += ["data.validation_share=0"]
         elif "data=folder" not in words:
             words += [f"data.cache={cache}", *TINY_DEMO]
@@ -115,9 +124,14 @@ def test_a_make_command_of_the_readme_is_a_target(command):
 def test_an_evaluation_by_the_console_script_runs(command, tones: Tones, finished, tmp_path, prepared):
     known = {"PATH": str(tones.root), "FILE": str(tones.trials), "FOLDER": str(tmp_path / "scores")}
     words = [known.get(word, word.replace("RUN", str(finished))) for word in shlex.split(command, comments=True)]
-    words = [word.replace("PREPARED", str(prepared.cnceleb)) for word in words]
+    words = [prepared.put_into(word, prepared.cnceleb) for word in words]
     out = run([SCRIPT, *words[1:]], tmp_path)
     assert "trials: EER" in out or "cnceleb_concatenated: EER" in out
+
+
+@pytest.mark.parametrize("command", of("sh recipes"))
+def test_a_recipe_of_the_readme_says_what_it_would_do(command):
+    assert "scripts/compare.py" in run(shlex.split(command, comments=True), ROOT)
 
 
 @pytest.mark.parametrize("command", of("tensorboard"))

@@ -18,8 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sv_sparse.data.augment import SNR, Augmentation
-from sv_sparse.data.dataset import Crops, EpochBatches, make_loader
+from sv_sparse.data.dataset import Crops
 from sv_sparse.data.headers import one_part, read_headers
+from sv_sparse.data.loader import EpochBatches, make_loader
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.mixing import Mixer, play, reverberate
 from sv_sparse.data.noise import ROOM, build_store

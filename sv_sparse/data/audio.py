@@ -96,7 +96,9 @@ def read_stretch(parts: Sequence[Part], rate: int, start: int, count: int) -> Wa
     return out
 
 
-def fill_stretch(parts: Sequence[Part], rate: int, start: int, out: Waveform | Samples) -> None:
+def fill_stretch(
+    parts: Sequence[Part], rate: int, start: int, out: Waveform | Samples, held: bytes | None = None
+) -> None:
     """Fill ``out`` with samples of the utterance that ``parts`` make up.
 
     Args:
@@ -104,6 +106,7 @@ def fill_stretch(parts: Sequence[Part], rate: int, start: int, out: Waveform | S
         rate: What the files' rate is known to be, in Hz.
         start: In samples at that rate, counted over all parts.
         out: float32 [N], for samples in [-1, 1], or int16 [N]; the utterance must be long enough.
+        held: What the only file holds, where that has been read already.
 
     Raises:
         ValueError: A file is missing, broken or no longer what it was; the message names it.
@@ -112,15 +115,15 @@ def fill_stretch(parts: Sequence[Part], rate: int, start: int, out: Waveform | S
     for part in parts:
         left, right = max(start, first), min(start + len(out), first + part.samples)
         if left < right:
-            _fill(part, rate, left - first, out[left - start : right - start])
+            _fill(part, rate, left - first, out[left - start : right - start], held)
         first += part.samples
 
 
-def _fill(part: Part, rate: int, start: int, out: Waveform | Samples) -> None:
-    if part.pcm >= 0 and out.dtype == np.int16:
+def _fill(part: Part, rate: int, start: int, out: Waveform | Samples, held: bytes | None) -> None:
+    if held is None and part.pcm >= 0 and out.dtype == np.int16:
         _read_bytes(part, part.pcm + 2 * start, out.data)
         return
-    samples, found = _read(part, start, len(out), out.dtype)
+    samples, found = _read(part, start, len(out), out.dtype, held)
     if found != rate:
         raise ValueError(f"{part.path}: has {found} Hz but {rate} Hz when its manifest was written")
     out[:] = samples if samples.dtype == out.dtype else to_int16(samples)
@@ -149,17 +152,15 @@ class _ReadOnce(soundfile.SoundFile):
         return False
 
 
-def _read(part: Part, start: int = 0, count: int = -1, kind: DTypeLike = np.float32) -> tuple[NDArray[Any], int]:
+def _read(
+    part: Part, start: int = 0, count: int = -1, kind: DTypeLike = np.float32, held: bytes | None = None
+) -> tuple[NDArray[Any], int]:
     """First channel of ``count`` samples from ``start`` (-1: all), and the file's rate in Hz.
 
     Samples are of the kind wanted, but never int16 unless the file has 16 bits: libsndfile does not round.
     """
-    source: str | io.BytesIO = part.path
     try:
-        if part.offset:
-            content = bytearray(part.bytes)
-            _read_bytes(part, part.offset, memoryview(content))
-            source = io.BytesIO(content)
+        source = io.BytesIO(held) if held is not None else _source(part)
         with _ReadOnce(source) as file:
             kept = np.dtype(kind if file.subtype == "PCM_16" else np.float32).name
             if start:
@@ -174,6 +175,15 @@ def _read(part: Part, start: int = 0, count: int = -1, kind: DTypeLike = np.floa
     if not np.isfinite(first).all():
         raise ValueError(f"{part.path}: holds samples that are not finite")
     return first, rate
+
+
+def _source(part: Part) -> str | io.BytesIO:
+    """What soundfile opens: the file, or what a tar file holds of it."""
+    if not part.offset:
+        return part.path
+    content = bytearray(part.bytes)
+    _read_bytes(part, part.offset, memoryview(content))
+    return io.BytesIO(content)
 
 
 def to_int16(waveform: Waveform) -> Samples:

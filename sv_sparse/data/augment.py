@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sv_sparse.data.audio import Waveform
@@ -61,6 +62,21 @@ class Extras(NamedTuple):
     noises: Tensor
     snr: Tensor
     mask: Tensor
+
+
+def merged_extras(several: Sequence[Extras]) -> Extras:
+    """What augmentation adds to one batch of the crops of several."""
+    before = np.cumsum([0, *(len(extras.speed) for extras in several)]).tolist()
+    longest = max(extras.rooms.shape[1] for extras in several)
+    return Extras(
+        speed=torch.cat([extras.speed for extras in several]),
+        room_rows=torch.cat([extras.room_rows + first for extras, first in zip(several, before, strict=False)]),
+        rooms=torch.cat([F.pad(extras.rooms, (0, longest - extras.rooms.shape[1])) for extras in several]),
+        noise_rows=torch.cat([extras.noise_rows + first for extras, first in zip(several, before, strict=False)]),
+        noises=torch.cat([extras.noises for extras in several]),
+        snr=torch.cat([extras.snr for extras in several]),
+        mask=torch.cat([extras.mask for extras in several]),
+    )
 
 
 class Augmentation:

@@ -1,24 +1,19 @@
 """Training crops by seek-and-read; a draw depends on (seed, epoch, utterance) and nothing else."""
 
-import logging
-import multiprocessing
-import signal
-import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from sv_sparse.data.audio import Samples, fill_stretch, read_stretch, resample, to_int16
-from sv_sparse.data.augment import Augmentation, Extras, Plan
-from sv_sparse.data.draws import below, generator
+from sv_sparse.data.augment import Augmentation, Extras, Plan, merged_extras
+from sv_sparse.data.draws import below
 from sv_sparse.data.manifest import Manifest
-
-logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -83,6 +78,10 @@ class Crops(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def utterance(self, position: int) -> str:
+        """Key of the utterance at a position."""
+        return self.manifest.utterance(self.rows[position])
+
     def plain(self) -> "Crops":
         """The same crops without augmentation."""
         return Crops(
@@ -96,14 +95,18 @@ class Crops(Dataset[Batch]):
 
     def __getitems__(self, indices: Sequence[tuple[int, int]]) -> Batch:
         """The batch of some ``(epoch, position)``; what cannot be read is left out and named."""
+        return self.batch(indices, [None] * len(indices))
+
+    def batch(self, indices: Sequence[tuple[int, int]], held: Sequence[bytes | None]) -> Batch:
+        """As ``__getitems__``; ``held`` are the utterances' files where they have been read already."""
         plans, lengths = self._plans(indices)
         waveforms = np.empty((len(indices), max(lengths, default=0)), np.int16)
         kept: list[int] = []
         unreadable: list[str] = []
-        for drawn, (epoch, position) in enumerate(indices):
+        for drawn, ((epoch, position), content) in enumerate(zip(indices, held, strict=True)):
             out, samples = waveforms[len(kept)], lengths[drawn]
             try:
-                self._crop(epoch, int(self.rows[position]), out[:samples])
+                self._crop(epoch, int(self.rows[position]), out[:samples], content)
             except ValueError as error:
                 unreadable.append(str(error))
                 continue
@@ -124,14 +127,14 @@ class Crops(Dataset[Batch]):
         plans = [self.augmentation.plan(self.seed, epoch, name) for epoch, name in names]
         return plans, [self.augmentation.samples(plan, self.crop_samples) for plan in plans]
 
-    def _crop(self, epoch: int, row: int, out: Samples) -> None:
+    def _crop(self, epoch: int, row: int, out: Samples, held: bytes | None) -> None:
         """Fill ``out`` with the crop of one utterance."""
         rate, length = int(self.manifest.sample_rate[row]), int(self.manifest.samples[row])
         count = min(length, -(-len(out) * rate // self.sample_rate))
         start = below(length - count + 1, self.seed, "crop", epoch, self.manifest.utterance(row))
         parts = self.manifest.parts(row)
         if rate == self.sample_rate:
-            fill_stretch(parts, rate, start, out[:count])
+            fill_stretch(parts, rate, start, out[:count], held)
         else:
             waveform = torch.from_numpy(read_stretch(parts, rate, start, count))
             crop = to_int16(resample(waveform, rate, self.sample_rate).numpy())[: len(out)]
@@ -141,127 +144,11 @@ class Crops(Dataset[Batch]):
             out[count:] = np.resize(out[:count], len(out) - count)
 
 
-def _whole(batch: Any) -> Batch:
-    """What the dataset returns is a batch already."""
-    return batch
-
-
-class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, position): each epoch a new permutation, a function of (seed, epoch) alone.
-
-    The last, incomplete batch of an epoch is dropped.
-
-    Args:
-        size: Number of positions.
-        batch_size: Positions per batch.
-        seed: Base of all permutations.
-
-    Attributes:
-        epoch: The epoch that the next iteration yields; set it before each one.
-        start_batch: Batches to leave out at its beginning; for resuming inside an epoch.
-
-    Raises:
-        ValueError: There are not enough positions for one batch.
-
-    >>> batches = EpochBatches(size=5, batch_size=2, seed=0)
-    >>> whole = list(batches)
-    >>> batches.start_batch = 1
-    >>> list(batches) == whole[1:]
-    True
-    """
-
-    def __init__(self, size: int, batch_size: int, seed: int) -> None:
-        if not 1 <= batch_size <= size:
-            raise ValueError(
-                f"trainer.batch_size={batch_size}: expected from 1 to {size}, the number of training utterances"
-            )
-        self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.epoch = 0
-        self.start_batch = 0
-
-    def __len__(self) -> int:
-        return self.size // self.batch_size - self.start_batch
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = generator(self.seed, "order", self.epoch, "").permutation(self.size)
-        whole = order[: self.size // self.batch_size * self.batch_size].reshape(-1, self.batch_size)
-        epoch = self.epoch
-        return ([(epoch, position) for position in batch.tolist()] for batch in whole[self.start_batch :])
-
-
-class UnreadableMeter:
-    """Logs and counts unreadable utterances while training, and stops a run that loses too many.
-
-    It is for the main process: workers have no log of their own.
-
-    Args:
-        max_unreadable: Largest share of drawn utterances that may be unreadable, in [0, 1].
-
-    Attributes:
-        seen: Utterances drawn so far.
-        unreadable: How many of them could not be read.
-    """
-
-    PATIENCE = 10  # unreadable draws; a smaller number says little about a share
-
-    def __init__(self, max_unreadable: float) -> None:
-        self.max_unreadable = max_unreadable
-        self.seen = 0
-        self.unreadable = 0
-
-    def update(self, batch: Batch) -> None:
-        """Count one batch, and log a warning for each utterance that it lost.
-
-        Raises:
-            ValueError: More than ``PATIENCE`` utterances, and more than the allowed share, were unreadable.
-        """
-        for message in batch.unreadable:
-            logger.warning("left out of a batch: %s", message)
-        self.seen += len(batch.labels) + len(batch.unreadable)
-        self.unreadable += len(batch.unreadable)
-        if self.unreadable > max(self.PATIENCE, self.max_unreadable * self.seen):
-            raise ValueError(
-                f"data.max_unreadable={self.max_unreadable}: {self.unreadable} of {self.seen} utterances drawn "
-                f"({self.unreadable / self.seen:.1%}) could not be read; the log names them"
-            )
-
-
-def make_loader(dataset: Crops, batches: EpochBatches, workers: int, device: torch.device | str) -> DataLoader[Batch]:
-    """A loader of :class:`Batch`, the same batches in the same order whatever the number of workers.
-
-    Args:
-        dataset: Where crops come from.
-        batches: Which to draw; its ``epoch`` and ``start_batch`` may be set between iterations.
-        workers: Worker processes, kept between epochs; 0 reads in the calling process.
-        device: Where batches go; crops are read into pinned memory for CUDA.
-    """
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=_whole,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        multiprocessing_context=_worker_context() if workers else None,
-        worker_init_fn=_leave_interrupts_to_main,
-        pin_memory=torch.device(device).type == "cuda",
-        generator=torch.Generator(),  # or each epoch would advance torch's global generator by one draw
-    )
-
-
-def _worker_context() -> multiprocessing.context.BaseContext:
-    """Forkserver where there is one: it imports torch once for all workers, and forks no thread of ours.
-
-    What the calling program imported of this package is imported there too, or every worker would do it anew
-    when it loads that program's main module.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    package = __name__.partition(".")[0]
-    context.set_forkserver_preload([name for name in sys.modules if name.partition(".")[0] == package])
-    return context
-
-
-def _leave_interrupts_to_main(_worker: int) -> None:
-    """Let Ctrl-C reach the main process alone, which then stops its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def merged(batches: Sequence[Batch]) -> Batch:
+    """One batch of the crops of several."""
+    widest = max(batch.waveforms.shape[1] for batch in batches)
+    waveforms = torch.cat([F.pad(batch.waveforms, (0, widest - batch.waveforms.shape[1])) for batch in batches])
+    labels = torch.cat([batch.labels for batch in batches])
+    unreadable = [message for batch in batches for message in batch.unreadable]
+    extras = [batch.extras for batch in batches if batch.extras is not None]
+    return Batch(waveforms, labels, unreadable, merged_extras(extras) if extras else None)

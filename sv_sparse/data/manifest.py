@@ -163,6 +163,10 @@ class Manifest:
             for k in range(self._first_part[row], self._first_part[row + 1])
         ]
 
+    def first_files(self, rows: NDArray[np.int64]) -> pa.DictionaryArray:
+        """The file of each of ``rows``, the first of several, as a path below the root; each distinct path once."""
+        return self._file.take(self._first_part[:-1][rows]).dictionary_encode()
+
     def split(self, name: str) -> NDArray[np.int64]:
         """Rows of one split, ascending.
 

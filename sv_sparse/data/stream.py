@@ -5,6 +5,7 @@ buffer. Each worker process of each rank reads shards of its own, so the order d
 """
 
 import json
+import os
 import random
 from collections.abc import Iterator
 from functools import partial
@@ -16,9 +17,11 @@ import torch
 import webdataset
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from sv_sparse.data.dataset import Batch, Crops, EpochBatches, merged, worker_settings
+from sv_sparse.data.dataset import Batch, Crops, merged
 from sv_sparse.data.draws import generator
+from sv_sparse.data.loader import EpochBatches, worker_settings
 
 BUFFER = 500  # utterances in memory, out of which the next is drawn
 
@@ -41,9 +44,7 @@ class ShardLoader:
     def __init__(self, crops: Crops, batches: EpochBatches, workers: int, device: torch.device | str) -> None:
         self.batches = batches
         self._stream = _ShardStream(crops, batches)
-        self._loader: DataLoader[Any] = DataLoader(
-            self._stream, batch_size=None, **worker_settings(workers, device, shared=True)
-        )
+        self._loader: DataLoader[Any] = DataLoader(self._stream, batch_size=None, **worker_settings(workers, device))
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from ``batches.start_batch`` on; those before it are read again, and dropped."""
@@ -72,10 +73,10 @@ class _ShardStream(IterableDataset[Batch]):
         paths = crops.manifest.first_files(crops.rows)
         if not all(path.endswith(".tar") for path in paths.dictionary.to_pylist()):
             raise ValueError(
-                f"data.storage=shards: the utterances of {crops.manifest.source} are files of their own; make shards by: "
-                f"sv-sparse shard PREPARED --out SHARDS, and give data.prepared=SHARDS"
+                f"data.storage=shards: the utterances of {crops.manifest.source} are files of their own; "
+                f"make shards by: sv-sparse shard PREPARED --out SHARDS, and give data.prepared=SHARDS"
             )
-        self.shards: list[str] = paths.dictionary.to_pylist()
+        self.shards = [os.path.join(crops.manifest.root, path) for path in paths.dictionary.to_pylist()]
         shard = paths.indices.to_numpy()
         order = np.argsort(shard, kind="stable")
         self.held = np.split(order, np.searchsorted(shard[order], np.arange(1, len(self.shards))))
@@ -83,16 +84,18 @@ class _ShardStream(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         epoch, seed = int(self.epoch), self.batches.seed
         wanted = np.zeros(len(self.crops), dtype=bool)
-        wanted[self.batches.positions(epoch)] = True
+        wanted[self.batches.positions(epoch).ravel()] = True
         draw = generator(seed, "shards", epoch, "")
         order = draw.permutation(len(self.shards))
         pipeline = webdataset.DataPipeline(
             webdataset.SimpleShardList([self.shards[number] for number in order]),
             webdataset.split_by_node,
             webdataset.split_by_worker,
-            webdataset.tarfile_to_samples(),
+            _opened,
+            partial(tar_file_expander, handler=_refuse),
+            group_by_keys,
             partial(self._drawn, wanted),
-            webdataset.shuffle(BUFFER, rng=random.Random(int(draw.integers(2**63)))),  # noqa: S311  # no secret
+            webdataset.shuffle(BUFFER, rng=random.Random(int(draw.integers(2**63)))),  # no secret
         )
         samples = iter(pipeline)
         while several := list(islice(samples, self.batches.batch_size)):
@@ -112,3 +115,15 @@ class _ShardStream(IterableDataset[Batch]):
             position = positions.get(json.loads(sample["json"])["utterance"])
             if position is not None:
                 yield position, sample["flac"]
+
+
+def _opened(shards: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """As webdataset's own opener, which leaves closing to the collector."""
+    for shard in shards:
+        with open(shard["url"], "rb") as stream:
+            yield shard | {"stream": stream}
+
+
+def _refuse(error: Exception) -> bool:
+    """Where webdataset asks what to do about a shard: raise, with the name that it has put last."""
+    raise ValueError(f"{error.args[-1]}: cannot be read as a shard ({error.args[0]})") from error

@@ -11,7 +11,8 @@ import torch
 from trees import RATE, noise
 
 from sv_sparse.data.augment import SNR, TALKERS, Augmentation
-from sv_sparse.data.dataset import Crops, EpochBatches, make_loader
+from sv_sparse.data.dataset import Crops
+from sv_sparse.data.loader import EpochBatches, make_loader
 from sv_sparse.data.mixing import Mixer, mask_filterbank, play, reverberate
 from sv_sparse.data.noise import KINDS, ROOM, NoiseStore, build_store
 

@@ -8,8 +8,9 @@ import soundfile
 import torch
 
 from sv_sparse.data.audio import read_utterance, recording
-from sv_sparse.data.dataset import Batch, Crops, EpochBatches, UnreadableMeter, make_loader
+from sv_sparse.data.dataset import Batch, Crops
 from sv_sparse.data.draws import below, generator
+from sv_sparse.data.loader import EpochBatches, UnreadableMeter, make_loader
 
 CROP = 800
 

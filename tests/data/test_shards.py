@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,11 +14,15 @@ import trees
 import webdataset
 
 from sv_sparse.data.audio import read_utterance
+from sv_sparse.data.augment import Augmentation
 from sv_sparse.data.cnceleb import prepare_cnceleb
-from sv_sparse.data.dataset import Crops, EpochBatches, make_loader
+from sv_sparse.data.dataset import Crops
+from sv_sparse.data.loader import EpochBatches, make_loader
 from sv_sparse.data.manifest import Manifest
+from sv_sparse.data.noise import build_store
 from sv_sparse.data.prepared import read_listed, select
 from sv_sparse.data.shards import write_shards
+from sv_sparse.data.stream import ShardLoader
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +116,106 @@ def test_a_shard_that_was_cut_is_named(folders, tmp_path):
         file.truncate(part.offset + 10)
     with pytest.raises(ValueError, match=part.path):
         read_utterance(manifest.parts(row))
+
+
+@pytest.fixture(scope="module")
+def selected(folders, tmp_path_factory):
+    """Crops of the training speakers, from files and from shards, with rooms, noises and speeds."""
+    folder = tmp_path_factory.mktemp("selected")
+    for kind in ("noise", "music", "speech", "simulated_rirs"):
+        trees.write(folder / "sounds" / kind / "1.wav", kind)
+    build_store([folder / "sounds"], folder / "store")
+    augmentation = Augmentation(store=str(folder / "store"), probability=0.6, speeds=(1.0, 0.9), mask_probability=0.5)
+    found = []
+    for number, prepared in enumerate(folders):
+        lists = read_listed(prepared, ["cnceleb_average"])
+        out = folder / f"{number}.parquet"
+        manifest = select(prepared, train=["cn1_dev", "cn2_dev"], lists=lists, validation_share=0.0, seed=0, out=out)
+        rows = manifest.split("train")
+        labels = manifest.labels(rows)
+        found.append(Crops(manifest, rows, labels, crop_samples=9000, seed=1, augmentation=augmentation))
+    return found
+
+
+def heard(batches):
+    """All that there is of each utterance: samples, speaker, speed, mask, room, noise and its level."""
+    found = []
+    for batch in batches:
+        assert batch.unreadable == []
+        extras = batch.extras
+        rooms = dict(zip(extras.room_rows.tolist(), extras.rooms.numpy(), strict=True))
+        noises = dict(zip(extras.noise_rows.tolist(), zip(extras.noises, extras.snr, strict=True), strict=True))
+        for row, label in enumerate(batch.labels.tolist()):
+            samples = np.trim_zeros(batch.waveforms[row].numpy(), "b").tobytes()
+            room = np.trim_zeros(rooms.get(row, np.zeros(0)), "b").tobytes()
+            noise = tuple(value.numpy().tobytes() for value in noises.get(row, ()))
+            found.append((label, samples, int(extras.speed[row]), extras.mask[row].numpy().tobytes(), room, noise))
+    return sorted(found)
+
+
+def sizes(batches):
+    return {len(batch.labels) for batch in batches}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_in_order_an_epoch_has_the_same_crops_as_from_files_in_batches_of_one_size(selected, workers):
+    files, shards = selected
+    size = 5
+    assert len(files) % size  # the last batch is not whole
+    batches = EpochBatches(len(files), size, 1)
+    streamed = ShardLoader(shards, batches, workers, "cpu")
+    orders = []
+    for epoch in (0, 3):
+        batches.epoch = epoch
+        found = list(streamed)
+        expected = list(make_loader(files, batches, 0, "cpu"))
+        assert all(any(one[kind] for one in heard(expected)) for kind in (4, 5))  # rooms and noises
+        assert sizes(found) == {size}
+        assert heard(found) == heard(expected)
+        orders.append([batch.labels.tolist() for batch in found])
+        assert [batch.labels.tolist() for batch in streamed] == orders[-1]
+        batches.start_batch = 2
+        assert [batch.labels.tolist() for batch in streamed] == orders[-1][2:]
+        batches.start_batch = 0
+    assert orders[0] != orders[1]
+
+
+def test_ranks_read_shards_of_their_own(selected, monkeypatch):
+    _, shards = selected
+    batches = EpochBatches(len(shards), 2, 1)
+    whole = heard(ShardLoader(shards, batches, 0, "cpu"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    parts = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        parts.append(heard(ShardLoader(shards, batches, 0, "cpu")))
+    assert all(parts)
+    assert not set(parts[0]) & set(parts[1])
+    assert set(parts[0]) | set(parts[1]) <= set(whole)
+    assert len(whole) - len(parts[0]) - len(parts[1]) <= 2  # each rank leaves out less than a batch
+
+
+def test_files_of_their_own_are_not_read_in_order(selected):
+    files, _ = selected
+    with pytest.raises(ValueError, match="are files of their own; make shards by: sv-sparse shard"):
+        ShardLoader(files, EpochBatches(len(files), 2, 1), 0, "cpu")
+
+
+def test_a_shard_that_breaks_off_or_is_gone_is_named(selected, folders, tmp_path):
+    _, shards = selected
+    batches = EpochBatches(len(shards), 2, 1)
+    copy = tmp_path / "copy"
+    shutil.copytree(folders[1], copy)
+    names = shards.manifest.first_files(shards.rows).dictionary.to_pylist()
+    table = pq.read_table(shards.manifest.source)
+    manifest = Manifest.write(tmp_path / "run.parquet", table, copy)
+    rows = manifest.split("train")
+    moved = Crops(manifest, rows, manifest.labels(rows), crop_samples=9000, seed=1)
+    with open(copy / names[0], "r+b") as file:
+        file.truncate(2000)
+    with pytest.raises(ValueError, match=rf"{names[0]}: cannot be read as a shard"):
+        list(ShardLoader(moved, batches, 0, "cpu"))
+    (copy / names[0]).unlink()
+    with pytest.raises(FileNotFoundError, match=names[0]):
+        list(ShardLoader(moved, batches, 0, "cpu"))
