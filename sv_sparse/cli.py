@@ -3,10 +3,16 @@
 import argparse
 import runpy
 import sys
+from importlib import import_module
 from pathlib import Path
 
-from sv_sparse import commands
-from sv_sparse.run import clear_errors
+from sv_sparse.interrupts import clear_errors
+
+COMMANDS = {  # modules of sv_sparse.commands, of which only the one at hand is loaded
+    "prepare": "corpora and noise to what training reads",
+    "shard": "a prepared corpus to tar files",
+    "evaluate": "score trial lists with a trained network",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -18,14 +24,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="sv-sparse", description="Sparse speaker verification.")
     listed = parser.add_subparsers(required=True, metavar="COMMAND")
     listed.add_parser("train", help="the same as python train.py; sv-sparse train --help tells more")
-    for name, text, add, run in (
-        ("prepare", "corpora and noise to what training reads", commands.add_prepare, commands.prepare),
-        ("shard", "a prepared corpus to tar files", commands.add_shard, commands.shard),
-        ("evaluate", "score trial lists with a trained network", commands.add_evaluate, commands.evaluate),
-    ):
+    for name, text in COMMANDS.items():
         command = listed.add_parser(name, help=text)
-        add(command)
-        command.set_defaults(run=run)
+        if arguments[:1] == [name]:
+            module = import_module(f"sv_sparse.commands.{name}")
+            module.add(command)
+            command.set_defaults(run=module.run)
     chosen = parser.parse_args(arguments)
     with clear_errors():
         chosen.run(chosen)
