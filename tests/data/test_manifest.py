@@ -202,7 +202,7 @@ def test_a_copy_that_broke_off_is_made_again(manifest):
 
 
 @pytest.mark.parametrize("left", ["no copy", "a copy of another manifest"])
-def test_in_a_folder_that_cannot_be_written_the_copy_is_among_the_temporary_files(manifest, tmp_path, monkeypatch, left):
+def test_in_a_folder_that_cannot_be_written_the_copy_is_a_temporary_file(manifest, tmp_path, monkeypatch, left):
     folder, temporary = manifest.source.parent, tmp_path / "temporary"
     (folder / "manifest.arrow").unlink()
     if left != "no copy":
