@@ -78,7 +78,8 @@ def convert(found: Found, rows: NDArray[np.int64], folder: Path) -> Converted:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / _PARTS, ignore_errors=True)  # what a killed run was writing
     wanted = _wanted(found, rows)
-    todo = np.flatnonzero(~_is_made(wanted, _made(folder), folder))
+    todo = np.flatnonzero(~_is_made(wanted, folder))
+    targets, wanted = wanted.column("target"), wanted.take(pa.array(todo))
     sources = found.table.column("file").take(pa.array(rows))
     _refuse_without_ffmpeg(sources.take(pa.array(todo)))
     failed: dict[int, str] = {}
@@ -86,15 +87,18 @@ def convert(found: Found, rows: NDArray[np.int64], folder: Path) -> Converted:
         for start in range(0, len(todo), _PIECE):
             places = todo[start : start + _PIECE]
             names = sources.take(pa.array(places)).to_pylist()
+            states = wanted.slice(start, _PIECE).to_pylist()
             tasks = [
                 _Task(str(found.root / name), state.pop("target"), tuple(state.values()))
-                for name, state in zip(names, wanted.take(pa.array(places)).to_pylist(), strict=True)
+                for name, state in zip(names, states, strict=True)
             ]
             problems = _in_threads(tasks, folder, progress)
             failed |= {int(rows[k]): why for k, why in zip(places, problems, strict=True) if why is not None}
+    del wanted
     done = ~np.isin(rows, list(failed))
-    notes = _notes(sources.filter(pa.array(done)), wanted.filter(pa.array(done)), folder) if done.any() else []
-    _put(found, rows[done], wanted.column("target").filter(pa.array(done)), folder)
+    targets = targets.filter(pa.array(done))
+    notes = _notes(sources.filter(pa.array(done)), targets, folder)
+    _put(found, rows[done], targets, folder)
     return Converted(failed, notes)
 
 
@@ -109,8 +113,8 @@ def _wanted(found: Found, rows: NDArray[np.int64]) -> pa.Table:
     return pa.table(columns)
 
 
-def _made(folder: Path) -> pa.Table:
-    """The lines, the last ones first; one that a kill broke off is taken away.
+def _made(folder: Path, columns: list[str]) -> pa.Table:
+    """Columns of the lines, the last ones first; a line that a kill broke off is taken away.
 
     Raises:
         ValueError: They are something else.
@@ -123,13 +127,13 @@ def _made(folder: Path) -> pa.Table:
         end = file.read()
         file.truncate(size - len(end) + end.rfind(b"\n") + 1)
     if not path.stat().st_size:
-        return _COLUMNS.empty_table()
+        return _COLUMNS.empty_table().select(columns)
     try:
         table = pa.csv.read_csv(
             path,
             pa.csv.ReadOptions(column_names=_COLUMNS.names),
             pa.csv.ParseOptions(delimiter="\t", quote_char=False),
-            pa.csv.ConvertOptions(column_types=_COLUMNS),
+            pa.csv.ConvertOptions(column_types=_COLUMNS, include_columns=columns),
         )
     except pa.ArrowInvalid as error:
         raise ValueError(
@@ -138,8 +142,9 @@ def _made(folder: Path) -> pa.Table:
     return table.take(np.arange(len(table))[::-1])
 
 
-def _is_made(wanted: pa.Table, made: pa.Table, folder: Path) -> NDArray[np.bool_]:
+def _is_made(wanted: pa.Table, folder: Path) -> NDArray[np.bool_]:
     """Whether there is a file made from just that."""
+    made = _made(folder, wanted.schema.names)
     place = pc.index_in(wanted.column("target"), value_set=made.column("target").combine_chunks())
     found = made.select(["size", "changed", "source"]).take(place)
     same = pa.array(np.ones(len(wanted), dtype=bool))
@@ -177,9 +182,9 @@ def _put(found: Found, rows: NDArray[np.int64], targets: pa.ChunkedArray, folder
     found.put(rows, {"file": files, "size": pa.array(sizes), "changed": pa.array(changed)})
 
 
-def _notes(sources: pa.ChunkedArray, wanted: pa.Table, folder: Path) -> list[tuple[str, str]]:
-    made = _made(folder)
-    place = pc.index_in(wanted.column("target"), value_set=made.column("target").combine_chunks())
+def _notes(sources: pa.ChunkedArray, targets: pa.ChunkedArray, folder: Path) -> list[tuple[str, str]]:
+    made = _made(folder, ["target", "sample_rate", "channels"])
+    place = pc.index_in(targets, value_set=made.column("target").combine_chunks())
     rate, channels = (made.column(name).take(place).to_numpy() for name in ("sample_rate", "channels"))
     odd = np.flatnonzero((rate != SAMPLE_RATE) & (rate > 0))
     several = np.flatnonzero(channels > 1)
