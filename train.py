@@ -9,9 +9,10 @@ from omegaconf import DictConfig
 
 from sv_sparse.build import build
 from sv_sparse.corpus import prepare_corpus
+from sv_sparse.interrupts import clear_errors
 from sv_sparse.landing import evaluate, land, training_mean
 from sv_sparse.report import collect, write_report
-from sv_sparse.run import clear_errors, logged, open_run
+from sv_sparse.run import logged, open_run
 from sv_sparse.settings import check_names
 from sv_sparse.trainer import Trainer
 

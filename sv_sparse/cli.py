@@ -3,10 +3,16 @@
 import argparse
 import runpy
 import sys
+from importlib import import_module
 from pathlib import Path
 
-from sv_sparse import commands
-from sv_sparse.run import clear_errors
+from sv_sparse.interrupts import clear_errors
+
+COMMANDS = {  # modules of sv_sparse.commands, of which only the one at hand is loaded
+    "prepare": "corpora and noise to what training reads",
+    "shard": "a prepared corpus to tar files",
+    "evaluate": "score trial lists with a trained network",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -15,24 +21,22 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments[:1] == ["train"]:
         _train(arguments[1:])
         return
-    chosen = parser().parse_args(arguments)
+    chosen = parser(arguments).parse_args(arguments)
     with clear_errors():
         chosen.run(chosen)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line but for ``train``; each subcommand has its function as ``run``."""
+def parser(arguments: list[str]) -> argparse.ArgumentParser:
+    """What reads a command line other than ``train``'s; the subcommand that it names has its function as ``run``."""
     whole = argparse.ArgumentParser(prog="sv-sparse", description="Sparse speaker verification.")
     listed = whole.add_subparsers(required=True, metavar="COMMAND")
     listed.add_parser("train", help="the same as python train.py; sv-sparse train --help tells more")
-    for name, text, add, run in (
-        ("prepare", "corpora and noise to what training reads", commands.add_prepare, commands.prepare),
-        ("shard", "a prepared corpus to tar files", commands.add_shard, commands.shard),
-        ("evaluate", "score trial lists with a trained network", commands.add_evaluate, commands.evaluate),
-    ):
+    for name, text in COMMANDS.items():
         command = listed.add_parser(name, help=text)
-        add(command)
-        command.set_defaults(run=run)
+        if arguments[:1] == [name]:
+            module = import_module(f"sv_sparse.commands.{name}")
+            module.add(command)
+            command.set_defaults(run=module.run)
     return whole
 
 

@@ -1,9 +1,15 @@
-"""SIGINT and SIGTERM as requests to stop at the next good moment."""
+"""How a program ends before its time: on signals, and on problems that it can name."""
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from hydra.errors import InstantiationException
+
+PROBLEMS = (ValueError, OSError, ArithmeticError, InstantiationException)  # of input, hardware or numbers
 
 
 @contextmanager
@@ -26,3 +32,30 @@ def stop_requests() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turn a problem of input, hardware or numbers into one line on stderr and exit status 2.
+
+    The whole story goes to the run's log file, and to stderr with the environment variable HYDRA_FULL_ERROR=1.
+    """
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except PROBLEMS as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        print(f"error: {cause}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """SIGTERM outside the training loop ends a run as Ctrl-C does."""
+    raise KeyboardInterrupt

@@ -10,7 +10,6 @@ import os
 import platform
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,49 +17,20 @@ from contextlib import contextmanager
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sv_sparse import __version__
+from sv_sparse.interrupts import PROBLEMS
 from sv_sparse.settings import Settings, check, resolve
 from sv_sparse.storage import write_json, write_text
 
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "torchaudio", "speechbrain", "hydra-core", "numpy", "soundfile", "scikit-learn")
-_PROBLEMS = (ValueError, OSError, ArithmeticError, InstantiationException)
-
-
-@contextmanager
-def clear_errors() -> Iterator[None]:
-    """Turn a problem of input, hardware or numbers into one line on stderr and exit status 2.
-
-    The whole story goes to the run's log file, and to stderr with the environment variable HYDRA_FULL_ERROR=1.
-    """
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    except _PROBLEMS as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-        print(f"error: {cause}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """SIGTERM outside the training loop ends a run as Ctrl-C does."""
-    raise KeyboardInterrupt
 
 
 def open_run(config: DictConfig) -> tuple[Settings, Path]:
@@ -139,7 +109,7 @@ def logged(folder: Path) -> Iterator[None]:
     try:
         with logging_redirect_tqdm():
             yield
-    except _PROBLEMS:
+    except PROBLEMS:
         logger.debug("the whole story", exc_info=True)
         raise
     except KeyboardInterrupt:

@@ -125,3 +125,13 @@ def test_a_run_is_not_evaluated_on_speakers_that_it_trained_on(finished, tmp_pat
         cli.main(["evaluate", str(finished), "--on", f"{prepared}:mine"])
     assert "list mine: 2 of its speakers are trained on with" in capsys.readouterr().err
     assert np.unique(manifest.labels(manifest.split("train")[:8])).size == 2
+
+
+def test_scores_of_network_files_need_a_folder_and_those_of_several_runs_have_theirs(finished, tmp_path, capsys):
+    for words, message in (
+        ([str(finished / "checkpoints" / "model.pt")], "is no run folder; --scores is needed"),
+        ([str(finished), str(finished), "--scores", str(tmp_path)], "--scores takes the scores of one network"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["evaluate", *words, "--on", "x:y"])
+        assert message in capsys.readouterr().err

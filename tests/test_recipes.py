@@ -43,7 +43,7 @@ def test_every_command_of_a_dry_run_is_one_that_the_programs_take(name, variant)
     commands = planned(name, "--variant", variant)
     for command in commands:
         if command[0] == "sv-sparse":
-            cli.parser().parse_args(command[1:])
+            cli.parser(command[1:]).parse_args(command[1:])
         elif command[1] == "train.py":
             check_training(command[2:])
         else:

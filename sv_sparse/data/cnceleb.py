@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from sv_sparse.data.collect import Found, Name, collect
-from sv_sparse.data.counts import Census, first_of, refuse_lacking, refuse_unheard
+from sv_sparse.data.counts import Census, first_of, is_heard, lacking, refuse_lacking
 from sv_sparse.data.join import join_short
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.data.prepare import manifest_table, open_all, sole, write_problems
-from sv_sparse.data.published import CN_TRIALS
+from sv_sparse.data.prepare import manifest_table, open_all, remove_stale_lists, sole, write_problems
+from sv_sparse.data.published import CN_PROTOCOLS, CN_TRIALS
 from sv_sparse.data.trials import Trials, from_columns, write_table
 
 logger = logging.getLogger(__name__)
@@ -55,37 +55,50 @@ def parse(path: str) -> Name | None:
 
 
 def prepare_cnceleb(roots: Sequence[Path], out: Path, *, flac: bool = False, partial: bool = False) -> None:
-    """Scan, open every header, check counts and lists, write manifest and trials.
+    """Scan, check counts and lists, open every header, write manifest and trials.
 
     Args:
         roots: Folders that hold ``CN-Celeb_flac`` and ``CN-Celeb2_flac``, or are these; the second may be absent.
         out: The prepared folder; a run that was interrupted goes on there.
         flac: Convert everything to FLAC below ``out``.
-        partial: Accept a corpus of another size, and trials of other counts.
+        partial: Accept a corpus of another size, and trials of other counts; leave a protocol out whose utterances are
+            not all there.
 
     Raises:
         ValueError: Something is not as published, or missing; names it.
         OSError: Something cannot be read or written.
     """
     with sole(out):
-        found = collect(roots, parse, LISTS, beside=out)
-        absent = [name for name in LISTS if name not in found.lists and name != "spk.lst"]
-        if absent:
-            raise ValueError(f"--root {', '.join(map(str, roots))}: lists of CN-Celeb are missing: {', '.join(absent)}")
-        _name_subsets(found)
-        opened = open_all(found, out, flac=flac)
-        write_problems(out, opened.problems)
-        table = manifest_table(opened)
-        census = Census(table, _SUBSETS)
-        logger.info("%s", census)
-        wanted = [subset for subset in _SUBSETS if subset != "cn2_dev" or "spk.lst" in found.lists]
-        refuse_lacking(census.lacking(wanted), partial=partial)
+        table, root, lists = _opened(roots, out, flac=flac, partial=partial)
         (out / "trials").mkdir(exist_ok=True)
-        for protocol in ("average", "concatenated"):
-            trials = _trials(found.lists, table, protocol, partial=partial)
-            write_table(out / "trials" / f"cnceleb_{protocol}.parquet", trials)
-            logger.info("%s: %d trials, %d targets", trials.name, len(trials), trials.is_target.sum())
-        Manifest.write(out / "manifest.parquet", join_short(table, ("cn1_dev", "cn2_dev"), JOINED_SECONDS), found.root)
+        for trials in lists:
+            write_table(out / "trials" / f"{trials.name}.parquet", trials)
+        remove_stale_lists(out, [f"{trials.name}.parquet" for trials in lists])
+        Manifest.write(out / "manifest.parquet", join_short(table, ("cn1_dev", "cn2_dev"), JOINED_SECONDS), root)
+
+
+def _opened(roots: Sequence[Path], out: Path, *, flac: bool, partial: bool) -> tuple[pa.Table, Path, list[Trials]]:
+    """What can be read, the folder it is relative to, and the lists; what cannot be is written to problems.tsv.
+
+    What names alone can tell is checked before any file is converted or opened.
+    """
+    found = collect(roots, parse, LISTS, beside=out)
+    absent = [name for name in LISTS if name not in found.lists and name != "spk.lst"]
+    if absent:
+        raise ValueError(f"--root {', '.join(map(str, roots))}: lists of CN-Celeb are missing: {', '.join(absent)}")
+    _name_subsets(found)
+    subsets = [subset for subset in _SUBSETS if subset != "cn2_dev" or "spk.lst" in found.lists]
+    refuse_lacking(lacking(found.table, subsets), partial=partial)
+    path = found.lists["trials.lst"]
+    lists = [_trials(found.lists, protocol, partial=partial) for protocol in CN_PROTOCOLS]
+    lists = [one for one in lists if is_heard(path, one.utterances, found.table, partial=partial)]
+    opened = open_all(found, out, flac=flac)
+    write_problems(out, opened.problems)
+    table, root = manifest_table(opened), found.root
+    del found, opened
+    logger.info("%s", Census(table, _SUBSETS))
+    refuse_lacking(lacking(table, subsets), partial=partial)
+    return table, root, [one for one in lists if is_heard(path, one.utterances, table, partial=partial)]
 
 
 def _name_subsets(found: Found) -> None:
@@ -120,23 +133,26 @@ def _words(path: Path | None) -> list[str]:
     return [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
-def _trials(lists: dict[str, Path], table: pa.Table, protocol: str, *, partial: bool) -> Trials:
+def _trials(lists: dict[str, Path], protocol: str, *, partial: bool) -> Trials:
     """The trials, with each enrolment either its concatenated file or all segments of ``enroll.map``.
 
     Raises:
-        ValueError: A line is not as expected, counts are not as published, or utterances are missing.
+        ValueError: A line is not as expected, or counts are not as published.
     """
     path = lists["trials.lst"]
     models = _models(lists, protocol)
     rows = _read_trials(path)
     trials = from_columns(f"cnceleb_{protocol}", rows["label"], rows["enrolment"], rows["test"], models)
     counts = (len(trials), int(trials.is_target.sum()))
-    if counts != CN_TRIALS and not partial:
-        raise ValueError(
+    if counts != CN_TRIALS:
+        words = (
             f"{path}: {counts[0]:,} trials with {counts[1]:,} targets; "
             f"CN-Celeb has {CN_TRIALS.trials:,} with {CN_TRIALS.targets:,}"
         )
-    refuse_unheard(path, trials, table)
+        if not partial:
+            raise ValueError(words)
+        logger.warning("%s", words)
+    logger.info("%s: %d trials, %d targets", trials.name, *counts)
     return trials
 
 

@@ -1,7 +1,8 @@
 """Recordings below some folders to a table, one row each: streamed, since a corpus has a million of them."""
 
+import filecmp
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sv_sparse.data.manifest import NAME
@@ -28,6 +30,7 @@ COLUMNS = pa.schema(
 )
 PREFERRED = (".flac", ".wav", ".opus", ".ogg", ".m4a", ".aac")  # where an utterance lies there more than once
 
+_PLACE = ("file", "size", "changed")  # columns that say where an utterance lies
 _CHUNK = 10_000  # files that are Python objects at a time
 
 
@@ -49,15 +52,40 @@ class Found:
         table: One row per utterance, sorted, columns as in ``COLUMNS``.
         root: What ``file`` is relative to.
         lists: Path of each list that was looked for and is there.
-        twice: Files left out since their utterance lies there in another one.
+        others: Files left out since their utterance lies there in one that is preferred; utterance, file, size and
+            time of change, the most preferred first.
         lost: Files that are named but not there, or whose names are no text, and why.
     """
 
     table: pa.Table
     root: Path
     lists: dict[str, Path]
-    twice: list[str]
+    others: pa.Table
     lost: list[tuple[str, str]]
+
+    def put(self, rows: NDArray[np.int64], places: Mapping[str, pa.Array]) -> None:
+        """Let ascending rows lie in other files, given the columns file, size and changed."""
+        mask = np.zeros(len(self.table), dtype=bool)
+        mask[rows] = True
+        for name in _PLACE:
+            index = self.table.schema.get_field_index(name)
+            column = pc.replace_with_mask(self.table.column(name), pa.array(mask), places[name])
+            self.table = self.table.set_column(index, self.table.schema.field(name), column)
+
+    def stand_in(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Let the next file of their utterances take the place of ascending rows; the rows that had one."""
+        if not len(rows) or not len(self.others):
+            return rows[:0]
+        known = self.others.column("utterance").combine_chunks()
+        place = pc.index_in(self.table.column("utterance").take(pa.array(rows)), value_set=known)
+        found = pc.is_valid(place).to_numpy()
+        taken = place.drop_null().to_numpy()
+        files = self.others.take(pa.array(taken)).combine_chunks()
+        self.put(rows[found], {name: files.column(name).combine_chunks() for name in _PLACE})
+        left = np.ones(len(self.others), dtype=bool)
+        left[taken] = False
+        self.others = self.others.filter(pa.array(left))
+        return rows[found]
 
 
 def collect(
@@ -72,7 +100,8 @@ def collect(
         beside: A folder that shares the table's root; it is not looked through.
 
     Raises:
-        ValueError: A root is no folder, or there is no recording below them; says what is there instead.
+        ValueError: A root is no folder, there is no recording below them (it says what is there instead), or two lists
+            of one name differ.
     """
     for root in roots:
         if not root.is_dir():
@@ -88,7 +117,7 @@ def collect(
                 if name is not None:
                     rows.add(name, prefix + key, entry)
                 elif entry.name in list_names:
-                    lists.setdefault(entry.name, Path(entry.path))
+                    note_list(lists, Path(entry.path))
                 elif len(others) < 3:
                     others.append(key)
                 progress.update()
@@ -97,8 +126,19 @@ def collect(
             f"--root {', '.join(map(str, roots))}: found no recording of this corpus; "
             f"found {', '.join(others) or 'an empty folder'}"
         )
-    table, twice = _one_each(rows.table())
-    return Found(table, base, lists, twice, rows.lost)
+    table, others = _one_each(rows.table())
+    return Found(table, base, lists, others, rows.lost)
+
+
+def note_list(lists: dict[str, Path], path: Path) -> None:
+    """Add a list by its file name.
+
+    Raises:
+        ValueError: There is one of the same name that says something else.
+    """
+    known = lists.setdefault(path.name, path)
+    if not filecmp.cmp(known, path, shallow=False):
+        raise ValueError(f"{known} and {path}: two lists of one name that differ; leave one of them")
 
 
 @dataclass
@@ -136,10 +176,11 @@ class _Rows:
         return whole
 
 
-def _one_each(table: pa.Table) -> tuple[pa.Table, list[str]]:
-    """The table sorted by utterance with one file each, the most preferred ending first; and the others' files."""
+def _one_each(table: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The table sorted by utterance with one file each, the most preferred ending first; and the other files."""
     ending = pc.utf8_lower(pc.replace_substring_regex(table.column("file"), r"^.*(\.[^.]*)$", r"\1"))
     rank = pc.index_in(ending, value_set=pa.array(PREFERRED))
+    del ending
     order = pc.sort_indices(
         pa.table({"utterance": table.column("utterance"), "rank": rank, "file": table.column("file")}),
         sort_keys=[("utterance", "ascending"), ("rank", "ascending"), ("file", "ascending")],
@@ -148,5 +189,5 @@ def _one_each(table: pa.Table) -> tuple[pa.Table, list[str]]:
     first = np.ones(len(names), dtype=bool)
     first[1:] = pc.not_equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False)
     del names
-    twice = table.column("file").take(order.filter(pa.array(~first))).to_pylist()
-    return table.take(order.filter(pa.array(first))), twice
+    others = table.select(["utterance", *_PLACE]).take(order.filter(pa.array(~first)))
+    return table.take(order.filter(pa.array(first))), others

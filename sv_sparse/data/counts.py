@@ -1,5 +1,6 @@
 """How much of a corpus is there, against what was published."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pyarrow.compute as pc
 
 from sv_sparse.data.manifest import match
 from sv_sparse.data.published import SIZES
-from sv_sparse.data.trials import Trials
+
+logger = logging.getLogger(__name__)
 
 
 class Census:
@@ -23,23 +25,9 @@ class Census:
     def __init__(self, table: pa.Table, subsets: Sequence[str]) -> None:
         self.found: dict[str, tuple[int, int, float]] = {}
         for subset in subsets:
-            own = table.filter(pc.equal(table.column("subset"), subset))
+            own = _of(table, subset, ["speaker", "samples", "sample_rate"])
             seconds = own.column("samples").to_numpy() / own.column("sample_rate").to_numpy()
             self.found[subset] = (len(own.column("speaker").unique()), len(own), float(np.sum(seconds)) / 3600)
-
-    def lacking(self, wanted: Sequence[str]) -> list[str]:
-        """What is missing of subsets, or too much, in words; nothing where they are as published."""
-        words = []
-        for subset in wanted:
-            speakers, utterances, _ = self.found[subset]
-            size = SIZES[subset]
-            for name, count, published in (
-                ("speakers", speakers, size.speakers),
-                ("utterances", utterances, size.utterances),
-            ):
-                if published is not None and count != published:
-                    words.append(f"{subset} has {count:,} of {published:,} published {name}")
-        return words
 
     def __str__(self) -> str:
         """A Markdown table."""
@@ -67,9 +55,41 @@ def refuse_lacking(words: Sequence[str], *, partial: bool) -> None:
         )
 
 
-def refuse_unheard(path: Path, trials: Trials, table: pa.Table) -> None:
-    """Raise a ValueError that names utterances of the list in ``path`` that are not in a manifest's table."""
-    index = match(trials.utterances, table.column("utterance").combine_chunks())
-    missing = [trials.utterances[position] for position in np.flatnonzero(index < 0)]
-    if missing:
-        raise ValueError(f"{path}: {len(missing):,} of its utterances are missing or unusable: {first_of(missing)}")
+def lacking(table: pa.Table, subsets: Sequence[str]) -> list[str]:
+    """What is missing of subsets, or too much, in words; nothing where they are as published.
+
+    Args:
+        table: Columns speaker and subset.
+        subsets: The subsets to count.
+    """
+    words = []
+    for subset in subsets:
+        own = _of(table, subset, ["speaker"])
+        for name, count, published in (
+            ("speakers", len(own.column("speaker").unique()), SIZES[subset].speakers),
+            ("utterances", len(own), SIZES[subset].utterances),
+        ):
+            if published is not None and count != published:
+                words.append(f"{subset} has {count:,} of {published:,} published {name}")
+    return words
+
+
+def _of(table: pa.Table, subset: str, names: list[str]) -> pa.Table:
+    return table.select(names).filter(pc.equal(table.column("subset"), subset))
+
+
+def is_heard(path: Path, utterances: Sequence[str], table: pa.Table, *, partial: bool) -> bool:
+    """Whether all utterances of the list in ``path`` are in a table; a warning says that it is left out.
+
+    Raises:
+        ValueError: They are not, and no part of the corpus was asked for.
+    """
+    index = match(utterances, table.column("utterance").combine_chunks())
+    missing = [utterances[int(position)] for position in np.flatnonzero(index < 0)]
+    if not missing:
+        return True
+    words = f"{path}: {len(missing):,} of its utterances are missing or unusable: {first_of(missing)}"
+    if not partial:
+        raise ValueError(words)
+    logger.warning("list left out, %s", words)
+    return False

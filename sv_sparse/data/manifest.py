@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from sv_sparse.data.mapped import map_table, write_copy
 from sv_sparse.storage import atomic_write
 
 SPLITS = ("train", "validation", "test", "unused")
@@ -65,8 +66,9 @@ class Manifest:
     """The utterances below one root folder, one row each.
 
     The table is a Parquet file. Parquet has to be decoded, so the first opening leaves a copy in Arrow's own format
-    beside it (``.arrow``), which is mapped into memory, not read: there is no Python object per row, and all
-    processes of a machine share one copy. Pickling keeps the path alone; whoever unpickles maps the copy again.
+    beside it (``.arrow``; in a temporary place where the folder cannot be written), which is mapped into memory, not
+    read: there is no Python object per row, and all processes of a machine share one copy. A copy of another state of
+    the file is never used. Pickling keeps the path alone; whoever unpickles maps the copy again.
 
     Args:
         path: A file written by :meth:`write`.
@@ -84,14 +86,10 @@ class Manifest:
     """
 
     def __init__(self, path: str | Path) -> None:
-        source = Path(path).absolute()
-        copy = _copy_of(source)
-        if not copy.is_file() or copy.stat().st_mtime_ns < source.stat().st_mtime_ns:
-            _write_copy(copy, _read(source))
-        self._map(source)
+        self._map(Path(path).absolute())
 
     def _map(self, source: Path) -> None:
-        table = pa.ipc.open_file(pa.memory_map(str(_copy_of(source)))).read_all()
+        table = map_table(source, _read)
         self._utterance: pa.StringArray = table.column("utterance").chunk(0)
         self._speaker: pa.DictionaryArray = table.column("speaker").chunk(0)
         self._session: pa.DictionaryArray = table.column("session").chunk(0)
@@ -124,11 +122,9 @@ class Manifest:
             table = table.append_column(name, pa.array([""] * len(table), pa.string()))
         table = table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata(metadata)
         _validate(path, table)
-        copy = _copy_of(path.absolute())
-        copy.unlink(missing_ok=True)
         with atomic_write(path) as file:
             pq.write_table(table, file, row_group_size=_ROWS)
-        _write_copy(copy, table)
+        write_copy(path, table)
         return cls(path)
 
     def __getstate__(self) -> Path:
@@ -236,16 +232,6 @@ def refuse_missing(utterances: Sequence[str], found: NDArray[np.int64], source: 
 
 def _stem(utterances: pa.StringArray) -> pa.StringArray:
     return pc.replace_substring_regex(utterances, r"\.[^./]*$", "")
-
-
-def _copy_of(source: Path) -> Path:
-    return source.with_suffix(".arrow")
-
-
-def _write_copy(copy: Path, table: pa.Table) -> None:
-    whole = table.unify_dictionaries().combine_chunks()  # one batch, so that every column is one buffer
-    with atomic_write(copy) as file, pa.ipc.new_file(file, whole.schema) as writer:
-        writer.write_table(whole)
 
 
 def _read(source: Path) -> pa.Table:

@@ -55,6 +55,10 @@ TRIALS = {  # our name, by the name of the published file
     "list_test_hard2.txt": ("vox1_H_cleaned", TrialCount(550_894, 275_488)),
 }
 CN_TRIALS = TrialCount(3_484_292, 17_755)
+CN_PROTOCOLS = ("average", "concatenated")
+LIST_FILES = frozenset(
+    [*(f"{name}.txt" for name, _ in TRIALS.values()), *(f"cnceleb_{protocol}.parquet" for protocol in CN_PROTOCOLS)]
+)
 
 MD5 = {
     "vox1_test_wav.zip": "185fdc63c3c739954633d50379a3d102",

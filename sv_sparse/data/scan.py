@@ -7,12 +7,14 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
+_PREPARED = {"manifest.parquet", "headers.parquet"}
+
 
 def walk(root: str | Path, *, leave_out: str | Path | None = None) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Every visible file below ``root`` with its path relative to it.
 
     Links to folders are followed, each target once, and never back up. A folder that cannot be read is named in a
-    warning.
+    warning, and so is a prepared folder, whose recordings are another's that were converted.
 
     Args:
         root: The folder.
@@ -32,6 +34,9 @@ def walk(root: str | Path, *, leave_out: str | Path | None = None) -> Iterator[t
             if not folder:
                 raise
             logger.warning("left out, cannot be read: %s (%s)", os.path.join(root, folder), error.strerror)
+            continue
+        if folder and _PREPARED.issubset(entry.name for entry in entries):
+            logger.warning("left out, a prepared folder: %s", os.path.join(root, folder))
             continue
         for entry in entries:
             if entry.name.startswith("."):

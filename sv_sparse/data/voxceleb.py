@@ -6,17 +6,17 @@ nothing, since everybody unpacks and converts differently. The speaker's number 
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
-from sv_sparse.data.collect import Name, collect
-from sv_sparse.data.counts import Census, refuse_lacking, refuse_unheard
+from sv_sparse.data.collect import Name, collect, note_list
+from sv_sparse.data.counts import Census, is_heard, lacking, refuse_lacking
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.data.prepare import manifest_table, open_all, sole, write_problems
+from sv_sparse.data.prepare import manifest_table, open_all, remove_stale_lists, sole, write_problems
 from sv_sparse.data.published import TRIALS, voxceleb_subset
-from sv_sparse.data.trials import Trials, read_trials
+from sv_sparse.data.trials import read_trials
 from sv_sparse.storage import write_text
 
 logger = logging.getLogger(__name__)
@@ -40,75 +40,97 @@ def parse(path: str) -> Name | None:
 def prepare_voxceleb(
     roots: Sequence[Path], out: Path, *, lists: Sequence[Path] = (), flac: bool = False, partial: bool = False
 ) -> None:
-    """Scan, convert what needs it, open every header, check counts and lists, write manifest and trial lists.
+    """Scan, check counts and lists, convert what needs it, open every header, write manifest and trial lists.
 
     Args:
         roots: Folders that hold any of VoxCeleb1 and 2, and the trial lists if those are not given.
         out: The prepared folder; a run that was interrupted goes on there.
-        lists: Trial lists, or folders of them, under their published names.
+        lists: Trial lists, or folders of them, under their published names; they come before those below the roots.
         flac: Convert everything to FLAC below ``out``; without it only what needs ffmpeg is converted.
-        partial: Accept a corpus of another size, and lists with other counts.
+        partial: Accept a corpus of another size, and lists with other counts unless they are those of another published
+            list; leave lists out whose utterances are not all there.
 
     Raises:
         ValueError: Something is not as published, or missing; names it.
         OSError: Something cannot be read or written.
     """
     with sole(out):
-        table, root, known = _opened(roots, out, flac=flac)
-        known |= _given(lists)
-        present = set(table.column("subset").unique().to_pylist())
-        subsets = [name for name in ("vox1_dev", "vox1_test", "vox2_dev", "vox2_test") if name in present]
-        census = Census(table, subsets)
-        logger.info("%s", census)
-        trials = {name: _checked(path, table, partial=partial) for name, path in sorted(known.items())}
-        refuse_lacking(census.lacking(subsets) + _absent(subsets, trials), partial=partial)
+        table, root, known = _opened(roots, out, lists, flac=flac, partial=partial)
         (out / "trials").mkdir(exist_ok=True)
-        for name, one in trials.items():
-            write_text(out / "trials" / f"{TRIALS[name][0]}.txt", known[name].read_text(encoding="utf-8-sig"))
-            logger.info("%s: %d trials, %d targets", TRIALS[name][0], len(one), one.is_target.sum())
+        for name, path in known.items():
+            write_text(out / "trials" / f"{TRIALS[name][0]}.txt", path.read_text(encoding="utf-8-sig"))
+        remove_stale_lists(out, [f"{TRIALS[name][0]}.txt" for name in known])
         Manifest.write(out / "manifest.parquet", table, root)
 
 
-def _opened(roots: Sequence[Path], out: Path, *, flac: bool) -> tuple[pa.Table, Path, dict[str, Path]]:
-    """What can be read, the folder it is relative to, and the lists; what cannot be is written to problems.tsv."""
+def _opened(
+    roots: Sequence[Path], out: Path, lists: Sequence[Path], *, flac: bool, partial: bool
+) -> tuple[pa.Table, Path, dict[str, Path]]:
+    """What can be read, the folder it is relative to, and the lists; what cannot be is written to problems.tsv.
+
+    What names alone can tell is checked before any file is converted or opened, which takes hours.
+    """
     found = collect(roots, parse, TRIALS, beside=out)
+    subsets = _present(found.table)
+    known = sorted((found.lists | _given(lists)).items())
+    heard: dict[Path, pa.Array] = {}
+    for _, path in known:
+        names = _checked(path, partial=partial)
+        if is_heard(path, names.to_pylist(), found.table, partial=partial):
+            heard[path] = names
+    refuse_lacking(lacking(found.table, subsets) + _absent(subsets, dict(known)), partial=partial)
     opened = open_all(found, out, flac=flac)
     write_problems(out, opened.problems)
-    return manifest_table(opened), found.root, found.lists
+    table, root = manifest_table(opened), found.root
+    del found, opened
+    logger.info("%s", Census(table, subsets))
+    refuse_lacking(lacking(table, subsets), partial=partial)
+    kept = [path for path, names in heard.items() if is_heard(path, names.to_pylist(), table, partial=partial)]
+    return table, root, {path.name: path for path in kept}
+
+
+def _present(table: pa.Table) -> list[str]:
+    present = set(table.column("subset").unique().to_pylist())
+    return [name for name in ("vox1_dev", "vox1_test", "vox2_dev", "vox2_test") if name in present]
 
 
 def _given(lists: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in lists:
         if path.is_dir():
-            found |= {file.name: file for file in sorted(path.iterdir()) if file.name in TRIALS}
+            for file in sorted(path.iterdir()):
+                if file.name in TRIALS:
+                    note_list(found, file)
         elif path.is_file() and path.name in TRIALS:
-            found[path.name] = path
+            note_list(found, path)
         else:
             raise ValueError(f"--lists {path}: expected a folder, or a file called {', '.join(TRIALS)}")
     return found
 
 
-def _checked(path: Path, table: pa.Table, *, partial: bool) -> Trials:
-    """A trial list with the published counts, all of whose utterances are there.
+def _checked(path: Path, *, partial: bool) -> pa.Array:
+    """The utterances of a trial list with the published counts.
 
     Raises:
-        ValueError: It is another list than its name says, or utterances are missing.
+        ValueError: It is another list than its name says; with ``partial``, only if it is one that was published.
     """
     trials = read_trials(path)
     counts = (len(trials), int(trials.is_target.sum()))
-    if counts != TRIALS[path.name][1] and not partial:
-        same = [f"those of {name} ({ours})" for name, (ours, published) in TRIALS.items() if published == counts]
-        published = TRIALS[path.name][1]
-        raise ValueError(
+    name, published = TRIALS[path.name]
+    if counts != published:
+        same = [f"those of {other} ({ours})" for other, (ours, theirs) in TRIALS.items() if theirs == counts]
+        words = (
             f"{path}: {counts[0]:,} trials with {counts[1]:,} targets, {same[0] if same else 'as no published list'};"
-            f" {path.name} ({TRIALS[path.name][0]}) has {published.trials:,} with {published.targets:,}"
+            f" {path.name} ({name}) has {published.trials:,} with {published.targets:,}"
         )
-    refuse_unheard(path, trials, table)
-    return trials
+        if same or not partial:
+            raise ValueError(words)
+        logger.warning("%s", words)
+    logger.info("%s: %d trials, %d targets", name, *counts)
+    return pa.array(trials.utterances, pa.string())
 
 
-def _absent(subsets: Sequence[str], trials: dict[str, Trials]) -> list[str]:
+def _absent(subsets: Sequence[str], known: Collection[str]) -> list[str]:
     """Lists that VoxCeleb1 lets one expect and that were not found, in words."""
     if "vox1_test" not in subsets:
         return []
@@ -116,5 +138,5 @@ def _absent(subsets: Sequence[str], trials: dict[str, Trials]) -> list[str]:
     return [
         f"{name} ({TRIALS[name][0]}) was not found below --root; give it with --lists"
         for name in wanted
-        if name not in trials
+        if name not in known
     ]

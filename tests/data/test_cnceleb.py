@@ -1,5 +1,6 @@
 """CN-Celeb as released: who is trained on, what is joined, what is scored."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 import trees
 
+from sv_sparse.data import cnceleb
 from sv_sparse.data.audio import read_stretch, read_utterance
 from sv_sparse.data.cnceleb import prepare_cnceleb
 from sv_sparse.data.manifest import Manifest
@@ -144,10 +146,42 @@ def test_an_enrolment_that_the_map_lacks_is_refused(tmp_path):
     refused(tmp_path / "root", "1 enrolments have no utterances; first id00801-enroll")
 
 
-def test_a_missing_test_file_is_named(tmp_path):
+def test_a_missing_test_file_is_named_and_the_trials_are_left_out(tmp_path, prepared, caplog):
     trees.write_cnceleb(tmp_path / "root")
+    shutil.copytree(prepared / "trials", tmp_path / "out" / "trials")
     (tmp_path / "root" / "CN-Celeb_flac" / "eval" / "test" / "id00999-singing-02-001.flac").unlink()
-    refused(tmp_path / "root", "1 of its utterances are missing or unusable: test/id00999-singing-02-001.wav")
+    prepare_cnceleb([tmp_path / "root"], tmp_path / "out", partial=True)
+    assert "1 of its utterances are missing or unusable: test/id00999-singing-02-001.wav" in caplog.text
+    assert "out: no trial list was prepared" in caplog.text
+    assert not list((tmp_path / "out" / "trials").iterdir())  # those of an earlier run are gone
+    with pytest.raises(ValueError, match="no trial list 'cnceleb_average'; it has none"):
+        list_path(tmp_path / "out", "cnceleb_average")
+
+
+def test_a_protocol_is_left_out_alone_where_only_its_enrolments_are_missing(tmp_path):
+    trees.write_cnceleb(tmp_path / "root")
+    (tmp_path / "root" / "CN-Celeb_flac" / "eval" / "enroll" / "id00800-enroll.flac").unlink()
+    prepare_cnceleb([tmp_path / "root"], tmp_path / "out", partial=True)
+    assert [path.name for path in (tmp_path / "out" / "trials").iterdir()] == ["cnceleb_average.parquet"]
+
+
+def test_trials_are_checked_before_any_header_is_read(tmp_path, monkeypatch):
+    trees.write_cnceleb(tmp_path / "root")
+    monkeypatch.setattr(cnceleb, "open_all", None)
+    rewrite(tmp_path / "root" / "CN-Celeb_flac" / "eval" / "lists" / "trials.lst", " 1\n", " one\n")
+    refused(tmp_path / "root", r"trials.lst, line 1: expected 'enrolment test label'")
+    with pytest.raises(ValueError, match="cn1_dev has 2 of 797 published speakers"):
+        prepare_cnceleb([tmp_path / "root"], tmp_path / "out")
+
+
+def test_two_lists_of_one_name_that_differ_are_refused_and_equal_ones_are_not(tmp_path):
+    trees.write_cnceleb(tmp_path / "root")
+    other = tmp_path / "root" / "CN-Celeb2_flac" / "dev.lst"
+    shutil.copy(tmp_path / "root" / "CN-Celeb_flac" / "dev" / "dev.lst", other)
+    prepare_cnceleb([tmp_path / "root"], tmp_path / "out", partial=True)
+    other.write_text("id00001\n")
+    message = r"(?=.*CN-Celeb2_flac/dev.lst)(?=.*CN-Celeb_flac/dev/dev.lst).*: two lists of one name that differ"
+    refused(tmp_path / "root", message)
 
 
 def test_a_missing_list_is_named(tmp_path):

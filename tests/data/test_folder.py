@@ -233,7 +233,7 @@ def test_lists_that_say_wav_find_flac_files(scan, corpus, record):
     assert utterances(scan(), "test")[:2] == ["id00004/a/00001.flac", "id00004/b/00001.flac"]
 
 
-@pytest.fixture(params=["no recording", "no samples", "empty", "a broken link"])
+@pytest.fixture(params=["no recording", "no samples", "empty", "cut off", "a broken link"])
 def spoil(request, record):
     def run(path):
         path.unlink()
@@ -241,6 +241,8 @@ def spoil(request, record):
             path.write_bytes(b"<html>not found</html>")
         elif request.param == "no samples":
             record(path, samples=0)
+        elif request.param == "cut off":
+            path.write_bytes(record(path).read_bytes()[:1000])
         elif request.param == "empty":
             path.touch()
         else:

@@ -1,10 +1,15 @@
+import errno
+import os
 import pickle
+import shutil
+import tempfile
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sv_sparse.data import mapped
 from sv_sparse.data.manifest import SCHEMA, Manifest, Part, match
 
 COLUMNS = {
@@ -179,3 +184,54 @@ def test_a_newer_manifest_is_not_served_from_an_old_copy(manifest, tmp_path):
     other = {name: values[:2] for name, values in COLUMNS.items()}
     assert len(Manifest.write(manifest.source, pa.table(other), tmp_path)) == 2
     assert len(Manifest(manifest.source)) == 2
+
+
+def test_an_older_manifest_in_its_place_is_not_served_from_the_copy_either(manifest, tmp_path):
+    other = {name: values[:2] for name, values in COLUMNS.items()}
+    old = Manifest.write(tmp_path / "old" / "manifest.parquet", pa.table(other), tmp_path).source
+    os.utime(old, (1, 1))
+    shutil.copy2(old, manifest.source)
+    assert len(Manifest(manifest.source)) == 2
+    assert len(pickle.loads(pickle.dumps(manifest))) == 2
+
+
+def test_a_copy_that_broke_off_is_made_again(manifest):
+    copy = manifest.source.with_suffix(".arrow")
+    copy.write_bytes(copy.read_bytes()[:100])
+    assert len(Manifest(manifest.source)) == 5
+
+
+@pytest.mark.parametrize("left", ["no copy", "a copy of another manifest"])
+def test_in_a_folder_that_cannot_be_written_the_copy_is_a_temporary_file(manifest, tmp_path, monkeypatch, left):
+    folder, temporary = manifest.source.parent, tmp_path / "temporary"
+    (folder / "manifest.arrow").unlink()
+    if left != "no copy":
+        other = Manifest.write(tmp_path / "other" / "manifest.parquet", pa.table(COLUMNS).slice(2), tmp_path)
+        shutil.copy(other.source.with_suffix(".arrow"), folder)
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+
+    def write(path, *arguments):
+        if path.parent == folder:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return real(path, *arguments)
+
+    real = mapped.atomic_write
+    monkeypatch.setattr(mapped, "atomic_write", write)
+    found = Manifest(manifest.source)
+    assert len(found) == 5
+    assert [found.utterance(row) for row in found.split("train")] == ["b/s/1.wav", "a/s/1.wav", "a/s/2.wav"]
+    monkeypatch.setattr(mapped, "atomic_write", None)  # a worker finds the copy and writes nothing
+    assert len(pickle.loads(pickle.dumps(found))) == 5
+    (copy,) = temporary.rglob("*.arrow")
+    assert copy.parent.stat().st_mode & 0o077 == 0
+
+
+def test_a_full_disk_is_an_error_where_the_copy_is_written(manifest, monkeypatch):
+    def write(path, *arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    manifest.source.with_suffix(".arrow").unlink()
+    monkeypatch.setattr(mapped, "atomic_write", write)
+    with pytest.raises(OSError, match="No space left on device"):
+        Manifest(manifest.source)

@@ -9,7 +9,7 @@ import pytest
 import trees
 
 from sv_sparse.data import headers, published
-from sv_sparse.data.audio import Header
+from sv_sparse.data.headers import Header
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.prepared import read_listed, select
 from sv_sparse.data.voxceleb import parse, prepare_voxceleb
@@ -120,17 +120,9 @@ def test_the_original_list_under_the_cleaned_ones_name_is_told_apart(tmp_path, m
     monkeypatch.setitem(published.TRIALS, "veri_test2.txt", ("vox1_O_cleaned", fewer))
     for name in ("list_test_all2.txt", "list_test_hard2.txt"):
         (tmp_path / "root" / name).unlink()
-    with pytest.raises(ValueError, match=r"veri_test2.txt: .* those of veri_test.txt \(vox1_O\)"):
-        prepare_voxceleb([tmp_path / "root"], tmp_path / "out")
-
-
-def test_a_list_whose_utterances_are_missing_is_refused(tmp_path):
-    trees.merged(tmp_path / "root")
-    trees.write_vox_lists(tmp_path / "root")
-    key = trees.utterances("vox1_test")[0]
-    (tmp_path / "root" / "wav" / f"{key}.wav").unlink()
-    with pytest.raises(ValueError, match=f"1 of its utterances are missing or unusable: {key}.wav"):
-        prepared(tmp_path / "root", tmp_path / "out")
+    for partial in (False, True):
+        with pytest.raises(ValueError, match=r"veri_test2.txt: .* those of veri_test.txt \(vox1_O\)"):
+            prepare_voxceleb([tmp_path / "root"], tmp_path / "out", partial=partial)
 
 
 def test_every_bad_file_is_named_with_its_problem(tmp_path):
