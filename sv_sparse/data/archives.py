@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from sv_sparse.data.counts import first_of
 from sv_sparse.data.published import MD5
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,10 @@ def verify(paths: Sequence[Path]) -> tuple[list[tuple[str, bool]], list[Path]]:
         else:
             found.setdefault(name, []).append(path)
     if not found:
-        raise ValueError(f"{', '.join(map(str, paths))}: expected archives of {', '.join(MD5)}, or their parts")
+        raise ValueError(
+            f"{', '.join(map(str, paths))}: expected archives of {', '.join(MD5)}, or their parts; "
+            f"found {first_of([str(path) for path in unknown]) or 'an empty folder'}"
+        )
     chosen = {name: _in_order(name, parts) for name, parts in sorted(found.items())}
     return [(name, _md5(files) == MD5[name]) for name, files in chosen.items()], unknown
 

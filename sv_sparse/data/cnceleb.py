@@ -151,7 +151,7 @@ def _trials(lists: dict[str, Path], protocol: str, *, partial: bool) -> Trials:
         )
         if not partial:
             raise ValueError(words)
-        logger.warning("%s", words)
+        logger.warning("accepted with --partial, %s", words)
     logger.info("%s: %d trials, %d targets", trials.name, *counts)
     return trials
 

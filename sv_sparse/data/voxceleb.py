@@ -125,7 +125,7 @@ def _checked(path: Path, *, partial: bool) -> pa.Array:
         )
         if same or not partial:
             raise ValueError(words)
-        logger.warning("%s", words)
+        logger.warning("accepted with --partial, %s", words)
     logger.info("%s: %d trials, %d targets", name, *counts)
     return pa.array(trials.utterances, pa.string())
 
