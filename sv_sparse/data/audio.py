@@ -4,7 +4,7 @@ import functools
 import io
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -12,62 +12,14 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
+from sv_sparse.data.headers import SAMPLE_RATE
 from sv_sparse.data.manifest import Part
 from sv_sparse.torchaudio_guard import torchaudio
 
 Waveform = NDArray[np.float32]
 Samples = NDArray[np.int16]
 
-SAMPLE_RATE = 16000  # Hz, of everything that is trained on and judged
-
 _FULL_SCALE = np.float32(32768)
-
-
-class Header(NamedTuple):
-    """What a file says of itself; ``samples`` is 0 where it is empty or no recording.
-
-    Attributes:
-        samples: Length of one channel.
-        sample_rate: In Hz.
-        channels: How many there are.
-        bytes: Length of the file.
-        pcm: Where mono 16-bit samples begin, in bytes; -1 where there are none in plain.
-    """
-
-    samples: int
-    sample_rate: int
-    channels: int
-    bytes: int
-    pcm: int
-
-
-def read_header(path: str | os.PathLike[str]) -> Header:
-    """The header of a recording; never raises for what is there, or is not."""
-    try:
-        size = os.stat(path).st_size
-    except OSError:  # a link that leads nowhere
-        return Header(0, 0, 0, 0, -1)
-    try:
-        with soundfile.SoundFile(path) as file:
-            plain = file.format in {"WAV", "WAVEX"} and file.subtype == "PCM_16" and file.channels == 1
-            found = file.frames, file.samplerate, file.channels
-    except soundfile.LibsndfileError:
-        return Header(0, 0, 0, size, -1)
-    return Header(*found, size, _pcm_offset(path) if plain else -1)
-
-
-def _pcm_offset(path: str | os.PathLike[str]) -> int:
-    """Where the samples of a RIFF file begin, in bytes; -1 where its chunks do not lead there."""
-    with open(path, "rb") as file:
-        if file.read(4) != b"RIFF":
-            return -1
-        file.seek(12)
-        while len(chunk := file.read(8)) == 8:
-            if chunk[:4] == b"data":
-                return file.tell()
-            length = int.from_bytes(chunk[4:], "little")
-            file.seek(length + length % 2, os.SEEK_CUR)
-    return -1
 
 
 def read_utterance(parts: Sequence[Part], sample_rate: int = SAMPLE_RATE) -> Tensor:
