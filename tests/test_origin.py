@@ -135,3 +135,10 @@ def test_scores_of_network_files_need_a_folder_and_those_of_several_runs_have_th
         with pytest.raises(SystemExit):
             cli.main(["evaluate", *words, "--on", "x:y"])
         assert message in capsys.readouterr().err
+
+
+def test_a_list_may_name_another_ending_than_its_files_have(finished, tones, tmp_path, capsys):
+    other = tmp_path / "trials.txt"
+    other.write_text(tones.trials.read_text().replace(".flac", ".wav"))
+    cli.main(["evaluate", str(finished), "--root", str(tones.root), "--trials", str(other), "--scores", str(tmp_path)])
+    assert "trials: EER" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from sv_sparse import checkpoint
 from sv_sparse.build import MEL_BINS, choose_device
 from sv_sparse.corpus import refuse_known_to
 from sv_sparse.data.audio import SAMPLE_RATE, recording
+from sv_sparse.data.folder import ENDINGS
 from sv_sparse.data.prepared import Judged, read_listed
 from sv_sparse.data.trials import read_trials
 from sv_sparse.embedding import Array
@@ -79,7 +80,13 @@ def _of_folder(root: Path | None, lists: Sequence[Path]) -> list[Judged]:
     if root is None or not root.is_dir():
         raise ValueError(f"--root {root}: no such folder")
     found = [read_trials(path) for path in lists]
-    return [Judged(one, [recording(root / name) for name in one.utterances], [], [], None) for one in found]
+    return [Judged(one, [recording(_there(root / name)) for name in one.utterances], [], [], None) for one in found]
+
+
+def _there(path: Path) -> Path:
+    """The recording, where lists name another ending than its file has."""
+    others = (path.with_suffix(ending) for ending in ENDINGS)
+    return path if path.is_file() else next((other for other in others if other.is_file()), path)
 
 
 def _elsewhere(names: Sequence[str]) -> list[Judged]:
