@@ -1,7 +1,6 @@
 """Settings to objects: network, head, optimizer, controller, loader."""
 
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from sv_sparse.optim import (
 )
 from sv_sparse.origin import Origin, read_origin
 from sv_sparse.scoring.metrics import OperatingPoint
-from sv_sparse.settings import Settings
+from sv_sparse.settings import Settings, automatic_workers
 
 logger = logging.getLogger(__name__)
 
@@ -155,12 +154,13 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     dataset = _crops(settings, corpus.manifest, augmentation if augmentation.active else None)
     head: AAMSoftmax = instantiate(settings["head"])(network.embedding_dim, dataset.speakers)
     batches = EpochBatches(len(dataset), trainer["batch_size"], settings["seed"])
-    origin = read_origin(settings)
+    begun = (folder / "checkpoints" / "last.pt").is_file()  # which has all that an origin gives
+    origin = None if begun else read_origin(settings)
     started_sparse = origin.started_sparse if origin is not None else starts_sparse(settings)
     rates = learning_rates(settings, started_sparse=started_sparse)
     groups = parameter_groups(network, head, settings, rates)
     if origin is not None:
-        origin.put_into(network, settings["model"], head, corpus.manifest.speakers("train"))
+        origin.put_into(network, settings["model"], head, corpus.manifest)
     elif started_sparse:
         chosen = [p for group in groups if group["regularizer"] != "none" for _, p in group["params"]]
         _start_sparse(chosen, settings)
@@ -168,7 +168,10 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     head.to(compute.device)
     optimizer = instantiate(settings["optim"] | {"lr": rates["others"]} | _lambda_of(origin))(groups)
     steps = trainer["epochs"] * len(batches)
-    controller = instantiate(settings["sparsity"]["controller"])(optimizer, settings["target_sparsity"], steps)
+    how = settings["sparsity"]["controller"]
+    if origin is not None and origin.figures["lambda"] > 0 and "ramp" in how:
+        how = how | {"ramp": None}  # it is sparse already
+    controller = instantiate(how)(optimizer, settings["target_sparsity"], steps)
     _say(groups, corpus, compute, steps)
     logger.info("%s, implementation %s", type(optimizer).__name__, optimizer.defaults["implementation"])
     return Experiment(
@@ -204,7 +207,7 @@ def _crops(settings: Settings, manifest: Manifest, augmentation: Augmentation | 
 
 def _lambda_of(origin: Origin | None) -> dict[str, float]:
     """The lambda that an origin's sparsity was reached with, where it is sparse."""
-    return {"lambda_": origin.figures["lambda"]} if origin is not None and origin.figures["sparsity"] > 0 else {}
+    return {"lambda_": origin.figures["lambda"]} if origin is not None and origin.figures["lambda"] > 0 else {}
 
 
 def learning_rates(settings: Settings, *, started_sparse: bool) -> dict[str, float]:
@@ -270,7 +273,7 @@ def _loader(
 
 
 def _workers(setting: int | str) -> int:
-    return min(8, (os.cpu_count() or 1) - 1) if setting == "auto" else int(setting)
+    return automatic_workers() if setting == "auto" else int(setting)
 
 
 def split_size(manifest: Manifest, split: str) -> tuple[int, int, float]:

@@ -14,10 +14,10 @@ import torch
 
 from sv_sparse.storage import atomic_write
 
-FORMAT = 1
+FORMAT = 2
 TRAINING_KEYS = {
     "format", "config", "model", "head", "optimizer", "controller",
-    "diagnostics", "progress", "generators", "best", "at_start",
+    "diagnostics", "progress", "generators", "best", "at_start", "started_sparse",
 }  # fmt: skip
 NETWORK_KEYS = {"format", "config", "model", "mean", "figures"}
 

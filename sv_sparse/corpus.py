@@ -1,19 +1,24 @@
 """Settings to what a run listens to: the manifest, and the trial lists it is judged by."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from sv_sparse.data.folder import scan_folder
-from sv_sparse.data.manifest import Manifest
+from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.data.prepared import Judged, judged, read_listed, refuse_trained_on, select
 from sv_sparse.data.trials import read_trials
 from sv_sparse.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,6 +44,7 @@ def prepare_corpus(settings: Settings, folder: Path) -> Corpus:
     found = _prepared(settings, names, folder) if "prepared" in data else _scanned(settings, names, folder)
     if settings["init_from"] is not None:
         refuse_known_to(Path(settings["init_from"]), found.lists, "init_from=")
+        _refuse_held_out(Path(settings["init_from"]), found.manifest)
     return found
 
 
@@ -94,21 +100,54 @@ def _listed(name: str, own: Manifest) -> Judged:
 
 
 def refuse_known_to(run: Path, lists: Sequence[Judged], setting: str = "") -> None:
-    """Raise if a run trained on speakers of a list that its network is to be judged by.
+    """Raise if a run, or one that it started from, trained on speakers of a list that its network is to be judged by.
 
     Args:
         run: its folder.
-        lists: what is to be judged by.
+        lists: what is to be judged by; lists whose speakers nobody knows pass.
         setting: what named the run, for the message.
 
     Raises:
         ValueError: it did.
     """
-    manifest = run / "manifest.parquet"
-    if manifest.is_file():
-        trained = _trained_on(manifest)
-        for one in [one for one in lists if one.speakers]:
-            refuse_trained_on(one, trained, manifest, f"{setting}{run}")
+    known = [one for one in lists if one.speakers]
+    for folder in _with_origins(run) if known else ():
+        config: Any = OmegaConf.load(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
+        manifest = folder / "manifest.parquet"
+        if not manifest.is_file():
+            logger.warning("%s: what it was trained on is not known; it may know the speakers", folder)
+            continue
+        trained, prepared = _trained_on(manifest), config.get("data", {}).get("prepared")
+        source = Path(prepared) / "manifest.parquet" if prepared else manifest
+        for one in known:
+            refuse_trained_on(one, trained, source, f"{setting}{folder}")
+
+
+def _with_origins(run: Path) -> Iterator[Path]:
+    """A run's folder, that of the run it started from, and so on."""
+    folder: Path | None = run
+    while folder is not None:
+        yield folder
+        config = folder / "config.yaml"
+        settings: Any = OmegaConf.load(config) if config.is_file() else {}
+        before = settings.get("init_from")
+        folder = Path(before) if before else None
+
+
+def _refuse_held_out(run: Path, own: Manifest) -> None:
+    """Raise a ValueError if a run trained on speakers that are held out now."""
+    table = pq.read_table(own.source)
+    held_out = table.filter(pc.equal(table.column("split").cast("string"), "validation"))
+    for folder in _with_origins(run):
+        if len(held_out) and (folder / "manifest.parquet").is_file():
+            trained = pq.read_table(folder / "manifest.parquet")
+            trained = trained.filter(pc.equal(trained.column("split").cast("string"), "train"))
+            place = match(held_out.column("utterance").to_pylist(), trained.column("utterance").combine_chunks())
+            if (place >= 0).any():
+                raise ValueError(
+                    f"data.validation_share: speakers that are held out here were trained on by init_from={folder}; "
+                    f"hold out the same (data.validation_share and seed as there), or nobody: data.validation_share=0"
+                )
 
 
 def _trained_on(manifest: Path) -> pa.Table:

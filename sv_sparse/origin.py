@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
 from sv_sparse import checkpoint
-from sv_sparse.data.manifest import Manifest
+from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.head import AAMSoftmax
 from sv_sparse.settings import Settings
 
@@ -26,6 +29,7 @@ class Origin:
         weights: The network's state, landed.
         figures: What its landing said.
         rows: The head's weight for each speaker; empty where the run kept no head.
+        manifest: What the other run trained on.
     """
 
     folder: Path
@@ -33,20 +37,21 @@ class Origin:
     weights: dict[str, Any]
     figures: dict[str, Any]
     rows: dict[str, Tensor]
+    manifest: Manifest
 
     @property
     def started_sparse(self) -> bool:
         """Whether its weights grew from a sparse start, which makes them larger, and the rate that suits them."""
         return bool(self.figures["started_sparse"])
 
-    def put_into(self, network: nn.Module, model: Settings, head: AAMSoftmax, speakers: list[str]) -> None:
+    def put_into(self, network: nn.Module, model: Settings, head: AAMSoftmax, manifest: Manifest) -> None:
         """Load the network, and the head's rows of the speakers that both runs train on; the others stay as they are.
 
         Args:
             network: What is trained.
             model: Its settings.
             head: The new head.
-            speakers: Whom its first rows stand for.
+            manifest: What is trained on now; names of speakers mean the same where they say the same utterances.
 
         Raises:
             ValueError: The network is another than the origin's; says how to choose it.
@@ -56,7 +61,8 @@ class Origin:
             theirs = ", ".join(f"model.{name}={self.model.get(name)}" for name in differing)
             raise ValueError(f"init_from={self.folder}: its network has {theirs}; choose the same model")
         network.load_state_dict(self.weights)
-        known = [row for row, speaker in enumerate(speakers) if speaker in self.rows]
+        speakers, shared = manifest.speakers("train"), _shared_speakers(self.manifest, manifest)
+        known = [row for row, speaker in enumerate(speakers) if speaker in self.rows and speaker in shared]
         if known:
             with torch.no_grad():
                 head.weight[known] = torch.stack([self.rows[speakers[row]] for row in known])
@@ -78,13 +84,31 @@ def read_origin(settings: Settings) -> Origin | None:
     if not network.is_file():
         raise ValueError(f"init_from={folder}: expected the folder of a finished run, with checkpoints/model.pt")
     state = checkpoint.load(network, checkpoint.NETWORK_KEYS)
-    return Origin(folder, state["config"]["model"], state["model"], state["figures"], _head_rows(folder))
+    manifest = Manifest(folder / "manifest.parquet")
+    rows = _head_rows(folder, manifest)
+    return Origin(folder, state["config"]["model"], state["model"], state["figures"], rows, manifest)
 
 
-def _head_rows(folder: Path) -> dict[str, Tensor]:
+def _shared_speakers(one: Manifest, other: Manifest) -> set[str]:
+    """Speakers of whom both train on some utterance of one name: of the same corpus, that is, whatever its files."""
+    theirs, ours = (_trained(manifest) for manifest in (one, other))
+    place = match(ours.column("utterance").to_pylist(), theirs.column("utterance").combine_chunks())
+    speakers = ours.column("speaker").filter(pa.array(place >= 0))
+    same = pc.equal(speakers, theirs.column("speaker").take(place[place >= 0]))
+    return set(speakers.filter(same).unique().to_pylist())
+
+
+def _trained(manifest: Manifest) -> pa.Table:
+    table = pq.read_table(manifest.source, columns=["utterance", "speaker", "split"])
+    names = pa.table({name: table.column(name).cast(pa.string()) for name in table.schema.names})
+    return names.filter(pc.equal(names.column("split"), "train"))
+
+
+def _head_rows(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
     last = folder / "checkpoints" / "last.pt"
     if not last.is_file():
         return {}
     weight = checkpoint.load(last, checkpoint.TRAINING_KEYS)["head"]["weight"]
-    speakers = Manifest(folder / "manifest.parquet").speakers("train")
-    return dict(zip(speakers, weight, strict=False))  # what is left over stands for the same speakers at other speeds
+    return dict(
+        zip(manifest.speakers("train"), weight, strict=False)
+    )  # what is left over stands for the same speakers at other speeds

@@ -69,13 +69,17 @@ def resumed_settings(folder: Path, arguments: list[str]) -> Settings:
 def new_folder(settings: Settings) -> Path:
     """Make ``folder``, or ``<runs>/<time>_<name>``, and write the settings and the environment into it.
 
+    A run that was killed before its first checkpoint leaves a folder that is used again.
+
     Raises:
-        ValueError: ``folder`` is there already.
+        ValueError: ``folder`` is there already and holds something else.
     """
     folder = Path(settings["folder"]) if settings["folder"] is not None else _unused(settings)
-    if folder.exists():
+    checkpoints = folder / "checkpoints"
+    if folder.exists() and any(folder.iterdir()) and (not checkpoints.is_dir() or any(checkpoints.iterdir())):
         raise ValueError(f"folder={folder} is there already; name another, or continue it with resume={folder}")
-    (folder / "checkpoints").mkdir(parents=True)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.parquet").unlink(missing_ok=True)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(settings))
     write_json(folder / "environment.json", environment())
     return folder

@@ -153,10 +153,17 @@ def resolve(config: DictConfig) -> Settings:
         raise ValueError(f"the configuration cannot be resolved: {error}") from error
     check(settings)
     settings["data"] = _absolute(settings["data"])
-    for name in ("folder", "init_from"):
-        if settings[name] is not None:
-            settings[name] = os.path.abspath(os.path.expanduser(settings[name]))
+    for place, name in ((settings, "folder"), (settings, "init_from"), (settings["augment"], "store")):
+        if place.get(name) is not None:
+            place[name] = os.path.abspath(os.path.expanduser(place[name]))
+    if settings["data"].get("storage") == "shards" and settings["trainer"]["workers"] == "auto":
+        settings["trainer"]["workers"] = automatic_workers()  # on which the order of crops depends
     return settings
+
+
+def automatic_workers() -> int:
+    """How many processes read crops where nobody says so: one core is left to training."""
+    return min(8, (os.cpu_count() or 1) - 1)
 
 
 def _absolute(data: Settings) -> Settings:
@@ -244,6 +251,8 @@ def check(settings: Settings) -> None:
     for name in _CHECKS:
         value: Any = settings
         for part in name.split("."):
+            if part not in value:
+                raise ValueError(f"{name} is missing: the settings are those of another version")
             value = value[part]
         _check_value(name, value)
     sparsity = settings["sparsity"]

@@ -207,6 +207,7 @@ class Trainer:
             "generators": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
             "best": self.best,
             "at_start": self.at_start,
+            "started_sparse": experiment.started_sparse,
         }
         checkpoint.save(self.last, state)
 
@@ -224,6 +225,7 @@ class Trainer:
         if len(state["generators"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["generators"]["cuda"])
         self.best, self.at_start = state["best"], state["at_start"]
+        experiment.started_sparse = state["started_sparse"]
         logger.info("continuing %s at step %d", experiment.folder, self.progress.step)
 
     def save_network(self, name: str, mean: Array, figures: dict[str, Any]) -> None:

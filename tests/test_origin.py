@@ -5,8 +5,11 @@ import re
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tiny import TINY
 
 from sv_sparse import checkpoint, cli
@@ -142,3 +145,69 @@ def test_a_list_may_name_another_ending_than_its_files_have(finished, tones, tmp
     other.write_text(tones.trials.read_text().replace(".flac", ".wav"))
     cli.main(["evaluate", str(finished), "--root", str(tones.root), "--trials", str(other), "--scores", str(tmp_path)])
     assert "trials: EER" in capsys.readouterr().out
+
+
+def test_what_the_others_origin_trained_on_does_not_judge_either(finished, tmp_path, capsys):
+    later = shutil.copytree(finished, tmp_path / "later")
+    table = pq.read_table(finished / "manifest.parquet")
+    unseen = table.set_column(table.schema.get_field_index("split"), "split", pa.array(["unused"] * len(table)))
+    manifest = Manifest(finished / "manifest.parquet")
+    Manifest.write(later / "manifest.parquet", unseen, manifest.root)
+    config = OmegaConf.load(later / "config.yaml")
+    config.init_from = str(finished)
+    OmegaConf.save(config, later / "config.yaml")
+    prepared = tmp_path / "prepared"
+    (prepared / "trials").mkdir(parents=True)
+    shutil.copy(finished / "manifest.parquet", prepared / "manifest.parquet")
+    keys = [manifest.utterance(row) for row in manifest.split("train")[:8]]
+    lines = [f"{int(a[:7] == b[:7])} {a} {b}\n" for a in keys for b in keys if a != b]
+    (prepared / "trials" / "mine.txt").write_text("".join(lines))
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", str(later), "--on", f"{prepared}:mine"])
+    assert f"list mine: 2 of its speakers are trained on with {finished}" in capsys.readouterr().err
+
+
+def test_speakers_that_the_other_run_trained_on_are_not_held_out(train, finished, tones):
+    done = train(*TINY, *tones.settings(), f"init_from={finished}", "data.validation_share=0.5")
+    assert done.status == 2
+    assert "hold out the same (data.validation_share and seed as there), or nobody: data.validation_share=0" in done.err
+
+
+def test_the_same_name_in_another_corpus_is_another_speaker(train, finished, tones, tmp_path):
+    for path in sorted(tones.root.rglob("*.flac")):
+        speaker, session, name = path.relative_to(tones.root).parts
+        copy = tmp_path / "wav" / speaker / f"other-{session}" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    trials = tmp_path / "trials.txt"
+    trials.write_text(tones.trials.read_text().replace("/s", "/other-s"))
+    words = ["data=folder", f"data.root={tmp_path / 'wav'}", f"data.trials={trials}", "data.validation_share=0"]
+    done = train(*TINY, *words, f"init_from={finished}", "target_sparsity=0.8")
+    assert done.status == 0, done.err
+    assert "the head knows 0 of 6 training speakers" in done.out
+
+
+def test_a_sparse_network_is_not_made_dense_by_a_ramp(train, finished, tones, tmp_path):
+    words = ["sparsity=quantile", "sparsity.controller.ramp=[0.1,0.6]", "sparsity.controller.initial_sparsity=0.0"]
+    done = train(*TINY, *tones.settings(), *words, f"init_from={finished}", "target_sparsity=0.8")
+    assert done.status == 0, done.err
+    rows = [row for row in read_rows(only_run(tmp_path) / "metrics.jsonl") if "loss" in row]
+    assert {round(row["sparsity/trained"], 3) for row in rows} == {0.8}
+
+
+def test_a_run_goes_on_without_the_one_that_it_started_from(train, finished, tones, tmp_path):
+    origin = shutil.copytree(finished, tmp_path / "origin")
+    words = [*TINY, *tones.settings(), f"init_from={origin}", "target_sparsity=0.8", f"folder={tmp_path / 'run'}"]
+    assert train(*words).status == 0
+    shutil.rmtree(origin)
+    done = train(f"resume={tmp_path / 'run'}")
+    assert done.status == 0, done.err
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_may_begin_again(train, tones, tmp_path):
+    folder = tmp_path / "here"
+    words = [*TINY, *tones.settings(), f"folder={folder}", "trainer.epochs=1"]
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text("left\n")
+    assert train(*words).status == 0
+    assert (folder / "results.json").is_file()

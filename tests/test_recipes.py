@@ -2,8 +2,10 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -44,11 +46,11 @@ def test_every_command_of_a_dry_run_is_one_that_the_programs_take(name, variant)
     for command in commands:
         if command[0] == "sv-sparse":
             cli.parser(command[1:]).parse_args(command[1:])
-        elif command[1] == "train.py":
+        elif command[1].endswith("train.py"):
             check_training(command[2:])
         else:
             assert (ROOT / command[1]).is_file()
-    trained = [check_training(command[2:]) for command in commands if command[1] == "train.py"]
+    trained = [check_training(command[2:]) for command in commands if command[1].endswith("train.py")]
     assert len(trained) == 40  # two models, two optimizers, five targets, all once more with a large margin
     assert {settings["target_sparsity"] for settings in trained} == {0, 0.75, 0.9, 0.95, 0.99}
     assert {settings["trainer"]["epochs"] for settings in trained[:20]} == (
@@ -60,13 +62,13 @@ def test_every_command_of_a_dry_run_is_one_that_the_programs_take(name, variant)
     stages = [command[1] for command in commands]
     assert stages.count("evaluate") == 1
     assert stages.count("prepare") == (2 if variant == "strong" else 1)
-    assert stages[-1] == "scripts/compare.py"
+    assert stages[-1].endswith("scripts/compare.py")
 
 
 @pytest.mark.parametrize("name", ["demo", "own_data"])
 def test_the_small_recipes_compose(name):
     for command in planned(name, "--stages", "train", "lmft", "table"):
-        if command[1] == "train.py":
+        if command[1].endswith("train.py"):
             check_training(command[2:])
 
 
@@ -89,17 +91,19 @@ def cn(tmp_path_factory) -> Path:
 
 def test_cnceleb_runs_from_the_disk_to_its_table_and_a_second_time_does_nothing_again(cn, tmp_path):
     out = tmp_path / "it's out"
+    made = out / "tiny"
     words = ["--root", cn / "root", "--out", out, *SMALL, "data.validation_share=0"]
     done = recipe("cnceleb", *words)
     assert done.returncode == 0, done.stderr
-    lines = (out / "table.md").read_text().splitlines()[2:]
+    lines = (made / "table.md").read_text().splitlines()[2:]
     assert len(lines) == 8  # two targets, each fine-tuned too, two lists
     assert sum("| 80.00% |" in line for line in lines) == 4
     assert sum("cnceleb_concatenated" in line for line in lines) == 4
     again = recipe("cnceleb", *words)
     assert again.stdout.count("finished before: ") == 4
     assert "train.py" not in again.stdout
-    assert (out / "table.md").read_text().splitlines()[2:] == lines
+    assert "evaluate" not in again.stdout
+    assert (made / "table.md").read_text().splitlines()[2:] == lines
 
 
 def test_voxceleb_runs_augmented_and_is_judged_on_cnceleb_too(cn, tmp_path):
@@ -113,10 +117,10 @@ def test_voxceleb_runs_augmented_and_is_judged_on_cnceleb_too(cn, tmp_path):
     assert recipe("cnceleb", "--root", cn / "root", "--out", other, "--tiny", "--stages", "prepare").returncode == 0
     small = [*SMALL[:-2], "0.8", "--models", "resnet34"]
     done = recipe(
-        "voxceleb", *roots, *noise, "--out", tmp_path / "out", *small, "--on", f"{other}/prepared:cnceleb_average"
+        "voxceleb", *roots, *noise, "--out", tmp_path / "out", *small, "--on", f"{other}/tiny/prepared:cnceleb_average"
     )
     assert done.returncode == 0, done.stderr
-    lines = (tmp_path / "out" / "table.md").read_text().splitlines()[2:]
+    lines = (tmp_path / "out" / "tiny" / "table.md").read_text().splitlines()[2:]
     assert len(lines) == 8  # trained and fine-tuned, each on O, E, H and CN-Celeb
     assert sum("cnceleb_average" in line for line in lines) == 2
     assert all("ResNet34" in line for line in lines)
@@ -124,12 +128,12 @@ def test_voxceleb_runs_augmented_and_is_judged_on_cnceleb_too(cn, tmp_path):
 
 def test_own_data_runs_to_its_table_and_goes_on_after_a_failure(tones: Tones, tmp_path):
     words = ["--root", tones.root, "--trials", tones.trials, "--out", tmp_path / "out", "--tiny", "--models", "ecapa"]
-    failed = recipe("own_data", *words, "data.train_list=/nowhere.txt")
+    failed = recipe("own_data", *words, "trainer.device=cuda")
     assert failed.returncode == 2
-    assert "stage train stopped with status 2; the same command goes on" in failed.stderr
+    assert "stage train ended with status 2; the same command goes on" in failed.stderr
     done = recipe("own_data", *words)
     assert done.returncode == 0, done.stderr
-    assert len((tmp_path / "out" / "table.md").read_text().splitlines()) == 4
+    assert len((tmp_path / "out" / "tiny" / "table.md").read_text().splitlines()) == 4
 
 
 def test_what_a_recipe_needs_and_did_not_get_is_said():
@@ -137,3 +141,30 @@ def test_what_a_recipe_needs_and_did_not_get_is_said():
     assert "--noise is needed" in recipe("cnceleb", "--root", "/", "--variant", "strong").stderr
     assert "unrecognized arguments: word" in recipe("demo", "word").stderr
     assert "invalid _target value: '90'" in recipe("demo", "--targets", "90").stderr
+
+
+def test_other_settings_than_a_run_was_begun_with_are_refused(tones: Tones, tmp_path):
+    words = ["--root", tones.root, "--trials", tones.trials, "--out", tmp_path, "--tiny", "--targets", "0"]
+    assert recipe("own_data", *words).returncode == 0
+    done = recipe("own_data", *words, "seed=3")
+    assert done.returncode == 2
+    assert "was begun with fewer settings, where it would be seed=3 now; give --out another folder" in done.stderr
+
+
+def test_a_stop_is_left_to_the_run_which_saves_and_the_same_command_goes_on(tones: Tones, tmp_path):
+    words = ["--root", tones.root, "--trials", tones.trials, "--out", tmp_path, "--tiny", "--targets", "0"]
+    command = ["sh", str(ROOT / "recipes" / "own_data" / "run.sh"), *map(str, words), "trainer.epochs=60"]
+    environment = os.environ | {"PYTHON": sys.executable}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        last = tmp_path / "tiny" / "runs" / "ecapa_adabreg_0" / "checkpoints" / "last.pt"
+        while not last.is_file() and process.poll() is None:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        out, _ = process.communicate()
+    assert process.returncode == 130
+    assert "continue with: python train.py resume=" in out
+    done = recipe("own_data", *words, "trainer.epochs=60")
+    assert done.returncode == 0, done.stderr
+    assert "train.py resume=" in done.stdout

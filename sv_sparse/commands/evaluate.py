@@ -80,7 +80,7 @@ def _of_folder(root: Path | None, lists: Sequence[Path]) -> list[Judged]:
     if root is None or not root.is_dir():
         raise ValueError(f"--root {root}: no such folder")
     found = [read_trials(path) for path in lists]
-    return [Judged(one, [recording(_there(root / name)) for name in one.utterances], [], [], None) for one in found]
+    return [Judged(one, [recording(_there(root / name)) for name in one.utterances], [], [], [], None) for one in found]
 
 
 def _there(path: Path) -> Path:

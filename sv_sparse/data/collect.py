@@ -109,7 +109,7 @@ def collect(
     base = Path(os.path.commonpath([os.path.abspath(path) for path in (*roots, beside)]))
     rows, lists, others = _Rows(), dict[str, Path](), list[str]()
     with tqdm(desc="scanning", unit="file", unit_scale=True, disable=None) as progress:
-        for root in sorted(set(roots)):
+        for root in _outermost(roots):
             below = os.path.relpath(os.path.abspath(root), base)
             prefix = "" if below == "." else below + "/"
             for key, entry in walk(root, leave_out=beside):
@@ -128,6 +128,12 @@ def collect(
         )
     table, others = _one_each(rows.table())
     return Found(table, base, lists, others, rows.lost)
+
+
+def _outermost(roots: Sequence[Path]) -> list[Path]:
+    """The roots without those below others, whose files would be found twice."""
+    whole = {Path(os.path.abspath(root)) for root in roots}
+    return sorted(root for root in whole if whole.isdisjoint(root.parents))
 
 
 def note_list(lists: dict[str, Path], path: Path) -> None:

@@ -25,10 +25,10 @@ from tqdm import tqdm
 from sv_sparse.data.collect import Found
 from sv_sparse.data.headers import SAMPLE_RATE, in_threads, read_header, why_no_samples
 from sv_sparse.data.known import text_of
+from sv_sparse.data.scan import MADE
 
 COMPRESSED = (".m4a", ".aac")  # soundfile does not read them; ffmpeg does
 
-_MADE = "made_from.tsv"
 _PARTS = ".parts"  # what is being written
 _COLUMNS = pa.schema(
     [
@@ -119,7 +119,7 @@ def _made(folder: Path, columns: list[str]) -> pa.Table:
     Raises:
         ValueError: They are something else.
     """
-    path = folder / _MADE
+    path = folder / MADE
     path.touch()
     with open(path, "r+b") as file:
         size = file.seek(0, os.SEEK_END)
@@ -196,7 +196,7 @@ def _notes(sources: pa.ChunkedArray, targets: pa.ChunkedArray, folder: Path) -> 
 
 def _in_threads(tasks: Sequence[_Task], folder: Path, progress: "tqdm[None]") -> list[str | None]:
     (folder / _PARTS).mkdir(exist_ok=True)
-    lines = os.open(folder / _MADE, os.O_WRONLY | os.O_APPEND)
+    lines = os.open(folder / MADE, os.O_WRONLY | os.O_APPEND)
     try:
         work = partial(_convert, folder=folder, lines=lines)
         return in_threads(work, tasks, progress, threads=os.cpu_count() or 1, chunk=_CHUNK)

@@ -36,6 +36,7 @@ _CHUNK = 256  # files per task
 _UNSAID = 2**63 - 1  # libsndfile's number of samples where a FLAC file was written without one
 _STREAMINFO = 42  # bytes a FLAC file begins with
 _SMALLEST_FRAME = 10  # bytes, of FLAC
+_ENDLESS = 0xFFFFFFFF  # the length that a WAV has where it was written to a pipe
 
 
 class Header(NamedTuple):
@@ -87,7 +88,8 @@ def _said_and_held(path: str | os.PathLike[str]) -> tuple[Header, int]:
             return Header(samples, rate, channels, size, -1), _most_in_flac(file, size)
         start, length = _data_chunk(file) if form in {"WAV", "WAVEX"} else (-1, 0)
         held = size - start
-        said = samples * length // held if 0 <= start < size and length > held else samples
+        cut = 0 <= start < size and held < length < _ENDLESS
+        said = samples * length // held if cut else samples
         return Header(said, rate, channels, size, start if plain else -1), samples
     except (soundfile.LibsndfileError, OSError):
         return Header(0, 0, 0, size, -1), 0

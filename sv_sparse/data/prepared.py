@@ -13,6 +13,8 @@ from sv_sparse.data.folder import check_validation_share, validation_speakers
 from sv_sparse.data.manifest import Manifest, Part, match
 from sv_sparse.data.trials import Trials, read_trials
 
+_SAME_SECONDS = 0.01
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -23,6 +25,7 @@ class Judged:
         recordings: The files of each of its utterances.
         genres: What each of its utterances is, empty where that is not known.
         speakers: Who speaks in each of its utterances, empty where that is not known.
+        seconds: How long each of its utterances is, empty where that is not known.
         source: The manifest that it lies in; None where there is none.
     """
 
@@ -30,6 +33,7 @@ class Judged:
     recordings: list[list[Part]]
     genres: list[str]
     speakers: list[str]
+    seconds: list[float]
     source: Path | None
 
 
@@ -42,7 +46,8 @@ def judged(trials: Trials, manifest: Manifest) -> Judged:
     rows = manifest.rows(trials.utterances)
     columns = zip(*((manifest.parts(row), manifest.genre(row), manifest.speaker(row)) for row in rows), strict=True)
     recordings, genres, speakers = (list(column) for column in columns)
-    return Judged(trials, recordings, genres, speakers, manifest.source)
+    seconds = (manifest.samples[rows] / manifest.sample_rate[rows]).tolist()
+    return Judged(trials, recordings, genres, speakers, seconds, manifest.source)
 
 
 def list_path(prepared: str | Path, name: str) -> Path:
@@ -123,7 +128,7 @@ def select(
 def refuse_trained_on(one: Judged, trained: pa.Table, corpus: Path, setting: str) -> None:
     """Raise if speakers of a list are trained on: by name within a corpus, by their utterances elsewhere.
 
-    An utterance is known elsewhere by its name and its length.
+    An utterance is known elsewhere by its name and its length; one that is joined from several by its name.
 
     Args:
         one: The list.
@@ -134,13 +139,17 @@ def refuse_trained_on(one: Judged, trained: pa.Table, corpus: Path, setting: str
     Raises:
         ValueError: Speakers are.
     """
+    if not len(trained):
+        return
     if one.source == corpus:
         known = set(trained.column("speaker").unique().to_pylist())
         shared = {speaker for speaker in one.speakers if speaker in known}
     else:
-        row = match(one.trials.utterances, trained.column("utterance").combine_chunks())
-        length = np.array([sum(part.samples for part in parts) for parts in one.recordings])
-        same = (row >= 0) & (trained.column("samples").to_numpy()[row] == length)
+        names = pc.replace_substring_regex(trained.column("utterance").combine_chunks(), r"\+\d+$", "")
+        row = match(one.trials.utterances, names)
+        seconds = trained.column("samples").to_numpy() / trained.column("sample_rate").to_numpy()
+        joined = pc.greater(pc.list_value_length(trained.column("parts")), 1).to_numpy()
+        same = (row >= 0) & (joined[row] | (np.abs(seconds[row] - one.seconds) < _SAME_SECONDS))
         shared = {one.speakers[position] for position in np.flatnonzero(same)}
     if not shared:
         return

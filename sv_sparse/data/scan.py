@@ -7,6 +7,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
+MADE = "made_from.tsv"  # in a folder of conversions
 _PREPARED = {"manifest.parquet", "headers.parquet"}
 
 
@@ -35,8 +36,9 @@ def walk(root: str | Path, *, leave_out: str | Path | None = None) -> Iterator[t
                 raise
             logger.warning("left out, cannot be read: %s (%s)", os.path.join(root, folder), error.strerror)
             continue
-        if folder and _PREPARED.issubset(entry.name for entry in entries):
-            logger.warning("left out, a prepared folder: %s", os.path.join(root, folder))
+        names = {entry.name for entry in entries}
+        if folder and (names >= _PREPARED or MADE in names):
+            logger.warning("left out, made by sv-sparse prepare: %s", os.path.join(root, folder))
             continue
         for entry in entries:
             if entry.name.startswith("."):

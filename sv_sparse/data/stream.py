@@ -1,14 +1,15 @@
 """Shards read from beginning to end by the webdataset library: for disks and object stores that dislike random access.
 
 An epoch has the same crops as from files, in another order: the shards are shuffled, and their utterances again in a
-buffer. Each worker process of each rank reads shards of its own, so the order depends on their numbers.
+buffer. Each worker process of each rank reads shards of its own, so the order depends on their numbers. Several ranks
+yield as many batches each as the one with the fewest utterances.
 """
 
 import json
 import os
 import random
+import tarfile
 from collections.abc import Iterator
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 import webdataset
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from sv_sparse.data.dataset import Batch, Crops, merged
@@ -36,20 +37,31 @@ class ShardLoader:
         batches: Which epoch, which positions of it, how many in a batch, and where to begin.
         workers: Worker processes, kept between epochs; 0 reads in the calling process.
         device: Where batches go.
+        rank: Of the calling process.
+        ranks: How many processes train together.
 
     Raises:
-        ValueError: The utterances are files of their own.
+        ValueError: The utterances are files of their own, or there are fewer shards than ranks.
     """
 
-    def __init__(self, crops: Crops, batches: EpochBatches, workers: int, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        crops: Crops,
+        batches: EpochBatches,
+        workers: int,
+        device: torch.device | str,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
         self.batches = batches
-        self._stream = _ShardStream(crops, batches)
+        self._stream = _ShardStream(crops, batches, rank, ranks)
         self._loader: DataLoader[Any] = DataLoader(self._stream, batch_size=None, **worker_settings(workers, device))
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from ``batches.start_batch`` on; those before it are read again, and dropped."""
         self._stream.epoch.fill_(self.batches.epoch)
-        return islice(self._whole(), self.batches.start_batch, None)
+        return islice(self._whole(), self.batches.start_batch, self._stream.whole_batches(self.batches.epoch))
 
     def _whole(self) -> Iterator[Batch]:
         """Whole batches as they come, then those made of what workers had left over."""
@@ -67,8 +79,8 @@ class ShardLoader:
 class _ShardStream(IterableDataset[Batch]):
     """One worker's share of an epoch: batches of full size, and what is left over one by one."""
 
-    def __init__(self, crops: Crops, batches: EpochBatches) -> None:
-        self.crops, self.batches = crops, batches
+    def __init__(self, crops: Crops, batches: EpochBatches, rank: int, ranks: int) -> None:
+        self.crops, self.batches, self.rank, self.ranks = crops, batches, rank, ranks
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
         paths = crops.manifest.first_files(crops.rows)
         if not all(path.endswith(".tar") for path in paths.dictionary.to_pylist()):
@@ -77,53 +89,67 @@ class _ShardStream(IterableDataset[Batch]):
                 f"make shards by: sv-sparse shard PREPARED --out SHARDS, and give data.prepared=SHARDS"
             )
         self.shards = [os.path.join(crops.manifest.root, path) for path in paths.dictionary.to_pylist()]
+        if len(self.shards) < ranks:
+            raise ValueError(f"data.storage=shards: {ranks} ranks need as many shards, there are {len(self.shards)}")
         shard = paths.indices.to_numpy()
         order = np.argsort(shard, kind="stable")
         self.held = np.split(order, np.searchsorted(shard[order], np.arange(1, len(self.shards))))
 
-    def __iter__(self) -> Iterator[Batch]:
-        epoch, seed = int(self.epoch), self.batches.seed
+    def _epoch(self, epoch: int) -> tuple[np.random.Generator, NDArray[np.int64], NDArray[np.bool_]]:
+        """Its draws from here on, the order of its shards, and which positions it has."""
+        draw = generator(self.batches.seed, "shards", epoch, "")
         wanted = np.zeros(len(self.crops), dtype=bool)
         wanted[self.batches.positions(epoch).ravel()] = True
-        draw = generator(seed, "shards", epoch, "")
-        order = draw.permutation(len(self.shards))
-        pipeline = webdataset.DataPipeline(
-            webdataset.SimpleShardList([self.shards[number] for number in order]),
-            webdataset.split_by_node,
-            webdataset.split_by_worker,
-            _opened,
-            partial(tar_file_expander, handler=_refuse),
-            group_by_keys,
-            partial(self._drawn, wanted),
-            webdataset.shuffle(BUFFER, rng=random.Random(int(draw.integers(2**63)))),  # no secret
-        )
-        samples = iter(pipeline)
+        return draw, draw.permutation(len(self.shards)), wanted
+
+    def whole_batches(self, epoch: int) -> int:
+        """How many batches each rank yields in an epoch."""
+        _, order, wanted = self._epoch(epoch)
+        held = [
+            sum(int(wanted[self.held[shard]].sum()) for shard in order[rank :: self.ranks])
+            for rank in range(self.ranks)
+        ]
+        return min(held) // self.batches.batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = int(self.epoch)
+        draw, order, wanted = self._epoch(epoch)
+        worker = get_worker_info()
+        own = order[self.rank :: self.ranks]
+        if worker is not None:
+            own = own[worker.id :: worker.num_workers]
+        samples = webdataset.shuffle(BUFFER, rng=random.Random(int(draw.integers(2**63))))(self._drawn(own, wanted))
         while several := list(islice(samples, self.batches.batch_size)):
             full = len(several) == self.batches.batch_size
             for chosen in [several] if full else [[one] for one in several]:
                 yield self.crops.batch([(epoch, position) for position, _ in chosen], [held for _, held in chosen])
 
-    def _drawn(self, wanted: NDArray[np.bool_], samples: Iterator[dict[str, Any]]) -> Iterator[Sample]:
-        """The samples that the epoch has, by their position."""
-        shard, positions = "", {}
-        number = {path: index for index, path in enumerate(self.shards)}
-        for sample in samples:
-            if sample["__url__"] != shard:
-                shard = sample["__url__"]
-                held = self.held[number[shard]]
-                positions = {self.crops.utterance(place): int(place) for place in held[wanted[held]]}
-            position = positions.get(json.loads(sample["json"])["utterance"])
-            if position is not None:
-                yield position, sample["flac"]
+    def _drawn(self, shards: NDArray[np.int64], wanted: NDArray[np.bool_]) -> Iterator[Sample]:
+        """The samples of some shards that the epoch has, by their position.
+
+        Raises:
+            ValueError: A shard cannot be read, or lacks some of them; names it.
+        """
+        for shard in shards:
+            held = self.held[shard]
+            positions = {self.crops.utterance(place): int(place) for place in held[wanted[held]]}
+            for sample in _samples(self.shards[shard]):
+                position = positions.pop(sample["utterance"], None)
+                if position is not None:
+                    yield position, sample["flac"]
+            if positions:
+                raise ValueError(
+                    f"{self.shards[shard]}: {len(positions)} utterances are missing, such as {next(iter(positions))}; "
+                    f"remove it and run sv-sparse shard again"
+                )
 
 
-def _opened(shards: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """As webdataset's own opener, which leaves closing to the collector."""
-    for shard in shards:
-        with open(shard["url"], "rb") as stream:
-            yield shard | {"stream": stream}
-
-
-def _refuse(error: Exception) -> bool:
-    """Where webdataset asks what to do about a shard: raise, with the name that it has put last."""
-    raise ValueError(f"{error.args[-1]}: cannot be read as a shard ({error.args[0]})") from error
+def _samples(path: str) -> Iterator[dict[str, Any]]:
+    """The utterances of a shard, key and file."""
+    with open(path, "rb") as stream:  # webdataset's own opener leaves closing to the collector
+        try:
+            for sample in group_by_keys(tar_file_expander(iter([{"url": path, "stream": stream}]))):
+                if {"json", "flac"} <= sample.keys():
+                    yield {"utterance": json.loads(sample["json"])["utterance"], "flac": sample["flac"]}
+        except (tarfile.TarError, EOFError) as error:
+            raise ValueError(f"{path}: cannot be read as a shard ({error.args[0]})") from error

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sv_sparse.optim.optimizer import BregmanOptimizer, Group
 from sv_sparse.optim.prox import group_size
-from sv_sparse.optim.quantile import cutoff
+from sv_sparse.optim.quantile import nearest
 
 
 class Controller:
@@ -160,27 +160,26 @@ class Controller:
 
     def _threshold(self, target: float) -> None:
         """Set lambda to the quantile of the duals at a target, and read the weights out."""
-        self._set_lambda(cutoff(self.optimizer, self.groups, self._kept(target)))
+        self._set_lambda(nearest(self.optimizer, self.groups, self._kept(target)))
         self.optimizer.read_out()
 
     @torch.no_grad()
     def land(self) -> None:
         """Make the sparsity exact: set lambda to the quantile of the duals at the target and read the weights out.
 
-        With K weights to keep, lambda becomes the (K + 1)-th largest ``|v|``; the threshold is strict, so K weights
-        survive. Groups of weights survive whole: then it is exact to within a group. Weights shift by the change of
-        lambda, so batch-norm statistics need a refresh afterwards. A lambda that keeps K already stays: in a network
-        that had landed before there is a gap between the duals of zeros and the others, and any lambda in it will do.
+        The threshold is strict: with lambda from the (K + 1)-th largest ``|v|`` up to the K-th, K weights survive. Of
+        these, lambda becomes the one nearest to where it is. In a network that had landed before that interval is wide,
+        and each weight shifts by what lambda does. Groups of weights survive whole: then it is exact to within a group.
+        Batch-norm statistics need a refresh afterwards.
 
         Warns:
             UserWarning: fewer survive, since more duals than that are exactly zero (their weights never had a
                 gradient) or equal to the last bit.
         """
-        wanted = self._kept(self.target_sparsity)
-        if not self.groups or self._alive() == wanted:
+        if not self.groups:
             return
         self._threshold(self.target_sparsity)
-        kept = int(self._alive())
+        kept, wanted = int(self._alive()), self._kept(self.target_sparsity)
         if not wanted - max(self._unit_sizes()) < kept <= wanted:
             warnings.warn(f"landed on {kept} weights instead of {wanted}: too many duals are equal", stacklevel=2)
 

@@ -5,11 +5,11 @@ import torch
 from sv_sparse.optim.control import Controller
 from sv_sparse.optim.optimizer import BregmanOptimizer
 from sv_sparse.optim.proxsgd import ProxSGD
-from sv_sparse.optim.quantile import cutoff
+from sv_sparse.optim.quantile import bracket
 
 
 class QuantileController(Controller):
-    """Lambda becomes the quantile of ``|v|`` at the target: exact to the weight (the group) after every update.
+    """Lambda goes to the quantile of ``|v|`` at the target: exact to the weight (the group) after every update.
 
     Args:
         optimizer: LinBreg or AdaBreg; see Controller.
@@ -46,10 +46,7 @@ class QuantileController(Controller):
 
     def _adapt(self) -> None:
         if self.steps % self.every == 0:
-            kept = self._kept(self.target)
-            exact = self._alive() == kept  # as in landing: in a gap between duals, lambda stays
-            self._set_lambda(torch.where(exact, self.lambda_, cutoff(self.optimizer, self.groups, kept)))
-            self.optimizer.read_out()
+            self._threshold(self.target)
 
 
 class MagnitudeController(Controller):
@@ -100,7 +97,7 @@ class MagnitudeController(Controller):
             self._threshold(self.target)
 
     def _threshold(self, target: float) -> None:
-        self._set_lambda(cutoff(self.optimizer, self.groups, self._kept(target)))
+        self._set_lambda(bracket(self.optimizer, self.groups, self._kept(target))[0])
         for group in self.groups:
             for param, dual in zip(group["params"], self.optimizer.duals(group), strict=True):
                 self.optimizer.state[param]["mask"] = dual.abs() > group["lambda_scale"] * group["lambda_"]

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <vector>
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -159,15 +160,28 @@ uint32_t bin_of(const std::vector<int64_t>& histogram, int64_t& rank) {
 
 }  // namespace
 
-// The value of |v| / scale with this rank from the top, over all tensors; exact, in two passes.
+// The values of |v| / scale with this rank and the one above, from the top, over all tensors; exact, in two passes, or
+// three where a gap lies between them. Nothing is above rank 0: infinity.
 extern "C" void largest(int64_t tensors, const int64_t* sizes, const float* const* values, const float* scales,
                         int64_t rank, float* result) {
     std::vector<int64_t> high(1 << 16), low(1 << 16);
     count_bits(tensors, sizes, values, scales, 16, 0xffff, 32 - 1, 0, high);
-    const uint32_t top = bin_of(high, rank);
-    count_bits(tensors, sizes, values, scales, 0, 0xffff, 16, top, low);
-    const uint32_t bits = top << 16 | bin_of(low, rank);
-    std::memcpy(result, &bits, sizeof bits);
+    uint32_t counted = 1 << 16;  // the bin that low has the histogram of; none yet
+    for (int64_t above = 0; above < 2; above++) {
+        int64_t wanted = rank - above;
+        if (wanted < 0) {
+            result[above] = std::numeric_limits<float>::infinity();
+            continue;
+        }
+        const uint32_t top = bin_of(high, wanted);
+        if (top != counted) {
+            std::fill(low.begin(), low.end(), 0);
+            count_bits(tensors, sizes, values, scales, 0, 0xffff, 16, top, low);
+            counted = top;
+        }
+        const uint32_t bits = top << 16 | bin_of(low, wanted);
+        std::memcpy(result + above, &bits, sizeof bits);
+    }
 }
 
 extern "C" void adabreg(int64_t tensors, const int64_t* sizes, float* const* weights, const float* const* grads,

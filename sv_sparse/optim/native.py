@@ -126,9 +126,12 @@ def readable(dual: Tensor) -> bool:
 
 
 def largest(duals: Sequence[tuple[Tensor, float]], rank: int) -> Tensor:
-    """The value of ``|dual| / scale`` that ``rank`` others exceed or equal, over all pairs of dual and scale; 0-dim."""
+    """Two values of ``|dual| / scale``, over all pairs of dual and scale, [2].
+
+    The first is the one that ``rank`` others exceed or equal, the second the next above it; infinity for rank 0.
+    """
     count = len(duals)
-    result = torch.empty((), dtype=torch.float32, device="cpu")
+    result = torch.empty(2, dtype=torch.float32, device="cpu")
     sizes = (ctypes.c_int64 * count)(*[dual.numel() for dual, _ in duals])
     addresses = (ctypes.c_void_p * count)(*[dual.data_ptr() for dual, _ in duals])
     scales = (ctypes.c_float * count)(*[scale for _, scale in duals])

@@ -10,31 +10,44 @@ from sv_sparse.optim import native
 from sv_sparse.optim.optimizer import BregmanOptimizer, Group
 from sv_sparse.optim.prox import group_norms, group_size
 
+_BELOW = 1 - 2**-20  # times a float32, some bits less
 
-def cutoff(optimizer: BregmanOptimizer, groups: Sequence[Group], kept: int) -> Tensor:
-    """The lambda at which ``kept`` weights of ``groups`` survive, 0-dim on the device.
 
-    At fixed duals, sparsity is a step function of lambda that never falls. The threshold is strict: with lambda the
-    (kept + 1)-th largest ``|v| / lambda_scale``, that many survive, or fewer where that value occurs more than once.
+def nearest(optimizer: BregmanOptimizer, groups: Sequence[Group], kept: int) -> Tensor:
+    """The lambda nearest to the present one at which ``kept`` weights of ``groups`` survive, 0-dim on the device."""
+    low, high = bracket(optimizer, groups, kept)
+    return optimizer.lambda_of(groups[0]).clamp(min=low, max=torch.maximum(low, _BELOW * high))
+
+
+def bracket(optimizer: BregmanOptimizer, groups: Sequence[Group], kept: int) -> tuple[Tensor, Tensor]:
+    """From which lambda on, and up to which, ``kept`` weights of ``groups`` survive, 0-dim on the device.
+
+    At fixed duals, sparsity is a step function of lambda that never falls. The threshold is strict: with lambda from
+    the (kept + 1)-th largest ``|v| / lambda_scale`` on, below the next above it, that many survive, or fewer where that
+    value occurs more than once.
     Groups of weights count with their size; the first that would be too many falls, and all smaller ones with it.
     """
     if kept >= sum(param.numel() for group in groups for param in group["params"]):
-        return torch.zeros_like(groups[0]["lambda_"])
-    if all(group["regularizer"] != "group" for group in groups):
-        duals = [(dual, group["lambda_scale"]) for group in groups for dual in optimizer.duals(group)]
-        asked = {group["implementation"] for group in groups}
-        if asked <= {"fused", "native"} and all(native.readable(dual) for dual, _ in duals):
-            lambda_ = native.largest(duals, kept)
-        else:
-            magnitudes = torch.cat([(dual.abs() / scale).flatten() for dual, scale in duals])
-            lambda_ = magnitudes.kthvalue(magnitudes.numel() - kept).values
-        if all(math.frexp(scale)[0] == 0.5 for _, scale in duals):  # powers of two: multiplied again it is |v|
-            return lambda_
-        return lambda_.nextafter(torch.full_like(lambda_, torch.inf))
-    values, sizes = zip(*(_units(optimizer, group) for group in groups), strict=True)
-    ordered, order = torch.cat(values).sort(descending=True)
-    survivors = (torch.cat(sizes)[order].cumsum(0) <= kept).sum()
-    return ordered.gather(0, survivors.view(1)).squeeze(0)  # indexing by a tensor would wait for the device
+        zero = torch.zeros_like(groups[0]["lambda_"])
+        return zero, zero
+    if any(group["regularizer"] == "group" for group in groups):
+        values, sizes = zip(*(_units(optimizer, group) for group in groups), strict=True)
+        ordered, order = torch.cat(values).sort(descending=True)
+        survivors = (torch.cat(sizes)[order].cumsum(0) <= kept).sum()
+        ordered = torch.cat([torch.full_like(ordered[:1], torch.inf), ordered])
+        low, high = ordered.gather(0, survivors.view(1) + 1), ordered.gather(0, survivors.view(1))  # without waiting
+        return low.squeeze(0), high.squeeze(0)
+    duals = [(dual, group["lambda_scale"]) for group in groups for dual in optimizer.duals(group)]
+    asked = {group["implementation"] for group in groups}
+    if asked <= {"fused", "native"} and all(native.readable(dual) for dual, _ in duals):
+        low, high = native.largest(duals, kept)
+    else:
+        magnitudes = torch.cat([(dual.abs() / scale).flatten() for dual, scale in duals])
+        rank = magnitudes.numel() - kept
+        low, high = (magnitudes.kthvalue(place).values for place in (rank, min(rank + 1, magnitudes.numel())))
+    if all(math.frexp(scale)[0] == 0.5 for _, scale in duals):  # powers of two: multiplied again it is |v|
+        return low, high
+    return low.nextafter(torch.full_like(low, torch.inf)), high
 
 
 def _units(optimizer: BregmanOptimizer, group: Group) -> tuple[Tensor, Tensor]:

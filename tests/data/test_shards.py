@@ -4,6 +4,7 @@ import gc
 import io
 import json
 import shutil
+import tarfile
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -181,19 +182,17 @@ def test_in_order_an_epoch_has_the_same_crops_as_from_files_in_batches_of_one_si
     assert orders[0] != orders[1]
 
 
-def test_ranks_read_shards_of_their_own(selected, monkeypatch):
+def test_ranks_read_shards_of_their_own_and_have_as_many_batches(selected):
     _, shards = selected
     batches = EpochBatches(len(shards), 2, 1)
     whole = heard(ShardLoader(shards, batches, 0, "cpu"))
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    parts = []
-    for rank in range(2):
-        monkeypatch.setenv("RANK", str(rank))
-        parts.append(heard(ShardLoader(shards, batches, 0, "cpu")))
-    assert all(parts)
+    loaded = [list(ShardLoader(shards, batches, 0, "cpu", rank=rank, ranks=2)) for rank in range(2)]
+    parts = [heard(found) for found in loaded]
+    assert len(loaded[0]) == len(loaded[1]) > 0
     assert not set(parts[0]) & set(parts[1])
     assert set(parts[0]) | set(parts[1]) <= set(whole)
-    assert len(whole) - len(parts[0]) - len(parts[1]) <= 2  # each rank leaves out less than a batch
+    with pytest.raises(ValueError, match="99 ranks need as many shards"):
+        ShardLoader(shards, batches, 0, "cpu", rank=0, ranks=99)
 
 
 def test_files_of_their_own_are_not_read_in_order(selected):
@@ -212,10 +211,18 @@ def test_a_shard_that_breaks_off_or_is_gone_is_named(selected, folders, tmp_path
     manifest = Manifest.write(tmp_path / "run.parquet", table, copy)
     rows = manifest.split("train")
     moved = Crops(manifest, rows, manifest.labels(rows), crop_samples=9000, seed=1)
-    with open(copy / names[0], "r+b") as file:
-        file.truncate(2000)
-    with pytest.raises(ValueError, match=rf"{names[0]}: cannot be read as a shard"):
-        list(ShardLoader(moved, batches, 0, "cpu"))
+    with tarfile.open(copy / names[0]) as shard:
+        members = shard.getmembers()
+    for place, message in (
+        (members[-1].offset_data + 100, "cannot be read as a shard"),
+        (members[-1].offset, "utterances are missing, such as .*; remove it and run sv-sparse shard again"),
+        (members[-2].offset, "utterances are missing"),
+        (members[1].offset, "utterances are missing"),
+    ):
+        with open(copy / names[0], "r+b") as file:
+            file.truncate(place)
+        with pytest.raises(ValueError, match=f"{names[0]}: .*{message}"):
+            list(ShardLoader(moved, EpochBatches(len(rows), 1, 1), 0, "cpu"))
     (copy / names[0]).unlink()
     with pytest.raises(FileNotFoundError, match=names[0]):
         list(ShardLoader(moved, batches, 0, "cpu"))

@@ -9,6 +9,7 @@ from sv_sparse.optim import (
     AdaBreg,
     FeedbackController,
     LinBreg,
+    QuantileController,
     count_zeros,
     partition,
 )
@@ -119,3 +120,40 @@ def test_landing_is_exact_in_float64():
         controller = FeedbackController(LinBreg([param]), 0.9, 10)
         controller.land()
         assert int(count_zeros([param])) == 810
+
+
+@pytest.mark.parametrize("implementation", ["native", "foreach"])
+def test_landing_moves_lambda_no_further_than_it_must(implementation):
+    param = nn.Parameter(torch.tensor([1.0, 1.0, 1.0, 1.0, -0.5, 0.0, 0.0, 0.0, 0.0, 0.0]))
+    optimizer = LinBreg([param], lr=1.0, lambda_=2.0, regularizer="l1", implementation=implementation)
+    controller = FeedbackController(optimizer, target_sparsity=0.5, total_steps=10)
+    param.grad = torch.zeros(10)
+    param.grad[4] = -0.51  # its dual falls to 1.99: dead, by a hundredth, beside others whose duals are zero
+    optimizer.step()
+    assert param.count_nonzero() == 4
+    controller.land()
+    assert param.count_nonzero() == 5
+    assert controller.lambda_.item() == pytest.approx(1.99, abs=1e-4)
+    torch.testing.assert_close(param.detach()[:4], torch.full((4,), 1.01), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("regularizer", ["l1", "group"])
+def test_a_landed_network_goes_on_from_where_it_is_under_the_quantile(regularizer):
+    model, data = network(), batches(60)
+    before = under_the_quantile(model, regularizer, data, lr=0.01, lambda_=0.1)
+    landed = before.lambda_.item()
+    weights = [param.detach().clone() for param in before.params]
+    after = under_the_quantile(model, regularizer, data, lr=3e-4, lambda_=landed)
+    assert after.lambda_.item() == pytest.approx(landed, rel=0.1)
+    assert after.lambda_.item() != landed  # weights died, and lambda went after them
+    for old, new in zip(weights, after.params, strict=True):
+        torch.testing.assert_close(new.detach(), old, atol=60 * 3e-4 + 0.1 * landed, rtol=0)
+
+
+def under_the_quantile(model, regularizer, data, lr, lambda_):
+    """A run from the model's own weights, landed; its controller."""
+    optimizer = AdaBreg(partition(model, regularizer=regularizer), lr=lr, lambda_=lambda_)
+    controller = QuantileController(optimizer, 0.7, len(data))
+    run(model, optimizer, controller, data)
+    controller.land()
+    return controller
