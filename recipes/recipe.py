@@ -26,7 +26,7 @@ def parse(name: str, words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=f"recipes/{name}/run.sh",
         description=__doc__.split("\n", maxsplit=1)[0],
-        epilog="SETTING=VALUE, anywhere, goes to every training run: trainer.epochs=3",
+        epilog="SETTING=VALUE, anywhere, goes to every training run, and but for its schedule to fine-tuning: seed=1",
     )
     corpus = "prepare" in recipe.stages
     if corpus or name == "own_data":
@@ -71,7 +71,7 @@ def parse(name: str, words: Sequence[str]) -> argparse.Namespace:
 def _target(word: str) -> str:
     """A target sparsity, in one spelling."""
     if not 0 <= float(word) < 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"expected from 0 to below 1, got {word}")
     return f"{float(word):g}"
 
 
@@ -86,6 +86,10 @@ def _complete(parser: argparse.ArgumentParser, name: str, chosen: argparse.Names
     for option in ("root", "trials", "lists", "noise"):
         paths = getattr(chosen, option, None) or []
         setattr(chosen, option, [path.expanduser().absolute() for path in paths])
+    for word in [] if chosen.dry_run else chosen.on:
+        folder, _, list_name = word.rpartition(":")
+        if not any(Path(folder, "trials", list_name + ending).is_file() for ending in (".txt", ".parquet")):
+            parser.error(f"--on {word}: there is no such list in {folder or 'any folder'}/trials")
     chosen.out = chosen.out.expanduser().absolute() / ("tiny" if chosen.tiny else "")
     experiments = RECIPES[name].experiments
     kind, pattern = ("experiment", f"{experiments}_{{}}_{chosen.variant}") if experiments else ("model", "{}")
@@ -118,7 +122,8 @@ def main(words: Sequence[str]) -> int:
                 print(shlex.join(command), flush=True)
                 status = 0 if chosen.dry_run else execute(command)
                 if status:
-                    print(f"error: stage {stage} ended with status {status}; the same command goes on", file=sys.stderr)
+                    later = "; the same command goes on" if status in {-2, -15, 130, 143} else ""
+                    print(f"error: stage {stage} ended with status {status}{later}", file=sys.stderr)
                     return status
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)

@@ -18,6 +18,12 @@ TINY = (
 TINY_ECAPA = ("model.channels=16", "model.mfa_channels=24", "model.se_channels=8", "model.attention_channels=8")
 TINY_RESNET = ("model.base_channels=4",)
 
+# What a setting may begin with that is for training and not for fine-tuning, which has conf/experiment/lmft.yaml.
+SCHEDULE = (
+    *("trainer.epochs", "trainer.batch_size", "trainer.crop_seconds", "trainer.warmup", "trainer.final_lr", "augment"),
+    *("trainer.lr_factor", "trainer.margin", "head.margin", "optim.lr"),
+)
+
 Command = list[str]
 
 
@@ -102,7 +108,7 @@ class Stages:
             settings = [*self._network(run), *self._method(run), *self._baseline(run)]
             if self.chosen.variant == "strong":
                 settings.append(f"augment.store={quoted(self.store)}")
-            yield from self._run(self.folder(run), settings + self.chosen.settings)
+            yield from self._run(self.folder(run), settings + [*TINY] * self.chosen.tiny + self.chosen.settings)
 
     def lmft(self) -> Iterator[Command]:
         """Large-margin fine-tuning of every network of the grid."""
@@ -111,7 +117,14 @@ class Stages:
             settings += [f"data={self.recipe.data}", *self._method(run)]
             if self.chosen.variant == "strong":  # whose runs hold nobody out, and end at a smaller rate
                 settings += ["data.validation_share=0.0", "trainer.lr_factor=0.001"]
-            yield from self._run(self.folder(run, "-lmft"), settings + self.chosen.settings)
+            if self.chosen.variant:
+                settings.append("trainer.statistics_crops=8192")
+            if self.chosen.variant == "paper":
+                settings.append("trainer.precision=fp32")
+            if self.chosen.tiny:
+                settings += TINY
+            own = [word for word in self.chosen.settings if not word.startswith(SCHEDULE)]
+            yield from self._run(self.folder(run, "-lmft"), settings + own)
 
     def evaluate(self) -> Iterator[Command]:
         """Every finished network on the corpus's lists, and on those of other corpora."""
@@ -144,9 +157,9 @@ class Stages:
         """Of all finished runs; in a dry run, of those that its stages would make."""
         endings = [ending for ending, stage in (("", "train"), ("-lmft", "lmft")) if stage in self.chosen.stages]
         found = [self.folder(run, ending) for run in self.grid for ending in ("", "-lmft")]
-        if self.chosen.dry_run:
+        if self.chosen.dry_run and endings:
             return [self.folder(run, ending) for run in self.grid for ending in endings]
-        return [folder for folder in found if (folder / "results.json").is_file()]
+        return [folder for folder in found if self.chosen.dry_run or (folder / "results.json").is_file()]
 
     def _run(self, folder: Path, settings: Sequence[str]) -> Iterator[Command]:
         """A new run, or the rest of one that was stopped, or nothing where it is finished."""
@@ -176,7 +189,7 @@ class Stages:
             lists = ",".join(quoted(path) for path in self.chosen.trials)
             settings += [f"data.root={quoted(self.chosen.root[0])}", f"data.trials=[{lists}]"]
         if self.chosen.tiny:
-            settings += [*TINY, *(TINY_RESNET if run.model == "resnet34" else TINY_ECAPA)]
+            settings += TINY_RESNET if run.model == "resnet34" else TINY_ECAPA
         return settings
 
     def _baseline(self, run: Run) -> list[str]:

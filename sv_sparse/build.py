@@ -266,8 +266,6 @@ def _loader(
     settings: Settings, dataset: Crops, batches: EpochBatches, device: torch.device
 ) -> DataLoader[Batch] | ShardLoader:
     storage, workers = settings["data"].get("storage", "files"), _workers(settings["trainer"]["workers"])
-    if storage not in {"files", "shards"}:
-        raise ValueError(f"data.storage must be files or shards, got {storage!r}")
     load = ShardLoader if storage == "shards" else make_loader
     return load(dataset, batches, workers, device)
 

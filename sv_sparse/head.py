@@ -33,7 +33,9 @@ class AAMSoftmax(nn.Module):
     def __init__(self, embedding_dim: int, speakers: int, *, scale: float = 32.0, margin: float = 0.2) -> None:
         super().__init__()
         if speakers < 2:
-            raise ValueError(f"the head needs at least 2 training speakers, got {speakers}")
+            raise ValueError(
+                f"the head needs at least 2 training speakers, got {speakers}; data.validation_share=0 holds none out"
+            )
         if not scale > 0:
             raise ValueError(f"head.scale must be above 0, got {scale}")
         if not 0 <= margin < pi / 2:

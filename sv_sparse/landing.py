@@ -9,7 +9,7 @@ from torch.optim.swa_utils import update_bn
 
 from sv_sparse.build import Experiment
 from sv_sparse.data.dataset import Batch, Crops
-from sv_sparse.data.loader import EpochBatches, make_loader
+from sv_sparse.data.loader import EpochBatches, UnreadableMeter, make_loader
 from sv_sparse.embedding import Array, mean_embedding
 from sv_sparse.evaluate import Evaluation, evaluate_lists, validate
 from sv_sparse.monitor import as_words
@@ -72,7 +72,9 @@ def _crops(experiment: Experiment, dataset: Crops) -> Iterator[Batch]:
     batches = EpochBatches(len(dataset), trainer["batch_size"], experiment.settings["seed"])
     batches.epoch = trainer["epochs"]
     loader = make_loader(dataset, batches, 0, device)
+    meter = UnreadableMeter(experiment.settings["data"]["max_unreadable"])
     for batch in islice(loader, -(-trainer["statistics_crops"] // trainer["batch_size"])):
+        meter.update(batch)
         if len(batch.labels) >= 2:
             yield batch
 

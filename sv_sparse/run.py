@@ -8,6 +8,7 @@ was judged again.
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from sv_sparse import __version__
 from sv_sparse.interrupts import PROBLEMS
 from sv_sparse.settings import Settings, check, resolve
-from sv_sparse.storage import write_json, write_text
+from sv_sparse.storage import only_process, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +97,26 @@ def _unused(settings: Settings) -> Path:
     return folder
 
 
+def resume_command(folder: Path) -> str:
+    """What continues a run, as a shell reads it."""
+    plain = re.fullmatch(r"[\w./-]+", str(folder))
+    word = f"resume={folder}" if plain else "resume='{}'".format(str(folder).replace("'", "\\'"))
+    return shlex.join(["python", "train.py", word])
+
+
 @contextmanager
 def logged(folder: Path) -> Iterator[None]:
-    """Log to the terminal and ``train.log``; a folder that ends without a checkpoint is removed again."""
+    """Log to the terminal and ``train.log``; a folder that ends without a checkpoint is removed again.
+
+    Raises:
+        ValueError: Another process works on this run.
+    """
+    with only_process(folder, f"{folder}: another process is training this run"), _logged(folder):
+        yield
+
+
+@contextmanager
+def _logged(folder: Path) -> Iterator[None]:
     root = logging.getLogger()
     own = logging.getLogger("sv_sparse")
     before = root.level, own.level, root.handlers[:]
@@ -118,7 +136,7 @@ def logged(folder: Path) -> Iterator[None]:
         raise
     except KeyboardInterrupt:
         if any((folder / "checkpoints").iterdir()):
-            logger.info("continue with: python train.py resume=%s", folder)
+            logger.info("continue with: %s", resume_command(folder))
         raise
     finally:
         file.close()

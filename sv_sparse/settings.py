@@ -255,6 +255,9 @@ def check(settings: Settings) -> None:
                 raise ValueError(f"{name} is missing: the settings are those of another version")
             value = value[part]
         _check_value(name, value)
+    storage = settings["data"].get("storage", "files")
+    if storage not in {"files", "shards"}:
+        raise ValueError(f"data.storage must be files or shards, got {storage!r}")
     sparsity = settings["sparsity"]
     _refuse_dense_target(settings["target_sparsity"], sparsity)
     if sparsity["regularizer"] == "group" and sparsity["density"] < 1:

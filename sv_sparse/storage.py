@@ -1,5 +1,7 @@
 """Files that are either whole or absent: write beside, flush to disk, then rename."""
 
+import errno
+import fcntl
 import json
 import os
 import secrets
@@ -7,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # what some network file systems answer
 
 
 @contextmanager
@@ -45,6 +49,30 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+@contextmanager
+def only_process(folder: Path, refusal: str) -> Iterator[bool]:
+    """Hold a folder's lock; yields whether its file system has locks at all.
+
+    Args:
+        folder: Gets a file ``.lock``.
+        refusal: What to say where another process holds it.
+
+    Raises:
+        ValueError: Another process does.
+    """
+    with open(folder / ".lock", "w") as file:
+        locked = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(refusal) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            locked = False
+        yield locked
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -21,6 +21,7 @@ from sv_sparse.interrupts import stop_requests
 from sv_sparse.landing import evaluate, training_mean, validate_held_out
 from sv_sparse.monitor import Monitor, Timer, as_words
 from sv_sparse.optim import SupportDiagnostics, clip_grad_norm_, sparsity, warmup_exponential
+from sv_sparse.run import resume_command
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +190,7 @@ class Trainer:
         self.monitor.bar.close()
         self.monitor.close()
         logger.info("stopped by %s at step %d", signal.Signals(number).name, self.progress.step)
-        logger.info("continue with: python train.py resume=%s", self.experiment.folder)
+        logger.info("continue with: %s", resume_command(self.experiment.folder))
         raise SystemExit(128 + number)
 
     def _save(self) -> None:

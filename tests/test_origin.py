@@ -15,6 +15,7 @@ from tiny import TINY
 from sv_sparse import checkpoint, cli
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.monitor import read_rows
+from sv_sparse.storage import only_process
 
 
 def only_run(tmp_path):
@@ -211,3 +212,27 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_may_begin_again(train
     (folder / "config.yaml").write_text("left\n")
     assert train(*words).status == 0
     assert (folder / "results.json").is_file()
+
+
+def test_a_list_of_files_that_a_run_trained_on_is_warned_of(finished, tones, tmp_path, capsys):
+    manifest = Manifest(finished / "manifest.parquet")
+    keys = [manifest.utterance(row) for row in manifest.split("train")[:8]]
+    trials = tmp_path / "mine.txt"
+    trials.write_text("".join(f"{int(a[:7] == b[:7])} {a} {b}\n" for a in keys for b in keys if a != b))
+    cli.main(["evaluate", str(finished), "--root", str(tones.root), "--trials", str(trials), "--scores", str(tmp_path)])
+    assert "trained on 8 utterances of these names" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_train_one_run(train, finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    with only_process(copy, "held"):
+        done = train(f"resume={copy}")
+    assert done.status == 2
+    assert f"{copy}: another process is training this run" in done.err
+    assert (copy / "results.json").is_file()
+
+
+def test_fine_tuning_asks_for_what_it_starts_from(train, tones):
+    done = train(*TINY, *tones.settings(), "experiment=lmft")
+    assert done.status == 2
+    assert "init_from must be given" in done.err

@@ -104,7 +104,8 @@ def test_a_python_command_of_the_readme_runs(command, tones: Tones, finished, tm
             "trainer.epochs=1",
             "trainer.statistics_crops=4",
         ]
-        corpora = {"data=voxceleb": prepared.voxceleb, "data=cnceleb": prepared.cnceleb}
+        corpora = {"data=voxceleb": prepared.voxceleb, "experiment=vox_ecapa_paper": prepared.voxceleb}
+        corpora |= {"experiment=cn_ecapa_paper": prepared.cnceleb}
         corpus = next((word for word in words if word in corpora), None)
         if corpus is not None:
             words = [prepared.put_into(word, corpora[corpus]) for word in words]

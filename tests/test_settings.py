@@ -19,6 +19,7 @@ NEEDED = {
     "cnceleb": ["data.prepared=/a"],
     "musan_rirs": ["augment.store=/a"],
     "full": ["augment.store=/a"],
+    "lmft": ["init_from=/a"],
     "paper": ["data.prepared=/a"],
     "strong": ["data.prepared=/a", "augment.store=/a"],
 }

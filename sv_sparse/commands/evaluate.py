@@ -1,9 +1,11 @@
 """sv-sparse evaluate: score trial lists with a trained network."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 from hydra.utils import instantiate
 from torch import nn
@@ -13,6 +15,7 @@ from sv_sparse.build import MEL_BINS, choose_device
 from sv_sparse.corpus import refuse_known_to
 from sv_sparse.data.audio import SAMPLE_RATE, recording
 from sv_sparse.data.folder import ENDINGS
+from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.data.prepared import Judged, read_listed
 from sv_sparse.data.trials import read_trials
 from sv_sparse.embedding import Array
@@ -45,6 +48,9 @@ def run(chosen: argparse.Namespace) -> None:
         OSError: something cannot be read or written.
     """
     files = [path for path in chosen.networks if not path.is_dir()]
+    absent = [path for path in files if not path.exists()]
+    if absent:
+        raise ValueError(f"{absent[0]}: no such run folder or network file")
     if chosen.scores is None and files:
         raise ValueError(f"{files[0]} is no run folder; --scores is needed where a network file is given")
     if chosen.scores is not None and len(chosen.networks) > 1:
@@ -56,6 +62,7 @@ def run(chosen: argparse.Namespace) -> None:
     folders = [path if path.is_dir() else path.parent.parent for path in chosen.networks]
     for folder in folders:
         refuse_known_to(folder, lists)
+        _warn_of_known(folder, lists)
     for path, folder in zip(chosen.networks, folders, strict=True):
         if len(folders) > 1:
             print(f"{path}:")
@@ -81,6 +88,20 @@ def _of_folder(root: Path | None, lists: Sequence[Path]) -> list[Judged]:
         raise ValueError(f"--root {root}: no such folder")
     found = [read_trials(path) for path in lists]
     return [Judged(one, [recording(_there(root / name)) for name in one.utterances], [], [], [], None) for one in found]
+
+
+def _warn_of_known(run: Path, lists: Sequence[Judged]) -> None:
+    """Say how many utterances of lists whose speakers nobody knows have names that a run trained on."""
+    manifest = run / "manifest.parquet"
+    unknown = [one for one in lists if not one.speakers]
+    if not unknown or not manifest.is_file():
+        return
+    own = Manifest(manifest)
+    trained = pa.array([own.utterance(row) for row in own.split("train")], pa.string())
+    for one in unknown:
+        count = int((match(one.trials.utterances, trained) >= 0).sum())
+        if count:
+            print(f"warning: {run} trained on {count} utterances of these names; the EER says little", file=sys.stderr)
 
 
 def _there(path: Path) -> Path:

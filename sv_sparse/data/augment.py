@@ -112,7 +112,9 @@ class Augmentation:
         if self.store is not None:
             counts = {kind: self.store.count(kind) for kind in (*KINDS, ROOM)}
             if not all(counts.values()):
-                raise ValueError(f"augment.store={store}: expected some of each kind, found {counts}")
+                raise ValueError(
+                    f"augment.store={store}: expected some of each kind, from MUSAN and RIRS_NOISES, found {counts}"
+                )
 
     @property
     def active(self) -> bool:

@@ -18,7 +18,14 @@ from sv_sparse.data.collect import Found, Name, collect
 from sv_sparse.data.counts import Census, first_of, is_heard, lacking, refuse_lacking
 from sv_sparse.data.join import join_short
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.data.prepare import manifest_table, open_all, remove_stale_lists, sole, write_problems
+from sv_sparse.data.prepare import (
+    manifest_table,
+    open_all,
+    refuse_other_corpus,
+    remove_stale_lists,
+    sole,
+    write_problems,
+)
 from sv_sparse.data.published import CN_PROTOCOLS, CN_TRIALS
 from sv_sparse.data.trials import Trials, from_columns, write_table
 
@@ -69,6 +76,7 @@ def prepare_cnceleb(roots: Sequence[Path], out: Path, *, flac: bool = False, par
         OSError: Something cannot be read or written.
     """
     with sole(out):
+        refuse_other_corpus(out, "cn")
         table, root, lists = _opened(roots, out, flac=flac, partial=partial)
         (out / "trials").mkdir(exist_ok=True)
         for trials in lists:

@@ -4,8 +4,6 @@ A prepared folder holds ``manifest.parquet``, ``trials/``, ``problems.tsv``, ``h
 opened twice) and, where recordings were converted, ``flac/``.
 """
 
-import errno
-import fcntl
 import logging
 import re
 from collections import Counter
@@ -17,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sv_sparse.data.collect import Found
@@ -25,13 +24,11 @@ from sv_sparse.data.headers import SAMPLE_RATE, one_part, why_no_samples
 from sv_sparse.data.known import PIECES, known_headers
 from sv_sparse.data.manifest import NAME
 from sv_sparse.data.published import LIST_FILES
-from sv_sparse.storage import write_text
+from sv_sparse.storage import only_process, write_text
 
 logger = logging.getLogger(__name__)
 
 MIN_SECONDS = 0.2  # a shorter recording is a mistake of cutting, and no crop
-
-_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # what some network file systems answer
 
 
 @contextmanager
@@ -42,18 +39,9 @@ def sole(out: Path) -> Iterator[None]:
         ValueError: Another process does.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"--out {out}: another process is preparing into this folder") from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            logger.warning(
-                "--out %s: its file system has no locks (%s); let no other process prepare into it",
-                *(out, error.strerror),
-            )
+    with only_process(out, f"--out {out}: another process is preparing into this folder") as locked:
+        if not locked:
+            logger.warning("--out %s: its file system has no locks; let no other process prepare into it", out)
         for folder in (out, out / "trials", out / PIECES):  # what a killed run was writing
             for left in folder.glob(".*.tmp"):
                 left.unlink()
@@ -159,6 +147,16 @@ def manifest_table(opened: Opened) -> pa.Table:
     stated = {name: headers.column(name) for name in ("samples", "sample_rate", "channels")}
     parts = one_part(table.column("file").combine_chunks(), headers)
     return pa.table({**named, **stated, "parts": parts, "split": pa.array(["unused"] * len(table), NAME)})
+
+
+def refuse_other_corpus(out: Path, beginning: str) -> None:
+    """Raise a ValueError if a folder to prepare into holds a corpus whose subsets begin otherwise."""
+    manifest = out / "manifest.parquet"
+    if manifest.is_file():
+        subsets = pq.read_table(manifest, columns=["subset"]).column("subset").unique().to_pylist()
+        others = sorted(name for name in subsets if not name.startswith(beginning))
+        if others:
+            raise ValueError(f"--out {out}: holds another corpus, {', '.join(others)}; choose another folder")
 
 
 def write_problems(out: Path, problems: Sequence[tuple[str, str]]) -> None:

@@ -14,7 +14,14 @@ import pyarrow as pa
 from sv_sparse.data.collect import Name, collect, note_list
 from sv_sparse.data.counts import Census, is_heard, lacking, refuse_lacking
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.data.prepare import manifest_table, open_all, remove_stale_lists, sole, write_problems
+from sv_sparse.data.prepare import (
+    manifest_table,
+    open_all,
+    refuse_other_corpus,
+    remove_stale_lists,
+    sole,
+    write_problems,
+)
 from sv_sparse.data.published import TRIALS, voxceleb_subset
 from sv_sparse.data.trials import read_trials
 from sv_sparse.storage import write_text
@@ -55,6 +62,7 @@ def prepare_voxceleb(
         OSError: Something cannot be read or written.
     """
     with sole(out):
+        refuse_other_corpus(out, "vox")
         table, root, known = _opened(roots, out, lists, flac=flac, partial=partial)
         (out / "trials").mkdir(exist_ok=True)
         for name, path in known.items():
@@ -98,9 +106,11 @@ def _given(lists: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in lists:
         if path.is_dir():
-            for file in sorted(path.iterdir()):
-                if file.name in TRIALS:
-                    note_list(found, file)
+            known = [file for file in sorted(path.iterdir()) if file.name in TRIALS]
+            if not known:
+                raise ValueError(f"--lists {path}: holds none of {', '.join(TRIALS)}")
+            for file in known:
+                note_list(found, file)
         elif path.is_file() and path.name in TRIALS:
             note_list(found, path)
         else:

@@ -9,6 +9,7 @@ import trees
 
 from sv_sparse.data import archives, headers, prepare, published, voxceleb
 from sv_sparse.data.archives import verify
+from sv_sparse.data.cnceleb import prepare_cnceleb
 from sv_sparse.data.voxceleb import prepare_voxceleb
 
 
@@ -145,3 +146,16 @@ def test_parts_of_an_archive_in_two_folders_are_checked_together_with_a_warning(
     shutil.copy(tmp_path / "a" / "vox1_dev_wav_partaa", tmp_path / "b")
     with pytest.raises(ValueError, match=r"a/vox1_dev_wav_partaa and .*: the same archive or part twice"):
         verify([tmp_path / "a", tmp_path / "b"])
+
+
+def test_a_folder_with_another_corpus_is_not_prepared_into(tmp_path):
+    trees.released(tmp_path / "vox")
+    trees.write_vox_lists(tmp_path / "vox" / "lists")
+    prepare_voxceleb([tmp_path / "vox"], tmp_path / "out", partial=True)
+    trees.write_cnceleb(tmp_path / "cn")
+    with pytest.raises(ValueError, match="holds another corpus, vox1_dev, vox1_test, vox2_dev, vox2_test; choose"):
+        prepare_cnceleb([tmp_path / "cn"], tmp_path / "out", partial=True)
+    assert (tmp_path / "out" / "trials" / "vox1_O_cleaned.txt").is_file()
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match=r"--lists .*other: holds none of veri_test.txt, "):
+        prepare_voxceleb([tmp_path / "vox"], tmp_path / "out", lists=[tmp_path / "other"], partial=True)

@@ -169,6 +169,12 @@ def cutoff(values: np.ndarray, kept: int) -> float:
     return ordered[kept] if kept < len(ordered) else ordered.dtype.type(0)
 
 
+def nearest(values: np.ndarray, kept: int, lambda_: float) -> float:
+    """Of the lambdas that keep so many, from the (kept + 1)-th largest to just below the kept-th, the nearest."""
+    low, high = cutoff(values, kept), cutoff(values, kept - 1)
+    return min(max(lambda_, low), max(low, high * (1 - 2**-20)))
+
+
 def surviving_groups(norms: np.ndarray, sizes: np.ndarray, kept: int) -> np.ndarray:
     """Groups from the largest norm down, until the next would make it more weights than are kept."""
     order = np.argsort(-norms, kind="stable")

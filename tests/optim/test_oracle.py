@@ -203,7 +203,7 @@ def test_the_quantile_rule_keeps_exactly_so_many_weights_on_the_path_of_the_form
         controller.step()
         kept = round((1 - oracle.ramp(step / 100, 0.0, 0.5, 0.2, target)) * total)
         sizes = [np.abs(other.dual).ravel() / scale for other, scale in zip(others, scales, strict=True)]
-        lambda_ = oracle.cutoff(np.concatenate(sizes), kept)
+        lambda_ = oracle.nearest(np.concatenate(sizes), kept, lambda_)
         for other, scale in zip(others, scales, strict=True):
             other.read_out(lambda_ * scale)
         assert sum(int(np.count_nonzero(weight)) for weight in problem.weights()) == kept
