@@ -203,7 +203,7 @@ def _is_share(value: Any) -> bool:
 Check = tuple[Callable[[Any], bool], str]
 _COUNT: Check = (lambda v: _is_whole(v, 1), "a whole number, 1 or more")
 _SHARE: Check = (_is_share, "a number, at least 0 and below 1")
-_PATH: Check = (lambda v: v is None or (isinstance(v, str) and v != ""), "null or a folder")
+_PATH: Check = (lambda v: v is None or (isinstance(v, str) and v != ""), "a folder, or null for none")
 _FLAG: Check = (lambda v: isinstance(v, bool), "true or false")
 
 

@@ -235,4 +235,4 @@ def test_two_processes_do_not_train_one_run(train, finished, tmp_path):
 def test_fine_tuning_asks_for_what_it_starts_from(train, tones):
     done = train(*TINY, *tones.settings(), "experiment=lmft")
     assert done.status == 2
-    assert "init_from must be given" in done.err
+    assert "init_from must be a folder" in done.err

@@ -124,7 +124,8 @@ def test_a_make_command_of_the_readme_is_a_target(command):
 @pytest.mark.parametrize("command", of("sv-sparse evaluate"))
 def test_an_evaluation_by_the_console_script_runs(command, tones: Tones, finished, tmp_path, prepared):
     known = {"PATH": str(tones.root), "FILE": str(tones.trials), "FOLDER": str(tmp_path / "scores")}
-    words = [known.get(word, word.replace("RUN", str(finished))) for word in shlex.split(command, comments=True)]
+    copy = shutil.copytree(finished, tmp_path / "finished")
+    words = [known.get(word, word.replace("RUN", str(copy))) for word in shlex.split(command, comments=True)]
     words = [prepared.put_into(word, prepared.cnceleb) for word in words]
     out = run([SCRIPT, *words[1:]], tmp_path)
     assert "trials: EER" in out or "cnceleb_concatenated: EER" in out

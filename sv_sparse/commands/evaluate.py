@@ -67,7 +67,7 @@ def run(chosen: argparse.Namespace) -> None:
         if len(folders) > 1:
             print(f"{path}:")
         evaluations = _evaluate(path, lists, chosen.scores or folder / "scores", chosen.device)
-        if path.is_dir():
+        if chosen.scores is None:
             keep_evaluations(folder, evaluations)
 
 

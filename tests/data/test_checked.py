@@ -7,7 +7,8 @@ import shutil
 import pytest
 import trees
 
-from sv_sparse.data import archives, headers, prepare, published, voxceleb
+from sv_sparse import storage
+from sv_sparse.data import archives, headers, published, voxceleb
 from sv_sparse.data.archives import verify
 from sv_sparse.data.cnceleb import prepare_cnceleb
 from sv_sparse.data.voxceleb import prepare_voxceleb
@@ -93,7 +94,7 @@ def test_two_lists_of_one_name_that_differ_are_refused(root, tmp_path):
 def test_a_prepared_folder_below_the_root_is_no_part_of_the_corpus(root, tmp_path, caplog):
     prepare_voxceleb([root], root / "earlier", partial=True, flac=True)
     prepare_voxceleb([root], tmp_path / "out", partial=True)
-    assert f"left out, a prepared folder: {root / 'earlier'}" in caplog.text
+    assert f"left out, made by sv-sparse prepare: {root / 'earlier'}" in caplog.text
     assert (tmp_path / "out" / "problems.tsv").read_text() == "file\tproblem\n"
 
 
@@ -116,9 +117,9 @@ def test_a_file_system_without_locks_is_warned_about(root, tmp_path, monkeypatch
     def flock(*_arguments):
         raise OSError(number, "no locks")
 
-    monkeypatch.setattr(prepare.fcntl, "flock", flock)
+    monkeypatch.setattr(storage.fcntl, "flock", flock)
     prepare_voxceleb([root], tmp_path / "out", partial=True)
-    assert "its file system has no locks (no locks); let no other process prepare into it" in caplog.text
+    assert "its file system has no locks; let no other process prepare into it" in caplog.text
     assert (tmp_path / "out" / "manifest.parquet").is_file()
 
 
