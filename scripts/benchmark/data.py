@@ -172,8 +172,8 @@ def show(title: str, seconds: dict[str, float], count: int) -> None:
 def main() -> None:
     """Print a table per part, then one line of JSON with the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--utterances", type=int, default=320)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--utterances", type=int, default=960)
+    parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
