@@ -31,7 +31,7 @@ from sv_sparse.data.trials import Trials, from_columns, write_table
 
 logger = logging.getLogger(__name__)
 
-LISTS = ("dev.lst", "spk.lst", "enroll.lst", "enroll.map", "test.lst", "trials.lst")
+LISTS = ("dev.lst", "spk.lst", "enroll.lst", "enroll.map", "trials.lst")
 JOINED_SECONDS = 5.0
 
 _SUBSETS = ("cn1_dev", "cn2_dev", "cn_enrol", "cn_test", "cn_segments")

@@ -114,7 +114,7 @@ def _wanted(found: Found, rows: NDArray[np.int64]) -> pa.Table:
 
 
 def _made(folder: Path, columns: list[str]) -> pa.Table:
-    """Columns of the lines, the last ones first; a line that a kill broke off is taken away.
+    """Columns of the lines, the last ones first; a line that a kill or a full disk broke off is left out.
 
     Raises:
         ValueError: They are something else.
@@ -132,7 +132,7 @@ def _made(folder: Path, columns: list[str]) -> pa.Table:
         table = pa.csv.read_csv(
             path,
             pa.csv.ReadOptions(column_names=_COLUMNS.names),
-            pa.csv.ParseOptions(delimiter="\t", quote_char=False),
+            pa.csv.ParseOptions(delimiter="\t", quote_char=False, invalid_row_handler=lambda _: "skip"),
             pa.csv.ConvertOptions(column_types=_COLUMNS, include_columns=columns),
         )
     except pa.ArrowInvalid as error:
@@ -221,7 +221,9 @@ def _convert(task: _Task, folder: Path, lines: int) -> str | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     os.replace(part, path)
     size, changed, source = task.state
-    os.write(lines, f"{task.target}\t{size}\t{changed}\t{rate}\t{channels}\t{source}\n".encode())
+    line = f"{task.target}\t{size}\t{changed}\t{rate}\t{channels}\t{source}\n".encode()
+    if os.write(lines, line) < len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / MADE))
     return None
 
 

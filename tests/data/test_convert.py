@@ -125,9 +125,18 @@ def test_what_was_converted_before_a_kill_is_not_converted_again(root, tmp_path,
 
 def test_a_damaged_table_of_conversions_is_refused_by_name(root, tmp_path):
     out = prepare(tmp_path / "out", root)
-    (out / "flac" / "made_from.tsv").write_text("something else\n")
+    (out / "flac" / "made_from.tsv").write_text("a\tb\tc\td\te\tf\n")
     with pytest.raises(ValueError, match=r"made_from.tsv: expected lines of target, size, .*; remove it to convert"):
         prepare(out, root)
+
+
+def test_a_line_that_another_was_written_into_is_left_out(root, tmp_path):
+    out = prepare(tmp_path / "out", root)
+    table = out / "flac" / "made_from.tsv"
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join([lines[0][:10], *lines[1:]]))
+    prepare(out, root)
+    assert len(table.read_text().splitlines()) == len(lines) + 1  # the first two are converted anew
 
 
 @needs_ffmpeg
