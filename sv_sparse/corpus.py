@@ -6,15 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from sv_sparse.data.folder import scan_folder
 from sv_sparse.data.manifest import Manifest, match
-from sv_sparse.data.prepared import Judged, judged, read_listed, refuse_trained_on, select
+from sv_sparse.data.prepared import Judged, judged, read_listed, refuse_trained_on, rows_of, select
 from sv_sparse.data.trials import read_trials
 from sv_sparse.settings import Settings
 
@@ -95,7 +92,7 @@ def _listed(name: str, own: Manifest) -> Judged:
     if not is_elsewhere(name):
         return judged(read_trials(name), own)
     (one,) = read_listed("", [name])
-    refuse_trained_on(one, _trained_on(own.source), own.source, "data.root")
+    refuse_trained_on(one, rows_of(own.source, "train", "validation"), own.source, "data.root")
     return one
 
 
@@ -117,7 +114,7 @@ def refuse_known_to(run: Path, lists: Sequence[Judged], setting: str = "") -> No
         if not manifest.is_file():
             logger.warning("%s: what it was trained on is not known; it may know the speakers", folder)
             continue
-        trained, prepared = _trained_on(manifest), config.get("data", {}).get("prepared")
+        trained, prepared = rows_of(manifest, "train", "validation"), config.get("data", {}).get("prepared")
         source = Path(prepared) / "manifest.parquet" if prepared else manifest
         for one in known:
             refuse_trained_on(one, trained, source, f"{setting}{folder}")
@@ -136,20 +133,12 @@ def _with_origins(run: Path) -> Iterator[Path]:
 
 def _refuse_held_out(run: Path, own: Manifest) -> None:
     """Raise a ValueError if a run trained on speakers that are held out now."""
-    table = pq.read_table(own.source)
-    held_out = table.filter(pc.equal(table.column("split").cast("string"), "validation"))
-    for folder in _with_origins(run):
-        if len(held_out) and (folder / "manifest.parquet").is_file():
-            trained = pq.read_table(folder / "manifest.parquet")
-            trained = trained.filter(pc.equal(trained.column("split").cast("string"), "train"))
-            place = match(held_out.column("utterance").to_pylist(), trained.column("utterance").combine_chunks())
-            if (place >= 0).any():
+    held_out = rows_of(own.source, "validation").column("utterance").to_pylist()
+    for folder in _with_origins(run) if held_out else ():
+        if (folder / "manifest.parquet").is_file():
+            trained = rows_of(folder / "manifest.parquet", "train").column("utterance").combine_chunks()
+            if (match(held_out, trained) >= 0).any():
                 raise ValueError(
                     f"data.validation_share: speakers that are held out here were trained on by init_from={folder}; "
                     f"hold out the same (data.validation_share and seed as there), or nobody: data.validation_share=0"
                 )
-
-
-def _trained_on(manifest: Path) -> pa.Table:
-    table = pq.read_table(manifest)
-    return table.filter(pc.is_in(table.column("split").cast("string"), value_set=pa.array(["train", "validation"])))

@@ -7,12 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
 from sv_sparse import checkpoint
 from sv_sparse.data.manifest import Manifest, match
+from sv_sparse.data.prepared import rows_of
 from sv_sparse.head import AAMSoftmax
 from sv_sparse.settings import Settings
 
@@ -91,17 +91,12 @@ def read_origin(settings: Settings) -> Origin | None:
 
 def _shared_speakers(one: Manifest, other: Manifest) -> set[str]:
     """Speakers of whom both train on some utterance of one name: of the same corpus, that is, whatever its files."""
-    theirs, ours = (_trained(manifest) for manifest in (one, other))
+    theirs, ours = (rows_of(manifest.source, "train") for manifest in (one, other))
     place = match(ours.column("utterance").to_pylist(), theirs.column("utterance").combine_chunks())
-    speakers = ours.column("speaker").filter(pa.array(place >= 0))
-    same = pc.equal(speakers, theirs.column("speaker").take(place[place >= 0]))
+    names, others = (table.column("speaker").cast(pa.string()) for table in (ours, theirs))
+    speakers = names.filter(pa.array(place >= 0))
+    same = pc.equal(speakers, others.take(place[place >= 0]))
     return set(speakers.filter(same).unique().to_pylist())
-
-
-def _trained(manifest: Manifest) -> pa.Table:
-    table = pq.read_table(manifest.source, columns=["utterance", "speaker", "split"])
-    names = pa.table({name: table.column(name).cast(pa.string()) for name in table.schema.names})
-    return names.filter(pc.equal(names.column("split"), "train"))
 
 
 def _head_rows(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
@@ -109,6 +104,4 @@ def _head_rows(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
     if not last.is_file():
         return {}
     weight = checkpoint.load(last, checkpoint.TRAINING_KEYS)["head"]["weight"]
-    return dict(
-        zip(manifest.speakers("train"), weight, strict=False)
-    )  # what is left over stands for the same speakers at other speeds
+    return dict(zip(manifest.speakers("train"), weight, strict=False))  # the rows after them: the same, at other speeds

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow as pa
 import torch
 from hydra.utils import instantiate
 from torch import nn
@@ -15,8 +14,8 @@ from sv_sparse.build import MEL_BINS, choose_device
 from sv_sparse.corpus import refuse_known_to
 from sv_sparse.data.audio import SAMPLE_RATE, recording
 from sv_sparse.data.folder import ENDINGS
-from sv_sparse.data.manifest import Manifest, match
-from sv_sparse.data.prepared import Judged, read_listed
+from sv_sparse.data.manifest import match
+from sv_sparse.data.prepared import Judged, read_listed, rows_of
 from sv_sparse.data.trials import read_trials
 from sv_sparse.embedding import Array
 from sv_sparse.evaluate import Evaluation, evaluate_lists, keep_evaluations
@@ -96,8 +95,7 @@ def _warn_of_known(run: Path, lists: Sequence[Judged]) -> None:
     unknown = [one for one in lists if not one.speakers]
     if not unknown or not manifest.is_file():
         return
-    own = Manifest(manifest)
-    trained = pa.array([own.utterance(row) for row in own.split("train")], pa.string())
+    trained = rows_of(manifest, "train").column("utterance").combine_chunks()
     for one in unknown:
         count = int((match(one.trials.utterances, trained) >= 0).sum())
         if count:

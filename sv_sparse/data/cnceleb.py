@@ -18,14 +18,7 @@ from sv_sparse.data.collect import Found, Name, collect
 from sv_sparse.data.counts import Census, first_of, is_heard, lacking, refuse_lacking
 from sv_sparse.data.join import join_short
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.data.prepare import (
-    manifest_table,
-    open_all,
-    refuse_other_corpus,
-    remove_stale_lists,
-    sole,
-    write_problems,
-)
+from sv_sparse.data.prepare import opened_table, refuse_other_corpus, remove_stale_lists, sole
 from sv_sparse.data.published import CN_PROTOCOLS, CN_TRIALS
 from sv_sparse.data.trials import Trials, from_columns, write_table
 
@@ -100,10 +93,8 @@ def _opened(roots: Sequence[Path], out: Path, *, flac: bool, partial: bool) -> t
     path = found.lists["trials.lst"]
     lists = [_trials(found.lists, protocol, partial=partial) for protocol in CN_PROTOCOLS]
     lists = [one for one in lists if is_heard(path, one.utterances, found.table, partial=partial)]
-    opened = open_all(found, out, flac=flac)
-    write_problems(out, opened.problems)
-    table, root = manifest_table(opened), found.root
-    del found, opened
+    table, root = opened_table(found, out, flac=flac), found.root
+    del found
     logger.info("%s", Census(table, _SUBSETS))
     refuse_lacking(lacking(table, subsets), partial=partial)
     return table, root, [one for one in lists if is_heard(path, one.utterances, table, partial=partial)]

@@ -149,6 +149,13 @@ def manifest_table(opened: Opened) -> pa.Table:
     return pa.table({**named, **stated, "parts": parts, "split": pa.array(["unused"] * len(table), NAME)})
 
 
+def opened_table(found: Found, out: Path, *, flac: bool) -> pa.Table:
+    """As ``open_all``: what can be read, in the manifest's columns; what cannot be is written to ``problems.tsv``."""
+    opened = open_all(found, out, flac=flac)
+    write_problems(out, opened.problems)
+    return manifest_table(opened)
+
+
 def refuse_other_corpus(out: Path, beginning: str) -> None:
     """Raise a ValueError if a folder to prepare into holds a corpus whose subsets begin otherwise."""
     manifest = out / "manifest.parquet"

@@ -125,6 +125,12 @@ def select(
     return Manifest.write(out, chosen, source.root)
 
 
+def rows_of(manifest: str | Path, *splits: str) -> pa.Table:
+    """The rows of a manifest file that are in some splits, all columns."""
+    table = pq.read_table(manifest)
+    return table.filter(pc.is_in(table.column("split").cast(pa.string()), value_set=pa.array(splits)))
+
+
 def refuse_trained_on(one: Judged, trained: pa.Table, corpus: Path, setting: str) -> None:
     """Raise if speakers of a list are trained on: by name within a corpus, by their utterances elsewhere.
 

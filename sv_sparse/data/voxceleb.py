@@ -14,14 +14,7 @@ import pyarrow as pa
 from sv_sparse.data.collect import Name, collect, note_list
 from sv_sparse.data.counts import Census, is_heard, lacking, refuse_lacking
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.data.prepare import (
-    manifest_table,
-    open_all,
-    refuse_other_corpus,
-    remove_stale_lists,
-    sole,
-    write_problems,
-)
+from sv_sparse.data.prepare import opened_table, refuse_other_corpus, remove_stale_lists, sole
 from sv_sparse.data.published import TRIALS, voxceleb_subset
 from sv_sparse.data.trials import read_trials
 from sv_sparse.storage import write_text
@@ -87,10 +80,8 @@ def _opened(
         if is_heard(path, names.to_pylist(), found.table, partial=partial):
             heard[path] = names
     refuse_lacking(lacking(found.table, subsets) + _absent(subsets, dict(known)), partial=partial)
-    opened = open_all(found, out, flac=flac)
-    write_problems(out, opened.problems)
-    table, root = manifest_table(opened), found.root
-    del found, opened
+    table, root = opened_table(found, out, flac=flac), found.root
+    del found
     logger.info("%s", Census(table, subsets))
     refuse_lacking(lacking(table, subsets), partial=partial)
     kept = [path for path, names in heard.items() if is_heard(path, names.to_pylist(), table, partial=partial)]

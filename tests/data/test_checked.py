@@ -59,7 +59,7 @@ def test_other_counts_than_published_are_accepted_for_a_part_of_the_corpus_with_
 
 
 def test_what_names_can_tell_is_said_before_any_file_is_opened(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(voxceleb, "open_all", None)
+    monkeypatch.setattr(voxceleb, "opened_table", None)
     out = tmp_path / "out"
     with pytest.raises(ValueError, match=r"133 trials with 21 targets, as no published list"):
         prepare_voxceleb([root], out)

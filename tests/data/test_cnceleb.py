@@ -167,7 +167,7 @@ def test_a_protocol_is_left_out_alone_where_only_its_enrolments_are_missing(tmp_
 
 def test_trials_are_checked_before_any_header_is_read(tmp_path, monkeypatch):
     trees.write_cnceleb(tmp_path / "root")
-    monkeypatch.setattr(cnceleb, "open_all", None)
+    monkeypatch.setattr(cnceleb, "opened_table", None)
     rewrite(tmp_path / "root" / "CN-Celeb_flac" / "eval" / "lists" / "trials.lst", " 1\n", " one\n")
     refused(tmp_path / "root", r"trials.lst, line 1: expected 'enrolment test label'")
     with pytest.raises(ValueError, match="cn1_dev has 2 of 797 published speakers"):
