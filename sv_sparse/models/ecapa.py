@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sv_sparse.models import fused
+from sv_sparse.models.autocast import without_autocast
 from sv_sparse.models.layers import (
     ConvUnit,
     SERes2Block,
@@ -14,14 +16,13 @@ from sv_sparse.models.layers import (
     keep_channels_last,
     same_conv,
     to_image,
-    without_autocast,
 )
 from sv_sparse.models.pooling import AttentiveStatisticsPooling
 
 LAYOUTS = ("wespeaker", "speechbrain")
 
 
-class ECAPA(nn.Module):
+class ECAPA(fused.Fusable):
     """Filterbank [B, F, T] to embedding [B, E] in float32, whatever the precision around it.
 
     A convolution, blocks of dilated Res2Net convolutions with squeeze-excitation one after the other, a 1x1
@@ -52,6 +53,7 @@ class ECAPA(nn.Module):
         dilations: Frames between two taps, as many as ``kernel_sizes``.
         embedding_dim: E.
         layout: ``wespeaker`` or ``speechbrain``.
+        implementation: ``fused``: training on a CPU takes kernels that g++ compiles on first use; ``torch``: never.
 
     Raises:
         ValueError: An argument is not allowed.
@@ -76,6 +78,7 @@ class ECAPA(nn.Module):
         dilations: Iterable[int] = (1, 2, 3, 4),
         embedding_dim: int = 192,
         layout: str = "wespeaker",
+        implementation: str = "fused",
     ) -> None:
         super().__init__()
         check_at_least(1, mel_bins=mel_bins, channels=channels, mfa_channels=mfa_channels)
@@ -108,6 +111,7 @@ class ECAPA(nn.Module):
         self.norm = nn.BatchNorm1d(2 * mfa_channels)
         self.embedding = nn.Linear(2 * mfa_channels, embedding_dim)
         keep_channels_last(self)
+        fused.choose(self, implementation)
 
     def forward(self, filterbank: Tensor) -> Tensor:
         """Map filterbank [B, F, T] to embedding [B, E].
@@ -120,7 +124,11 @@ class ECAPA(nn.Module):
         for block in self.blocks:
             x = block(x)
             outputs.append(x)
-        x = F.relu_(self.mfa(torch.cat(outputs, dim=1)))
+        x = torch.cat(outputs, dim=1)
+        if self.fuses(x, others=[self.mfa]):
+            x = fused.relu(fused.convolve(x, self.mfa), self.mfa.bias)
+        else:
+            x = F.relu_(self.mfa(x))
         if self.mfa_norm is not None:
             x = self.mfa_norm(x)
         statistics = self.pooling(x.squeeze(2))

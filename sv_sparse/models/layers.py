@@ -1,11 +1,13 @@
 """Building blocks shared by the models, and the checks of their settings."""
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from sv_sparse.models import fused
 
 
 def check_at_least(minimum: int, **settings: int) -> None:
@@ -18,13 +20,6 @@ def check_at_least(minimum: int, **settings: int) -> None:
     for name, value in settings.items():
         if value < minimum:
             raise ValueError(f"{name} must be at least {minimum}, got {value}")
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """A context in which nothing is cast to a lower precision; no context at all where nothing would be."""
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
 
 
 def keep_channels_last(model: nn.Module) -> None:
@@ -63,7 +58,7 @@ def same_conv(
     )
 
 
-class ConvUnit(nn.Module):
+class ConvUnit(fused.Fusable):
     """``batch_norm(relu(conv(x)))``: [B, C_in, 1, T] to [B, C_out, 1, T]; arguments as of `same_conv`."""
 
     def __init__(
@@ -81,10 +76,12 @@ class ConvUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C_in, 1, T] to [B, C_out, 1, T]."""
+        if self.fuses(x, [self.norm], [self.conv]):
+            return fused.normalized_relu(fused.convolve(x, self.conv), self.conv.bias, self.norm)
         return self.norm(F.relu_(self.conv(x)))
 
 
-class Res2Conv(nn.Module):
+class Res2Conv(fused.Fusable):
     """Res2Net convolution: [B, C, 1, T] to [B, C, 1, T], a hierarchy of narrow units over chunks of the channels.
 
     The channels are cut into ``scale`` chunks. One passes unchanged; each other one is added to the output of
@@ -121,6 +118,10 @@ class Res2Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, 1, T] to [B, C, 1, T]."""
+        units: list[Any] = list(self.units)
+        convs, norms = [unit.conv for unit in units], [unit.norm for unit in units]
+        if self.fuses(x, norms, convs) and all(conv.padding_mode == "zeros" for conv in convs):
+            return fused.res2(x, convs, norms, identity_first=self.identity_first)
         chunks = list(x.chunk(self.scale, dim=1))
         identity = chunks.pop(0 if self.identity_first else -1)
         outputs = [self.units[0](chunks[0])]
@@ -144,11 +145,14 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, 1, T] to gains [B, C, 1, 1]."""
-        gain = torch.sigmoid(self.expand(F.relu_(self.squeeze(x.mean(dim=(2, 3))))))
-        return gain[:, :, None, None]
+        return self.gains(x.mean(dim=(2, 3)))[:, :, None, None]
+
+    def gains(self, means: Tensor) -> Tensor:
+        """Map means over time [B, C] to gains [B, C]."""
+        return torch.sigmoid(self.expand(F.relu_(self.squeeze(means))))
 
 
-class SERes2Block(nn.Module):
+class SERes2Block(fused.Fusable):
     """Unit, Res2Net convolution, unit, squeeze-excitation, plus the input: [B, C, 1, T] to [B, C, 1, T].
 
     Arguments as of `Res2Conv`; ``se_channels`` is the width of the squeeze.
@@ -175,7 +179,11 @@ class SERes2Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, 1, T] to [B, C, 1, T]."""
-        y = self.leave(self.res2(self.enter(x)))
+        y = self.res2(self.enter(x))
+        leave = self.leave
+        if self.fuses(x, [leave.norm], [leave.conv, self.excitation]):
+            return fused.normalized_relu(fused.convolve(y, leave.conv), leave.conv.bias, leave.norm, self.excitation, x)
+        y = leave(y)
         return torch.addcmul(x, y, self.excitation(y))  # x + y * gain in one pass over memory
 
 

@@ -7,6 +7,7 @@ gradient zero, not infinite, where a channel is constant.
 """
 
 from collections.abc import Iterator
+from math import inf
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sv_sparse.models.layers import without_autocast
+from sv_sparse.models import fused
+from sv_sparse.models.autocast import without_autocast
+from sv_sparse.models.native import call
 
 
 class TemporalStatisticsPooling(nn.Module):
@@ -39,7 +42,7 @@ class TemporalStatisticsPooling(nn.Module):
         return statistics(frames, None, correction=1, variance_floor=self.variance_floor)
 
 
-class AttentiveStatisticsPooling(nn.Module):
+class AttentiveStatisticsPooling(fused.Fusable):
     """Mean and standard deviation under a learned weighting of the frames: [B, C, T] to [B, 2·C] float32.
 
     Each channel has weights over time of its own, from the frame and the global context::
@@ -81,10 +84,11 @@ class AttentiveStatisticsPooling(nn.Module):
         Raises:
             ValueError: T is less than 2.
         """
-        frames = x.transpose(1, 2)
-        context = statistics(frames, None, correction=self.context_correction, variance_floor=self.variance_floor)
+        frames, floor = x.transpose(1, 2), self.variance_floor
+        kernels = self.fuses(x)
+        context = statistics(frames, None, correction=self.context_correction, variance_floor=floor, kernels=kernels)
         scores = self.score(torch.tanh(self._hidden(frames, context)))
-        return statistics(frames, scores, correction=0, variance_floor=self.variance_floor)
+        return statistics(frames, scores, correction=0, variance_floor=floor, kernels=kernels)
 
     def _hidden(self, frames: Tensor, context: Tensor) -> Tensor:
         """The hidden layer on [x, mean, deviation], without repeating the constant two thirds T times."""
@@ -97,7 +101,9 @@ class AttentiveStatisticsPooling(nn.Module):
         return self.norm(F.relu_(hidden).flatten(0, 1)).view_as(hidden)
 
 
-def statistics(frames: Tensor, scores: Tensor | None, *, correction: int, variance_floor: float) -> Tensor:
+def statistics(
+    frames: Tensor, scores: Tensor | None, *, correction: int, variance_floor: float, kernels: bool = False
+) -> Tensor:
     """Mean and standard deviation over T, weighted or not: [B, T, C] to [B, 2·C] float32.
 
     Args:
@@ -105,6 +111,7 @@ def statistics(frames: Tensor, scores: Tensor | None, *, correction: int, varian
         scores: The weights are their softmax over T, [B, T, C]; without scores all weights are 1/T.
         correction: The mean square deviation is multiplied by T / (T - ``correction``).
         variance_floor: Smallest variance before the root.
+        kernels: Compute by those of kernel.cpp, with a gradient.
 
     Raises:
         ValueError: T is less than 2.
@@ -118,7 +125,7 @@ def statistics(frames: Tensor, scores: Tensor | None, *, correction: int, varian
     factor = count / (count - correction)
     with without_autocast(frames.device):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            mean, variance = _Moments.apply(frames, scores)
+            mean, variance = (_FusedMoments if kernels else _Moments).apply(frames, scores)
         else:
             mean, variance = _moments(frames, scores)
         return torch.cat([mean, (factor * variance).clamp(min=variance_floor).sqrt()], dim=1)
@@ -175,3 +182,37 @@ class _Moments(torch.autograd.Function):
                 to_s.copy_(deviation.mul_(slope).sub_(g_v * v).mul_(weight))
             to_x.copy_(slope.mul_(2).sub_(g_m).mul_(weight))
         return grad_frames, grad_scores
+
+
+class _FusedMoments(torch.autograd.Function):
+    """The same by kernels, in the type of frames; ``scores`` may be None."""
+
+    @staticmethod
+    def forward(ctx: Any, frames: Tensor, scores: Tensor | None) -> tuple[Tensor, Tensor]:
+        frames = frames.contiguous()
+        batch, _, channels = frames.shape
+        most, total, mean, square = torch.empty(4, batch, channels)
+        if scores is None:
+            call("moments", (frames,), torch.zeros(channels), mean, square, floor=-inf)
+            ctx.save_for_backward(frames, None, mean)
+        else:
+            scores = scores.to(frames.dtype).contiguous()
+            call("attend", (frames, scores), most, total, mean, square)
+            ctx.save_for_backward(frames, scores, most, total, mean, square)
+        return mean, square
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_mean: Tensor, grad_square: Tensor) -> tuple[Tensor, Tensor | None]:
+        frames, scores, *kept = ctx.saved_tensors
+        to_frames = torch.empty_like(frames)
+        if scores is None:
+            count, (mean,) = frames.shape[1], kept
+            zeros, total = torch.zeros_like(mean), torch.empty_like(mean)
+            small = zeros[0], mean, zeros, grad_mean / count, grad_square * (2 / count)
+            call("gradient", (frames, None, None, to_frames), *small, total, floor=-inf)
+            return to_frames, None
+        to_scores = torch.empty_like(scores)
+        ends = grad_mean.contiguous(), grad_square.contiguous()
+        call("attend_gradient", (frames, scores, to_frames, to_scores), *kept, *ends)
+        return to_frames, to_scores

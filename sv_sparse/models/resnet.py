@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sv_sparse.models.layers import check_at_least, keep_channels_last, without_autocast
+from sv_sparse.models.autocast import without_autocast
+from sv_sparse.models.layers import check_at_least, keep_channels_last
 from sv_sparse.models.pooling import TemporalStatisticsPooling
 
 BLOCKS = (3, 4, 6, 3)

@@ -156,42 +156,56 @@ def _call(function: Any, lists: Sequence[Tensors], numbers: Sequence[float]) -> 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled kernels, loaded; compiled first where this source and compiler have not met.
+    """The optimizer's compiled kernels.
+
+    Raises:
+        OSError: there is no compiler, it fails, or the cache cannot be written; says how to do without.
+    """
+    return compiled(SOURCE, ("adabreg", "linbreg", "largest"), "the optimizer's kernels", _WITHOUT)
+
+
+_WITHOUT = 'choose implementation="foreach", which needs no compiler and is slower'
+
+
+def compiled(source: Path, functions: Sequence[str], what: str, without: str) -> ctypes.CDLL:
+    """A source's functions, which return nothing; compiled first where this source and compiler have not met.
+
+    Args:
+        source: of C++.
+        functions: their names.
+        what: they are, for an error.
+        without: what else the user can do.
 
     Raises:
         OSError: there is no compiler, it fails, or the cache cannot be written; says how to do without.
     """
     compiler = shlex.split(os.environ.get("CXX", "g++"))
+    help_ = f"install g++ (or set CXX), or {without}"
     try:
         version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
         about = repr([sys.platform, platform.machine(), _FLAGS, _THREADS]).encode()
-        key = hashlib.sha256(b"\0".join([version, SOURCE.read_bytes(), about]))
+        key = hashlib.sha256(b"\0".join([version, source.read_bytes(), about]))
         path = _cache() / f"kernel-{key.hexdigest()[:16]}.so"
         if not path.is_file():
-            _compile(compiler, path)
+            _compile(compiler, source, path)
         loaded = ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as error:
-        raise OSError(f"{' '.join(compiler)} failed: {error.stderr.decode().strip()[-500:]}; {_WITHOUT}") from error
+        raise OSError(f"{' '.join(compiler)} failed: {error.stderr.decode().strip()[-500:]}; {help_}") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home for the cache
-        raise OSError(
-            f"the optimizer's kernels cannot be compiled with {' '.join(compiler)}: {error}; {_WITHOUT}"
-        ) from error
-    for name in ("adabreg", "linbreg", "largest"):
+        raise OSError(f"{what} cannot be compiled with {' '.join(compiler)}: {error}; {help_}") from error
+    for name in functions:
         getattr(loaded, name).restype = None
     return loaded
-
-
-_WITHOUT = 'install g++ (or set CXX), or choose implementation="foreach", which needs no compiler and is slower'
 
 
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sv-sparse" / "native"
 
 
-def _compile(compiler: Sequence[str], path: Path) -> None:
+def _compile(compiler: Sequence[str], source: Path, path: Path) -> None:
     """Compile to a temporary name and rename: several processes may do so at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        subprocess.run([*compiler, *_FLAGS, *_THREADS, "-o", made, SOURCE], capture_output=True, check=True)
+        subprocess.run([*compiler, *_FLAGS, *_THREADS, "-o", made, source], capture_output=True, check=True)
         made.replace(path)

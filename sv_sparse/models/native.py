@@ -1,0 +1,71 @@
+"""The kernels of kernel.cpp, compiled once on this machine and called with the addresses of tensors."""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sv_sparse.optim.native import compiled
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("utterances", "frames", "channels")]
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("step", ctypes.c_int64)]
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    names = ("moments", "affine", "sums", "gradient", "attend", "attend_gradient", "transpose")
+    without = "choose model.implementation=torch, which needs no compiler and is slower"
+    return compiled(Path(__file__).with_name("kernel.cpp"), names, "the network's kernels", without)
+
+
+def rows(x: Tensor) -> Tensor:
+    """[B, C, H, W] as [B, H·W, C], the channels of a frame side by side; a copy only where they are not."""
+    frames = x.permute(0, 2, 3, 1).flatten(1, 2)
+    batch, length, channels = frames.shape
+    aligned = frames.stride(2) == 1 or channels == 1
+    apart = frames.stride(1) if length > 1 else frames.stride(0)
+    if aligned and apart >= channels and (batch == 1 or frames.stride(0) == length * apart):
+        return frames
+    return frames.contiguous()
+
+
+def call(name: str, matrices: tuple[Tensor | None, ...], *small: Tensor, floor: float | None = None) -> None:
+    """A kernel on matrices [B, T, C] of one type and on float32 rows [C] or [B, C]."""
+    first = matrices[0]
+    assert first is not None
+    arguments: list[Any] = [ctypes.c_int64(first.dtype == torch.bfloat16), _Shape(*first.shape)]
+    for matrix in matrices:
+        assert matrix is None or matrix.dtype == first.dtype
+        step = 0 if matrix is None else matrix.stride(1) if matrix.shape[1] > 1 else matrix.stride(0)
+        arguments.append(_Matrix(None if matrix is None else matrix.data_ptr(), step))
+    if floor is not None:
+        arguments.append(ctypes.c_float(floor))
+    for tensor in small:
+        assert tensor.dtype == torch.float32
+        assert tensor.is_contiguous()
+        arguments.append(ctypes.c_void_p(tensor.data_ptr()))
+    getattr(_library(), name)(*arguments)
+
+
+def image(frames: Tensor) -> Tensor:
+    """[B, T, C] as [B, C, 1, T]."""
+    return frames.unsqueeze(1).permute(0, 3, 1, 2)
+
+
+def transposed(matrix: Tensor) -> Tensor:
+    """The transpose of [M, N], for a product over M; bfloat16 in an order that products are faster in."""
+    if matrix.dtype != torch.bfloat16 or any(size % 8 for size in matrix.shape):
+        return matrix.T
+    found = matrix.new_empty(matrix.shape[1], matrix.shape[0])
+    shape = ctypes.c_int64(matrix.shape[0]), ctypes.c_int64(matrix.shape[1])
+    ends = (_Matrix(each.data_ptr(), each.stride(0)) for each in (matrix, found))
+    _library().transpose(*shape, *ends)
+    return found
