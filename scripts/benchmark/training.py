@@ -1,48 +1,241 @@
-"""Forward and backward of ECAPA-TDNN on 2 s crops: ours against SpeechBrain's, the same widths, fp32 and bf16."""
+"""Whole training steps, from crops to the update: ours against SpeechBrain's, and against what the machine multiplies.
+
+Every case gets the same 16-bit crops. ``ours`` is the step of sv_sparse/trainer.py: features, forward, loss, backward,
+clipping, AdaBreg, controller. ``SpeechBrain`` is its recipe's: Fbank, sentence normalization, ECAPA_TDNN, classifier,
+angular-margin loss, backward, clipping, torch's Adam. They are compared on the variant that both have, C=1024 and MFA
+3072. The other networks are rated by the multiplications of their convolutions and linear layers (2 operations each,
+three times those of the forward pass) against the best rate of torch's matrix products at these shapes in this run.
+"""
 
 import argparse
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
 from interleaved import medians
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from sv_sparse.data.mixing import Mixer
+from sv_sparse.features import Filterbank, crop_samples
+from sv_sparse.head import AAMSoftmax
 from sv_sparse.models.ecapa import ECAPA
+from sv_sparse.models.resnet import ResNet34
+from sv_sparse.optim import (
+    DENSE_TYPES,
+    AdaBreg,
+    FeedbackController,
+    clip_grad_norm_,
+    partition,
+    sparse_init_,
+)
 from sv_sparse.torchaudio_guard import torchaudio  # noqa: F401  # lets speechbrain import it
 
+SPEAKERS = 1000
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "ECAPA-1024": ECAPA,
+    "ECAPA-512": partial(ECAPA, channels=512),
+    "ResNet34": ResNet34,
+}
+SHARED = "ECAPA-1024, MFA 3072"
+Device = torch.device
 
-def step(model: nn.Module, x: Tensor, bf16: bool) -> None:
-    """One forward and backward pass."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        output = model(x)
-    output.float().square().sum().backward()
+
+def autocast(device: Device, bf16: bool) -> AbstractContextManager[object]:
+    """Mixed precision, or none."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+class Ours:
+    """Our training step, and its bare forward and backward passes."""
+
+    def __init__(self, network: nn.Module, batch: tuple[Tensor, Tensor], *, bf16: bool, compiled: bool) -> None:
+        self.crops, self.labels = batch
+        self.device, self.bf16 = self.crops.device, bf16
+        self.network = network.to(self.device)
+        self.head = AAMSoftmax(network.embedding_dim, SPEAKERS).to(self.device)  # type: ignore[arg-type]
+        self.mixer, self.filterbank = Mixer(self.crops.shape[1]), Filterbank().to(self.device)
+        own, rest = partition(network), partition(self.head, dense_types=(*DENSE_TYPES, AAMSoftmax))
+        sparse_init_([param for _, param in own[0]["params"]])
+        self.optimizer = AdaBreg([*own, *(group | {"name": "head"} for group in rest)], lr=1e-3)
+        self.controller = FeedbackController(self.optimizer, 0.9, 10_000)
+        self.params = [param for group in self.optimizer.param_groups for param in group["params"]]
+        self.called = torch.compile(self.network) if compiled else self.network
+        self.features = self.filterbank(self.mixer(self.crops, None))
+
+    def passes(self, features: Tensor) -> Tensor:
+        """Forward and backward."""
+        for param in self.params:
+            param.grad = None
+        with autocast(self.device, self.bf16):
+            embedding = self.called(features)
+        loss, _ = self.head(embedding, self.labels)
+        loss.backward()
+        return loss.detach()
+
+    def bare(self) -> None:
+        """Forward and backward on features that are there."""
+        self.passes(self.features)
+        wait(self.device)
+
+    def step(self) -> None:
+        """All that the trainer does for a batch."""
+        loss = self.passes(self.filterbank(self.mixer(self.crops, None)))
+        norm = clip_grad_norm_(self.params, 1.0, sparse=self.controller.params)
+        torch.stack([loss, norm]).tolist()
+        self.optimizer.step()
+        self.controller.step()
+        wait(self.device)
+
+
+class SpeechBrains:
+    """The training step of SpeechBrain's VoxCeleb recipe."""
+
+    def __init__(self, batch: tuple[Tensor, Tensor], *, bf16: bool) -> None:
+        from speechbrain.lobes.features import Fbank  # noqa: PLC0415  # after torchaudio
+        from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Classifier  # noqa: PLC0415
+        from speechbrain.nnet.losses import AdditiveAngularMargin, LogSoftmaxWrapper  # noqa: PLC0415
+        from speechbrain.processing.features import InputNormalization  # noqa: PLC0415
+
+        crops, labels = batch
+        self.device, self.bf16 = crops.device, bf16
+        self.waveforms, self.labels = crops / 32768, labels[:, None]
+        self.lengths = torch.ones(len(crops), device=self.device)
+        self.features = Fbank(n_mels=80).to(self.device)
+        self.normalize = InputNormalization(norm_type="sentence", std_norm=False).to(self.device)
+        self.network = ECAPA_TDNN(80, channels=[1024] * 4 + [3072], lin_neurons=192).to(self.device)
+        self.classifier = Classifier(192, out_neurons=SPEAKERS).to(self.device)
+        self.loss = LogSoftmaxWrapper(AdditiveAngularMargin(margin=0.2, scale=30))
+        self.params = [*self.network.parameters(), *self.classifier.parameters()]
+        self.optimizer = torch.optim.Adam(self.params, lr=1e-3)
+
+    def step(self) -> None:
+        """One update."""
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            features = self.normalize(self.features(self.waveforms), self.lengths)
+        with autocast(self.device, self.bf16):
+            outputs = self.classifier(self.network(features, self.lengths))
+        loss = self.loss(outputs.float(), self.labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.params, 5.0)
+        loss.item()
+        self.optimizer.step()
+        wait(self.device)
+
+
+def wait(device: Device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def products(frames: int, device: Device) -> dict[str, tuple[Callable[[], object], float]]:
+    """Matrix products at the networks' shapes, with their operations in units of 1e9."""
+    found: dict[str, tuple[Callable[[], object], float]] = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        for inner, outer in ((512, 512), (1024, 1024), (3072, 1536)):
+            x, weight = (torch.randn(shape, device=device).to(dtype) for shape in ((frames, inner), (outer, inner)))
+
+            def multiply(x: Tensor = x, weight: Tensor = weight) -> None:
+                torch.mm(x, weight.T)
+                wait(device)
+
+            found[f"{name} product {inner} x {outer}"] = multiply, 2e-9 * frames * inner * outer
+    return found
+
+
+def operations(network: nn.Module, frames: int, batch: int) -> float:
+    """Of a training step's convolutions and linear layers, in units of 1e9."""
+    network.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 80, frames, device=next(network.parameters()).device))
+    network.train()
+    return 3e-9 * batch * counter.get_total_flops()
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=32, help="crops in a batch")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of a crop")
+    parser.add_argument("--rounds", type=int, default=5, help="times that each case is run")
+    parser.add_argument("--threads", type=int, help="of torch on a CPU")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--compile", action="store_true", help="torch.compile our networks")
+    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"], help="to compare")
+    return parser.parse_args()
+
+
+def make_steps(chosen: argparse.Namespace, batch: tuple[Tensor, Tensor]) -> dict[str, Ours | SpeechBrains]:
+    """A step for each network and precision."""
+    steps: dict[str, Ours | SpeechBrains] = {}
+    for precision in chosen.precision:
+        bf16 = precision == "bf16"
+        network = ECAPA(mfa_channels=3072, layout="speechbrain")
+        steps[f"SpeechBrain {precision}"] = SpeechBrains(batch, bf16=bf16)
+        steps[f"{SHARED} {precision}"] = Ours(network, batch, bf16=bf16, compiled=chosen.compile)
+    for name, make in NETWORKS.items():
+        steps[f"{name} bf16"] = Ours(make(), batch, bf16=True, compiled=chosen.compile)
+    return steps
+
+
+def report(
+    chosen: argparse.Namespace, steps: dict[str, Ours | SpeechBrains], seconds: dict[str, float], frames: int
+) -> dict[str, float]:
+    """Print a row for each step; returns the ratios."""
+    best = {}
+    for precision in ("fp32", "bf16"):
+        rates = {
+            name: work / seconds[name]
+            for name, (_, work) in products(frames * chosen.batch, Device("meta")).items()
+            if name.startswith(precision)
+        }
+        name = max(rates, key=lambda each: rates[each])
+        best[precision] = rates[name]
+        print(f"{name}: {rates[name]:.0f} GFLOP/s")
+    ratios = {}
+    for name, step in steps.items():
+        precision = name.split()[-1]
+        rate = operations(step.network, frames, chosen.batch) / seconds[name] if isinstance(step, Ours) else 0.0
+        words = f"{name:28} {1000 * seconds[name]:8.1f} ms {chosen.batch / seconds[name]:8.1f} utterances/s"
+        if isinstance(step, Ours):
+            ratios[f"{name}: share of product rate"] = rate / best[precision]
+            ratios[f"{name}: overhead"] = seconds[name] / seconds[f"{name} bare"] - 1
+            words += f"  {rate:6.0f} GFLOP/s, {100 * rate / best[precision]:.1f} % of products"
+            words += f"  {100 * ratios[f'{name}: overhead']:.1f} % over forward and backward"
+        print(words)
+    for precision in chosen.precision:
+        ratio = seconds[f"SpeechBrain {precision}"] / seconds[f"{SHARED} {precision}"]
+        ratios[f"{precision}: speed over SpeechBrain"] = ratio
+        print(f"{SHARED} {precision}: {ratio:.2f} times SpeechBrain")
+    return ratios
 
 
 def main() -> None:
-    """Print a row per model and precision."""
-    from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN  # noqa: PLC0415  # after torchaudio
-
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--channels", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
-    chosen = parser.parse_args()
-    x = torch.randn(chosen.batch, 80, 200)
-    theirs = ECAPA_TDNN(80, channels=[chosen.channels] * 4 + [3072], lin_neurons=192)
-    ours = ECAPA(channels=chosen.channels, mfa_channels=3072, layout="speechbrain")
-    cases: dict[str, Callable[[], None]] = {}
-    for precision in ("fp32", "bf16"):
-        cases[f"SpeechBrain {precision}"] = partial(step, theirs, x.transpose(1, 2).contiguous(), precision == "bf16")
-        cases[f"ours {precision}"] = partial(step, ours, x, precision == "bf16")
-    found = medians(cases, chosen.rounds)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, channels {chosen.channels}, MFA 3072")
-    ratios = {name: found["SpeechBrain " + name.split()[-1]] / seconds for name, seconds in found.items()}
-    for name, seconds in found.items():
-        print(f"{name:18} {chosen.batch / seconds:6.1f} utterances/s  {ratios[name]:5.2f} x SpeechBrain")
-    rounded = {name: round(ratio, 4) for name, ratio in ratios.items()}
-    print(json.dumps({"benchmark": "training", "threads": torch.get_num_threads(), "ratios": rounded}))
+    """Run all cases in turn and print the table."""
+    chosen = parse()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    torch.manual_seed(0)
+    device = Device(chosen.device)
+    samples = crop_samples(chosen.seconds)
+    crops = torch.randint(-8000, 8000, (chosen.batch, samples), dtype=torch.int16, device=device)
+    batch = crops, torch.randint(SPEAKERS, (chosen.batch,), device=device)
+    steps = make_steps(chosen, batch)
+    frames = round(100 * chosen.seconds)
+    cases: dict[str, Callable[[], object]] = {name: step.step for name, step in steps.items()}
+    cases |= {f"{name} bare": step.bare for name, step in steps.items() if isinstance(step, Ours)}
+    cases |= {name: multiply for name, (multiply, _) in products(frames * chosen.batch, device).items()}
+    seconds = medians(cases, chosen.rounds)
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {where}, batch {chosen.batch}, {chosen.seconds:g} s")
+    ratios = {name: round(ratio, 4) for name, ratio in report(chosen, steps, seconds, frames).items()}
+    if device.type == "cuda":
+        print(f"peak memory of all cases together: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+    print(json.dumps({"benchmark": "training", "device": where, "threads": torch.get_num_threads(), "ratios": ratios}))
 
 
 if __name__ == "__main__":
