@@ -223,7 +223,7 @@ struct Matrix {
     }
 };
 
-constexpr int64_t TILE = 32;
+constexpr int64_t TILE = 64;
 using Eight = uint16_t __attribute__((vector_size(16)));
 
 // 8 x 8 values, from rows TILE values apart to rows `step` values apart: three perfect shuffles of the rows' halves.
@@ -327,8 +327,8 @@ extern "C" void transpose(int64_t rows, int64_t columns, Matrix in, Matrix out) 
     const auto from = in.part<const uint16_t>(0, 0);
     const auto to = out.part<uint16_t>(0, 0);
 #pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < rows; r += TILE)
-        for (int64_t c = 0; c < columns; c += TILE) {
+    for (int64_t c = 0; c < columns; c += TILE)  // along the rows of out, whose pages are then visited once
+        for (int64_t r = 0; r < rows; r += TILE) {
             const int64_t high = std::min(TILE, rows - r), wide = std::min(TILE, columns - c);
             Eight block[TILE][TILE / 8];  // rows far apart share few places in the cache; here they do not
             for (int64_t i = 0; i < high; i++) std::memcpy(block[i], from.row(r + i) + c, wide * sizeof(uint16_t));
