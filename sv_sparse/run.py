@@ -14,9 +14,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -70,31 +71,45 @@ def resumed_settings(folder: Path, arguments: list[str]) -> Settings:
 def new_folder(settings: Settings) -> Path:
     """Make ``folder``, or ``<runs>/<time>_<name>``, and write the settings and the environment into it.
 
-    A run that was killed before its first checkpoint leaves a folder that is used again.
+    A run that was killed before its first checkpoint leaves a folder that is used again. A job that SLURM started again
+    (SLURM_RESTART_COUNT) continues in its ``folder``, if it has the same settings.
 
     Raises:
-        ValueError: ``folder`` is there already and holds something else.
+        ValueError: ``folder`` is there already and holds something else, or another process works there.
     """
-    folder = Path(settings["folder"]) if settings["folder"] is not None else _unused(settings)
+    folder = Path(settings["folder"]) if settings["folder"] is not None else _claimed(settings)
     checkpoints = folder / "checkpoints"
+    if os.environ.get("SLURM_RESTART_COUNT") and _is_of(folder, settings):
+        return folder
     if folder.exists() and any(folder.iterdir()) and (not checkpoints.is_dir() or any(checkpoints.iterdir())):
         raise ValueError(f"folder={folder} is there already; name another, or continue it with resume={folder}")
     checkpoints.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.parquet").unlink(missing_ok=True)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(settings))
-    write_json(folder / "environment.json", environment())
+    with only_process(folder, f"folder={folder}: another process is training this run; name another"):
+        (folder / "manifest.parquet").unlink(missing_ok=True)
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(settings))
+        write_json(folder / "environment.json", environment())
     return folder
 
 
-def _unused(settings: Settings) -> Path:
+def _claimed(settings: Settings) -> Path:
+    """A folder that this process made, so that runs of one name and second have one each."""
     runs = Path(settings["runs"])
+    runs.mkdir(parents=True, exist_ok=True)
     stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{settings['name']}"
     folder = runs / stem
-    number = 1
-    while folder.exists():
-        number += 1
+    for number in count(2):
+        with suppress(FileExistsError):
+            folder.mkdir()
+            break
         folder = runs / f"{stem}_{number}"
     return folder
+
+
+def _is_of(folder: Path, settings: Settings) -> bool:
+    """Whether a run with these settings got to a checkpoint there."""
+    config = folder / "config.yaml"
+    begun = config.is_file() and (folder / "checkpoints" / "last.pt").is_file()
+    return begun and OmegaConf.to_container(OmegaConf.load(config)) == settings
 
 
 def resume_command(folder: Path) -> str:
