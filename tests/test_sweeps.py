@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -72,6 +74,16 @@ def test_settings_of_launchers_and_sweepers_are_not_taken_for_our_own():
     launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=60"]
     check_names(["-m", "seed=0,1", *launcher, "hydra.sweep.dir=elsewhere", "+hydra.launcher.ray.x=1"], ROOT / "conf")
     check_names(["--multirun", *JOBLIB, "hydra.sweeper.max_batch_size=2", "target_sparsity=0.5,0.9"], ROOT / "conf")
+
+
+def test_the_cluster_commands_of_the_readme_name_settings_that_exist():
+    (block,) = re.findall(r"```shell\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    commands = [shlex.split(line, comments=True) for line in block.replace("\\\n", "").splitlines()]
+    assert [word for words in commands for word in words if word.startswith("hydra/launcher=")] == [
+        *("hydra/launcher=submitit_slurm", "hydra/launcher=submitit_local", "hydra/launcher=ray")
+    ]
+    for words in commands:
+        check_names(words[2:], ROOT / "conf")
 
 
 def made(settings: dict) -> str:
