@@ -1,5 +1,6 @@
 """Train a speaker-verification network to a target sparsity: python train.py model=ecapa target_sparsity=0.9."""
 
+import multiprocessing
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ CONF = Path(__file__).resolve().parent / "conf"
 def main(config: DictConfig) -> None:
     """Compose, check, build, train, land, evaluate, report."""
     started = time.monotonic()
+    multiprocessing.set_start_method(None, force=True)  # not joblib's own, with which a job's processes cannot start
     with clear_errors(), processes():
         settings, folder = from_first(lambda: open_run(config))
         with logged(folder):

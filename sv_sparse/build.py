@@ -120,10 +120,7 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     nn.ModuleList([network, head]).to(compute.device)
     optimizer = instantiate(settings["optim"] | {"lr": rates["others"]} | _lambda_of(origin))(groups)
     steps = trainer["steps"] or sum(loader.steps(epoch) for epoch in range(trainer["epochs"]))
-    how = settings["sparsity"]["controller"]
-    if origin is not None and origin.figures["lambda"] > 0 and "ramp" in how:
-        how = how | {"ramp": None}  # it is sparse already
-    controller = instantiate(how)(optimizer, settings["target_sparsity"], steps)
+    controller = instantiate(_controller_of(settings, origin))(optimizer, settings["target_sparsity"], steps)
     _say(groups, corpus)
     how_long = f"{steps} steps on {compute}, {describe_batch(batches, rates)}"
     logger.info("%s; %s, implementation %s", how_long, type(optimizer).__name__, optimizer.defaults["implementation"])
@@ -161,6 +158,13 @@ def _crops(settings: Settings, manifest: Manifest, augmentation: Augmentation | 
 def _lambda_of(origin: Origin | None) -> dict[str, float]:
     """The lambda that an origin's sparsity was reached with, where it is sparse."""
     return {"lambda_": origin.figures["lambda"]} if origin is not None and origin.figures["lambda"] > 0 else {}
+
+
+def _controller_of(settings: Settings, origin: Origin | None) -> Settings:
+    """The controller's settings; no ramp for a network that is sparse already."""
+    how = settings["sparsity"]["controller"]
+    sparse = origin is not None and origin.figures["lambda"] > 0
+    return how | {"ramp": None} if sparse and "ramp" in how else how
 
 
 def learning_rates(settings: Settings, *, started_sparse: bool) -> dict[str, float]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -50,7 +51,7 @@ def open_run(config: DictConfig) -> tuple[Settings, Path]:
     if config.resume is not None:
         if not str(config.resume):
             raise ValueError("resume= needs a run folder")
-        return resumed(Path(config.resume), sys.argv[1:])
+        return resumed(Path(config.resume), HydraConfig.get().overrides.task)
     settings = resolve(config)
     folder = Path(settings["folder"]) if settings["folder"] is not None else None
     if folder is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
@@ -68,12 +69,12 @@ def resumed(path: Path, arguments: list[str]) -> tuple[Settings, Path]:
 
     Args:
         path: its folder, or one of its training checkpoints, to which it returns.
-        arguments: of the command line.
+        arguments: the settings of the command line.
 
     Raises:
         ValueError: it is no run, or other settings were given.
     """
-    others = [word for word in arguments if not word.startswith(("resume=", "-"))]
+    others = [word for word in arguments if not word.startswith("resume=")]
     if others:
         raise ValueError(f"resume={path} continues with the run's own settings; leave out {' '.join(others)}")
     of_checkpoint = path.suffix == ".pt" and path.parent.name == "checkpoints"
