@@ -80,6 +80,7 @@ def test_an_overflow_in_fp16_leaves_the_weights_and_lambda_and_lowers_the_scale(
     assert all(torch.equal(value, before[name]) for name, value in made.network.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of what torch's compiler imports
 def test_a_compiled_update_is_the_eager_one(experiment):
     words = [
         "optim=linbreg",
@@ -111,9 +112,9 @@ def test_on_a_cpu_nothing_is_compiled_unless_asked():
 
 
 def test_too_little_memory_is_answered_with_what_to_change():
-    with pytest.raises(ValueError, match=r"CUDA out of memory: lower trainer.batch_size=256"):
-        with memory_advice("lower trainer.batch_size=256"):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")
+    message = "CUDA out of memory: lower trainer.batch_size=256"
+    with pytest.raises(ValueError, match=message), memory_advice("lower trainer.batch_size=256"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")
 
 
 def results(folder):
