@@ -1,5 +1,6 @@
 """Train a speaker-verification network to a target sparsity: python train.py model=ecapa target_sparsity=0.9."""
 
+import multiprocessing
 import sys
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from omegaconf import DictConfig
 
 from sv_sparse.build import build
 from sv_sparse.corpus import prepare_corpus
+from sv_sparse.distributed import first_before_others, from_first, processes, rank
 from sv_sparse.interrupts import clear_errors
 from sv_sparse.landing import evaluate, land, training_mean
 from sv_sparse.report import collect, write_report
@@ -23,17 +25,21 @@ CONF = Path(__file__).resolve().parent / "conf"
 def main(config: DictConfig) -> None:
     """Compose, check, build, train, land, evaluate, report."""
     started = time.monotonic()
-    with clear_errors():
-        settings, folder = open_run(config)
+    multiprocessing.set_start_method(None, force=True)  # not joblib's own, with which a job's processes cannot start
+    with clear_errors(), processes():
+        settings, folder = from_first(lambda: open_run(config))
         with logged(folder):
-            experiment = build(settings, folder, prepare_corpus(settings, folder))
+            corpus = first_before_others(lambda: prepare_corpus(settings, folder))
+            experiment = build(settings, folder, corpus)
             trainer = Trainer(experiment, started)
             trainer.fit()
             landing = land(experiment)
             mean = training_mean(experiment)
-            trainer.save_network("model.pt", mean, landing)
+            trainer.state.save_network("model.pt", mean, landing)
             evaluations = evaluate(experiment, mean)
-            results = collect(experiment, landing, evaluations, trainer.at_start, trainer.seconds())
+            if rank() > 0:
+                return
+            results = collect(experiment, landing, evaluations, trainer.state.at_start, trainer.state.seconds())
             trainer.finish(results)
             table = write_report(folder, results)
         print(f"\n{folder}/report.md\n\n{table}")

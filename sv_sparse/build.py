@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,16 +11,17 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
+from sv_sparse.compute import Compute, choose_compute
 from sv_sparse.corpus import Corpus
 from sv_sparse.data.audio import SAMPLE_RATE
 from sv_sparse.data.augment import Augmentation, Extras
 from sv_sparse.data.dataset import Batch, Crops
-from sv_sparse.data.loader import EpochBatches, make_loader
+from sv_sparse.data.loader import CropLoader, EpochBatches
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.mixing import Mixer, mask_filterbank
 from sv_sparse.data.stream import ShardLoader
+from sv_sparse.distributed import rank, ranks
 from sv_sparse.features import Filterbank, crop_samples
 from sv_sparse.head import AAMSoftmax
 from sv_sparse.optim import (
@@ -43,23 +43,6 @@ MEL_BINS = 80
 
 
 @dataclass
-class Compute:
-    """Where and how numbers are computed."""
-
-    device: torch.device
-    bf16: bool
-
-    @property
-    def precision(self) -> str:
-        """In words."""
-        return "bf16 autocast" if self.bf16 else "float32"
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """Mixed precision where it is on; weights, losses and the optimizer stay float32."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-
-@dataclass
 class Experiment:
     """Everything that one run trains with."""
 
@@ -75,7 +58,7 @@ class Experiment:
     controller: Controller
     dataset: Crops
     batches: EpochBatches
-    loader: DataLoader[Batch] | ShardLoader
+    loader: CropLoader | ShardLoader
     started_sparse: bool
 
     def features(self, batch: Batch) -> Tensor:
@@ -109,37 +92,6 @@ class Experiment:
         return self.controller.params or list(self.sparse_params.values())
 
 
-def choose_compute(trainer: Settings) -> Compute:
-    """The device and precision that ``auto`` means here.
-
-    Raises:
-        ValueError: CUDA is asked for and not available.
-    """
-    device = choose_device(trainer["device"], "trainer.device=")
-    precision = trainer["precision"]
-    return Compute(device, precision == "bf16" or (precision == "auto" and _has_bf16(device)))
-
-
-def choose_device(name: str, setting: str) -> torch.device:
-    """The device that ``auto``, ``cpu`` or ``cuda`` means here.
-
-    Raises:
-        ValueError: CUDA is asked for and not available; begins with the setting.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"{setting}cuda: no CUDA device is available; use auto or cpu")
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-
-
 def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     """Build everything a run trains with; the same settings give the same weights and the same draws.
 
@@ -148,12 +100,13 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     """
     trainer = settings["trainer"]
     torch.manual_seed(settings["seed"])
-    compute = choose_compute(trainer)
+    compute = choose_compute(trainer["device"], trainer["precision"], trainer["compile"])
     network: nn.Module = instantiate(settings["model"], mel_bins=MEL_BINS)
     augmentation: Augmentation = instantiate(settings["augment"])
     dataset = _crops(settings, corpus.manifest, augmentation if augmentation.active else None)
     head: AAMSoftmax = instantiate(settings["head"])(network.embedding_dim, dataset.speakers)
-    batches = EpochBatches(len(dataset), trainer["batch_size"], settings["seed"])
+    batches = _batches(settings, len(dataset))
+    loader = _loader(settings, dataset, batches, compute.device)
     begun = (folder / "checkpoints" / "last.pt").is_file()  # which has all that an origin gives
     origin = None if begun else read_origin(settings)
     started_sparse = origin.started_sparse if origin is not None else starts_sparse(settings)
@@ -164,16 +117,13 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     elif started_sparse:
         chosen = [p for group in groups if group["regularizer"] != "none" for _, p in group["params"]]
         _start_sparse(chosen, settings)
-    network.to(compute.device)
-    head.to(compute.device)
+    nn.ModuleList([network, head]).to(compute.device)
     optimizer = instantiate(settings["optim"] | {"lr": rates["others"]} | _lambda_of(origin))(groups)
-    steps = trainer["epochs"] * len(batches)
-    how = settings["sparsity"]["controller"]
-    if origin is not None and origin.figures["lambda"] > 0 and "ramp" in how:
-        how = how | {"ramp": None}  # it is sparse already
-    controller = instantiate(how)(optimizer, settings["target_sparsity"], steps)
-    _say(groups, corpus, compute, steps)
-    logger.info("%s, implementation %s", type(optimizer).__name__, optimizer.defaults["implementation"])
+    steps = trainer["steps"] or sum(loader.steps(epoch) for epoch in range(trainer["epochs"]))
+    controller = instantiate(_controller_of(settings, origin))(optimizer, settings["target_sparsity"], steps)
+    _say(groups, corpus)
+    how_long = f"{steps} steps on {compute}, {describe_batch(batches, rates)}"
+    logger.info("%s; %s, implementation %s", how_long, type(optimizer).__name__, optimizer.defaults["implementation"])
     return Experiment(
         settings=settings,
         folder=folder,
@@ -187,7 +137,7 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
         controller=controller,
         dataset=dataset,
         batches=batches,
-        loader=_loader(settings, dataset, batches, compute.device),
+        loader=loader,
         started_sparse=started_sparse,
     )
 
@@ -208,6 +158,13 @@ def _crops(settings: Settings, manifest: Manifest, augmentation: Augmentation | 
 def _lambda_of(origin: Origin | None) -> dict[str, float]:
     """The lambda that an origin's sparsity was reached with, where it is sparse."""
     return {"lambda_": origin.figures["lambda"]} if origin is not None and origin.figures["lambda"] > 0 else {}
+
+
+def _controller_of(settings: Settings, origin: Origin | None) -> Settings:
+    """The controller's settings; no ramp for a network that is sparse already."""
+    how = settings["sparsity"]["controller"]
+    sparse = origin is not None and origin.figures["lambda"] > 0
+    return how | {"ramp": None} if sparse and "ramp" in how else how
 
 
 def learning_rates(settings: Settings, *, started_sparse: bool) -> dict[str, float]:
@@ -262,11 +219,23 @@ def parameter_groups(
     return groups
 
 
+def _batches(settings: Settings, size: int) -> EpochBatches:
+    trainer = settings["trainer"]
+    return EpochBatches(
+        size,
+        trainer["batch_size"],
+        settings["seed"],
+        accumulate=trainer["accumulate"],
+        rank=rank(),
+        ranks=ranks(),
+    )
+
+
 def _loader(
     settings: Settings, dataset: Crops, batches: EpochBatches, device: torch.device
-) -> DataLoader[Batch] | ShardLoader:
+) -> CropLoader | ShardLoader:
     storage, workers = settings["data"].get("storage", "files"), _workers(settings["trainer"]["workers"])
-    load = ShardLoader if storage == "shards" else make_loader
+    load = ShardLoader if storage == "shards" else CropLoader
     return load(dataset, batches, workers, device)
 
 
@@ -281,9 +250,17 @@ def split_size(manifest: Manifest, split: str) -> tuple[int, int, float]:
     return len(manifest.speakers(split)), len(rows), hours
 
 
-def _say(groups: list[dict[str, Any]], corpus: Corpus, compute: Compute, steps: int) -> None:
+def describe_batch(batches: EpochBatches, rates: dict[str, float]) -> str:
+    """What one step consists of, in words."""
+    parts = f"processes {batches.ranks} x accumulated {batches.accumulate} x {batches.part_size}"
+    return (
+        f"a batch of {batches.batch_size} crops ({parts}); however many processes, the peak learning rates are "
+        f"{rates['weights']:g} of weights that may become zero and {rates['others']:g} of the others"
+    )
+
+
+def _say(groups: list[dict[str, Any]], corpus: Corpus) -> None:
     for split in ("train", "validation", "test"):
         speakers, utterances, hours = split_size(corpus.manifest, split)
         logger.info("%-10s %5d speakers %8d utterances %8.2f hours", split, speakers, utterances, hours)
-    logger.info("%d steps on %s in %s", steps, compute.device, compute.precision)
     logger.info("%s", describe(groups))

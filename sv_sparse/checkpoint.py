@@ -1,10 +1,13 @@
 """What is saved of a run, and how: atomically, as tensors and plain data, read back strictly.
 
-``last.pt`` holds everything that resuming needs. A network file (``model.pt``, ``best.pt``) holds what using the
-network needs: its weights, the resolved configuration, and the figures it was saved with.
+``last.pt`` holds everything that resuming needs, ``epoch_0003.pt`` the same after the third epoch. A network file
+(``model.pt``, ``best.pt``) holds what using the network needs: its weights, the resolved configuration, and the figures
+it was saved with.
 """
 
 import io
+import os
+import shutil
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,9 +17,9 @@ import torch
 
 from sv_sparse.storage import atomic_write
 
-FORMAT = 2
+FORMAT = 3
 TRAINING_KEYS = {
-    "format", "config", "model", "head", "optimizer", "controller",
+    "format", "config", "model", "head", "optimizer", "controller", "scaler",
     "diagnostics", "progress", "generators", "best", "at_start", "started_sparse",
 }  # fmt: skip
 NETWORK_KEYS = {"format", "config", "model", "mean", "figures"}
@@ -57,3 +60,89 @@ def load(path: Path, keys: set[str]) -> dict[str, Any]:
     if set(state) != keys:
         raise ValueError(f"{path} lacks {sorted(keys - set(state))} and has unknown {sorted(set(state) - keys)}")
     return state
+
+
+class Checkpoints:
+    """The training checkpoints of a run: ``last.pt``, and those after the last few epochs.
+
+    Args:
+        folder: where they are.
+        keep: how many epochs' to keep.
+
+    Attributes:
+        last: path of the newest.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self.last = folder / "last.pt"
+
+    def __bool__(self) -> bool:
+        return self.last.is_file()
+
+    def epoch(self, number: int) -> Path:
+        """Path of the checkpoint after an epoch."""
+        return self.folder / f"epoch_{number:04d}.pt"
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace ``last.pt``.
+
+        Raises:
+            OSError: it cannot be written; the old one stands.
+        """
+        save(self.last, state)
+
+    def keep_epoch(self, number: int, *, best: int | None) -> None:
+        """Keep ``last.pt`` as the checkpoint after an epoch too, and remove old ones.
+
+        Args:
+            number: the epoch; those beyond it are of a future that was given up.
+            best: an epoch whose checkpoint is not removed.
+        """
+        wanted = {*range(number - self.keep + 1, number + 1), best}
+        for path in self._epochs():
+            if int(path.stem.removeprefix("epoch_")) not in wanted:
+                path.unlink()
+        if self.keep:
+            _double(self.last, self.epoch(number))
+
+    def read_last(self) -> dict[str, Any]:
+        """What ``last.pt`` holds.
+
+        Raises:
+            ValueError: it is not readable; names the one before it, if there is one.
+        """
+        try:
+            return load(self.last, TRAINING_KEYS)
+        except ValueError as error:
+            before = max(self._epochs(), default=None)
+            hint = f"; the one before it is {before}, continue from there with resume={before}" if before else ""
+            raise ValueError(f"{error}{hint}") from error
+
+    def _epochs(self) -> list[Path]:
+        return list(self.folder.glob("epoch_*.pt"))
+
+
+def return_to(path: Path) -> None:
+    """Make an earlier training checkpoint the last one of its run; that one is kept as ``replaced.pt``.
+
+    Raises:
+        ValueError: it is not readable.
+    """
+    load(path, TRAINING_KEYS)
+    last = path.with_name("last.pt")
+    if path != last:
+        if last.is_file():
+            _double(last, last.with_name("replaced.pt"))
+        _double(path, last)
+
+
+def _double(path: Path, other: Path) -> None:
+    """Give a file another name too, in the place of what has that name; a copy where the file system has no links."""
+    temporary = other.with_name(f".{other.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, other)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.manifest import Part
+from sv_sparse.distributed import gathered_objects, rank, ranks
 
 Array = NDArray[np.float32]
 
@@ -23,6 +24,9 @@ _BATCH = 16  # utterances of equal length
 @torch.no_grad()
 def embed(network: nn.Module, filterbank: nn.Module, utterances: Sequence[Sequence[Part]], *, title: str) -> Array:
     """Embeddings of whole utterances, in float32; equal lengths go together, nothing is padded.
+
+    Where several processes run this, each embeds some and all get all of them, equal to the last bit to those of one
+    process on the same hardware.
 
     Args:
         network: filterbank [B, F, T] to embedding [B, E]; put into evaluation mode.
@@ -39,24 +43,31 @@ def embed(network: nn.Module, filterbank: nn.Module, utterances: Sequence[Sequen
     network.eval()
     device = next(network.parameters()).device
     found: dict[int, Array] = {}
-    with tqdm(total=len(utterances), desc=title, unit="utt", leave=False, disable=not sys.stderr.isatty()) as bar:
-        for positions, waveforms in _equal_lengths(utterances):
+    own = _own_blocks(len(utterances))
+    hidden = rank() > 0 or not sys.stderr.isatty()
+    with tqdm(total=sum(map(len, own)), desc=title, unit="utt", leave=False, disable=hidden) as bar:
+        for positions, waveforms in _equal_lengths(utterances, own):
             try:
                 output = network(filterbank(waveforms.to(device))).float().cpu().numpy()
             except ValueError as error:  # too short for the filterbank or the network
                 raise ValueError(f"{utterances[positions[0]][0].path}: {error}") from error
             found.update(zip(positions, output, strict=True))
             bar.update(len(positions))
-    return np.stack([found[position] for position in range(len(utterances))])
+    together = {position: row for part in gathered_objects(found) for position, row in part.items()}
+    return np.stack([together[position] for position in range(len(utterances))])
 
 
-def _equal_lengths(utterances: Sequence[Sequence[Part]]) -> Iterator[tuple[list[int], Tensor]]:
+def _own_blocks(count: int) -> list[range]:
+    """This process's blocks of positions."""
+    starts = range(rank() * _READ_AHEAD, count, ranks() * _READ_AHEAD)
+    return [range(start, min(start + _READ_AHEAD, count)) for start in starts]
+
+
+def _equal_lengths(utterances: Sequence[Sequence[Part]], blocks: Sequence[range]) -> Iterator[tuple[list[int], Tensor]]:
     """Positions in ``utterances`` with their waveforms [B, S]; the next block is read while this one is used."""
     with ThreadPoolExecutor(2) as pool:
-        count = len(utterances)
-        blocks = [range(start, min(start + _READ_AHEAD, count)) for start in range(0, count, _READ_AHEAD)]
         ahead = [pool.submit(read_utterance, utterances[position]) for position in blocks[0]] if blocks else []
-        for block, following in zip(blocks, [*blocks[1:], range(0)], strict=True):
+        for block, following in zip(blocks, [*blocks[1:], range(0)], strict=False):
             waveforms = [reading.result() for reading in ahead]
             ahead = [pool.submit(read_utterance, utterances[position]) for position in following]
             pairs = sorted(zip(block, waveforms, strict=True), key=lambda pair: len(pair[1]))

@@ -16,6 +16,7 @@ from torch import nn
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.prepared import Judged
 from sv_sparse.data.trials import Trials
+from sv_sparse.distributed import rank
 from sv_sparse.embedding import Array, embed
 from sv_sparse.scoring.cosine import cosine_scores
 from sv_sparse.scoring.metrics import OperatingPoint, eer, min_dcf
@@ -90,6 +91,8 @@ def evaluate_lists(
 ) -> list[Evaluation]:
     """Embed every utterance of the lists once, score each list, judge it, and write its scores.
 
+    Of several processes, each embeds some of the utterances; the first does the rest, the others get nothing.
+
     Args:
         network: see ``embed``.
         filterbank: see ``embed``.
@@ -101,7 +104,9 @@ def evaluate_lists(
     utterances = dict.fromkeys(tuple(parts) for one in lists for parts in one.recordings)
     embeddings = embed(network, filterbank, list(utterances), title="embedding")
     index = {parts: position for position, parts in enumerate(utterances)}
-    evaluations = []
+    evaluations: list[Evaluation] = []
+    if rank() > 0:
+        return evaluations
     for one in lists:
         trials = one.trials
         own = embeddings[[index[tuple(parts)] for parts in one.recordings]]

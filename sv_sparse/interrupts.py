@@ -3,13 +3,30 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from hydra.errors import InstantiationException
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, InstantiationException
+from hydra.types import RunMode
 
 PROBLEMS = (ValueError, OSError, ArithmeticError, InstantiationException)  # of input, hardware or numbers
+
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, schedulers, and their early warning
+
+
+class Stopped(KeyboardInterrupt):
+    """A stop signal came.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 @contextmanager
@@ -17,45 +34,60 @@ def stop_requests() -> Iterator[list[int]]:
     """Yield a list that receives the number of a stop signal; a second signal interrupts at once.
 
     Raises:
-        KeyboardInterrupt: a second signal came before the first was acted on.
+        Stopped: a second signal came before the first was acted on.
     """
     requests: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
         if requests:
-            raise KeyboardInterrupt
+            raise Stopped(number)
         requests.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handled_by(note):
         yield requests
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turn a problem of input, hardware or numbers into one line on stderr and exit status 2.
+    """Turn a problem of input, hardware or numbers into one line on stderr and exit status 2, a signal into 128 + n.
 
     The whole story goes to the run's log file, and to stderr with the environment variable HYDRA_FULL_ERROR=1.
+    A job of a sweep does not end the process, which may have other jobs: the launcher learns that it failed, and ends
+    with status 1.
+
+    Raises:
+        SystemExit: outside a sweep, or on a stop signal.
+        CompactHydraException: in a job of a sweep.
     """
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    with _handled_by(_stop):
+        try:
+            yield
+        except PROBLEMS as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+                job = HydraConfig.get()
+                message = f"error in job {job.job.num} ({' '.join(job.overrides.task)}): {cause}"
+                print(message, file=sys.stderr)
+                raise CompactHydraException(message) from None
+            print(f"error: {cause}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt as stop:
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)) from None
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
     try:
         yield
-    except PROBLEMS as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-        print(f"error: {cause}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handling in before.items():
+            signal.signal(number, handling)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """SIGTERM outside the training loop ends a run as Ctrl-C does."""
-    raise KeyboardInterrupt
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """Outside the training steps, what is saved is all there is to save."""
+    raise Stopped(number)

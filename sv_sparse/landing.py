@@ -9,7 +9,8 @@ from torch.optim.swa_utils import update_bn
 
 from sv_sparse.build import Experiment
 from sv_sparse.data.dataset import Batch, Crops
-from sv_sparse.data.loader import EpochBatches, UnreadableMeter, make_loader
+from sv_sparse.data.loader import CropLoader, EpochBatches, UnreadableMeter
+from sv_sparse.distributed import from_first, share_first
 from sv_sparse.embedding import Array, mean_embedding
 from sv_sparse.evaluate import Evaluation, evaluate_lists, validate
 from sv_sparse.monitor import as_words
@@ -39,6 +40,7 @@ def land(experiment: Experiment) -> dict[str, Any]:
     with experiment.compute.autocast():
         crops = _crops(experiment, experiment.dataset)
         update_bn((experiment.features(batch) for batch in crops), experiment.network)
+    share_first(experiment.network)
     after = validate_held_out(experiment)
     for name, param in experiment.sparse_params.items():
         if not param.any():
@@ -63,18 +65,20 @@ def training_mean(experiment: Experiment) -> Array:
     """Mean embedding [E] of training crops without augmentation, which scoring subtracts."""
     with experiment.compute.autocast():
         crops = _crops(experiment, experiment.dataset.plain())
-        return mean_embedding(experiment.network, (experiment.features(batch) for batch in crops))
+        mean = mean_embedding(experiment.network, (experiment.features(batch) for batch in crops))
+    return from_first(lambda: mean)
 
 
 def _crops(experiment: Experiment, dataset: Crops) -> Iterator[Batch]:
-    """Training crops of the epoch after the last, the same at every call."""
+    """Training crops of the epoch after the last, the same at every call and in every process."""
     trainer, device = experiment.settings["trainer"], experiment.compute.device
     batches = EpochBatches(len(dataset), trainer["batch_size"], experiment.settings["seed"])
     batches.epoch = trainer["epochs"]
-    loader = make_loader(dataset, batches, 0, device)
+    loader = CropLoader(dataset, batches, 0, device)
     meter = UnreadableMeter(experiment.settings["data"]["max_unreadable"])
     for batch in islice(loader, -(-trainer["statistics_crops"] // trainer["batch_size"])):
-        meter.update(batch)
+        meter.report(batch)
+        meter.count(len(batch.labels) + len(batch.unreadable), len(batch.unreadable))
         if len(batch.labels) >= 2:
             yield batch
 

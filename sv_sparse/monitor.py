@@ -1,47 +1,61 @@
 """What a run shows while it trains: progress bar, metrics.jsonl, tensorboard."""
 
 import json
+import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, schedule, tensorboard_trace_handler
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from sv_sparse.distributed import rank
 from sv_sparse.optim.diagnostics import HISTOGRAM_END
 from sv_sparse.storage import write_text
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 Item = TypeVar("Item")
 
 
 class Monitor:
-    """Shows the progress of a run and keeps its figures.
+    """Shows the progress of a run and keeps its figures; a process that is not the first keeps and shows nothing.
 
-    Rows beyond ``step`` that an interrupted run left behind are dropped: they will come again.
+    Rows that an interrupted run left behind are dropped, here and in tensorboard: they will come again.
 
     Args:
         folder: the run folder.
         step: steps done before.
+        rows: rows kept before.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, rows: int) -> None:
         self.path = folder / "metrics.jsonl"
-        rows = read_rows(self.path)
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self.silent = rank() > 0
+        self.rows = rows
+        if self.silent:
+            return
+        kept = read_rows(self.path)[:rows]
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        for row in kept:
+            if row["step"] == step:  # the purge takes them too
+                self._draw(row)
 
     @contextmanager
     def progress(self, step: int, total_steps: int) -> Iterator[None]:
         """Show a progress bar from ``step`` to ``total_steps`` while inside."""
         interval = 0.5 if sys.stderr.isatty() else 30
-        with tqdm(total=total_steps, initial=step, unit="step", mininterval=interval, desc="training") as self.bar:
+        shape = {"unit": "step", "mininterval": interval, "desc": "training", "disable": self.silent}
+        with tqdm(total=total_steps, initial=step, **shape) as self.bar:
             yield
 
     def advance(self) -> None:
@@ -58,24 +72,30 @@ class Monitor:
         )
 
     def keep(self, row: Row) -> None:
-        """Append a row, which has a ``step``, to metrics.jsonl and to tensorboard."""
+        """Append a row, which has a ``step``, to metrics.jsonl and to tensorboard.
+
+        Its values are numbers; ``layers``, which are numbers by layer; and ``duals``, which are counts as
+        ``SupportDiagnostics.histogram`` returns them.
+        """
+        self.rows += 1
+        if self.silent:
+            return
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-            file.flush()
+        self._draw(row)
+
+    def _draw(self, row: Row) -> None:
         for name, value in row.items():
-            if name not in {"step", "epoch"}:
+            if name == "layers":
+                for layer, share in value.items():
+                    self.writer.add_scalar(f"sparsity_per_layer/{layer}", share, row["step"])
+            elif name == "duals":
+                self._draw_duals(torch.tensor(value, dtype=torch.float64), row["step"])
+            elif name not in {"step", "epoch"}:
                 self.writer.add_scalar(name, value, row["step"])
 
-    def layers(self, sparsity: dict[str, float], step: int) -> None:
-        """Each layer's sparsity to tensorboard."""
-        for name, value in sparsity.items():
-            self.writer.add_scalar(f"sparsity_per_layer/{name}", value, step)
-
-    def duals(self, histogram: Tensor | None, step: int) -> None:
-        """How many duals lie where around lambda, as ``SupportDiagnostics.histogram`` counts them, to tensorboard."""
-        if histogram is None:
-            return
-        counts = histogram.double().cpu()
+    def _draw_duals(self, counts: Tensor, step: int) -> None:
+        """How many duals lie where around lambda."""
         edges = torch.linspace(0, HISTOGRAM_END, len(counts) + 1, dtype=torch.float64)
         middles = (edges[1:] + edges[:-1]) / 2
         self.writer.add_histogram_raw(
@@ -90,16 +110,25 @@ class Monitor:
             global_step=step,
         )
 
-    def finish(self, settings: dict[str, Any], figures: dict[str, float]) -> None:
+    def finish(self, settings: dict[str, Any], figures: dict[str, float], step: int) -> None:
         """The hyperparameters with the final figures, for tensorboard's HParams page."""
         plain = {name: value for name, value in _flat(settings).items() if isinstance(value, (int, float, str, bool))}
-        self.writer.add_hparams(plain, {f"final/{name}": value for name, value in figures.items()}, run_name=".")
+        final = {f"final/{name}": value for name, value in figures.items()}
+        self.writer.add_hparams(plain, final, run_name=".", global_step=step)
 
-    def close(self) -> None:
-        """Make what was written durable."""
-        self.writer.close()
+    def sync(self) -> None:
+        """Make what was kept durable."""
+        if self.silent:
+            return
+        self.writer.flush()
         with open(self.path, "a", encoding="utf-8") as file:
             os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Make what was kept durable, and keep nothing more."""
+        self.sync()
+        if not self.silent:
+            self.writer.close()
 
 
 class Timer:
@@ -134,6 +163,29 @@ class Timer:
         figures = {"utterances_per_second": self.utterances / spent, "data_wait": self.waited / spent}
         self.restart()
         return figures
+
+
+@contextmanager
+def profiled(folder: Path, *, wanted: bool) -> Iterator[Callable[[], None]]:
+    """Where wanted, profile some steps, and leave a trace for tensorboard or ui.perfetto.dev and a table in the log.
+
+    Yields:
+        What to call after each step.
+    """
+    if not wanted:
+        yield lambda: None
+        return
+    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * torch.cuda.is_available()]
+
+    def keep(found: profile) -> None:
+        tensorboard_trace_handler(str(folder / "tensorboard"), worker_name=f"rank{rank()}")(found)
+        order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        logger.info("%s", found.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=40))
+
+    # later steps than the first, whose memory and kernels are still being made
+    plan = schedule(skip_first=3, wait=0, warmup=1, active=4, repeat=1)
+    with profile(activities=activities, schedule=plan, on_trace_ready=keep, profile_memory=True) as profiler:
+        yield profiler.step
 
 
 def as_words(figures: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import DetCurveDisplay
 
 from sv_sparse.build import Experiment, split_size
+from sv_sparse.distributed import ranks
 from sv_sparse.evaluate import Evaluation, read_scores
 from sv_sparse.monitor import Row, read_rows
 from sv_sparse.optim import count_zeros, sparsity
@@ -86,6 +87,7 @@ def _training(experiment: Experiment) -> dict[str, Any]:
         "lr": experiment.optimizer.param_groups[0]["initial_lr"],
         "device": str(experiment.compute.device),
         "precision": experiment.compute.precision,
+        "processes": ranks(),
     }
 
 

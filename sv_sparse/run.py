@@ -5,6 +5,7 @@ events, ``checkpoints/``, ``scores/``, ``results.json``, ``report.md`` and ``fig
 was judged again.
 """
 
+import json
 import logging
 import os
 import platform
@@ -14,28 +15,34 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sv_sparse import __version__
+from sv_sparse.checkpoint import return_to
+from sv_sparse.compute import choose_device, choose_precision
+from sv_sparse.distributed import rank, ranks
 from sv_sparse.interrupts import PROBLEMS
 from sv_sparse.settings import Settings, check, resolve
 from sv_sparse.storage import only_process, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
+_BUSY = "{}: another process is training this run"
 _PACKAGES = ("torch", "torchaudio", "speechbrain", "hydra-core", "numpy", "soundfile", "scikit-learn")
 
 
 def open_run(config: DictConfig) -> tuple[Settings, Path]:
-    """Settings and folder of a new run, or of the one that ``resume`` names.
+    """Settings and folder of a new run, or of the one that ``resume`` names, or that torchrun or SLURM started again.
 
     Raises:
         ValueError: a setting is not allowed, or the run cannot be resumed.
@@ -44,55 +51,105 @@ def open_run(config: DictConfig) -> tuple[Settings, Path]:
     if config.resume is not None:
         if not str(config.resume):
             raise ValueError("resume= needs a run folder")
-        folder = Path(config.resume)
-        return resumed_settings(folder, sys.argv[1:]), folder
+        return resumed(Path(config.resume), HydraConfig.get().overrides.task)
     settings = resolve(config)
-    return settings, new_folder(settings)
+    folder = Path(settings["folder"]) if settings["folder"] is not None else None
+    if folder is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+        raise ValueError("torchrun --max-restarts needs folder=PATH, where a restart finds its run")
+    trainer = settings["trainer"]
+    if folder is not None and _is_restart() and (folder / "checkpoints" / "last.pt").is_file():
+        return _again(settings, folder), folder
+    device = choose_device(trainer["device"], "trainer.device=")
+    trainer["precision"], reason = choose_precision(trainer["precision"], device)
+    return settings, new_folder(settings, reason)
 
 
-def resumed_settings(folder: Path, arguments: list[str]) -> Settings:
-    """The settings of the run in ``folder``; on the command line nothing may stand beside ``resume=``.
+def resumed(path: Path, arguments: list[str]) -> tuple[Settings, Path]:
+    """The settings and the folder of the run to continue; on the command line nothing may stand beside ``resume=``.
+
+    Args:
+        path: its folder, or one of its training checkpoints, to which it returns.
+        arguments: the settings of the command line.
 
     Raises:
-        ValueError: ``folder`` is no run folder, or other settings were given.
+        ValueError: it is no run, or other settings were given.
     """
-    others = [word for word in arguments if not word.startswith(("resume=", "-"))]
+    others = [word for word in arguments if not word.startswith("resume=")]
     if others:
-        raise ValueError(f"resume={folder} continues with the run's own settings; leave out {' '.join(others)}")
+        raise ValueError(f"resume={path} continues with the run's own settings; leave out {' '.join(others)}")
+    of_checkpoint = path.suffix == ".pt" and path.parent.name == "checkpoints"
+    folder = path.parent.parent if of_checkpoint else path
     config = folder / "config.yaml"
-    if not config.is_file() or not (folder / "checkpoints" / "last.pt").is_file():
-        raise ValueError(f"resume={folder}: expected a run folder with config.yaml and checkpoints/last.pt")
+    if not config.is_file() or not (path if of_checkpoint else folder / "checkpoints" / "last.pt").is_file():
+        raise ValueError(
+            f"resume={path}: expected a run folder with config.yaml and checkpoints/last.pt, or one of its checkpoints"
+        )
+    if of_checkpoint:
+        with only_process(folder, _BUSY.format(folder)):
+            return_to(path)
+    return _stored(config), folder
+
+
+def _stored(config: Path) -> Settings:
     settings: Any = OmegaConf.to_container(OmegaConf.load(config))
     check(settings)
     return settings
 
 
-def new_folder(settings: Settings) -> Path:
+def _is_restart() -> bool:
+    """Whether torchrun, or SLURM after a requeue, runs the command again."""
+    return any(int(os.environ.get(name, "0")) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
+def _again(settings: Settings, folder: Path) -> Settings:
+    """The settings of the run that the same command has begun.
+
+    Raises:
+        ValueError: it was begun with other settings.
+    """
+    stored = _stored(folder / "config.yaml")
+    if settings["trainer"]["precision"] == "auto":
+        settings["trainer"]["precision"] = stored["trainer"]["precision"]  # measured then
+    differing = sorted(name for name in settings | stored if settings.get(name) != stored.get(name))
+    if differing:
+        raise ValueError(f"folder={folder} holds a run that was begun with other settings: {', '.join(differing)}")
+    return stored
+
+
+def new_folder(settings: Settings, precision: str) -> Path:
     """Make ``folder``, or ``<runs>/<time>_<name>``, and write the settings and the environment into it.
 
     A run that was killed before its first checkpoint leaves a folder that is used again.
 
+    Args:
+        settings: of the run.
+        precision: which was chosen, and why, in words.
+
     Raises:
-        ValueError: ``folder`` is there already and holds something else.
+        ValueError: ``folder`` is there already and holds something else, or another process works there.
     """
-    folder = Path(settings["folder"]) if settings["folder"] is not None else _unused(settings)
+    folder = Path(settings["folder"]) if settings["folder"] is not None else _claimed(settings)
     checkpoints = folder / "checkpoints"
     if folder.exists() and any(folder.iterdir()) and (not checkpoints.is_dir() or any(checkpoints.iterdir())):
         raise ValueError(f"folder={folder} is there already; name another, or continue it with resume={folder}")
     checkpoints.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.parquet").unlink(missing_ok=True)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(settings))
-    write_json(folder / "environment.json", environment())
+    with only_process(folder, f"folder={folder}: another process is training this run; name another"):
+        (folder / "manifest.parquet").unlink(missing_ok=True)
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(settings))
+        write_json(folder / "environment.json", environment() | {"precision": precision})
     return folder
 
 
-def _unused(settings: Settings) -> Path:
+def _claimed(settings: Settings) -> Path:
+    """A folder that this process made, so that runs of one name and second have one each."""
     runs = Path(settings["runs"])
+    runs.mkdir(parents=True, exist_ok=True)
     stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{settings['name']}"
     folder = runs / stem
-    number = 1
-    while folder.exists():
-        number += 1
+    for number in count(2):
+        with suppress(FileExistsError):
+            folder.mkdir()
+            break
         folder = runs / f"{stem}_{number}"
     return folder
 
@@ -111,8 +168,27 @@ def logged(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: Another process works on this run.
     """
-    with only_process(folder, f"{folder}: another process is training this run"), _logged(folder):
+    if rank() > 0:
+        with _warnings_alone():
+            yield
+        return
+    with only_process(folder, _BUSY.format(folder)), _logged(folder):
         yield
+
+
+@contextmanager
+def _warnings_alone() -> Iterator[None]:
+    """Processes beside the first one write no file; what they warn of goes to stderr."""
+    root = logging.getLogger()
+    before = root.handlers[:]
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(logging.Formatter(f"[process {rank()}] %(levelname)s: %(message)s"))
+    terminal.setLevel(logging.WARNING)
+    root.handlers[:] = [terminal]
+    try:
+        yield
+    finally:
+        root.handlers[:] = before
 
 
 @contextmanager
@@ -130,6 +206,8 @@ def _logged(folder: Path) -> Iterator[None]:
     root.handlers[:] = [file, terminal]
     try:
         with logging_redirect_tqdm():
+            about = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+            logger.info("precision: %s", about["precision"])
             yield
     except PROBLEMS:
         logger.debug("the whole story", exc_info=True)
@@ -157,6 +235,7 @@ def environment() -> dict[str, Any]:
         "processor": torch.cpu.get_capabilities().get("cpu_name", platform.machine()),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": ranks(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "sv-sparse": __version__,
         "packages": {name: metadata.version(name) for name in _PACKAGES},

@@ -202,6 +202,7 @@ def _is_share(value: Any) -> bool:
 
 Check = tuple[Callable[[Any], bool], str]
 _COUNT: Check = (lambda v: _is_whole(v, 1), "a whole number, 1 or more")
+_COUNT_OR_NONE: Check = (lambda v: v is None or _is_whole(v, 1), "null or a whole number, 1 or more")
 _SHARE: Check = (_is_share, "a number, at least 0 and below 1")
 _PATH: Check = (lambda v: v is None or (isinstance(v, str) and v != ""), "a folder, or null for none")
 _FLAG: Check = (lambda v: isinstance(v, bool), "true or false")
@@ -227,7 +228,15 @@ _CHECKS: dict[str, Check] = {
     "trainer.batch_size": (lambda v: _is_whole(v, 2), "a whole number, 2 or more"),
     "trainer.crop_seconds": (lambda v: _is_number(v) and 0.2 <= v < float("inf"), "a number, 0.2 or more"),
     "trainer.device": _one_of("auto", "cpu", "cuda"),
-    "trainer.precision": _one_of("auto", "bf16", "fp32"),
+    "trainer.precision": _one_of("auto", "bf16", "fp16", "fp32"),
+    "trainer.compile": (lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
+    "trainer.steps": _COUNT_OR_NONE,
+    "trainer.accumulate": _COUNT,
+    "trainer.patience": _COUNT_OR_NONE,
+    "trainer.average": _COUNT,
+    "trainer.keep": (lambda v: _is_whole(v, 0), "a whole number, 0 or more"),
+    "trainer.checkpoint_minutes": (lambda v: v is None or (_is_number(v) and v > 0), "null or a number above 0"),
+    "trainer.profile": _FLAG,
     "trainer.workers": (lambda v: v == "auto" or _is_whole(v, 0), "auto or a whole number, 0 or more"),
     "trainer.lr_factor": (lambda v: _is_number(v) and 0 < v < float("inf"), "a number above 0"),
     "trainer.warmup": _SHARE,
@@ -271,3 +280,8 @@ def check(settings: Settings) -> None:
             f"trainer.margin_start must be at most trainer.margin_end, "
             f"got {trainer['margin_start']} and {trainer['margin_end']}"
         )
+    needed = max(trainer["average"] if trainer["average"] > 1 else 0, int(trainer["patience"] is not None))
+    if trainer["keep"] < needed:
+        raise ValueError(f"trainer.keep must be at least {needed}, the epochs that are needed, got {trainer['keep']}")
+    if trainer["patience"] is not None and trainer["average"] > 1:
+        raise ValueError("trainer.patience delivers the best epoch, trainer.average the last ones: choose one of them")

@@ -107,7 +107,7 @@ def test_a_lambda_that_could_never_grow(refused, folder):
     [
         ("target_sparsity=1.5", "error: target_sparsity must be a number, at least 0 and below 1, got 1.5"),
         ("model=ecappa", "error: model=ecappa: expected one of ecapa, ecapa_512, resnet34"),
-        ("trainer.epoch=3", "error: unknown setting 'trainer.epoch'; valid under trainer: epochs, batch_size"),
+        ("trainer.epoch=3", "error: unknown setting 'trainer.epoch'; valid under trainer: epochs, steps, batch_size"),
         ("head.margin=abc", "error: head.margin must be a number, got 'abc'"),
         ("target_sparsity=0.5,90", "error: target_sparsity must be a number, at least 0 and below 1, got 90"),
         ("resume=", "error: resume= needs a run folder"),
@@ -126,7 +126,7 @@ def test_a_device_that_is_not_there(refused, folder):
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_step(train, folder, tmp_path):
     done = train(*TINY, *own(folder), "optim.lr=1e30", "trainer.clip_norm=null")
     assert done.status == 2
-    assert "the update was not made" in done.err
+    assert "the loss or its gradient is not finite; no checkpoint was written since" in done.err
     (run,) = (tmp_path / "runs").iterdir()
     assert "Traceback" in (run / "train.log").read_text()
     step = int(done.err.split("error: step ")[1].split(":")[0])

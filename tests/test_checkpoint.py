@@ -30,7 +30,7 @@ def test_other_keys_than_expected_are_named(tmp_path, state, message):
 
 def test_another_format_is_refused(tmp_path):
     torch.save(STATE | {"format": 99}, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="has checkpoint format 99, this version reads 2"):
+    with pytest.raises(ValueError, match="has checkpoint format 99, this version reads 3"):
         checkpoint.load(tmp_path / "model.pt", checkpoint.NETWORK_KEYS)
 
 

@@ -121,7 +121,7 @@ def test_a_full_disk_is_one_clear_error_and_the_last_checkpoint_stands(tones, tm
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: [Errno 27] File too large")
     assert last.read_bytes() == before
-    assert {path.name for path in last.parent.iterdir()} <= {"last.pt", "best.pt"}
+    assert {path.name for path in last.parent.iterdir()} <= {"last.pt", "best.pt", "epoch_0001.pt"}
     assert resume(folder).returncode == 0
 
 
@@ -149,7 +149,7 @@ def test_resuming_what_is_no_run_says_what_is_expected(train, tmp_path):
 def test_a_damaged_checkpoint_is_named(train, uninterrupted, tmp_path):
     folder = tmp_path / "damaged"
     (folder / "checkpoints").mkdir(parents=True)
-    for name in ("config.yaml", "manifest.parquet"):
+    for name in ("config.yaml", "environment.json", "manifest.parquet"):
         (folder / name).write_bytes((uninterrupted / name).read_bytes())
     whole = (uninterrupted / "checkpoints" / "last.pt").read_bytes()
     (folder / "checkpoints" / "last.pt").write_bytes(whole[: len(whole) // 2])

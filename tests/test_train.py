@@ -167,5 +167,5 @@ def test_bf16_leaves_weights_and_optimizer_state_in_float32(train, tones, tmp_pa
 
 def test_a_sweep_leaves_a_folder_for_each_run(train, tones, tmp_path):
     assert train("-m", *TINY, *tones.settings(), "target_sparsity=0.5,0.75", "trainer.epochs=1").status == 0
-    targets = sorted(results(folder)["target_sparsity"] for folder in (tmp_path / "runs").iterdir())
+    targets = sorted(results(file.parent)["target_sparsity"] for file in (tmp_path / "runs").glob("*/results.json"))
     assert targets == [0.5, 0.75]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from sv_sparse.data.augment import SNR, Augmentation
 from sv_sparse.data.dataset import Crops
 from sv_sparse.data.headers import one_part, read_headers
-from sv_sparse.data.loader import EpochBatches, make_loader
+from sv_sparse.data.loader import CropLoader, EpochBatches
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.mixing import Mixer, play, reverberate
 from sv_sparse.data.noise import ROOM, build_store
@@ -74,7 +74,7 @@ def through(loader: Callable[[], Iterator[object]]) -> None:
 def ours(manifest: Manifest) -> Callable[[], Iterator[object]]:
     """Our loader in the calling process."""
     crops = crops_of(manifest)
-    return partial(iter, make_loader(crops, EpochBatches(len(crops), BATCH, 0), 0, "cpu"))
+    return partial(iter, CropLoader(crops, EpochBatches(len(crops), BATCH, 0), 0, "cpu"))
 
 
 def speechbrains(manifest: Manifest) -> Callable[[], Iterator[object]]:

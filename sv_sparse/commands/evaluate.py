@@ -10,7 +10,8 @@ from hydra.utils import instantiate
 from torch import nn
 
 from sv_sparse import checkpoint
-from sv_sparse.build import MEL_BINS, choose_device
+from sv_sparse.build import MEL_BINS
+from sv_sparse.compute import choose_device
 from sv_sparse.corpus import refuse_known_to
 from sv_sparse.data.audio import SAMPLE_RATE, recording
 from sv_sparse.data.folder import ENDINGS

@@ -4,7 +4,8 @@ import logging
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from typing import Any
 
 import numpy as np
@@ -17,51 +18,75 @@ from sv_sparse.data.draws import generator
 
 logger = logging.getLogger(__name__)
 
+_DEATHS = 3  # of workers in an epoch, before giving up
+_GRACE = 10  # seconds that a worker lives on after SIGTERM
+
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, position): each epoch a new permutation, a function of (seed, epoch) alone.
 
-    The last, incomplete batch of an epoch is dropped.
+    The last, incomplete batch of an epoch is dropped. Where several processes train, or gradients are accumulated, a
+    step's batch is cut into parts of equal size, and each process gets its own; there are as many steps as without.
 
     Args:
         size: Number of positions.
-        batch_size: Positions per batch.
+        batch_size: Positions per step.
         seed: Base of all permutations.
+        accumulate: Parts of a step that one process takes one after the other.
+        rank: Of the calling process.
+        ranks: How many processes train together.
 
     Attributes:
         epoch: The epoch that the next iteration yields; set it before each one.
-        start_batch: Batches to leave out at its beginning; for resuming inside an epoch.
+        start: Parts to leave out at its beginning; for resuming inside an epoch.
+        part_size: Positions per part.
 
     Raises:
-        ValueError: There are not enough positions for one batch.
+        ValueError: There are not enough positions for one step, or a step cannot be cut into parts of 2 or more.
 
     >>> batches = EpochBatches(size=5, batch_size=2, seed=0)
     >>> whole = list(batches)
-    >>> batches.start_batch = 1
+    >>> batches.start = 1
     >>> list(batches) == whole[1:]
     True
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, size: int, batch_size: int, seed: int, *, accumulate: int = 1, rank: int = 0, ranks: int = 1
+    ) -> None:
         if not 1 <= batch_size <= size:
             raise ValueError(
                 f"trainer.batch_size={batch_size}: expected from 1 to {size}, the number of training utterances"
             )
+        parts = accumulate * ranks
+        if batch_size % parts or (parts > 1 and batch_size < 2 * parts):
+            raise ValueError(
+                f"trainer.batch_size={batch_size} is divided among {ranks} processes x trainer.accumulate="
+                f"{accumulate}: expected a multiple of {parts}, {2 * parts} or more"
+            )
         self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.accumulate, self.rank, self.ranks = accumulate, rank, ranks
+        self.part_size = batch_size // parts
         self.epoch = 0
-        self.start_batch = 0
+        self.start = 0
 
     def __len__(self) -> int:
-        return self.size // self.batch_size - self.start_batch
+        return self.steps * self.accumulate - self.start
+
+    @property
+    def steps(self) -> int:
+        """In an epoch."""
+        return self.size // self.batch_size
 
     def positions(self, epoch: int) -> NDArray[np.int64]:
-        """What an epoch consists of, int64 [whole batches, batch_size]."""
+        """What an epoch consists of, int64 [steps, batch_size]."""
         order = generator(self.seed, "order", epoch, "").permutation(self.size)
-        return order[: self.size // self.batch_size * self.batch_size].reshape(-1, self.batch_size)
+        return order[: self.steps * self.batch_size].reshape(-1, self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, whole = self.epoch, self.positions(self.epoch)
-        return ([(epoch, position) for position in batch.tolist()] for batch in whole[self.start_batch :])
+        epoch = self.epoch
+        parts = self.positions(epoch).reshape(-1, self.ranks, self.part_size)[self.start :, self.rank]
+        return ([(epoch, position) for position in part.tolist()] for part in parts)
 
 
 class UnreadableMeter:
@@ -84,16 +109,19 @@ class UnreadableMeter:
         self.seen = 0
         self.unreadable = 0
 
-    def update(self, batch: Batch) -> None:
-        """Count one batch, and log a warning for each utterance that it lost.
+    def report(self, batch: Batch) -> None:
+        """Log a warning for each utterance that a batch lost."""
+        for message in batch.unreadable:
+            logger.warning("left out of a batch: %s", message)
+
+    def count(self, seen: int, unreadable: int) -> None:
+        """Count what was drawn.
 
         Raises:
             ValueError: More than ``PATIENCE`` utterances, and more than the allowed share, were unreadable.
         """
-        for message in batch.unreadable:
-            logger.warning("left out of a batch: %s", message)
-        self.seen += len(batch.labels) + len(batch.unreadable)
-        self.unreadable += len(batch.unreadable)
+        self.seen += seen
+        self.unreadable += unreadable
         if self.unreadable > max(self.PATIENCE, self.max_unreadable * self.seen):
             raise ValueError(
                 f"data.max_unreadable={self.max_unreadable}: {self.unreadable} of {self.seen} utterances drawn "
@@ -101,16 +129,60 @@ class UnreadableMeter:
             )
 
 
-def make_loader(dataset: Crops, batches: EpochBatches, workers: int, device: torch.device | str) -> DataLoader[Batch]:
-    """A loader of :class:`Batch`, the same batches in the same order whatever the number of workers.
+class CropLoader:
+    """Batches of an epoch, the same in the same order whatever the number of workers.
 
     Args:
         dataset: Where crops come from.
-        batches: Which to draw; its ``epoch`` and ``start_batch`` may be set between iterations.
+        batches: Which to draw; its ``epoch`` and ``start`` may be set between iterations.
         workers: Worker processes, kept between epochs; 0 reads in the calling process.
         device: Where batches go; crops are read into pinned memory for CUDA.
     """
-    return DataLoader(dataset, batch_sampler=batches, **worker_settings(workers, device))
+
+    def __init__(self, dataset: Crops, batches: EpochBatches, workers: int, device: torch.device | str) -> None:
+        self.batches = batches
+        self._make = lambda: DataLoader(dataset, batch_sampler=batches, **worker_settings(workers, device))
+        self._loader: DataLoader[Batch] = self._make()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Parts of steps, from ``batches.start`` on."""
+        return surviving(self._from, self.batches.start)
+
+    def _from(self, start: int, again: bool) -> Iterator[Batch]:
+        self.batches.start = start
+        if again:
+            self._loader = self._make()
+        return iter(self._loader)
+
+    def steps(self, _epoch: int) -> int:
+        """How many steps an epoch has."""
+        return self.batches.steps
+
+
+def surviving(begin: Callable[[int, bool], Iterator[Batch]], start: int) -> Iterator[Batch]:
+    """Batches of an epoch; where a worker process dies, new ones go on from the batch that it owed.
+
+    Args:
+        begin: Gives the batches from one on; it is told whether with new workers.
+        start: The first batch.
+
+    Raises:
+        OSError: Workers died several times.
+    """
+    for died in range(_DEATHS + 1):
+        try:
+            for batch in begin(start, died > 0):
+                yield batch
+                start += 1
+            return
+        except (RuntimeError, EOFError, ConnectionError) as error:  # the latter two: while it handed over a batch
+            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
+                raise
+            first = str(error).partition("\n")[0]
+            message = f"a process that reads crops died (out of memory?): {first or type(error).__name__}"
+            if died == _DEATHS:
+                raise OSError(f"{message}; with fewer of them (trainer.workers) each has more memory") from error
+            logger.warning("%s; starting them again", message)
 
 
 def worker_settings(workers: int, device: torch.device | str) -> dict[str, Any]:
@@ -120,7 +192,7 @@ def worker_settings(workers: int, device: torch.device | str) -> dict[str, Any]:
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "multiprocessing_context": _worker_context() if workers else None,
-        "worker_init_fn": _leave_interrupts_to_main,
+        "worker_init_fn": _leave_stopping_to_main,
         "pin_memory": torch.device(device).type == "cuda",
         "generator": torch.Generator(),  # or each epoch would advance torch's global generator by one draw
     }
@@ -137,12 +209,21 @@ def _worker_context() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     package = __name__.partition(".")[0]
     context.set_forkserver_preload([name for name in sys.modules if name.partition(".")[0] == package])
+    before = signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # which the server inherits: a scheduler signals all processes
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return context
 
 
-def _leave_interrupts_to_main(_worker: int) -> None:
-    """Let Ctrl-C reach the main process alone, which then stops its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_stopping_to_main(_worker: int) -> None:
+    """Let Ctrl-C and a scheduler's signals stop the main process, which still needs this one to end its step."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
 
 
 def _whole(batch: Any) -> Batch:

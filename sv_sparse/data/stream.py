@@ -22,7 +22,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from sv_sparse.data.dataset import Batch, Crops, merged
 from sv_sparse.data.draws import generator
-from sv_sparse.data.loader import EpochBatches, worker_settings
+from sv_sparse.data.loader import EpochBatches, surviving, worker_settings
 
 BUFFER = 500  # utterances in memory, out of which the next is drawn
 
@@ -34,44 +34,43 @@ class ShardLoader:
 
     Args:
         crops: What an epoch consists of; all of it lies in shards.
-        batches: Which epoch, which positions of it, how many in a batch, and where to begin.
+        batches: Which epoch, which positions of it, how many in a batch, for which process, and where to begin.
         workers: Worker processes, kept between epochs; 0 reads in the calling process.
         device: Where batches go.
-        rank: Of the calling process.
-        ranks: How many processes train together.
 
     Raises:
         ValueError: The utterances are files of their own, or there are fewer shards than ranks.
     """
 
-    def __init__(
-        self,
-        crops: Crops,
-        batches: EpochBatches,
-        workers: int,
-        device: torch.device | str,
-        *,
-        rank: int = 0,
-        ranks: int = 1,
-    ) -> None:
+    def __init__(self, crops: Crops, batches: EpochBatches, workers: int, device: torch.device | str) -> None:
         self.batches = batches
-        self._stream = _ShardStream(crops, batches, rank, ranks)
-        self._loader: DataLoader[Any] = DataLoader(self._stream, batch_size=None, **worker_settings(workers, device))
+        self._stream = _ShardStream(crops, batches)
+        self._make = lambda: DataLoader(self._stream, batch_size=None, **worker_settings(workers, device))
+        self._loader: DataLoader[Any] = self._make()
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from ``batches.start_batch`` on; those before it are read again, and dropped."""
+        """Parts of steps, from ``batches.start`` on; those before it are read again, and dropped."""
+        return surviving(self._from, self.batches.start)
+
+    def _from(self, start: int, again: bool) -> Iterator[Batch]:
+        if again:
+            self._loader = self._make()
         self._stream.epoch.fill_(self.batches.epoch)
-        return islice(self._whole(), self.batches.start_batch, self._stream.whole_batches(self.batches.epoch))
+        return islice(self._whole(), start, self.steps(self.batches.epoch) * self.batches.accumulate)
+
+    def steps(self, epoch: int) -> int:
+        """How many steps an epoch has: as many as the process with the fewest utterances."""
+        return self._stream.steps(epoch)
 
     def _whole(self) -> Iterator[Batch]:
         """Whole batches as they come, then those made of what workers had left over."""
         rest: list[Batch] = []
         for batch in self._loader:
-            if len(batch.labels) + len(batch.unreadable) == self.batches.batch_size:
+            if len(batch.labels) + len(batch.unreadable) == self.batches.part_size:
                 yield batch
             else:
                 rest.append(batch)
-            if len(rest) == self.batches.batch_size:
+            if len(rest) == self.batches.part_size:
                 yield merged(rest)
                 rest = []
 
@@ -79,8 +78,8 @@ class ShardLoader:
 class _ShardStream(IterableDataset[Batch]):
     """One worker's share of an epoch: batches of full size, and what is left over one by one."""
 
-    def __init__(self, crops: Crops, batches: EpochBatches, rank: int, ranks: int) -> None:
-        self.crops, self.batches, self.rank, self.ranks = crops, batches, rank, ranks
+    def __init__(self, crops: Crops, batches: EpochBatches) -> None:
+        self.crops, self.batches = crops, batches
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
         paths = crops.manifest.first_files(crops.rows)
         if not all(path.endswith(".tar") for path in paths.dictionary.to_pylist()):
@@ -89,8 +88,10 @@ class _ShardStream(IterableDataset[Batch]):
                 f"make shards by: sv-sparse shard PREPARED --out SHARDS, and give data.prepared=SHARDS"
             )
         self.shards = [os.path.join(crops.manifest.root, path) for path in paths.dictionary.to_pylist()]
-        if len(self.shards) < ranks:
-            raise ValueError(f"data.storage=shards: {ranks} ranks need as many shards, there are {len(self.shards)}")
+        if len(self.shards) < batches.ranks:
+            raise ValueError(
+                f"data.storage=shards: {batches.ranks} processes need as many shards, there are {len(self.shards)}"
+            )
         shard = paths.indices.to_numpy()
         order = np.argsort(shard, kind="stable")
         self.held = np.split(order, np.searchsorted(shard[order], np.arange(1, len(self.shards))))
@@ -102,25 +103,28 @@ class _ShardStream(IterableDataset[Batch]):
         wanted[self.batches.positions(epoch).ravel()] = True
         return draw, draw.permutation(len(self.shards)), wanted
 
-    def whole_batches(self, epoch: int) -> int:
-        """How many batches each rank yields in an epoch."""
+    def steps(self, epoch: int) -> int:
+        """See ShardLoader."""
+        batches = self.batches
+        if batches.ranks == 1:
+            return batches.steps
         _, order, wanted = self._epoch(epoch)
         held = [
-            sum(int(wanted[self.held[shard]].sum()) for shard in order[rank :: self.ranks])
-            for rank in range(self.ranks)
+            sum(int(wanted[self.held[shard]].sum()) for shard in order[rank :: batches.ranks])
+            for rank in range(batches.ranks)
         ]
-        return min(held) // self.batches.batch_size
+        return min(held) // (batches.part_size * batches.accumulate)
 
     def __iter__(self) -> Iterator[Batch]:
         epoch = int(self.epoch)
         draw, order, wanted = self._epoch(epoch)
         worker = get_worker_info()
-        own = order[self.rank :: self.ranks]
+        own = order[self.batches.rank :: self.batches.ranks]
         if worker is not None:
             own = own[worker.id :: worker.num_workers]
         samples = webdataset.shuffle(BUFFER, rng=random.Random(int(draw.integers(2**63))))(self._drawn(own, wanted))
-        while several := list(islice(samples, self.batches.batch_size)):
-            full = len(several) == self.batches.batch_size
+        while several := list(islice(samples, self.batches.part_size)):
+            full = len(several) == self.batches.part_size
             for chosen in [several] if full else [[one] for one in several]:
                 yield self.crops.batch([(epoch, position) for position, _ in chosen], [held for _, held in chosen])
 

@@ -12,6 +12,7 @@ In your own training loop::
     controller.land()                     # once, at the end: exactly the target
 """
 
+from sv_sparse.optim.average import DualAverage
 from sv_sparse.optim.clip import clip_grad_norm_
 from sv_sparse.optim.control import Controller, FixedController
 from sv_sparse.optim.diagnostics import SupportDiagnostics
@@ -39,6 +40,7 @@ __all__ = [
     "Controller",
     "DampedFeedbackController",
     "DecayingFeedbackController",
+    "DualAverage",
     "FeedbackController",
     "FixedController",
     "LinBreg",

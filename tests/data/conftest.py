@@ -8,6 +8,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
+from sv_sparse.data.dataset import Crops
 from sv_sparse.data.headers import one_part, read_headers
 from sv_sparse.data.manifest import Manifest
 
@@ -64,3 +65,26 @@ def tabulate(tmp_path: Path) -> Callable[..., Manifest]:
         return Manifest.write(tmp_path / "manifest.parquet", pa.table(columns), root)
 
     return write
+
+
+@pytest.fixture
+def files(corpus, record):
+    """Recordings of every format, rate and length, plus the corpus."""
+    for name, options in {
+        "8k.wav": {"rate": 8000},
+        "44k.flac": {"rate": 44100, "samples": 9000},
+        "stereo.wav": {"channels": 2},
+        "short.wav": {"samples": 300},
+        "vorbis.ogg": {"samples": 3200},
+        "opus.opus": {"samples": 3200},
+        "float.wav": {"subtype": "FLOAT"},
+    }.items():
+        record(corpus / "id00000" / "kinds" / name, **options)
+    return sorted(file for file in corpus.rglob("*.*") if file.is_file())
+
+
+@pytest.fixture
+def crops(corpus, files, tabulate):
+    manifest = tabulate(corpus, files)
+    rows = manifest.split("train")
+    return Crops(manifest, rows, manifest.labels(rows), crop_samples=800, seed=7)

@@ -12,7 +12,7 @@ from trees import RATE, noise
 
 from sv_sparse.data.augment import SNR, TALKERS, Augmentation
 from sv_sparse.data.dataset import Crops
-from sv_sparse.data.loader import EpochBatches, make_loader
+from sv_sparse.data.loader import CropLoader, EpochBatches
 from sv_sparse.data.mixing import Mixer, mask_filterbank, play, reverberate
 from sv_sparse.data.noise import KINDS, ROOM, NoiseStore, build_store
 
@@ -135,7 +135,7 @@ def test_a_batch_is_mixed_as_its_utterances_are_one_by_one(store):
 
 def test_workers_draw_the_same(store, crops):
     chosen = crops(Augmentation(store=str(store), probability=0.9, speeds=[1.0, 1.1]))
-    alone, together = (list(make_loader(chosen, EpochBatches(24, 8, 0), workers, "cpu")) for workers in (0, 1))
+    alone, together = (list(CropLoader(chosen, EpochBatches(24, 8, 0), workers, "cpu")) for workers in (0, 1))
     for one, other in zip(alone, together, strict=True):
         assert torch.equal(one.waveforms, other.waveforms)
         assert all(torch.equal(a, b) for a, b in zip(one.extras, other.extras, strict=True))

@@ -1,6 +1,4 @@
-import os
 import pickle
-import signal
 
 import numpy as np
 import pytest
@@ -8,37 +6,11 @@ import soundfile
 import torch
 
 from sv_sparse.data.audio import read_utterance, recording
-from sv_sparse.data.dataset import Batch, Crops
+from sv_sparse.data.dataset import Crops
 from sv_sparse.data.draws import below, generator
-from sv_sparse.data.loader import EpochBatches, UnreadableMeter, make_loader
+from sv_sparse.data.loader import CropLoader, EpochBatches
 
 CROP = 800
-
-# torch warns on machines with fewer processors than workers, which changes no batch.
-few_processors = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
-
-@pytest.fixture
-def files(corpus, record):
-    """Recordings of every format, rate and length, plus the corpus."""
-    for name, options in {
-        "8k.wav": {"rate": 8000},
-        "44k.flac": {"rate": 44100, "samples": 9000},
-        "stereo.wav": {"channels": 2},
-        "short.wav": {"samples": 300},
-        "vorbis.ogg": {"samples": 3200},
-        "opus.opus": {"samples": 3200},
-        "float.wav": {"subtype": "FLOAT"},
-    }.items():
-        record(corpus / "id00000" / "kinds" / name, **options)
-    return sorted(file for file in corpus.rglob("*.*") if file.is_file())
-
-
-@pytest.fixture
-def crops(corpus, files, tabulate):
-    manifest = tabulate(corpus, files)
-    rows = manifest.split("train")
-    return Crops(manifest, rows, manifest.labels(rows), crop_samples=CROP, seed=7)
 
 
 def crops_of(root, files, tabulate, **changes):
@@ -102,7 +74,7 @@ def test_a_crop_depends_on_seed_epoch_and_utterance_and_on_nothing_else(crops, c
 
 def test_drawing_crops_leaves_the_global_generator_alone(crops):
     before = torch.get_rng_state()
-    for batch in make_loader(crops, EpochBatches(len(crops), 4, 0), 0, "cpu"):
+    for batch in CropLoader(crops, EpochBatches(len(crops), 4, 0), 0, "cpu"):
         assert len(batch.labels) == 4
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -214,85 +186,6 @@ def test_an_utterance_that_cannot_be_read_is_an_error_that_names_it(tmp_path, re
         read_utterance(recording(tmp_path / name))
 
 
-def test_an_epoch_is_a_permutation_without_its_incomplete_batch():
-    batches = list(EpochBatches(size=10, batch_size=3, seed=0))
-    assert [len(batch) for batch in batches] == [3, 3, 3]
-    assert len({position for batch in batches for _, position in batch}) == 9
-
-
-def test_the_order_is_a_function_of_seed_and_epoch():
-    def order(seed, epoch):
-        batches = EpochBatches(50, 10, seed)
-        batches.epoch = epoch
-        assert {drawn for batch in batches for drawn, _ in batch} == {epoch}
-        return [position for batch in batches for _, position in batch]
-
-    assert order(0, 3) == order(0, 3)
-    assert order(0, 3) != order(0, 4)
-    assert order(0, 3) != order(1, 3)
-
-
-def test_more_per_batch_than_there_are_utterances_is_refused_with_both_numbers():
-    with pytest.raises(ValueError, match=r"trainer.batch_size=64: expected from 1 to 10, "):
-        EpochBatches(size=10, batch_size=64, seed=0)
-
-
-def assert_same(batches, others):
-    assert len(batches) == len(others)
-    for batch, other in zip(batches, others, strict=True):
-        assert torch.equal(batch.waveforms, other.waveforms)
-        assert torch.equal(batch.labels, other.labels)
-        assert batch.unreadable == other.unreadable
-
-
-@few_processors
-def test_batches_are_the_same_with_and_without_workers_over_several_epochs(crops, files):
-    truncate(files[0], 0.3)
-    batches = EpochBatches(len(crops), 4, 7)
-    loaders = [make_loader(crops, batches, workers, "cpu") for workers in (0, 2)]
-    for batches.epoch in (0, 1):
-        alone, together = (list(loader) for loader in loaders)
-        assert_same(alone, together)
-        assert sum(len(batch.unreadable) for batch in alone) == 1
-    interrupted = iter(loaders[1])
-    for worker in interrupted._workers:
-        os.kill(worker.pid, signal.SIGINT)
-    assert_same(list(interrupted), alone)
-
-
-def test_a_resumed_epoch_is_the_tail_of_the_whole_one(crops):
-    batches = EpochBatches(len(crops), 4, 7)
-    batches.epoch = 5
-    whole = list(make_loader(crops, batches, 0, "cpu"))
-    resumed = EpochBatches(len(crops), 4, 7)
-    resumed.epoch, resumed.start_batch = 5, 3
-    loader = make_loader(crops, resumed, 0, "cpu")
-    assert len(loader) == len(whole) - 3
-    assert_same(list(loader), whole[3:])
-
-
 def test_crops_travel_to_other_processes_without_their_table(crops):
     again = pickle.loads(pickle.dumps(crops))
     assert torch.equal(drawn(again, 1, 4)[0], drawn(crops, 1, 4)[0])
-
-
-def counted(readable, unreadable):
-    waveforms, labels = torch.empty(readable, CROP), torch.zeros(readable, dtype=torch.int64)
-    return Batch(waveforms, labels, ["x.wav: gone"] * unreadable, None)
-
-
-def test_a_run_names_what_it_leaves_out_and_stops_past_the_allowed_share(caplog):
-    meter = UnreadableMeter(0.01)
-    for _ in range(20):
-        meter.update(counted(99, 1))
-    assert (meter.seen, meter.unreadable) == (2000, 20)
-    assert caplog.messages == ["left out of a batch: x.wav: gone"] * 20
-    with pytest.raises(ValueError, match=r"data.max_unreadable=0.01: 21 of 2001 utterances drawn \(1.0%\)"):
-        meter.update(counted(0, 1))
-
-
-def test_a_run_is_patient_with_the_first_few_unreadable_draws():
-    meter = UnreadableMeter(0.0)
-    meter.update(counted(0, 10))
-    with pytest.raises(ValueError, match="11 of 12 utterances"):
-        meter.update(counted(1, 1))

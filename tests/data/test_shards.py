@@ -18,7 +18,7 @@ from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.augment import Augmentation
 from sv_sparse.data.cnceleb import prepare_cnceleb
 from sv_sparse.data.dataset import Crops
-from sv_sparse.data.loader import EpochBatches, make_loader
+from sv_sparse.data.loader import CropLoader, EpochBatches
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.noise import build_store
 from sv_sparse.data.prepared import read_listed, select
@@ -82,7 +82,7 @@ def test_an_epoch_has_the_same_batches_from_files_and_from_shards(folders, tmp_p
         manifest = select(folder, train=train, lists=lists, validation_share=0.0, seed=0, out=out)
         rows = manifest.split("train")
         crops = Crops(manifest, rows, manifest.labels(rows), crop_samples=9000, seed=1)
-        loaded.append(list(make_loader(crops, EpochBatches(len(rows), 4, 1), 0, "cpu")))
+        loaded.append(list(CropLoader(crops, EpochBatches(len(rows), 4, 1), 0, "cpu")))
     for one, other in zip(*loaded, strict=True):
         assert one.unreadable == other.unreadable == []
         assert torch.equal(one.waveforms, other.waveforms)
@@ -170,29 +170,33 @@ def test_in_order_an_epoch_has_the_same_crops_as_from_files_in_batches_of_one_si
     for epoch in (0, 3):
         batches.epoch = epoch
         found = list(streamed)
-        expected = list(make_loader(files, batches, 0, "cpu"))
+        expected = list(CropLoader(files, batches, 0, "cpu"))
         assert all(any(one[kind] for one in heard(expected)) for kind in (4, 5))  # rooms and noises
         assert sizes(found) == {size}
         assert heard(found) == heard(expected)
         orders.append([batch.labels.tolist() for batch in found])
         assert [batch.labels.tolist() for batch in streamed] == orders[-1]
-        batches.start_batch = 2
+        batches.start = 2
         assert [batch.labels.tolist() for batch in streamed] == orders[-1][2:]
-        batches.start_batch = 0
+        batches.start = 0
     assert orders[0] != orders[1]
+
+
+def of_rank(crops, rank, ranks):
+    return EpochBatches(len(crops), 2 * ranks, 1, rank=rank, ranks=ranks)
 
 
 def test_ranks_read_shards_of_their_own_and_have_as_many_batches(selected):
     _, shards = selected
     batches = EpochBatches(len(shards), 2, 1)
     whole = heard(ShardLoader(shards, batches, 0, "cpu"))
-    loaded = [list(ShardLoader(shards, batches, 0, "cpu", rank=rank, ranks=2)) for rank in range(2)]
+    loaded = [list(ShardLoader(shards, of_rank(shards, rank, 2), 0, "cpu")) for rank in range(2)]
     parts = [heard(found) for found in loaded]
     assert len(loaded[0]) == len(loaded[1]) > 0
     assert not set(parts[0]) & set(parts[1])
     assert set(parts[0]) | set(parts[1]) <= set(whole)
-    with pytest.raises(ValueError, match="99 ranks need as many shards"):
-        ShardLoader(shards, batches, 0, "cpu", rank=0, ranks=99)
+    with pytest.raises(ValueError, match="8 processes need as many shards"):
+        ShardLoader(shards, of_rank(shards, 0, 8), 0, "cpu")
 
 
 def test_files_of_their_own_are_not_read_in_order(selected):

@@ -1,0 +1,164 @@
+"""What changes while a run trains, and how that is saved, taken up again and chosen from."""
+
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sv_sparse import checkpoint
+from sv_sparse.build import Experiment
+from sv_sparse.data.loader import UnreadableMeter
+from sv_sparse.distributed import rank
+from sv_sparse.embedding import Array
+from sv_sparse.optim import DualAverage, SupportDiagnostics
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        epoch: Epochs ended.
+        batch: Steps of the next one that are done.
+        step: Steps done.
+        seconds: All its time, interruptions left out.
+        seen: Utterances drawn.
+        unreadable: How many of them could not be read.
+        rows: Rows of metrics.jsonl.
+        judged: Whether the epoch that ended last has been validated.
+        stale: Epochs since the validation got better.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    seen: int = 0
+    unreadable: int = 0
+    rows: int = 0
+    judged: bool = True
+    stale: int = 0
+
+
+class RunState:
+    """The state of a run; begins with that of its last checkpoint, if there is one.
+
+    Args:
+        experiment: what is trained.
+        started: ``time.monotonic()`` at which this process began to work on the run.
+
+    Attributes:
+        begun: whether there was a checkpoint.
+        best: what is known of the best epoch.
+        at_start: the untrained network's evaluations.
+        scaler: of fp16.
+
+    Raises:
+        ValueError: the checkpoint cannot be read; names the one before it.
+    """
+
+    def __init__(self, experiment: Experiment, started: float) -> None:
+        self.experiment, self.started = experiment, started
+        self.checkpoints = checkpoint.Checkpoints(
+            experiment.folder / "checkpoints", experiment.settings["trainer"]["keep"]
+        )
+        self.progress = Progress()
+        self.best: dict[str, Any] = {}
+        self.at_start: list[dict[str, Any]] = []
+        self.diagnostics = SupportDiagnostics(experiment.controller)
+        self.scaler = experiment.compute.scaler()
+        self.meter = UnreadableMeter(experiment.settings["data"]["max_unreadable"])
+        self.begun = bool(self.checkpoints)
+        if self.begun:
+            self._restore(self.checkpoints.read_last())
+            logger.info("continuing %s at step %d", experiment.folder, self.progress.step)
+
+    def seconds(self) -> float:
+        """Time spent on the run so far, interruptions left out."""
+        return self.progress.seconds + time.monotonic() - self.started
+
+    def save(self, rows: int) -> None:
+        """Write everything that continuing needs to last.pt; the first process does.
+
+        Args:
+            rows: of metrics.jsonl.
+        """
+        if rank() > 0:
+            return
+        experiment, progress = self.experiment, self.progress
+        progress.seen, progress.unreadable, progress.rows = self.meter.seen, self.meter.unreadable, rows
+        state = {
+            "config": experiment.settings,
+            "model": experiment.network.state_dict(),
+            "head": experiment.head.state_dict(),
+            "optimizer": experiment.optimizer.state_dict(),
+            "controller": experiment.controller.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "diagnostics": self.diagnostics.state_dict(),
+            "progress": asdict(progress) | {"seconds": self.seconds()},
+            "generators": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+            "best": self.best,
+            "at_start": self.at_start,
+            "started_sparse": experiment.started_sparse,
+        }
+        self.checkpoints.save(state)
+
+    def keep_epoch(self) -> None:
+        """Keep what was saved as the checkpoint after an epoch."""
+        if rank() == 0:
+            patient = self.experiment.settings["trainer"]["patience"] is not None
+            self.checkpoints.keep_epoch(self.progress.epoch, best=self.best.get("epoch") if patient else None)
+
+    def save_network(self, name: str, mean: Array, figures: dict[str, Any]) -> None:
+        """Write a network file: what using the network needs; the first process does."""
+        if rank() > 0:
+            return
+        state = {
+            "config": self.experiment.settings,
+            "model": self.experiment.network.state_dict(),
+            "mean": torch.from_numpy(mean),
+            "figures": figures,
+        }
+        checkpoint.save(self.checkpoints.folder / name, state)
+
+    def choose(self) -> None:
+        """Where the settings say so, go back to the best epoch, or average the last ones: what will be delivered."""
+        trainer, last = self.experiment.settings["trainer"], self.progress.epoch
+        if trainer["patience"] is not None and self.best.get("epoch", last) != last:
+            logger.info("taking epoch %d of %d, the best", self.best["epoch"], last)
+            self._take(self.checkpoints.epoch(self.best["epoch"]))
+        count = min(trainer["average"], last)
+        if count > 1:
+            logger.info("taking the average of the last %d epochs", count)
+            average = DualAverage()
+            for number in range(last - count + 1, last + 1):
+                self._take(self.checkpoints.epoch(number))
+                average.add(self.experiment.optimizer)
+            average.put_into(self.experiment.optimizer)
+
+    def _take(self, path: Path) -> None:
+        self._restore_weights(checkpoint.load(path, checkpoint.TRAINING_KEYS))
+
+    def _restore_weights(self, state: dict[str, Any]) -> None:
+        """Network, head and optimizer, where lambda is."""
+        self.experiment.network.load_state_dict(state["model"])
+        self.experiment.head.load_state_dict(state["head"])
+        self.experiment.optimizer.load_state_dict(state["optimizer"])
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._restore_weights(state)
+        self.experiment.controller.load_state_dict(state["controller"])
+        self.experiment.started_sparse = state["started_sparse"]
+        self.scaler.load_state_dict(state["scaler"])
+        self.diagnostics.load_state_dict(state["diagnostics"])
+        self.progress = Progress(**state["progress"])
+        self.meter.seen, self.meter.unreadable = self.progress.seen, self.progress.unreadable
+        torch.set_rng_state(state["generators"]["cpu"])
+        if len(state["generators"]["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["generators"]["cuda"])
+        self.best, self.at_start = state["best"], state["at_start"]

@@ -1,0 +1,166 @@
+"""Laws of one update, and of the choices that a run's end depends on."""
+
+import json
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from tiny import ROOT, TINY
+
+from sv_sparse import checkpoint
+from sv_sparse.build import build
+from sv_sparse.compute import Compute, bf16_gain, choose_compute, choose_precision, memory_advice
+from sv_sparse.corpus import prepare_corpus
+from sv_sparse.monitor import read_rows
+from sv_sparse.optim import SupportDiagnostics
+from sv_sparse.settings import resolve
+from sv_sparse.update import Update, hear
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def experiment(tones, tmp_path):
+    """Builds a tiny experiment of some settings, its batch norms frozen: they would see the parts of a batch."""
+
+    def make(*words):
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            settings = resolve(compose("config", ["name=test", *TINY, *tones.settings(), *words]))
+        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        made = build(settings, folder, prepare_corpus(settings, folder))
+        made.network.eval()
+        return made
+
+    return make
+
+
+def updated(made):
+    """Loss and accuracy of the first update, and the weights after it."""
+    parts = list(made.loader)[: made.settings["trainer"]["accumulate"]]
+    update = Update(made, SupportDiagnostics(made.controller), made.compute.scaler())
+    with update.ready():
+        loss, accuracy = update.make(parts, hear(parts, []).crops, 1, logged=True)
+    return loss, accuracy, made.network.state_dict()
+
+
+def test_a_batch_in_parts_is_the_batch_as_a_whole(experiment):
+    words = ["optim=linbreg", "optim.lr=0.05", "target_sparsity=0.5", "trainer.batch_size=12"]
+    whole, parts = (updated(experiment(*words, f"trainer.accumulate={count}")) for count in (1, 3))
+    torch.testing.assert_close(parts[0], whole[0])
+    assert parts[1] == whole[1]
+    for name, value in whole[2].items():
+        torch.testing.assert_close(parts[2][name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_what_float32_learns(experiment, precision):
+    words = ["optim=linbreg", "optim.lr=0.05", "target_sparsity=0.5"]
+    exact, rounded = (updated(experiment(*words, f"trainer.precision={name}")) for name in ("fp32", precision))
+    torch.testing.assert_close(rounded[0], exact[0], rtol=0.05, atol=0.05)
+    assert all(value.dtype == exact[2][name].dtype for name, value in rounded[2].items())
+    weights = [
+        torch.cat([value.flatten() for value in found[2].values() if value.ndim > 1]) for found in (exact, rounded)
+    ]
+    torch.testing.assert_close(weights[1], weights[0], rtol=0.1, atol=0.01)
+
+
+def test_an_overflow_in_fp16_leaves_the_weights_and_lambda_and_lowers_the_scale(experiment):
+    made = experiment("trainer.precision=fp16", "target_sparsity=0.5")
+    parts = list(made.loader)[:1]
+    before = {name: value.clone() for name, value in made.network.state_dict().items()}
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    update = Update(made, SupportDiagnostics(made.controller), scaler)
+    with update.ready():
+        update.make(parts, 4, 1, logged=False)
+    assert scaler.get_scale() == 2.0**39
+    assert made.controller.steps == 0
+    assert all(torch.equal(value, before[name]) for name, value in made.network.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of what torch's compiler imports
+def test_a_compiled_update_is_the_eager_one(experiment):
+    words = [
+        "optim=linbreg",
+        "optim.lr=0.05",
+        "target_sparsity=0.5",
+        "model.dilations=[1,2]",
+        "model.kernel_sizes=[3,3]",
+    ]
+    eager, compiled = (updated(experiment(*words, f"trainer.compile={how}")) for how in ("false", "true"))
+    torch.testing.assert_close(compiled[0], eager[0])
+    for name, value in eager[2].items():
+        torch.testing.assert_close(compiled[2][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_auto_takes_bf16_where_it_is_measured_to_be_faster():
+    gain = bf16_gain(CPU)
+    name, reason = choose_precision("auto", CPU)
+    assert name in {"bf16", "fp32"}
+    if not 1 < gain < 1.7:  # near the limit a second measurement may differ
+        assert (name == "bf16") == (gain >= 1.3)
+    assert "times as fast in bf16 as in fp32 here" in reason
+    assert choose_precision("fp16", CPU) == ("fp16", "fp16, as asked")
+
+
+def test_on_a_cpu_nothing_is_compiled_unless_asked():
+    assert not choose_compute("cpu", "fp32", "auto").compiled
+    assert str(choose_compute("cpu", "bf16", True)) == "cpu in bf16 autocast, compiled"
+    assert str(Compute(CPU, "fp32", compiled=False)) == "cpu in fp32"
+
+
+def test_too_little_memory_is_answered_with_what_to_change():
+    message = "CUDA out of memory: lower trainer.batch_size=256"
+    with pytest.raises(ValueError, match=message), memory_advice("lower trainer.batch_size=256"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_a_run_of_some_steps_goes_through_everything(train, tones, tmp_path):
+    words = [*TINY, *tones.settings(), "target_sparsity=0.8", f"folder={tmp_path / 'run'}"]
+    done = train(*words, "trainer.steps=8", "trainer.epochs=1", "trainer.profile=true")  # 6 steps in an epoch
+    assert done.status == 0, done.err
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
+    assert [row["step"] for row in rows if "layers" in row] == [6, 8]
+    assert results(tmp_path / "run")["sparsity"] == pytest.approx(0.8, abs=1e-3)
+    (trace,) = (tmp_path / "run" / "tensorboard").glob("rank0.*.pt.trace.json")
+    assert any("AdaBreg" in event.get("name", "") for event in json.loads(trace.read_text())["traceEvents"])
+    assert "Self CPU" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_an_early_end_delivers_the_best_epoch(train, tones, tmp_path):
+    words = [*TINY, *tones.settings(), "target_sparsity=0", f"folder={tmp_path / 'run'}", "trainer.lr_factor=1e-9"]
+    done = train(*words, "trainer.epochs=9", "trainer.patience=2")
+    assert done.status == 0, done.err
+    last = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt", checkpoint.TRAINING_KEYS)
+    assert last["progress"]["epoch"] == last["best"]["epoch"] + 2 < 9
+    assert f"taking epoch {last['best']['epoch']} of {last['progress']['epoch']}, the best" in done.out
+    path = tmp_path / "run" / "checkpoints" / f"epoch_{last['best']['epoch']:04d}.pt"
+    best = checkpoint.load(path, checkpoint.TRAINING_KEYS)["model"]
+    delivered = checkpoint.load(tmp_path / "run" / "checkpoints" / "model.pt", checkpoint.NETWORK_KEYS)["model"]
+    assert all(torch.equal(delivered[name], value) for name, value in best.items() if value.ndim > 1)
+
+
+def test_an_average_of_epochs_is_as_sparse_as_asked(train, tones, tmp_path):
+    words = [*TINY, *tones.settings(), "target_sparsity=0.8", f"folder={tmp_path / 'run'}", "trainer.epochs=6"]
+    done = train(*words, "trainer.average=3", "trainer.keep=3")
+    assert done.status == 0, done.err
+    assert "taking the average of the last 3 epochs" in done.out
+    assert results(tmp_path / "run")["sparsity"] == pytest.approx(0.8, abs=1e-3)
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.glob("epoch_*")) == [f"epoch_000{number}.pt" for number in (4, 5, 6)]
+    last = checkpoint.load(folder / "epoch_0006.pt", checkpoint.TRAINING_KEYS)["model"]
+    delivered = checkpoint.load(folder / "model.pt", checkpoint.NETWORK_KEYS)["model"]
+    assert not torch.equal(last["embedding.weight"], delivered["embedding.weight"])
+
+
+def test_best_and_average_are_not_both_taken(train, tones):
+    done = train(*TINY, *tones.settings(), "trainer.average=2", "trainer.patience=2")
+    assert done.status == 2
+    assert "trainer.patience delivers the best epoch, trainer.average the last ones: choose one of them" in done.err
