@@ -131,10 +131,14 @@ def return_to(path: Path) -> None:
     """
     load(path, TRAINING_KEYS)
     last = path.with_name("last.pt")
-    if path != last:
-        if last.is_file():
-            _double(last, last.with_name("replaced.pt"))
-        _double(path, last)
+    if path == last:
+        return
+    wanted = last.with_name(".wanted.tmp")
+    _double(path, wanted)  # first, since it may be replaced.pt itself
+    if last.is_file():
+        _double(last, last.with_name("replaced.pt"))
+    _double(wanted, last)
+    wanted.unlink()
 
 
 def _double(path: Path, other: Path) -> None:
@@ -146,3 +150,4 @@ def _double(path: Path, other: Path) -> None:
     except OSError:
         shutil.copyfile(path, temporary)
     os.replace(temporary, other)
+    temporary.unlink(missing_ok=True)  # a rename to a name that the same file has already does nothing
