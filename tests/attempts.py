@@ -14,16 +14,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
 _FRAME = re.compile(r'File ".*/sv_sparse/(?:\w+/)*(\w+)\.py", line \d+ in (\w+)')
+_IMPORTED = ("sv_sparse.report", "sv_sparse.trainer", "sv_sparse.models.ecapa", "sv_sparse.data.demo", "torch._dynamo")
 
 
 class Ended(NamedTuple):
-    """How an attempt ended: status (-n: by signal n), output, and what it was in when it was struck, as module.function."""
+    """How an attempt ended.
+
+    Attributes:
+        status: -n where a signal ended it.
+        out: what it printed.
+        err: likewise.
+        within: functions it was in when it was struck, as ``module.function``.
+    """
 
     status: int
     out: str
@@ -140,12 +149,13 @@ def _watcher(within: str, visit: int, calls: int, number: int) -> Callable[[Fram
 
 
 def _serve() -> None:
-    for module in ("sv_sparse.report", "sv_sparse.trainer", "sv_sparse.models.ecapa", "sv_sparse.data.demo", "torch._dynamo"):
-        __import__(module)
-    faulthandler.register(signal.SIGUSR2, open("frames.txt", "a"))
-    for line in sys.stdin:
-        arguments, how = json.loads(line)
-        print(_attempt(arguments, **how), flush=True)
+    for module in _IMPORTED:
+        import_module(module)
+    with open("frames.txt", "a") as frames:
+        faulthandler.register(signal.SIGUSR2, frames)
+        for line in sys.stdin:
+            arguments, how = json.loads(line)
+            print(_attempt(arguments, **how), flush=True)
 
 
 if __name__ == "__main__":

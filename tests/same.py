@@ -55,10 +55,10 @@ def assert_same_run(left: Path, right: Path) -> None:
 
 
 def curves(folder: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """What tensorboard shows of a run, but for what tells the time."""
+    """What tensorboard shows of a run, step by step, but for what tells the time."""
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "histograms": 0})
     events.Reload()
     tags = events.Tags()
     found = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags["scalars"]}
-    found |= {tag: [(e.step, *e.histogram_value) for e in events.Histograms(tag)] for tag in tags["histograms"]}
+    found |= {tag: [(e.step, e.histogram_value) for e in events.Histograms(tag)] for tag in tags["histograms"]}
     return {tag: values for tag, values in found.items() if tag not in TIMING | {"final/seconds"}}

@@ -22,7 +22,10 @@ BEFORE_TRAINING = (
     *[("run.open_run", 1, 3_000), ("corpus.prepare_corpus", 1, 10_000), ("build.build", 1, 10_000)],
     *[("evaluate.evaluate_lists", 1, 10_000), ("checkpoint.save", 1, 10_000), ("storage.atomic_write", 9, 30)],
 )
-IN_AN_EPOCH = (("update.make", 3, 5_000), ("monitor.keep", 3, 300), ("checkpoint.save", 2, 10_000), ("storage.atomic_write", 3, 30))
+IN_AN_EPOCH = (
+    *[("update.make", 3, 5_000), ("monitor.keep", 3, 300)],
+    *[("checkpoint.save", 2, 10_000), ("storage.atomic_write", 4, 8)],
+)
 AFTER_AN_EPOCH = (("evaluate.validate", 1, 10_000), ("checkpoint.keep_epoch", 1, 60))
 AFTER_TRAINING = (
     *[("landing.land", 1, 10_000), ("state.save_network", 1, 3_000), ("evaluate.evaluate_lists", 1, 10_000)],
@@ -48,6 +51,10 @@ def blows() -> list[dict]:
         for within, visits, calls in places:
             moment = int(calls ** chance.random())  # after few calls as often as after many
             planned.append({"within": within, "visit": chance.randint(1, visits), "calls": moment})
+        if places is epoch:
+            planned.append(
+                {"within": "storage.atomic_write", "visit": 4}
+            )  # metrics.jsonl is begun, ended, last.pt begun
         planned += [{"delay": chance.uniform(0.1, 0.9)} for _ in range(2)]
     return planned
 
@@ -71,17 +78,20 @@ def test_a_run_killed_again_and_again_ends_like_one_that_nobody_disturbed(tmp_pa
     done = begin_or_continue(attempts, whole, settings)
     assert done.status == 0, done.err
     kills: Counter[str] = Counter()
+    left: set[str] = set()
     for blow in blows():
         ended = begin_or_continue(attempts, folder, settings, **blow)
         assert ended.status in {0, -9}, f"{blow}: {ended.err}"
         kills.update(ended.within)
         kills["all"] += ended.status == -9
-        print(blow, ended.status, time.time(), leftovers(folder))
+        left.update(leftovers(folder))
     last = begin_or_continue(attempts, folder, settings)
     assert last.status == 0, last.err
     attempts.close()
     assert kills["all"] >= 20
     assert not {what for what, place in STRUCK.items() if not kills[place]}, kills
+    assert any(name.startswith(".last.pt") for name in left), left
     assert_same_run(folder, whole)
+    assert len(curves(whole)["loss"]) == 27
     assert curves(folder) == curves(whole)
     assert not leftovers(folder)
