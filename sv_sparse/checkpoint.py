@@ -57,6 +57,8 @@ def load(path: Path, keys: set[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from error
     if state.get("format") != FORMAT:
         raise ValueError(f"{path} has checkpoint format {state.get('format')}, this version reads {FORMAT}")
+    if keys == TRAINING_KEYS and set(state) == NETWORK_KEYS:
+        raise ValueError(f"{path} is a network file, with which no training continues; init_from=RUN starts from it")
     if set(state) != keys:
         raise ValueError(f"{path} lacks {sorted(keys - set(state))} and has unknown {sorted(set(state) - keys)}")
     return state

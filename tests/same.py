@@ -11,7 +11,7 @@ from sv_sparse import checkpoint
 from sv_sparse.monitor import Row, read_rows
 
 TIMING = {"utterances_per_second", "data_wait"}
-NAMES = ("runs", "folder")  # settings that differ between runs of one kind
+ELSEWHERE = {"runs", "folder", "workers", "checkpoint_minutes"}  # settings of where, by how many, how safely
 
 
 def assert_same(left: Any, right: Any, where: str = "") -> None:
@@ -45,13 +45,18 @@ def assert_same_run(left: Path, right: Path) -> None:
         keys = checkpoint.NETWORK_KEYS if name in {"model.pt", "best.pt"} else checkpoint.TRAINING_KEYS
         states = [checkpoint.load(folder / "checkpoints" / name, keys) for folder in (left, right)]
         for state in states:
-            for setting in NAMES:
-                del state["config"][setting]
+            state["config"] = _without_names(state["config"])
         assert_same(*states, where=name)
     assert rows(left) == rows(right)
     assert_same(*[json.loads((folder / "results.json").read_text()) for folder in (left, right)], where="results")
     scores = [{path.name: path.read_text() for path in (folder / "scores").iterdir()} for folder in (left, right)]
     assert scores[0] == scores[1]
+
+
+def _without_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings, but for those that may differ between runs that end the same."""
+    trainer = {name: value for name, value in settings["trainer"].items() if name not in ELSEWHERE}
+    return {name: value for name, value in settings.items() if name not in ELSEWHERE} | {"trainer": trainer}
 
 
 def curves(folder: Path) -> dict[str, list[tuple[Any, ...]]]:

@@ -52,9 +52,7 @@ def blows() -> list[dict]:
             moment = int(calls ** chance.random())  # after few calls as often as after many
             planned.append({"within": within, "visit": chance.randint(1, visits), "calls": moment})
         if places is epoch:
-            planned.append(
-                {"within": "storage.atomic_write", "visit": 4}
-            )  # metrics.jsonl is begun, ended, last.pt begun
+            planned.append({"within": "storage.atomic_write", "visit": 4})  # last.pt, behind metrics.jsonl
         planned += [{"delay": chance.uniform(0.1, 0.9)} for _ in range(2)]
     return planned
 
@@ -71,8 +69,7 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob(".*") if path.name != ".lock"]
 
 
-def test_a_run_killed_again_and_again_ends_like_one_that_nobody_disturbed(tmp_path):
-    attempts = Attempts(tmp_path)
+def test_a_run_killed_again_and_again_ends_like_one_that_nobody_disturbed(attempts, tmp_path):
     settings = [*SETTINGS, *DEMO, f"data.cache={tmp_path / 'demo'}"]
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     done = begin_or_continue(attempts, whole, settings)
@@ -87,7 +84,6 @@ def test_a_run_killed_again_and_again_ends_like_one_that_nobody_disturbed(tmp_pa
         left.update(leftovers(folder))
     last = begin_or_continue(attempts, folder, settings)
     assert last.status == 0, last.err
-    attempts.close()
     assert kills["all"] >= 20
     assert not {what for what, place in STRUCK.items() if not kills[place]}, kills
     assert any(name.startswith(".last.pt") for name in left), left
