@@ -16,20 +16,24 @@ DEMO = (
 )
 SETTINGS = (*TINY, "trainer.epochs=3", "trainer.keep=2", "trainer.checkpoint_minutes=1e-6", "target_sparsity=0.8")
 
-# Where a kill waits for its moment: the function, how often it is entered before that at most, and how many calls and
-# returns, Python's and C's, come between at most.
+# Where a kill waits for its moment: in a function, entered for one of these times, at most so many calls and returns
+# (Python's and C's) later. A context manager is entered twice.
 BEFORE_TRAINING = (
-    *[("run.open_run", 1, 3_000), ("corpus.prepare_corpus", 1, 10_000), ("build.build", 1, 10_000)],
-    *[("evaluate.evaluate_lists", 1, 10_000), ("checkpoint.save", 1, 10_000), ("storage.atomic_write", 9, 30)],
+    *[("run.open_run", (1,), 3_000), ("corpus.prepare_corpus", (1,), 10_000), ("build.build", (1,), 10_000)],
+    *[("evaluate.evaluate_lists", (1,), 10_000), ("checkpoint.save", (1,), 10_000)],
+    ("storage.atomic_write", (1, 2, 3, 4, 5, 6), 30),
 )
 IN_AN_EPOCH = (
-    *[("update.make", 3, 5_000), ("monitor.keep", 3, 300)],
-    *[("checkpoint.save", 2, 10_000), ("storage.atomic_write", 4, 8)],
+    *[("update.make", (1, 2, 3), 5_000), ("monitor.keep", (1, 2, 3), 300)],
+    *[("checkpoint.save", (1, 2), 10_000), ("storage.atomic_write", (3, 4), 8)],
 )
-AFTER_AN_EPOCH = (("evaluate.validate", 1, 10_000), ("checkpoint.keep_epoch", 1, 60))
+AFTER_AN_EPOCH = (
+    *[("evaluate.validate", (1,), 10_000), ("checkpoint.keep_epoch", (1,), 60)],
+    ("storage.atomic_write", (4,), 1),  # last.pt, behind metrics.jsonl
+)
 AFTER_TRAINING = (
-    *[("landing.land", 1, 10_000), ("state.save_network", 1, 3_000), ("evaluate.evaluate_lists", 1, 10_000)],
-    *[("monitor.finish", 1, 3_000), ("report.write_report", 1, 100_000)],
+    *[("landing.land", (1,), 10_000), ("state.save_network", (1,), 3_000), ("evaluate.evaluate_lists", (1,), 10_000)],
+    *[("monitor.finish", (1,), 3_000), ("report.write_report", (1,), 100_000)],
 )
 STRUCK = {  # what must have been hit, and what tells so
     "a step": "update.make",
@@ -50,9 +54,7 @@ def blows() -> list[dict]:
     for places in (BEFORE_TRAINING, epoch, AFTER_TRAINING):
         for within, visits, calls in places:
             moment = int(calls ** chance.random())  # after few calls as often as after many
-            planned.append({"within": within, "visit": chance.randint(1, visits), "calls": moment})
-        if places is epoch:
-            planned.append({"within": "storage.atomic_write", "visit": 4})  # last.pt, behind metrics.jsonl
+            planned.append({"within": within, "visit": chance.choice(visits), "calls": moment})
         planned += [{"delay": chance.uniform(0.1, 0.9)} for _ in range(2)]
     return planned
 

@@ -149,7 +149,7 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_it_continues(attem
     ("content", "message"),
     [
         ("a pickle", "is not a readable checkpoint"),
-        ("a network", "is a network file, with which no training continues"),
+        ("a network", "is a network file"),
     ],
 )
 def test_another_file_is_refused_and_nothing_is_replaced(attempts, copied, name, content, message):
