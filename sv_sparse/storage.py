@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+LEFTOVERS = ".*.tmp"  # temporaries, which a killed process leaves behind
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # what some network file systems answer
 
 
@@ -73,6 +74,12 @@ def only_process(folder: Path, refusal: str) -> Iterator[bool]:
                 raise
             locked = False
         yield locked
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were writing under a folder that only this process writes to now."""
+    for path in folder.rglob(LEFTOVERS):
+        path.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:
