@@ -67,7 +67,7 @@ def test_a_full_disk_is_one_clear_error_and_the_last_checkpoint_stands(attempts,
     before, full = last.read_bytes(), (folder / name).stat().st_size
     done = attempts(f"resume={folder}", largest_file=full // 2 if name.endswith(".pt") else full + 100)
     assert done.status == 2
-    assert done.err.strip().splitlines()[-1].startswith(f"error: [Errno {errno.EFBIG}] File too large")
+    assert done.err.strip().splitlines()[-1] == f"error: [Errno {errno.EFBIG}] File too large: '{folder / name}'"
     assert sum(line.startswith("error: ") for line in done.err.splitlines()) == 1
     assert last.read_bytes() == before
     assert not list(folder.rglob(".*.tmp"))
