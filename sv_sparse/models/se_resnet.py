@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sv_sparse.models.layers import SqueezeExcitation, check_at_least, keep_channels_last
 from sv_sparse.models.autocast import without_autocast
+from sv_sparse.models.layers import SqueezeExcitation, check_at_least, keep_channels_last
 from sv_sparse.models.pooling import statistics
 
 BLOCKS = (3, 4, 6, 3)
