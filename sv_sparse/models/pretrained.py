@@ -16,8 +16,8 @@ networks: dilations 1, 2, 3, 4, strides 1, 2, 2, 2; WeSpeaker once floored varia
 The features of SpeechBrain and ours stay alike, not equal. Theirs has frames centred on multiples of 10 ms (2.5 ms
 off ours), a transform of 400 points (ours: 512) that is no longer than the window, filters from 0 Hz (ours: 20 Hz)
 that are triangles over Hz (ours: over mel), and no value more than 80 dB below the loudest (ours: no such floor).
-The lowest bins differ most, and so do recordings with digital silence. Fine-tuning takes this up; embeddings of
-converted weights without it are not quite SpeechBrain's.
+The lowest bins differ most, and so do recordings with digital silence. So embeddings of converted weights are not
+quite SpeechBrain's; from the same filterbank they are.
 """
 
 import logging
