@@ -11,7 +11,13 @@
 - Averaged checkpoints of WeSpeaker hold counts of batches as fractions; they become whole numbers.
 
 Weights do not tell dilations, strides, and floors of variances. They are taken to be those of the published
-networks: dilations 1, 2, 3, 4, strides 1, 2, 2, 2.
+networks: dilations 1, 2, 3, 4, strides 1, 2, 2, 2; WeSpeaker once floored variances as we do, now at 1e-7.
+
+The features of SpeechBrain and ours stay alike, not equal. Theirs has frames centred on multiples of 10 ms (2.5 ms
+off ours), a transform of 400 points (ours: 512) that is no longer than the window, filters from 0 Hz (ours: 20 Hz)
+that are triangles over Hz (ours: over mel), and no value more than 80 dB below the loudest (ours: no such floor).
+The lowest bins differ most, and so do recordings with digital silence. So embeddings of converted weights are not
+quite SpeechBrain's; from the same filterbank they are.
 """
 
 import logging
@@ -106,7 +112,7 @@ class Kind:
 
     Attributes:
         name: For messages.
-        mark: Part of names that only this kind has.
+        mark: Beginning of names that only this kind has.
         network: Our class.
         modules: Our modules and theirs.
         settings: Reads our class's settings from the shapes.
@@ -184,7 +190,7 @@ def convert(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any], dict[str,
     kind = _kind(state)
     kept = {name: value for name, value in state.items() if kind.dropped is None or not name.startswith(kind.dropped)}
     if len(kept) < len(state):
-        logger.info("%s: left out the head, %d tensors", kind.name, len(state) - len(kept))
+        logger.info("%s: left out the head: %s", kind.name, _list(sorted(set(state) - set(kept))))
     try:
         settings, weights = _converted(kind, kept)
     except ValueError as error:

@@ -1,44 +1,13 @@
 import copy
-import re
+import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sv_sparse.models.ecapa import ECAPA
+from sv_sparse.models.pretrained import convert
 from sv_sparse.torchaudio_guard import torchaudio  # noqa: F401  (importing SpeechBrain needs the guard)
-
-# SpeechBrain's names for parameters and buffers, and ours; applied in this order.
-RENAMED = (
-    (r"conv\.conv\.", "conv."),
-    (r"norm\.norm\.", "norm."),
-    (r"^blocks\.0\.", "first."),
-    (r"^blocks\.(\d)\.", lambda match: f"blocks.{int(match[1]) - 1}."),
-    (r"\.tdnn1\.", ".enter."),
-    (r"\.tdnn2\.", ".leave."),
-    (r"\.res2net_block\.blocks\.", ".res2.units."),
-    (r"\.se_block\.conv1\.conv\.", ".excitation.squeeze."),
-    (r"\.se_block\.conv2\.conv\.", ".excitation.expand."),
-    (r"^mfa\.conv\.", "mfa."),
-    (r"^mfa\.norm\.", "mfa_norm."),
-    (r"^asp\.tdnn\.conv\.", "pooling.hidden."),
-    (r"^asp\.tdnn\.norm\.", "pooling.norm."),
-    (r"^asp\.conv\.", "pooling.score."),
-    (r"^asp_bn\.norm\.", "norm."),
-    (r"^fc\.conv\.", "embedding."),
-)
-
-
-def from_speechbrain(state: dict[str, Tensor], model: ECAPA) -> dict[str, Tensor]:
-    """SpeechBrain's state under our names and in our shapes (its convolutions have no axis of height one)."""
-    shapes = {name: value.shape for name, value in model.state_dict().items()}
-    renamed = {}
-    for theirs, value in state.items():
-        ours = theirs
-        for pattern, replacement in RENAMED:
-            ours = re.sub(pattern, replacement, ours)
-        renamed[ours] = value.reshape(shapes[ours])
-    return renamed
 
 
 def randomize_norms(model: nn.Module) -> None:
@@ -66,17 +35,19 @@ def test_with_speechbrains_weights_it_is_speechbrains_model(channels: int, mfa_c
     theirs = ECAPA_TDNN(80, channels=[channels] * 4 + [mfa_channels], lin_neurons=192)
     randomize_norms(theirs)
     ours = ECAPA(channels=channels, mfa_channels=mfa_channels, layout="speechbrain")
-    ours.load_state_dict(from_speechbrain(theirs.state_dict(), ours))
+    _, _, weights = convert(theirs.state_dict())
+    ours.load_state_dict(weights)
     ours.train(training)
     theirs.train(training)
 
     filterbank = torch.randn(3, 80, 60)
     with torch.no_grad():
-        expected = theirs(filterbank.transpose(1, 2)).squeeze(1)
+        expected = theirs(10 / math.log(10) * filterbank.transpose(1, 2)).squeeze(1)
         embedding = ours(filterbank)
     assert (embedding - expected).abs().max() < 1e-4
     assert (embedding - expected).norm() < 1e-4 * expected.norm()
-    for name, value in from_speechbrain(theirs.state_dict(), ours).items():
+    _, _, weights = convert(theirs.state_dict())
+    for name, value in weights.items():
         torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
