@@ -92,9 +92,6 @@ class Trainer:
                         logger.info("stopped by %s at step %d", signal.Signals(stop).name, progress.step)
                         raise Stopped(stop)
             progress.epoch, progress.batch, progress.judged = progress.epoch + 1, 0, False
-            self._save()
-        if requests:
-            raise Stopped(requests[0])
 
     def _train_step(self, parts: Sequence[Batch], heard: Heard) -> None:
         progress = self.state.progress
@@ -154,25 +151,32 @@ class Trainer:
         self.monitor.show(row)
 
     def _judge(self) -> None:
-        """Validate after an epoch, once; a stop signal may interrupt it, since the epoch is saved."""
+        """Validate after an epoch, once, and save; a stop signal ends the validation, not the saving."""
         progress = self.state.progress
         if progress.judged:
             return
-        own = self.experiment.sparse_params
-        measured = sparsity(self.experiment.target_params()).item()
-        self._assert_same(measured)
-        row: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "sparsity": measured}
-        validated = validate_held_out(self.experiment)
-        if validated is not None:
-            row["validation_eer"] = validated[0].eer
-            self._keep_best(*validated, measured)
-        logger.info("%s", as_words(row))
-        histogram = self.state.diagnostics.histogram()
-        row["layers"] = {name: sparsity([param]).item() for name, param in own.items()}
-        self.monitor.keep(row if histogram is None else row | {"duals": histogram.tolist()})
-        progress.judged = True
-        self._save()
-        self.state.keep_epoch()
+        try:
+            validated = validate_held_out(self.experiment)
+        except KeyboardInterrupt:
+            self._save()
+            raise
+        with stop_requests() as requests:
+            measured = sparsity(self.experiment.target_params()).item()
+            self._assert_same(measured)
+            row: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "sparsity": measured}
+            if validated is not None:
+                row["validation_eer"] = validated[0].eer
+                self._keep_best(*validated, measured)
+            logger.info("%s", as_words(row))
+            histogram = self.state.diagnostics.histogram()
+            own = self.experiment.sparse_params
+            row["layers"] = {name: sparsity([param]).item() for name, param in own.items()}
+            self.monitor.keep(row if histogram is None else row | {"duals": histogram.tolist()})
+            progress.judged = True
+            self._save()
+            self.state.keep_epoch()
+        if requests:
+            raise Stopped(requests[0])
         self.timer.restart()
 
     def _assert_same(self, measured: float) -> None:
