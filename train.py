@@ -9,6 +9,7 @@ import hydra
 from omegaconf import DictConfig
 
 from sv_sparse.build import build
+from sv_sparse.compute import keep_freed_memory
 from sv_sparse.corpus import prepare_corpus
 from sv_sparse.distributed import first_before_others, from_first, processes, rank
 from sv_sparse.interrupts import clear_errors
@@ -25,6 +26,7 @@ CONF = Path(__file__).resolve().parent / "conf"
 def main(config: DictConfig) -> None:
     """Compose, check, build, train, land, evaluate, report."""
     started = time.monotonic()
+    keep_freed_memory()
     multiprocessing.set_start_method(None, force=True)  # not joblib's own, with which a job's processes cannot start
     with clear_errors(), processes():
         settings, folder = from_first(lambda: open_run(config))

@@ -157,13 +157,13 @@ def _crops(settings: Settings, manifest: Manifest, augmentation: Augmentation | 
 
 def _lambda_of(origin: Origin | None) -> dict[str, float]:
     """The lambda that an origin's sparsity was reached with, where it is sparse."""
-    return {"lambda_": origin.figures["lambda"]} if origin is not None and origin.figures["lambda"] > 0 else {}
+    return {"lambda_": origin.lambda_} if origin is not None and origin.lambda_ > 0 else {}
 
 
 def _controller_of(settings: Settings, origin: Origin | None) -> Settings:
     """The controller's settings; no ramp for a network that is sparse already."""
     how = settings["sparsity"]["controller"]
-    sparse = origin is not None and origin.figures["lambda"] > 0
+    sparse = origin is not None and origin.lambda_ > 0
     return how | {"ramp": None} if sparse and "ramp" in how else how
 
 

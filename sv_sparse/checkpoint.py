@@ -57,6 +57,8 @@ def load(path: Path, keys: set[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from error
     if state.get("format") != FORMAT:
         raise ValueError(f"{path} has checkpoint format {state.get('format')}, this version reads {FORMAT}")
+    if keys == TRAINING_KEYS and set(state) == NETWORK_KEYS:
+        raise ValueError(f"{path} is a network file, with which no training continues; init_from=RUN starts from it")
     if set(state) != keys:
         raise ValueError(f"{path} lacks {sorted(keys - set(state))} and has unknown {sorted(set(state) - keys)}")
     return state
@@ -131,10 +133,14 @@ def return_to(path: Path) -> None:
     """
     load(path, TRAINING_KEYS)
     last = path.with_name("last.pt")
-    if path != last:
-        if last.is_file():
-            _double(last, last.with_name("replaced.pt"))
-        _double(path, last)
+    if path == last:
+        return
+    wanted = last.with_name(".wanted.tmp")
+    _double(path, wanted)  # first, since it may be replaced.pt itself
+    if last.is_file():
+        _double(last, last.with_name("replaced.pt"))
+    _double(wanted, last)
+    wanted.unlink()
 
 
 def _double(path: Path, other: Path) -> None:
@@ -146,3 +152,4 @@ def _double(path: Path, other: Path) -> None:
     except OSError:
         shutil.copyfile(path, temporary)
     os.replace(temporary, other)
+    temporary.unlink(missing_ok=True)  # a rename to a name that the same file has already does nothing

@@ -100,7 +100,7 @@ def refuse_known_to(run: Path, lists: Sequence[Judged], setting: str = "") -> No
     """Raise if a run, or one that it started from, trained on speakers of a list that its network is to be judged by.
 
     Args:
-        run: its folder.
+        run: its folder, or a file of weights.
         lists: what is to be judged by; lists whose speakers nobody knows pass.
         setting: what named the run, for the message.
 
@@ -121,14 +121,19 @@ def refuse_known_to(run: Path, lists: Sequence[Judged], setting: str = "") -> No
 
 
 def _with_origins(run: Path) -> Iterator[Path]:
-    """A run's folder, that of the run it started from, and so on."""
-    folder: Path | None = run
+    """A run's folder, that of the run it started from, and so on; a network file stands for its run."""
+    folder: Path | None = _run_of(run)
     while folder is not None:
         yield folder
         config = folder / "config.yaml"
         settings: Any = OmegaConf.load(config) if config.is_file() else {}
         before = settings.get("init_from")
-        folder = Path(before) if before else None
+        folder = _run_of(Path(before)) if before else None
+
+
+def _run_of(path: Path) -> Path:
+    """The folder of the run that a network file lies in; a path that is none stays as it is."""
+    return path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
 
 
 def _refuse_held_out(run: Path, own: Manifest) -> None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from sv_sparse.distributed import rank
 from sv_sparse.optim.diagnostics import HISTOGRAM_END
-from sv_sparse.storage import write_text
+from sv_sparse.storage import naming, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Monitor:
         self.rows += 1
         if self.silent:
             return
-        with open(self.path, "a", encoding="utf-8") as file:
+        with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self._draw(row)
 

@@ -1,8 +1,13 @@
-"""Where a run starts that does not start from scratch: the network, the head and the lambda of a finished run."""
+"""Where a run starts that does not start from scratch.
+
+A finished run, or one of its network files (``best.pt``), gives the network, the head and lambda. Another toolkit's
+weights give the network alone, which is dense.
+"""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +19,7 @@ from sv_sparse import checkpoint
 from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.data.prepared import rows_of
 from sv_sparse.head import AAMSoftmax
+from sv_sparse.models.pretrained import convert
 from sv_sparse.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -21,31 +27,29 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Origin:
-    """What a run takes over from another.
+    """What a run takes over.
 
     Attributes:
-        folder: The other run's folder.
+        path: What ``init_from`` named.
         model: Settings of its network.
-        weights: The network's state, landed.
-        figures: What its landing said.
-        rows: The head's weight for each speaker; empty where the run kept no head.
-        manifest: What the other run trained on.
+        weights: The network's state.
+        lambda_: At which it was read out; 0 for a dense one.
+        started_sparse: Whether its weights grew from a sparse start, which makes them larger, and the rate that suits
+            them.
+        rows: The head's weight for each speaker; empty where no head was kept.
+        manifest: What it was trained on, where that is known.
     """
 
-    folder: Path
+    path: Path
     model: Settings
-    weights: dict[str, Any]
-    figures: dict[str, Any]
-    rows: dict[str, Tensor]
-    manifest: Manifest
-
-    @property
-    def started_sparse(self) -> bool:
-        """Whether its weights grew from a sparse start, which makes them larger, and the rate that suits them."""
-        return bool(self.figures["started_sparse"])
+    weights: dict[str, Tensor]
+    lambda_: float = 0.0
+    started_sparse: bool = False
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    manifest: Manifest | None = None
 
     def put_into(self, network: nn.Module, model: Settings, head: AAMSoftmax, manifest: Manifest) -> None:
-        """Load the network, and the head's rows of the speakers that both runs train on; the others stay as they are.
+        """Load the network, and the head's rows of the speakers that both train on; the others stay as they are.
 
         Args:
             network: What is trained.
@@ -56,37 +60,81 @@ class Origin:
         Raises:
             ValueError: The network is another than the origin's; says how to choose it.
         """
-        if model != self.model:
-            differing = sorted(name for name in model | self.model if model.get(name) != self.model.get(name))
+        wanted = [name for name in model | self.model if name != "implementation"]
+        differing = sorted(name for name in wanted if model.get(name) != self.model.get(name))
+        if differing:
             theirs = ", ".join(f"model.{name}={self.model.get(name)}" for name in differing)
-            raise ValueError(f"init_from={self.folder}: its network has {theirs}; choose the same model")
+            raise ValueError(f"init_from={self.path}: its network has {theirs}; choose the same model")
         network.load_state_dict(self.weights)
-        speakers, shared = manifest.speakers("train"), _shared_speakers(self.manifest, manifest)
+        speakers = manifest.speakers("train")
+        shared = _shared_speakers(self.manifest, manifest) if self.manifest is not None else set()
         known = [row for row, speaker in enumerate(speakers) if speaker in self.rows and speaker in shared]
         if known:
             with torch.no_grad():
                 head.weight[known] = torch.stack([self.rows[speakers[row]] for row in known])
-        logger.info(
-            "starting from %s; the head knows %d of %d training speakers", self.folder, len(known), len(speakers)
-        )
+        logger.info("starting from %s; the head knows %d of %d training speakers", self.path, len(known), len(speakers))
 
 
 def read_origin(settings: Settings) -> Origin | None:
     """What ``init_from`` names; None where a run starts from scratch.
 
     Raises:
-        ValueError: It is no finished run.
+        ValueError: It is neither a finished run nor a file of weights that can be read.
     """
     if settings["init_from"] is None:
         return None
-    folder = Path(settings["init_from"])
-    network = folder / "checkpoints" / "model.pt"
+    path = Path(settings["init_from"])
+    if path.is_file():
+        state = _read(path)
+        return _of_network_file(path, path) if "format" in state else _of_toolkit(path, state)
+    network = path / "checkpoints" / "model.pt"
     if not network.is_file():
-        raise ValueError(f"init_from={folder}: expected the folder of a finished run, with checkpoints/model.pt")
-    state = checkpoint.load(network, checkpoint.NETWORK_KEYS)
-    manifest = Manifest(folder / "manifest.parquet")
-    rows = _head_rows(folder, manifest)
-    return Origin(folder, state["config"]["model"], state["model"], state["figures"], rows, manifest)
+        raise ValueError(
+            f"init_from={path}: expected the folder of a finished run, with checkpoints/model.pt, one of its network "
+            f"files, or weights of SpeechBrain or WeSpeaker"
+        )
+    return _of_network_file(path, network)
+
+
+def _of_network_file(path: Path, file: Path) -> Origin:
+    state = checkpoint.load(file, checkpoint.NETWORK_KEYS)
+    figures, folder = state["figures"], file.parent.parent
+    of_run = file.parent.name == "checkpoints" and (folder / "manifest.parquet").is_file()
+    manifest = Manifest(folder / "manifest.parquet") if of_run else None
+    return Origin(
+        path,
+        state["config"]["model"],
+        state["model"],
+        figures["lambda"],
+        figures["started_sparse"],
+        _head_rows(folder, manifest) if manifest is not None else {},
+        manifest,
+    )
+
+
+def _of_toolkit(path: Path, state: dict[str, Any]) -> Origin:
+    try:
+        kind, model, weights = convert(state)
+    except ValueError as error:
+        raise ValueError(f"init_from={path}: {error}") from error
+    logger.info("%s: %s, dense, of features and speakers that are not known here", path, kind)
+    return Origin(path, model, weights)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of tensors and plain data; nothing in it is run.
+
+    Raises:
+        ValueError: It cannot be read as one.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError, UnpicklingError) as error:
+        first = str(error).partition("\n")[0]
+        raise ValueError(f"init_from={path}: cannot be read as a file of weights ({first})") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"init_from={path}: holds a {type(state).__name__}, expected a state dict")
+    return state
 
 
 def _shared_speakers(one: Manifest, other: Manifest) -> set[str]:

@@ -33,7 +33,7 @@ from sv_sparse.compute import choose_device, choose_precision
 from sv_sparse.distributed import rank, ranks
 from sv_sparse.interrupts import PROBLEMS
 from sv_sparse.settings import Settings, check, resolve
-from sv_sparse.storage import only_process, write_json, write_text
+from sv_sparse.storage import LEFTOVERS, only_process, remove_leftovers, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,8 @@ def new_folder(settings: Settings, precision: str) -> Path:
     """
     folder = Path(settings["folder"]) if settings["folder"] is not None else _claimed(settings)
     checkpoints = folder / "checkpoints"
-    if folder.exists() and any(folder.iterdir()) and (not checkpoints.is_dir() or any(checkpoints.iterdir())):
+    begun = checkpoints.is_dir() and not set(checkpoints.iterdir()) - set(checkpoints.glob(LEFTOVERS))
+    if folder.exists() and any(folder.iterdir()) and not begun:
         raise ValueError(f"folder={folder} is there already; name another, or continue it with resume={folder}")
     checkpoints.mkdir(parents=True, exist_ok=True)
     with only_process(folder, f"folder={folder}: another process is training this run; name another"):
@@ -172,8 +173,10 @@ def logged(folder: Path) -> Iterator[None]:
         with _warnings_alone():
             yield
         return
-    with only_process(folder, _BUSY.format(folder)), _logged(folder):
-        yield
+    with only_process(folder, _BUSY.format(folder)):
+        remove_leftovers(folder)
+        with _logged(folder):
+            yield
 
 
 @contextmanager

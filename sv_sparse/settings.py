@@ -217,7 +217,7 @@ _CHECKS: dict[str, Check] = {
     "seed": (lambda v: _is_whole(v, 0), "a whole number, 0 or more"),
     "name": (lambda v: isinstance(v, str) and v != "" and "/" not in v, "a word without /"),
     "folder": _PATH,
-    "init_from": _PATH,
+    "init_from": (_PATH[0], "a run's folder or a file of weights, or null for none"),
     "data.validation_share": _SHARE,
     "sparsity.regularizer": _one_of("l1", "group", "mask", "none"),
     "sparsity.grouping": _one_of("output", "input", "kernel"),

@@ -77,6 +77,7 @@ class RunState:
         if self.begun:
             self._restore(self.checkpoints.read_last())
             logger.info("continuing %s at step %d", experiment.folder, self.progress.step)
+            self._keep_judged()
 
     def seconds(self) -> float:
         """Time spent on the run so far, interruptions left out."""
@@ -113,6 +114,13 @@ class RunState:
         if rank() == 0:
             patient = self.experiment.settings["trainer"]["patience"] is not None
             self.checkpoints.keep_epoch(self.progress.epoch, best=self.best.get("epoch") if patient else None)
+
+    def _keep_judged(self) -> None:
+        """Keep the epoch that was judged last, where the run was killed after it was saved and before it was kept."""
+        progress = self.progress
+        at_end = progress.epoch and not progress.batch and progress.judged
+        if at_end and not self.checkpoints.epoch(progress.epoch).is_file():
+            self.keep_epoch()
 
     def save_network(self, name: str, mean: Array, figures: dict[str, Any]) -> None:
         """Write a network file: what using the network needs; the first process does."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+LEFTOVERS = ".*.tmp"  # temporaries, which a killed process leaves behind
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # what some network file systems answer
 
 
@@ -40,7 +41,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     text = {"encoding": "utf-8", "newline": "\n"} if mode == "w" else {}
     try:
-        with open(temporary, mode.replace("w", "x"), **text) as file:  # type: ignore[call-overload]
+        with naming(path), open(temporary, mode.replace("w", "x"), **text) as file:  # type: ignore[call-overload]
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -49,6 +50,16 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of writing say which file it was, which a full disk does not by itself."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 @contextmanager
@@ -73,6 +84,12 @@ def only_process(folder: Path, refusal: str) -> Iterator[bool]:
                 raise
             locked = False
         yield locked
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were writing under a folder that only this process writes to now."""
+    for path in folder.rglob(LEFTOVERS):
+        path.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -62,7 +62,8 @@ class Trainer:
         with memory_advice(advice):
             if not self.state.begun:
                 mean = training_mean(self.experiment)
-                self.state.at_start = [evaluation.as_dict() for evaluation in evaluate(self.experiment, mean)]
+                with self.experiment.compute.autocast():  # it is only what the end is compared with
+                    self.state.at_start = [evaluation.as_dict() for evaluation in evaluate(self.experiment, mean)]
                 self._save()
             total = self.experiment.total_steps
             with self.update.ready(), self.monitor.progress(self.state.progress.step, total):
@@ -186,7 +187,11 @@ class Trainer:
         if near and validation.eer < state.best.get("validation_eer", math.inf):
             state.progress.stale = 0
             state.best = {"validation_eer": validation.eer, "epoch": state.progress.epoch, "sparsity": measured}
-            state.save_network("best.pt", mean, state.best)
+            figures = {
+                "lambda": self.experiment.controller.lambda_.item(),
+                "started_sparse": self.experiment.started_sparse,
+            }
+            state.save_network("best.pt", mean, state.best | figures)
         elif state.best:
             state.progress.stale += 1
 

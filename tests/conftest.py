@@ -3,13 +3,14 @@
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from attempts import Attempts
 from hydra.core.global_hydra import GlobalHydra
-from tiny import ROOT, TINY, Outcome, Tones, write_tones, write_trial_list
+from tiny import ROOT, THREE_EPOCHS, TINY, Outcome, Tones, write_tones, write_trial_list
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +38,23 @@ def train(capsys, monkeypatch, tmp_path) -> Callable[..., Outcome]:
 
     monkeypatch.chdir(tmp_path)
     return run
+
+
+@pytest.fixture(scope="session")
+def attempts(tmp_path_factory) -> Iterator[Attempts]:
+    """Run train.py in a fork, where it can be struck by signals."""
+    made = Attempts(tmp_path_factory.mktemp("attempts"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tones, attempts, tmp_path_factory) -> Path:
+    """The folder of a run of three epochs."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    done = attempts(*THREE_EPOCHS, *tones.settings(), f"folder={folder}")
+    assert done.status == 0, done.err
+    return folder
 
 
 @pytest.fixture(scope="session")

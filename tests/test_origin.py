@@ -235,4 +235,52 @@ def test_two_processes_do_not_train_one_run(train, finished, tmp_path):
 def test_fine_tuning_asks_for_what_it_starts_from(train, tones):
     done = train(*TINY, *tones.settings(), "experiment=lmft")
     assert done.status == 2
-    assert "init_from must be a folder" in done.err
+    assert "init_from must be a run's folder or a file of weights" in done.err
+
+
+def test_a_network_file_of_a_run_is_as_good_as_the_run(train, finished, tones, tmp_path):
+    words = [*TINY, *tones.settings(), "target_sparsity=0.8", "trainer.lr_factor=1e-9", "trainer.epochs=1"]
+    path = finished / "checkpoints" / "model.pt"
+    done = train(*words, f"init_from={path}", f"folder={tmp_path / 'one'}")
+    assert done.status == 0, done.err
+    assert re.search(r"the head knows (\d+) of \1 training speakers", done.out)
+    elsewhere = shutil.copy(path, tmp_path / "copy.pt")
+    done = train(*words, f"init_from={elsewhere}", f"folder={tmp_path / 'two'}")
+    assert done.status == 0, done.err
+    assert "the head knows 0 of" in done.out
+    assert f"{elsewhere}: what it was trained on is not known" in done.out
+    found = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    assert found[0]["start_eer"] == found[1]["start_eer"]
+    assert [round(result["lambda"], 6) for result in found] == [round(network(finished)["figures"]["lambda"], 6)] * 2
+
+
+def test_the_best_network_of_a_run_knows_its_lambda(train, tones, tmp_path):
+    words = [*TINY, *tones.settings(), "target_sparsity=0.5", f"folder={tmp_path / 'run'}", "trainer.epochs=1"]
+    assert train(*words, "trainer.band=1").status == 0
+    best = tmp_path / "run" / "checkpoints" / "best.pt"
+    figures = checkpoint.load(best, checkpoint.NETWORK_KEYS)["figures"]
+    assert figures["lambda"] > 0
+    assert figures["started_sparse"]
+    done = train(*TINY, *tones.settings(), "target_sparsity=0.5", f"init_from={best}", "trainer.epochs=1")
+    assert done.status == 0, done.err
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04" + bytes(100), b"\x80\x02cos\nsystem\nq\x00."])
+def test_what_is_no_file_of_weights_is_refused_by_name(train, tones, tmp_path, content):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(content)
+    done = train(*TINY, *tones.settings(), f"init_from={path}")
+    assert done.status == 2
+    assert f"error: init_from={path}: cannot be read as a file of weights" in done.err
+
+
+def test_a_file_that_would_run_code_is_refused_and_not_run(train, tones, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"weight": Evil()}, tmp_path / "weights.pt")
+    done = train(*TINY, *tones.settings(), f"init_from={tmp_path / 'weights.pt'}")
+    assert done.status == 2
+    assert "cannot be read as a file of weights" in done.err
+    assert not (tmp_path / "ran").exists()

@@ -1,159 +1,176 @@
-"""Laws of stopping and continuing: no bit changes, nothing written is lost."""
+"""Laws of continuing: no bit changes, nothing written is lost, and what cannot be continued is named."""
 
 import json
-import resource
+import pickle
+import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
-from tiny import ROOT, TINY
+from same import assert_same_run, curves, rows
+from tiny import THREE_EPOCHS
 
 from sv_sparse import checkpoint
-from sv_sparse.monitor import read_rows
 
-SETTINGS = (*TINY, "trainer.epochs=3", "target_sparsity=0.8")
-KILLED_AT = 8  # of 18 steps, 6 in each epoch: in the middle of the second
-TIMING = {"utterances_per_second", "data_wait"}
-
-# train.py with a signal to itself right after an update, as a scheduler or a user would send it
-RUNNER = """
-import os, runpy, sys
-from torch.optim.optimizer import register_optimizer_step_post_hook
-script, number, at = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-updates = []
-def after_update(*_):
-    updates.append(None)
-    if len(updates) == at:
-        os.kill(os.getpid(), number)
-register_optimizer_step_post_hook(after_update)
-sys.argv = [script, *sys.argv[4:]]
-runpy.run_path(script, run_name="__main__")
-"""
+AT = 8  # of 18 steps, 6 in each epoch: in the middle of the second
 
 
-def command(*arguments: str, **options) -> subprocess.CompletedProcess:
-    words = [sys.executable, *arguments]
-    return subprocess.run(words, capture_output=True, text=True, check=False, **options)
+@pytest.fixture
+def killed(attempts, tones, tmp_path):
+    """The folder of a run of three epochs that is killed somewhere."""
+
+    def run(within: str, visit: int, *settings: str, calls: int = 0) -> Path:
+        folder = tmp_path / "run"
+        words = (*THREE_EPOCHS, *tones.settings(), *settings, f"folder={folder}")
+        done = attempts(*words, within=within, visit=visit, calls=calls)
+        assert done.status == -signal.SIGKILL, done.err
+        return folder
+
+    return run
 
 
-def interrupted(number: int, runs: Path, *settings: str) -> tuple[subprocess.CompletedProcess, Path]:
-    done = command(
-        *("-c", RUNNER, str(ROOT / "train.py"), str(number), str(KILLED_AT)), *SETTINGS, *settings, f"runs={runs}"
-    )
-    (folder,) = runs.iterdir()
-    return done, folder
+@pytest.fixture
+def resume(attempts):
+    """Continue a run to its end."""
+
+    def run(path: Path) -> None:
+        done = attempts(f"resume={path}")
+        assert done.status == 0, done.err
+
+    return run
 
 
-def resume(folder: Path, **options) -> subprocess.CompletedProcess:
-    return command(str(ROOT / "train.py"), f"resume={folder}", **options)
+@pytest.fixture
+def copied(uninterrupted, tmp_path) -> Path:
+    """A copy of the finished run."""
+    return Path(shutil.copytree(uninterrupted, tmp_path / "run"))
 
 
-def assert_same(left, right, where: str = "") -> None:
-    if isinstance(left, torch.Tensor):
-        assert torch.equal(left, right), where
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys(), where
-        for key in left:
-            if key != "seconds":
-                assert_same(left[key], right[key], f"{where}/{key}")
-    elif isinstance(left, (list, tuple)):
-        assert len(left) == len(right), where
-        for index, (a, b) in enumerate(zip(left, right, strict=True)):
-            assert_same(a, b, f"{where}/{index}")
-    else:
-        assert left == right, where
+def training(path: Path) -> dict:
+    return checkpoint.load(path, checkpoint.TRAINING_KEYS)
 
 
-def assert_same_run(left: Path, right: Path) -> None:
-    for name, keys in (("last.pt", checkpoint.TRAINING_KEYS), ("model.pt", checkpoint.NETWORK_KEYS)):
-        states = [checkpoint.load(folder / "checkpoints" / name, keys) for folder in (left, right)]
-        for state in states:
-            del state["config"]["runs"]
-        assert_same(*states, where=name)
-    rows = [
-        [{key: value for key, value in row.items() if key not in TIMING} for row in read_rows(folder / "metrics.jsonl")]
-        for folder in (left, right)
-    ]
-    assert rows[0] == rows[1]
+def where(folder: Path) -> tuple[int, int, int]:
+    progress = training(folder / "checkpoints" / "last.pt")["progress"]
+    return progress["epoch"], progress["batch"], progress["step"]
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tones, tmp_path_factory) -> Path:
-    runs = tmp_path_factory.mktemp("uninterrupted")
-    done = command(str(ROOT / "train.py"), *SETTINGS, *tones.settings(), f"runs={runs}")
-    assert done.returncode == 0, done.stderr
-    (folder,) = runs.iterdir()
-    return folder
+def kept(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "checkpoints").glob("epoch_*")}
 
 
-def test_a_run_killed_in_mid_epoch_continues_without_changing_a_bit(uninterrupted, tones, tmp_path):
-    done, folder = interrupted(signal.SIGKILL, tmp_path, *tones.settings())
-    assert done.returncode == -signal.SIGKILL
-    assert read_rows(folder / "metrics.jsonl")[-1]["step"] == KILLED_AT - 1
-    again = resume(folder)
-    assert again.returncode == 0, again.stderr
+def test_a_run_killed_in_mid_epoch_continues_without_changing_a_bit(uninterrupted, killed, resume):
+    folder = killed("update._step", AT)
+    assert rows(folder)[-1]["step"] == AT - 1
+    assert where(folder) == (1, 0, 6)
+    resume(folder)
+    assert_same_run(folder, uninterrupted)
+    assert curves(folder) == curves(uninterrupted)
+
+
+def test_checkpoints_inside_an_epoch_are_as_close_as_the_settings_say(uninterrupted, killed, resume):
+    folder = killed("update._step", AT, "trainer.checkpoint_minutes=1e-6")
+    assert where(folder) == (1, AT - 7, AT - 1)
+    resume(folder)
     assert_same_run(folder, uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_signal_saves_in_mid_epoch_and_says_how_to_continue(uninterrupted, tones, tmp_path, number):
-    workers = ["trainer.workers=1"] if number == signal.SIGINT else []
-    done, folder = interrupted(number, tmp_path, *tones.settings(), *workers)
-    assert done.returncode == 128 + number
-    assert f"python train.py resume={folder}" in done.stdout
-    progress = checkpoint.load(folder / "checkpoints" / "last.pt", checkpoint.TRAINING_KEYS)["progress"]
-    assert (progress["epoch"], progress["batch"], progress["step"]) == (1, KILLED_AT - 6, KILLED_AT)
-    if not workers:
-        again = resume(folder)
-        assert again.returncode == 0, again.stderr
-        assert_same_run(folder, uninterrupted)
+def test_the_checkpoints_of_the_last_epochs_are_kept_and_no_others(uninterrupted):
+    assert kept(uninterrupted) == {"epoch_0002.pt", "epoch_0003.pt"}
+    epochs = [training(uninterrupted / "checkpoints" / f"epoch_000{number}.pt")["progress"] for number in (2, 3)]
+    assert [(progress["epoch"], progress["judged"]) for progress in epochs] == [(2, True), (3, True)]
 
 
-def test_a_full_disk_is_one_clear_error_and_the_last_checkpoint_stands(tones, tmp_path):
-    _, folder = interrupted(signal.SIGTERM, tmp_path, *tones.settings())
-    last = folder / "checkpoints" / "last.pt"
-    before = last.read_bytes()
-    most = len(before) // 2
-    done = resume(folder, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)))
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: [Errno 27] File too large")
-    assert last.read_bytes() == before
-    assert {path.name for path in last.parent.iterdir()} <= {"last.pt", "best.pt", "epoch_0001.pt"}
-    assert resume(folder).returncode == 0
+@pytest.mark.parametrize("visit", [2, 3])
+def test_an_epoch_is_kept_though_the_run_was_killed_before(uninterrupted, killed, resume, visit):
+    folder = killed("checkpoint.keep_epoch", visit)
+    assert f"epoch_000{visit}.pt" not in kept(folder)
+    resume(folder)
+    assert_same_run(folder, uninterrupted)
 
 
-def test_resuming_a_finished_run_reports_again_without_training(uninterrupted):
-    before = json.loads((uninterrupted / "results.json").read_text())
-    done = resume(uninterrupted)
-    assert done.returncode == 0, done.stderr
-    after = json.loads((uninterrupted / "results.json").read_text())
+def test_a_run_killed_in_its_first_checkpoint_is_begun_again(attempts, uninterrupted, tones, tmp_path):
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    (folder / "checkpoints" / ".last.pt.0123abcd.tmp").write_bytes(b"half a checkpo")
+    done = attempts(*THREE_EPOCHS, *tones.settings(), f"folder={folder}")
+    assert done.status == 0, done.err
+    assert_same_run(folder, uninterrupted)
+    assert not list(folder.rglob(".*.tmp"))
+
+
+def test_a_run_returns_to_an_earlier_epoch_and_ends_the_same(uninterrupted, killed, resume):
+    folder = killed("update._step", 16)
+    before = (folder / "checkpoints" / "last.pt").read_bytes()
+    resume(folder / "checkpoints" / "epoch_0001.pt")
+    assert (folder / "checkpoints" / "replaced.pt").read_bytes() == before
+    assert_same_run(folder, uninterrupted)
+    assert curves(folder) == curves(uninterrupted)
+
+
+def test_a_run_returns_to_what_was_replaced(attempts, copied, uninterrupted):
+    folder = copied / "checkpoints"
+    before = (folder / "last.pt").read_bytes()
+    struck = attempts(f"resume={folder / 'epoch_0002.pt'}", within="update._step", visit=1)
+    assert struck.status == -signal.SIGKILL
+    assert where(copied) == (2, 0, 12)
+    struck = attempts(f"resume={folder / 'replaced.pt'}", within="build.build")
+    assert struck.status == -signal.SIGKILL
+    assert (folder / "last.pt").read_bytes() == before
+    assert training(folder / "replaced.pt")["progress"]["step"] == 12
+
+
+def test_resuming_a_finished_run_reports_again_without_training(copied, resume):
+    before = json.loads((copied / "results.json").read_text())
+    resume(copied)
+    after = json.loads((copied / "results.json").read_text())
     assert after.pop("seconds") > before.pop("seconds")
     assert after == before
 
 
-def test_resuming_takes_no_other_settings(train, uninterrupted):
-    done = train(f"resume={uninterrupted}", "trainer.epochs=9")
+def test_a_truncated_checkpoint_is_refused_and_the_one_before_it_continues(attempts, resume, copied, uninterrupted):
+    last, before = copied / "checkpoints" / "last.pt", copied / "checkpoints" / "epoch_0003.pt"
+    before.unlink()
+    before = before.with_name("epoch_0002.pt")
+    whole = last.read_bytes()
+    last.write_bytes(whole[: len(whole) // 2])
+    done = attempts(f"resume={copied}")
+    assert done.status == 2
+    assert f"{last} is not a readable checkpoint" in done.err
+    assert f"continue from there with resume={before}" in done.err
+    assert last.stat().st_size == len(whole) // 2
+    resume(before)
+    assert_same_run(copied, uninterrupted)
+
+
+@pytest.mark.parametrize("name", ["last.pt", "epoch_0002.pt"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a pickle", "is not a readable checkpoint"),
+        ("a network", "is a network file"),
+    ],
+)
+def test_another_file_is_refused_and_nothing_is_replaced(attempts, copied, name, content, message):
+    folder = copied / "checkpoints"
+    network = (folder / "model.pt").read_bytes()
+    (folder / name).unlink()
+    (folder / name).write_bytes(network if content == "a network" else pickle.dumps({"model": 1}))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    done = attempts(f"resume={copied if name == 'last.pt' else folder / name}")
+    assert done.status == 2
+    assert f"{folder / name} {message}" in done.err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_resuming_takes_no_other_settings(attempts, uninterrupted):
+    done = attempts(f"resume={uninterrupted}", "trainer.epochs=9")
     assert done.status == 2
     assert "continues with the run's own settings; leave out trainer.epochs=9" in done.err
 
 
-def test_resuming_what_is_no_run_says_what_is_expected(train, tmp_path):
-    done = train(f"resume={tmp_path}")
+def test_resuming_what_is_no_run_says_what_is_expected(attempts, tmp_path):
+    done = attempts(f"resume={tmp_path}")
     assert done.status == 2
     assert "expected a run folder with config.yaml and checkpoints/last.pt" in done.err
-
-
-def test_a_damaged_checkpoint_is_named(train, uninterrupted, tmp_path):
-    folder = tmp_path / "damaged"
-    (folder / "checkpoints").mkdir(parents=True)
-    for name in ("config.yaml", "environment.json", "manifest.parquet"):
-        (folder / name).write_bytes((uninterrupted / name).read_bytes())
-    whole = (uninterrupted / "checkpoints" / "last.pt").read_bytes()
-    (folder / "checkpoints" / "last.pt").write_bytes(whole[: len(whole) // 2])
-    done = train(f"resume={folder}")
-    assert done.status == 2
-    assert f"{folder}/checkpoints/last.pt is not a readable checkpoint" in done.err
-    assert (folder / "checkpoints" / "last.pt").stat().st_size == len(whole) // 2

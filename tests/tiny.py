@@ -27,6 +27,8 @@ TINY = (
     "trainer.log_every=1",
 )
 
+THREE_EPOCHS = (*TINY, "trainer.epochs=3", "target_sparsity=0.8")  # of 6 steps each, on the tiny corpus
+
 
 class Tones(NamedTuple):
     """Where the tiny corpus is."""

@@ -1,0 +1,247 @@
+import io
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from sv_sparse.models.ecapa import ECAPA
+from sv_sparse.models.pretrained import convert
+from sv_sparse.models.resnet import ResNet34
+from sv_sparse.models.se_resnet import SEResNet
+from sv_sparse.torchaudio_guard import torchaudio  # noqa: F401  (importing SpeechBrain needs the guard)
+
+DECIBELS = 10 / math.log(10)
+CONF = Path(__file__).parents[2] / "conf" / "model"
+CLASSES = {"ECAPA": ECAPA, "ResNet34": ResNet34, "SEResNet": SEResNet}
+
+# WeSpeaker's names for modules of ours, written out.
+WESPEAKER_ECAPA = {
+    "layer1.conv": "first.conv",
+    "layer1.bn": "first.norm",
+    "conv": "mfa",
+    "pool.linear1": "pooling.hidden",
+    "pool.linear2": "pooling.score",
+    "bn": "norm",
+    "linear": "embedding",
+}
+for number, block in (("2", "0"), ("3", "1"), ("4", "2")):
+    WESPEAKER_ECAPA |= {
+        f"layer{number}.se_res2block.0.conv": f"blocks.{block}.enter.conv",
+        f"layer{number}.se_res2block.0.bn": f"blocks.{block}.enter.norm",
+        f"layer{number}.se_res2block.2.conv": f"blocks.{block}.leave.conv",
+        f"layer{number}.se_res2block.2.bn": f"blocks.{block}.leave.norm",
+        f"layer{number}.se_res2block.3.linear1": f"blocks.{block}.excitation.squeeze",
+        f"layer{number}.se_res2block.3.linear2": f"blocks.{block}.excitation.expand",
+    }
+    for unit in "0123456":
+        WESPEAKER_ECAPA[f"layer{number}.se_res2block.1.convs.{unit}"] = f"blocks.{block}.res2.units.{unit}.conv"
+        WESPEAKER_ECAPA[f"layer{number}.se_res2block.1.bns.{unit}"] = f"blocks.{block}.res2.units.{unit}.norm"
+
+WESPEAKER_RESNET = {"conv1": "conv", "bn1": "norm", "seg_1": "embedding"}
+for number, stage, blocks in (("1", "0", "012"), ("2", "1", "0123"), ("3", "2", "012345"), ("4", "3", "012")):
+    for block in blocks:
+        for theirs, ours in (("conv1", "conv1"), ("bn1", "norm1"), ("conv2", "conv2"), ("bn2", "norm2")):
+            WESPEAKER_RESNET[f"layer{number}.{block}.{theirs}"] = f"stages.{stage}.{block}.{ours}"
+    if number != "1":
+        for part in "01":
+            WESPEAKER_RESNET[f"layer{number}.0.shortcut.{part}"] = f"stages.{stage}.0.shortcut.{part}"
+
+
+def randomize_norms(model: nn.Module) -> None:
+    """Give batch norms gains, offsets and statistics that are not the neutral ones."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            assert module.num_batches_tracked is not None
+            module.running_mean.normal_(0.3, 0.1)
+            module.running_var.uniform_(0.3, 1.5)
+            module.num_batches_tracked.fill_(7)
+
+
+def from_file(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def build(settings: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
+    arguments = {name: value for name, value in settings.items() if name != "_target_"}
+    model = CLASSES[settings["_target_"].rpartition(".")[2]](**arguments)
+    model.load_state_dict(weights)
+    return model
+
+
+def their_ecapa() -> nn.Module:
+    from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN  # noqa: PLC0415
+
+    return ECAPA_TDNN(80, channels=[16] * 4 + [24], attention_channels=8, se_channels=4, lin_neurons=6)
+
+
+def their_resnet() -> nn.Module:
+    from speechbrain.lobes.models.ResNet import ResNet  # noqa: PLC0415
+
+    return ResNet(80, channels=[4, 4, 8, 6], lin_neurons=5)
+
+
+def wespeaker_ecapa() -> tuple[ECAPA, dict[str, Tensor]]:
+    ours = ECAPA(channels=16, mfa_channels=24, attention_channels=8, se_channels=4, embedding_dim=6)
+    randomize_norms(ours)
+    state = {}
+    for theirs, module in WESPEAKER_ECAPA.items():
+        for leaf, value in ours.get_submodule(module).state_dict().items():
+            one_dimensional = value.squeeze(2) if value.ndim == 4 else value
+            state[f"{theirs}.{leaf}"] = (
+                one_dimensional.unsqueeze(2) if "pool." in theirs and value.ndim == 2 else one_dimensional
+            )
+    return ours, state
+
+
+def wespeaker_resnet() -> tuple[ResNet34, dict[str, Tensor]]:
+    ours = ResNet34(base_channels=4, embedding_dim=6, statistics_norm=False)
+    randomize_norms(ours)
+    modules = ((theirs, ours.get_submodule(module)) for theirs, module in WESPEAKER_RESNET.items())
+    return ours, {
+        f"{theirs}.{leaf}": value for theirs, module in modules for leaf, value in module.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("make", [their_ecapa, their_resnet])
+def test_a_network_of_speechbrains_gives_the_same_embeddings_here(make: Any, training: bool) -> None:
+    torch.manual_seed(0)
+    theirs = make()
+    randomize_norms(theirs)
+    _, settings, weights = convert(from_file(theirs.state_dict()))
+    ours = build(settings, weights)
+    ours.train(training)
+    theirs.train(training)
+    filterbank = torch.randn(8, 80, 40)
+    with torch.no_grad():  # theirs in float64: their variances are differences of large numbers
+        expected = theirs.double()(DECIBELS * filterbank.transpose(1, 2).double()).reshape(8, -1).float()
+        embedding = ours(filterbank)
+    assert (embedding - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("make", [wespeaker_ecapa, wespeaker_resnet])
+def test_weights_of_wespeakers_networks_find_their_places(make: Any) -> None:
+    ours, state = make()
+    _, settings, weights = convert(from_file(state))
+    expected = ours.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    build(settings, weights)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: their_ecapa().state_dict(), ("SpeechBrain's ECAPA-TDNN", "ecapa_speechbrain")),
+        (lambda: their_resnet().state_dict(), ("SpeechBrain's ResNet", "resnet_speechbrain")),
+        (lambda: wespeaker_ecapa()[1], ("WeSpeaker's ECAPA-TDNN", "ecapa")),
+        (lambda: wespeaker_resnet()[1], ("WeSpeaker's ResNet34", "resnet34")),
+    ],
+)
+def test_the_settings_have_the_names_of_a_configuration_and_are_read_from_shapes(
+    make: Any, expected: tuple[str, str]
+) -> None:
+    kind, settings, _ = convert(make())
+    name, file = expected
+    configuration = yaml.safe_load((CONF / f"{file}.yaml").read_text())
+    assert kind == name
+    assert settings.keys() == configuration.keys() - {"implementation"}
+    assert settings["_target_"] == configuration["_target_"]
+    if "kernel_sizes" in settings:
+        fixed = ("kernel_sizes", "dilations", "res2net_scale", "layout")
+        assert all(settings[name] == configuration[name] for name in fixed)
+        assert [settings[name] for name in ("channels", "mfa_channels", "embedding_dim")] == [16, 24, 6]
+        assert [settings[name] for name in ("attention_channels", "se_channels")] == [8, 4]
+
+
+def test_other_kernel_sizes_and_scales_are_read_too() -> None:
+    from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN  # noqa: PLC0415
+
+    theirs = ECAPA_TDNN(80, channels=[16] * 4 + [24], kernel_sizes=[3, 5, 3, 7, 1], res2net_scale=4, lin_neurons=6)
+    _, settings, weights = convert(theirs.state_dict())
+    assert settings["kernel_sizes"] == [3, 5, 3, 7]
+    assert settings["res2net_scale"] == 4
+    build(settings, weights)
+
+
+def test_an_attention_without_context_becomes_one_that_ignores_it(caplog: pytest.LogCaptureFixture) -> None:
+    ours, state = wespeaker_ecapa()
+    with torch.no_grad():
+        ours.pooling.hidden.weight[:, 24:] = 0
+    state["pool.linear1.weight"] = state["pool.linear1.weight"][:, :24]
+    with caplog.at_level(logging.INFO):
+        _, _, weights = convert(state)
+    assert torch.equal(weights["pooling.hidden.weight"], ours.pooling.hidden.weight)
+    assert "no global context" in caplog.text
+
+
+def test_wespeakers_head_is_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    _, state = wespeaker_resnet()
+    with caplog.at_level(logging.INFO):
+        _, _, weights = convert(state | {"projection.weight": torch.zeros(3, 6)})
+    assert weights.keys() == convert(state)[2].keys()
+    assert "left out the head, 1 tensors" in caplog.text
+
+
+def test_averaged_counts_of_batches_become_whole_numbers() -> None:
+    _, state = wespeaker_resnet()
+    _, _, weights = convert(state | {"bn1.num_batches_tracked": torch.tensor(12.5)})
+    assert torch.equal(weights["norm.num_batches_tracked"], torch.tensor(12))
+
+
+def test_the_weights_are_copies() -> None:
+    _, state = wespeaker_resnet()
+    _, _, weights = convert(state)
+    weights["norm.weight"].zero_()
+    assert state["bn1.weight"].any()
+
+
+@pytest.mark.parametrize("make", [lambda: their_ecapa().state_dict(), lambda: wespeaker_ecapa()[1]])
+@pytest.mark.parametrize("axis", ["weight", "bias"])
+def test_each_missing_tensor_is_named(make: Any, axis: str) -> None:
+    state = dict(make())
+    for name in [name for name in state if name.endswith(axis)]:
+        rest = {key: value for key, value in state.items() if key != name}
+        with pytest.raises(ValueError, match="do not fit") as caught:
+            convert(rest)
+        assert "missing" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer1.0.extra": torch.zeros(1)}, "WeSpeaker's ResNet34, but do not fit: left over layer1.0.extra"),
+        ({"layer1.3.conv1.weight": torch.zeros(4, 4, 3, 3)}, r"left over layer1\.3\.conv1\.weight"),
+        ({"bn1.bias": torch.zeros(5)}, r"bn1\.bias must have shape \(4,\), axes of size one aside, got \(5,\)"),
+        ({"seg_1.weight": torch.zeros(6)}, r"seg_1\.weight must have 2 axes, got shape \(6,\)"),
+        ({"seg_1.weight": torch.zeros(6, 7)}, r"seg_1\.weight must have shape \(6, 640\)"),
+        ({"seg_2.weight": torch.zeros(6, 6)}, r"second embedding layer \(two_emb_layer\)"),
+        ({"pool.linear1.weight": torch.zeros(6, 6, 1)}, "a pooling with weights"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        convert(wespeaker_resnet()[1] | changes)
+
+
+def test_a_norm_behind_wespeakers_embedding_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"batch norm behind the embedding \(emb_bn\)"):
+        convert(wespeaker_ecapa()[1] | {"bn2.weight": torch.ones(6)})
+
+
+@pytest.mark.parametrize("state", [{}, {"model": {"seg_1.weight": torch.zeros(1)}}, {"a.weight": torch.zeros(1)}])
+def test_anything_else_is_refused_with_what_is_allowed(state: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="one of SpeechBrain's ECAPA-TDNN, .* got (nothing|model|a.weight)$"):
+        convert(state)
