@@ -5,6 +5,7 @@ weights give the network alone, which is dense.
 """
 
 import logging
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,6 +24,12 @@ from sv_sparse.models.pretrained import convert
 from sv_sparse.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+# What torch.load raises for files that were cut off or changed at random: found by trying, since it checks nothing.
+_DAMAGED = (
+    *(RuntimeError, EOFError, OSError, UnpicklingError, struct.error, AssertionError),
+    *(LookupError, ValueError, TypeError, AttributeError),
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,11 @@ class Origin:
         Raises:
             ValueError: The network is another than the origin's; says how to choose it.
         """
+        if model["_target_"] != self.model["_target_"]:
+            theirs = ", ".join(f"model.{name}={value}" for name, value in self.model.items() if name != "_target_")
+            raise ValueError(
+                f"init_from={self.path}: its network is {self.model['_target_']} with {theirs}; choose that"
+            )
         wanted = [name for name in model | self.model if name != "implementation"]
         differing = sorted(name for name in wanted if model.get(name) != self.model.get(name))
         if differing:
@@ -129,7 +141,7 @@ def _read(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError, UnpicklingError) as error:
+    except _DAMAGED as error:
         first = str(error).partition("\n")[0]
         raise ValueError(f"init_from={path}: cannot be read as a file of weights ({first})") from error
     if not isinstance(state, dict):
