@@ -68,7 +68,7 @@ class Trainer:
             total = self.experiment.total_steps
             with self.update.ready(), self.monitor.progress(self.state.progress.step, total):
                 self._judge()
-                while self.state.progress.step < total and not self._is_stale():
+                while self._goes_on():
                     self._train_epoch()
                     self._judge()
         self.state.choose()
@@ -199,10 +199,11 @@ class Trainer:
         elif state.best:
             state.progress.stale += 1
 
-    def _is_stale(self) -> bool:
-        """Whether the validation has not got better for too long."""
-        patience = self.settings["patience"]
-        return patience is not None and self.state.progress.stale >= patience
+    def _goes_on(self) -> bool:
+        """Whether there are steps left, and the validation has got better lately; an epoch that was begun is ended."""
+        progress, patience = self.state.progress, self.settings["patience"]
+        stale = patience is not None and progress.stale >= patience
+        return progress.batch > 0 or (progress.step < self.experiment.total_steps and not stale)
 
     def _save(self) -> None:
         self.update.refuse_non_finite()
