@@ -42,6 +42,15 @@ def test_a_stop_signal_to_all_processes_saves_in_mid_epoch(attempts, uninterrupt
     assert_same_run(folder, uninterrupted)
 
 
+@pytest.mark.parametrize("at", [6, 18], ids=["of an epoch", "of the run"])
+def test_a_run_that_is_stopped_after_the_last_step_still_judges_its_epoch(attempts, uninterrupted, struck, at):
+    done, folder = struck(signal.SIGTERM, "update._step", at)
+    assert done.status == 128 + signal.SIGTERM, done.err
+    again = attempts(f"resume={folder}")
+    assert again.status == 0, again.err
+    assert_same_run(folder, uninterrupted)
+
+
 @pytest.mark.parametrize(
     ("within", "visit"),
     [("evaluate.validate", 2), ("landing.evaluate", 2)],
