@@ -35,7 +35,7 @@ def main(config: DictConfig) -> None:
             experiment = build(settings, folder, corpus)
             trainer = Trainer(experiment, started)
             trainer.fit()
-            landing = land(experiment)
+            landing = land(experiment, trainer.judged)
             mean = training_mean(experiment)
             trainer.state.save_network("model.pt", mean, landing)
             evaluations = evaluate(experiment, mean)

@@ -1,8 +1,10 @@
 """Recordings to embeddings: whole utterances, read ahead by threads."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -16,6 +18,7 @@ from sv_sparse.data.manifest import Part
 from sv_sparse.distributed import gathered_objects, rank, ranks
 
 Array = NDArray[np.float32]
+Group = tuple[list[int], Tensor]  # positions, and their waveforms of one length
 
 _READ_AHEAD = 64  # utterances
 _BATCH = 16  # utterances of equal length
@@ -45,16 +48,47 @@ def embed(network: nn.Module, filterbank: nn.Module, utterances: Sequence[Sequen
     found: dict[int, Array] = {}
     own = _own_blocks(len(utterances))
     hidden = rank() > 0 or not sys.stderr.isatty()
-    with tqdm(total=sum(map(len, own)), desc=title, unit="utt", leave=False, disable=hidden) as bar:
-        for positions, waveforms in _equal_lengths(utterances, own):
-            try:
-                output = network(filterbank(waveforms.to(device))).float().cpu().numpy()
-            except ValueError as error:  # too short for the filterbank or the network
-                raise ValueError(f"{utterances[positions[0]][0].path}: {error}") from error
-            found.update(zip(positions, output, strict=True))
-            bar.update(len(positions))
+    title_bar = tqdm(total=sum(map(len, own)), desc=title, unit="utt", leave=False, disable=hidden)
+    with title_bar as bar, _side_by_side(device) as pool:
+        for groups in _equal_lengths(utterances, own):
+            outputs = pool(partial(_embedded, network, filterbank, utterances), groups)
+            for (positions, _), output in zip(groups, outputs, strict=True):
+                found.update(zip(positions, output, strict=True))
+                bar.update(len(positions))
     together = {position: row for part in gathered_objects(found) for position, row in part.items()}
     return np.stack([together[position] for position in range(len(utterances))])
+
+
+def _embedded(network: nn.Module, filterbank: nn.Module, utterances: Sequence[Sequence[Part]], group: Group) -> Array:
+    positions, waveforms = group
+    device = next(network.parameters()).device
+    try:
+        return network(filterbank(waveforms.to(device))).float().cpu().numpy()
+    except ValueError as error:  # too short for the filterbank or the network
+        raise ValueError(f"{utterances[positions[0]][0].path}: {error}") from error
+
+
+@contextmanager
+def _side_by_side(device: torch.device) -> Iterator[Callable[..., Iterable[Array]]]:
+    """A ``map``: on a CPU with several threads each takes utterances of its own, which is faster than sharing one."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if threads == 1:
+        yield map
+        return
+    enabled, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+    def begin() -> None:
+        """Each thread's own settings; without a context, whose end would drop what all have cast."""
+        torch.set_num_threads(1)
+        torch.set_grad_enabled(False)
+        torch.set_autocast_dtype("cpu", dtype)
+        torch.set_autocast_enabled("cpu", enabled)
+
+    try:
+        with ThreadPoolExecutor(threads, initializer=begin) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)  # what a thread sets, some libraries take for all
 
 
 def _own_blocks(count: int) -> list[range]:
@@ -63,19 +97,19 @@ def _own_blocks(count: int) -> list[range]:
     return [range(start, min(start + _READ_AHEAD, count)) for start in starts]
 
 
-def _equal_lengths(utterances: Sequence[Sequence[Part]], blocks: Sequence[range]) -> Iterator[tuple[list[int], Tensor]]:
-    """Positions in ``utterances`` with their waveforms [B, S]; the next block is read while this one is used."""
+def _equal_lengths(utterances: Sequence[Sequence[Part]], blocks: Sequence[range]) -> Iterator[list[Group]]:
+    """Each block, as positions with their waveforms [B, S]; the next one is read while it is used."""
     with ThreadPoolExecutor(2) as pool:
         ahead = [pool.submit(read_utterance, utterances[position]) for position in blocks[0]] if blocks else []
         for block, following in zip(blocks, [*blocks[1:], range(0)], strict=False):
             waveforms = [reading.result() for reading in ahead]
             ahead = [pool.submit(read_utterance, utterances[position]) for position in following]
             pairs = sorted(zip(block, waveforms, strict=True), key=lambda pair: len(pair[1]))
-            for _, alike in groupby(pairs, key=lambda pair: len(pair[1])):
-                together = list(alike)
-                for first in range(0, len(together), _BATCH):
-                    part = together[first : first + _BATCH]
-                    yield [position for position, _ in part], torch.stack([waveform for _, waveform in part])
+            alike = [list(several) for _, several in groupby(pairs, key=lambda pair: len(pair[1]))]
+            parts = [several[first : first + _BATCH] for several in alike for first in range(0, len(several), _BATCH)]
+            yield [
+                ([position for position, _ in part], torch.stack([waveform for _, waveform in part])) for part in parts
+            ]
 
 
 @torch.no_grad()

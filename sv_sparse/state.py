@@ -134,10 +134,15 @@ class RunState:
         }
         checkpoint.save(self.checkpoints.folder / name, state)
 
-    def choose(self) -> None:
-        """Where the settings say so, go back to the best epoch, or average the last ones: what will be delivered."""
+    def choose(self) -> bool:
+        """Where the settings say so, go back to the best epoch, or average the last ones: what will be delivered.
+
+        Returns:
+            Whether that is another network than the last.
+        """
         trainer, last = self.experiment.settings["trainer"], self.progress.epoch
-        if trainer["patience"] is not None and self.best.get("epoch", last) != last:
+        back = trainer["patience"] is not None and self.best.get("epoch", last) != last
+        if back:
             logger.info("taking epoch %d of %d, the best", self.best["epoch"], last)
             self._take(self.checkpoints.epoch(self.best["epoch"]))
         count = min(trainer["average"], last)
@@ -148,6 +153,7 @@ class RunState:
                 self._take(self.checkpoints.epoch(number))
                 average.add(self.experiment.optimizer)
             average.put_into(self.experiment.optimizer)
+        return back or count > 1
 
     def _take(self, path: Path) -> None:
         self._restore_weights(checkpoint.load(path, checkpoint.TRAINING_KEYS))

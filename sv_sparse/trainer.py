@@ -44,6 +44,7 @@ class Trainer:
         self.monitor = Monitor(experiment.folder, self.state.progress.step, self.state.progress.rows)
         self.timer = Timer()
         self.saved = started
+        self.judged: float | None = None  # EER of held-out speakers, of the network as it is
 
     def fit(self) -> None:
         """Train to the last step, and take what is to be delivered: the last network, the best, or an average.
@@ -71,7 +72,8 @@ class Trainer:
                 while self._goes_on():
                     self._train_epoch()
                     self._judge()
-        self.state.choose()
+        if self.state.choose():
+            self.judged = None
 
     def _train_epoch(self) -> None:
         """Train to the end of an epoch, or of the run; a stop signal waits for the end of a step."""
@@ -134,9 +136,9 @@ class Trainer:
             "loss": loss,
             "accuracy": accuracy,
             "lambda": controller.lambda_,
-            "sparsity/network": sparsity(list(experiment.sparse_params.values())),
+            "sparsity/network": self._sparsity(list(experiment.sparse_params.values())),
             "sparsity/trained": controller.sparsity(),
-            "sparsity/all": sparsity(list(experiment.network.parameters())),
+            "sparsity/all": self._sparsity(list(experiment.network.parameters())),
         }
         measured |= {f"support/{name}": value for name, value in self.state.diagnostics.read().items()}
         values = torch.stack([value.float().to(loss.device) for value in measured.values()]).tolist()
@@ -149,6 +151,10 @@ class Trainer:
         row |= self.timer.read()
         self.monitor.keep(row)
         self.monitor.show(row)
+
+    def _sparsity(self, params: Sequence[Tensor]) -> Tensor:
+        """Fraction of exact zeros, of what the optimizer has counted where it has."""
+        return 1 - self.experiment.optimizer.count_nonzero(params).sum() / sum(param.numel() for param in params)
 
     def _judge(self) -> None:
         """Validate after an epoch, once, and save; a stop signal ends the validation, not the saving."""
@@ -165,7 +171,7 @@ class Trainer:
             self._assert_same(measured)
             row: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "sparsity": measured}
             if validated is not None:
-                row["validation_eer"] = validated[0].eer
+                row["validation_eer"] = self.judged = validated[0].eer
                 self._keep_best(*validated, measured)
             logger.info("%s", as_words(row))
             histogram = self.state.diagnostics.histogram()
