@@ -8,6 +8,7 @@ it was saved with.
 import io
 import os
 import shutil
+import struct
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,6 +24,12 @@ TRAINING_KEYS = {
     "diagnostics", "progress", "generators", "best", "at_start", "started_sparse",
 }  # fmt: skip
 NETWORK_KEYS = {"format", "config", "model", "mean", "figures"}
+
+# What torch.load raises for files that were cut off or changed at random: found by trying, since it checks nothing.
+DAMAGED = (
+    *(RuntimeError, EOFError, OSError, UnpicklingError, struct.error, AssertionError),
+    *(LookupError, ValueError, TypeError, AttributeError),
+)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -53,8 +60,11 @@ def load(path: Path, keys: set[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is not a readable checkpoint: damaged, or another kind of file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from error
+    except DAMAGED as error:
+        first = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is not a readable checkpoint: {first}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, expected a checkpoint")
     if state.get("format") != FORMAT:
         raise ValueError(f"{path} has checkpoint format {state.get('format')}, this version reads {FORMAT}")
     if keys == TRAINING_KEYS and set(state) == NETWORK_KEYS:

@@ -6,10 +6,12 @@ normalization has the statistics of the whole batch.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -18,21 +20,55 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(hours=2)  # that one process may be busy alone; torchrun notices at once when it ends
+_PATIENCE = timedelta(days=2)  # that one process may be busy alone; torchrun notices at once when it ends
 
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """Join the processes that torchrun started, where it did, and leave them at the end."""
+    """Join the processes that torchrun started, where it did, and leave them at the end.
+
+    Raises:
+        ValueError: there are more of them on this machine than GPUs.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=_PATIENCE)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    if torch.cuda.is_available():
+        own, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if own >= count:
+            raise ValueError(
+                f"torchrun --nproc-per-node: {own + 1} processes or more need as many GPUs, there are {count}"
+            )
+        torch.cuda.set_device(own)
+    store, number, count = next(dist.rendezvous("env://", timeout=_PATIENCE))
+    own_store = dist.PrefixStore(name_of_start(store, number, count), store)
+    dist.init_process_group(backend, timeout=_PATIENCE, store=own_store, rank=number, world_size=count)
+    yield
+    dist.destroy_process_group()  # not after an error: it may wait for the others, and torchrun for this process
+
+
+def name_of_start(store: dist.Store, number: int, count: int) -> str:
+    """A name that the processes of one start agree on: torchrun's store still holds what earlier starts wrote.
+
+    The first process names it. It tells whoever asks, by a name that nobody asked by before, until all have heard.
+    """
+    own = uuid4().hex
+    if number > 0:
+        store.set(f"asks/{number}", own)
+        while not store.check([f"answer/{own}"]):
+            time.sleep(0.01)
+        name = store.get(f"answer/{own}").decode()
+        store.set(f"heard/{name}/{number}", "")
+        return name
+    waiting = set(range(1, count))
+    while waiting:
+        for other in sorted(waiting):
+            if store.check([f"asks/{other}"]):
+                store.set(f"answer/{store.get(f'asks/{other}').decode()}", own)
+        waiting = {other for other in waiting if not store.check([f"heard/{own}/{other}"])}
+        time.sleep(0.01)
+    return own
 
 
 def rank() -> int:

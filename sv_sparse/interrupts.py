@@ -31,15 +31,17 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Yield a list that receives the number of a stop signal; a second signal interrupts at once.
+    """Yield a list that receives the numbers of stop signals; Ctrl-C interrupts at once if it is not the first.
+
+    A scheduler's signals often come twice, from itself and from torchrun.
 
     Raises:
-        Stopped: a second signal came before the first was acted on.
+        Stopped: Ctrl-C came before an earlier signal was acted on.
     """
     requests: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
-        if requests:
+        if requests and number == signal.SIGINT:
             raise Stopped(number)
         requests.append(number)
 

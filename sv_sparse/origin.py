@@ -5,10 +5,8 @@ weights give the network alone, which is dense.
 """
 
 import logging
-import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import pyarrow as pa
@@ -24,12 +22,6 @@ from sv_sparse.models.pretrained import convert
 from sv_sparse.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-# What torch.load raises for files that were cut off or changed at random: found by trying, since it checks nothing.
-_DAMAGED = (
-    *(RuntimeError, EOFError, OSError, UnpicklingError, struct.error, AssertionError),
-    *(LookupError, ValueError, TypeError, AttributeError),
-)
 
 
 @dataclass(frozen=True)
@@ -141,7 +133,7 @@ def _read(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
+    except checkpoint.DAMAGED as error:
         first = str(error).partition("\n")[0]
         raise ValueError(f"init_from={path}: cannot be read as a file of weights ({first})") from error
     if not isinstance(state, dict):

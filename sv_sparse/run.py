@@ -54,10 +54,10 @@ def open_run(config: DictConfig) -> tuple[Settings, Path]:
         return resumed(Path(config.resume), HydraConfig.get().overrides.task)
     settings = resolve(config)
     folder = Path(settings["folder"]) if settings["folder"] is not None else None
-    if folder is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+    if folder is None and _number("TORCHELASTIC_MAX_RESTARTS") > 0:
         raise ValueError("torchrun --max-restarts needs folder=PATH, where a restart finds its run")
     trainer = settings["trainer"]
-    if folder is not None and _is_restart() and (folder / "checkpoints" / "last.pt").is_file():
+    if folder is not None and _may_be_restart() and (folder / "checkpoints" / "last.pt").is_file():
         return _again(settings, folder), folder
     device = choose_device(trainer["device"], "trainer.device=")
     trainer["precision"], reason = choose_precision(trainer["precision"], device)
@@ -96,9 +96,16 @@ def _stored(config: Path) -> Settings:
     return settings
 
 
-def _is_restart() -> bool:
-    """Whether torchrun, or SLURM after a requeue, runs the command again."""
-    return any(int(os.environ.get(name, "0")) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+def _may_be_restart() -> bool:
+    """Whether SLURM runs the command again, after a requeue, or torchrun may.
+
+    torchrun counts restarts on each machine for itself, and not at all those that follow another machine's.
+    """
+    return _number("TORCHELASTIC_MAX_RESTARTS") > 0 or _number("SLURM_RESTART_COUNT") > 0
+
+
+def _number(variable: str) -> int:
+    return int(os.environ.get(variable, "0"))
 
 
 def _again(settings: Settings, folder: Path) -> Settings:

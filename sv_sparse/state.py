@@ -11,7 +11,7 @@ import torch
 from sv_sparse import checkpoint
 from sv_sparse.build import Experiment
 from sv_sparse.data.loader import UnreadableMeter
-from sv_sparse.distributed import rank
+from sv_sparse.distributed import rank, ranks
 from sv_sparse.embedding import Array
 from sv_sparse.optim import DualAverage, SupportDiagnostics
 
@@ -27,6 +27,7 @@ class Progress:
         batch: Steps of the next one that are done.
         step: Steps done.
         seconds: All its time, interruptions left out.
+        ranks: How many processes train together.
         seen: Utterances drawn.
         unreadable: How many of them could not be read.
         rows: Rows of metrics.jsonl.
@@ -38,6 +39,7 @@ class Progress:
     batch: int = 0
     step: int = 0
     seconds: float = 0.0
+    ranks: int = 1
     seen: int = 0
     unreadable: int = 0
     rows: int = 0
@@ -78,6 +80,7 @@ class RunState:
             self._restore(self.checkpoints.read_last())
             logger.info("continuing %s at step %d", experiment.folder, self.progress.step)
             self._keep_judged()
+            self._forget_lost_best()
 
     def seconds(self) -> float:
         """Time spent on the run so far, interruptions left out."""
@@ -93,6 +96,7 @@ class RunState:
             return
         experiment, progress = self.experiment, self.progress
         progress.seen, progress.unreadable, progress.rows = self.meter.seen, self.meter.unreadable, rows
+        progress.ranks = ranks()
         state = {
             "config": experiment.settings,
             "model": experiment.network.state_dict(),
@@ -102,7 +106,7 @@ class RunState:
             "scaler": self.scaler.state_dict(),
             "diagnostics": self.diagnostics.state_dict(),
             "progress": asdict(progress) | {"seconds": self.seconds()},
-            "generators": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+            "generators": {"cpu": torch.get_rng_state(), "cuda": _cuda_generator(experiment.compute.device)},
             "best": self.best,
             "at_start": self.at_start,
             "started_sparse": experiment.started_sparse,
@@ -121,6 +125,12 @@ class RunState:
         at_end = progress.epoch and not progress.batch and progress.judged
         if at_end and not self.checkpoints.epoch(progress.epoch).is_file():
             self.keep_epoch()
+
+    def _forget_lost_best(self) -> None:
+        """Where the run returned to an epoch whose best one is not kept any more, the next one is the best."""
+        patient = self.experiment.settings["trainer"]["patience"] is not None
+        if patient and self.best and not self.checkpoints.epoch(self.best["epoch"]).is_file():
+            self.best, self.progress.stale = {}, 0
 
     def save_network(self, name: str, mean: Array, figures: dict[str, Any]) -> None:
         """Write a network file: what using the network needs; the first process does."""
@@ -171,8 +181,18 @@ class RunState:
         self.scaler.load_state_dict(state["scaler"])
         self.diagnostics.load_state_dict(state["diagnostics"])
         self.progress = Progress(**state["progress"])
+        storage = self.experiment.settings["data"].get("storage", "files")
+        if storage == "shards" and self.progress.ranks != ranks():
+            raise ValueError(
+                f"data.storage=shards: the order of crops depends on the number of processes; continue with "
+                f"{self.progress.ranks}, not {ranks()}"
+            )
         self.meter.seen, self.meter.unreadable = self.progress.seen, self.progress.unreadable
         torch.set_rng_state(state["generators"]["cpu"])
-        if len(state["generators"]["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["generators"]["cuda"])
+        if self.experiment.compute.device.type == "cuda" and state["generators"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["generators"]["cuda"], self.experiment.compute.device)
         self.best, self.at_start = state["best"], state["at_start"]
+
+
+def _cuda_generator(device: torch.device) -> torch.Tensor | None:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else None

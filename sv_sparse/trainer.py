@@ -14,7 +14,7 @@ from torch import Tensor
 from sv_sparse.build import Experiment
 from sv_sparse.compute import memory_advice
 from sv_sparse.data.dataset import Batch
-from sv_sparse.distributed import gathered_objects, ranks
+from sv_sparse.distributed import gathered, gathered_objects, ranks
 from sv_sparse.embedding import Array
 from sv_sparse.evaluate import Evaluation
 from sv_sparse.head import margin_at
@@ -94,14 +94,18 @@ class Trainer:
                         logger.info("stopped by %s at step %d", signal.Signals(stop).name, progress.step)
                         raise Stopped(stop)
             progress.epoch, progress.batch, progress.judged = progress.epoch + 1, 0, False
+            stop = int(gathered(torch.tensor([next(iter(requests), 0)])).max())
+            if stop:
+                self._save()
+                raise Stopped(stop)
 
     def _train_step(self, parts: Sequence[Batch], heard: Heard) -> None:
         progress = self.state.progress
         for part in parts:
             self.state.meter.report(part)
         self.state.meter.count(heard.crops + heard.unreadable, heard.unreadable)
+        self._schedule()
         if heard.fewest >= 2:  # batch normalization needs two
-            self._schedule()
             logged = (progress.step + 1) % self.settings["log_every"] == 0
             loss, accuracy = self.update.make(parts, heard.crops, progress.step + 1, logged=logged)
             self.timer.count(heard.crops)
@@ -163,7 +167,7 @@ class Trainer:
             return
         try:
             validated = validate_held_out(self.experiment)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, RuntimeError):  # the latter where another process was stopped, and left
             self._save()
             raise
         with stop_requests() as requests:

@@ -15,6 +15,8 @@ from sv_sparse.build import Experiment
 from sv_sparse.data.dataset import Batch
 from sv_sparse.optim import SupportDiagnostics, clip_grad_norm_
 
+_SMALLEST_SCALE = 2.0**-10  # of the loss in fp16
+
 
 class _NetworkAndHead(nn.Module):
     """Filterbank [B, F, T] and speakers [B] to the loss and the cosines."""
@@ -106,6 +108,7 @@ class Update:
         Raises:
             ArithmeticError: the loss or the gradient is not finite. On a CPU the update was not made; on a GPU this is
                 noticed where the host waits for it anyhow, on logged steps, and ``refuse_non_finite`` tells sooner.
+                In fp16 the host reads the scale at every step.
         """
         experiment = self.experiment
         experiment.optimizer.zero_grad()
@@ -148,12 +151,20 @@ class Update:
         before = self.scaler.get_scale()
         self.scaler.step(self.experiment.optimizer)
         self.scaler.update()
-        if self.scaler.get_scale() >= before:
+        after = self.scaler.get_scale()
+        if after >= before:
             self.experiment.controller.step()
+        elif after < _SMALLEST_SCALE:
+            raise ArithmeticError(
+                f"trainer.precision=fp16: gradients overflow although the loss is scaled by {after:g}; "
+                "bf16 or fp32 may help"
+            )
 
     def _watch(self, loss: Tensor, norm: Tensor, step: int) -> None:
         """Remember the first step that failed, on the device; in fp16 an overflowing gradient is none."""
-        finite = loss.isfinite() if self.scaler.is_enabled() else loss.isfinite() & norm.isfinite()
+        finite = loss.isfinite() & norm.isfinite()  # the norm is the same in all processes
+        if self.scaler.is_enabled():
+            finite = distributed.average(loss).isfinite()
         self._failed = torch.where((self._failed == 0) & ~finite, step, self._failed)
 
     def refuse_non_finite(self) -> None:

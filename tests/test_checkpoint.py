@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sv_sparse import checkpoint
+from sv_sparse.commands.evaluate import load_network
 
 STATE = {"config": {"seed": 0}, "model": {"w": torch.arange(3.0)}, "mean": torch.zeros(2), "figures": {"eer": 0.1}}
 
@@ -38,6 +39,27 @@ def test_a_pickled_object_is_refused(tmp_path):
     torch.save({"format": checkpoint.FORMAT, "model": checkpoint.Path("x")}, tmp_path / "model.pt")
     with pytest.raises(ValueError, match="is not a readable checkpoint"):
         checkpoint.load(tmp_path / "model.pt", checkpoint.NETWORK_KEYS)
+
+
+def test_a_file_that_holds_something_else_is_refused(tmp_path):
+    torch.save([1, 2], tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="holds a list, expected a checkpoint"):
+        checkpoint.load(tmp_path / "model.pt", checkpoint.NETWORK_KEYS)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"_target_": "os.makedirs", "name": "made"},
+        {"_target_": "sv_sparse.models.EcapaTdnn", "channels": {"_target_": "os.makedirs", "name": "made"}},
+    ],
+)
+def test_a_network_file_runs_no_code_but_ours(tmp_path, monkeypatch, model):
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(tmp_path / "model.pt", STATE | {"config": {"model": model}})
+    with pytest.raises(ValueError, match=r"expected one of sv_sparse\.models"):
+        load_network(tmp_path / "model.pt")
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -5,14 +5,17 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from tiny import ROOT, TINY, write_tones, write_trial_list
 
 from sv_sparse import checkpoint
+from sv_sparse.distributed import name_of_start
 from sv_sparse.monitor import read_rows
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
@@ -20,9 +23,9 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 SETTINGS = (*TINY, "optim=linbreg", "optim.lr=0.05", "target_sparsity=0.8", "trainer.batch_size=8", "trainer.epochs=3")
 TIMING = {"utterances_per_second", "data_wait"}
 
-# train.py, of which process 1 is killed once in its 5th update, at the first start
+# train.py, of which process 1 is killed once in its 5th update, at the first start, and is late afterwards
 KILLED = """
-import os, runpy, signal, sys
+import os, runpy, signal, sys, time
 from torch.optim.optimizer import register_optimizer_step_post_hook
 updates = []
 def after_update(*_):
@@ -30,6 +33,8 @@ def after_update(*_):
     if len(updates) == 5 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os.kill(os.getpid(), signal.SIGKILL)
 register_optimizer_step_post_hook(after_update)
+if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] != "0":
+    time.sleep(5)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -134,15 +139,26 @@ def test_a_killed_process_is_started_again_and_the_run_goes_on_from_its_last_che
         assert torch.equal(value, network(together)[name]), name
 
 
+def test_the_processes_of_a_start_agree_on_a_name_that_no_earlier_start_had():
+    store = dist.HashStore()
+    with ThreadPoolExecutor(3) as pool:
+        starts = [
+            set(pool.map(lambda number: name_of_start(store, number, 3), order))
+            for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2), (2, 0, 1))
+        ]
+    assert [len(names) for names in starts] == [1] * 4
+    assert len(set.union(*starts)) == 4
+
+
 def test_restarts_need_a_folder_and_the_same_settings(corpus, alone):
     done = run(sys.executable, str(ROOT / "train.py"), *SETTINGS, *corpus, TORCHELASTIC_MAX_RESTARTS="1")
     assert done.returncode == 2
     assert "torchrun --max-restarts needs folder=PATH" in done.stderr
-    done = run(
-        sys.executable, str(ROOT / "train.py"), *SETTINGS, *corpus, f"folder={alone}", "seed=5", SLURM_RESTART_COUNT="1"
-    )
-    assert done.returncode == 2
-    assert f"folder={alone} holds a run that was begun with other settings: seed" in done.stderr
+    for variable in ("SLURM_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"):
+        words = (*SETTINGS, *corpus, f"folder={alone}", "seed=5")
+        done = run(sys.executable, str(ROOT / "train.py"), *words, **{variable: "1"})
+        assert done.returncode == 2
+        assert f"folder={alone} holds a run that was begun with other settings: seed" in done.stderr
     done = run(sys.executable, str(ROOT / "train.py"), *SETTINGS, *corpus, f"folder={alone}")
     assert done.returncode == 2
     assert "is there already" in done.stderr

@@ -78,7 +78,8 @@ def test_settings_of_launchers_and_sweepers_are_not_taken_for_our_own():
 
 
 def test_the_cluster_commands_of_the_readme_name_settings_that_exist():
-    (block,) = re.findall(r"```shell\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```shell\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if "hydra/launcher=" in block)
     commands = [shlex.split(line, comments=True) for line in block.replace("\\\n", "").splitlines()]
     assert [word for words in commands for word in words if word.startswith("hydra/launcher=")] == [
         *("hydra/launcher=submitit_slurm", "hydra/launcher=submitit_local", "hydra/launcher=ray")

@@ -67,6 +67,15 @@ def test_half_precision_learns_what_float32_learns(experiment, precision):
     torch.testing.assert_close(weights[1], weights[0], rtol=0.1, atol=0.01)
 
 
+def test_gradients_that_overflow_at_any_scale_end_the_run(experiment):
+    made = experiment("trainer.precision=fp16", "target_sparsity=0.5")
+    parts = list(made.loader)[:1]
+    next(made.network.parameters()).register_hook(lambda grad: grad * torch.inf)
+    update = Update(made, SupportDiagnostics(made.controller), torch.amp.GradScaler("cpu", init_scale=2.0**-10))
+    with update.ready(), pytest.raises(ArithmeticError, match="trainer.precision=fp16: gradients overflow"):
+        update.make(parts, 4, 1, logged=False)
+
+
 def test_an_overflow_in_fp16_leaves_the_weights_and_lambda_and_lowers_the_scale(experiment):
     made = experiment("trainer.precision=fp16", "target_sparsity=0.5")
     parts = list(made.loader)[:1]

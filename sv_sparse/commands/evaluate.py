@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -129,7 +130,15 @@ def _print(evaluation: Evaluation) -> None:
 def load_network(path: Path) -> tuple[nn.Module, Array, OperatingPoint]:
     """A trained network, its mean embedding [E], and its run's operating point, from a network file."""
     state = checkpoint.load(path, checkpoint.NETWORK_KEYS)
+    _refuse_foreign(path, state["config"]["model"])
     network: nn.Module = instantiate(state["config"]["model"], mel_bins=MEL_BINS)
     network.load_state_dict(state["model"])
     mean: torch.Tensor = state["mean"]
     return network.eval(), mean.numpy(), OperatingPoint(**state["config"]["scoring"])
+
+
+def _refuse_foreign(path: Path, model: dict[str, Any]) -> None:
+    """Raise a ValueError if a file names other code than our networks, which building the network would run."""
+    nested = any(isinstance(value, dict) for value in model.values())
+    if nested or not str(model.get("_target_")).startswith("sv_sparse.models."):
+        raise ValueError(f"{path}: its network is {model.get('_target_')}, expected one of sv_sparse.models")

@@ -41,8 +41,9 @@ class Fusable(nn.Module):
             and torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
             and _dtype(x) in {torch.bfloat16, torch.float32}
+            and x.numel() // x.shape[1] > 1
             and all(_plain(norm) for norm in norms)
-            and all(p.requires_grad for module in (*norms, *others) for p in module.parameters())
+            and all(_trained(p) for module in (*norms, *others) for p in module.parameters())
         )
 
 
@@ -57,6 +58,10 @@ def choose(model: nn.Module, implementation: str) -> None:
     for module in model.modules():
         if isinstance(module, Fusable):
             module.implementation = implementation
+
+
+def _trained(param: Tensor) -> bool:
+    return param.requires_grad and param.dtype == torch.float32 and param.device.type == "cpu"
 
 
 def _plain(norm: nn.Module) -> bool:

@@ -38,21 +38,29 @@ def rows(x: Tensor) -> Tensor:
 
 
 def call(name: str, matrices: tuple[Tensor | None, ...], *small: Tensor, floor: float | None = None) -> None:
-    """A kernel on matrices [B, T, C] of one type and on float32 rows [C] or [B, C]."""
+    """A kernel on matrices [B, T, C] of one type and on float32 rows [C] or [B, C].
+
+    Raises:
+        TypeError: they are anything else, which the kernel could not tell from their addresses.
+    """
     first = matrices[0]
-    assert first is not None
+    if first is None or not all(_reads_like(first, matrix) for matrix in matrices if matrix is not None):
+        raise TypeError(f"{name}: expected matrices of one shape and type, the channels of a frame side by side")
+    if not all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in small):
+        raise TypeError(f"{name}: expected contiguous float32 rows")
     arguments: list[Any] = [ctypes.c_int64(first.dtype == torch.bfloat16), _Shape(*first.shape)]
     for matrix in matrices:
-        assert matrix is None or matrix.dtype == first.dtype
         step = 0 if matrix is None else matrix.stride(1) if matrix.shape[1] > 1 else matrix.stride(0)
         arguments.append(_Matrix(None if matrix is None else matrix.data_ptr(), step))
     if floor is not None:
         arguments.append(ctypes.c_float(floor))
-    for tensor in small:
-        assert tensor.dtype == torch.float32
-        assert tensor.is_contiguous()
-        arguments.append(ctypes.c_void_p(tensor.data_ptr()))
+    arguments.extend(ctypes.c_void_p(tensor.data_ptr()) for tensor in small)
     getattr(_library(), name)(*arguments)
+
+
+def _reads_like(first: Tensor, matrix: Tensor) -> bool:
+    aligned = matrix.stride(2) == 1 or matrix.shape[2] == 1
+    return aligned and matrix.shape == first.shape and matrix.dtype == first.dtype and matrix.device.type == "cpu"
 
 
 def image(frames: Tensor) -> Tensor:
