@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -133,6 +134,24 @@ def test_a_killed_process_is_started_again_and_the_run_goes_on_from_its_last_che
     words = [*SETTINGS, *corpus, f"folder={folder}"]
     done = run(*TORCHRUN, "--max-restarts=2", str(script), str(ROOT / "train.py"), *words)
     assert done.returncode == 0, done.stderr
+    assert_continued_to(together, folder)
+
+
+def test_machines_begin_again_where_another_ones_process_was_killed(together, corpus, tmp_path):
+    script, folder = tmp_path / "killed.py", tmp_path / "run"
+    script.write_text(KILLED)
+    with socket.create_server(("localhost", 0)) as free:
+        where = f"--rdzv-endpoint=localhost:{free.getsockname()[1]}"
+    machine = (*TORCHRUN[:3], "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", where, "--max-restarts=2")
+    words = [*machine, str(script), str(ROOT / "train.py"), *SETTINGS, *corpus, f"folder={folder}"]
+    with ThreadPoolExecutor(2) as pool:
+        ended = [pool.submit(run, *words).result for _ in range(2)]
+        for done in (result() for result in ended):
+            assert done.returncode == 0, done.stderr
+    assert_continued_to(together, folder)
+
+
+def assert_continued_to(together: Path, folder: Path) -> None:
     assert "continuing" in (folder / "train.log").read_text()
     assert rows(folder) == rows(together)
     for name, value in network(folder).items():
