@@ -103,11 +103,13 @@ def execute(command: Command) -> int:
     """Run a command of a recipe to its end; a request to stop is the command's, which saves what it has first."""
     programs = {"python": [sys.executable], "sv-sparse": [sys.executable, "-m", "sv_sparse.cli"]}
     with subprocess.Popen([*programs[command[0]], *command[1:]]) as process:
-        signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+        for each in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(each, lambda number, _: process.send_signal(number))
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command by itself
         status = process.wait()
         signal.signal(signal.SIGINT, before)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for each in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(each, signal.SIG_DFL)
     return status
 
 
@@ -122,7 +124,7 @@ def main(words: Sequence[str]) -> int:
                 print(shlex.join(command), flush=True)
                 status = 0 if chosen.dry_run else execute(command)
                 if status:
-                    later = "; the same command goes on" if status in {-2, -15, 130, 143} else ""
+                    later = "; the same command goes on" if status in {-2, -10, -15, 130, 138, 143} else ""
                     print(f"error: stage {stage} ended with status {status}{later}", file=sys.stderr)
                     return status
         except ValueError as error:

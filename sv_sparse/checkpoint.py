@@ -67,6 +67,10 @@ def load(path: Path, keys: set[str]) -> dict[str, Any]:
         raise ValueError(f"{path} holds a {type(state).__name__}, expected a checkpoint")
     if state.get("format") != FORMAT:
         raise ValueError(f"{path} has checkpoint format {state.get('format')}, this version reads {FORMAT}")
+    if keys == NETWORK_KEYS and set(state) == TRAINING_KEYS:
+        raise ValueError(
+            f"{path} is what a run continues from, not a network that was delivered; those are model.pt and best.pt"
+        )
     if keys == TRAINING_KEYS and set(state) == NETWORK_KEYS:
         raise ValueError(f"{path} is a network file, with which no training continues; init_from=RUN starts from it")
     if set(state) != keys:

@@ -71,12 +71,18 @@ def choose_device(name: str, setting: str) -> torch.device:
     """The device that ``auto``, ``cpu`` or ``cuda`` means here; of several GPUs, this process's own.
 
     Raises:
-        ValueError: CUDA is asked for and not available; begins with the setting.
+        ValueError: CUDA is asked for and not available, or there are fewer GPUs than processes on this machine; begins
+            with the setting.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"{setting}cuda: no CUDA device is available; use auto or cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    if local_rank() >= torch.cuda.device_count():
+        raise ValueError(
+            f"{setting}{name}: each process of torchrun --nproc-per-node needs a GPU of its own, there are "
+            f"{torch.cuda.device_count()}"
+        )
     return torch.device("cuda", local_rank())
 
 

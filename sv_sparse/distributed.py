@@ -20,27 +20,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(days=2)  # that one process may be busy alone; torchrun notices at once when it ends
+_PATIENCE = timedelta(hours=2)  # that one process may be busy alone; torchrun notices at once when it ends
 
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """Join the processes that torchrun started, where it did, and leave them at the end.
-
-    Raises:
-        ValueError: there are more of them on this machine than GPUs.
-    """
+    """Join the processes that torchrun started, where it did, and leave them at the end."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if torch.cuda.is_available():
-        own, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if own >= count:
-            raise ValueError(
-                f"torchrun --nproc-per-node: {own + 1} processes or more need as many GPUs, there are {count}"
-            )
-        torch.cuda.set_device(own)
+    if int(os.environ["LOCAL_RANK"]) < torch.cuda.device_count():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, number, count = next(dist.rendezvous("env://", timeout=_PATIENCE))
     own_store = dist.PrefixStore(name_of_start(store, number, count), store)
     dist.init_process_group(backend, timeout=_PATIENCE, store=own_store, rank=number, world_size=count)

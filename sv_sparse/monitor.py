@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from sv_sparse.distributed import rank
 from sv_sparse.optim.diagnostics import HISTOGRAM_END
+from sv_sparse.settings import flat
 from sv_sparse.storage import naming, write_text
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class Monitor:
 
     def finish(self, settings: dict[str, Any], figures: dict[str, float], step: int) -> None:
         """The hyperparameters with the final figures, for tensorboard's HParams page."""
-        plain = {name: value for name, value in _flat(settings).items() if isinstance(value, (int, float, str, bool))}
+        plain = {name: value for name, value in flat(settings).items() if isinstance(value, (int, float, str, bool))}
         final = {f"final/{name}": value for name, value in figures.items()}
         self.writer.add_hparams(plain, final, run_name=".", global_step=step)
 
@@ -204,10 +205,3 @@ def read_rows(path: Path) -> list[Row]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat

@@ -32,7 +32,7 @@ from sv_sparse.checkpoint import return_to
 from sv_sparse.compute import choose_device, choose_precision
 from sv_sparse.distributed import rank, ranks
 from sv_sparse.interrupts import PROBLEMS
-from sv_sparse.settings import Settings, check, resolve
+from sv_sparse.settings import Settings, check, flat, resolve
 from sv_sparse.storage import LEFTOVERS, only_process, remove_leftovers, write_json, write_text
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,12 @@ def resumed(path: Path, arguments: list[str]) -> tuple[Settings, Path]:
         raise ValueError(
             f"resume={path}: expected a run folder with config.yaml and checkpoints/last.pt, or one of its checkpoints"
         )
-    if of_checkpoint:
+    if of_checkpoint and _number("TORCHELASTIC_MAX_RESTARTS") > 0:
+        raise ValueError(
+            f"resume={path}: with torchrun --max-restarts each restart would return there again; "
+            f"return without it, or continue with resume={folder}"
+        )
+    if of_checkpoint and _number("SLURM_RESTART_COUNT") == 0:
         with only_process(folder, _BUSY.format(folder)):
             return_to(path)
     return _stored(config), folder
@@ -117,7 +122,8 @@ def _again(settings: Settings, folder: Path) -> Settings:
     stored = _stored(folder / "config.yaml")
     if settings["trainer"]["precision"] == "auto":
         settings["trainer"]["precision"] = stored["trainer"]["precision"]  # measured then
-    differing = sorted(name for name in settings | stored if settings.get(name) != stored.get(name))
+    asked, begun = flat(settings), flat(stored)
+    differing = sorted(name for name in asked | begun if asked.get(name) != begun.get(name))
     if differing:
         raise ValueError(f"folder={folder} holds a run that was begun with other settings: {', '.join(differing)}")
     return stored
@@ -166,7 +172,8 @@ def resume_command(folder: Path) -> str:
     """What continues a run, as a shell reads it."""
     plain = re.fullmatch(r"[\w./-]+", str(folder))
     word = f"resume={folder}" if plain else "resume='{}'".format(str(folder).replace("'", "\\'"))
-    return shlex.join(["python", "train.py", word])
+    together = ["torchrun", f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}"] if ranks() > 1 else ["python"]
+    return shlex.join([*together, "train.py", word])
 
 
 @contextmanager
@@ -232,7 +239,8 @@ def _logged(folder: Path) -> Iterator[None]:
         own.setLevel(before[1])
         root.handlers[:] = before[2]
         if not any((folder / "checkpoints").iterdir()):
-            shutil.rmtree(folder)
+            with suppress(OSError):  # a network disk keeps the lock until it is let go
+                shutil.rmtree(folder)
 
 
 def environment() -> dict[str, Any]:

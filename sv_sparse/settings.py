@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import OverrideParseException
+from joblib import cpu_count
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -161,9 +162,18 @@ def resolve(config: DictConfig) -> Settings:
     return settings
 
 
+def flat(settings: Settings, prefix: str = "") -> Settings:
+    """Settings by their names as typed: ``trainer.epochs``."""
+    found: Settings = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
 def automatic_workers() -> int:
-    """How many processes read crops where nobody says so: one core is left to training."""
-    return min(8, (os.cpu_count() or 1) - 1)
+    """How many processes read crops where nobody says so: one of the cores that this process may use trains."""
+    cores: int = cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(8, cores - 1))
 
 
 def _absolute(data: Settings) -> Settings:

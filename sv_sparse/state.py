@@ -11,7 +11,7 @@ import torch
 from sv_sparse import checkpoint
 from sv_sparse.build import Experiment
 from sv_sparse.data.loader import UnreadableMeter
-from sv_sparse.distributed import rank, ranks
+from sv_sparse.distributed import from_first, gathered_objects, rank, ranks
 from sv_sparse.embedding import Array
 from sv_sparse.optim import DualAverage, SupportDiagnostics
 
@@ -61,7 +61,8 @@ class RunState:
         scaler: of fp16.
 
     Raises:
-        ValueError: the checkpoint cannot be read; names the one before it.
+        ValueError: the checkpoint cannot be read; names the one before it. Or nobody is held out, whom patience needs.
+        OSError: the processes see different checkpoints.
     """
 
     def __init__(self, experiment: Experiment, started: float) -> None:
@@ -70,15 +71,21 @@ class RunState:
             experiment.folder / "checkpoints", experiment.settings["trainer"]["keep"]
         )
         self.progress = Progress()
+        patience = experiment.settings["trainer"]["patience"]
+        if patience is not None and not len(experiment.corpus.manifest.split("validation")):
+            raise ValueError(
+                f"trainer.patience={patience} needs speakers to validate on; choose data.validation_share above 0"
+            )
         self.best: dict[str, Any] = {}
         self.at_start: list[dict[str, Any]] = []
         self.diagnostics = SupportDiagnostics(experiment.controller)
         self.scaler = experiment.compute.scaler()
         self.meter = UnreadableMeter(experiment.settings["data"]["max_unreadable"])
-        self.begun = bool(self.checkpoints)
+        self.begun = from_first(lambda: bool(self.checkpoints))
         if self.begun:
             self._restore(self.checkpoints.read_last())
             logger.info("continuing %s at step %d", experiment.folder, self.progress.step)
+            self._assert_same()
             self._keep_judged()
             self._forget_lost_best()
 
@@ -119,6 +126,19 @@ class RunState:
             patient = self.experiment.settings["trainer"]["patience"] is not None
             self.checkpoints.keep_epoch(self.progress.epoch, best=self.best.get("epoch") if patient else None)
 
+    def _assert_same(self) -> None:
+        """All processes have read the same checkpoint.
+
+        Raises:
+            OSError: they have not.
+        """
+        steps = gathered_objects((self.progress.epoch, self.progress.batch, self.progress.step))
+        if len(set(steps)) > 1:
+            raise OSError(
+                f"{self.checkpoints.folder}: the processes read checkpoints of different steps (epoch, batch, step: "
+                f"{steps}); all need the same folder"
+            )
+
     def _keep_judged(self) -> None:
         """Keep the epoch that was judged last, where the run was killed after it was saved and before it was kept."""
         progress = self.progress
@@ -128,8 +148,10 @@ class RunState:
 
     def _forget_lost_best(self) -> None:
         """Where the run returned to an epoch whose best one is not kept any more, the next one is the best."""
-        patient = self.experiment.settings["trainer"]["patience"] is not None
-        if patient and self.best and not self.checkpoints.epoch(self.best["epoch"]).is_file():
+        if self.experiment.settings["trainer"]["patience"] is None or not self.best:
+            return
+        path = self.checkpoints.epoch(self.best["epoch"])
+        if not from_first(path.is_file):
             self.best, self.progress.stale = {}, 0
 
     def save_network(self, name: str, mean: Array, figures: dict[str, Any]) -> None:
@@ -151,6 +173,7 @@ class RunState:
             Whether that is another network than the last.
         """
         trainer, last = self.experiment.settings["trainer"], self.progress.epoch
+        from_first(lambda: None)  # until it has kept the last epoch
         back = trainer["patience"] is not None and self.best.get("epoch", last) != last
         if back:
             logger.info("taking epoch %d of %d, the best", self.best["epoch"], last)

@@ -74,6 +74,10 @@ class Trainer:
                     self._judge()
         if self.state.choose():
             self.judged = None
+            with stop_requests() as requests:
+                self._save()  # the head that belongs to the network
+            if requests:
+                raise Stopped(requests[0])
 
     def _train_epoch(self) -> None:
         """Train to the end of an epoch, or of the run; a stop signal waits for the end of a step."""
@@ -168,7 +172,8 @@ class Trainer:
         try:
             validated = validate_held_out(self.experiment)
         except (KeyboardInterrupt, RuntimeError):  # the latter where another process was stopped, and left
-            self._save()
+            with stop_requests():
+                self._save()
             raise
         with stop_requests() as requests:
             measured = sparsity(self.experiment.target_params()).item()

@@ -41,6 +41,12 @@ def test_a_pickled_object_is_refused(tmp_path):
         checkpoint.load(tmp_path / "model.pt", checkpoint.NETWORK_KEYS)
 
 
+def test_a_training_checkpoint_is_not_taken_for_a_network(tmp_path):
+    checkpoint.save(tmp_path / "last.pt", dict.fromkeys(checkpoint.TRAINING_KEYS - {"format"}, 0))
+    with pytest.raises(ValueError, match=r"is what a run continues from, .* those are model\.pt and best\.pt"):
+        checkpoint.load(tmp_path / "last.pt", checkpoint.NETWORK_KEYS)
+
+
 def test_a_file_that_holds_something_else_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "model.pt")
     with pytest.raises(ValueError, match="holds a list, expected a checkpoint"):

@@ -174,13 +174,24 @@ def test_restarts_need_a_folder_and_the_same_settings(corpus, alone):
     assert done.returncode == 2
     assert "torchrun --max-restarts needs folder=PATH" in done.stderr
     for variable in ("SLURM_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"):
-        words = (*SETTINGS, *corpus, f"folder={alone}", "seed=5")
+        words = (*SETTINGS, *corpus, f"folder={alone}", "head.scale=31")
         done = run(sys.executable, str(ROOT / "train.py"), *words, **{variable: "1"})
         assert done.returncode == 2
-        assert f"folder={alone} holds a run that was begun with other settings: seed" in done.stderr
+        assert f"folder={alone} holds a run that was begun with other settings: head.scale" in done.stderr
     done = run(sys.executable, str(ROOT / "train.py"), *SETTINGS, *corpus, f"folder={alone}")
     assert done.returncode == 2
     assert "is there already" in done.stderr
+
+
+def test_a_return_to_an_epoch_is_made_once_not_at_each_restart(alone, tmp_path):
+    copy = shutil.copytree(alone, tmp_path / "copy")
+    words = (sys.executable, str(ROOT / "train.py"), f"resume={copy}/checkpoints/epoch_0002.pt")
+    done = run(*words, TORCHELASTIC_MAX_RESTARTS="1")
+    assert done.returncode == 2
+    assert f"return without it, or continue with resume={copy}" in done.stderr
+    done = run(*words, SLURM_RESTART_COUNT="1")
+    assert done.returncode == 0, done.stderr
+    assert not list(copy.rglob("replaced.pt"))
 
 
 def test_a_problem_of_the_first_process_is_said_once_and_ends_all(corpus):

@@ -8,7 +8,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 from tiny import ROOT
 
-from sv_sparse.settings import check, check_names
+from sv_sparse.settings import automatic_workers, check, check_names
 
 CONF = ROOT / "conf"
 CHOICES = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml"))
@@ -76,6 +76,15 @@ def test_valid_names_pass_also_in_a_sweep_and_inside_a_chosen_group():
 
 def test_options_of_the_launcher_may_take_their_value_as_a_word_of_its_own():
     check_names(["--cfg", "job", "-p", "trainer", "-m", "seed=1,2"], CONF)
+
+
+def test_processes_on_a_machine_share_its_cores_among_their_workers(monkeypatch):
+    counts = {}
+    for processes in ("1", "4", "64"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        monkeypatch.setattr("sv_sparse.settings.cpu_count", lambda: 16)
+        counts[processes] = automatic_workers()
+    assert counts == {"1": 8, "4": 3, "64": 0}
 
 
 def test_a_setting_of_a_choice_not_taken_is_refused():

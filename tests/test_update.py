@@ -173,3 +173,9 @@ def test_best_and_average_are_not_both_taken(train, tones):
     done = train(*TINY, *tones.settings(), "trainer.average=2", "trainer.patience=2")
     assert done.status == 2
     assert "trainer.patience delivers the best epoch, trainer.average the last ones: choose one of them" in done.err
+
+
+def test_patience_needs_somebody_to_validate_on(train, tones):
+    done = train(*TINY, *tones.settings(), "trainer.patience=2", "data.validation_share=0")
+    assert done.status == 2
+    assert "trainer.patience=2 needs speakers to validate on" in done.err
