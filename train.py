@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from sv_sparse.build import build
 from sv_sparse.compute import keep_freed_memory
 from sv_sparse.corpus import prepare_corpus
-from sv_sparse.distributed import first_before_others, from_first, processes, rank
+from sv_sparse.distributed import end, first_before_others, from_first, processes, rank
 from sv_sparse.interrupts import clear_errors
 from sv_sparse.landing import evaluate, land, training_mean
 from sv_sparse.report import collect, write_report
@@ -51,3 +51,4 @@ if __name__ == "__main__":
     with clear_errors():
         check_names(sys.argv[1:], CONF)
     main()
+    end()

@@ -5,7 +5,9 @@ changes how fast a run is, not what it computes: a batch is divided among them, 
 normalization has the statistics of the whole batch.
 """
 
+import atexit
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +39,20 @@ def processes() -> Iterator[None]:
     dist.init_process_group(backend, timeout=_PATIENCE, store=own_store, rank=number, world_size=count)
     yield
     dist.destroy_process_group()  # not after an error: it may wait for the others, and torchrun for this process
+
+
+def end() -> None:
+    """End a process that torchrun started and whose work is done, without Python's finalization.
+
+    Threads of torch's process groups may still be there, and one that asks for the interpreter while that is taken
+    down aborts the process: "terminate called without an active exception".
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    atexit._run_exitfuncs()  # data workers, log files
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def name_of_start(store: dist.Store, number: int, count: int) -> str:

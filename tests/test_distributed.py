@@ -40,6 +40,17 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
+# train.py beside a thread that is inside torch when the process ends; Python's finalization aborts a process for that
+BUSY = """
+import runpy, sys, threading, torch
+def multiply():
+    while True:
+        torch.mm(torch.ones(300, 300), torch.ones(300, 300))
+threading.Thread(target=multiply, daemon=True).start()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 def run(*words: str, **variables: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
@@ -126,6 +137,13 @@ def test_embeddings_are_gathered_to_the_last_bit(alone, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (copy / "scores" / "trials.txt").read_bytes() == before
     assert np.array_equal(results(copy)["evaluations"], results(alone)["evaluations"])
+
+
+def test_a_process_whose_work_is_done_ends_well_whatever_its_threads_do(alone, tmp_path):
+    script, copy = tmp_path / "busy.py", shutil.copytree(alone, tmp_path / "copy")
+    script.write_text(BUSY)
+    done = run(*TORCHRUN, str(script), str(ROOT / "train.py"), f"resume={copy}")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_killed_process_is_started_again_and_the_run_goes_on_from_its_last_checkpoint(together, corpus, tmp_path):
