@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from sv_sparse.optim import native
+
 CLIP_CHOICES = ("support", "all")
 _PIECE = 2**17  # values
 
@@ -41,18 +43,23 @@ def clip_grad_norm_(
     live = [(param, param.grad) for param in params if param.grad is not None]
     chosen = {param for param, _ in live if param.ndim > 1} if sparse is None else set(sparse)
     counted: list[Tensor] = []
+    quick: list[tuple[Tensor, Tensor]] = []
     for param, grad in live:
-        if on == "support" and param in chosen:
-            counted += [_support_norm(*piece) for piece in _pieces(param, grad)]
-        else:
+        if on == "all" or param not in chosen:
             counted.append(grad)
+        elif native.fits(param, grad) and native.available():
+            quick.append((param, grad))
+        else:
+            counted += [_support_norm(*piece) for piece in _pieces(param, grad)]
+    if quick:
+        counted.append(native.support_norm(*zip(*quick, strict=True)))
     norm = get_total_norm(counted)
     clip_grads_with_norm_([param for param, _ in live], max_norm, norm)
     return norm
 
 
 def _support_norm(param: Tensor, grad: Tensor) -> Tensor:
-    """The gradient's norm where the weight is not zero; five times as fast as torch.where on a CPU."""
+    """The gradient's norm where the weight is not zero, by torch; five times as fast as torch.where on a CPU."""
     return torch.linalg.vector_norm(param.clone().ne_(0).mul_(grad))
 
 

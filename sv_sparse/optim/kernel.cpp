@@ -120,6 +120,26 @@ void each_block(int64_t tensors, const int64_t* sizes, float* const* weights, fl
     }
 }
 
+// Squares of the gradients of nonzero weights. An infinite gradient of a zero weight makes it NaN.
+EACH_PROCESSOR
+double support_block(const float* __restrict weight, const float* __restrict grad, int64_t count) {
+    constexpr int64_t LANES = 32;
+    float sums[LANES] = {};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int64_t lane = 0; lane < LANES; lane++) {
+            const float g = grad[i + lane] * float(weight[i + lane] != 0);
+            sums[lane] += g * g;
+        }
+    double sum = 0;
+    for (; i < count; i++) {
+        const float g = grad[i] * float(weight[i] != 0);
+        sum += g * g;
+    }
+    for (const float lane : sums) sum += lane;
+    return sum;
+}
+
 // The bits of |v| / scale, which are ordered as the values are.
 inline uint32_t ordered_bits(float v, float scale) {
     const float magnitude = std::fabs(v) / scale;
@@ -182,6 +202,25 @@ extern "C" void largest(int64_t tensors, const int64_t* sizes, const float* cons
         const uint32_t bits = top << 16 | bin_of(low, wanted);
         std::memcpy(result + above, &bits, sizeof bits);
     }
+}
+
+// The norm of all gradients of nonzero weights, the same for any number of threads: the blocks are added up in order.
+extern "C" void support_norm(int64_t tensors, const int64_t* sizes, const float* const* weights,
+                             const float* const* grads, float* result) {
+    std::vector<double> blocks;
+    for (int64_t t = 0; t < tensors; t++) {
+        const size_t before = blocks.size();
+        const int64_t own = (sizes[t] + BLOCK - 1) / BLOCK;
+        blocks.resize(before + own);
+#pragma omp parallel for schedule(static)
+        for (int64_t b = 0; b < own; b++) {
+            const int64_t first = b * BLOCK, count = std::min(BLOCK, sizes[t] - first);
+            blocks[before + b] = support_block(weights[t] + first, grads[t] + first, count);
+        }
+    }
+    double sum = 0;
+    for (const double block : blocks) sum += block;
+    *result = float(std::sqrt(sum));
 }
 
 extern "C" void adabreg(int64_t tensors, const int64_t* sizes, float* const* weights, const float* const* grads,

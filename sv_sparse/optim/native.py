@@ -140,6 +140,16 @@ def largest(duals: Sequence[tuple[Tensor, float]], rank: int) -> Tensor:
     return result
 
 
+def support_norm(params: Tensors, grads: Tensors) -> Tensor:
+    """The norm of the gradients of nonzero weights, 0-dim; each pair laid out alike (``fits``)."""
+    result = torch.empty((), dtype=torch.float32, device="cpu")
+    sizes = (ctypes.c_int64 * len(params))(*[param.numel() for param in params])
+    pointers = ctypes.c_void_p * len(params)
+    addresses = [pointers(*[tensor.data_ptr() for tensor in tensors]) for tensors in (params, grads)]
+    library().support_norm(ctypes.c_int64(len(params)), sizes, *addresses, ctypes.c_void_p(result.data_ptr()))
+    return result
+
+
 def _call(function: Any, lists: Sequence[Tensors], numbers: Sequence[float]) -> Tensor:
     """Hand over the addresses; returns the counts."""
     params = lists[0]
@@ -161,7 +171,18 @@ def library() -> ctypes.CDLL:
     Raises:
         OSError: there is no compiler, it fails, or the cache cannot be written; says how to do without.
     """
-    return compiled(SOURCE, ("adabreg", "linbreg", "largest"), "the optimizer's kernels", _WITHOUT)
+    functions = ("adabreg", "linbreg", "largest", "support_norm")
+    return compiled(SOURCE, functions, "the optimizer's kernels", _WITHOUT)
+
+
+@functools.cache
+def available() -> bool:
+    """Whether the kernels are there, or can be compiled."""
+    try:
+        library()
+    except OSError:
+        return False
+    return True
 
 
 _WITHOUT = 'choose implementation="foreach", which needs no compiler and is slower'
