@@ -10,6 +10,7 @@ import os
 import shutil
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -25,8 +26,9 @@ TRAINING_KEYS = {
 }  # fmt: skip
 NETWORK_KEYS = {"format", "config", "model", "mean", "figures"}
 
-# What torch.load raises for files that were cut off or changed at random: found by trying, since it checks nothing.
+# What torch.load and zipfile raise for files that were cut off or changed at random: found by trying.
 DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError),
     *(RuntimeError, EOFError, OSError, UnpicklingError, struct.error, AssertionError),
     *(LookupError, ValueError, TypeError, AttributeError),
 )
@@ -56,9 +58,8 @@ def load(path: Path, keys: set[str]) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not a readable checkpoint: damaged, or another kind of file")
     try:
+        _compare_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGED as error:
         first = str(error).partition("\n")[0] or type(error).__name__
@@ -76,6 +77,18 @@ def load(path: Path, keys: set[str]) -> dict[str, Any]:
     if set(state) != keys:
         raise ValueError(f"{path} lacks {sorted(keys - set(state))} and has unknown {sorted(set(state) - keys)}")
     return state
+
+
+def _compare_sums(path: Path) -> None:
+    """Compare the file's contents with the check sums in it, which torch writes and does not read.
+
+    Raises:
+        BadZipFile: they differ; other errors of DAMAGED, where the file cannot be walked through.
+    """
+    with zipfile.ZipFile(path) as file:
+        changed = file.testzip()
+    if changed is not None:
+        raise zipfile.BadZipFile(f"{changed} in it has changed since it was written")
 
 
 class Checkpoints:

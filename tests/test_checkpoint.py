@@ -1,5 +1,8 @@
 """Laws of the files that hold a run."""
 
+import contextlib
+import random
+
 import pytest
 import torch
 
@@ -27,6 +30,22 @@ def test_other_keys_than_expected_are_named(tmp_path, state, message):
     checkpoint.save(tmp_path / "model.pt", state)
     with pytest.raises(ValueError, match=message):
         checkpoint.load(tmp_path / "model.pt", checkpoint.NETWORK_KEYS)
+
+
+def test_a_single_bit_that_changed_is_noticed_wherever_it_is(tmp_path):
+    path, chance, weights, unseen = tmp_path / "model.pt", random.Random(0), torch.randn(1000), 0
+    checkpoint.save(path, STATE | {"model": {"w": weights}})
+    whole = path.read_bytes()
+    for _ in range(300):
+        changed = bytearray(whole)
+        changed[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        path.write_bytes(changed)
+        with contextlib.suppress(ValueError):  # it may be padding, or a date
+            state = checkpoint.load(path, checkpoint.NETWORK_KEYS)
+            assert torch.equal(state["model"]["w"], weights)
+            assert state["config"] == STATE["config"]
+            unseen += 1
+    assert unseen < 100
 
 
 def test_another_format_is_refused(tmp_path):
