@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from stages import HOME, RECIPES, Command, Stages
 
@@ -60,12 +61,20 @@ def parse(name: str, words: Sequence[str]) -> argparse.Namespace:
             metavar=option[:-1].upper(),
             help=f"default: {' '.join(default)}",
         )
+    parser.add_argument("--processes", type=_count, default=1, help="that train one network, one a GPU; default: 1")
     parser.add_argument("--tiny", action="store_true", help="tiny networks, one epoch: does everything run?")
     parser.add_argument("--dry-run", action="store_true", help="print every command, run none")
     settings = [word for word in words if re.match(r"[a-z_][\w.]*=", word)]
     chosen = parser.parse_args([word for word in words if word not in settings])
     chosen.settings = settings
     return _complete(parser, name, chosen)
+
+
+def _count(word: str) -> int:
+    """A number of processes."""
+    if int(word) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {word}")
+    return int(word)
 
 
 def _target(word: str) -> str:
@@ -101,16 +110,22 @@ def _complete(parser: argparse.ArgumentParser, name: str, chosen: argparse.Names
 
 def execute(command: Command) -> int:
     """Run a command of a recipe to its end; a request to stop is the command's, which saves what it has first."""
-    programs = {"python": [sys.executable], "sv-sparse": [sys.executable, "-m", "sv_sparse.cli"]}
-    with subprocess.Popen([*programs[command[0]], *command[1:]]) as process:
+    programs = {"python": [], "sv-sparse": ["-m", "sv_sparse.cli"], "torchrun": ["-m", "torch.distributed.run"]}
+    sent: list[int] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        sent.append(number)
+        process.send_signal(number)
+
+    with subprocess.Popen([sys.executable, *programs[command[0]], *command[1:]]) as process:
         for each in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(each, lambda number, _: process.send_signal(number))
+            signal.signal(each, pass_on)
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command by itself
         status = process.wait()
         signal.signal(signal.SIGINT, before)
         for each in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(each, signal.SIG_DFL)
-    return status
+    return 128 + sent[-1] if status and sent else status  # torchrun's own says nothing of the signal
 
 
 def main(words: Sequence[str]) -> int:

@@ -24,6 +24,8 @@ SCHEDULE = (
     *("trainer.lr_factor", "trainer.margin", "head.margin", "optim.lr"),
 )
 
+STOP_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # torchrun's own, and an early warning of schedulers
+
 Command = list[str]
 
 
@@ -170,9 +172,15 @@ class Stages:
         if begun and (folder / "results.json").is_file():
             print(f"finished before: {folder}", flush=True)
         elif begun:
-            yield ["python", script("train.py"), f"resume={quoted(folder)}"]
+            yield [*self._trainer(), f"resume={quoted(folder)}"]
         else:
-            yield ["python", script("train.py"), *words]
+            yield [*self._trainer(), *words]
+
+    def _trainer(self) -> Command:
+        """What trains, in as many processes as were chosen; torchrun passes on the signals that a run stops at."""
+        count = self.chosen.processes
+        together = ["torchrun", "--standalone", f"--nproc-per-node={count}", f"--signals-to-handle={STOP_SIGNALS}"]
+        return [*(together if count > 1 else ["python"]), script("train.py")]
 
     def _network(self, run: Run) -> list[str]:
         if self.recipe.experiments:

@@ -141,6 +141,7 @@ def test_what_a_recipe_needs_and_did_not_get_is_said():
     assert "--noise is needed" in recipe("cnceleb", "--root", "/", "--variant", "strong").stderr
     assert "unrecognized arguments: word" in recipe("demo", "word").stderr
     assert "expected from 0 to below 1, got 90" in recipe("demo", "--targets", "90").stderr
+    assert "expected 1 or more, got 0" in recipe("demo", "--processes", "0").stderr
 
 
 def test_other_settings_than_a_run_was_begun_with_are_refused(tones: Tones, tmp_path):
@@ -151,20 +152,36 @@ def test_other_settings_than_a_run_was_begun_with_are_refused(tones: Tones, tmp_
     assert "was begun with fewer settings, where it would be seed=3 now; give --out another folder" in done.stderr
 
 
-def test_a_stop_is_left_to_the_run_which_saves_and_the_same_command_goes_on(tones: Tones, tmp_path):
-    words = ["--root", tones.root, "--trials", tones.trials, "--out", tmp_path, "--tiny", "--targets", "0"]
+@pytest.mark.parametrize(
+    ("extra", "stop", "status"),
+    [
+        ([], lambda process: os.killpg(process.pid, signal.SIGINT), 130),  # as a terminal does
+        (["--processes", "2"], lambda process: process.send_signal(signal.SIGUSR1), 128 + signal.SIGUSR1),
+    ],
+    ids=["Ctrl-C", "a scheduler's signal to two processes"],
+)
+def test_a_stop_is_left_to_the_run_which_saves_and_the_same_command_goes_on(
+    tones: Tones, tmp_path, extra, stop, status
+):
+    words = ["--root", tones.root, "--trials", tones.trials, "--out", tmp_path, "--tiny", "--targets", "0", *extra]
     command = ["sh", str(ROOT / "recipes" / "own_data" / "run.sh"), *map(str, words), "trainer.epochs=60"]
     environment = os.environ | {"PYTHON": sys.executable}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
     ) as process:
         last = tmp_path / "tiny" / "runs" / "ecapa_adabreg_0" / "checkpoints" / "last.pt"
         while not last.is_file() and process.poll() is None:
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        out, _ = process.communicate()
-    assert process.returncode == 130
-    assert "continue with: python train.py resume=" in out
+        stop(process)
+        out, err = process.communicate()
+    assert process.returncode == status, err
+    assert f"continue with: {'torchrun --nproc-per-node=2' if extra else 'python'} train.py resume=" in out + err
+    assert "the same command goes on" in err
     done = recipe("own_data", *words, "trainer.epochs=60")
     assert done.returncode == 0, done.stderr
     assert "train.py resume=" in done.stdout
