@@ -181,7 +181,8 @@ class Controller:
         self._threshold(self.target_sparsity)
         kept, wanted = int(self._alive()), self._kept(self.target_sparsity)
         if not wanted - max(self._unit_sizes()) < kept <= wanted:
-            warnings.warn(f"landed on {kept} weights instead of {wanted}: too many duals are equal", stacklevel=2)
+            reason = "too many duals are zero or equal"
+            warnings.warn(f"landed on {kept} weights instead of {wanted}: {reason}", stacklevel=2)
 
     def _unit_sizes(self) -> Iterator[int]:
         """How many weights become zero together."""
