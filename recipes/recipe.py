@@ -5,6 +5,7 @@ from the same folder; --dry-run prints them all and runs none.
 """
 
 import argparse
+import os
 import re
 import shlex
 import signal
@@ -61,7 +62,9 @@ def parse(name: str, words: Sequence[str]) -> argparse.Namespace:
             metavar=option[:-1].upper(),
             help=f"default: {' '.join(default)}",
         )
-    parser.add_argument("--processes", type=_count, default=1, help="that train one network, one a GPU; default: 1")
+    parser.add_argument(
+        "--processes", type=_count, default=1, help="processes that train a network together, one per GPU; default: 1"
+    )
     parser.add_argument("--tiny", action="store_true", help="tiny networks, one epoch: does everything run?")
     parser.add_argument("--dry-run", action="store_true", help="print every command, run none")
     settings = [word for word in words if re.match(r"[a-z_][\w.]*=", word)]
@@ -72,7 +75,7 @@ def parse(name: str, words: Sequence[str]) -> argparse.Namespace:
 
 def _count(word: str) -> int:
     """A number of processes."""
-    if int(word) < 1:
+    if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, got {word}")
     return int(word)
 
@@ -109,23 +112,27 @@ def _complete(parser: argparse.ArgumentParser, name: str, chosen: argparse.Names
 
 
 def execute(command: Command) -> int:
-    """Run a command of a recipe to its end; a request to stop is the command's, which saves what it has first."""
+    """Run a command of a recipe to its end; a request to stop is the command's, which saves what it has first.
+
+    Returns:
+        Its exit status; 128 + the signal where it was asked to stop and had just finished, or cannot tell: torchrun.
+    """
     programs = {"python": [], "sv-sparse": ["-m", "sv_sparse.cli"], "torchrun": ["-m", "torch.distributed.run"]}
-    sent: list[int] = []
+    came: list[int] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        sent.append(number)
-        process.send_signal(number)
+        came.append(number)
+        if number != signal.SIGINT:  # Ctrl-C reaches the command by itself
+            process.send_signal(number)
 
-    with subprocess.Popen([sys.executable, *programs[command[0]], *command[1:]]) as process:
-        for each in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(each, pass_on)
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command by itself
+    environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "100"} | os.environ  # seconds for a checkpoint, not torch's 30
+    with subprocess.Popen([sys.executable, *programs[command[0]], *command[1:]], env=environment) as process:
+        before = {each: signal.signal(each, pass_on) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
         status = process.wait()
-        signal.signal(signal.SIGINT, before)
-        for each in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(each, signal.SIG_DFL)
-    return 128 + sent[-1] if status and sent else status  # torchrun's own says nothing of the signal
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    untold = status == 0 or (command[0] == "torchrun" and status == 1)
+    return 128 + came[-1] if came and untold else status
 
 
 def main(words: Sequence[str]) -> int:

@@ -24,7 +24,7 @@ SCHEDULE = (
     *("trainer.lr_factor", "trainer.margin", "head.margin", "optim.lr"),
 )
 
-STOP_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # torchrun's own, and an early warning of schedulers
+PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # by torchrun by itself, and an early warning of schedulers
 
 Command = list[str]
 
@@ -177,9 +177,9 @@ class Stages:
             yield [*self._trainer(), *words]
 
     def _trainer(self) -> Command:
-        """What trains, in as many processes as were chosen; torchrun passes on the signals that a run stops at."""
+        """What trains, in as many processes as were chosen."""
         count = self.chosen.processes
-        together = ["torchrun", "--standalone", f"--nproc-per-node={count}", f"--signals-to-handle={STOP_SIGNALS}"]
+        together = ["torchrun", "--standalone", f"--nproc-per-node={count}", f"--signals-to-handle={PASSED_ON}"]
         return [*(together if count > 1 else ["python"]), script("train.py")]
 
     def _network(self, run: Run) -> list[str]:

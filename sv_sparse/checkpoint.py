@@ -6,6 +6,7 @@ it was saved with.
 """
 
 import io
+import lzma
 import os
 import shutil
 import struct
@@ -13,7 +14,7 @@ import zipfile
 import zlib
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -28,7 +29,7 @@ NETWORK_KEYS = {"format", "config", "model", "mean", "figures"}
 
 # What torch.load and zipfile raise for files that were cut off or changed at random: found by trying.
 DAMAGED = (
-    *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError),
     *(RuntimeError, EOFError, OSError, UnpicklingError, struct.error, AssertionError),
     *(LookupError, ValueError, TypeError, AttributeError),
 )
@@ -59,8 +60,10 @@ def load(path: Path, keys: set[str]) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}")
     try:
-        _compare_sums(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # one file, whatever takes its name meanwhile
+            _compare_sums(file)
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except DAMAGED as error:
         first = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"{path} is not a readable checkpoint: {first}") from error
@@ -79,14 +82,16 @@ def load(path: Path, keys: set[str]) -> dict[str, Any]:
     return state
 
 
-def _compare_sums(path: Path) -> None:
+def _compare_sums(file: BinaryIO) -> None:
     """Compare the file's contents with the check sums in it, which torch writes and does not read.
 
     Raises:
         BadZipFile: they differ; other errors of DAMAGED, where the file cannot be walked through.
     """
-    with zipfile.ZipFile(path) as file:
-        changed = file.testzip()
+    if not zipfile.is_zipfile(file):
+        raise zipfile.BadZipFile("damaged, or another kind of file")
+    with zipfile.ZipFile(file) as archive:
+        changed = archive.testzip()
     if changed is not None:
         raise zipfile.BadZipFile(f"{changed} in it has changed since it was written")
 

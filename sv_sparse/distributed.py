@@ -45,7 +45,8 @@ def end() -> None:
     """End a process that torchrun started and whose work is done, without Python's finalization.
 
     Threads of torch's process groups may still be there, and one that asks for the interpreter while that is taken
-    down aborts the process: "terminate called without an active exception".
+    down aborts the process: "terminate called without an active exception". Threads that Python would wait for are
+    not waited for.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return

@@ -116,7 +116,8 @@ class Update:
         self.scaler.unscale_(experiment.optimizer)
         params = [param for group in experiment.optimizer.param_groups for param in group["params"]]
         most, sparse = self.settings["clip_norm"] or math.inf, experiment.controller.params
-        norm = clip_grad_norm_(params, most, on=self.settings["clip_on"], sparse=sparse)
+        how = experiment.optimizer.param_groups[0]["implementation"]
+        norm = clip_grad_norm_(params, most, on=self.settings["clip_on"], sparse=sparse, implementation=how)
         self._watch(loss, norm, step)
         if logged or experiment.compute.device.type == "cpu":
             self.refuse_non_finite()

@@ -41,6 +41,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 # train.py beside a thread that is inside torch when the process ends; Python's finalization aborts a process for that
+# (until 3.13)
 BUSY = """
 import runpy, sys, threading, torch
 def multiply():

@@ -141,7 +141,7 @@ def test_what_a_recipe_needs_and_did_not_get_is_said():
     assert "--noise is needed" in recipe("cnceleb", "--root", "/", "--variant", "strong").stderr
     assert "unrecognized arguments: word" in recipe("demo", "word").stderr
     assert "expected from 0 to below 1, got 90" in recipe("demo", "--targets", "90").stderr
-    assert "expected 1 or more, got 0" in recipe("demo", "--processes", "0").stderr
+    assert "expected 1 or more, got none" in recipe("demo", "--processes", "none").stderr
 
 
 def test_other_settings_than_a_run_was_begun_with_are_refused(tones: Tones, tmp_path):
@@ -156,15 +156,16 @@ def test_other_settings_than_a_run_was_begun_with_are_refused(tones: Tones, tmp_
     ("extra", "stop", "status"),
     [
         ([], lambda process: os.killpg(process.pid, signal.SIGINT), 130),  # as a terminal does
+        (["--processes", "2"], lambda process: os.killpg(process.pid, signal.SIGINT), 130),
         (["--processes", "2"], lambda process: process.send_signal(signal.SIGUSR1), 128 + signal.SIGUSR1),
     ],
-    ids=["Ctrl-C", "a scheduler's signal to two processes"],
+    ids=["Ctrl-C", "Ctrl-C to two processes", "a scheduler's signal to two processes"],
 )
 def test_a_stop_is_left_to_the_run_which_saves_and_the_same_command_goes_on(
     tones: Tones, tmp_path, extra, stop, status
 ):
     words = ["--root", tones.root, "--trials", tones.trials, "--out", tmp_path, "--tiny", "--targets", "0", *extra]
-    command = ["sh", str(ROOT / "recipes" / "own_data" / "run.sh"), *map(str, words), "trainer.epochs=60"]
+    command = ["sh", str(ROOT / "recipes" / "own_data" / "run.sh"), *map(str, words), "trainer.epochs=20"]
     environment = os.environ | {"PYTHON": sys.executable}
     with subprocess.Popen(
         command,
@@ -182,6 +183,6 @@ def test_a_stop_is_left_to_the_run_which_saves_and_the_same_command_goes_on(
     assert process.returncode == status, err
     assert f"continue with: {'torchrun --nproc-per-node=2' if extra else 'python'} train.py resume=" in out + err
     assert "the same command goes on" in err
-    done = recipe("own_data", *words, "trainer.epochs=60")
+    done = recipe("own_data", *words, "trainer.epochs=20")
     assert done.returncode == 0, done.stderr
     assert "train.py resume=" in done.stdout

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sv_sparse.optim import native
+from sv_sparse.optim.optimizer import IMPLEMENTATIONS, check
 
 CLIP_CHOICES = ("support", "all")
 _PIECE = 2**17  # values
@@ -14,7 +15,12 @@ _PIECE = 2**17  # values
 
 @torch.no_grad()
 def clip_grad_norm_(
-    params: Tensor | Iterable[Tensor], max_norm: float, *, on: str = "support", sparse: Iterable[Tensor] | None = None
+    params: Tensor | Iterable[Tensor],
+    max_norm: float,
+    *,
+    on: str = "support",
+    sparse: Iterable[Tensor] | None = None,
+    implementation: str = "fused",
 ) -> Tensor:
     """Scale the gradients in place so that their global norm is at most ``max_norm``.
 
@@ -28,17 +34,20 @@ def clip_grad_norm_(
         on: ``"support"`` or ``"all"``.
         sparse: the parameters that have a support, ``controller.params`` for instance; all gradients of others count.
             None: those with two axes or more.
+        implementation: that of the optimizer. With ``"fused"`` and ``"native"`` a kernel takes what is on the CPU in
+            float32 in one pass, and rounds otherwise than torch does.
 
     Returns:
         The norm before clipping, 0-dim on the device.
 
     Raises:
-        ValueError: ``on`` is neither choice, or ``max_norm`` is not positive.
+        ValueError: ``on`` or ``implementation`` is none of its choices, or ``max_norm`` is not positive.
+        OSError: the kernel cannot be compiled; says how to do without.
     """
-    if on not in CLIP_CHOICES:
-        raise ValueError(f"clip on must be one of {', '.join(CLIP_CHOICES)}, got {on!r}")
-    if not max_norm > 0:
-        raise ValueError(f"max_norm must be above 0, got {max_norm}")
+    check(on in CLIP_CHOICES, "clip on", on, f"one of {', '.join(CLIP_CHOICES)}")
+    check(max_norm > 0, "max_norm", max_norm, "above 0")
+    check(implementation in IMPLEMENTATIONS, "implementation", implementation, f"one of {', '.join(IMPLEMENTATIONS)}")
+    by_kernel = implementation in {"fused", "native"} and not torch.compiler.is_compiling()
     params = [params] if isinstance(params, Tensor) else params
     live = [(param, param.grad) for param in params if param.grad is not None]
     chosen = {param for param, _ in live if param.ndim > 1} if sparse is None else set(sparse)
@@ -47,7 +56,7 @@ def clip_grad_norm_(
     for param, grad in live:
         if on == "all" or param not in chosen:
             counted.append(grad)
-        elif native.fits(param, grad) and native.available():
+        elif by_kernel and native.fits(param, grad):
             quick.append((param, grad))
         else:
             counted += [_support_norm(*piece) for piece in _pieces(param, grad)]

@@ -212,7 +212,7 @@ extern "C" void support_norm(int64_t tensors, const int64_t* sizes, const float*
         const size_t before = blocks.size();
         const int64_t own = (sizes[t] + BLOCK - 1) / BLOCK;
         blocks.resize(before + own);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (own > 1)
         for (int64_t b = 0; b < own; b++) {
             const int64_t first = b * BLOCK, count = std::min(BLOCK, sizes[t] - first);
             blocks[before + b] = support_block(weights[t] + first, grads[t] + first, count);

@@ -28,12 +28,12 @@ _THREADS = [] if sys.platform == "darwin" else ["-fopenmp"]
 Tensors = Sequence[Tensor]
 
 
-def fits(param: Tensor, dual: Tensor) -> bool:
-    """Whether the kernels take this weight: float32 on the CPU, storage without gaps, laid out like its dual."""
+def fits(param: Tensor, other: Tensor) -> bool:
+    """Whether the kernels take this weight: float32 on the CPU, without gaps, laid out like its dual or gradient."""
     return (
         param.device.type == "cpu"
-        and param.dtype == dual.dtype == torch.float32
-        and (param is dual or same_layout(param, dual))
+        and param.dtype == other.dtype == torch.float32
+        and (param is other or same_layout(param, other))
         and (param.is_contiguous() or _without_gaps(param))
     )
 
@@ -173,16 +173,6 @@ def library() -> ctypes.CDLL:
     """
     functions = ("adabreg", "linbreg", "largest", "support_norm")
     return compiled(SOURCE, functions, "the optimizer's kernels", _WITHOUT)
-
-
-@functools.cache
-def available() -> bool:
-    """Whether the kernels are there, or can be compiled."""
-    try:
-        library()
-    except OSError:
-        return False
-    return True
 
 
 _WITHOUT = 'choose implementation="foreach", which needs no compiler and is slower'

@@ -33,45 +33,67 @@ def test_the_norm_is_that_of_the_gradients_of_nonzero_weights(dtype):
 
 
 def test_kernel_and_torch_agree_whatever_the_layout(monkeypatch):
-    weight = nn.Parameter(torch.randn(16, 8, 3, 3).relu().to(memory_format=torch.channels_last))
-    other = nn.Parameter(torch.randn(12, 16)[:, ::2].relu())
-    gradients = torch.randn(16, 8, 3, 3), torch.randn(12, 8)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    weight = nn.Parameter(draw(16, 8, 3, 3).relu().to(memory_format=torch.channels_last))
+    with_gaps = nn.Parameter(draw(12, 16).relu()[:, ::2])
+    gradients = draw(16, 8, 3, 3), draw(12, 8)
+    taken: list[int] = []
+    by_kernel = native.support_norm
+    monkeypatch.setattr(native, "support_norm", lambda *lists: taken.append(len(lists[0])) or by_kernel(*lists))
     found: list[Tensor] = []
-    for there in (True, False):
-        monkeypatch.setattr(native, "available", lambda there=there: there)
+    for implementation in ("fused", "foreach"):
         for layout in (torch.contiguous_format, torch.channels_last):
-            weight.grad, other.grad = gradients[0].clone(memory_format=layout), gradients[1].clone()
-            found.append(clip_grad_norm_([weight, other], 1e9, sparse=[weight, other]))
-    torch.testing.assert_close(torch.stack(found), found[0].expand(4), rtol=1e-6, atol=0)
+            weight.grad, with_gaps.grad = gradients[0].clone(memory_format=layout), gradients[1].clone()
+            found.append(clip_grad_norm_([weight, with_gaps], 1e9, implementation=implementation))
+    assert taken == [1]  # the gradient that is laid out like its weight, once
+    torch.testing.assert_close(torch.stack(found), found[0].expand(4), rtol=1e-5, atol=0)
 
 
 def test_the_kernels_norm_does_not_depend_on_the_number_of_threads():
+    generator = torch.Generator().manual_seed(0)
+    weight, gradient = (torch.randn(2_000_003, generator=generator) for _ in range(2))
     threads, norms = torch.get_num_threads(), []
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
-            params = pairs()
-            norms.append(clip_grad_norm_(params, 1.0, sparse=params).item())
+            norms.append(native.support_norm([weight], [gradient]).item())
     finally:
         torch.set_num_threads(threads)
     assert len(set(norms)) == 1
+    assert norms[0] == pytest.approx(gradient.double().norm().item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_an_infinite_gradient_of_a_zero_weight_is_not_overlooked(there, monkeypatch):
-    monkeypatch.setattr(native, "available", lambda: there)
-    weight = nn.Parameter(torch.tensor([[1.0, 0.0]]))
-    weight.grad = torch.tensor([[1.0, float("inf")]])
-    assert clip_grad_norm_([weight], 1.0).isnan()
+@pytest.mark.parametrize("implementation", ["fused", "foreach"])
+@pytest.mark.parametrize("place", [3, 99])
+def test_an_infinite_gradient_of_a_zero_weight_is_not_overlooked(implementation, place):
+    weight = nn.Parameter(torch.ones(1, 100))
+    weight.grad = torch.ones(1, 100)
+    weight.data[0, place], weight.grad[0, place] = 0, float("inf")
+    assert clip_grad_norm_([weight], 1.0, implementation=implementation).isnan()
 
 
-def test_clipping_needs_no_compiler(monkeypatch):
+def test_a_compiled_step_may_clip():
+    def clip(weight: nn.Parameter) -> Tensor:
+        return clip_grad_norm_([weight], 1.0, sparse=[weight])
+
+    weight = nn.Parameter(torch.ones(4, 4))
+    weight.grad = torch.ones(4, 4)
+    assert torch.compile(clip, backend="eager")(weight).item() == pytest.approx(4.0)
+    assert weight.grad.norm().item() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_without_a_compiler_clipping_says_how_to_do_without(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     native.library.cache_clear()
-    native.available.cache_clear()
     try:
+        with pytest.raises(OSError, match='choose implementation="foreach"'):
+            clip_grad_norm_(pairs(), 1.0)
         params = pairs()
-        assert clip_grad_norm_(params, 1.0, sparse=params).item() == pytest.approx(expected(pairs()), rel=1e-6)
+        norm = clip_grad_norm_(params, 1.0, sparse=params, implementation="foreach")
+        assert norm.item() == pytest.approx(expected(pairs()), rel=1e-6)
     finally:
         native.library.cache_clear()
-        native.available.cache_clear()
