@@ -46,6 +46,7 @@ class Monitor:
             return
         kept = read_rows(self.path)[:rows]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        _await_own_second(folder / "tensorboard")
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
         for row in kept:
             if row["step"] == step:  # the purge takes them too
@@ -130,6 +131,12 @@ class Monitor:
         self.sync()
         if not self.silent:
             self.writer.close()
+
+
+def _await_own_second(folder: Path) -> None:
+    """Wait out a second in which another process began a file there: tensorboard would order the two by their names."""
+    while any(folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
+        time.sleep(0.05)
 
 
 class Timer:

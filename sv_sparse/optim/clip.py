@@ -47,14 +47,22 @@ def clip_grad_norm_(
     check(on in CLIP_CHOICES, "clip on", on, f"one of {', '.join(CLIP_CHOICES)}")
     check(max_norm > 0, "max_norm", max_norm, "above 0")
     check(implementation in IMPLEMENTATIONS, "implementation", implementation, f"one of {', '.join(IMPLEMENTATIONS)}")
-    by_kernel = implementation in {"fused", "native"} and not torch.compiler.is_compiling()
     params = [params] if isinstance(params, Tensor) else params
     live = [(param, param.grad) for param in params if param.grad is not None]
     chosen = {param for param, _ in live if param.ndim > 1} if sparse is None else set(sparse)
+    supported = chosen if on == "support" else set()
+    by_kernel = implementation in {"fused", "native"} and not torch.compiler.is_compiling()
+    norm = _norm(live, supported, by_kernel=by_kernel)
+    clip_grads_with_norm_([param for param, _ in live], max_norm, norm)
+    return norm
+
+
+def _norm(live: list[tuple[Tensor, Tensor]], supported: set[Tensor], *, by_kernel: bool) -> Tensor:
+    """Of the gradients; where a parameter has a support, of those in it."""
     counted: list[Tensor] = []
     quick: list[tuple[Tensor, Tensor]] = []
     for param, grad in live:
-        if on == "all" or param not in chosen:
+        if param not in supported:
             counted.append(grad)
         elif by_kernel and native.fits(param, grad):
             quick.append((param, grad))
@@ -62,9 +70,7 @@ def clip_grad_norm_(
             counted += [_support_norm(*piece) for piece in _pieces(param, grad)]
     if quick:
         counted.append(native.support_norm(*zip(*quick, strict=True)))
-    norm = get_total_norm(counted)
-    clip_grads_with_norm_([param for param, _ in live], max_norm, norm)
-    return norm
+    return get_total_norm(counted)
 
 
 def _support_norm(param: Tensor, grad: Tensor) -> Tensor:
