@@ -17,6 +17,8 @@ from types import FrameType
 
 from stages import HOME, RECIPES, Command, Stages
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # as a run's; without its imports, a dry run needs none
+
 
 def parse(name: str, words: Sequence[str]) -> argparse.Namespace:
     """The command line, complete.
@@ -127,7 +129,7 @@ def execute(command: Command) -> int:
 
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "100"} | os.environ  # seconds for a checkpoint, not torch's 30
     with subprocess.Popen([sys.executable, *programs[command[0]], *command[1:]], env=environment) as process:
-        before = {each: signal.signal(each, pass_on) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+        before = {each: signal.signal(each, pass_on) for each in STOP_SIGNALS}
         status = process.wait()
         for each, handler in before.items():
             signal.signal(each, handler)
@@ -146,7 +148,8 @@ def main(words: Sequence[str]) -> int:
                 print(shlex.join(command), flush=True)
                 status = 0 if chosen.dry_run else execute(command)
                 if status:
-                    later = "; the same command goes on" if status in {-2, -10, -15, 130, 138, 143} else ""
+                    stopped = status in {code for each in STOP_SIGNALS for code in (-each, 128 + each)}
+                    later = "; the same command goes on" if stopped else ""
                     print(f"error: stage {stage} ended with status {status}{later}", file=sys.stderr)
                     return status
         except ValueError as error:

@@ -50,6 +50,19 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 @contextmanager
+def stopped_afterwards() -> Iterator[None]:
+    """Let what is inside be finished before a stop signal that comes meanwhile acts.
+
+    Raises:
+        Stopped: one came.
+    """
+    with stop_requests() as requests:
+        yield
+    if requests:
+        raise Stopped(requests[0])
+
+
+@contextmanager
 def clear_errors() -> Iterator[None]:
     """Turn a problem of input, hardware or numbers into one line on stderr and exit status 2, a signal into 128 + n.
 

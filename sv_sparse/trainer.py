@@ -18,7 +18,7 @@ from sv_sparse.distributed import gathered, gathered_objects, ranks
 from sv_sparse.embedding import Array
 from sv_sparse.evaluate import Evaluation
 from sv_sparse.head import margin_at
-from sv_sparse.interrupts import Stopped, stop_requests
+from sv_sparse.interrupts import Stopped, stop_requests, stopped_afterwards
 from sv_sparse.landing import evaluate, training_mean, validate_held_out
 from sv_sparse.monitor import Monitor, Timer, as_words, profiled
 from sv_sparse.optim import sparsity, warmup_exponential
@@ -74,10 +74,8 @@ class Trainer:
                     self._judge()
         if self.state.choose():
             self.judged = None
-            with stop_requests() as requests:
+            with stopped_afterwards():
                 self._save()  # the head that belongs to the network
-            if requests:
-                raise Stopped(requests[0])
 
     def _train_epoch(self) -> None:
         """Train to the end of an epoch, or of the run; a stop signal waits for the end of a step."""
@@ -175,7 +173,7 @@ class Trainer:
             with stop_requests():
                 self._save()
             raise
-        with stop_requests() as requests:
+        with stopped_afterwards():
             measured = sparsity(self.experiment.target_params()).item()
             self._assert_same(measured)
             row: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "sparsity": measured}
@@ -190,8 +188,6 @@ class Trainer:
             progress.judged = True
             self._save()
             self.state.keep_epoch()
-        if requests:
-            raise Stopped(requests[0])
         self.timer.restart()
 
     def _assert_same(self, measured: float) -> None:

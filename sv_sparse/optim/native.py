@@ -130,35 +130,33 @@ def largest(duals: Sequence[tuple[Tensor, float]], rank: int) -> Tensor:
 
     The first is the one that ``rank`` others exceed or equal, the second the next above it; infinity for rank 0.
     """
-    count = len(duals)
     result = torch.empty(2, dtype=torch.float32, device="cpu")
-    sizes = (ctypes.c_int64 * count)(*[dual.numel() for dual, _ in duals])
-    addresses = (ctypes.c_void_p * count)(*[dual.data_ptr() for dual, _ in duals])
-    scales = (ctypes.c_float * count)(*[scale for _, scale in duals])
+    scales = (ctypes.c_float * len(duals))(*[scale for _, scale in duals])
     out = ctypes.c_void_p(result.data_ptr())
-    library().largest(ctypes.c_int64(count), sizes, addresses, scales, ctypes.c_int64(rank), out)
+    library().largest(*_handed_over([dual for dual, _ in duals]), scales, ctypes.c_int64(rank), out)
     return result
 
 
 def support_norm(params: Tensors, grads: Tensors) -> Tensor:
     """The norm of the gradients of nonzero weights, 0-dim; each pair laid out alike (``fits``)."""
     result = torch.empty((), dtype=torch.float32, device="cpu")
-    sizes = (ctypes.c_int64 * len(params))(*[param.numel() for param in params])
-    pointers = ctypes.c_void_p * len(params)
-    addresses = [pointers(*[tensor.data_ptr() for tensor in tensors]) for tensors in (params, grads)]
-    library().support_norm(ctypes.c_int64(len(params)), sizes, *addresses, ctypes.c_void_p(result.data_ptr()))
+    library().support_norm(*_handed_over(params, grads), ctypes.c_void_p(result.data_ptr()))
     return result
+
+
+def _handed_over(*lists: Tensors) -> list[Any]:
+    """Lists of one length and equal sizes as every kernel takes them: how many, their sizes, the addresses of each."""
+    count = len(lists[0])
+    sizes = (ctypes.c_int64 * count)(*[tensor.numel() for tensor in lists[0]])
+    addresses = [(ctypes.c_void_p * count)(*[tensor.data_ptr() for tensor in tensors]) for tensors in lists]
+    return [ctypes.c_int64(count), sizes, *addresses]
 
 
 def _call(function: Any, lists: Sequence[Tensors], numbers: Sequence[float]) -> Tensor:
     """Hand over the addresses; returns the counts."""
-    params = lists[0]
-    counts = torch.empty(len(params), dtype=torch.int64, device="cpu")
-    sizes = (ctypes.c_int64 * len(params))(*[param.numel() for param in params])
-    pointers = ctypes.c_void_p * len(params)
-    addresses = [pointers(*[tensor.data_ptr() for tensor in tensors]) for tensors in lists]
+    counts = torch.empty(len(lists[0]), dtype=torch.int64, device="cpu")
     doubles = [ctypes.c_double(number) for number in numbers]
-    function(ctypes.c_int64(len(params)), sizes, *addresses, *doubles, ctypes.c_void_p(counts.data_ptr()))
+    function(*_handed_over(*lists), *doubles, ctypes.c_void_p(counts.data_ptr()))
     changed = [tensor for index, tensors in enumerate(lists) if index != 1 for tensor in tensors]  # all but gradients
     torch.autograd.graph.increment_version(changed)
     return counts

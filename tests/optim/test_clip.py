@@ -9,8 +9,8 @@ from sv_sparse.optim import clip_grad_norm_, native
 SHAPES = [(1, 1), (31,), (33, 1), (0, 4), (1024,), (5, 1025), (64, 32, 3), (16, 8, 3, 3)]
 
 
-def pairs(seed: int = 0, dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
-    generator = torch.Generator().manual_seed(seed)
+def pairs(dtype: torch.dtype) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
     params = []
     for shape in SHAPES:
         weight = torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < 0.3)
@@ -25,7 +25,7 @@ def expected(params: list[nn.Parameter]) -> float:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_norm_is_that_of_the_gradients_of_nonzero_weights(dtype):
-    params = pairs(dtype=dtype)
+    params = pairs(dtype)
     wanted = expected(params)
     norm = clip_grad_norm_(params, 1.0, sparse=params)
     assert norm.item() == pytest.approx(wanted, rel=1e-2 if dtype == torch.bfloat16 else 1e-6)
@@ -84,16 +84,3 @@ def test_a_compiled_step_may_clip():
     weight.grad = torch.ones(4, 4)
     assert torch.compile(clip, backend="eager")(weight).item() == pytest.approx(4.0)
     assert weight.grad.norm().item() == pytest.approx(1.0, rel=1e-5)
-
-
-def test_without_a_compiler_clipping_says_how_to_do_without(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    native.library.cache_clear()
-    try:
-        with pytest.raises(OSError, match='choose implementation="foreach"'):
-            clip_grad_norm_(pairs(), 1.0)
-        params = pairs()
-        norm = clip_grad_norm_(params, 1.0, sparse=params, implementation="foreach")
-        assert norm.item() == pytest.approx(expected(pairs()), rel=1e-6)
-    finally:
-        native.library.cache_clear()

@@ -129,6 +129,21 @@ def test_without_a_compiler_the_constructor_says_how_to_do_without(tmp_path, com
     assert run_without_compiler(foreach, tmp_path, compiler).returncode == 0
 
 
+def test_without_a_compiler_clipping_says_how_to_do_without(tmp_path):
+    code = (
+        "import torch; from sv_sparse.optim import clip_grad_norm_\n"
+        "weight = torch.nn.Parameter(torch.tensor([[1.0, 0.0, 2.0]]))\n"
+        "weight.grad = torch.tensor([[3.0, 7.0, 4.0]])\n"
+        "print(clip_grad_norm_([weight], 1.0).item())"
+    )
+    done = run_without_compiler(code, tmp_path, "no-such-compiler")
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("OSError: ")
+    assert 'choose implementation="foreach"' in last
+    foreach = run_without_compiler(code.replace("1.0)", '1.0, implementation="foreach")'), tmp_path, "no-such-compiler")
+    assert float(foreach.stdout) == pytest.approx(5.0, rel=1e-6)
+
+
 def test_a_broken_source_is_reported_and_leaves_nothing_in_the_cache(tmp_path):
     code = (
         "from pathlib import Path; from sv_sparse.optim import native\n"
