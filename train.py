@@ -13,10 +13,10 @@ from sv_sparse.compute import keep_freed_memory
 from sv_sparse.corpus import prepare_corpus
 from sv_sparse.distributed import end, first_before_others, from_first, processes, rank
 from sv_sparse.interrupts import clear_errors
-from sv_sparse.landing import evaluate, land, training_mean
+from sv_sparse.landing import evaluate, finish_backend, land
+from sv_sparse.overrides import check_names
 from sv_sparse.report import collect, write_report
 from sv_sparse.run import logged, open_run
-from sv_sparse.settings import check_names
 from sv_sparse.trainer import Trainer
 
 CONF = Path(__file__).resolve().parent / "conf"
@@ -36,9 +36,9 @@ def main(config: DictConfig) -> None:
             trainer = Trainer(experiment, started)
             trainer.fit()
             landing = land(experiment, trainer.judged)
-            mean = training_mean(experiment)
-            trainer.state.save_network("model.pt", mean, landing)
-            evaluations = evaluate(experiment, mean)
+            backend = finish_backend(experiment)
+            trainer.state.save_network("model.pt", backend, landing)
+            evaluations = evaluate(experiment, backend)
             if rank() > 0:
                 return
             results = collect(experiment, landing, evaluations, trainer.state.at_start, trainer.state.seconds())

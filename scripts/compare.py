@@ -79,7 +79,7 @@ def cells(run: Path, results: dict[str, Any], settings: Any, judged: dict[str, A
         f"{results['sparsity']:.4%}",
         f"{results['kept_parameters'] / results['parameters']:.2%}",
         f"{judged['eer']:.2%}",
-        f"{judged['min_dcf']:.3f}",
+        f"{judged['costs'][0]['min_dcf']:.3f}",
         f"{judged['start_eer']:.2%}" if "start_eer" in judged else "-",
         f"{results['seconds'] / 60:.1f}",
         str(results["seed"]),

@@ -34,7 +34,7 @@ from sv_sparse.optim import (
     sparse_init_,
 )
 from sv_sparse.origin import Origin, read_origin
-from sv_sparse.scoring.metrics import OperatingPoint
+from sv_sparse.scoring.backend import Scoring
 from sv_sparse.settings import Settings, automatic_workers
 
 logger = logging.getLogger(__name__)
@@ -76,9 +76,9 @@ class Experiment:
         return self.controller.total_steps
 
     @property
-    def point(self) -> OperatingPoint:
-        """Operating point of minDCF."""
-        return OperatingPoint(**self.settings["scoring"])
+    def scoring(self) -> Scoring:
+        """How trials are scored and judged."""
+        return Scoring(**self.settings["scoring"])
 
     @cached_property
     def sparse_params(self) -> dict[str, Tensor]:
@@ -101,6 +101,7 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     trainer = settings["trainer"]
     torch.manual_seed(settings["seed"])
     compute = choose_compute(trainer["device"], trainer["precision"], trainer["compile"])
+    _refuse_small_cohort(Scoring(**settings["scoring"]), corpus.manifest)
     network: nn.Module = instantiate(settings["model"], mel_bins=MEL_BINS)
     augmentation: Augmentation = instantiate(settings["augment"])
     dataset = _crops(settings, corpus.manifest, augmentation if augmentation.active else None)
@@ -140,6 +141,13 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
         loader=loader,
         started_sparse=started_sparse,
     )
+
+
+def _refuse_small_cohort(scoring: Scoring, manifest: Manifest) -> None:
+    """Raise a ValueError if AS-norm would look at more training speakers than there are, before training."""
+    speakers = len(manifest.speakers("train"))
+    if scoring.normalization == "as_norm" and scoring.top_n > speakers:
+        raise ValueError(f"scoring.top_n={scoring.top_n}: expected at most {speakers}, which are trained on")
 
 
 def _crops(settings: Settings, manifest: Manifest, augmentation: Augmentation | None) -> Crops:

@@ -20,12 +20,12 @@ import torch
 
 from sv_sparse.storage import atomic_write
 
-FORMAT = 3
+FORMAT = 4
 TRAINING_KEYS = {
     "format", "config", "model", "head", "optimizer", "controller", "scaler",
     "diagnostics", "progress", "generators", "best", "at_start", "started_sparse",
 }  # fmt: skip
-NETWORK_KEYS = {"format", "config", "model", "mean", "figures"}
+NETWORK_KEYS = {"format", "config", "model", "backend", "figures"}
 
 # What torch.load and zipfile raise for files that were cut off or changed at random: found by trying.
 DAMAGED = (

@@ -1,7 +1,7 @@
 """Settings to what a run listens to: the manifest, and the trial lists it is judged by."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from sv_sparse.data.folder import scan_folder
 from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.data.prepared import Judged, judged, read_listed, refuse_trained_on, rows_of, select
+from sv_sparse.data.speakers import read_sexes
 from sv_sparse.data.trials import read_trials
 from sv_sparse.settings import Settings
 
@@ -60,7 +61,9 @@ def _scanned(settings: Settings, names: Sequence[str], folder: Path) -> Corpus:
             instantiate(settings["data"]["make"])
         _scan(settings, names, manifest)
     found = Manifest(manifest)
-    return Corpus(found, [_listed(name, found) for name in names])
+    speakers = settings["data"]["speakers"]
+    sexes = read_sexes(speakers) if speakers is not None else {}
+    return Corpus(found, [_listed(name, found, sexes) for name in names])
 
 
 def _select(settings: Settings, lists: Sequence[Judged], out: Path) -> None:
@@ -88,9 +91,9 @@ def is_elsewhere(name: str) -> bool:
     return Path(name.rpartition(":")[0] or "/nowhere", "manifest.parquet").is_file()
 
 
-def _listed(name: str, own: Manifest) -> Judged:
+def _listed(name: str, own: Manifest, sexes: Mapping[str, str]) -> Judged:
     if not is_elsewhere(name):
-        return judged(read_trials(name), own)
+        return judged(read_trials(name), own, sexes)
     (one,) = read_listed("", [name])
     refuse_trained_on(one, rows_of(own.source, "train", "validation"), own.source, "data.root")
     return one

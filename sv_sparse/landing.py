@@ -11,10 +11,15 @@ from sv_sparse.build import Experiment
 from sv_sparse.data.dataset import Batch, Crops
 from sv_sparse.data.loader import CropLoader, EpochBatches, UnreadableMeter
 from sv_sparse.distributed import from_first, share_first
-from sv_sparse.embedding import Array, mean_embedding
-from sv_sparse.evaluate import Evaluation, evaluate_lists, validate
+from sv_sparse.embedding import mean_embedding
+from sv_sparse.embedding_cache import EMBEDDINGS, EmbeddingCache
+from sv_sparse.evaluate import evaluate_lists
+from sv_sparse.judgement import Evaluation
 from sv_sparse.monitor import as_words
 from sv_sparse.optim import count_zeros, sparsity
+from sv_sparse.scoring.backend import Backend
+from sv_sparse.scoring.cosine import Array
+from sv_sparse.validation import make_backend, validate
 
 _FAR = 0.005  # of the sparsity before landing from the target
 
@@ -41,7 +46,7 @@ def land(experiment: Experiment, judged: float | None = None) -> dict[str, Any]:
         )
     if judged is None:
         before = validate_held_out(experiment)
-        judged = before[0].eer if before is not None else None
+        judged = before[0] if before is not None else None
     experiment.controller.land()
     with experiment.compute.autocast():
         crops = _crops(experiment, experiment.dataset)
@@ -55,16 +60,15 @@ def land(experiment: Experiment, judged: float | None = None) -> dict[str, Any]:
     figures |= {"sparsity": zeros / size, "lambda": experiment.controller.lambda_.item()}
     figures["started_sparse"] = experiment.started_sparse
     if after is not None:
-        figures |= {"validation_eer_before_landing": judged, "validation_eer": after[0].eer}
+        figures |= {"validation_eer_before_landing": judged, "validation_eer": after[0]}
     logger.info("landed: %s", as_words(figures))
     return figures
 
 
-def validate_held_out(experiment: Experiment) -> tuple[Evaluation, Array] | None:
+def validate_held_out(experiment: Experiment) -> tuple[float, Array] | None:
     """Judge the network on held-out training speakers in the run's precision, as ``validate`` does."""
     with experiment.compute.autocast():
-        manifest = experiment.corpus.manifest
-        return validate(experiment.network, experiment.filterbank, manifest, experiment.point)
+        return validate(experiment.network, experiment.filterbank, experiment.corpus.manifest)
 
 
 def training_mean(experiment: Experiment) -> Array:
@@ -89,13 +93,34 @@ def _crops(experiment: Experiment, dataset: Crops) -> Iterator[Batch]:
             yield batch
 
 
-def evaluate(experiment: Experiment, mean: Array) -> list[Evaluation]:
-    """Judge the network on the run's trial lists, in float32, and write their scores."""
+def evaluate_at_start(experiment: Experiment, mean: Array) -> list[dict[str, Any]]:
+    """Judge the untrained network on the run's trial lists, as plain data: what the end is compared with."""
+    with experiment.compute.autocast():
+        found = evaluate_lists(
+            *(experiment.network, experiment.filterbank, experiment.corpus.lists, Backend(mean), experiment.scoring),
+            scores_to=None,
+            whole=False,
+        )
+    return [evaluation.as_dict() for evaluation in found]
+
+
+def finish_backend(experiment: Experiment) -> Backend:
+    """What the delivered network's embeddings are scored by, from training speech alone."""
+    mean, cache = training_mean(experiment), _cache(experiment)
+    manifest = experiment.corpus.manifest
+    return make_backend(experiment.network, experiment.filterbank, manifest, mean, experiment.scoring, cache)
+
+
+def evaluate(experiment: Experiment, backend: Backend) -> list[Evaluation]:
+    """Judge the delivered network on the run's trial lists, in float32, and write their scores."""
     return evaluate_lists(
-        experiment.network,
-        experiment.filterbank,
-        experiment.corpus.lists,
-        mean,
-        experiment.point,
+        *(experiment.network, experiment.filterbank, experiment.corpus.lists, backend, experiment.scoring),
         scores_to=experiment.folder / "scores",
+        cache=_cache(experiment),
     )
+
+
+def _cache(experiment: Experiment) -> EmbeddingCache:
+    """Where embeddings are kept, for evaluating again and elsewhere."""
+    model = experiment.settings["model"]
+    return EmbeddingCache(experiment.folder / EMBEDDINGS, experiment.network, model)

@@ -16,9 +16,10 @@ from sklearn.metrics import DetCurveDisplay
 
 from sv_sparse.build import Experiment, split_size
 from sv_sparse.distributed import ranks
-from sv_sparse.evaluate import Evaluation, read_scores
+from sv_sparse.judgement import Evaluation
 from sv_sparse.monitor import Row, read_rows
 from sv_sparse.optim import count_zeros, sparsity
+from sv_sparse.score_files import read_scores
 from sv_sparse.storage import atomic_write, write_json, write_text
 
 Results = dict[str, Any]
@@ -48,8 +49,8 @@ def collect(
     """
     settings, network = experiment.settings, experiment.network
     before = {evaluation["name"]: evaluation["eer"] for evaluation in at_start}
-    lists = {e.name: e.as_dict() | {"start_eer": before[e.name]} for e in evaluations}
-    first = lists[evaluations[0].name]
+    lists = {e.key: e.as_dict() | {"start_eer": before[e.name]} for e in evaluations}
+    first = lists[evaluations[0].key]
     params = list(network.parameters())
     total, zeros = sum(param.numel() for param in params), int(count_zeros(params))
     layers = {
@@ -64,7 +65,7 @@ def collect(
         "parameters": total,
         "kept_parameters": total - zeros,
         "eer": first["eer"],
-        "min_dcf": first["min_dcf"],
+        "min_dcf": first["costs"][0]["min_dcf"],
         "start_eer": first["start_eer"],
         "seconds": seconds,
         "seed": settings["seed"],
@@ -111,7 +112,7 @@ def write_report(folder: Path, results: Results) -> str:
 
 def results_table(results: Results) -> str:
     """One row per trial list, in Markdown."""
-    point = next(iter(results["evaluations"].values()))
+    point = next(iter(results["evaluations"].values()))["costs"][0]
     heads = (
         *(
             "list",
@@ -134,7 +135,7 @@ def results_table(results: Results) -> str:
             f"{results['sparsity']:.4%}",
             f"{kept:,} ({share:.1%})",
             f"{one['eer']:.2%}",
-            f"{one['min_dcf']:.3f}",
+            f"{one['costs'][0]['min_dcf']:.3f}",
             f"{one['start_eer']:.2%}",
             f"{results['seconds'] / 60:.1f}",
         )
@@ -217,8 +218,9 @@ def _page(folder: Path, results: Results, table: str) -> str:
     lines.append(f"- in all of the network's parameters {results['sparsity_all']:.4%}.")
     lines += ["", "| list | trials | EER threshold | minDCF threshold | operating point |", "|---|---:|---:|---:|---|"]
     for name, one in results["evaluations"].items():
-        point = f"p_target {one['p_target']}, c_miss {one['c_miss']}, c_fa {one['c_fa']}"
-        thresholds = f"{one['eer_threshold']:.4f} | {one['min_dcf_threshold']:.4f}"
+        cost = one["costs"][0]
+        point = f"p_target {cost['p_target']}, c_miss {cost['c_miss']}, c_fa {cost['c_fa']}"
+        thresholds = f"{one['eer_threshold']:.4f} | {cost['min_dcf_threshold']:.4f}"
         lines.append(f"| {name} | {one['trials']:,} | {thresholds} | {point} |")
     lines += ["", "Scores are cosines of mean-subtracted embeddings of whole utterances, without score normalization."]
     lines += ["", "![sparsity and lambda](figures/control.png)", "", "![sparsity per layer](figures/layers.png)"]

@@ -1,139 +1,29 @@
-"""The command line's settings: unknown names are refused with the valid ones, values are checked once, at the door."""
+"""A run's settings: every value is checked once, at the door, and paths are made absolute."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from itertools import product
+from collections.abc import Callable
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, ValueType
-from hydra.errors import OverrideParseException
 from joblib import cpu_count
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sv_sparse.scoring.backend import Scoring
+
 Settings = dict[str, Any]
 
 
-def check_names(arguments: Sequence[str], conf: Path) -> None:
-    """Refuse command-line overrides that name no setting or no choice.
-
-    Args:
-        arguments: the command line without the program's name; words that begin with ``-`` are the launcher's.
-        conf: the configuration folder.
-
-    Raises:
-        ValueError: an override cannot be read, or names a setting or choice that is not there; lists the valid ones.
-    """
-    words = _overrides(arguments)
-    try:
-        overrides = OverridesParser.create().parse_overrides(words)
-    except OverrideParseException as error:
-        raise ValueError(
-            f"cannot read {error.override!r}: expected SETTING=VALUE or GROUP=CHOICE; a value with spaces, commas, "
-            f"equals signs or brackets goes in quotes, twice: \"data.root='/my data/a=b'\""
-        ) from error
-    own = [override for override in overrides if not override.key_or_group.startswith("hydra")]
-    groups = {folder.name: _choices(folder) for folder in sorted(conf.iterdir()) if folder.is_dir()}
-    chosen = []
-    for override in own:
-        if override.key_or_group in groups:
-            picked = _picked(override)
-            _refuse_choice(override.key_or_group, picked, groups[override.key_or_group])
-            chosen.append([f"{override.key_or_group}={choice}" for choice in picked])
-    settings = [override for override in own if override.key_or_group not in groups]
-    for combination in product(*filter(None, chosen)):  # of a sweep; one otherwise
-        with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
-            known: Any = OmegaConf.to_container(compose("config", list(combination)))
-        try:
-            _check_overrides(settings, known, sorted(groups))
-        except ValueError as error:
-            raise ValueError(f"{error} (with {' '.join(combination)})" if combination else str(error)) from error
-
-
-def _check_overrides(overrides: Sequence[Override], known: Settings, groups: Sequence[str]) -> None:
-    for override in overrides:
-        if override.is_delete():
-            raise ValueError(f"{override.input_line}: settings cannot be removed, only given another value")
-        default = _default(override.key_or_group, known, groups)
-        for value in _values(override):
-            _refuse_value(override.key_or_group, value, default)
-            if override.key_or_group == "target_sparsity":
-                _refuse_dense_target(value, known["sparsity"])
-
-
-def _choices(group: Path) -> list[str]:
-    return sorted(file.stem for file in group.glob("*.yaml"))
-
-
-def _overrides(arguments: Sequence[str]) -> list[str]:
-    """The arguments that are settings: not an option of the launcher (``-m``, ``--cfg``), nor its value (``job``)."""
-    return [
-        word
-        for before, word in zip(["", *arguments], arguments, strict=False)
-        if not word.startswith("-") and not (before.startswith("-") and "=" not in word)
-    ]
-
-
-def _values(override: Override) -> list[Any]:
-    """The values that an override gives, several in a sweep."""
-    if override.is_sweep_override():
-        listed = override.is_discrete_sweep() and override.value_type != ValueType.GLOB_CHOICE_SWEEP
-        return list(override.sweep_iterator()) if listed else []
-    return [override.value()]
-
-
-def _picked(override: Override) -> list[str]:
-    return [str(value) for value in _values(override)]
-
-
-def _refuse_choice(group: str, picked: Sequence[str], choices: Sequence[str]) -> None:
-    for choice in picked:
-        if choice not in choices:
-            raise ValueError(f"{group}={choice}: expected one of {', '.join(choices)}")
-
-
-def _default(key: str, known: Settings, groups: Sequence[str]) -> Any:
-    """The default of a setting; a ValueError lists the valid names where there is none of this name."""
-    node: Any = known
-    parts = key.split(".")
-    for depth, part in enumerate(parts):
-        valid = [name for name in node if not name.startswith("_")] if isinstance(node, dict) else []
-        if part not in valid:
-            inside = f" under {'.'.join(parts[:depth])}" if depth else ""
-            own = [name for name in valid if depth or name not in groups]
-            hint = "" if depth else f"; groups with choices: {', '.join(groups)}"
-            meant = [name for name in _leaves(known) if name.rsplit(".", 1)[-1].strip("_") == parts[-1].strip("_")]
-            asked = f"; did you mean {' or '.join(meant)}?" if meant else ""
-            raise ValueError(f"unknown setting {key!r}; valid{inside}: {', '.join(own) or 'nothing'}{hint}{asked}")
-        node = node[part]
-    return node
-
-
-def _leaves(node: Settings, prefix: str = "") -> Iterator[str]:
-    for name, value in node.items():
-        yield prefix + name
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-
-
-def _refuse_value(key: str, value: Any, default: Any) -> None:
-    """Refuse a value of another kind than a number, and whatever the checks of single settings refuse."""
-    if _is_number(default) and not (_is_number(value) or value is None):
-        raise ValueError(f"{key} must be a number, got {value!r}")
-    if key in _CHECKS:
-        _check_value(key, value)
-
-
-def _refuse_dense_target(target: Any, sparsity: Settings) -> None:
+def refuse_dense_target(target: Any, sparsity: Settings) -> None:
+    """Raise a ValueError if a dense run is asked for a sparsity."""
     if sparsity["regularizer"] == "none" and target != 0:
         raise ValueError(f"target_sparsity={target}: sparsity=dense trains dense; leave target_sparsity out")
 
 
-def _check_value(name: str, value: Any) -> None:
+def check_value(name: str, value: Any) -> None:
+    """Raise a ValueError if a setting's value is not allowed, as far as that is known without the others."""
+    if name not in _CHECKS:
+        return
     allowed, meaning = _CHECKS[name]
     if not allowed(value):
         raise ValueError(f"{name} must be {meaning}, got {value!r}")
@@ -178,11 +68,13 @@ def automatic_workers() -> int:
 
 def _absolute(data: Settings) -> Settings:
     """The data settings with absolute paths, so that a run can be continued from anywhere."""
-    paths = {name: data[name] for name in ("cache", "root", "prepared", "trials", "train_list") if data.get(name)}
     found: Settings = {}
-    for name, value in paths.items():
-        several = [_absolute_path(path, name, data) for path in ([value] if isinstance(value, str) else value)]
-        found[name] = several[0] if isinstance(value, str) else several
+    for name in ("cache", "root", "prepared", "trials", "train_list", "speakers"):
+        value = data.get(name)
+        if isinstance(value, str):
+            found[name] = _absolute_path(value, name, data)
+        elif value:
+            found[name] = [_absolute_path(path, name, data) for path in value]
     if "make" in data:
         found["make"] = data["make"] | {"root": found["cache"]}
     return data | found
@@ -198,7 +90,8 @@ def _absolute_path(path: str, name: str, data: Settings) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a setting is a number; true and false are none."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
@@ -207,7 +100,7 @@ def _is_whole(value: Any, least: int) -> bool:
 
 
 def _is_share(value: Any) -> bool:
-    return _is_number(value) and 0 <= value < 1
+    return is_number(value) and 0 <= value < 1
 
 
 Check = tuple[Callable[[Any], bool], str]
@@ -231,12 +124,14 @@ _CHECKS: dict[str, Check] = {
     "data.validation_share": _SHARE,
     "sparsity.regularizer": _one_of("l1", "group", "mask", "none"),
     "sparsity.grouping": _one_of("output", "input", "kernel"),
-    "sparsity.density": (lambda v: _is_number(v) and 0 < v <= 1, "a number above 0 and at most 1"),
+    "sparsity.density": (lambda v: is_number(v) and 0 < v <= 1, "a number above 0 and at most 1"),
     "sparsity.rescale": _FLAG,
     "sparsity.include_head": _FLAG,
+    "scoring.top_n": _COUNT,
+    "scoring.cohort_utterances": _COUNT,
     "trainer.epochs": _COUNT,
     "trainer.batch_size": (lambda v: _is_whole(v, 2), "a whole number, 2 or more"),
-    "trainer.crop_seconds": (lambda v: _is_number(v) and 0.2 <= v < float("inf"), "a number, 0.2 or more"),
+    "trainer.crop_seconds": (lambda v: is_number(v) and 0.2 <= v < float("inf"), "a number, 0.2 or more"),
     "trainer.device": _one_of("auto", "cpu", "cuda"),
     "trainer.precision": _one_of("auto", "bf16", "fp16", "fp32"),
     "trainer.compile": (lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
@@ -245,17 +140,17 @@ _CHECKS: dict[str, Check] = {
     "trainer.patience": _COUNT_OR_NONE,
     "trainer.average": _COUNT,
     "trainer.keep": (lambda v: _is_whole(v, 0), "a whole number, 0 or more"),
-    "trainer.checkpoint_minutes": (lambda v: v is None or (_is_number(v) and v > 0), "null or a number above 0"),
+    "trainer.checkpoint_minutes": (lambda v: v is None or (is_number(v) and v > 0), "null or a number above 0"),
     "trainer.profile": _FLAG,
     "trainer.workers": (lambda v: v == "auto" or _is_whole(v, 0), "auto or a whole number, 0 or more"),
-    "trainer.lr_factor": (lambda v: _is_number(v) and 0 < v < float("inf"), "a number above 0"),
+    "trainer.lr_factor": (lambda v: is_number(v) and 0 < v < float("inf"), "a number above 0"),
     "trainer.warmup": _SHARE,
-    "trainer.final_lr": (lambda v: _is_number(v) and 0 < v <= 1, "a number above 0 and at most 1"),
+    "trainer.final_lr": (lambda v: is_number(v) and 0 < v <= 1, "a number above 0 and at most 1"),
     "trainer.margin_start": _SHARE,
-    "trainer.margin_end": (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
-    "trainer.clip_norm": (lambda v: v is None or (_is_number(v) and v > 0), "null or a number above 0"),
+    "trainer.margin_end": (lambda v: is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "trainer.clip_norm": (lambda v: v is None or (is_number(v) and v > 0), "null or a number above 0"),
     "trainer.clip_on": _one_of("support", "all"),
-    "trainer.band": (lambda v: _is_number(v) and v >= 0, "a number, 0 or more"),
+    "trainer.band": (lambda v: is_number(v) and v >= 0, "a number, 0 or more"),
     "trainer.statistics_crops": _COUNT,
     "trainer.log_every": _COUNT,
 }
@@ -273,12 +168,13 @@ def check(settings: Settings) -> None:
             if part not in value:
                 raise ValueError(f"{name} is missing: the settings are those of another version")
             value = value[part]
-        _check_value(name, value)
+        check_value(name, value)
+    Scoring(**settings["scoring"])  # checks itself
     storage = settings["data"].get("storage", "files")
     if storage not in {"files", "shards"}:
         raise ValueError(f"data.storage must be files or shards, got {storage!r}")
     sparsity = settings["sparsity"]
-    _refuse_dense_target(settings["target_sparsity"], sparsity)
+    refuse_dense_target(settings["target_sparsity"], sparsity)
     if sparsity["regularizer"] == "group" and sparsity["density"] < 1:
         raise ValueError(
             f"sparsity.regularizer=group makes whole groups zero, so its runs start dense: sparsity.density must be 1, "

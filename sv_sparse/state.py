@@ -12,8 +12,8 @@ from sv_sparse import checkpoint
 from sv_sparse.build import Experiment
 from sv_sparse.data.loader import UnreadableMeter
 from sv_sparse.distributed import from_first, gathered_objects, rank, ranks
-from sv_sparse.embedding import Array
 from sv_sparse.optim import DualAverage, SupportDiagnostics
+from sv_sparse.scoring.backend import Backend
 
 logger = logging.getLogger(__name__)
 
@@ -154,14 +154,14 @@ class RunState:
         if not from_first(path.is_file):
             self.best, self.progress.stale = {}, 0
 
-    def save_network(self, name: str, mean: Array, figures: dict[str, Any]) -> None:
+    def save_network(self, name: str, backend: Backend, figures: dict[str, Any]) -> None:
         """Write a network file: what using the network needs; the first process does."""
         if rank() > 0:
             return
         state = {
             "config": self.experiment.settings,
             "model": self.experiment.network.state_dict(),
-            "mean": torch.from_numpy(mean),
+            "backend": backend.state(),
             "figures": figures,
         }
         checkpoint.save(self.checkpoints.folder / name, state)

@@ -15,13 +15,13 @@ from sv_sparse.build import Experiment
 from sv_sparse.compute import memory_advice
 from sv_sparse.data.dataset import Batch
 from sv_sparse.distributed import gathered, gathered_objects, ranks
-from sv_sparse.embedding import Array
-from sv_sparse.evaluate import Evaluation
 from sv_sparse.head import margin_at
 from sv_sparse.interrupts import Stopped, stop_requests, stopped_afterwards
-from sv_sparse.landing import evaluate, training_mean, validate_held_out
+from sv_sparse.landing import evaluate_at_start, training_mean, validate_held_out
 from sv_sparse.monitor import Monitor, Timer, as_words, profiled
 from sv_sparse.optim import sparsity, warmup_exponential
+from sv_sparse.scoring.backend import Backend
+from sv_sparse.scoring.cosine import Array
 from sv_sparse.state import RunState
 from sv_sparse.update import Heard, Update, hear
 
@@ -64,7 +64,7 @@ class Trainer:
             if not self.state.begun:
                 mean = training_mean(self.experiment)
                 with self.experiment.compute.autocast():  # it is only what the end is compared with
-                    self.state.at_start = [evaluation.as_dict() for evaluation in evaluate(self.experiment, mean)]
+                    self.state.at_start = evaluate_at_start(self.experiment, mean)
                 self._save()
             total = self.experiment.total_steps
             with self.update.ready(), self.monitor.progress(self.state.progress.step, total):
@@ -178,7 +178,7 @@ class Trainer:
             self._assert_same(measured)
             row: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "sparsity": measured}
             if validated is not None:
-                row["validation_eer"] = self.judged = validated[0].eer
+                row["validation_eer"] = self.judged = validated[0]
                 self._keep_best(*validated, measured)
             logger.info("%s", as_words(row))
             histogram = self.state.diagnostics.histogram()
@@ -195,18 +195,18 @@ class Trainer:
         found = gathered_objects((self.experiment.controller.lambda_.item(), measured))
         assert len(set(found)) == 1, f"lambda and sparsity differ between processes: {found}"
 
-    def _keep_best(self, validation: Evaluation, mean: Array, measured: float) -> None:
+    def _keep_best(self, judged: float, mean: Array, measured: float) -> None:
         """Keep the network with the lowest validation EER among those near the target sparsity."""
         state = self.state
         near = abs(measured - self.experiment.controller.target_sparsity) <= self.settings["band"]
-        if near and validation.eer < state.best.get("validation_eer", math.inf):
+        if near and judged < state.best.get("validation_eer", math.inf):
             state.progress.stale = 0
-            state.best = {"validation_eer": validation.eer, "epoch": state.progress.epoch, "sparsity": measured}
+            state.best = {"validation_eer": judged, "epoch": state.progress.epoch, "sparsity": measured}
             figures = {
                 "lambda": self.experiment.controller.lambda_.item(),
                 "started_sparse": self.experiment.started_sparse,
             }
-            state.save_network("best.pt", mean, state.best | figures)
+            state.save_network("best.pt", Backend(mean), state.best | figures)
         elif state.best:
             state.progress.stale += 1
 

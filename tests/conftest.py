@@ -13,6 +13,23 @@ from hydra.core.global_hydra import GlobalHydra
 from tiny import ROOT, THREE_EPOCHS, TINY, Outcome, Tones, write_tones, write_trial_list
 
 
+def _hide_lazy_modules() -> None:
+    """Spare SpeechBrain's lazy modules hypothesis' question where they lie, at which they load, or fail to."""
+    loaded = sys.modules.get("speechbrain.utils.importutils")
+    if loaded is not None:
+        loaded.LazyModule.__file__ = None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems() -> None:
+    _hide_lazy_modules()
+
+
+@pytest.fixture(autouse=True)
+def _lazy_modules_hidden() -> None:
+    _hide_lazy_modules()
+
+
 @pytest.fixture(scope="session")
 def tones(tmp_path_factory) -> Tones:
     folder = tmp_path_factory.mktemp("tones")

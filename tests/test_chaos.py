@@ -28,18 +28,19 @@ IN_AN_EPOCH = (
     *[("checkpoint.save", (1, 2), 10_000), ("storage.atomic_write", (3, 4), 8)],
 )
 AFTER_AN_EPOCH = (
-    *[("evaluate.validate", (1,), 10_000), ("checkpoint.keep_epoch", (1,), 60)],
+    *[("validation.validate", (1,), 10_000), ("checkpoint.keep_epoch", (1,), 60)],
     ("storage.atomic_write", (4,), 1),  # last.pt, behind metrics.jsonl
 )
 AFTER_TRAINING = (
-    *[("landing.land", (1,), 10_000), ("state.save_network", (1,), 3_000), ("evaluate.evaluate_lists", (1,), 10_000)],
+    *[("landing.land", (1,), 10_000), ("validation.make_backend", (1,), 10_000), ("state.save_network", (1,), 3_000)],
+    *[("evaluate.evaluate_lists", (1,), 10_000), ("embedding_cache.flush", (1,), 1_000)],
     *[("monitor.finish", (1,), 3_000), ("report.write_report", (1,), 100_000)],
 )
 STRUCK = {  # what must have been hit, and what tells so
     "a step": "update.make",
     "a checkpoint being written": "checkpoint.save",
     "an epoch's checkpoint being kept": "checkpoint.keep_epoch",
-    "a validation": "evaluate.validate",
+    "a validation": "validation.validate",
     "landing": "landing.land",
     "an evaluation": "evaluate.evaluate_lists",
     "the report": "report.write_report",

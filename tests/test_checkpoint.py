@@ -9,7 +9,12 @@ import torch
 from sv_sparse import checkpoint
 from sv_sparse.commands.evaluate import load_network
 
-STATE = {"config": {"seed": 0}, "model": {"w": torch.arange(3.0)}, "mean": torch.zeros(2), "figures": {"eer": 0.1}}
+STATE = {
+    "config": {"seed": 0},
+    "model": {"w": torch.arange(3.0)},
+    "backend": {"mean": torch.zeros(2)},
+    "figures": {"eer": 0.1},
+}
 
 
 def test_what_is_saved_is_loaded_again_as_tensors_and_plain_data(tmp_path):
@@ -22,7 +27,7 @@ def test_what_is_saved_is_loaded_again_as_tensors_and_plain_data(tmp_path):
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({name: STATE[name] for name in ("config", "model", "mean")}, r"lacks \['figures'\]"),
+        ({name: STATE[name] for name in ("config", "model", "backend")}, r"lacks \['figures'\]"),
         (STATE | {"extra": 1}, r"has unknown \['extra'\]"),
     ],
 )
@@ -50,7 +55,7 @@ def test_a_single_bit_that_changed_is_noticed_wherever_it_is(tmp_path):
 
 def test_another_format_is_refused(tmp_path):
     torch.save(STATE | {"format": 99}, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="has checkpoint format 99, this version reads 3"):
+    with pytest.raises(ValueError, match="has checkpoint format 99, this version reads 4"):
         checkpoint.load(tmp_path / "model.pt", checkpoint.NETWORK_KEYS)
 
 

@@ -6,9 +6,13 @@ import numpy as np
 import pyarrow as pa
 
 from sv_sparse.data.manifest import PART, Manifest
+from sv_sparse.data.prepared import Judged
 from sv_sparse.data.trials import Trials
-from sv_sparse.evaluate import judge, keep_evaluations, read_scores, validation_trials, write_scores
-from sv_sparse.scoring.metrics import OperatingPoint
+from sv_sparse.evaluate import keep_evaluations
+from sv_sparse.judgement import judge
+from sv_sparse.score_files import difference_of, read_scores, read_speakers, write_scores, write_speakers
+from sv_sparse.scoring.backend import Backend, Scoring
+from sv_sparse.validation import validation_trials
 
 
 def test_a_score_file_is_read_as_it_was_written_whatever_the_names(tmp_path):
@@ -19,7 +23,7 @@ def test_a_score_file_is_read_as_it_was_written_whatever_the_names(tmp_path):
     read, is_target = read_scores(tmp_path / "scores" / "odd.txt")
     np.testing.assert_array_equal(read, scores)
     np.testing.assert_array_equal(is_target, trials.is_target)
-    assert (tmp_path / "scores" / "odd.txt").read_text().splitlines()[0] == 'a#1/"x" b/2 0.250000 1'
+    assert (tmp_path / "scores" / "odd.txt").read_text().splitlines()[0] == 'a#1/"x" b/2 0.25 1'
 
 
 def written(folder, sessions: int, utterances: int) -> Manifest:
@@ -56,9 +60,56 @@ def test_validation_hears_as_many_sessions_of_a_speaker_as_there_are(tmp_path):
 
 
 def test_what_a_run_is_judged_by_later_is_kept_beside_what_was_there(tmp_path):
+    scoring = Scoring([0.01], 1.0, 1.0, "none", 300, 10, "average", [], [])
     for name in ("one", "two", "one"):
         trials = Trials(name, np.array([True, False]), np.array([0, 1]), np.array([1, 0]), ["a", "b"])
-        keep_evaluations(tmp_path, [judge(trials, np.array([1.0, 0.0], np.float32), OperatingPoint())])
-    found = json.loads((tmp_path / "evaluations.json").read_text())
-    assert list(found) == ["one", "two"]
-    assert found["two"]["trials"] == 2
+        one, scores = Judged(trials, [[], []], [], [], [], None), np.array([1.0, 0.0], np.float32)
+        found = judge(one, scores, Backend(np.zeros(2, np.float32)), scoring, whole=True)
+        keep_evaluations(tmp_path, [found])
+    kept = json.loads((tmp_path / "evaluations.json").read_text())
+    assert list(kept) == ["one", "two"]
+    assert kept["two"]["trials"] == 2
+
+
+def test_who_speaks_is_kept_beside_the_scores(tmp_path):
+    trials = Trials("names", np.array([True]), np.array([2]), np.array([0]), ["a b/1", "c/2"], {"m": [0, 1]})
+    write_speakers(tmp_path / "names.speakers", trials, ["a b", "c", "c"])
+    lines = (tmp_path / "names.speakers").read_text()
+    assert lines == "a b/1\ta b\nc/2\tc\nm\tc\n"
+    assert read_speakers(tmp_path / "names.speakers") == {"a b/1": "a b", "c/2": "c", "m": "c"}
+    write_speakers(tmp_path / "names.speakers", trials, [])
+    assert read_speakers(tmp_path / "names.speakers") == {}
+
+
+def scored(folder, scores, *, speakers: int = 8, label_of_first=None):
+    """A file of scores of all pairs of 32 utterances, and who speaks in them."""
+    names = [f"s{k % speakers}/{k}" for k in range(32)]
+    left, right = np.triu_indices(32, k=1)
+    is_target = left % speakers == right % speakers
+    if label_of_first is not None:
+        is_target[0] = label_of_first
+    trials = Trials("all", is_target, left, right, names)
+    write_scores(folder / "all.txt", trials, (scores + 1.5 * is_target).astype(np.float32))
+    write_speakers(folder / "all.speakers", trials, [name.split("/")[0] for name in names])
+    return folder / "all.txt"
+
+
+def test_two_systems_are_compared_on_the_same_trials(tmp_path):
+    generator = np.random.default_rng(0)
+    better, worse = generator.normal(size=496), 3 * generator.normal(size=496)
+    ours, theirs = scored(tmp_path / "a", better), scored(tmp_path / "b", worse)
+    gain, (low, high) = difference_of(ours, theirs)
+    assert low < gain < high < 0
+    loss, (lower, upper) = difference_of(theirs, ours)
+    assert (loss, lower, upper) == (-gain, -high, -low)
+    assert difference_of(ours, ours) == (0, (0, 0))
+
+
+def test_systems_are_not_compared_on_other_trials_nor_on_few_speakers(tmp_path):
+    scores = np.random.default_rng(0).normal(size=496)
+    ours = scored(tmp_path / "a", scores)
+    assert difference_of(ours, scored(tmp_path / "b", scores, label_of_first=True)) is None
+    few = [scored(tmp_path / name, scores, speakers=4) for name in "cd"]
+    assert difference_of(*few) is None
+    (tmp_path / "a" / "all.speakers").unlink()
+    assert difference_of(ours, ours) is None

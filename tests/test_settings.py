@@ -8,7 +8,8 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 from tiny import ROOT
 
-from sv_sparse.settings import automatic_workers, check, check_names
+from sv_sparse.overrides import check_names
+from sv_sparse.settings import automatic_workers, check
 
 CONF = ROOT / "conf"
 CHOICES = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml"))

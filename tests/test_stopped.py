@@ -53,7 +53,7 @@ def test_a_run_that_is_stopped_after_the_last_step_still_judges_its_epoch(attemp
 
 @pytest.mark.parametrize(
     ("within", "visit"),
-    [("evaluate.validate", 2), ("landing.evaluate", 2)],
+    [("validation.validate", 2), ("landing.evaluate", 1)],
 )
 def test_a_stop_signal_outside_the_steps_ends_at_once(attempts, uninterrupted, struck, within, visit):
     done, folder = struck(signal.SIGTERM, within, visit)
@@ -61,7 +61,7 @@ def test_a_stop_signal_outside_the_steps_ends_at_once(attempts, uninterrupted, s
     assert f"python train.py resume={folder}" in done.out
     assert not (folder / "results.json").exists()
     at = progress(folder)
-    if within == "evaluate.validate":
+    if within == "validation.validate":
         assert (at["epoch"], at["batch"], at["judged"]) == (2, 0, False)
         assert "validation_eer" not in rows(folder)[-1]
     again = attempts(f"resume={folder}")

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from tiny import ROOT, TINY, Outcome, Tones
 
 from sv_sparse.run import new_folder
-from sv_sparse.settings import check_names
+from sv_sparse.overrides import check_names
 
 SHORT = (*TINY, "trainer.epochs=1", "trainer.statistics_crops=4")
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")

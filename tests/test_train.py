@@ -12,9 +12,9 @@ from tiny import TINY
 from sv_sparse import checkpoint, cli
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.trials import read_trials
-from sv_sparse.evaluate import read_scores
 from sv_sparse.monitor import read_rows
-from sv_sparse.scoring.metrics import eer
+from sv_sparse.score_files import read_scores
+from sv_sparse.scoring.metrics import eer, rank_scores
 
 FILES = {
     *("config.yaml", "environment.json", "manifest.parquet", "train.log", "metrics.jsonl", "results.json", "report.md"),
@@ -51,7 +51,7 @@ def test_the_results_say_what_scripts_need(finished):
         *("start_eer", "seconds", "evaluations", "layers"),
     }
     one = found["evaluations"]["trials"]
-    assert (one["eer"], one["min_dcf"], one["start_eer"]) == (
+    assert (one["eer"], one["costs"][0]["min_dcf"], one["start_eer"]) == (
         found["eer"],
         found["min_dcf"],
         found["start_eer"],
@@ -62,7 +62,7 @@ def test_the_results_say_what_scripts_need(finished):
 
 def test_the_eer_in_the_results_is_that_of_the_written_scores(finished):
     scores, is_target = read_scores(finished / "scores" / "trials.txt")
-    assert eer(scores, is_target)[0] == pytest.approx(results(finished)["eer"], abs=1e-3)
+    assert eer(rank_scores(scores, is_target))[0] == pytest.approx(results(finished)["eer"], abs=1e-3)
 
 
 def test_the_table_is_the_last_thing_printed(finished):

@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from torch import nn
 
@@ -14,15 +14,18 @@ from sv_sparse import checkpoint
 from sv_sparse.build import MEL_BINS
 from sv_sparse.compute import choose_device
 from sv_sparse.corpus import refuse_known_to
-from sv_sparse.data.audio import SAMPLE_RATE, recording
-from sv_sparse.data.folder import ENDINGS
-from sv_sparse.data.manifest import match
-from sv_sparse.data.prepared import Judged, read_listed, rows_of
-from sv_sparse.data.trials import read_trials
-from sv_sparse.embedding import Array
-from sv_sparse.evaluate import Evaluation, evaluate_lists, keep_evaluations
+from sv_sparse.data.audio import SAMPLE_RATE
+from sv_sparse.data.manifest import Manifest, match
+from sv_sparse.data.prepared import Judged, rows_of
+from sv_sparse.data.speakers import read_sexes
+from sv_sparse.distributed import end, processes, rank
+from sv_sparse.embedding_cache import EMBEDDINGS, EmbeddingCache
+from sv_sparse.evaluate import evaluate_lists, keep_evaluations
 from sv_sparse.features import Filterbank
-from sv_sparse.scoring.metrics import OperatingPoint
+from sv_sparse.judgement import Evaluation
+from sv_sparse.protocols import lists_named, lists_of_files, lists_of_run
+from sv_sparse.scoring.backend import ENROLMENTS, NORMALIZATIONS, Backend, Scoring
+from sv_sparse.validation import make_backend
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -32,22 +35,44 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="RUN",
-        help="run folders, or one network file: RUN/checkpoints/best.pt",
+        help="run folders, judged by their own lists or by those named here; or one network file, such as "
+        "RUN/checkpoints/best.pt",
     )
-    parser.add_argument("--on", nargs="+", default=[], metavar="PREPARED:LIST", help="lists of prepared folders")
+    parser.add_argument(
+        "--on",
+        nargs="+",
+        default=[],
+        metavar="LISTS",
+        help="PREPARED:LIST,LIST of prepared folders; LIST alone where RUN was trained on one; voxceleb1-o,e,h and "
+        "cnceleb name the usual ones; folder:PATH takes the lists in PATH, of recordings in PATH/wav",
+    )
     parser.add_argument("--root", type=Path, help="folder that the paths in --trials are relative to")
     parser.add_argument("--trials", type=Path, nargs="+", default=[], help="VoxCeleb-format trial lists")
+    parser.add_argument("--speakers", type=Path, help="table with columns speaker and sex, for those in --trials")
+    parser.add_argument("--normalization", choices=NORMALIZATIONS, help="of scores; as RUN was set if not given")
+    parser.add_argument("--top-n", type=int, help="closest training speakers that as_norm looks at")
+    parser.add_argument("--enrolment", choices=ENROLMENTS, help="what becomes of several enrolment utterances")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--scores", type=Path, help="folder that the scores are written to; RUN/scores if not given")
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Run ``sv-sparse evaluate``.
+    """Run ``sv-sparse evaluate``, by several processes together where torchrun started them.
 
     Raises:
         ValueError: something is not as expected; names it.
         OSError: something cannot be read or written.
     """
+    _refuse_unclear(chosen)
+    with processes():
+        for path in chosen.networks:
+            if len(chosen.networks) > 1 and rank() == 0:
+                print(f"{path}:")
+            _evaluate(path, chosen)
+    end()
+
+
+def _refuse_unclear(chosen: argparse.Namespace) -> None:
     files = [path for path in chosen.networks if not path.is_dir()]
     absent = [path for path in files if not path.exists()]
     if absent:
@@ -56,39 +81,50 @@ def run(chosen: argparse.Namespace) -> None:
         raise ValueError(f"{files[0]} is no run folder; --scores is needed where a network file is given")
     if chosen.scores is not None and len(chosen.networks) > 1:
         raise ValueError("--scores takes the scores of one network; those of several go to their run folders")
-    lists = [*_of_folder(chosen.root, chosen.trials), *_elsewhere(chosen.on)]
+
+
+def _evaluate(path: Path, chosen: argparse.Namespace) -> None:
+    """Judge one network; what it trained on decides what it may be judged by."""
+    folder = path if path.is_dir() else path.parent.parent
+    sexes = read_sexes(chosen.speakers) if chosen.speakers is not None else {}
+    lists = [*lists_of_files(chosen.root, chosen.trials, sexes), *lists_named(chosen.on, folder)]
+    lists = lists or lists_of_run(folder)
     names = [one.trials.name for one in lists]
-    if not lists or len(set(names)) < len(names):
-        raise ValueError("expected lists of different names, by --on PREPARED:LIST, or by --root and --trials")
-    folders = [path if path.is_dir() else path.parent.parent for path in chosen.networks]
-    for folder in folders:
-        refuse_known_to(folder, lists)
+    if len(set(names)) < len(names):
+        raise ValueError(f"expected lists of different names, got {', '.join(names)}")
+    refuse_known_to(folder, lists)
+    if rank() == 0:
         _warn_of_known(folder, lists)
-    for path, folder in zip(chosen.networks, folders, strict=True):
-        if len(folders) > 1:
-            print(f"{path}:")
-        evaluations = _evaluate(path, lists, chosen.scores or folder / "scores", chosen.device)
-        if chosen.scores is None:
-            keep_evaluations(folder, evaluations)
-
-
-def _evaluate(path: Path, lists: Sequence[Judged], scores: Path, device_name: str) -> list[Evaluation]:
-    network, mean, point = load_network(path / "checkpoints" / "model.pt" if path.is_dir() else path)
-    device = choose_device(device_name, "--device ")
+    network, given, settings = load_network(path / "checkpoints" / "model.pt" if path.is_dir() else path)
+    device = choose_device(chosen.device, "--device ")
     network, filterbank = network.to(device), Filterbank(SAMPLE_RATE, MEL_BINS).to(device)
-    evaluations = evaluate_lists(network, filterbank, lists, mean, point, scores_to=scores)
+    keeps = folder if (folder / "config.yaml").is_file() else chosen.scores
+    cache = EmbeddingCache(keeps / EMBEDDINGS, network, settings["model"])
+    scoring = _asked(Scoring(**settings["scoring"]), chosen)
+    backend = given
+    if _other_normalization(given, scoring):
+        manifest = folder / "manifest.parquet"
+        if not manifest.is_file():
+            raise ValueError(f"--normalization {scoring.normalization}: {path} does not say what it was trained on")
+        backend = make_backend(network, filterbank, Manifest(manifest), given.mean, scoring, cache)
+    scores_to = chosen.scores or folder / "scores"
+    evaluations = evaluate_lists(network, filterbank, lists, backend, scoring, scores_to=scores_to, cache=cache)
     for evaluation in evaluations:
-        _print(evaluation)
-    return evaluations
+        print("\n".join(_lines(evaluation)))
+    if chosen.scores is None and rank() == 0:
+        keep_evaluations(folder, evaluations)
 
 
-def _of_folder(root: Path | None, lists: Sequence[Path]) -> list[Judged]:
-    if not lists:
-        return []
-    if root is None or not root.is_dir():
-        raise ValueError(f"--root {root}: no such folder")
-    found = [read_trials(path) for path in lists]
-    return [Judged(one, [recording(_there(root / name)) for name in one.utterances], [], [], [], None) for one in found]
+def _other_normalization(given: Backend, scoring: Scoring) -> bool:
+    """Whether a network's back-end, its calibration included, was made for another normalization."""
+    wanted = scoring.top_n if scoring.normalization == "as_norm" else 0
+    return given.top_n != wanted
+
+
+def _asked(scoring: Scoring, chosen: argparse.Namespace) -> Scoring:
+    """A run's own way to score, changed as the command line says."""
+    asked = {"normalization": chosen.normalization, "top_n": chosen.top_n, "enrolment": chosen.enrolment}
+    return replace(scoring, **{name: value for name, value in asked.items() if value is not None})
 
 
 def _warn_of_known(run: Path, lists: Sequence[Judged]) -> None:
@@ -104,37 +140,42 @@ def _warn_of_known(run: Path, lists: Sequence[Judged]) -> None:
             print(f"warning: {run} trained on {count} utterances of these names; the EER says little", file=sys.stderr)
 
 
-def _there(path: Path) -> Path:
-    """The recording, where lists name another ending than its file has."""
-    others = (path.with_suffix(ending) for ending in ENDINGS)
-    return path if path.is_file() else next((other for other in others if other.is_file()), path)
+def _lines(evaluation: Evaluation) -> Iterator[str]:
+    """An evaluation for the terminal, every number with its conditions."""
+    rate, threshold = f"{evaluation.eer:.2%}", f"{evaluation.eer_threshold:.4f}"
+    yield f"{evaluation.name}: EER {rate}{_range(evaluation.eer_interval, '.2%')} at {threshold}"
+    speakers = f" of {evaluation.speakers:,} speakers" if evaluation.speakers is not None else ""
+    yield f"  {evaluation.trials:,} trials, {evaluation.targets:,} targets{speakers}"
+    yield f"  enrolment: {evaluation.enrolment}; normalization: {evaluation.normalization}"
+    for cost in evaluation.costs:
+        point = f"p_target {cost['p_target']:g}, c_miss {cost['c_miss']:g}, c_fa {cost['c_fa']:g}"
+        least = f"{cost['min_dcf']:.3f}{_range(cost['min_dcf_interval'], '.3f')} at {cost['min_dcf_threshold']:.4f}"
+        actual = f", actDCF {cost['act_dcf']:.3f}" if cost["act_dcf"] is not None else ""
+        yield f"  minDCF {least}{actual} ({point})"
+    if evaluation.cllr is None:
+        yield f"  minCllr {evaluation.min_cllr:.3f}; not calibrated"
+    else:
+        yield f"  Cllr {evaluation.cllr:.3f}, minCllr {evaluation.min_cllr:.3f}, by {evaluation.calibration}"
+    for one in evaluation.decisions:
+        found = f"{one['p_fa']:.2%} false alarms and {one['p_miss']:.2%} misses here"
+        yield f"  threshold {one['threshold']:.2f} for {one['false_alarms']:.2%} false alarms: {found}"
+    for kind, groups in evaluation.groups.items():
+        for name, group in groups.items():
+            yield f"  {kind} {name}: EER {group['eer']:.2%}, {group['trials']:,} trials, {group['targets']:,} targets"
 
 
-def _elsewhere(names: Sequence[str]) -> list[Judged]:
-    wrong = [name for name in names if not name.rpartition(":")[0]]
-    if wrong:
-        raise ValueError(f"--on {wrong[0]}: expected PREPARED:LIST, a prepared folder and the name of one of its lists")
-    return read_listed("", names)
+def _range(interval: tuple[float, float] | None, form: str) -> str:
+    return f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval is not None else ""
 
 
-def _print(evaluation: Evaluation) -> None:
-    print(
-        f"{evaluation.name}: EER {evaluation.eer:.2%} at {evaluation.eer_threshold:.4f}, "
-        f"minDCF({evaluation.p_target}) {evaluation.min_dcf:.3f} at {evaluation.min_dcf_threshold:.4f}, "
-        f"{evaluation.trials} trials"
-    )
-    for genre, found in evaluation.genres.items():
-        print(f"  {genre}: EER {found['eer']:.2%}, {found['trials']} trials, {found['targets']} targets")
-
-
-def load_network(path: Path) -> tuple[nn.Module, Array, OperatingPoint]:
-    """A trained network, its mean embedding [E], and its run's operating point, from a network file."""
+def load_network(path: Path) -> tuple[nn.Module, Backend, dict[str, Any]]:
+    """A trained network, what scores its embeddings, and its run's settings, from a network file."""
     state = checkpoint.load(path, checkpoint.NETWORK_KEYS)
-    _refuse_foreign(path, state["config"]["model"])
-    network: nn.Module = instantiate(state["config"]["model"], mel_bins=MEL_BINS)
+    settings: dict[str, Any] = state["config"]
+    _refuse_foreign(path, settings["model"])
+    network: nn.Module = instantiate(settings["model"], mel_bins=MEL_BINS)
     network.load_state_dict(state["model"])
-    mean: torch.Tensor = state["mean"]
-    return network.eval(), mean.numpy(), OperatingPoint(**state["config"]["scoring"])
+    return network.eval(), Backend.of(state["backend"]), settings
 
 
 def _refuse_foreign(path: Path, model: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ Files under the corpus folder::
     wav/id1xxxx/<session>/0000n.flac   16 kHz, mono, 16 bits
     train_list.txt                     `speaker path`, one training utterance a line; path relative to wav/
     veri_test.txt                      `label enrolment test`, one trial a line, VoxCeleb's own format
+    speakers.csv                       `speaker,sex`
     corpus.json                        settings and a checksum of each finished utterance
 """
 
@@ -39,6 +40,7 @@ from tqdm import tqdm
 from sv_sparse.data.channel import draw_channel, record
 from sv_sparse.data.espeak import SAMPLE_RATE as ESPEAK_SAMPLE_RATE
 from sv_sparse.data.espeak import draw_voice, espeak_data, sentence, speak
+from sv_sparse.data.speakers import sexes_table
 from sv_sparse.storage import write_json, write_text
 
 SAMPLE_RATE = 16_000  # Hz
@@ -112,8 +114,14 @@ def make_demo(
     missing = [u for u in train + test if not _intact(root / "wav" / u.path, done.get(u.path))]
     if missing:
         _build(root, settings, done, missing, workers)
+    _write_lists(root, train, test, settings)
+
+
+def _write_lists(root: Path, train: list[_Utterance], test: list[_Utterance], settings: dict[str, int]) -> None:
+    sexes = {u.speaker_id: "f" if u.female else "m" for u in train + test}
     _write_if_changed(root / "train_list.txt", "".join(f"{u.speaker_id} {u.path}\n" for u in train))
-    _write_if_changed(root / "veri_test.txt", "".join(_trials(test, trials, seed)))
+    _write_if_changed(root / "veri_test.txt", "".join(_trials(test, settings["trials"], settings["seed"])))
+    _write_if_changed(root / "speakers.csv", sexes_table(sexes))
 
 
 def _check(settings: dict[str, int], workers: int) -> None:

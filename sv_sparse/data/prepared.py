@@ -1,8 +1,9 @@
 """A prepared folder to what a run trains on and is judged by."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +12,10 @@ import pyarrow.parquet as pq
 
 from sv_sparse.data.folder import check_validation_share, validation_speakers
 from sv_sparse.data.manifest import Manifest, Part, match
+from sv_sparse.data.speakers import read_sexes
 from sv_sparse.data.trials import Trials, read_trials
 
+SPEAKERS = "speakers.csv"  # of a prepared folder, where something is known of them
 _SAME_SECONDS = 0.01
 
 
@@ -27,6 +30,7 @@ class Judged:
         speakers: Who speaks in each of its utterances, empty where that is not known.
         seconds: How long each of its utterances is, empty where that is not known.
         source: The manifest that it lies in; None where there is none.
+        sexes: Of each of its utterances, ``f``, ``m`` or empty.
     """
 
     trials: Trials
@@ -35,10 +39,16 @@ class Judged:
     speakers: list[str]
     seconds: list[float]
     source: Path | None
+    sexes: list[str] = field(default_factory=list)
 
 
-def judged(trials: Trials, manifest: Manifest) -> Judged:
+def judged(trials: Trials, manifest: Manifest, sexes: Mapping[str, str]) -> Judged:
     """A list whose utterances are in a manifest.
+
+    Args:
+        trials: The list.
+        manifest: Where its utterances are.
+        sexes: Of speakers, as far as they are known.
 
     Raises:
         ValueError: Some are not; names the first.
@@ -47,7 +57,34 @@ def judged(trials: Trials, manifest: Manifest) -> Judged:
     columns = zip(*((manifest.parts(row), manifest.genre(row), manifest.speaker(row)) for row in rows), strict=True)
     recordings, genres, speakers = (list(column) for column in columns)
     seconds = (manifest.samples[rows] / manifest.sample_rate[rows]).tolist()
-    return Judged(trials, recordings, genres, speakers, seconds, manifest.source)
+    known = [sexes.get(speaker, "") for speaker in speakers]
+    return Judged(trials, recordings, genres, speakers, seconds, manifest.source, known)
+
+
+def concatenated(one: Judged) -> Judged:
+    """The list with each enrolment of several utterances as one that they are joined to."""
+    models = one.trials.models
+    if not models:
+        return one
+
+    def joined(values: list[Any], several: Sequence[int]) -> Any:
+        return sum((values[k] for k in several[1:]), start=values[several[0]])
+
+    def first(values: list[Any], several: Sequence[int]) -> Any:
+        return values[several[0]]
+
+    def longer(values: list[Any], join: Callable[[list[Any], Sequence[int]], Any]) -> list[Any]:
+        return [*values, *(join(values, several) for several in models.values())] if values else []
+
+    return replace(
+        one,
+        trials=replace(one.trials, utterances=one.trials.sides, models={}),
+        recordings=longer(one.recordings, joined),
+        genres=longer(one.genres, first),
+        speakers=longer(one.speakers, first),
+        seconds=longer(one.seconds, joined),
+        sexes=longer(one.sexes, first),
+    )
 
 
 def list_path(prepared: str | Path, name: str) -> Path:
@@ -74,13 +111,15 @@ def read_listed(prepared: str | Path, names: Sequence[str]) -> list[Judged]:
         ValueError: A folder or list is not there.
     """
     found = []
-    manifests: dict[str, Manifest] = {}
+    places: dict[Path, tuple[Manifest, dict[str, str]]] = {}
     for name in names:
         folder, _, own = name.rpartition(":")
         path = list_path(folder or prepared, own)
-        place = str(path.parent.parent)
-        manifests.setdefault(place, Manifest(path.parent.parent / "manifest.parquet"))
-        found.append(judged(read_trials(path), manifests[place]))
+        place = path.parent.parent
+        if place not in places:
+            known = place / SPEAKERS
+            places[place] = Manifest(place / "manifest.parquet"), read_sexes(known) if known.is_file() else {}
+        found.append(judged(read_trials(path), *places[place]))
     return found
 
 

@@ -54,6 +54,7 @@ TRIALS = {  # our name, by the name of the published file
     "list_test_hard.txt": ("vox1_H", TrialCount(552_536, 276_270)),
     "list_test_hard2.txt": ("vox1_H_cleaned", TrialCount(550_894, 275_488)),
 }
+SPEAKER_TABLES = ("vox1_meta.csv", "vox2_meta.csv")  # with the sex of each speaker
 CN_TRIALS = TrialCount(3_484_292, 17_755)
 CN_PROTOCOLS = ("average", "concatenated")
 LIST_FILES = frozenset(

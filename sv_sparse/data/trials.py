@@ -42,6 +42,19 @@ class Trials:
     def __len__(self) -> int:
         return len(self.is_target)
 
+    def describe(self, trial: int) -> str:
+        """What a trial is called in an error, by its position."""
+        sides = self.sides
+        return f"{self.name}, {sides[self.enrolment[trial]]} {sides[self.test[trial]]}"
+
+    def heard(self) -> NDArray[np.int64]:
+        """The utterances that some trial needs, ascending."""
+        count = len(self.utterances)
+        used = np.unique(np.concatenate([self.enrolment, self.test]))
+        models = list(self.models.values())
+        members = [member for model in used[used >= count] for member in models[model - count]]
+        return np.unique(np.concatenate([used[used < count], np.array(members, np.int64)]))
+
     @property
     def sides(self) -> list[str]:
         """Names of all that can stand in a trial: the utterances, then the models."""

@@ -15,7 +15,9 @@ from sv_sparse.data.collect import Name, collect, note_list
 from sv_sparse.data.counts import Census, is_heard, lacking, refuse_lacking
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.prepare import opened_table, refuse_other_corpus, remove_stale_lists, sole
-from sv_sparse.data.published import TRIALS, voxceleb_subset
+from sv_sparse.data.prepared import SPEAKERS
+from sv_sparse.data.published import SPEAKER_TABLES, TRIALS, voxceleb_subset
+from sv_sparse.data.speakers import read_sexes, sexes_table
 from sv_sparse.data.trials import read_trials
 from sv_sparse.storage import write_text
 
@@ -61,7 +63,17 @@ def prepare_voxceleb(
         for name, path in known.items():
             write_text(out / "trials" / f"{TRIALS[name][0]}.txt", path.read_text(encoding="utf-8-sig"))
         remove_stale_lists(out, [f"{TRIALS[name][0]}.txt" for name in known])
+        _keep_sexes([*roots, *lists], out)
         Manifest.write(out / "manifest.parquet", table, root)
+
+
+def _keep_sexes(folders: Sequence[Path], out: Path) -> None:
+    """Keep what the published tables of speakers say, where they lie in one of these folders."""
+    tables = [folder / name for folder in folders for name in SPEAKER_TABLES if (folder / name).is_file()]
+    if tables:
+        sexes = {speaker: sex for table in tables for speaker, sex in read_sexes(table).items()}
+        write_text(out / SPEAKERS, sexes_table(sexes))
+        logger.info("sex of %d speakers, from %s", len(sexes), ", ".join(map(str, tables)))
 
 
 def _opened(

@@ -117,6 +117,7 @@ def test_another_seed_gives_other_voices_text_and_trials(corpus: Path, tmp_path:
         "corpus.json",
         "train_list.txt",
         "veri_test.txt",
+        "speakers.csv",
     }
     assert trial_lines(tmp_path) != trial_lines(corpus)
 

@@ -1,0 +1,228 @@
+"""A scored list to error rates, each with the conditions that it was measured under."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sv_sparse.data.prepared import Judged
+from sv_sparse.scoring.backend import Backend, Scoring
+from sv_sparse.scoring.bootstrap import FEWEST_SPEAKERS, Drawn, Interval, Redrawn, eers, interval, min_dcfs, redraw
+from sv_sparse.scoring.calibration import Calibration, qualities_of
+from sv_sparse.scoring.cosine import Array
+from sv_sparse.scoring.metrics import Ranked, act_dcf, cllr, eer, min_cllr, min_dcf, rank_scores
+
+_SECONDS = (2, 4, 8)  # bounds of the groups by duration
+_LENGTHS = ("below 2", "2 to 4", "4 to 8", "8 and more")
+
+Group = dict[str, float]
+Groups = dict[str, dict[str, Group]]  # by kind: genre, seconds, sex
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Error rates on one trial list, with what they depend on; rates are fractions, Cllr is in bits.
+
+    Attributes:
+        name: Of the list.
+        trials: How many.
+        targets: Of them.
+        speakers: In them; None where that is not known.
+        enrolment: How enrolments of several utterances were made one, in words.
+        normalization: Of the scores, in words.
+        calibration: What log-likelihood ratios come from, in words; None where there are none.
+        eer: Equal error rate.
+        eer_threshold: Score at which it is reached.
+        eer_interval: 95 % of draws of other speakers lie in it; None where speakers are not known, or few.
+        costs: For each operating point ``p_target``, ``c_miss``, ``c_fa``, ``min_dcf`` with its threshold and
+            interval, and ``act_dcf``.
+        cllr: Of the log-likelihood ratios.
+        min_cllr: Of the best monotone map.
+        decisions: For each threshold that calibration gives, the ``false_alarms`` it was made for, the ``threshold``
+            of the log-likelihood ratio, and ``p_fa`` and ``p_miss`` on this list.
+        groups: Trials, targets and EER by genre of the test utterance, by seconds of the shorter side, by sex where
+            both sides have the same.
+    """
+
+    name: str
+    trials: int
+    targets: int
+    speakers: int | None
+    enrolment: str
+    normalization: str
+    calibration: str | None
+    eer: float
+    eer_threshold: float
+    eer_interval: Interval | None
+    costs: list[dict[str, Any]]
+    cllr: float | None
+    min_cllr: float
+    decisions: list[dict[str, float]]
+    groups: Groups
+
+    @property
+    def key(self) -> str:
+        """The list's name, and how its trials were scored where that is not the usual way: names its files."""
+        joined = "concatenated" in self.enrolment and not self.name.endswith("concatenated")
+        return self.name + "_concatenated" * joined + "_as_norm" * (self.normalization != "none")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for results.json."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What is known of all that can stand in a trial, utterances first, then enrolments of several.
+
+    Attributes:
+        speakers: [sides]; empty where that is not known.
+        sexes: [sides]; empty where that is not known.
+        seconds: [sides]; of several utterances their sum; empty where that is not known.
+    """
+
+    speakers: list[str]
+    sexes: list[str]
+    seconds: list[float]
+
+    @classmethod
+    def of(cls, one: Judged) -> "Sides":
+        """The sides of a list."""
+        models = one.trials.models.values()
+        firsts = [several[0] for several in models]
+        speakers = one.speakers or _speakers_in_paths(one)
+        return cls(
+            speakers and [*speakers, *(speakers[k] for k in firsts)],
+            one.sexes and [*one.sexes, *(one.sexes[k] for k in firsts)],
+            one.seconds and [*one.seconds, *(sum(one.seconds[k] for k in several) for several in models)],
+        )
+
+    def drawn(self, one: Judged) -> Drawn | None:
+        """What intervals are drawn from; None where speakers are not known, or too few to say anything."""
+        distinct, numbers = np.unique(self.speakers, return_inverse=True)
+        if len(distinct) < FEWEST_SPEAKERS:
+            return None
+        return Drawn(one.trials.is_target, numbers[one.trials.enrolment], numbers[one.trials.test])
+
+
+def _speakers_in_paths(one: Judged) -> list[str]:
+    """First parts of the utterances' paths, if those are what the labels go by; nothing otherwise."""
+    trials = one.trials
+    first = [utterance.partition("/")[0] for utterance in trials.utterances]
+    numbers = np.unique(first, return_inverse=True)[1]
+    agree = not trials.models and ((numbers[trials.enrolment] == numbers[trials.test]) == trials.is_target).all()
+    return first if agree else []
+
+
+def judge(
+    one: Judged, scores: Array, backend: Backend, scoring: Scoring, magnitudes: Array | None = None, *, whole: bool
+) -> Evaluation:
+    """Error rates of a scored list.
+
+    Args:
+        one: The list.
+        scores: [trials].
+        backend: What made the scores.
+        scoring: What is to be known of them.
+        magnitudes: [sides], lengths of the embeddings, where the calibration wants them.
+        whole: With intervals and groups.
+
+    Raises:
+        ValueError: A score is not finite; names the trial.
+    """
+    trials, sides = one.trials, Sides.of(one)
+    ranked = rank_scores(scores, trials.is_target, trials.describe)
+    drawn = sides.drawn(one) if whole else None
+    rates = redraw(scores, drawn) if drawn is not None else None
+    llr = _ratios(one, scores, backend.calibration, sides, magnitudes)
+    rate, threshold = eer(ranked)
+    return Evaluation(
+        name=trials.name,
+        trials=len(trials),
+        targets=int(trials.is_target.sum()),
+        speakers=len(set(sides.speakers)) if sides.speakers else None,
+        enrolment=_enrolment(one),
+        normalization=backend.normalization,
+        calibration=backend.calibration.words if backend.calibration is not None and llr is not None else None,
+        eer=rate,
+        eer_threshold=threshold,
+        eer_interval=interval(eers(rates)) if rates is not None else None,
+        costs=_costs(ranked, llr, rates, scoring),
+        cllr=cllr(llr) if llr is not None else None,
+        min_cllr=min_cllr(ranked),
+        decisions=_decisions(llr, backend.calibration) if backend.calibration is not None and llr is not None else [],
+        groups=_groups(one, scores, sides) if whole else {},
+    )
+
+
+def _ratios(
+    one: Judged, scores: Array, calibration: Calibration | None, sides: Sides, magnitudes: Array | None
+) -> Ranked | None:
+    """Log-likelihood ratios; None without a calibration, or without what it wants to know."""
+    known = {"duration": sides.seconds or None, "magnitude": magnitudes}
+    if calibration is None or any(known[name] is None for name in calibration.qualities):
+        return None
+    measured = {name: np.asarray(known[name]) for name in calibration.qualities}
+    qualities = qualities_of(measured, one.trials.enrolment, one.trials.test)
+    return rank_scores(calibration.llr(scores, qualities), one.trials.is_target)
+
+
+def _costs(ranked: Ranked, llr: Ranked | None, rates: Redrawn | None, scoring: Scoring) -> list[dict[str, Any]]:
+    """Costs at each operating point."""
+    found = []
+    for point in scoring.points:
+        cost, threshold = min_dcf(ranked, point)
+        least = interval(min_dcfs(point)(rates)) if rates is not None else None
+        actual = act_dcf(llr, point) if llr is not None else None
+        costs = {"min_dcf": cost, "min_dcf_threshold": threshold, "min_dcf_interval": least, "act_dcf": actual}
+        found.append(asdict(point) | costs)
+    return found
+
+
+def _decisions(llr: Ranked, calibration: Calibration) -> list[dict[str, float]]:
+    """What the thresholds that calibration gives lead to on a list."""
+    found = []
+    for share, threshold in calibration.thresholds.items():
+        p_miss, p_fa = llr.rates(np.array(threshold))
+        found.append({"false_alarms": share, "threshold": threshold, "p_fa": float(p_fa), "p_miss": float(p_miss)})
+    return found
+
+
+def _enrolment(one: Judged) -> str:
+    """How enrolments of several utterances were made one, in words."""
+    several = max(map(len, one.trials.models.values()), default=1)
+    if several > 1:
+        return f"average of up to {several} utterances"
+    parts = max((len(one.recordings[k]) for k in np.unique(one.trials.enrolment)), default=1)
+    return f"up to {parts} utterances concatenated" if parts > 1 else "one utterance"
+
+
+def _groups(one: Judged, scores: Array, sides: Sides) -> Groups:
+    """Trials, targets and EER of groups of trials; those without a target or a nontarget are left out."""
+    trials = one.trials
+    kinds: dict[str, NDArray[np.str_]] = {}
+    if any(one.genres):
+        kinds["genre"] = np.array(one.genres)[trials.test]
+    if sides.seconds:
+        seconds = np.array(sides.seconds)
+        shorter = np.minimum(seconds[trials.enrolment], seconds[trials.test])
+        kinds["seconds"] = np.array(_LENGTHS)[np.searchsorted(_SECONDS, shorter, "right")]
+    if any(sides.sexes):
+        sex = np.array(sides.sexes)
+        left, right = sex[trials.enrolment], sex[trials.test]
+        kinds["sex"] = np.where(left == right, left, "")
+    found = {kind: _by_name(scores, trials.is_target, names) for kind, names in kinds.items()}
+    return {kind: groups for kind, groups in found.items() if groups}
+
+
+def _by_name(scores: Array, is_target: NDArray[np.bool_], names: NDArray[np.str_]) -> dict[str, Group]:
+    found = {}
+    distinct, group = np.unique(names, return_inverse=True)
+    for index, name in enumerate(distinct):
+        own = group == index
+        targets = int(is_target[own].sum())
+        if name and 0 < targets < own.sum():
+            rate, _ = eer(rank_scores(scores[own], is_target[own]))
+            found[str(name)] = {"trials": int(own.sum()), "targets": targets, "eer": rate}
+    return found

@@ -1,0 +1,191 @@
+"""Laws of sv-sparse evaluate: it gives the run's own figures, at once the second time, and never tunes on trials."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from same import assert_same, rows
+from tiny import THREE_EPOCHS, Tones
+
+from sv_sparse import checkpoint, cli, embedding
+from sv_sparse.data.trials import read_trials
+from sv_sparse.score_files import read_scores
+from sv_sparse.scoring.backend import Backend
+
+AS_NORM = ("--normalization", "as_norm", "--top-n", "3")
+
+
+@pytest.fixture
+def run(uninterrupted, tmp_path) -> Path:
+    """A copy of a finished run."""
+    return Path(shutil.copytree(uninterrupted, tmp_path / "run"))
+
+
+def evaluate(capsys, *words: object) -> str:
+    capsys.readouterr()
+    cli.main(["evaluate", *map(str, words)])
+    return capsys.readouterr().out
+
+
+def evaluations(run: Path) -> dict:
+    return json.loads((run / "evaluations.json").read_text())
+
+
+def test_without_lists_a_run_is_judged_by_its_own_and_gets_its_own_figures(run, capsys):
+    text = evaluate(capsys, run)
+    (own,) = json.loads((run / "results.json").read_text())["evaluations"].values()
+    del own["start_eer"]
+    assert evaluations(run) == {"trials": own}
+    assert f"trials: EER {own['eer']:.2%}" in text
+    assert f"{own['trials']} trials, {own['targets']} targets of 3 speakers" in text
+    assert "enrolment: one utterance; normalization: none" in text
+    assert "minDCF" in text
+    assert "(p_target 0.05, c_miss 1, c_fa 1)" in text
+
+
+def test_the_second_time_nothing_is_embedded(run, capsys, monkeypatch):
+    first = evaluate(capsys, run)
+    monkeypatch.setattr("sv_sparse.embedding._embedded", None)  # which a call would stumble over
+    assert evaluate(capsys, run) == first
+
+
+def test_killed_in_the_middle_and_run_again_it_gives_the_same_scores(run, capsys, monkeypatch):
+    monkeypatch.setattr(embedding, "_READ_AHEAD", 4)
+    shutil.rmtree(run / "embeddings")
+    evaluate(capsys, run)
+    expected = (run / "scores" / "trials.txt").read_text()
+    shutil.rmtree(run / "embeddings")
+    (run / "scores" / "trials.txt").unlink()
+    slow = (
+        "import time, sv_sparse.embedding_cache as cache, sv_sparse.embedding as embedding\n"
+        "cache._SECONDS, embedding._READ_AHEAD, embed = 0, 4, embedding._embedded\n"
+        "def slowly(*words):\n    time.sleep(0.3)\n    return embed(*words)\n"
+        "embedding._embedded = slowly\n"
+        f"from sv_sparse.cli import main\nmain(['evaluate', {str(run)!r}])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", slow], stdout=subprocess.DEVNULL)
+    kept = run / "embeddings"
+    while not list(kept.rglob("*.npz")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "scores" / "trials.txt").exists()
+    assert 0 < sum(len(np.load(path)["keys"]) for path in kept.rglob("*.npz")) < 18
+    evaluate(capsys, run)
+    assert (run / "scores" / "trials.txt").read_text() == expected
+
+
+def test_as_norm_has_files_of_its_own_and_names_its_cohort(run, capsys):
+    text = evaluate(capsys, run, *AS_NORM)
+    assert "normalization: AS-norm, top 3 of 4 training speakers" in text
+    assert evaluations(run)["trials_as_norm"]["normalization"] == "AS-norm, top 3 of 4 training speakers"
+    plain, _ = read_scores(run / "scores" / "trials.txt")
+    normalized, _ = read_scores(run / "scores" / "trials_as_norm.txt")
+    assert len(plain) == len(normalized)
+    assert not np.allclose(plain, normalized)
+
+
+def test_a_cohort_with_fewer_speakers_than_asked_for_is_refused(run, capsys):
+    with pytest.raises(SystemExit):
+        evaluate(capsys, run, "--normalization", "as_norm")
+    assert "scoring.top_n=300: expected at least 2 and at most 4" in capsys.readouterr().err
+
+
+def test_a_run_can_be_normalized_from_the_start(train, tones, tmp_path, capsys):
+    settings = ["scoring=as_norm", "scoring.top_n=3", f"folder={tmp_path / 'normal'}"]
+    assert train(*THREE_EPOCHS, *tones.settings(), *settings, "trainer.steps=3").status == 0
+    results = json.loads((tmp_path / "normal" / "results.json").read_text())
+    assert list(results["evaluations"]) == ["trials_as_norm"]
+    state = checkpoint.load(tmp_path / "normal" / "checkpoints" / "model.pt", checkpoint.NETWORK_KEYS)
+    backend = Backend.of(state["backend"])
+    assert (backend.top_n, len(backend.cohort)) == (3, 4)
+    assert "AS-norm, top 3 of 4" in evaluate(capsys, tmp_path / "normal")
+    assert "normalization: none" in evaluate(capsys, tmp_path / "normal", "--normalization", "none")
+
+
+def test_more_close_strangers_than_training_speakers_are_refused_before_training(train, tones, tmp_path):
+    ended = train(*THREE_EPOCHS, *tones.settings(), "scoring=as_norm", f"folder={tmp_path / 'normal'}")
+    assert ended.status == 2
+    assert "scoring.top_n=300: expected at most 4, which are trained on" in ended.err
+
+
+def test_a_folder_of_recordings_is_judged_by_the_lists_in_it(run, tones, tmp_path, capsys):
+    folder = tmp_path / "corpus"
+    (folder / "lists").mkdir(parents=True)
+    (folder / "wav").symlink_to(tones.root)
+    shutil.copy(tones.trials, folder / "one.txt")
+    (folder / "train_list.txt").write_text("id10000 id10000/s0/00000.flac\n")
+    lines = tones.trials.read_text().splitlines()
+    (folder / "lists" / "two.txt").write_text("\n".join(lines[::2]) + "\n")
+    table = tmp_path / "speakers.csv"
+    table.write_text("speaker,sex\nid10006,f\nid10007,f\nid10008,m\n")
+    evaluate(capsys, run, "--on", f"folder:{folder}")
+    assert set(evaluations(run)) == {"one", "two"}
+    np.testing.assert_allclose(
+        read_scores(run / "scores" / "one.txt")[0], read_scores(run / "scores" / "trials.txt")[0], atol=1e-5
+    )
+    text = evaluate(capsys, run, "--root", tones.root, "--trials", tones.trials, "--speakers", table)
+    assert "sex f: EER" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--on", "vox1_O_cleaned"], "was not trained on a prepared folder"),
+        (["--on", "folder:/nowhere"], "no trial list"),
+        (["--on", "nowhere:x"], "nowhere: expected a folder made by: sv-sparse prepare"),
+        (["--trials", "{trials}", "--root", "/nowhere"], "--root /nowhere: no such folder"),
+        (["--trials", "{trials}", "{trials}", "--root", "{root}"], "expected lists of different names"),
+    ],
+)
+def test_lists_that_are_not_there_are_named(run, tones, words, message, capsys):
+    words = [word.format(trials=tones.trials, root=tones.root) for word in words]
+    with pytest.raises(SystemExit):
+        evaluate(capsys, run, *words)
+    assert message in capsys.readouterr().err
+
+
+def test_a_network_file_that_lies_alone_has_no_lists(run, tmp_path, capsys):
+    shutil.copy(run / "checkpoints" / "model.pt", tmp_path / "alone.pt")
+    with pytest.raises(SystemExit):
+        evaluate(capsys, tmp_path / "alone.pt", "--scores", tmp_path / "scores")
+    assert "has no lists of its own" in capsys.readouterr().err
+
+
+def test_choosing_stopping_and_calibrating_never_touch_the_trials(tones, attempts, tmp_path):
+    """The same run, judged by trials with every label wrong, and in another order, ends with the same network."""
+    trials = read_trials(tones.trials)
+    wrong = tmp_path / "trials.txt"
+    lines = [
+        f"{int(not label)} {trials.utterances[a]} {trials.utterances[b]}\n"
+        for label, a, b in zip(trials.is_target, trials.enrolment, trials.test, strict=True)
+    ]
+    wrong.write_text("".join(lines[::-1]))
+    folders = []
+    for listed in (tones.trials, wrong):
+        folder = tmp_path / f"run{len(folders)}"
+        settings = [*Tones(tones.root, listed).settings(), "data.validation_share=0.4", "trainer.patience=1"]
+        settings += ["trainer.band=1", "scoring=as_norm", "scoring.top_n=3", "trainer.epochs=6", f"folder={folder}"]
+        done = attempts(*THREE_EPOCHS, *settings)
+        assert done.status == 0, done.err
+        folders.append(folder)
+    for name in ("model.pt", "best.pt", "last.pt"):
+        keys = checkpoint.TRAINING_KEYS if name == "last.pt" else checkpoint.NETWORK_KEYS
+        states = [checkpoint.load(folder / "checkpoints" / name, keys) for folder in folders]
+        for state in states:
+            del state["config"]
+            state.pop("at_start", None)  # how the untrained network is judged
+        assert_same(*states, where=name)
+    assert rows(folders[0]) == rows(folders[1])
+    assert states[0]["best"]["epoch"] is not None
+    found = checkpoint.load(folders[0] / "checkpoints" / "model.pt", checkpoint.NETWORK_KEYS)
+    assert Backend.of(found["backend"]).calibration is not None
+    eers = [json.loads((folder / "results.json").read_text())["eer"] for folder in folders]
+    assert sum(eers) == pytest.approx(1, abs=0.02)  # the judgement itself is turned round
