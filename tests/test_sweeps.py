@@ -13,8 +13,8 @@ import pytest
 from omegaconf import OmegaConf
 from tiny import ROOT, TINY, Outcome, Tones
 
-from sv_sparse.run import new_folder
 from sv_sparse.overrides import check_names
+from sv_sparse.run import new_folder
 
 SHORT = (*TINY, "trainer.epochs=1", "trainer.statistics_crops=4")
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
