@@ -20,6 +20,7 @@ from sv_sparse.judgement import Evaluation
 from sv_sparse.monitor import Row, read_rows
 from sv_sparse.optim import count_zeros, sparsity
 from sv_sparse.score_files import read_scores
+from sv_sparse.size import size_of
 from sv_sparse.storage import atomic_write, write_json, write_text
 
 Results = dict[str, Any]
@@ -53,10 +54,6 @@ def collect(
     first = lists[evaluations[0].key]
     params = list(network.parameters())
     total, zeros = sum(param.numel() for param in params), int(count_zeros(params))
-    layers = {
-        name: {"parameters": param.numel(), "zeros": int(count_zeros([param]))}
-        for name, param in experiment.sparse_params.items()
-    }
     return {
         "target_sparsity": settings["target_sparsity"],
         **landing,
@@ -71,7 +68,7 @@ def collect(
         "seed": settings["seed"],
         "training": _training(experiment),
         "evaluations": lists,
-        "layers": layers,
+        **size_of(network, experiment.sparse_params, experiment.head),
     }
 
 
