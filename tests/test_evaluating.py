@@ -1,6 +1,7 @@
 """Laws of sv-sparse evaluate: it gives the run's own figures, at once the second time, and never tunes on trials."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -189,3 +190,23 @@ def test_choosing_stopping_and_calibrating_never_touch_the_trials(tones, attempt
     assert Backend.of(found["backend"]).calibration is not None
     eers = [json.loads((folder / "results.json").read_text())["eer"] for folder in folders]
     assert sum(eers) == pytest.approx(1, abs=0.02)  # the judgement itself is turned round
+
+
+def test_two_processes_share_the_embedding_and_give_the_scores_of_one(run, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding, "_READ_AHEAD", 4)
+    shutil.rmtree(run / "embeddings")
+    expected = evaluate(capsys, run)
+    scores = (run / "scores" / "trials.txt").read_text()
+    shutil.rmtree(run / "embeddings")
+    script = tmp_path / "evaluate.py"
+    script.write_text(
+        f"from sv_sparse import cli, embedding\nembedding._READ_AHEAD = 4\ncli.main(['evaluate', {str(run)!r}])\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == expected
+    assert (run / "scores" / "trials.txt").read_text() == scores
+    assert len(list((run / "embeddings").rglob("*.npz"))) == 2
