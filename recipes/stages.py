@@ -143,7 +143,7 @@ class Stages:
         if not self.chosen.dry_run:
             folders = sorted(file.parent for file in (self.out / "runs").glob("*/results.json"))
         if folders:
-            yield ["python", script("scripts/compare.py"), *map(str, folders), "--out", str(self.out / "table.md")]
+            yield ["python", script("scripts/compare.py"), *map(str, folders), "--out", str(self.out / "table")]
         else:
             print("no run is finished yet", file=sys.stderr)
 

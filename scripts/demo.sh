@@ -2,7 +2,7 @@
 # The demo run, once: a second call shows the first one's report, unless the program has changed since.
 set -eu
 done=runs/.demo
-changed() { find train.py sv_sparse conf constraints.txt \( -name '*.py' -o -name '*.cpp' -o -name '*.yaml' -o -name '*.txt' \) -newer "$done"; }
+changed() { find train.py sv_sparse conf constraints.txt \( -name '*.py' -o -name '*.cpp' -o -name '*.yaml' -o -name '*.txt' -o -name '*.html' -o -name '*.css' \) -newer "$done"; }
 if [ -f "$done" ] && [ -f "$(cat "$done")" ] && [ -z "$(changed)" ]; then
     echo "The demo has been run; its report is $(cat "$done") (remove $done to run it again)."
     sed -n '/^|/p; /^Before landing/q' "$(cat "$done")"

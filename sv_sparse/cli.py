@@ -1,4 +1,4 @@
-"""The console script: sv-sparse train | prepare | shard | evaluate."""
+"""The console script: sv-sparse train | prepare | shard | evaluate | compare."""
 
 import argparse
 import runpy
@@ -12,6 +12,7 @@ COMMANDS = {  # modules of sv_sparse.commands, of which only the one at hand is 
     "prepare": "corpora and noise to what training reads",
     "shard": "a prepared corpus to tar files",
     "evaluate": "score trial lists with a trained network",
+    "compare": "finished runs in one table, with figures",
 }
 
 

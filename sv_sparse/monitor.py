@@ -5,12 +5,13 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, schedule, tensorboard_trace_handler
 from torch.utils.tensorboard import SummaryWriter
@@ -112,11 +113,15 @@ class Monitor:
             global_step=step,
         )
 
-    def finish(self, settings: dict[str, Any], figures: dict[str, float], step: int) -> None:
-        """The hyperparameters with the final figures, for tensorboard's HParams page."""
+    def finish(
+        self, settings: dict[str, Any], final: Mapping[str, float], figures: Mapping[str, Figure], step: int
+    ) -> None:
+        """Give tensorboard's HParams page the hyperparameters with the final numbers, and draw figures by name."""
         plain = {name: value for name, value in flat(settings).items() if isinstance(value, (int, float, str, bool))}
-        final = {f"final/{name}": value for name, value in figures.items()}
-        self.writer.add_hparams(plain, final, run_name=".", global_step=step)
+        named = {f"final/{name}": value for name, value in final.items()}
+        self.writer.add_hparams(plain, named, run_name=".", global_step=step)
+        for name, figure in figures.items():
+            self.writer.add_figure(f"report/{name}", figure, global_step=step)
 
     def sync(self) -> None:
         """Make what was kept durable."""

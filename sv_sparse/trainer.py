@@ -4,11 +4,12 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from sv_sparse.build import Experiment
@@ -222,8 +223,19 @@ class Trainer:
         self.state.save(self.monitor.rows)
         self.saved = time.monotonic()
 
-    def finish(self, results: dict[str, Any]) -> None:
-        """Give tensorboard the hyperparameters with the final figures, and close."""
-        figures = {name: results[name] for name in ("sparsity", "eer", "min_dcf", "seconds")}
-        self.monitor.finish(self.experiment.settings, figures, self.state.progress.step)
+    def finish(self, results: dict[str, Any], figures: Mapping[str, Figure]) -> None:
+        """Give tensorboard the hyperparameters with the final numbers, and the report's figures, and close."""
+        names = (
+            "sparsity",
+            "sparsity_before_landing",
+            "kept_parameters",
+            "eer",
+            "min_dcf",
+            "seconds",
+            "validation_eer",
+        )
+        final = {name: results[name] for name in names if results.get(name) is not None}
+        cllr = next(iter(results["evaluations"].values()))["cllr"]
+        final |= {} if cllr is None else {"cllr": cllr}
+        self.monitor.finish(self.experiment.settings, final, figures, self.state.progress.step)
         self.monitor.close()

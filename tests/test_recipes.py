@@ -1,5 +1,6 @@
 """Every recipe: what it would do composes, what it does ends in a table, and what is done is not done again."""
 
+import csv
 import os
 import shlex
 import signal
@@ -25,6 +26,12 @@ def recipe(name: str, *words: object) -> subprocess.CompletedProcess[str]:
     command = ["sh", str(ROOT / "recipes" / name / "run.sh"), *map(str, words)]
     environment = os.environ | {"PYTHON": sys.executable}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd="/")
+
+
+def compared(out: Path) -> list[dict[str, str]]:
+    """The rows of a recipe's table."""
+    with open(out / "table" / "compare.csv", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def planned(name: str, *words: object) -> list[list[str]]:
@@ -95,15 +102,15 @@ def test_cnceleb_runs_from_the_disk_to_its_table_and_a_second_time_does_nothing_
     words = ["--root", cn / "root", "--out", out, *SMALL, "data.validation_share=0"]
     done = recipe("cnceleb", *words)
     assert done.returncode == 0, done.stderr
-    lines = (made / "table.md").read_text().splitlines()[2:]
-    assert len(lines) == 8  # two targets, each fine-tuned too, two lists
-    assert sum("| 80.00% |" in line for line in lines) == 4
-    assert sum("cnceleb_concatenated" in line for line in lines) == 4
+    rows = compared(made)
+    assert len(rows) == 8  # two targets, each fine-tuned too, two lists
+    assert sum(row["target_sparsity"] == "0.8" for row in rows) == 4
+    assert sum(row["list"] == "cnceleb_concatenated" for row in rows) == 4
     again = recipe("cnceleb", *words)
     assert again.stdout.count("finished before: ") == 4
     assert "train.py" not in again.stdout
     assert "evaluate" not in again.stdout
-    assert (made / "table.md").read_text().splitlines()[2:] == lines
+    assert compared(made) == rows
 
 
 def test_voxceleb_runs_augmented_and_is_judged_on_cnceleb_too(cn, tmp_path):
@@ -120,10 +127,10 @@ def test_voxceleb_runs_augmented_and_is_judged_on_cnceleb_too(cn, tmp_path):
         "voxceleb", *roots, *noise, "--out", tmp_path / "out", *small, "--on", f"{other}/tiny/prepared:cnceleb_average"
     )
     assert done.returncode == 0, done.stderr
-    lines = (tmp_path / "out" / "tiny" / "table.md").read_text().splitlines()[2:]
-    assert len(lines) == 8  # trained and fine-tuned, each on O, E, H and CN-Celeb
-    assert sum("cnceleb_average" in line for line in lines) == 2
-    assert all("ResNet34" in line for line in lines)
+    rows = compared(tmp_path / "out" / "tiny")
+    assert len(rows) == 8  # trained and fine-tuned, each on O, E, H and CN-Celeb
+    assert sum(row["list"] == "cnceleb_average" for row in rows) == 2
+    assert all(row["model"] == "ResNet34" for row in rows)
 
 
 def test_own_data_runs_to_its_table_and_goes_on_after_a_failure(tones: Tones, tmp_path):
@@ -133,7 +140,7 @@ def test_own_data_runs_to_its_table_and_goes_on_after_a_failure(tones: Tones, tm
     assert "stage train ended with status 2" in failed.stderr
     done = recipe("own_data", *words)
     assert done.returncode == 0, done.stderr
-    assert len((tmp_path / "out" / "tiny" / "table.md").read_text().splitlines()) == 4
+    assert len(compared(tmp_path / "out" / "tiny")) == 2
 
 
 def test_what_a_recipe_needs_and_did_not_get_is_said():

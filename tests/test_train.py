@@ -19,7 +19,8 @@ from sv_sparse.scoring.metrics import eer, rank_scores
 FILES = {
     *("config.yaml", "environment.json", "manifest.parquet", "train.log", "metrics.jsonl", "results.json", "report.md"),
     *("checkpoints/last.pt", "checkpoints/model.pt", "scores/trials.txt"),
-    *("figures/control.png", "figures/layers.png", "figures/det.png"),
+    *("report.html", "figures/loss.svg", "figures/sparsity.svg", "figures/lambda.svg", "figures/support.svg"),
+    *("figures/layers.svg", "figures/det.svg", "figures/scores_trials.svg"),
 }
 
 
@@ -98,7 +99,9 @@ def test_tensorboard_has_the_curves_the_layers_and_the_hyperparameters(finished)
     assert tags >= {
         *("loss", "accuracy", "lr", "margin", "lambda", "gap", "sparsity/network", "sparsity/trained", "sparsity/all"),
         *("validation_eer", "utterances_per_second", "data_wait", "final/eer", "final/sparsity"),
+        *("final/sparsity_before_landing", "final/kept_parameters", "final/validation_eer"),
     }
+    assert set(events.Tags()["images"]) >= {"report/det", "report/sparsity", "report/lambda", "report/layers"}
     assert sum(tag.startswith("sparsity_per_layer/") for tag in tags) == len(results(finished)["layers"])
 
 

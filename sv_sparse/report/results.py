@@ -1,0 +1,73 @@
+"""A finished run as plain data: what results.json holds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sv_sparse.build import Experiment, split_size
+from sv_sparse.distributed import ranks
+from sv_sparse.judgement import Evaluation
+from sv_sparse.optim import count_zeros, sparsity
+from sv_sparse.size import size_of
+
+Results = dict[str, Any]
+
+
+def collect(
+    experiment: Experiment,
+    landing: dict[str, Any],
+    evaluations: Sequence[Evaluation],
+    at_start: Sequence[dict[str, Any]],
+    seconds: float,
+) -> Results:
+    """All figures of a finished run as plain data.
+
+    Args:
+        experiment: the run, landed.
+        landing: what ``land`` returned.
+        evaluations: of the delivered network, one per trial list.
+        at_start: the same lists before training, as plain data.
+        seconds: the whole run's time, interruptions left out.
+
+    Returns:
+        Figures of the run; ``eer``, ``min_dcf`` and ``start_eer`` at the top are the first list's, and
+        ``evaluations`` holds every list's. Rates and sparsities are fractions.
+    """
+    settings, network = experiment.settings, experiment.network
+    before = {evaluation["name"]: evaluation["eer"] for evaluation in at_start}
+    lists = {e.key: e.as_dict() | {"start_eer": before[e.name]} for e in evaluations}
+    first = lists[evaluations[0].key]
+    params = list(network.parameters())
+    total, zeros = sum(param.numel() for param in params), int(count_zeros(params))
+    return {
+        "target_sparsity": settings["target_sparsity"],
+        **landing,
+        "sparsity_network": float(sparsity(list(experiment.sparse_params.values()))),
+        "sparsity_all": zeros / total,
+        "parameters": total,
+        "kept_parameters": total - zeros,
+        "eer": first["eer"],
+        "min_dcf": first["costs"][0]["min_dcf"],
+        "start_eer": first["start_eer"],
+        "seconds": seconds,
+        "seed": settings["seed"],
+        "training": _training(experiment),
+        "evaluations": lists,
+        **size_of(network, experiment.sparse_params, experiment.head),
+    }
+
+
+def _training(experiment: Experiment) -> dict[str, Any]:
+    """What was trained, on what, how long."""
+    speakers, utterances, hours = split_size(experiment.corpus.manifest, "train")
+    return {
+        "model": type(experiment.network).__name__,
+        "speakers": speakers,
+        "utterances": utterances,
+        "hours": hours,
+        "epochs": experiment.settings["trainer"]["epochs"],
+        "steps": experiment.total_steps,
+        "lr": experiment.optimizer.param_groups[0]["initial_lr"],
+        "device": str(experiment.compute.device),
+        "precision": experiment.compute.precision,
+        "processes": ranks(),
+    }
