@@ -1,43 +1,136 @@
-"""scripts/compare.py: one table over finished runs."""
+"""sv-sparse compare: finished runs in one table, with figures."""
 
+import csv
 import json
-import shutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+from reported import evaluation, results, run_folder, unknown
 from tiny import ROOT
 
+from sv_sparse import cli
+from sv_sparse.report.compare import compare_table, write_comparison
+from sv_sparse.report.cost import ways
+from sv_sparse.report.sweep import read_entries
 
-def compare(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "compare.py"), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
-
-def test_a_row_for_each_finished_run_and_a_word_on_the_others(finished, tmp_path):
+@pytest.fixture
+def swept(tmp_path) -> list[Path]:
+    """Two runs that find their target, three with a fixed lambda, a dense one, and one that is not finished."""
+    found = [
+        run_folder(
+            tmp_path / f"feedback_{target}", results(target, seconds=180.0, sparsity_before_landing=target + 1e-5)
+        )
+        for target in (0.75, 0.9)
+    ]
+    for lambda_, sparsity in ((0.05, 0.65), (0.1, 0.92), (0.2, 0.99)):
+        one = results(sparsity_before_landing=sparsity, sparsity=sparsity, seconds=300.0) | {"lambda": lambda_}
+        found.append(run_folder(tmp_path / f"fixed_{lambda_}", one, controller="FixedController"))
+    found.append(run_folder(tmp_path / "dense", results(0.0, lists=[unknown("trials")]), controller="FixedController"))
     (tmp_path / "begun").mkdir()
-    done = compare(finished, tmp_path / "begun", "--out", tmp_path / "table.md")
-    assert done.returncode == 0, done.stderr
-    head, _, row = done.stdout.splitlines()
-    assert len(head.split("|")) == len(row.split("|"))
-    assert finished.name in row
-    assert "| ECAPA | AdaBreg | 0.01 | FeedbackController |" in row
-    assert "begun: not finished, left out" in done.stderr
-    assert (tmp_path / "table.md").read_text() == done.stdout
+    return [*found, tmp_path / "begun"]
 
 
-def test_a_row_for_each_list_that_a_run_was_judged_by_since(finished, tmp_path):
-    run = shutil.copytree(finished, tmp_path / "run")
-    judged = json.loads((run / "results.json").read_text())["evaluations"]["trials"]
-    del judged["start_eer"]
-    (run / "evaluations.json").write_text(json.dumps({"other": judged | {"name": "other", "trials": 1234}}))
-    rows = compare(run).stdout.splitlines()[2:]
-    assert sorted(row.split("|")[2].strip() for row in rows) == ["other", "trials"]
-    (only,) = compare(run, "--list", "other").stdout.splitlines()[2:]
-    assert "| other | 1,234 |" in only
+def cells(text: str) -> list[list[str]]:
+    """Of the rows of a Markdown table."""
+    return [[cell.strip() for cell in line.split(" | ")] for line in text.splitlines()[2:]]
 
 
-def test_nothing_to_compare_and_an_unknown_list_are_errors_in_words(finished, tmp_path):
-    assert "none of these runs is finished" in compare(tmp_path).stderr
-    done = compare(finished, "--list", "no")
-    assert done.returncode == 1
-    assert "no trial list 'no'; it has trials" in done.stderr
+def test_a_row_for_each_finished_run_and_a_word_on_the_others(swept, capsys):
+    cli.main(["compare", *map(str, swept)])
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2 + 6
+    assert len({line.count("|") for line in out.splitlines()}) == 1
+    assert re.search(r"ECAPA \| AdaBreg +\| 0\.01 \| FeedbackController \| 0\.1 +\| 75\.00%", out)
+    assert "9.81% to 13.02%" in out
+    assert f"{swept[-1]}: not finished, left out" in err
+
+
+def test_the_script_is_the_command(swept):
+    command = [sys.executable, str(ROOT / "scripts" / "compare.py"), *map(str, swept)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == compare_table(read_entries(swept, None)[0]) + "\n"
+
+
+def test_a_row_for_each_list_that_a_run_was_judged_by_since(tmp_path, capsys):
+    run = run_folder(tmp_path / "run", results())
+    later = evaluation("other", trials=1234)
+    del later["start_eer"]
+    (run / "evaluations.json").write_text(json.dumps({"other": later}))
+    cli.main(["compare", str(run)])
+    assert sorted(row[1] for row in cells(capsys.readouterr().out)) == ["other", "trials"]
+    cli.main(["compare", str(run), "--list", "other"])
+    (only,) = cells(capsys.readouterr().out)
+    assert only[1:3] == ["other", "1,234"]
+
+
+@pytest.mark.parametrize(("words", "message"), [([], "none of these runs is finished"), (["--list", "no"], "trials")])
+def test_nothing_to_compare_and_an_unknown_list_are_errors_in_words(swept, capsys, words, message):
+    runs = swept[:1] if words else swept[-1:]
+    with pytest.raises(SystemExit) as end:
+        cli.main(["compare", *map(str, runs), *words])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_that_was_not_judged_on_the_list_is_named_and_left_out(tmp_path):
+    runs = [run_folder(tmp_path / name, results(lists=[evaluation(name)])) for name in ("a", "b")]
+    entries, left_out = read_entries(runs, "b")
+    assert [entry.name for entry in entries] == ["b"]
+    assert left_out == [f"{runs[0]}: not judged on b, left out; it has a"]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    runs = [run_folder(tmp_path / side / "run", results()) for side in ("left", "right")]
+    assert [entry.name for entry in read_entries(runs, None)[0]] == ["left/run", "right/run"]
+
+
+def test_the_csv_parses_back_to_the_numbers(swept, tmp_path):
+    write_comparison(tmp_path / "out", read_entries(swept, None)[0])
+    with open(tmp_path / "out" / "compare.csv", newline="") as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    first = rows["feedback_0.75"]
+    numbers = ("target_sparsity", "sparsity", "eer", "eer_low", "eer_high", "min_dcf(0.05)", "cllr", "minutes")
+    assert [float(first[name]) for name in numbers] == [0.75, 0.75, 0.1128, 0.0981, 0.1302, 0.512, 0.41, 3.0]
+    assert rows["dense"]["eer_low"] == rows["dense"]["calibration"] == rows["dense"]["lambda"] == ""
+
+
+def test_a_comparison_is_a_page_a_text_and_figures(swept, tmp_path):
+    for name in ("one", "two"):
+        write_comparison(tmp_path / name, read_entries(swept, None)[0])
+    files = {path.relative_to(tmp_path / "one"): path.read_bytes() for path in (tmp_path / "one").rglob("*.*")}
+    assert {str(path) for path in files} == {
+        *("compare.html", "compare.md", "compare.csv"),
+        *("figures/eer_trials.svg", "figures/targets.svg", "figures/cost.svg"),
+    }
+    assert files == {path.relative_to(tmp_path / "two"): path.read_bytes() for path in (tmp_path / "two").rglob("*.*")}
+    text = files[Path("compare.html")].decode()
+    assert text.count("<svg") == 3
+    assert not re.search(r"https?:|@import|<script|<link|<img|\bsrc=|url\((?!#)", text)
+
+
+def test_one_dense_run_is_compared_too(tmp_path):
+    runs = [run_folder(tmp_path / "<i>dense", results(0.0))]
+    write_comparison(tmp_path / "out", read_entries(runs, None)[0])
+    text = (tmp_path / "out" / "compare.html").read_text()
+    assert "&lt;i&gt;dense" in text
+    assert "<i>" not in text
+
+
+def test_fixed_lambdas_cost_all_of_their_runs_and_count_by_the_nearest(swept):
+    found = [(one.target, one.fixed, one.runs, one.minutes) for one in ways(read_entries(swept, None)[0])]
+    assert found == [(0.75, True, 3, 15.0), (0.75, False, 1, 3.0), (0.9, True, 3, 15.0), (0.9, False, 1, 3.0)]
+    points = [one.points for one in ways(read_entries(swept, None)[0])]
+    assert points == pytest.approx([10, 0.001, 2, 0.001])
+
+
+def test_differences_to_the_first_run_are_a_column_where_they_are_known(swept):
+    entries = read_entries(swept, None)[0]
+    assert "first run" not in compare_table(entries)
+    text = compare_table(entries, {swept[1]: {"trials": (0.012, -0.003, 0.027)}})
+    assert "EER less the first run's [95% interval]" in text.splitlines()[0]
+    (row,) = (row for row in text.splitlines() if "+1.20 points [-0.30, +2.70]" in row)
+    assert row.startswith("| feedback_0.9 ")

@@ -43,7 +43,9 @@ def det_figure(lists: Mapping[str, List], scored: Mapping[str, Scored]) -> Drawn
     """Misses against false alarms of every list, on probit axes, with EER and the smallest costs marked."""
     figure, (axes,) = new_figure(4.6)
     low, high = _rates(scored.values(), max(one["eer"] for one in lists.values()))
-    curves, used = [], {}
+    hollow: dict[str, Any] = {"markersize": 6, "markerfacecolor": PAPER, "markeredgewidth": 1.5, "linestyle": "none"}
+    curves: list[Line2D] = []
+    used: dict[str, Line2D] = {}
     for (name, one), color, dashes in zip(lists.items(), cycle(SERIES), cycle(DASHES)):
         seen = scored[name]
         (line,) = axes.plot(probit(seen.p_fa), probit(seen.p_miss), color=color, linestyle=dashes)
@@ -51,15 +53,9 @@ def det_figure(lists: Mapping[str, List], scored: Mapping[str, Scored]) -> Drawn
         marks = {"EER": (one["eer"], one["eer"])}
         marks |= {f"minDCF({point_name(c)})": at for c, at in zip(one["costs"], seen.best, strict=True)}
         for marker, (label, (fa, miss)) in zip(cycle(MARKERS), marks.items()):
-            style: dict[str, Any] = {
-                "markersize": 6,
-                "markerfacecolor": PAPER,
-                "markeredgewidth": 1.5,
-                "linestyle": "none",
-            }
             at = probit(np.clip([fa, miss], low, high))  # what lies outside is marked at the edge
-            axes.plot(at[:1], at[1:], marker, markeredgecolor=color, clip_on=False, zorder=3, **style)
-            used.setdefault(label, Line2D([], [], marker=marker, markeredgecolor=SOFT, **style))
+            axes.plot(at[:1], at[1:], marker, markeredgecolor=color, clip_on=False, zorder=3, **hollow)
+            used.setdefault(label, Line2D([], [], marker=marker, markeredgecolor=SOFT, **hollow))
     _probit_axes(axes, low, high)
     handles = [*curves, *used.values()]
     legend_above(figure, handles, [*(shortened(name, 24) for name in lists), *used])
@@ -90,13 +86,13 @@ def _histograms(name: str, one: List, seen: Scored) -> Drawn:
     """Scores of targets and of nontargets, each with an area of one, and the thresholds."""
     figure, (axes,) = new_figure(2.9)
     handles: list[Any] = []
-    for shares, color, dashes in ((seen.nontargets, SERIES[1], (0, (4, 1))), (seen.targets, SERIES[0], "-")):
+    for shares, color, dashes in ((seen.nontargets, SERIES[1], DASHES[1]), (seen.targets, SERIES[0], DASHES[0])):
         axes.stairs(100 * shares, seen.edges, fill=True, color=color, alpha=0.22)
         handles.append(axes.stairs(100 * shares, seen.edges, color=color, linestyle=dashes, linewidth=1.3))
     labels = ["nontargets", "targets"]
     thresholds = {"EER": one["eer_threshold"]}
     thresholds |= {f"minDCF({point_name(cost)})": cost["min_dcf_threshold"] for cost in one["costs"]}
-    for dashes, (label, threshold) in zip(cycle(DASHES[1:]), thresholds.items()):
+    for dashes, (label, threshold) in zip(cycle(DASHES[2:] + DASHES[1:2]), thresholds.items()):
         handles.append(axes.axvline(threshold, color=INK, linestyle=dashes, linewidth=1.1))
         labels.append(label)
     axes.set_xlabel("score")

@@ -44,7 +44,8 @@ def layers_figure(record: Record) -> Drawn:
     places = np.arange(len(names))
     bars = axes.barh(places, shares, color=SERIES[0], height=0.62, alpha=0.75)
     (dots,) = axes.plot(dead, places, "D", color=SERIES[1], markersize=3.2, clip_on=False)
-    handles, labels = [bars, dots], ["zeros", "dead output channels"]
+    handles: list[Any] = [bars, dots]
+    labels = ["zeros", "dead output channels"]
     if not record.dense:
         handles.append(axes.axvline(100 * target, color=INK, linestyle="--", linewidth=1))
         labels.append(f"target {100 * target:.4g}%")

@@ -64,7 +64,7 @@ def thinned(p_fa: Array, p_miss: Array, points: int = POINTS) -> NDArray[np.intp
     """Indices of at most ``points`` points of a DET curve, evenly far from each other where rates are drawn as probits.
 
     >>> thinned(np.linspace(0.0, 1.0, 9), np.linspace(1.0, 0.0, 9), points=5).tolist()
-    [0, 1, 4, 7, 8]
+    [0, 1, 4, 8]
     """
     if len(p_fa) <= points:
         return np.arange(len(p_fa))

@@ -32,7 +32,7 @@ ROLES = {
 }
 INK, SOFT, RULE, PAPER = (ROLES[name][0] for name in ("ink", "soft", "rule", "paper"))
 SERIES = tuple(ROLES[f"s{number}"][0] for number in range(1, 7))
-DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 3)), (0, (8, 3)))
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 3)), (0, (8, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 _RC: dict[Any, Any] = {

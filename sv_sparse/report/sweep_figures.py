@@ -42,6 +42,7 @@ def _errors(name: str, entries: Sequence[Entry]) -> Drawn:
     own = [entry for entry in entries if entry.one["name"] == name]
     styles = _styles(own)
     figure, (axes,) = new_figure(2.9 + 0.16 * len(styles))
+    _sparsity_axis(axes, [1 - entry.results["sparsity"] for entry in own])
     handles, labels = [], []
     for number, (series, color, marker) in enumerate(styles):
         aside = 1.05 ** (number - (len(styles) - 1) / 2)  # equal sparsities are drawn a little apart
@@ -57,7 +58,6 @@ def _errors(name: str, entries: Sequence[Entry]) -> Drawn:
         (dots,) = axes.plot(x, y, marker, color=color, markersize=5.5, linestyle="none")
         handles.append(dots)
         labels.append(series)
-    _sparsity_axis(axes, [1 - entry.results["sparsity"] for entry in own])
     axes.set_ylabel("EER (%)")
     legend_above(figure, handles, [shortened(label, 44) for label in labels], columns=1)
     best = min(own, key=lambda entry: entry.one["eer"])
@@ -69,10 +69,10 @@ def _errors(name: str, entries: Sequence[Entry]) -> Drawn:
 
 
 def _sparsity_axis(axes: Axes, kept: Sequence[float]) -> None:
+    low = max(1e-4, min(0.5, *kept)) / 1.3
+    axes.set_xlim(1.3, low)  # dense is left
     axes.set_xscale("log")
-    low = min(0.5, *kept)
-    axes.set_xlim(1.25, max(1e-4, low) / 1.3)  # dense is left
-    ticks = [sparsity for sparsity in _SPARSITIES if 1 - sparsity >= max(1e-4, low) / 1.3]
+    ticks = [sparsity for sparsity in _SPARSITIES if 1 - sparsity >= low]
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks([1 - sparsity for sparsity in ticks], [f"{100 * sparsity:g}" for sparsity in ticks])
     axes.set_xlabel("sparsity (%)")

@@ -1,0 +1,144 @@
+"""Run folders as training leaves them, made up: what reports and comparisons are tested on."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+COMMAND = "python train.py model=ecapa target_sparsity=0.9"
+
+
+def evaluation(name: str, **changes: Any) -> dict[str, Any]:
+    """A list with everything known."""
+    costs = [
+        {"p_target": p, "c_miss": 1.0, "c_fa": 1.0, "min_dcf": cost, "min_dcf_threshold": 0.6, "act_dcf": 1.1 * cost}
+        | {"min_dcf_interval": [0.9 * cost, 1.1 * cost]}
+        for p, cost in ((0.01, 0.738), (0.05, 0.512))
+    ]
+    known = {
+        **{"name": name, "trials": 400, "targets": 100, "speakers": 48, "enrolment": "one utterance"},
+        **{"normalization": "AS-norm, top 300 of 5,994 training speakers", "costs": costs},
+        "calibration": "logistic regression on 1,234 trials of 12 held-out training speakers",
+        **{"eer": 0.1128, "eer_threshold": 0.41, "eer_interval": [0.0981, 0.1302], "cllr": 0.41, "min_cllr": 0.37},
+        "groups": {
+            "genre": {
+                genre: {"trials": 200, "targets": 50, "eer": 0.1 + 0.01 * len(genre)} for genre in ("song", "vlog")
+            },
+            "seconds": {"2 to 4": {"trials": 150, "targets": 40, "eer": 0.16}},
+            "sex": {"f": {"trials": 220, "targets": 55, "eer": 0.1}, "m": {"trials": 180, "targets": 45, "eer": 0.12}},
+        },
+        "start_eer": 0.4322,
+    }
+    return known | changes
+
+
+def unknown(name: str) -> dict[str, Any]:
+    """A list of which nothing is known but its scores."""
+    one = evaluation(name, speakers=None, calibration=None, eer_interval=None, cllr=None, groups={})
+    costs = [cost | {"min_dcf_interval": None, "act_dcf": None} for cost in one["costs"]]
+    return one | {"costs": costs, "normalization": "none"}
+
+
+def layer(parameters: int, zeros: int) -> dict[str, int]:
+    return {
+        **{"parameters": parameters, "zeros": zeros, "channels": 16, "dead_channels": 2, "inputs": 8, "dead_inputs": 0},
+        **{"macs": 300 * parameters, "kept_macs": 300 * (parameters - zeros)},
+        **{"bytes": 4 * parameters, "packed_bytes": 4 * (parameters - zeros) + parameters // 8},
+    }
+
+
+def results(
+    target: float = 0.9,
+    lists: Sequence[Mapping[str, Any]] = (),
+    layers: Sequence[str] = ("first.conv.weight", "embedding.weight"),
+    **changes: Any,
+) -> dict[str, Any]:
+    """What results.json holds."""
+    evaluations = {one["name"]: dict(one) for one in lists or [evaluation("trials")]}
+    first = next(iter(evaluations.values()))
+    kept = round(20_000 * (1 - target)) + 500
+    known = {
+        **{
+            "target_sparsity": target,
+            "sparsity_before_landing": target,
+            "sparsity": target,
+            "lambda": 0.1 * (target > 0),
+        },
+        **{
+            "sparsity_network": target,
+            "sparsity_all": 1 - kept / 20_500,
+            "parameters": 20_500,
+            "kept_parameters": kept,
+        },
+        **{"validation_eer": 0.2, "validation_eer_before_landing": 0.21, "started_sparse": target > 0},
+        **{"eer": first["eer"], "min_dcf": first["costs"][0]["min_dcf"], "start_eer": first["start_eer"]},
+        **{"seconds": 228.0, "seed": 0, "evaluations": evaluations},
+        "scoring": {"normalization": first["normalization"], "subtracted": "mean embedding of 512 training crops"},
+        "training": {
+            **{"model": "ECAPA", "speakers": 108, "utterances": 1296, "hours": 1.26, "epochs": 6, "steps": 60},
+            **{"lr": 0.01, "device": "cpu", "precision": "fp32", "processes": 1},
+        },
+        "layers": {name: layer(10_000, round(10_000 * target)) for name in layers},
+        "size": {
+            **{"parameters": 20_500, "kept_parameters": kept, "macs": 6_000_000, "kept_macs": 600_000},
+            **{"bytes": 82_000, "packed_bytes": 10_500, "seconds_of_speech": 3.0, "head_parameters": 1024},
+            "latency": {"seconds": 0.0912, "device": "cpu", "threads": 1},
+        },
+    }
+    return known | changes
+
+
+def rows(target: float, steps: int) -> list[dict[str, Any]]:
+    """Of metrics.jsonl."""
+    found = []
+    for step in range(1, steps + 1):
+        row = {
+            "step": step,
+            "epoch": 0,
+            "loss": 8 / step,
+            "accuracy": 0.1,
+            "lambda": (0.1 + 0.01 / step) * (target > 0),
+        }
+        row |= {"sparsity/trained": target * (1 - 0.1 / step), "target_sparsity": target, "lr": 0.01}
+        found.append(row | ({"support/births": 0.01 / step, "support/deaths": 0.02 / step} if target else {}))
+    return [*found, {"epoch": 1, "step": steps, "sparsity": target, "validation_eer": 0.21, "layers": {}}]
+
+
+def write_scores(path: Path, trials: int, seed: int = 0) -> None:
+    """Scores of targets, a quarter, and of nontargets, two normal distributions."""
+    generator = np.random.default_rng(seed)
+    is_target = np.arange(trials) % 4 == 0
+    scores = generator.normal(0.5 * is_target, 0.2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labelled = zip(scores, is_target.astype(int), strict=True)
+    path.write_text("".join(f"a b {score:.6f} {label}\n" for score, label in labelled))
+
+
+def run_folder(
+    folder: Path,
+    found: dict[str, Any],
+    *,
+    steps: int = 20,
+    controller: str = "FeedbackController",
+    optimizer: str = "AdaBreg",
+    trials: int = 400,
+) -> Path:
+    """A finished run's folder with these results."""
+    folder.mkdir(parents=True)
+    settings = {
+        "target_sparsity": found["target_sparsity"],
+        "optim": {"_target_": f"sv_sparse.optim.{optimizer}"},
+        "sparsity": {"controller": {"_target_": f"sv_sparse.optim.{controller}"}},
+        "trainer": {"band": 0.005},
+    }
+    (folder / "config.yaml").write_text(json.dumps(settings))  # which is YAML too
+    environment = {"command": COMMAND, "commit": None, "cores": 2, "packages": {"torch": "2.13"}}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    lines = [json.dumps(row) + "\n" for row in rows(found["target_sparsity"], steps)]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    (folder / "results.json").write_text(json.dumps(found))
+    for name in found["evaluations"]:
+        write_scores(folder / "scores" / f"{name}.txt", trials)
+    return folder
