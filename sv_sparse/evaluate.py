@@ -66,8 +66,16 @@ def evaluate_lists(
     return evaluations
 
 
-def keep_evaluations(run: Path, evaluations: Sequence[Evaluation]) -> None:
-    """Write what a finished run was judged by since into its ``evaluations.json``, beside what is there."""
+def keep_evaluations(run: Path, evaluations: Sequence[Evaluation]) -> bool:
+    """Write what a finished run was judged by since into its ``evaluations.json``, beside what is there.
+
+    Returns:
+        Whether that has changed anything.
+    """
     path = run / "evaluations.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, known | {evaluation.key: evaluation.as_dict() for evaluation in evaluations})
+    found = {evaluation.key: json.loads(json.dumps(evaluation.as_dict())) for evaluation in evaluations}
+    if known | found == known:
+        return False
+    write_json(path, known | found)
+    return True

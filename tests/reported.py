@@ -29,6 +29,7 @@ def evaluation(name: str, **changes: Any) -> dict[str, Any]:
             "seconds": {"2 to 4": {"trials": 150, "targets": 40, "eer": 0.16}},
             "sex": {"f": {"trials": 220, "targets": 55, "eer": 0.1}, "m": {"trials": 180, "targets": 45, "eer": 0.12}},
         },
+        "decisions": [{"false_alarms": 0.05, "threshold": 1.25, "p_fa": 0.0612, "p_miss": 0.1834}],
         "start_eer": 0.4322,
     }
     return known | changes
@@ -36,7 +37,7 @@ def evaluation(name: str, **changes: Any) -> dict[str, Any]:
 
 def unknown(name: str) -> dict[str, Any]:
     """A list of which nothing is known but its scores."""
-    one = evaluation(name, speakers=None, calibration=None, eer_interval=None, cllr=None, groups={})
+    one = evaluation(name, speakers=None, calibration=None, eer_interval=None, cllr=None, groups={}, decisions=[])
     costs = [cost | {"min_dcf_interval": None, "act_dcf": None} for cost in one["costs"]]
     return one | {"costs": costs, "normalization": "none"}
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from reported import evaluation, results, run_folder, unknown
 from tiny import ROOT
@@ -52,7 +53,7 @@ def test_a_row_for_each_finished_run_and_a_word_on_the_others(swept, capsys):
 def test_the_script_is_the_command(swept):
     command = [sys.executable, str(ROOT / "scripts" / "compare.py"), *map(str, swept)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == compare_table(read_entries(swept, None)[0]) + "\n"
+    assert done.stdout == compare_table(read_entries(swept, None)[0], {}) + "\n"
 
 
 def test_a_row_for_each_list_that_a_run_was_judged_by_since(tmp_path, capsys):
@@ -89,7 +90,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
 
 
 def test_the_csv_parses_back_to_the_numbers(swept, tmp_path):
-    write_comparison(tmp_path / "out", read_entries(swept, None)[0])
+    write_comparison(tmp_path / "out", read_entries(swept, None)[0], {})
     with open(tmp_path / "out" / "compare.csv", newline="") as file:
         rows = {row["run"]: row for row in csv.DictReader(file)}
     first = rows["feedback_0.75"]
@@ -100,7 +101,7 @@ def test_the_csv_parses_back_to_the_numbers(swept, tmp_path):
 
 def test_a_comparison_is_a_page_a_text_and_figures(swept, tmp_path):
     for name in ("one", "two"):
-        write_comparison(tmp_path / name, read_entries(swept, None)[0])
+        write_comparison(tmp_path / name, read_entries(swept, None)[0], {})
     files = {path.relative_to(tmp_path / "one"): path.read_bytes() for path in (tmp_path / "one").rglob("*.*")}
     assert {str(path) for path in files} == {
         *("compare.html", "compare.md", "compare.csv"),
@@ -114,7 +115,7 @@ def test_a_comparison_is_a_page_a_text_and_figures(swept, tmp_path):
 
 def test_one_dense_run_is_compared_too(tmp_path):
     runs = [run_folder(tmp_path / "<i>dense", results(0.0))]
-    write_comparison(tmp_path / "out", read_entries(runs, None)[0])
+    write_comparison(tmp_path / "out", read_entries(runs, None)[0], {})
     text = (tmp_path / "out" / "compare.html").read_text()
     assert "&lt;i&gt;dense" in text
     assert "<i>" not in text
@@ -129,8 +130,26 @@ def test_fixed_lambdas_cost_all_of_their_runs_and_count_by_the_nearest(swept):
 
 def test_differences_to_the_first_run_are_a_column_where_they_are_known(swept):
     entries = read_entries(swept, None)[0]
-    assert "first run" not in compare_table(entries)
+    assert "first run" not in compare_table(entries, {})
     text = compare_table(entries, {swept[1]: {"trials": (0.012, -0.003, 0.027)}})
     assert "EER less the first run's [95% interval]" in text.splitlines()[0]
     (row,) = (row for row in text.splitlines() if "+1.20 points [-0.30, +2.70]" in row)
     assert row.startswith("| feedback_0.9 ")
+
+
+def test_runs_that_scored_the_same_trials_are_compared_with_the_first(tmp_path, capsys):
+    runs = [run_folder(tmp_path / name, results(target=target)) for name, target in (("one", 0.5), ("two", 0.9))]
+    pairs = [(f"s{a % 8}/{a}", f"s{b % 8}/{b}", a % 8 == b % 8) for a in range(32) for b in range(a)]
+    generator = np.random.default_rng(0)
+    for run, spread in zip(runs, (1.0, 3.0), strict=True):
+        lines = [f"{a} {b} {generator.normal(1.5 * same, spread):.6f} {int(same)}\n" for a, b, same in pairs]
+        (run / "scores" / "trials.txt").write_text("".join(lines))
+        (run / "scores" / "trials.speakers").write_text("".join(f"s{k % 8}/{k}\ts{k % 8}\n" for k in range(32)))
+    cli.main(["compare", *map(str, runs), "--out", str(tmp_path / "out")])
+    head, _, first, second = capsys.readouterr().out.splitlines()
+    column = [cell.strip() for cell in head.split("|")].index("EER less the first run's [95% interval]")
+    cells = [line.split("|")[column].strip() for line in (first, second)]
+    assert cells[0] in {"", "–", "-"}
+    assert re.fullmatch(r"\+\d+\.\d\d points \[\+\d+\.\d\d, \+\d+\.\d\d\]", cells[1])
+    (row,) = [row for row in csv.DictReader((tmp_path / "out" / "compare.csv").open()) if row["run"] == "two"]
+    assert float(row["eer_difference_low"]) < float(row["eer_difference"]) < float(row["eer_difference_high"])

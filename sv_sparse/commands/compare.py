@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from sv_sparse.report.compare import compare_table, write_comparison
-from sv_sparse.report.sweep import read_entries
+from sv_sparse.report.sweep import differences_to_first, read_entries
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +31,7 @@ def run(chosen: argparse.Namespace) -> None:
     entries, left_out = read_entries(chosen.runs, chosen.list)
     for line in left_out:
         print(line, file=sys.stderr)
-    print(compare_table(entries))
+    differences = differences_to_first(entries)
+    print(compare_table(entries, differences))
     if chosen.out is not None:
-        write_comparison(chosen.out, entries)
+        write_comparison(chosen.out, entries, differences)

@@ -24,6 +24,7 @@ from sv_sparse.evaluate import evaluate_lists, keep_evaluations
 from sv_sparse.features import Filterbank
 from sv_sparse.judgement import Evaluation
 from sv_sparse.protocols import lists_named, lists_of_files, lists_of_run
+from sv_sparse.report import refresh_report
 from sv_sparse.scoring.backend import ENROLMENTS, NORMALIZATIONS, Backend, Scoring
 from sv_sparse.validation import make_backend
 
@@ -112,7 +113,9 @@ def _evaluate(path: Path, chosen: argparse.Namespace) -> None:
     for evaluation in evaluations:
         print("\n".join(_lines(evaluation)))
     if chosen.scores is None and rank() == 0:
-        keep_evaluations(folder, evaluations)
+        changed = keep_evaluations(folder, evaluations)
+        if changed and (folder / "results.json").is_file():
+            refresh_report(folder)
 
 
 def _other_normalization(given: Backend, scoring: Scoring) -> bool:

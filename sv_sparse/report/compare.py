@@ -14,12 +14,12 @@ from sv_sparse.report.write import write_figures
 from sv_sparse.storage import write_text
 
 
-def compare_table(entries: Sequence[Entry], differences: Differences | None = None) -> str:
+def compare_table(entries: Sequence[Entry], differences: Differences) -> str:
     """One row for each run and list, in Markdown."""
     return table(entries, columns(entries, differences)).markdown()
 
 
-def write_comparison(folder: Path, entries: Sequence[Entry], differences: Differences | None = None) -> None:
+def write_comparison(folder: Path, entries: Sequence[Entry], differences: Differences) -> None:
     """Write compare.html, compare.md, compare.csv and figures/*.svg.
 
     Args:

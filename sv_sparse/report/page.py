@@ -56,7 +56,7 @@ def run_page(record: Record, figures: Sequence[Drawn]) -> str:
         summary=summary(record),
         cards=_cards(record),
         lists=tables.lists_table(lists) if len(lists) > 1 else None,
-        errors=[_list_of(one, results["scoring"]) for one in lists.values()],
+        errors=[_list_of(name, one, results["scoring"]) for name, one in lists.items()],
         error_figures=[figure for figure in figures if figure.name.startswith(_OF_ERRORS)],
         training_figures=[figure for figure in figures if not figure.name.startswith((*_OF_ERRORS, "layers"))],
         layer_figures=[figure for figure in figures if figure.name == "layers"],
@@ -71,13 +71,14 @@ def run_page(record: Record, figures: Sequence[Drawn]) -> str:
     )
 
 
-def _list_of(one: Mapping[str, Any], scoring: Mapping[str, Any]) -> dict[str, Any]:
+def _list_of(name: str, one: Mapping[str, Any], scoring: Mapping[str, Any]) -> dict[str, Any]:
     """What a page says of one list."""
     rows = group_rows(one["groups"])
-    groups = Table(f"Groups of {one['name']}", ("kind", "group", "trials", "targets", "EER"), rows)
+    groups = Table(f"Groups of {name}", ("kind", "group", "trials", "targets", "EER"), rows)
     return {
-        "name": one["name"],
+        "name": name,
         "table": tables.errors_table(one),
+        "decisions": tables.decisions_table(one),
         "conditions": tables.conditions(one, scoring),
         "groups": groups if rows else None,
     }
@@ -128,9 +129,11 @@ def run_markdown(record: Record, figures: Sequence[Drawn], table: str) -> str:
             f"{percent(results['validation_eer_before_landing'])} to {percent(results['validation_eer'])}."
         )
     lines += ["", "The same in more detail: report.html."]
-    for one in lists.values():
-        lines += ["", f"## {one['name']}", "", tables.errors_table(one).markdown(), ""]
-        lines += [f"- {name}: {value}" for name, value in tables.conditions(one, results["scoring"])]
+    for name, one in lists.items():
+        lines += ["", f"## {name}", "", tables.errors_table(one).markdown(), ""]
+        decisions = tables.decisions_table(one)
+        lines += [decisions.markdown(), ""] if decisions is not None else []
+        lines += [f"- {what}: {value}" for what, value in tables.conditions(one, results["scoring"])]
     lines += ["", "## Sparsity", "", tables.sparsity_table(results).markdown(), ""]
     lines += [tables.size_table(results["size"]).markdown(), "", tables.latency(results["size"]), "", "## Figures", ""]
     lines += figure_links(figures)

@@ -51,6 +51,10 @@ def collect(
         "seconds": seconds,
         "seed": settings["seed"],
         "training": _training(experiment),
+        "scoring": {
+            "subtracted": f"mean embedding of {settings['trainer']['statistics_crops']} training crops",
+            "normalization": evaluations[0].normalization,
+        },
         "evaluations": lists,
         **size_of(network, experiment.sparse_params, experiment.head),
     }

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from sv_sparse.scoring.metrics import det_curve
+from sv_sparse.scoring.metrics import OperatingPoint, det_curve, rank_scores
 
 Array = NDArray[np.float64]
 
@@ -46,12 +46,12 @@ def look_at(scores: NDArray[np.floating], is_target: NDArray[np.bool_], costs: S
         costs: operating points: ``p_target``, ``c_miss``, ``c_fa``.
 
     Raises:
-        ValueError: see ``det_curve``.
+        ValueError: see ``rank_scores``.
     """
-    p_miss, p_fa, _ = det_curve(scores, is_target)
+    p_miss, p_fa, _ = det_curve(rank_scores(scores, is_target))
     best = []
     for cost in costs:
-        miss, fa = cost["c_miss"] * cost["p_target"], cost["c_fa"] * (1 - cost["p_target"])
+        miss, fa = OperatingPoint(cost["p_target"], cost["c_miss"], cost["c_fa"]).weights
         at = int(np.argmin(miss * p_miss + fa * p_fa))
         best.append((float(p_fa[at]), float(p_miss[at])))
     edges = np.histogram_bin_edges(scores, BINS)

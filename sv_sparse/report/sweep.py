@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from sv_sparse.report.tables import Table
 from sv_sparse.report.words import ABSENT, count, interval, number, percent, point_name
+from sv_sparse.score_files import difference_of
 
 Differences = Mapping[Path, Mapping[str, tuple[float, float, float]]]  # of EERs by run and list: itself, low, high
 
@@ -98,8 +99,8 @@ def read_entries(runs: Sequence[Path], wanted: str | None) -> tuple[list[Entry],
         lists = json.loads(later.read_text(encoding="utf-8")) if later.is_file() else {}
         lists = results["evaluations"] | {key: one for key, one in lists.items() if key not in results["evaluations"]}
         known |= dict.fromkeys(lists)
-        chosen = lists.values() if wanted is None else [lists[wanted]] if wanted in lists else []
-        found += [Entry(run, name, results, settings, one) for one in chosen]
+        chosen = [key for key in lists if wanted in {None, key}]
+        found += [Entry(run, name, results, settings, lists[key] | {"name": key}) for key in chosen]
         if not chosen:
             left_out.append(f"{run}: not judged on {wanted}, left out; it has {', '.join(lists)}")
     if not found:
@@ -116,7 +117,21 @@ def _names(runs: Sequence[Path]) -> list[str]:
     return ["/".join(path[-length:]) for path in parts]
 
 
-def columns(entries: Sequence[Entry], differences: Differences | None = None) -> list[Column]:
+def differences_to_first(entries: Sequence[Entry]) -> Differences:
+    """How each run's EER differs from that of the first run, on the lists that both scored."""
+    first = entries[0].run
+    found: dict[Path, dict[str, tuple[float, float, float]]] = {}
+    for entry in entries:
+        name = f"{entry.one['name']}.txt"
+        ours, theirs = entry.run / "scores" / name, first / "scores" / name
+        if entry.run != first and ours.is_file() and theirs.is_file():
+            difference = difference_of(ours, theirs)
+            if difference is not None:
+                found.setdefault(entry.run, {})[entry.one["name"]] = (difference[0], *difference[1])
+    return found
+
+
+def columns(entries: Sequence[Entry], differences: Differences) -> list[Column]:
     """What the table has; one that no entry has a value for is left out.
 
     Args:

@@ -103,6 +103,21 @@ def errors_table(one: Mapping[str, Any]) -> Table:
     return Table(one["name"], ("rate", "value", "95% interval", "threshold"), rows)
 
 
+def decisions_table(one: Mapping[str, Any]) -> Table | None:
+    """What the thresholds of the calibrated log-likelihood ratio lead to on a list; None without a calibration."""
+    rows = [
+        (
+            percent(found["false_alarms"]),
+            number(found["threshold"], ".2f"),
+            percent(found["p_fa"]),
+            percent(found["p_miss"]),
+        )
+        for found in one["decisions"]
+    ]
+    heads = ("false alarms wanted", "threshold of the log-likelihood ratio", "false alarms here", "misses here")
+    return Table("Thresholds from held-out speakers", heads, rows) if rows else None
+
+
 def conditions(one: Mapping[str, Any], scoring: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the error rates of a list were made of and by, as names and values."""
     targets = one["targets"]
@@ -119,7 +134,7 @@ def conditions(one: Mapping[str, Any], scoring: Mapping[str, Any]) -> list[tuple
         ("calibration", one["calibration"] or "none"),
         (
             "intervals",
-            "95%, bootstrap over speakers" if one["eer_interval"] is not None else "none: speakers not known",
+            "95%, bootstrap over speakers" if one["eer_interval"] is not None else "none: speakers not known, or few",
         ),
     ]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from reported import evaluation, results, run_folder, unknown
 
-from sv_sparse.report import write_report
+from sv_sparse.report import draw_run, write_report
 from sv_sparse.report.compare import write_comparison
 from sv_sparse.report.sweep import read_entries
 
@@ -75,12 +75,12 @@ def pages(tmp_path_factory) -> dict[str, str]:
     layers = [f"blocks.{index}.res2net.convolutions.{index}.weight" for index in range(30)]
     found = results(lists=[evaluation("a_list_with_a_long_name_" * 3), unknown("b")], layers=layers)
     run = run_folder(folder / ("a_run_with_a_long_name_" * 4), found)
-    write_report(run, found)
+    write_report(run, found, draw_run(run, found))
     fixed = run_folder(
         folder / "fixed", results(sparsity_before_landing=0.7, sparsity=0.7), controller="FixedController"
     )
     dense = run_folder(folder / "dense", results(target=0.0))
-    write_comparison(folder / "compared", read_entries([run, fixed, dense], None)[0])
+    write_comparison(folder / "compared", read_entries([run, fixed, dense], None)[0], {})
     paths = {"report": run / "report.html", "compare": folder / "compared" / "compare.html"}
     return {name: path.read_text() for name, path in paths.items()}
 

@@ -8,9 +8,9 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
-from reported import COMMAND, evaluation, results, rows, run_folder, unknown
+from reported import COMMAND, evaluation, results, rows, run_folder, unknown, write_scores
 
-from sv_sparse.report import draw_run, write_report
+from sv_sparse.report import draw_run, refresh_report, write_report
 
 ODD = """<b>"odd"'&|$x_1$ [a](b) `c` # %20"""  # what a name of a file, of a genre or of a layer may be, but for a slash
 
@@ -48,7 +48,8 @@ class Page(HTMLParser):
 
 def reported(folder: Path, found: dict, **how) -> Page:
     """The page of a run with these results."""
-    write_report(run_folder(folder, found, **how), found)
+    run_folder(folder, found, **how)
+    write_report(folder, found, draw_run(folder, found))
     return Page((folder / "report.html").read_text())
 
 
@@ -116,7 +117,8 @@ def test_a_run_of_one_step_logged_or_not_is_reported(tmp_path, steps):
 def test_a_list_without_errors_is_reported(tmp_path):
     folder = run_folder(tmp_path / "run", results(lists=[evaluation("trials", eer=0.0, eer_interval=[0.0, 0.0])]))
     (folder / "scores" / "trials.txt").write_text("a b 0.9 1\na c 0.8 1\na d 0.1 0\na e 0.2 0\n")
-    write_report(folder, json.loads((folder / "results.json").read_text()))
+    found = json.loads((folder / "results.json").read_text())
+    write_report(folder, found, draw_run(folder, found))
     assert "0.00%" in (folder / "report.html").read_text()
 
 
@@ -124,7 +126,7 @@ def test_equal_runs_have_equal_reports(tmp_path):
     found = results(lists=[evaluation("a"), unknown("b")])
     folders = [run_folder(tmp_path / side / "run", found) for side in ("left", "right")]
     for folder in folders:
-        write_report(folder, found)
+        write_report(folder, found, draw_run(folder, found))
     left, right = (
         {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         for folder in folders
@@ -132,20 +134,31 @@ def test_equal_runs_have_equal_reports(tmp_path):
     assert left == right
 
 
-def test_figures_that_were_drawn_before_are_those_that_are_written(tmp_path):
+def test_lists_that_a_run_was_judged_by_since_are_in_its_report(tmp_path):
     found = results()
     folder = run_folder(tmp_path / "run", found)
-    write_report(folder, found)
-    once = (folder / "report.html").read_text()
     write_report(folder, found, draw_run(folder, found))
-    assert (folder / "report.html").read_text() == once
+    before = (folder / "results.json").read_text()
+    later = {"later_as_norm": evaluation("later", eer=0.0777), "trials": evaluation("trials", eer=0.0333)}
+    for one in later.values():
+        del one["start_eer"]
+    (folder / "evaluations.json").write_text(json.dumps(later))
+    write_scores(folder / "scores" / "later_as_norm.txt", 400)
+    refresh_report(folder)
+    page = Page((folder / "report.html").read_text())
+    assert "later_as_norm" in page.text
+    assert "7.77%" in page.text
+    assert "3.33%" not in page.text  # the run's own judgement stays
+    assert (folder / "figures" / "scores_later_as_norm.svg").is_file()
+    assert "## later_as_norm" in (folder / "report.md").read_text()
+    assert (folder / "results.json").read_text() == before
 
 
 def test_a_million_trials_and_a_hundred_thousand_rows_make_no_large_page(tmp_path):
     found = results(lists=[evaluation("trials", trials=1_000_000)])
     folder = run_folder(tmp_path / "run", found, trials=1_000_000)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(0.9, 100_000)))
-    write_report(folder, found)
+    write_report(folder, found, draw_run(folder, found))
     assert (folder / "report.html").stat().st_size < 300_000
     assert all(path.stat().st_size < 60_000 for path in (folder / "figures").iterdir())
 
@@ -164,7 +177,7 @@ def test_every_number_has_its_conditions(tmp_path):
 def test_the_markdown_has_the_table_and_links_figures_that_are_there(tmp_path):
     found = results(lists=[evaluation("trials"), unknown("other list")])
     folder = run_folder(tmp_path / "run", found)
-    table = write_report(folder, found)
+    table = write_report(folder, found, draw_run(folder, found))
     text = (folder / "report.md").read_text()
     assert table in text
     assert "minDCF(0.01)" in table
