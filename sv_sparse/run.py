@@ -1,8 +1,8 @@
 """The run folder: one per run, holding everything that is known of it.
 
 ``config.yaml`` (resolved), ``environment.json``, ``manifest.parquet``, ``train.log``, ``metrics.jsonl``, tensorboard
-events, ``checkpoints/``, ``scores/``, ``results.json``, ``report.md`` and ``figures/``; ``evaluations.json`` where it
-was judged again.
+events, ``checkpoints/``, ``scores/``, ``results.json``, ``report.html``, ``report.md`` and ``figures/``;
+``evaluations.json`` where it was judged again.
 """
 
 import json

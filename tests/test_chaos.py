@@ -34,7 +34,7 @@ AFTER_AN_EPOCH = (
 AFTER_TRAINING = (
     *[("landing.land", (1,), 10_000), ("validation.make_backend", (1,), 10_000), ("state.save_network", (1,), 3_000)],
     *[("evaluate.evaluate_lists", (1,), 10_000), ("embedding_cache.flush", (1,), 1_000)],
-    *[("monitor.finish", (1,), 3_000), ("write.write_report", (1,), 10_000)],
+    *[("monitor.finish", (1,), 3_000), ("write.write_report", (1,), 100_000)],
 )
 STRUCK = {  # what must have been hit, and what tells so
     "a step": "update.make",

@@ -131,6 +131,12 @@ def test_an_evaluation_by_the_console_script_runs(command, tones: Tones, finishe
     assert "trials: EER" in out or "cnceleb_concatenated: EER" in out
 
 
+@pytest.mark.parametrize("command", of("sv-sparse compare"))
+def test_a_comparison_by_the_console_script_runs(command, finished, tmp_path):
+    words = [word.replace("runs/compared/*", str(finished)) for word in shlex.split(command, comments=True)]
+    assert "| EER" in run([SCRIPT, *words[1:]], tmp_path)
+
+
 @pytest.mark.parametrize("command", of("sh recipes"))
 def test_a_recipe_of_the_readme_says_what_it_would_do(command):
     assert "scripts/compare.py" in run(shlex.split(command, comments=True), ROOT)

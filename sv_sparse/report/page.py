@@ -6,7 +6,6 @@ from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from sv_sparse.report import tables
 from sv_sparse.report.error_figures import group_rows
@@ -36,10 +35,10 @@ def render(template: str, figures: Sequence[Drawn], **values: Any) -> str:
     numbers = {figure.name: number for number, figure in enumerate(figures)}
     style = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
 
-    def svg(figure: Drawn) -> Markup:
-        return Markup(inline(figure, f"f{numbers[figure.name]}"))
+    def svg(figure: Drawn) -> str:
+        return inline(figure, f"f{numbers[figure.name]}")
 
-    whole = {"style": Markup(style), "theme": Markup(theme()), "svg": svg, "figures": figures}
+    whole = {"style": style, "theme": theme(), "svg": svg, "figures": figures}
     return _TEMPLATES.get_template(template).render(**whole, **values)
 
 

@@ -67,6 +67,7 @@ _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sv-sparse",  # equal figures are equal files
 }
+_MARGIN = 8  # points around a figure that is a file
 _NAMESPACE = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -157,8 +158,12 @@ def standalone(figure: Drawn) -> str:
     root.attrib |= {"role": "img", "aria-label": figure.text}
     style = ElementTree.Element(f"{_NAMESPACE}style")
     style.text = f"{theme()} text {{ font-family: {_FONTS} }} path {{ stroke-linejoin: round }}"
-    paper = ElementTree.Element(f"{_NAMESPACE}rect", {"width": "100%", "height": "100%", "style": "fill: var(--paper)"})
-    root.insert(0, paper)
+    width, height = (float(side) + 2 * _MARGIN for side in root.attrib["viewBox"].split()[2:])
+    sides = {"width": f"{width:g}", "height": f"{height:g}"}
+    root.attrib |= {name: f"{side}pt" for name, side in sides.items()}
+    root.set("viewBox", f"{-_MARGIN} {-_MARGIN} {width:g} {height:g}")
+    corner = {"x": str(-_MARGIN), "y": str(-_MARGIN), "style": "fill: var(--paper)"}
+    root.insert(0, ElementTree.Element(f"{_NAMESPACE}rect", corner | sides))
     root.insert(0, style)
     ElementTree.register_namespace("", _NAMESPACE.strip("{}"))
     return ElementTree.tostring(root, encoding="unicode") + "\n"

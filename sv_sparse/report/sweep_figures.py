@@ -58,6 +58,8 @@ def _errors(name: str, entries: Sequence[Entry]) -> Drawn:
         (dots,) = axes.plot(x, y, marker, color=color, markersize=5.5, linestyle="none")
         handles.append(dots)
         labels.append(series)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, (low + high) / 2 - 1), max(high, (low + high) / 2 + 1))  # at least two points of EER
     axes.set_ylabel("EER (%)")
     legend_above(figure, handles, [shortened(label, 44) for label in labels], columns=1)
     best = min(own, key=lambda entry: entry.one["eer"])

@@ -94,12 +94,12 @@ def errors_table(one: Mapping[str, Any]) -> Table:
         between, threshold = interval(cost["min_dcf_interval"], ".3f"), number(cost["min_dcf_threshold"], ".4f")
         rows.append((f"minDCF({point})", number(cost["min_dcf"]), between, threshold))
         if cost["act_dcf"] is not None:
-            rows.append((f"actDCF({point}), calibrated", number(cost["act_dcf"]), "", ""))
+            rows.append((f"actDCF({point})", number(cost["act_dcf"]), "", ""))
     if one["cllr"] is not None:
-        rows.append(("Cllr, calibrated", number(one["cllr"]), "", ""))
+        rows.append(("Cllr", number(one["cllr"]), "", ""))
     rows.append(("min Cllr", number(one["min_cllr"]), "", ""))
     if one.get("start_eer") is not None:
-        rows.append(("EER before training", percent(one["start_eer"]), "", ""))
+        rows.append(("EER at start", percent(one["start_eer"]), "", ""))
     return Table(one["name"], ("rate", "value", "95% interval", "threshold"), rows)
 
 
