@@ -85,6 +85,15 @@ def test_a_run_that_was_not_judged_on_the_list_is_named_and_left_out(tmp_path):
     assert left_out == [f"{runs[0]}: not judged on b, left out; it has a"]
 
 
+def test_a_run_of_an_earlier_version_is_named_and_left_out(swept):
+    (swept[0] / "results.json").write_text(json.dumps({"eer": 0.1, "evaluations": {}}))
+    entries, left_out = read_entries(swept, None)
+    assert len(entries) == 5
+    assert any(line.startswith(f"{swept[0]}: evaluated by an earlier version") for line in left_out)
+    with pytest.raises(ValueError, match="earlier version"):
+        read_entries(swept[:1], None)
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path):
     runs = [run_folder(tmp_path / side / "run", results()) for side in ("left", "right")]
     assert [entry.name for entry in read_entries(runs, None)[0]] == ["left/run", "right/run"]

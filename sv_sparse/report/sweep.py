@@ -94,6 +94,9 @@ def read_entries(runs: Sequence[Path], wanted: str | None) -> tuple[list[Entry],
     found, known = [], dict[str, None]()
     for run, name in zip(finished, _names(finished), strict=True):
         results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+        if "size" not in results:
+            left_out.append(f"{run}: evaluated by an earlier version, which measured less; left out")
+            continue
         settings: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
         later = run / "evaluations.json"
         lists = json.loads(later.read_text(encoding="utf-8")) if later.is_file() else {}
@@ -103,6 +106,8 @@ def read_entries(runs: Sequence[Path], wanted: str | None) -> tuple[list[Entry],
         found += [Entry(run, name, results, settings, lists[key] | {"name": key}) for key in chosen]
         if not chosen:
             left_out.append(f"{run}: not judged on {wanted}, left out; it has {', '.join(lists)}")
+    if not known:
+        raise ValueError("; ".join(left_out))
     if not found:
         raise ValueError(f"no trial list {wanted!r}; there are {', '.join(known)}")
     return found, left_out
