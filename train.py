@@ -15,7 +15,7 @@ from sv_sparse.distributed import end, first_before_others, from_first, processe
 from sv_sparse.interrupts import clear_errors
 from sv_sparse.landing import evaluate, finish_backend, land
 from sv_sparse.overrides import check_names
-from sv_sparse.report import collect, draw_run, write_report
+from sv_sparse.report import collect, draw_run, write_report, write_results
 from sv_sparse.run import logged, open_run
 from sv_sparse.trainer import Trainer
 
@@ -42,9 +42,10 @@ def main(config: DictConfig) -> None:
             if rank() > 0:
                 return
             results = collect(experiment, landing, evaluations, trainer.state.at_start, trainer.state.seconds())
+            table = write_results(folder, results)
             figures = draw_run(folder, results)
             trainer.finish(results, {figure.name: figure.figure for figure in figures})
-            table = write_report(folder, results, figures)
+            write_report(folder, results, figures)
         print(f"\n{folder}/report.html\n\n{table}")
 
 

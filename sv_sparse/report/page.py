@@ -115,11 +115,11 @@ def summary(record: Record) -> str:
     )
 
 
-def run_markdown(record: Record, figures: Sequence[Drawn], table: str) -> str:
+def run_markdown(record: Record, figures: Sequence[Drawn]) -> str:
     """A run's report in Markdown."""
     results = record.results
     lists = results["evaluations"]
-    lines = [f"# {record.name}", "", table, "", summary(record)]
+    lines = [f"# {record.name}", "", tables.results_table(results), "", summary(record)]
     gap = 100 * (results["sparsity_before_landing"] - results["target_sparsity"])
     lines.append(f"Before landing the sparsity stood {gap:+.3f} points from the target.")
     if results.get("validation_eer") is not None:

@@ -64,7 +64,7 @@ def results_table(results: Results) -> str:
     rows = [
         (
             *(name, *sparsity, percent(results["sparsity"], 4), kept, percent(one["eer"])),
-            *(number(one["costs"][0]["min_dcf"]), percent(one["start_eer"]), f"{results['seconds'] / 60:.1f}"),
+            *(number(one["costs"][0]["min_dcf"]), percent(one.get("start_eer")), f"{results['seconds'] / 60:.1f}"),
         )
         for name, one in results["evaluations"].items()
     ]
@@ -114,8 +114,8 @@ def decisions_table(one: Mapping[str, Any]) -> Table | None:
         )
         for found in one["decisions"]
     ]
-    heads = ("false alarms wanted", "threshold of the log-likelihood ratio", "false alarms here", "misses here")
-    return Table("Thresholds from held-out speakers", heads, rows) if rows else None
+    heads = ("wanted", "LLR threshold", "false alarms", "misses")
+    return Table("Decisions, by thresholds from held-out speakers", heads, rows) if rows else None
 
 
 def conditions(one: Mapping[str, Any], scoring: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Results and figures into a run folder; the table is what a run prints last."""
+"""Results, figures and pages into a run folder."""
 
 import json
 from collections.abc import Sequence
@@ -13,24 +13,31 @@ from sv_sparse.report.tables import results_table
 from sv_sparse.storage import write_json, write_text
 
 
-def write_report(folder: Path, results: Results, figures: Sequence[Drawn]) -> str:
-    """Write results.json, figures/*.svg, report.html and report.md into a run folder.
+def write_results(folder: Path, results: Results) -> str:
+    """Write results.json into a run folder.
+
+    Returns:
+        The table of a run's results, in Markdown.
+    """
+    write_json(folder / "results.json", results)
+    return results_table(results)
+
+
+def write_report(folder: Path, results: Results, figures: Sequence[Drawn]) -> None:
+    """Write figures/*.svg, report.html and report.md into a run folder.
 
     Args:
         folder: of the run, with its scores.
-        results: what ``collect`` returned.
+        results: what ``collect`` returned, with all lists that are to be shown.
         figures: what ``draw_run`` returned.
-
-    Returns:
-        The table, in Markdown.
 
     Raises:
         OSError: a file of the run folder is missing, or something cannot be written.
     """
-    write_json(folder / "results.json", results)
-    table = results_table(results)
-    _write_pages(folder, results, figures, table)
-    return table
+    write_figures(folder, figures)
+    record = read_record(folder, results)
+    write_text(folder / "report.html", run_page(record, figures))
+    write_text(folder / "report.md", run_markdown(record, figures))
 
 
 def refresh_report(folder: Path) -> None:
@@ -40,17 +47,9 @@ def refresh_report(folder: Path) -> None:
         OSError: a file of the run folder is missing, or something cannot be written.
     """
     results: Results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    table = results_table(results)
     later = json.loads((folder / "evaluations.json").read_text(encoding="utf-8"))
     results["evaluations"] |= {name: one for name, one in later.items() if name not in results["evaluations"]}
-    _write_pages(folder, results, draw_run(folder, results), table)
-
-
-def _write_pages(folder: Path, results: Results, figures: Sequence[Drawn], table: str) -> None:
-    write_figures(folder, figures)
-    record = read_record(folder, results)
-    write_text(folder / "report.html", run_page(record, figures))
-    write_text(folder / "report.md", run_markdown(record, figures, table))
+    write_report(folder, results, draw_run(folder, results))
 
 
 def write_figures(folder: Path, figures: Sequence[Drawn]) -> None:

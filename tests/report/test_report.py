@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from reported import COMMAND, evaluation, results, rows, run_folder, unknown, write_scores
 
-from sv_sparse.report import draw_run, refresh_report, write_report
+from sv_sparse.report import draw_run, refresh_report, write_report, write_results
 
 ODD = """<b>"odd"'&|$x_1$ [a](b) `c` # %20"""  # what a name of a file, of a genre or of a layer may be, but for a slash
 
@@ -177,7 +177,8 @@ def test_every_number_has_its_conditions(tmp_path):
 def test_the_markdown_has_the_table_and_links_figures_that_are_there(tmp_path):
     found = results(lists=[evaluation("trials"), unknown("other list")])
     folder = run_folder(tmp_path / "run", found)
-    table = write_report(folder, found, draw_run(folder, found))
+    table = write_results(folder, found)
+    write_report(folder, found, draw_run(folder, found))
     text = (folder / "report.md").read_text()
     assert table in text
     assert "minDCF(0.01)" in table
