@@ -132,7 +132,7 @@ class Stages:
         """Every finished network on the corpus's lists, and on those of other corpora."""
         there = [name for name in self.recipe.lists if self.chosen.dry_run or self._has_list(name)]
         lists = [f"{self.prepared}:{name}" for name in there] + self.chosen.on
-        names = {word.rpartition(":")[2] for word in lists}
+        names = {name for word in lists for name in word.rpartition(":")[2].split(",")}
         folders = [folder for folder in self._folders() if not names <= _judged_by(folder)]
         if folders and lists:
             yield ["sv-sparse", "evaluate", *map(str, folders), "--on", *lists]
@@ -214,7 +214,8 @@ def script(name: str) -> str:
 def _judged_by(folder: Path) -> set[str]:
     """The lists that a run has been evaluated on since it was finished."""
     path = folder / "evaluations.json"
-    return set(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else set()
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {one["name"] for one in found.values()}
 
 
 def _refuse_others(folder: Path, words: Sequence[str]) -> None:

@@ -125,18 +125,19 @@ def refuse_known_to(run: Path, lists: Sequence[Judged], setting: str = "") -> No
 
 def _with_origins(run: Path) -> Iterator[Path]:
     """A run's folder, that of the run it started from, and so on; a network file stands for its run."""
-    folder: Path | None = _run_of(run)
+    folder: Path | None = run_of(run)
     while folder is not None:
         yield folder
         config = folder / "config.yaml"
         settings: Any = OmegaConf.load(config) if config.is_file() else {}
         before = settings.get("init_from")
-        folder = _run_of(Path(before)) if before else None
+        folder = run_of(Path(before)) if before else None
 
 
-def _run_of(path: Path) -> Path:
+def run_of(path: Path) -> Path:
     """The folder of the run that a network file lies in; a path that is none stays as it is."""
-    return path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
+    whole = path.resolve()
+    return whole.parent.parent if whole.is_file() and whole.parent.name == "checkpoints" else path
 
 
 def _refuse_held_out(run: Path, own: Manifest) -> None:

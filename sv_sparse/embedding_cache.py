@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sv_sparse import __version__
 from sv_sparse.data.manifest import Part
 from sv_sparse.scoring.cosine import Array
 from sv_sparse.storage import atomic_write
 
 EMBEDDINGS = "embeddings"  # of a run folder
 _KEY_BYTES = 16
+_SOURCES = ("features.py", "embedding.py", "data/audio.py", "models/*.py")  # of this package
 _SECONDS = 10  # between files; what is younger is lost when the process is killed
 
 
@@ -85,10 +85,12 @@ class EmbeddingCache:
 
 
 def _name_of(network: nn.Module, model: Mapping[str, Any]) -> str:
-    """A name that other weights, another network, kind of device or version of the features would change."""
+    """A name that other weights, another network, kind of device or source of what makes embeddings would change."""
     device = next(network.parameters()).device.type
     settings = sorted((name, value) for name, value in model.items() if name != "implementation")
-    digest = hashlib.blake2b(repr((__version__, device, settings)).encode(), digest_size=_KEY_BYTES)
+    digest = hashlib.blake2b(repr((device, settings)).encode(), digest_size=_KEY_BYTES)
+    for source in sorted(path for pattern in _SOURCES for path in Path(__file__).parent.glob(pattern)):
+        digest.update(source.read_bytes())
     for name, value in network.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -99,7 +101,8 @@ def _key(parts: Sequence[Part]) -> bytes:
     """What an utterance is known by; that of a file that is not there is its name's alone: reading it will fail."""
     digest = hashlib.blake2b(digest_size=_KEY_BYTES)
     for part in parts:
-        digest.update(repr((os.path.abspath(part.path), part.offset, part.bytes, _state(part.path))).encode())
+        within = (part.offset, part.bytes) if part.offset else ()  # of a tar file
+        digest.update(repr((os.path.abspath(part.path), within, _state(part.path))).encode())
     return digest.digest()
 
 

@@ -11,7 +11,7 @@ from sv_sparse.data.prepared import Judged, concatenated
 from sv_sparse.distributed import rank
 from sv_sparse.embedding import embed
 from sv_sparse.embedding_cache import EmbeddingCache
-from sv_sparse.judgement import Evaluation, Sides, judge
+from sv_sparse.judgement import Evaluation, Sides, judge, key_of
 from sv_sparse.score_files import write_scores, write_speakers
 from sv_sparse.scoring.backend import Backend, Scoring
 from sv_sparse.scoring.cosine import average_enrolments
@@ -44,7 +44,7 @@ def evaluate_lists(
         cache: see ``embed``.
         whole: with intervals over speakers and error rates of groups.
     """
-    chosen = [concatenated(one) if scoring.enrolment == "concatenated" else one for one in lists]
+    chosen = _enrolled(lists, scoring)
     utterances = dict.fromkeys(tuple(one.recordings[k]) for one in chosen for k in one.trials.heard())
     embeddings = embed(network, filterbank, list(utterances), title="embedding", cache=cache)
     index = {parts: position for position, parts in enumerate(utterances)}
@@ -61,9 +61,34 @@ def evaluate_lists(
         evaluation = judge(one, scores, backend, scoring, np.linalg.norm(sides, axis=1), whole=whole)
         evaluations.append(evaluation)
         if scores_to is not None:
-            write_scores(scores_to / f"{evaluation.key}.txt", trials, scores)
+            scores_to.mkdir(parents=True, exist_ok=True)
             write_speakers(scores_to / f"{evaluation.key}.speakers", trials, Sides.of(one).speakers)
+            write_scores(scores_to / f"{evaluation.key}.txt", trials, scores)
     return evaluations
+
+
+def _enrolled(lists: Sequence[Judged], scoring: Scoring) -> list[Judged]:
+    """The lists with their enrolments of several utterances as they are wanted."""
+    return [concatenated(one) if scoring.enrolment == "concatenated" else one for one in lists]
+
+
+def refuse_other_lists(run: Path, lists: Sequence[Judged], scoring: Scoring) -> None:
+    """Raise if a finished run's files speak of other trials under the name of a list.
+
+    Raises:
+        ValueError: they do; names the list.
+    """
+    for name in ("results.json", "evaluations.json"):
+        path = run / name
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        known = known.get("evaluations", {}) if name == "results.json" else known
+        for one in _enrolled(lists, scoring):
+            there = known.get(key_of(one, scoring))
+            if there is not None and there["digest"] != one.trials.digest:
+                raise ValueError(
+                    f"{run} was judged by another list called {one.trials.name}, of {there['trials']:,} trials; call "
+                    f"this one otherwise, or write its scores elsewhere: --scores FOLDER"
+                )
 
 
 def keep_evaluations(run: Path, evaluations: Sequence[Evaluation]) -> bool:

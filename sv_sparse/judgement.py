@@ -1,5 +1,7 @@
 """A scored list to error rates, each with the conditions that it was measured under."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,10 +10,12 @@ from numpy.typing import NDArray
 
 from sv_sparse.data.prepared import Judged
 from sv_sparse.scoring.backend import Backend, Scoring
-from sv_sparse.scoring.bootstrap import FEWEST_SPEAKERS, Drawn, Interval, Redrawn, eers, interval, min_dcfs, redraw
+from sv_sparse.scoring.bootstrap import Drawn, Interval, Redrawn, eers, interval, min_dcfs, redraw
 from sv_sparse.scoring.calibration import Calibration, qualities_of
-from sv_sparse.scoring.cosine import Array
+from sv_sparse.scoring.cosine import Array, Rows
 from sv_sparse.scoring.metrics import Ranked, act_dcf, cllr, eer, min_cllr, min_dcf, rank_scores
+
+logger = logging.getLogger(__name__)
 
 _SECONDS = (2, 4, 8)  # bounds of the groups by duration
 _LENGTHS = ("below 2", "2 to 4", "4 to 8", "8 and more")
@@ -26,6 +30,8 @@ class Evaluation:
 
     Attributes:
         name: Of the list.
+        key: The name, and how trials were scored where that is not the usual way; names its files.
+        digest: Of the list's trials.
         trials: How many.
         targets: Of them.
         speakers: In them; None where that is not known.
@@ -46,6 +52,8 @@ class Evaluation:
     """
 
     name: str
+    key: str
+    digest: str
     trials: int
     targets: int
     speakers: int | None
@@ -60,12 +68,6 @@ class Evaluation:
     min_cllr: float
     decisions: list[dict[str, float]]
     groups: Groups
-
-    @property
-    def key(self) -> str:
-        """The list's name, and how its trials were scored where that is not the usual way: names its files."""
-        joined = "concatenated" in self.enrolment and not self.name.endswith("concatenated")
-        return self.name + "_concatenated" * joined + "_as_norm" * (self.normalization != "none")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for results.json."""
@@ -100,10 +102,11 @@ class Sides:
 
     def drawn(self, one: Judged) -> Drawn | None:
         """What intervals are drawn from; None where speakers are not known, or too few to say anything."""
-        distinct, numbers = np.unique(self.speakers, return_inverse=True)
-        if len(distinct) < FEWEST_SPEAKERS:
+        if not self.speakers:
             return None
-        return Drawn(one.trials.is_target, numbers[one.trials.enrolment], numbers[one.trials.test])
+        numbers = np.unique(self.speakers, return_inverse=True)[1]
+        drawn = Drawn(one.trials.is_target, numbers[one.trials.enrolment], numbers[one.trials.test])
+        return drawn if drawn.enough else None
 
 
 def _speakers_in_paths(one: Judged) -> list[str]:
@@ -113,6 +116,14 @@ def _speakers_in_paths(one: Judged) -> list[str]:
     numbers = np.unique(first, return_inverse=True)[1]
     agree = not trials.models and ((numbers[trials.enrolment] == numbers[trials.test]) == trials.is_target).all()
     return first if agree else []
+
+
+def key_of(one: Judged, scoring: Scoring) -> str:
+    """What a list's evaluation is called, of which a run has several where it is scored in several ways."""
+    joined = scoring.enrolment == "concatenated" and _enrolment(one).endswith("concatenated")
+    return (
+        one.trials.name + "_concatenated" * joined + f"_as_norm_{scoring.top_n}" * (scoring.normalization == "as_norm")
+    )
 
 
 def judge(
@@ -139,6 +150,8 @@ def judge(
     rate, threshold = eer(ranked)
     return Evaluation(
         name=trials.name,
+        key=key_of(one, scoring),
+        digest=trials.digest,
         trials=len(trials),
         targets=int(trials.is_target.sum()),
         speakers=len(set(sides.speakers)) if sides.speakers else None,
@@ -161,7 +174,10 @@ def _ratios(
 ) -> Ranked | None:
     """Log-likelihood ratios; None without a calibration, or without what it wants to know."""
     known = {"duration": sides.seconds or None, "magnitude": magnitudes}
-    if calibration is None or any(known[name] is None for name in calibration.qualities):
+    if calibration is None:
+        return None
+    if any(known[name] is None for name in calibration.qualities):
+        logger.warning("%s: not calibrated, since its utterances' lengths are not known", one.trials.name)
         return None
     measured = {name: np.asarray(known[name]) for name in calibration.qualities}
     qualities = qualities_of(measured, one.trials.enrolment, one.trials.test)
@@ -195,34 +211,40 @@ def _enrolment(one: Judged) -> str:
     if several > 1:
         return f"average of up to {several} utterances"
     parts = max((len(one.recordings[k]) for k in np.unique(one.trials.enrolment)), default=1)
-    return f"up to {parts} utterances concatenated" if parts > 1 else "one utterance"
+    return f"up to {parts} utterances concatenated" if parts > 1 else "one recording"
 
 
 def _groups(one: Judged, scores: Array, sides: Sides) -> Groups:
     """Trials, targets and EER of groups of trials; those without a target or a nontarget are left out."""
     trials = one.trials
-    kinds: dict[str, NDArray[np.str_]] = {}
+    kinds: dict[str, tuple[Sequence[str], Rows]] = {}  # names, and which of them each trial has; the last for none
     if any(one.genres):
-        kinds["genre"] = np.array(one.genres)[trials.test]
+        names, genre = _numbered(one.genres)
+        kinds["genre"] = names, genre[trials.test]
     if sides.seconds:
-        seconds = np.array(sides.seconds)
-        shorter = np.minimum(seconds[trials.enrolment], seconds[trials.test])
-        kinds["seconds"] = np.array(_LENGTHS)[np.searchsorted(_SECONDS, shorter, "right")]
+        length = np.searchsorted(_SECONDS, sides.seconds, "right")
+        kinds["seconds"] = _LENGTHS, np.minimum(length[trials.enrolment], length[trials.test])
     if any(sides.sexes):
-        sex = np.array(sides.sexes)
+        names, sex = _numbered(sides.sexes)
         left, right = sex[trials.enrolment], sex[trials.test]
-        kinds["sex"] = np.where(left == right, left, "")
-    found = {kind: _by_name(scores, trials.is_target, names) for kind, names in kinds.items()}
+        kinds["sex"] = names, np.where(left == right, left, len(names))
+    found = {kind: _by_name(scores, trials.is_target, names, group) for kind, (names, group) in kinds.items()}
     return {kind: groups for kind, groups in found.items() if groups}
 
 
-def _by_name(scores: Array, is_target: NDArray[np.bool_], names: NDArray[np.str_]) -> dict[str, Group]:
+def _numbered(words: Sequence[str]) -> tuple[list[str], Rows]:
+    """The distinct words, and which of them each is; what is empty has the number after the last."""
+    names = sorted(set(words) - {""})
+    index = {name: number for number, name in enumerate(names)}
+    return names, np.array([index.get(word, len(names)) for word in words])
+
+
+def _by_name(scores: Array, is_target: NDArray[np.bool_], names: Sequence[str], group: Rows) -> dict[str, Group]:
     found = {}
-    distinct, group = np.unique(names, return_inverse=True)
-    for index, name in enumerate(distinct):
+    for index, name in enumerate(names):
         own = group == index
         targets = int(is_target[own].sum())
-        if name and 0 < targets < own.sum():
+        if 0 < targets < own.sum():
             rate, _ = eer(rank_scores(scores[own], is_target[own]))
-            found[str(name)] = {"trials": int(own.sum()), "targets": targets, "eer": rate}
+            found[name] = {"trials": int(own.sum()), "targets": targets, "eer": rate}
     return found

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -95,9 +96,10 @@ def _crops(experiment: Experiment, dataset: Crops) -> Iterator[Batch]:
 
 def evaluate_at_start(experiment: Experiment, mean: Array) -> list[dict[str, Any]]:
     """Judge the untrained network on the run's trial lists, as plain data: what the end is compared with."""
+    plain = replace(experiment.scoring, normalization="none")
     with experiment.compute.autocast():
         found = evaluate_lists(
-            *(experiment.network, experiment.filterbank, experiment.corpus.lists, Backend(mean), experiment.scoring),
+            *(experiment.network, experiment.filterbank, experiment.corpus.lists, Backend(mean), plain),
             scores_to=None,
             whole=False,
         )

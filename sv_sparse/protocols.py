@@ -32,7 +32,7 @@ def lists_of_run(run: Path) -> list[Judged]:
     return prepare_corpus(_settings(run), run).lists
 
 
-def lists_named(words: Sequence[str], run: Path) -> list[Judged]:
+def lists_named(words: Sequence[str], run: Path, sexes: Mapping[str, str]) -> list[Judged]:
     """The lists that ``--on`` names.
 
     Args:
@@ -41,6 +41,7 @@ def lists_named(words: Sequence[str], run: Path) -> list[Judged]:
             ``voxceleb1-o``, ``-e`` or ``-h`` for the cleaned lists (``voxceleb1-o,e,h`` for all), or ``cnceleb`` for
             both ways to enrol.
         run: a run's folder.
+        sexes: of speakers in ``folder:PATH``, as far as they are known.
 
     Raises:
         ValueError: there is no such list.
@@ -49,7 +50,7 @@ def lists_named(words: Sequence[str], run: Path) -> list[Judged]:
     for word in words:
         place, colon, names = word.rpartition(":")
         if colon and place == "folder":
-            found += _beside(Path(names))
+            found += _beside(Path(names), sexes)
         else:
             prepared = place if colon else _prepared_of(run, word)
             found += read_listed(prepared, list(_expanded(names)))
@@ -84,23 +85,23 @@ def _settings(run: Path) -> dict[str, Any]:
     return settings
 
 
-def _beside(folder: Path) -> list[Judged]:
+def _beside(folder: Path, sexes: Mapping[str, str]) -> list[Judged]:
     """Lists of a folder that was laid out like the demo corpus: ``wav/`` and lists beside it, or in ``lists/``."""
     places = [place for place in (folder, folder / "lists") if place.is_dir()]
     paths = [path for place in places for path in sorted(place.glob("*.txt")) if _is_list(path)]
     if not paths:
         raise ValueError(f"--on folder:{folder}: no trial list (lines 'label enrolment test') in it or in its lists/")
-    return lists_of_files(folder / "wav", paths)
+    return lists_of_files(folder / "wav", paths, sexes)
 
 
 def _is_list(path: Path) -> bool:
     """Whether a text begins as a trial list does."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        fields = file.readline().split()
+        fields = next((line.split() for line in file if line.strip()), [])
     return len(fields) == 3 and fields[0] in {"0", "1"}
 
 
-def lists_of_files(root: Path | None, paths: Sequence[Path], sexes: Mapping[str, str] | None = None) -> list[Judged]:
+def lists_of_files(root: Path, paths: Sequence[Path], sexes: Mapping[str, str]) -> list[Judged]:
     """Trial lists of recordings that are in no manifest.
 
     Args:
@@ -111,13 +112,13 @@ def lists_of_files(root: Path | None, paths: Sequence[Path], sexes: Mapping[str,
     Raises:
         ValueError: there is no such folder, or a list cannot be read.
     """
-    if paths and (root is None or not root.is_dir()):
-        raise ValueError(f"--root {root}: no such folder")
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder of recordings")
     found = []
     for path in paths:
         trials = read_trials(path)
-        recordings = [recording(_there(Path(root or "") / name)) for name in trials.utterances]
-        known = [(sexes or {}).get(name.partition("/")[0], "") for name in trials.utterances]
+        recordings = [recording(_there(root / name)) for name in trials.utterances]
+        known = [sexes.get(name.partition("/")[0], "") for name in trials.utterances]
         found.append(Judged(trials, recordings, [], [], [], None, known))
     return found
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from sv_sparse.data.trials import Trials
-from sv_sparse.scoring.bootstrap import FEWEST_SPEAKERS, Drawn, Interval, difference
+from sv_sparse.scoring.bootstrap import Drawn, Interval, difference
 from sv_sparse.scoring.cosine import Array
 from sv_sparse.scoring.metrics import eer, rank_scores
 from sv_sparse.storage import atomic_write, write_text
@@ -77,14 +77,17 @@ def difference_of(ours: Path, theirs: Path) -> tuple[float, Interval] | None:
     if not left.drop_columns("score").equals(right.drop_columns("score")):
         return None
     speakers = read_speakers(ours.with_suffix(".speakers"))
-    distinct, numbers = np.unique(list(speakers.values()), return_inverse=True)
-    if len(distinct) < FEWEST_SPEAKERS:
-        return None
     is_target, sides = left.column("label").to_numpy() == 1, pa.array(speakers, pa.string())
-    first, second = (numbers[pc.index_in(left.column(c), value_set=sides).to_numpy()] for c in ("enrolment", "test"))
+    rows = [pc.index_in(left.column(name), value_set=sides) for name in ("enrolment", "test")]
+    if any(row.null_count for row in rows):
+        return None
+    numbers = np.unique(list(speakers.values()), return_inverse=True)[1]
+    drawn = Drawn(is_target, *(numbers[row.to_numpy()] for row in rows))
+    if not drawn.enough:
+        return None
     own, other = (table.column("score").to_numpy() for table in (left, right))
     gap = eer(rank_scores(own, is_target))[0] - eer(rank_scores(other, is_target))[0]
-    return gap, difference(own, other, Drawn(is_target, first, second))
+    return gap, difference(own, other, drawn)
 
 
 def _read(path: Path, columns: list[str]) -> pa.Table:

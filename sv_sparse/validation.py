@@ -12,7 +12,7 @@ from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.trials import Trials
 from sv_sparse.embedding import embed
 from sv_sparse.embedding_cache import EmbeddingCache
-from sv_sparse.scoring.backend import Backend, Scoring
+from sv_sparse.scoring.backend import Backend, Scoring, listed
 from sv_sparse.scoring.calibration import Calibration, calibrate, qualities_of
 from sv_sparse.scoring.cosine import Array
 from sv_sparse.scoring.metrics import eer, rank_scores
@@ -135,7 +135,7 @@ def _calibration(
         trials.is_target,
         qualities_of(wanted, trials.enrolment, trials.test),
         speakers=len(np.unique(manifest.labels(rows))),
-        false_alarms=scoring.false_alarms,
+        false_alarms=listed(scoring.false_alarms),
     )
     if calibration is None:
         logger.warning("scores do not tell held-out speakers apart: there is no calibration")

@@ -111,5 +111,7 @@ def test_systems_are_not_compared_on_other_trials_nor_on_few_speakers(tmp_path):
     assert difference_of(ours, scored(tmp_path / "b", scores, label_of_first=True)) is None
     few = [scored(tmp_path / name, scores, speakers=4) for name in "cd"]
     assert difference_of(*few) is None
+    (tmp_path / "a" / "all.speakers").write_text("s0/0\ts0\n")
+    assert difference_of(ours, ours) is None
     (tmp_path / "a" / "all.speakers").unlink()
     assert difference_of(ours, ours) is None

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from same import assert_same, rows
-from tiny import THREE_EPOCHS, Tones
+from tiny import THREE_EPOCHS, Tones, write_trial_list
 
 from sv_sparse import checkpoint, cli, embedding
+from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.trials import read_trials
 from sv_sparse.score_files import read_scores
 from sv_sparse.scoring.backend import Backend
@@ -45,7 +46,7 @@ def test_without_lists_a_run_is_judged_by_its_own_and_gets_its_own_figures(run, 
     assert evaluations(run) == {"trials": own}
     assert f"trials: EER {own['eer']:.2%}" in text
     assert f"{own['trials']} trials, {own['targets']} targets of 3 speakers" in text
-    assert "enrolment: one utterance; normalization: none" in text
+    assert "enrolment: one recording; normalization: none" in text
     assert "minDCF" in text
     assert "(p_target 0.05, c_miss 1, c_fa 1)" in text
 
@@ -86,9 +87,9 @@ def test_killed_in_the_middle_and_run_again_it_gives_the_same_scores(run, capsys
 def test_as_norm_has_files_of_its_own_and_names_its_cohort(run, capsys):
     text = evaluate(capsys, run, *AS_NORM)
     assert "normalization: AS-norm, top 3 of 4 training speakers" in text
-    assert evaluations(run)["trials_as_norm"]["normalization"] == "AS-norm, top 3 of 4 training speakers"
+    assert evaluations(run)["trials_as_norm_3"]["normalization"] == "AS-norm, top 3 of 4 training speakers"
     plain, _ = read_scores(run / "scores" / "trials.txt")
-    normalized, _ = read_scores(run / "scores" / "trials_as_norm.txt")
+    normalized, _ = read_scores(run / "scores" / "trials_as_norm_3.txt")
     assert len(plain) == len(normalized)
     assert not np.allclose(plain, normalized)
 
@@ -103,7 +104,7 @@ def test_a_run_can_be_normalized_from_the_start(train, tones, tmp_path, capsys):
     settings = ["scoring=as_norm", "scoring.top_n=3", f"folder={tmp_path / 'normal'}"]
     assert train(*THREE_EPOCHS, *tones.settings(), *settings, "trainer.steps=3").status == 0
     results = json.loads((tmp_path / "normal" / "results.json").read_text())
-    assert list(results["evaluations"]) == ["trials_as_norm"]
+    assert list(results["evaluations"]) == ["trials_as_norm_3"]
     state = checkpoint.load(tmp_path / "normal" / "checkpoints" / "model.pt", checkpoint.NETWORK_KEYS)
     backend = Backend.of(state["backend"])
     assert (backend.top_n, len(backend.cohort)) == (3, 4)
@@ -142,7 +143,11 @@ def test_a_folder_of_recordings_is_judged_by_the_lists_in_it(run, tones, tmp_pat
         (["--on", "vox1_O_cleaned"], "was not trained on a prepared folder"),
         (["--on", "folder:/nowhere"], "no trial list"),
         (["--on", "nowhere:x"], "nowhere: expected a folder made by: sv-sparse prepare"),
-        (["--trials", "{trials}", "--root", "/nowhere"], "--root /nowhere: no such folder"),
+        (["--trials", "{trials}", "--root", "/nowhere"], "/nowhere: no such folder of recordings"),
+        (["--root", "{root}"], "--root and --trials go together"),
+        (["--trials", "{trials}"], "--root and --trials go together"),
+        (["--speakers", "{trials}"], "--speakers is for the lists of --trials"),
+        (["--top-n", "3"], "--top-n 3 is for --normalization as_norm"),
         (["--trials", "{trials}", "{trials}", "--root", "{root}"], "expected lists of different names"),
     ],
 )
@@ -158,6 +163,47 @@ def test_a_network_file_that_lies_alone_has_no_lists(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         evaluate(capsys, tmp_path / "alone.pt", "--scores", tmp_path / "scores")
     assert "has no lists of its own" in capsys.readouterr().err
+
+
+def test_another_list_of_the_same_name_does_not_take_the_place_of_the_runs_own(run, tones, tmp_path, capsys):
+    other = tmp_path / "trials.txt"
+    other.write_text("\n".join(tones.trials.read_text().splitlines()[::3]) + "\n")
+    words = ("--root", tones.root, "--trials", other)
+    before = (run / "scores" / "trials.txt").read_text()
+    with pytest.raises(SystemExit):
+        evaluate(capsys, run, *words)
+    assert "judged by another list called trials, of 153 trials" in capsys.readouterr().err
+    assert (run / "scores" / "trials.txt").read_text() == before
+    assert "51 trials" in evaluate(capsys, run, *words, "--scores", tmp_path / "elsewhere")
+    evaluate(capsys, run, "--root", tones.root, "--trials", tones.trials)  # the same list is welcome
+
+
+def test_a_read_only_run_is_judged_elsewhere(run, tmp_path, capsys):
+    shutil.rmtree(run / "embeddings")
+    (run / "embeddings").write_text("a file in the way")
+    assert "trials: EER" in evaluate(capsys, run, "--scores", tmp_path / "elsewhere")
+    assert list((tmp_path / "elsewhere" / "embeddings").rglob("*.npz"))
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_lists_of_files_with_speakers_that_a_run_knows_are_warned_of(run, tones, tmp_path, capsys, split, monkeypatch):
+    manifest = Manifest(run / "manifest.parquet")
+    keys = [manifest.utterance(row) for row in manifest.split(split)]
+    write_trial_list(tmp_path / "known.txt", keys)
+    monkeypatch.chdir(run / "checkpoints")
+    words = ("model.pt", "--root", tones.root, "--trials", tmp_path / "known.txt", "--scores", tmp_path / "elsewhere")
+    cli.main(["evaluate", *map(str, words)])
+    speakers = len({key.split("/")[0] for key in keys})
+    assert f"list known has {len(keys)} utterances and {speakers} speakers" in capsys.readouterr().err
+
+
+def test_scores_that_were_removed_leave_a_report_without_their_curves(run, tones, tmp_path, capsys):
+    (run / "scores" / "trials.txt").unlink()
+    shutil.copy(tones.trials, tmp_path / "again.txt")
+    evaluate(capsys, run, "--root", tones.root, "--trials", tmp_path / "again.txt")
+    page = (run / "report.html").read_text()
+    assert "Scores of again" in page
+    assert "Scores of trials" not in page
 
 
 def test_choosing_stopping_and_calibrating_never_touch_the_trials(tones, attempts, tmp_path):

@@ -1,5 +1,7 @@
 """Laws of judging a list: every number has its conditions, groups are what their trials say, trials are named."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -42,7 +44,7 @@ def test_every_number_says_what_it_was_measured_on():
     found = judge(one, scores, PLAIN, SCORING, whole=True)
     assert (found.name, found.trials, found.speakers) == ("list", 400, 8)
     assert found.targets == one.trials.is_target.sum()
-    assert (found.enrolment, found.normalization, found.calibration) == ("one utterance", "none", None)
+    assert (found.enrolment, found.normalization, found.calibration) == ("one recording", "none", None)
     assert [cost["p_target"] for cost in found.costs] == [0.01, 0.05]
     assert all(cost["act_dcf"] is None for cost in found.costs)
     low, high = found.eer_interval
@@ -83,13 +85,11 @@ def test_speakers_in_paths_are_believed_where_the_labels_agree():
 
 def test_few_speakers_have_no_interval():
     one, scores = listed()
-    few = np.isin(one.trials.enrolment // 4, range(4)) & np.isin(one.trials.test // 4, range(4))
-    trials = Trials("few", *(v[few] for v in (one.trials.is_target, one.trials.enrolment, one.trials.test)), [])
-    some = Judged(
-        Trials("few", trials.is_target, trials.enrolment, trials.test, one.trials.utterances[:16]),
-        one.recordings[:16], [], one.speakers[:16], [], None,
-    )  # fmt: skip
-    assert judge(some, scores[few], PLAIN, SCORING, whole=True).eer_interval is None
+    owners = np.isin(one.trials.enrolment // 4, range(4))  # who alone have targets, beside four strangers
+    columns = (one.trials.is_target, one.trials.enrolment, one.trials.test)
+    few = replace(one, trials=Trials("few", *(column[owners] for column in columns), one.trials.utterances))
+    found = judge(few, scores[owners], PLAIN, SCORING, whole=True)
+    assert (found.speakers, found.eer_interval) == (8, None)
 
 
 def test_a_calibrated_network_is_judged_by_its_decisions():
@@ -102,7 +102,9 @@ def test_a_calibrated_network_is_judged_by_its_decisions():
     assert decision["p_miss"] == pytest.approx((~accepted)[one.trials.is_target].mean())
     assert found.min_cllr <= found.cllr < 1
     assert all(cost["min_dcf"] <= cost["act_dcf"] for cost in found.costs)
-    assert found.calibration == "logistic regression of scores on 10 trials of 2 held-out speakers"
+    assert (
+        found.calibration == "logistic regression of scores on 10 trials of 2 held-out speakers, one utterance a side"
+    )
 
 
 def test_a_calibration_that_wants_to_know_how_long_utterances_are_is_silent_where_nobody_knows():
@@ -139,7 +141,7 @@ def test_enrolments_of_several_utterances_are_told_and_can_be_concatenated():
     assert (joined.seconds[33], joined.speakers[33]) == (1 + 4, "s1")
     assert joined.trials.heard().tolist() == [0, 32, 33]
     assert trials.heard().tolist() == [0, 1, 2, 3, 4, 5]
-    found = judge(joined, scores, PLAIN, SCORING, whole=False)
+    found = judge(joined, scores, PLAIN, replace(SCORING, enrolment="concatenated"), whole=False)
     assert (found.enrolment, found.key) == ("up to 3 utterances concatenated", "models_concatenated")
 
 
@@ -153,6 +155,12 @@ def test_enrolments_of_several_utterances_are_told_and_can_be_concatenated():
         ({"p_target": [0.5, 1.0]}, "scoring.p_target must be above 0 and below 1, got 1.0"),
         ({"false_alarms": [0.0]}, "scoring.false_alarms must be above 0 and below 1, got 0.0"),
         ({"top_n": 1}, "scoring.top_n must be 2 or more"),
+        ({"p_target": "high"}, "scoring.p_target=high: expected a number or several"),
+        ({"p_target": None}, "scoring.p_target=None: expected a number or several"),
+        ({"false_alarms": [None]}, "scoring.false_alarms=.None.: expected a number or several"),
+        ({"c_miss": None}, "scoring.c_miss=None: expected a number"),
+        ({"c_fa": float("inf")}, "scoring.c_fa=inf: expected a number"),
+        ({"quality": "duration"}, "scoring.quality=duration: expected a list"),
     ],
 )
 def test_settings_of_scoring_check_themselves(setting, message):
@@ -162,3 +170,4 @@ def test_settings_of_scoring_check_themselves(setting, message):
 
 def test_one_prior_may_be_given_without_brackets():
     assert [point.p_target for point in Scoring(**{**vars(SCORING), "p_target": 0.1}).points] == [0.1]
+    assert [point.p_target for point in Scoring(**{**vars(SCORING), "p_target": [0.1, 0.1]}).points] == [0.1]

@@ -16,6 +16,7 @@ import torch
 from interleaved import medians
 from sklearn.metrics import roc_curve
 from sklearn.metrics.pairwise import cosine_similarity
+from threadpoolctl import threadpool_limits
 
 from sv_sparse.scoring.as_norm import as_norm, cohort_statistics
 from sv_sparse.scoring.cosine import centred_unit, cosine_scores
@@ -169,11 +170,12 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     print(f"numpy {np.__version__}, {chosen.threads} threads, median of {chosen.rounds} interleaved rounds")
     figures: dict[str, dict[str, object]] = {}
-    quadratic = float("nan")
+    quadratic = 0.0  # seconds of SpeechBrain's EER for SPEECHBRAIN_EER scores, where that was run
     for name, job in jobs().items():
         if not name.startswith(chosen.only):
             continue
-        found = medians({"ours": job.ours} | {peer: run for peer, (run, _) in job.peers.items()}, chosen.rounds)
+        with threadpool_limits(chosen.threads):
+            found = medians({"ours": job.ours} | {peer: run for peer, (run, _) in job.peers.items()}, chosen.rounds)
         ours, memory = found["ours"], peak_megabytes(job.ours)
         ratios = {peer: found[peer] * times / ours for peer, (_, times) in job.peers.items()}
         print(f"{name:32} {ours:8.4f} s {job.amount / ours / 1e6:8.2f} M {job.unit}/s {memory:8.0f} MB")
@@ -181,7 +183,7 @@ def main() -> None:
             print(f"    {peer:40} {ratio:10.1f} x as long")
         if job.amount == SPEECHBRAIN_EER:
             quadratic = found["SpeechBrain's EER"]
-        elif job.unit == "scores" and job.amount > SPEECHBRAIN_EER:
+        elif job.unit == "scores" and job.amount > SPEECHBRAIN_EER and quadratic > 0:
             print(f"    not run: {would_need(job.amount, quadratic)}")
         figures[name] = {
             "seconds": round(ours, 4),

@@ -13,16 +13,16 @@ from torch import nn
 from sv_sparse import checkpoint
 from sv_sparse.build import MEL_BINS
 from sv_sparse.compute import choose_device
-from sv_sparse.corpus import refuse_known_to
+from sv_sparse.corpus import refuse_known_to, run_of
 from sv_sparse.data.audio import SAMPLE_RATE
 from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.data.prepared import Judged, rows_of
 from sv_sparse.data.speakers import read_sexes
 from sv_sparse.distributed import end, processes, rank
 from sv_sparse.embedding_cache import EMBEDDINGS, EmbeddingCache
-from sv_sparse.evaluate import evaluate_lists, keep_evaluations
+from sv_sparse.evaluate import evaluate_lists, keep_evaluations, refuse_other_lists
 from sv_sparse.features import Filterbank
-from sv_sparse.judgement import Evaluation
+from sv_sparse.judgement import Evaluation, Sides
 from sv_sparse.protocols import lists_named, lists_of_files, lists_of_run
 from sv_sparse.report import refresh_report
 from sv_sparse.scoring.backend import ENROLMENTS, NORMALIZATIONS, Backend, Scoring
@@ -82,26 +82,28 @@ def _refuse_unclear(chosen: argparse.Namespace) -> None:
         raise ValueError(f"{files[0]} is no run folder; --scores is needed where a network file is given")
     if chosen.scores is not None and len(chosen.networks) > 1:
         raise ValueError("--scores takes the scores of one network; those of several go to their run folders")
+    if (chosen.root is None) != (not chosen.trials):
+        raise ValueError("--root and --trials go together: the folder of the recordings, and lists of them")
+    if chosen.speakers is not None and not chosen.trials and not any(w.startswith("folder:") for w in chosen.on):
+        raise ValueError(
+            "--speakers is for the lists of --trials and of --on folder:PATH; prepared folders have their own"
+        )
 
 
 def _evaluate(path: Path, chosen: argparse.Namespace) -> None:
     """Judge one network; what it trained on decides what it may be judged by."""
-    folder = path if path.is_dir() else path.parent.parent
-    sexes = read_sexes(chosen.speakers) if chosen.speakers is not None else {}
-    lists = [*lists_of_files(chosen.root, chosen.trials, sexes), *lists_named(chosen.on, folder)]
-    lists = lists or lists_of_run(folder)
-    names = [one.trials.name for one in lists]
-    if len(set(names)) < len(names):
-        raise ValueError(f"expected lists of different names, got {', '.join(names)}")
+    network, given, settings = load_network(path / "checkpoints" / "model.pt" if path.is_dir() else path)
+    scoring = _asked(Scoring(**settings["scoring"]), chosen)
+    folder = run_of(path)
+    lists = _lists(folder, chosen)
     refuse_known_to(folder, lists)
+    if chosen.scores is None:
+        refuse_other_lists(folder, lists, scoring)
     if rank() == 0:
         _warn_of_known(folder, lists)
-    network, given, settings = load_network(path / "checkpoints" / "model.pt" if path.is_dir() else path)
     device = choose_device(chosen.device, "--device ")
     network, filterbank = network.to(device), Filterbank(SAMPLE_RATE, MEL_BINS).to(device)
-    keeps = folder if (folder / "config.yaml").is_file() else chosen.scores
-    cache = EmbeddingCache(keeps / EMBEDDINGS, network, settings["model"])
-    scoring = _asked(Scoring(**settings["scoring"]), chosen)
+    cache = EmbeddingCache((chosen.scores or folder) / EMBEDDINGS, network, settings["model"])
     backend = given
     if _other_normalization(given, scoring):
         manifest = folder / "manifest.parquet"
@@ -118,6 +120,18 @@ def _evaluate(path: Path, chosen: argparse.Namespace) -> None:
             refresh_report(folder)
 
 
+def _lists(folder: Path, chosen: argparse.Namespace) -> list[Judged]:
+    """What the command line names, or the run's own."""
+    sexes = read_sexes(chosen.speakers) if chosen.speakers is not None else {}
+    lists = lists_of_files(chosen.root, chosen.trials, sexes) if chosen.trials else []
+    lists += lists_named(chosen.on, folder, sexes)
+    lists = lists or lists_of_run(folder)
+    names = [one.trials.name for one in lists]
+    if len(set(names)) < len(names):
+        raise ValueError(f"expected lists of different names, got {', '.join(names)}")
+    return lists
+
+
 def _other_normalization(given: Backend, scoring: Scoring) -> bool:
     """Whether a network's back-end, its calibration included, was made for another normalization."""
     wanted = scoring.top_n if scoring.normalization == "as_norm" else 0
@@ -127,20 +141,29 @@ def _other_normalization(given: Backend, scoring: Scoring) -> bool:
 def _asked(scoring: Scoring, chosen: argparse.Namespace) -> Scoring:
     """A run's own way to score, changed as the command line says."""
     asked = {"normalization": chosen.normalization, "top_n": chosen.top_n, "enrolment": chosen.enrolment}
-    return replace(scoring, **{name: value for name, value in asked.items() if value is not None})
+    found = replace(scoring, **{name: value for name, value in asked.items() if value is not None})
+    if chosen.top_n is not None and found.normalization != "as_norm":
+        raise ValueError(f"--top-n {chosen.top_n} is for --normalization as_norm")
+    return found
 
 
 def _warn_of_known(run: Path, lists: Sequence[Judged]) -> None:
-    """Say how many utterances of lists whose speakers nobody knows have names that a run trained on."""
+    """Say how many utterances and speakers of lists without a manifest have names that a run trained on or held out."""
     manifest = run / "manifest.parquet"
     unknown = [one for one in lists if not one.speakers]
     if not unknown or not manifest.is_file():
         return
-    trained = rows_of(manifest, "train").column("utterance").combine_chunks()
+    heard = rows_of(manifest, "train", "validation")
+    utterances, speakers = heard.column("utterance").combine_chunks(), set(heard.column("speaker").unique().to_pylist())
     for one in unknown:
-        count = int((match(one.trials.utterances, trained) >= 0).sum())
-        if count:
-            print(f"warning: {run} trained on {count} utterances of these names; the EER says little", file=sys.stderr)
+        count = int((match(one.trials.utterances, utterances) >= 0).sum())
+        shared = len(speakers.intersection(Sides.of(one).speakers))
+        if count or shared:
+            print(
+                f"warning: list {one.trials.name} has {count} utterances and {shared} speakers of names that {run} was "
+                f"trained or tuned on; if they are the same, its error rates say little",
+                file=sys.stderr,
+            )
 
 
 def _lines(evaluation: Evaluation) -> Iterator[str]:
@@ -161,7 +184,7 @@ def _lines(evaluation: Evaluation) -> Iterator[str]:
         yield f"  Cllr {evaluation.cllr:.3f}, minCllr {evaluation.min_cllr:.3f}, by {evaluation.calibration}"
     for one in evaluation.decisions:
         found = f"{one['p_fa']:.2%} false alarms and {one['p_miss']:.2%} misses here"
-        yield f"  threshold {one['threshold']:.2f} for {one['false_alarms']:.2%} false alarms: {found}"
+        yield f"  threshold {one['threshold']:.2f} for {100 * one['false_alarms']:g}% false alarms: {found}"
     for kind, groups in evaluation.groups.items():
         for name, group in groups.items():
             yield f"  {kind} {name}: EER {group['eer']:.2%}, {group['trials']:,} trials, {group['targets']:,} targets"

@@ -3,9 +3,11 @@
 The label comes first, 1 for a target, 0 for a nontarget.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,14 @@ class Trials:
 
     def __len__(self) -> int:
         return len(self.is_target)
+
+    @cached_property
+    def digest(self) -> str:
+        """What other trials, or the same in another order, would not have."""
+        found = hashlib.blake2b("\n".join(self.sides).encode(), digest_size=8)
+        for column in (self.is_target, self.enrolment, self.test):
+            found.update(column.tobytes())
+        return found.hexdigest()
 
     def describe(self, trial: int) -> str:
         """What a trial is called in an error, by its position."""

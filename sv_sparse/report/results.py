@@ -33,8 +33,8 @@ def collect(
         ``evaluations`` holds every list's. Rates and sparsities are fractions.
     """
     settings, network = experiment.settings, experiment.network
-    before = {evaluation["name"]: evaluation["eer"] for evaluation in at_start}
-    lists = {e.key: e.as_dict() | {"start_eer": before[e.name]} for e in evaluations}
+    before = {evaluation["key"]: evaluation["eer"] for evaluation in at_start}  # other where they are scored otherwise
+    lists = {e.key: e.as_dict() | {"start_eer": before.get(e.key)} for e in evaluations}
     first = lists[evaluations[0].key]
     params = list(network.parameters())
     total, zeros = sum(param.numel() for param in params), int(count_zeros(params))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -43,16 +44,23 @@ class Scoring:
     cohort_utterances: int
     enrolment: str
     quality: Sequence[str]
-    false_alarms: Sequence[float]
+    false_alarms: float | Sequence[float]
 
     def __post_init__(self) -> None:
+        for name in ("p_target", "false_alarms", "c_miss", "c_fa"):
+            given = getattr(self, name)
+            several = listed(given) if name in {"p_target", "false_alarms"} else [given]
+            if not all(isinstance(value, (int, float)) and isfinite(value) for value in several):
+                raise ValueError(f"scoring.{name}={given}: expected a number{' or several' * (several is not given)}")
+        if isinstance(self.quality, str) or self.quality is None:
+            raise ValueError(f"scoring.quality={self.quality}: expected a list, of {', '.join(QUALITIES)} or empty: []")
         _refuse_other("normalization", self.normalization, NORMALIZATIONS)
         _refuse_other("enrolment", self.enrolment, ENROLMENTS)
         for name in self.quality:
             _refuse_other("quality", name, QUALITIES)
         if not self.points:  # each checks itself
             raise ValueError("scoring.p_target: expected one prior or several, got none")
-        for share in self.false_alarms:
+        for share in listed(self.false_alarms):
             if not 0 < share < 1:
                 raise ValueError(f"scoring.false_alarms must be above 0 and below 1, got {share}")
         if self.top_n < 2 or self.cohort_utterances < 1:
@@ -64,8 +72,12 @@ class Scoring:
     @property
     def points(self) -> list[OperatingPoint]:
         """The operating points that costs are given at."""
-        priors = [self.p_target] if isinstance(self.p_target, (int, float)) else self.p_target
-        return [OperatingPoint(p_target, self.c_miss, self.c_fa) for p_target in priors]
+        return [OperatingPoint(p_target, self.c_miss, self.c_fa) for p_target in listed(self.p_target)]
+
+
+def listed(values: float | Sequence[float]) -> list[float]:
+    """The distinct values of a setting that may be one or several."""
+    return list(dict.fromkeys(values if isinstance(values, (list, tuple)) else [values]))
 
 
 def _refuse_other(name: str, value: str, choices: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from sv_sparse.scoring.metrics import Floats, OperatingPoint
 Interval = tuple[float, float]
 Statistic = Callable[["Redrawn"], NDArray[np.float64]]
 
-FEWEST_SPEAKERS = 5  # from which an interval says something
+_FEWEST = 5  # speakers with targets, from which an interval says something
 _DRAWS = 1000
 _AT_ONCE = 64
 _LEVEL = 0.95
@@ -36,13 +36,16 @@ class Drawn:
         is_target: [trials].
         enrolment: [trials], speaker of each trial's enrolment as a number.
         test: [trials], speaker of each trial's test utterance.
-        seed: of the draws.
     """
 
     is_target: NDArray[np.bool_]
     enrolment: Rows
     test: Rows
-    seed: int = 0
+
+    @property
+    def enough(self) -> bool:
+        """Whether so many speakers have targets that drawing others says something."""
+        return len(np.unique(self.enrolment[self.is_target])) >= _FEWEST
 
     @cached_property
     def speakers(self) -> int:
@@ -60,7 +63,7 @@ class Drawn:
     @cached_property
     def weights(self) -> NDArray[np.float32]:
         """How often each speaker was drawn, [speakers, draws]."""
-        generator = np.random.default_rng(self.seed)
+        generator = np.random.default_rng(0)
         even = np.full(self.speakers, 1 / self.speakers)
         return generator.multinomial(self.speakers, even, size=_DRAWS).T.astype(np.float32)
 
@@ -128,8 +131,8 @@ def interval(values: NDArray[np.float64]) -> Interval:
     return float(low), float(high)
 
 
-def difference(ours: Floats, theirs: Floats, drawn: Drawn, statistic: Statistic = eers) -> Interval:
-    """The interval of the difference of two systems that scored the same trials, ours less theirs.
+def difference(ours: Floats, theirs: Floats, drawn: Drawn) -> Interval:
+    """The interval of the difference of two systems' EERs on the same trials, ours less theirs.
 
     Both hear the same draws, so that what is hard for both does not count. They differ beyond chance in the speakers
     where the interval leaves out 0.
@@ -138,6 +141,5 @@ def difference(ours: Floats, theirs: Floats, drawn: Drawn, statistic: Statistic 
         ours: scores [trials].
         theirs: scores [trials] of another system.
         drawn: of these trials.
-        statistic: which error rate.
     """
-    return interval(statistic(redraw(ours, drawn)) - statistic(redraw(theirs, drawn)))
+    return interval(eers(redraw(ours, drawn)) - eers(redraw(theirs, drawn)))

@@ -59,7 +59,8 @@ class Calibration:
     def words(self) -> str:
         """What it is and was fitted on, in words."""
         known = " and ".join(["scores", *self.qualities])
-        return f"logistic regression of {known} on {self.trials:,} trials of {self.speakers} held-out speakers"
+        trials = f"{self.trials:,} trials of {self.speakers} held-out speakers, one utterance a side"
+        return f"logistic regression of {known} on {trials}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, which ``Calibration(**data)`` takes."""
