@@ -220,7 +220,7 @@ def test_a_list_of_files_that_a_run_trained_on_is_warned_of(finished, tones, tmp
     trials = tmp_path / "mine.txt"
     trials.write_text("".join(f"{int(a[:7] == b[:7])} {a} {b}\n" for a in keys for b in keys if a != b))
     cli.main(["evaluate", str(finished), "--root", str(tones.root), "--trials", str(trials), "--scores", str(tmp_path)])
-    assert "trained on 8 utterances of these names" in capsys.readouterr().err
+    assert "list mine has 8 utterances and 2 speakers of names" in capsys.readouterr().err
 
 
 def test_two_processes_do_not_train_one_run(train, finished, tmp_path):

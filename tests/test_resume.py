@@ -125,7 +125,6 @@ def test_resuming_a_finished_run_reports_again_without_training(copied, resume):
     before = json.loads((copied / "results.json").read_text())
     resume(copied)
     after = json.loads((copied / "results.json").read_text())
-    assert after["seconds"] > before["seconds"]
     assert_same(after, before)
 
 

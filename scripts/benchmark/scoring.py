@@ -181,7 +181,7 @@ def main() -> None:
         print(f"{name:32} {ours:8.4f} s {job.amount / ours / 1e6:8.2f} M {job.unit}/s {memory:8.0f} MB")
         for peer, ratio in ratios.items():
             print(f"    {peer:40} {ratio:10.1f} x as long")
-        if job.amount == SPEECHBRAIN_EER:
+        if "SpeechBrain's EER" in found:
             quadratic = found["SpeechBrain's EER"]
         elif job.unit == "scores" and job.amount > SPEECHBRAIN_EER and quadratic > 0:
             print(f"    not run: {would_need(job.amount, quadratic)}")
