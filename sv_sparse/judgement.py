@@ -18,6 +18,7 @@ from sv_sparse.scoring.metrics import Ranked, act_dcf, cllr, eer, min_cllr, min_
 logger = logging.getLogger(__name__)
 
 _SECONDS = (2, 4, 8)  # bounds of the groups by duration
+_FEWEST_OF_GROUP = 20  # targets, and nontargets
 _LENGTHS = ("below 2", "2 to 4", "4 to 8", "8 and more")
 
 Group = dict[str, float]
@@ -148,6 +149,8 @@ def judge(
     rates = redraw(scores, drawn) if drawn is not None else None
     llr = _ratios(one, scores, backend.calibration, sides, magnitudes)
     rate, threshold = eer(ranked)
+    if whole and rate > 0.5:
+        logger.warning("%s: EER %.2f%%, targets score below nontargets; are the labels right?", trials.name, 100 * rate)
     return Evaluation(
         name=trials.name,
         key=key_of(one, scoring),
@@ -160,7 +163,9 @@ def judge(
         calibration=backend.calibration.words if backend.calibration is not None and llr is not None else None,
         eer=rate,
         eer_threshold=threshold,
-        eer_interval=interval(eers(rates)) if rates is not None else None,
+        eer_interval=interval(eers(rates))
+        if rates is not None and rate > 0
+        else None,  # of no errors, all draws are one
         costs=_costs(ranked, llr, rates, scoring),
         cllr=cllr(llr) if llr is not None else None,
         min_cllr=min_cllr(ranked),
@@ -215,7 +220,7 @@ def _enrolment(one: Judged) -> str:
 
 
 def _groups(one: Judged, scores: Array, sides: Sides) -> Groups:
-    """Trials, targets and EER of groups of trials; those without a target or a nontarget are left out."""
+    """Trials, targets and EER of groups of trials; those with few targets or few nontargets are left out."""
     trials = one.trials
     kinds: dict[str, tuple[Sequence[str], Rows]] = {}  # names, and which of them each trial has; the last for none
     if any(one.genres):
@@ -244,7 +249,7 @@ def _by_name(scores: Array, is_target: NDArray[np.bool_], names: Sequence[str], 
     for index, name in enumerate(names):
         own = group == index
         targets = int(is_target[own].sum())
-        if 0 < targets < own.sum():
+        if min(targets, own.sum() - targets) >= _FEWEST_OF_GROUP:
             rate, _ = eer(rank_scores(scores[own], is_target[own]))
             found[name] = {"trials": int(own.sum()), "targets": targets, "eer": rate}
     return found

@@ -110,14 +110,18 @@ def lists_of_files(root: Path, paths: Sequence[Path], sexes: Mapping[str, str]) 
         sexes: of speakers, who are the first part of a path; as far as they are known.
 
     Raises:
-        ValueError: there is no such folder, or a list cannot be read.
+        ValueError: there is no such folder, a list cannot be read, or recordings are not there.
     """
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder of recordings")
     found = []
     for path in paths:
         trials = read_trials(path)
-        recordings = [recording(_there(root / name)) for name in trials.utterances]
+        files = [_there(root / name) for name in trials.utterances]
+        absent = [file for file in files if not file.is_file()]
+        if absent:
+            raise ValueError(f"{path}: {len(absent)} of {len(files)} recordings are not in {root}; first {absent[0]}")
+        recordings = [recording(file) for file in files]
         known = [sexes.get(name.partition("/")[0], "") for name in trials.utterances]
         found.append(Judged(trials, recordings, [], [], [], None, known))
     return found

@@ -18,7 +18,15 @@ def evaluation(name: str, **changes: Any) -> dict[str, Any]:
         for p, cost in ((0.01, 0.738), (0.05, 0.512))
     ]
     known = {
-        **{"name": name, "trials": 400, "targets": 100, "speakers": 48, "enrolment": "one utterance"},
+        **{
+            "name": name,
+            "key": name,
+            "digest": "0123456789abcdef",
+            "trials": 400,
+            "targets": 100,
+            "speakers": 48,
+            "enrolment": "one utterance",
+        },
         **{"normalization": "AS-norm, top 300 of 5,994 training speakers", "costs": costs},
         "calibration": "logistic regression on 1,234 trials of 12 held-out training speakers",
         **{"eer": 0.1128, "eer_threshold": 0.41, "eer_interval": [0.0981, 0.1302], "cllr": 0.41, "min_cllr": 0.37},

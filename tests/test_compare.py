@@ -164,3 +164,10 @@ def test_runs_that_scored_the_same_trials_are_compared_with_the_first(tmp_path, 
     table = csv.DictReader((tmp_path / "out" / "compare.csv").read_text().splitlines())
     (row,) = [row for row in table if row["run"] == "two"]
     assert float(row["eer_difference_low"]) < float(row["eer_difference"]) < float(row["eer_difference_high"])
+
+
+def test_other_trials_under_one_name_are_told_apart(tmp_path):
+    lists = [evaluation("trials"), evaluation("trials", trials=7, digest="fedcba9876543210")]
+    runs = [run_folder(tmp_path / name, results(lists=[one])) for name, one in zip("ab", lists, strict=True)]
+    entries, _ = read_entries(runs, None)
+    assert [entry.one["name"] for entry in entries] == ["trials (012345)", "trials (fedcba)"]

@@ -48,7 +48,7 @@ def test_without_lists_a_run_is_judged_by_its_own_and_gets_its_own_figures(run, 
     assert f"{own['trials']} trials, {own['targets']} targets of 3 speakers" in text
     assert "enrolment: one recording; normalization: none" in text
     assert "minDCF" in text
-    assert "(p_target 0.05, c_miss 1, c_fa 1)" in text
+    assert "p_target 0.05: minDCF" in text
 
 
 def test_the_second_time_nothing_is_embedded(run, capsys, monkeypatch):
@@ -146,6 +146,7 @@ def test_a_folder_of_recordings_is_judged_by_the_lists_in_it(run, tones, tmp_pat
         (["--trials", "{trials}", "--root", "/nowhere"], "/nowhere: no such folder of recordings"),
         (["--root", "{root}"], "--root and --trials go together"),
         (["--trials", "{trials}"], "--root and --trials go together"),
+        (["--trials", "{trials}", "--root", "{root}/id10000"], "recordings are not in"),
         (["--speakers", "{trials}"], "--speakers is for the lists of --trials"),
         (["--top-n", "3"], "--top-n 3 is for --normalization as_norm"),
         (["--trials", "{trials}", "{trials}", "--root", "{root}"], "expected lists of different names"),
@@ -256,3 +257,21 @@ def test_two_processes_share_the_embedding_and_give_the_scores_of_one(run, capsy
     assert done.stdout == expected
     assert (run / "scores" / "trials.txt").read_text() == scores
     assert len(list((run / "embeddings").rglob("*.npz"))) == 2
+
+
+def test_a_report_that_was_removed_is_written_again(run, capsys):
+    evaluate(capsys, run)
+    (run / "report.html").unlink()
+    assert f"report in {run}/report.html" in evaluate(capsys, run)
+    assert (run / "report.html").is_file()
+
+
+def test_labels_that_are_turned_round_are_noticed(run, tones, tmp_path, capsys, caplog):
+    lines = (run / "scores" / "trials.txt").read_text().splitlines()
+    turned = [line.split() for line in lines]
+    (tmp_path / "turned.txt").write_text("".join(f"{1 - int(label)} {a} {b}\n" for a, b, _, label in turned))
+    evaluate(capsys, run, "--root", tones.root, "--trials", tmp_path / "turned.txt")
+    (own,) = json.loads((run / "results.json").read_text())["evaluations"].values()
+    assert own["eer"] < 0.5
+    assert "turned: EER" in caplog.text
+    assert "are the labels right?" in caplog.text

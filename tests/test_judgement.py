@@ -55,7 +55,7 @@ def test_every_number_says_what_it_was_measured_on():
 
 
 def test_groups_are_judged_by_their_trials_alone():
-    one, scores = listed()
+    one, scores = listed(6000)
     trials = one.trials
     groups = judge(one, scores, PLAIN, SCORING, whole=True).groups
     assert set(groups) == {"genre", "seconds", "sex"}

@@ -37,7 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="RUN",
         help="run folders, judged by their own lists or by those named here; or one network file, such as "
-        "RUN/checkpoints/best.pt",
+        "RUN/checkpoints/best.pt, with --scores",
     )
     parser.add_argument(
         "--on",
@@ -115,9 +115,11 @@ def _evaluate(path: Path, chosen: argparse.Namespace) -> None:
     for evaluation in evaluations:
         print("\n".join(_lines(evaluation)))
     if chosen.scores is None and rank() == 0:
-        changed = keep_evaluations(folder, evaluations)
+        changed = keep_evaluations(folder, evaluations) or not (folder / "report.html").is_file()
         if changed and (folder / "results.json").is_file():
             refresh_report(folder)
+    if rank() == 0:
+        print(f"scores in {scores_to}" + (f", report in {folder}/report.html" if chosen.scores is None else ""))
 
 
 def _lists(folder: Path, chosen: argparse.Namespace) -> list[Judged]:
@@ -174,17 +176,17 @@ def _lines(evaluation: Evaluation) -> Iterator[str]:
     yield f"  {evaluation.trials:,} trials, {evaluation.targets:,} targets{speakers}"
     yield f"  enrolment: {evaluation.enrolment}; normalization: {evaluation.normalization}"
     for cost in evaluation.costs:
-        point = f"p_target {cost['p_target']:g}, c_miss {cost['c_miss']:g}, c_fa {cost['c_fa']:g}"
+        name, point = f"p_target {cost['p_target']:g}", f"c_miss {cost['c_miss']:g}, c_fa {cost['c_fa']:g}"
         least = f"{cost['min_dcf']:.3f}{_range(cost['min_dcf_interval'], '.3f')} at {cost['min_dcf_threshold']:.4f}"
         actual = f", actDCF {cost['act_dcf']:.3f}" if cost["act_dcf"] is not None else ""
-        yield f"  minDCF {least}{actual} ({point})"
+        yield f"  {name}: minDCF {least}{actual} ({point})"
     if evaluation.cllr is None:
         yield f"  minCllr {evaluation.min_cllr:.3f}; not calibrated"
     else:
         yield f"  Cllr {evaluation.cllr:.3f}, minCllr {evaluation.min_cllr:.3f}, by {evaluation.calibration}"
     for one in evaluation.decisions:
         found = f"{one['p_fa']:.2%} false alarms and {one['p_miss']:.2%} misses here"
-        yield f"  threshold {one['threshold']:.2f} for {100 * one['false_alarms']:g}% false alarms: {found}"
+        yield f"  log-likelihood ratio {one['threshold']:.2f} for {100 * one['false_alarms']:g}% false alarms: {found}"
     for kind, groups in evaluation.groups.items():
         for name, group in groups.items():
             yield f"  {kind} {name}: EER {group['eer']:.2%}, {group['trials']:,} trials, {group['targets']:,} targets"

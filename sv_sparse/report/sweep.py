@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,9 +108,23 @@ def read_entries(runs: Sequence[Path], wanted: str | None) -> tuple[list[Entry],
             left_out.append(f"{run}: not judged on {wanted}, left out; it has {', '.join(lists)}")
     if not known:
         raise ValueError("; ".join(left_out))
+    found = _told_apart(found)
     if not found:
         raise ValueError(f"no trial list {wanted!r}; there are {', '.join(known)}")
     return found, left_out
+
+
+def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries, with lists of one name and other trials under names of their own."""
+    digests: dict[str, set[str]] = {}
+    for entry in entries:
+        digests.setdefault(entry.one["name"], set()).add(entry.one["digest"])
+    return [
+        replace(entry, one={**entry.one, "name": f"{entry.one['name']} ({entry.one['digest'][:6]})"})
+        if len(digests[entry.one["name"]]) > 1
+        else entry
+        for entry in entries
+    ]
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
@@ -127,7 +141,7 @@ def differences_to_first(entries: Sequence[Entry]) -> Differences:
     first = entries[0].run
     found: dict[Path, dict[str, tuple[float, float, float]]] = {}
     for entry in entries:
-        name = f"{entry.one['name']}.txt"
+        name = f"{entry.one['key']}.txt"
         ours, theirs = entry.run / "scores" / name, first / "scores" / name
         if entry.run != first and ours.is_file() and theirs.is_file():
             difference = difference_of(ours, theirs)

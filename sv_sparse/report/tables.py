@@ -76,7 +76,7 @@ def lists_table(evaluations: Mapping[str, Any]) -> Table:
     """Every list with its error rates."""
     points = {point_name(cost): None for one in evaluations.values() for cost in one["costs"]}
     heads = ["list", "trials", "EER", "95% interval", *(f"minDCF({point})" for point in points)]
-    heads += [*(f"actDCF({point})" for point in points), "Cllr", "min Cllr", "EER at start"]
+    heads += [*(f"actDCF({point})" for point in points), "Cllr", "min Cllr", "EER untrained"]
     rows = []
     for name, one in evaluations.items():
         costs = {point_name(cost): cost for cost in one["costs"]}
@@ -99,7 +99,7 @@ def errors_table(one: Mapping[str, Any]) -> Table:
         rows.append(("Cllr", number(one["cllr"]), "", ""))
     rows.append(("min Cllr", number(one["min_cllr"]), "", ""))
     if one.get("start_eer") is not None:
-        rows.append(("EER at start", percent(one["start_eer"]), "", ""))
+        rows.append(("EER of the untrained network", percent(one["start_eer"]), "", ""))
     return Table(one["name"], ("rate", "value", "95% interval", "threshold"), rows)
 
 
