@@ -31,7 +31,7 @@ from sv_sparse import __version__
 from sv_sparse.checkpoint import return_to
 from sv_sparse.compute import choose_device, choose_precision
 from sv_sparse.distributed import rank, ranks
-from sv_sparse.interrupts import PROBLEMS
+from sv_sparse.interrupts import PROBLEMS, stop_requests
 from sv_sparse.settings import Settings, check, flat, resolve
 from sv_sparse.storage import LEFTOVERS, only_process, remove_leftovers, write_json, write_text
 
@@ -230,8 +230,9 @@ def _logged(folder: Path) -> Iterator[None]:
         logger.debug("the whole story", exc_info=True)
         raise
     except KeyboardInterrupt:
-        if any((folder / "checkpoints").iterdir()):
-            logger.info("continue with: %s", resume_command(folder))
+        with stop_requests():  # a second signal, which torchrun sends after Ctrl-C
+            if any((folder / "checkpoints").iterdir()):
+                logger.info("continue with: %s", resume_command(folder))
         raise
     finally:
         file.close()

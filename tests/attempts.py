@@ -152,7 +152,7 @@ def _serve() -> None:
     for module in _IMPORTED:
         import_module(module)
     with open("frames.txt", "a") as frames:
-        faulthandler.register(signal.SIGUSR2, frames)
+        faulthandler.register(signal.SIGUSR2, frames, all_threads=False)  # others run while they are read: it may crash
         for line in sys.stdin:
             arguments, how = json.loads(line)
             print(_attempt(arguments, **how), flush=True)
