@@ -45,17 +45,17 @@ def evaluate_lists(
         whole: with intervals over speakers and error rates of groups.
     """
     chosen = _enrolled(lists, scoring)
-    utterances = dict.fromkeys(tuple(one.recordings[k]) for one in chosen for k in one.trials.heard())
+    heard = [one.trials.heard() for one in chosen]
+    utterances = dict.fromkeys(tuple(one.recordings[k]) for one, own in zip(chosen, heard, strict=True) for k in own)
     embeddings = embed(network, filterbank, list(utterances), title="embedding", cache=cache)
     index = {parts: position for position, parts in enumerate(utterances)}
     evaluations: list[Evaluation] = []
     if rank() > 0:
         return evaluations
-    for one in chosen:
+    for one, rows in zip(chosen, heard, strict=True):
         trials = one.trials
         own = np.zeros((len(trials.utterances), embeddings.shape[1]), np.float32)
-        heard = trials.heard()
-        own[heard] = embeddings[[index[tuple(one.recordings[k])] for k in heard]]
+        own[rows] = embeddings[[index[tuple(one.recordings[k])] for k in rows]]
         sides = average_enrolments(own, list(trials.models.values()))
         scores = backend.score(sides, trials.enrolment, trials.test)
         evaluation = judge(one, scores, backend, scoring, np.linalg.norm(sides, axis=1), whole=whole)

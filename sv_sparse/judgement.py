@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sv_sparse.data.prepared import Judged
+from sv_sparse.data.prepared import Judged, concatenated
 from sv_sparse.scoring.backend import Backend, Scoring
 from sv_sparse.scoring.bootstrap import Drawn, Interval, Redrawn, eers, interval, min_dcfs, redraw
 from sv_sparse.scoring.calibration import Calibration, qualities_of
@@ -92,14 +92,8 @@ class Sides:
     @classmethod
     def of(cls, one: Judged) -> "Sides":
         """The sides of a list."""
-        models = one.trials.models.values()
-        firsts = [several[0] for several in models]
-        speakers = one.speakers or _speakers_in_paths(one)
-        return cls(
-            speakers and [*speakers, *(speakers[k] for k in firsts)],
-            one.sexes and [*one.sexes, *(one.sexes[k] for k in firsts)],
-            one.seconds and [*one.seconds, *(sum(one.seconds[k] for k in several) for several in models)],
-        )
+        whole = concatenated(one)
+        return cls(whole.speakers or _speakers_in_paths(one), whole.sexes, whole.seconds)
 
     def drawn(self, one: Judged) -> Drawn | None:
         """What intervals are drawn from; None where speakers are not known, or too few to say anything."""

@@ -6,7 +6,7 @@ from typing import Any
 from sv_sparse.build import Experiment, split_size
 from sv_sparse.distributed import ranks
 from sv_sparse.judgement import Evaluation
-from sv_sparse.optim import count_zeros, sparsity
+from sv_sparse.optim import sparsity
 from sv_sparse.size import size_of
 
 Results = dict[str, Any]
@@ -32,19 +32,19 @@ def collect(
         Figures of the run; ``eer``, ``min_dcf`` and ``start_eer`` at the top are the first list's, and
         ``evaluations`` holds every list's. Rates and sparsities are fractions.
     """
-    settings, network = experiment.settings, experiment.network
+    settings = experiment.settings
     before = {evaluation["key"]: evaluation["eer"] for evaluation in at_start}  # other where they are scored otherwise
     lists = {e.key: e.as_dict() | {"start_eer": before.get(e.key)} for e in evaluations}
     first = lists[evaluations[0].key]
-    params = list(network.parameters())
-    total, zeros = sum(param.numel() for param in params), int(count_zeros(params))
+    sized = size_of(experiment.network, experiment.sparse_params, experiment.head)
+    total, kept = sized["size"]["parameters"], sized["size"]["kept_parameters"]
     return {
         "target_sparsity": settings["target_sparsity"],
         **landing,
         "sparsity_network": float(sparsity(list(experiment.sparse_params.values()))),
-        "sparsity_all": zeros / total,
+        "sparsity_all": (total - kept) / total,
         "parameters": total,
-        "kept_parameters": total - zeros,
+        "kept_parameters": kept,
         "eer": first["eer"],
         "min_dcf": first["costs"][0]["min_dcf"],
         "start_eer": first["start_eer"],
@@ -56,7 +56,7 @@ def collect(
             "normalization": evaluations[0].normalization,
         },
         "evaluations": lists,
-        **size_of(network, experiment.sparse_params, experiment.head),
+        **sized,
     }
 
 

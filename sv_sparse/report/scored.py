@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from sv_sparse.scoring.metrics import OperatingPoint, det_curve, rank_scores
+from sv_sparse.scoring.metrics import OperatingPoint, det_curve, min_dcf, rank_scores
 
 Array = NDArray[np.float64]
 
@@ -48,12 +48,13 @@ def look_at(scores: NDArray[np.floating], is_target: NDArray[np.bool_], costs: S
     Raises:
         ValueError: see ``rank_scores``.
     """
-    p_miss, p_fa, _ = det_curve(rank_scores(scores, is_target))
+    ranked = rank_scores(scores, is_target)
+    p_miss, p_fa, _ = det_curve(ranked)
     best = []
     for cost in costs:
-        miss, fa = OperatingPoint(cost["p_target"], cost["c_miss"], cost["c_fa"]).weights
-        at = int(np.argmin(miss * p_miss + fa * p_fa))
-        best.append((float(p_fa[at]), float(p_miss[at])))
+        _, threshold = min_dcf(ranked, OperatingPoint(cost["p_target"], cost["c_miss"], cost["c_fa"]))
+        miss, fa = ranked.rates(scores.dtype.type(threshold))
+        best.append((float(fa), float(miss)))
     edges = np.histogram_bin_edges(scores, BINS)
     shares = [np.histogram(scores[which], edges)[0] / which.sum() for which in (is_target, ~is_target)]
     chosen = thinned(p_fa, p_miss)

@@ -48,15 +48,20 @@ class Drawn:
         return len(np.unique(self.enrolment[self.is_target])) >= _FEWEST
 
     @cached_property
+    def numbers(self) -> tuple[int, Rows]:
+        """How many speakers there are, and the number of each trial's, from 0 on: enrolments, then tests."""
+        distinct, numbers = np.unique(np.concatenate([self.enrolment, self.test]), return_inverse=True)
+        return len(distinct), numbers
+
+    @property
     def speakers(self) -> int:
         """How many different ones there are."""
-        return len(np.unique(np.concatenate([self.enrolment, self.test])))
+        return self.numbers[0]
 
     @cached_property
     def pairs(self) -> tuple[Rows, Rows, Rows]:
         """Both speakers of each distinct pair, counted from 0, and the pair of each trial."""
-        _, numbers = np.unique(np.concatenate([self.enrolment, self.test]), return_inverse=True)
-        left, right = numbers[: len(self.enrolment)], numbers[len(self.enrolment) :]
+        left, right = np.split(self.numbers[1], 2)
         distinct, pair = np.unique(left * self.speakers + right, return_inverse=True)
         return *np.divmod(distinct, self.speakers), pair
 
