@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from sv_sparse.torchaudio_guard import torchaudio
 
 FRAMES_PER_SECOND = 100
+MEL_BINS = 80  # that networks here are trained on
 WINDOW_SECONDS = 0.025
 LOW_HZ = 20.0
 # Kaldi floors energies of 16-bit samples at float32's epsilon; here samples are in [-1, 1].

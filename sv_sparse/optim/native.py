@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).with_name("kernel.cpp")
-_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+_FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+PORTABLE = ("-ffp-contract=off",)  # the same bits on every processor
 _THREADS = [] if sys.platform == "darwin" else ["-fopenmp"]
 
 Tensors = Sequence[Tensor]
@@ -176,7 +177,9 @@ def library() -> ctypes.CDLL:
 _WITHOUT = 'choose implementation="foreach", which needs no compiler and is slower'
 
 
-def compiled(source: Path, functions: Sequence[str], what: str, without: str) -> ctypes.CDLL:
+def compiled(
+    source: Path, functions: Sequence[str], what: str, without: str, flags: Sequence[str] = PORTABLE
+) -> ctypes.CDLL:
     """A source's functions, which return nothing; compiled first where this source and compiler have not met.
 
     Args:
@@ -184,6 +187,8 @@ def compiled(source: Path, functions: Sequence[str], what: str, without: str) ->
         functions: their names.
         what: they are, for an error.
         without: what else the user can do.
+        flags: of the compiler, beside those that all kernels have. ``-march=native`` makes a library for processors
+            like this one.
 
     Raises:
         OSError: there is no compiler, it fails, or the cache cannot be written; says how to do without.
@@ -192,11 +197,13 @@ def compiled(source: Path, functions: Sequence[str], what: str, without: str) ->
     help_ = f"install g++ (or set CXX), or {without}"
     try:
         version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
-        about = repr([sys.platform, platform.machine(), _FLAGS, _THREADS]).encode()
-        key = hashlib.sha256(b"\0".join([version, source.read_bytes(), about]))
+        about = repr([sys.platform, platform.machine(), _FLAGS, *flags, _THREADS]).encode()
+        known = [*compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull]  # all that is known of the processor
+        macros = subprocess.run(known, capture_output=True, check=True).stdout
+        key = hashlib.sha256(b"\0".join([version, macros, source.read_bytes(), about]))
         path = _cache() / f"kernel-{key.hexdigest()[:16]}.so"
         if not path.is_file():
-            _compile(compiler, source, path)
+            _compile([*compiler, *_FLAGS, *flags, *_THREADS], source, path)
         loaded = ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as error:
         raise OSError(f"{' '.join(compiler)} failed: {error.stderr.decode().strip()[-500:]}; {help_}") from error
@@ -216,5 +223,5 @@ def _compile(compiler: Sequence[str], source: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        subprocess.run([*compiler, *_FLAGS, *_THREADS, "-o", made, source], capture_output=True, check=True)
+        subprocess.run([*compiler, "-o", made, source], capture_output=True, check=True)
         made.replace(path)

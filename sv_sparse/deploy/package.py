@@ -1,0 +1,205 @@
+"""One file that holds all of a trained network that using it needs: ``model.safetensors``.
+
+Weights without their zeros, batch norms folded, what turns embeddings into decisions, and a card that says what it was
+trained on. A safetensors file; nothing in it is run. Reading refuses whatever does not fit together, by name.
+"""
+
+import hashlib
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_safetensors
+from torch import Tensor, nn
+
+from sv_sparse.deploy import description
+from sv_sparse.deploy.description import Description, Stored
+from sv_sparse.deploy.fold import fill_statistics, fold_structure, folded, weights_of
+from sv_sparse.deploy.networks import build_network
+from sv_sparse.deploy.packing import VALUES, Packed, pack, unpack
+from sv_sparse.models.layers import keep_channels_last
+from sv_sparse.scoring.backend import Backend
+from sv_sparse.storage import atomic_write
+
+_PLACES, _VALUES, _KEY = "places:", "values:", "sv_sparse"
+_BACKEND = "backend."
+_MAX_HEADER = 16 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Package:
+    """A trained network ready for use.
+
+    Attributes:
+        model: settings of the network, with its class as ``_target_``.
+        weights: of the folded network, by name, zeros and all.
+        backend: from embeddings to scores and decisions.
+        features: ``sample_rate`` in Hz, ``mel_bins``.
+        card: what it was trained on, how well it does, under which licence: plain data.
+        values: what weights were rounded to when it was written: ``fp32`` (not at all), ``bf16`` or ``fp16``.
+        fingerprint: of the file's contents: hexadecimal digits of their SHA-256.
+    """
+
+    model: dict[str, Any]
+    weights: Mapping[str, Tensor]
+    backend: Backend
+    features: dict[str, int]
+    card: dict[str, Any]
+    values: str
+    fingerprint: str
+
+    def network(self) -> nn.Module:
+        """The folded network with all its zeros, in evaluation mode: filterbank [B, F, T] to embedding [B, E]."""
+        network = _empty(self.model, self.features["mel_bins"])
+        network.load_state_dict(dict(self.weights), strict=False, assign=True)
+        fill_statistics(network)
+        keep_channels_last(network)
+        return network.requires_grad_(False)
+
+
+def write_package(
+    path: Path,
+    network: nn.Module,
+    model: Mapping[str, Any],
+    backend: Backend,
+    card: Mapping[str, Any],
+    *,
+    features: Mapping[str, int],
+    values: str = "fp32",
+) -> None:
+    """Write a network's package, whole or not at all.
+
+    Args:
+        path: the file, ``.safetensors``.
+        network: filterbank [B, F, T] to embedding [B, E].
+        model: settings that its class, named by ``_target_``, is built from.
+        backend: from embeddings to scores.
+        card: plain data about it.
+        features: ``sample_rate`` in Hz and ``mel_bins``.
+        values: what convolution and linear weights are rounded to, one of VALUES.
+
+    Raises:
+        ValueError: a weight is not finite, or the network is of no known class.
+        OSError: the file cannot be written.
+    """
+    if values not in VALUES:
+        raise ValueError(f"values must be one of {', '.join(VALUES)}, got {values!r}")
+    arrays: dict[str, Any] = {}
+    stored: dict[str, Stored] = {}
+    for name, tensor in _everything(network, backend).items():
+        kind = values if tensor.ndim > 1 and not name.startswith(_BACKEND) else "fp32"
+        try:
+            packed = pack(tensor, kind)
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from error
+        stored[name] = Stored(packed.kind, tuple(tensor.shape), packed.kept, kind)
+        arrays[_VALUES + name] = np.frombuffer(packed.values, np.uint8)
+        if packed.places:
+            arrays[_PLACES + name] = np.frombuffer(packed.places, np.uint8)
+    plain = {name: backend.state()[name] for name in ("top_n", "calibration")}
+    about = Description(dict(model), dict(features), plain, dict(card), stored)
+    _empty(about.model, about.features["mel_bins"])  # what cannot be read again is not written
+    content = to_safetensors(arrays, metadata={_KEY: description.to_json(about)})
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def read_package(path: str | os.PathLike[str]) -> Package:
+    """Read a package, everything in it compared with everything else.
+
+    Raises:
+        ValueError: it is missing, cut off, damaged, of another kind or version, or its parts contradict each other;
+            names the file.
+    """
+    path = Path(path)
+    try:
+        return _read(path)
+    except (ValueError, OSError, SafetensorError, RecursionError) as error:
+        raise ValueError(f"{path} is not a readable package: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _read(path: Path) -> Package:
+    _refuse_long_header(path)
+    with safe_open(path, framework="numpy") as file:
+        about = description.of_json((file.metadata() or {}).get(_KEY))
+        network = _empty(about.model, about.features["mel_bins"])
+        _compare_shapes(weights_of(network), about.stored)
+        expected = {_VALUES + name for name in about.stored}
+        expected |= {_PLACES + name for name, each in about.stored.items() if each.kind != "dense"}
+        if set(file.keys()) != expected:
+            raise ValueError(f"it lacks {sorted(expected - set(file.keys()))[:3]} or has more than it describes")
+        found = {name: _unpacked(file, name, each) for name, each in about.stored.items()}
+    backend = _backend(about, {key: found.pop(key) for key in list(found) if key.startswith(_BACKEND)}, network)
+    kinds = {each.values for each in about.stored.values()} - {"fp32"}
+    with path.open("rb") as content:
+        fingerprint = hashlib.file_digest(content, "sha256").hexdigest()
+    return Package(about.model, found, backend, about.features, about.card, next(iter(kinds), "fp32"), fingerprint)
+
+
+def _refuse_long_header(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if not 2 <= length <= min(_MAX_HEADER, path.stat().st_size - 8):
+        raise ValueError(f"its header would have {length} bytes of {path.stat().st_size}")
+
+
+def _empty(model: Mapping[str, Any], mel_bins: int) -> nn.Module:
+    """The folded network without memory."""
+    with torch.device("meta"):
+        network = build_network(model, mel_bins)
+        fold_structure(network)
+    return network
+
+
+def _everything(network: nn.Module, backend: Backend) -> dict[str, Tensor]:
+    tensors = {_BACKEND + key: value for key, value in backend.state().items() if isinstance(value, Tensor)}
+    return weights_of(folded(network)) | tensors
+
+
+def _compare_shapes(weights: Mapping[str, Tensor], stored: Mapping[str, Stored]) -> None:
+    names = {name for name in stored if not name.startswith(_BACKEND)}
+    if names != set(weights):
+        different = sorted(names ^ set(weights))
+        raise ValueError(f"its network has other weights than it stores: {', '.join(different[:3])}")
+    for name, weight in weights.items():
+        if stored[name].shape != tuple(weight.shape):
+            raise ValueError(f"{name} has shape {stored[name].shape}, its network has {tuple(weight.shape)}")
+
+
+def _unpacked(file: Any, name: str, each: Stored) -> Tensor:
+    frames = {
+        part: file.get_tensor(part + name) for part in (_VALUES, _PLACES) if part == _VALUES or each.kind != "dense"
+    }
+    if any(frame.dtype != np.uint8 or frame.ndim != 1 for frame in frames.values()):
+        raise ValueError(f"{name} is stored as something else than bytes")
+    places = frames[_PLACES].tobytes() if _PLACES in frames else b""
+    packed = Packed(each.kind, each.kept, places, frames[_VALUES].tobytes())
+    try:
+        return unpack(packed, prod(each.shape), each.values).view(each.shape)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from error
+
+
+def _backend(about: Description, tensors: Mapping[str, Tensor], network: nn.Module) -> Backend:
+    named = {name.removeprefix(_BACKEND): value for name, value in tensors.items()}
+    size = network.embedding_dim
+    mean, cohort = named.get("mean"), named.get("cohort")
+    if mean is None or tuple(mean.shape) != (size,) or set(named) - {"mean", "cohort"}:
+        raise ValueError(f"it has no mean embedding of size {size}, or something beside it")
+    if cohort is not None and (cohort.ndim != 2 or cohort.shape[1] != size):
+        raise ValueError(f"its cohort has shape {tuple(cohort.shape)}, its embeddings size {size}")
+    if cohort is not None and not 2 <= about.backend["top_n"] <= len(cohort):
+        raise ValueError(f"it looks at {about.backend['top_n']} of {len(cohort)} speakers of its cohort")
+    return Backend.of({"mean": mean, "cohort": cohort, **about.backend})

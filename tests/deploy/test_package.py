@@ -1,0 +1,190 @@
+"""The package: one file that gives back the network to the last bit, or says what is wrong with it."""
+
+import json
+import random
+import struct
+
+import numpy as np
+import pytest
+import small
+import torch
+from safetensors.numpy import load_file, save_file
+
+from sv_sparse.deploy.fold import folded, weights_of
+from sv_sparse.deploy.package import read_package, write_package
+
+CARD = {"licence": "CC BY 4.0", "trained_on": "tones", "evaluations": [{"name": "a", "eer": 0.1}]}
+
+
+def written(path, model=small.ECAPA, *, density=0.1, backend=None, **options):
+    network = small.trained(model, density)
+    write_package(path, network, model, backend or small.backend(), CARD, features=small.FEATURES, **options)
+    return network
+
+
+@pytest.mark.parametrize("model", small.MODELS.values(), ids=small.MODELS)
+def test_the_folded_network_comes_back_to_the_last_bit(tmp_path, model):
+    network = folded(written(tmp_path / "m.safetensors", model))
+    found = read_package(tmp_path / "m.safetensors").network()
+    expected = weights_of(network)
+    assert weights_of(found).keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in weights_of(found).items())
+    x = torch.randn(2, 80, 60)
+    with torch.no_grad():
+        assert torch.equal(found(x), network(x))
+
+
+@pytest.mark.parametrize("model", small.MODELS.values(), ids=small.MODELS)
+def test_weights_are_those_that_were_trained_and_folding_changes_no_embedding(tmp_path, model):
+    network = written(tmp_path / "m.safetensors", model)
+    found = read_package(tmp_path / "m.safetensors").network()
+    weights = {name: param for name, param in network.named_parameters() if param.ndim > 1}
+    stored = dict(found.named_parameters())
+    assert all(torch.equal(stored[name], weight) for name, weight in weights.items())
+    x = torch.randn(2, 80, 60)
+    with torch.no_grad():
+        torch.testing.assert_close(found(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_all_that_decides_comes_along(tmp_path):
+    written(tmp_path / "m.safetensors", backend=small.backend(cohort=True))
+    package = read_package(tmp_path / "m.safetensors")
+    expected = small.backend(cohort=True)
+    assert np.array_equal(package.backend.mean, expected.mean)
+    assert np.array_equal(package.backend.cohort, expected.cohort)
+    assert package.backend.top_n == expected.top_n
+    assert package.backend.calibration == expected.calibration
+    assert package.card == CARD
+    assert package.features == small.FEATURES
+    assert package.model == small.ECAPA
+    assert len(package.fingerprint) == 64
+
+
+def test_a_file_without_calibration_is_whole_too(tmp_path):
+    backend = small.backend()
+    written(tmp_path / "m.safetensors", backend=type(backend)(backend.mean))
+    assert read_package(tmp_path / "m.safetensors").backend.calibration is None
+
+
+@pytest.mark.parametrize("values", ["bf16", "fp16"])
+def test_rounded_values_make_a_smaller_file_and_leave_norms_alone(tmp_path, values):
+    network = folded(written(tmp_path / "full.safetensors"))
+    written(tmp_path / "m.safetensors", values=values)
+    package = read_package(tmp_path / "m.safetensors")
+    assert package.values == values
+    assert (tmp_path / "m.safetensors").stat().st_size < (tmp_path / "full.safetensors").stat().st_size
+    for name, value in weights_of(network).items():
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[values] if value.ndim > 1 else torch.float32
+        assert torch.equal(package.weights[name], value.to(kind).float()), name
+
+
+def test_a_sparse_network_is_packed(tmp_path):
+    model = small.ECAPA | {"channels": 128, "mfa_channels": 128}
+    network = written(tmp_path / "m.safetensors", model, density=0.01)
+    dense = sum(value.numel() * 4 for value in network.state_dict().values())
+    assert (tmp_path / "m.safetensors").stat().st_size < dense / 10
+
+
+def test_a_network_of_foreign_code_is_neither_written_nor_built(tmp_path):
+    network = small.trained(small.ECAPA)
+    foreign = {"_target_": "os.makedirs", "name": "made"}
+    with pytest.raises(ValueError, match=r"os\.makedirs.*expected one of"):
+        write_package(tmp_path / "m", network, foreign, small.backend(), {}, features=small.FEATURES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_weight_that_is_not_finite_is_named(tmp_path):
+    network = small.trained(small.ECAPA)
+    with torch.no_grad():
+        network.mfa.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"mfa\.weight holds values that are not finite"):
+        write_package(tmp_path / "m", network, small.ECAPA, small.backend(), {}, features=small.FEATURES)
+
+
+def changed(path, change):
+    """The file with its description and tensors changed."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        about = json.loads(json.loads(file.read(length))["__metadata__"]["sv_sparse"])
+    tensors = load_file(path)
+    change(about, tensors)
+    save_file(tensors, path, metadata={"sv_sparse": json.dumps(about)})
+
+
+def lengthen(about, tensors):
+    tensors["values:mfa.weight"] = np.concatenate([tensors["values:mfa.weight"], np.zeros(3, np.uint8)])[3:]
+
+
+CHANGES = {
+    "format 99": lambda about, tensors: about.update(format=99),
+    "lacks": lambda about, tensors: tensors.pop("values:mfa.weight"),
+    "has more": lambda about, tensors: tensors.update(more=np.zeros(3, np.uint8)),
+    "other weights": lambda about, tensors: about["tensors"].pop("mfa.weight"),
+    r"mfa\.weight has shape": lambda about, tensors: about["tensors"]["mfa.weight"].__setitem__(1, [24, 64, 1, 2]),
+    "which is not allowed": lambda about, tensors: about["tensors"]["mfa.weight"].__setitem__(2, 1 << 40),
+    "at most 268435456": lambda about, tensors: about["tensors"].update(
+        {str(i): ["gaps", [1 << 27], 0, "fp32"] for i in range(3)}
+    ),
+    "channels is 4000000000": lambda about, tensors: about["model"].update(channels=4_000_000_000),
+    "mfa_channels is 65536|shape": lambda about, tensors: about["model"].update(mfa_channels=65536),
+    "res2net_scale is 65": lambda about, tensors: about["model"].update(res2net_scale=65),
+    "cannot be built": lambda about, tensors: about["model"].update(surprise=1),
+    "mel_bins 10000": lambda about, tensors: about["features"].update(mel_bins=10_000),
+    "sample_rate 8000": lambda about, tensors: about["features"].update(sample_rate=8000),
+    "no number": lambda about, tensors: about["backend"]["calibration"].update(slope="steep"),
+    "calibration is": lambda about, tensors: about["backend"].update(calibration=[1]),
+    "p_target": lambda about, tensors: about["backend"]["calibration"].update(p_target=1),
+    "mfa.weight (cannot|holds)": lengthen,
+    "something else than bytes": lambda about, tensors: tensors.update(
+        {"values:mfa.weight": tensors["values:mfa.weight"].astype(np.float32)}
+    ),
+    r"expected names and values": lambda about, tensors: about.update(tensors=[]),
+}
+
+
+@pytest.mark.parametrize("problem", CHANGES)
+def test_a_contradiction_is_named(tmp_path, problem):
+    path = tmp_path / "m.safetensors"
+    written(path)
+    changed(path, CHANGES[problem])
+    with pytest.raises(ValueError, match=rf"m\.safetensors is not a readable package: .*({problem})"):
+        read_package(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 4000, struct.pack("<Q", 20) + b"[" * 20])
+def test_another_kind_of_file_is_refused(tmp_path, content):
+    (tmp_path / "m.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="not a readable package"):
+        read_package(tmp_path / "m.safetensors")
+
+
+def test_a_description_nested_beyond_measure_is_refused(tmp_path):
+    save_file({"a": np.zeros(1, np.uint8)}, tmp_path / "m", metadata={"sv_sparse": "[" * 200_000})
+    with pytest.raises(ValueError, match="not a readable package"):
+        read_package(tmp_path / "m")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="nothing.safetensors is not a readable package: .*No such file"):
+        read_package(tmp_path / "nothing.safetensors")
+
+
+def test_a_damaged_file_is_refused_or_read_whole(tmp_path):
+    path = tmp_path / "m.safetensors"
+    written(path)
+    content = path.read_bytes()
+    generator = random.Random(0)
+    for _ in range(200):
+        damaged = bytearray(content)
+        for _ in range(generator.choice([1, 1, 4, 64])):
+            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+        if generator.random() < 0.3:
+            del damaged[generator.randrange(len(damaged)) :]
+        path.write_bytes(damaged)
+        try:
+            package = read_package(path)
+        except ValueError as error:
+            assert "not a readable package" in str(error)  # noqa: PT017
+        else:
+            with torch.no_grad():
+                package.network()(torch.zeros(1, 80, 20))

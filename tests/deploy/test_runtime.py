@@ -1,0 +1,97 @@
+"""A packaged network on this machine: which engine, which plan, and the same embeddings by all."""
+
+import logging
+
+import pytest
+import small
+import torch
+
+from sv_sparse.deploy.engine import SparseEngine
+from sv_sparse.deploy.fold import folded
+from sv_sparse.deploy.lower import lower
+from sv_sparse.deploy.native import library
+from sv_sparse.deploy.package import read_package, write_package
+from sv_sparse.deploy.plan import DENSE, Plan
+from sv_sparse.deploy.runtime import Runtime, plan_path
+from sv_sparse.deploy.torch_engine import TorchEngine
+from sv_sparse.deploy.tune import TILES, measured_plan
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Of a tiny ECAPA-TDNN; plans are looked for in an empty folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    network = small.trained(small.ECAPA, 0.1)
+    write_package(tmp_path / "m", network, small.ECAPA, small.backend(), {}, features=small.FEATURES)
+    return read_package(tmp_path / "m")
+
+
+def without_compiler(monkeypatch):
+    library.cache_clear()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+
+
+@pytest.mark.parametrize("model", small.MODELS.values(), ids=small.MODELS)
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.5])
+def test_torch_alone_gives_the_same_embeddings(model, density):
+    network = folded(small.trained(model, density))
+    x = torch.randn(3, 80, 60)
+    with torch.no_grad():
+        expected = network(x)
+    engine = TorchEngine(network)
+    assert bool(engine.layers) == (density < 0.1)
+    torch.testing.assert_close(engine(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_compiler_torch_computes_and_the_log_says_so(package, monkeypatch, caplog):
+    x = torch.randn(1, 80, 60)
+    expected = Runtime.of(package)(x)
+    without_compiler(monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        found = Runtime.of(package)
+    library.cache_clear()
+    assert "no-such-compiler" in caplog.text
+    assert "install g++" in caplog.text
+    assert found.words.startswith("torch, ")
+    torch.testing.assert_close(found(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_asked_for_sparse_kernels_nothing_else_is_taken(package, monkeypatch):
+    without_compiler(monkeypatch)
+    with pytest.raises(OSError, match="engine=torch"):
+        Runtime.of(package, engine="sparse")
+    library.cache_clear()
+
+
+def test_a_network_without_a_program_is_computed_by_torch(tmp_path):
+    network = small.trained(small.SE_RESNET)
+    write_package(tmp_path / "m", network, small.SE_RESNET, small.backend(), {}, features=small.FEATURES)
+    assert isinstance(Runtime.of(read_package(tmp_path / "m")).engine, TorchEngine)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("engine", "fast"), ("threads", 0)])
+def test_a_wrong_setting_is_named(package, setting, value):
+    with pytest.raises(ValueError, match=f"{setting} must be .*{value}"):
+        Runtime.of(package, **{setting: value})
+
+
+def test_a_measured_plan_names_every_layer_and_is_found_again(package):
+    program = lower(package.network())
+    plan = measured_plan(program, "this machine", rounds=1)
+    assert set(plan.layers) == {layer.name for layer in program.layers}
+    assert set(plan.layers.values()) <= {*TILES, DENSE, 1}
+    path = plan_path(package, 1)
+    path.parent.mkdir(parents=True)
+    plan.save(path)
+    found = Runtime.of(package, threads=1)
+    assert isinstance(found.engine, SparseEngine)
+    assert found.engine.plan == plan
+    assert "planned by measurement on this machine, 1 threads" in found.words
+    assert "planned by density" in Runtime.of(package, threads=2).words
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"layers": {"a": 99}, "machine": ""}', '{"layers": {"a": 1}}'])
+def test_a_damaged_plan_is_named(tmp_path, text):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(ValueError, match=r"plan\.json is not a"):
+        Plan.load(tmp_path / "plan.json")
