@@ -12,7 +12,7 @@ from sv_sparse.build import build
 from sv_sparse.compute import keep_freed_memory
 from sv_sparse.corpus import prepare_corpus
 from sv_sparse.distributed import end, first_before_others, from_first, processes, rank
-from sv_sparse.interrupts import clear_errors
+from sv_sparse.jobs import clear_errors
 from sv_sparse.landing import evaluate, finish_backend, land
 from sv_sparse.overrides import check_names
 from sv_sparse.report import collect, draw_run, write_report, write_results

@@ -22,7 +22,7 @@ from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.mixing import Mixer, mask_filterbank
 from sv_sparse.data.stream import ShardLoader
 from sv_sparse.distributed import rank, ranks
-from sv_sparse.features import Filterbank, crop_samples
+from sv_sparse.features import MEL_BINS, Filterbank, crop_samples
 from sv_sparse.head import AAMSoftmax
 from sv_sparse.optim import (
     DENSE_TYPES,
@@ -34,12 +34,10 @@ from sv_sparse.optim import (
     sparse_init_,
 )
 from sv_sparse.origin import Origin, read_origin
-from sv_sparse.scoring.backend import Scoring
+from sv_sparse.scoring.settings import Scoring
 from sv_sparse.settings import Settings, automatic_workers
 
 logger = logging.getLogger(__name__)
-
-MEL_BINS = 80
 
 
 @dataclass
@@ -211,7 +209,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The network's sparse and dense groups, and the head's group, which is dense unless ``include_head``.
 
-    Each has its peak learning rate, one of ``rates``, under the name that torch's schedulers use, ``initial_lr``.
+    Each has its peak learning rate, one of ``rates``, under the name that torch's schedulers use, ``initial_lr``. Where
+    whole channels or kernels are regularized, each weight is a group with a ``lambda_scale`` of its own.
     """
     chosen = settings["sparsity"]
     regularizer = chosen["regularizer"] if settings["target_sparsity"] > 0 else "none"
@@ -221,10 +220,25 @@ def parameter_groups(
     else:
         own = partition(head, dense_types=(*DENSE_TYPES, AAMSoftmax))
     groups += [group | {"name": "head"} for group in own]
+    if regularizer == "group":
+        groups = [one for group in groups for one in _by_layer(group)]
     for group in groups:
         group["grouping"] = chosen["grouping"]
         group["initial_lr"] = rates["others" if group["regularizer"] == "none" else "weights"]
     return groups
+
+
+def _by_layer(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """A group for each weight, whose ``lambda_scale`` is the weight's size as it is, next to that of all together.
+
+    Layers with many inputs have small weights: under one lambda all their channels would die before any of another.
+    """
+    if group["regularizer"] == "none":
+        return [group]
+    squares = [float(param.detach().square().mean()) for _, param in group["params"]]
+    mean = sum(squares) / len(squares)
+    pairs = zip(group["params"], squares, strict=True)
+    return [group | {"params": [pair], "lambda_scale": (square / mean) ** 0.5 or 1.0} for pair, square in pairs]
 
 
 def _batches(settings: Settings, size: int) -> EpochBatches:

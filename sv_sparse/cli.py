@@ -1,30 +1,74 @@
-"""The console script: sv-sparse train | prepare | shard | evaluate | compare."""
+"""The console script: ``sv-sparse COMMAND``; ``sv-sparse --help`` lists the commands."""
 
 import argparse
 import runpy
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
-from sv_sparse.interrupts import clear_errors
+from sv_sparse import interrupts
 
-COMMANDS = {  # modules of sv_sparse.commands, of which only the one at hand is loaded
-    "prepare": "corpora and noise to what training reads",
-    "shard": "a prepared corpus to tar files",
-    "evaluate": "score trial lists with a trained network",
-    "compare": "finished runs in one table, with figures",
+
+class Command(NamedTuple):
+    """A module of sv_sparse.commands, of which only the one at hand is loaded.
+
+    Attributes:
+        text: what it does.
+        trains: whether it needs what only the extra ``train`` brings.
+    """
+
+    text: str
+    trains: bool = False
+
+
+COMMANDS = {
+    "prepare": Command("corpora and noise to what training reads", trains=True),
+    "shard": Command("a prepared corpus to tar files", trains=True),
+    "evaluate": Command("score trial lists with a trained network", trains=True),
+    "compare": Command("finished runs in one table, with figures", trains=True),
+    "export": Command("a trained network to one file for use", trains=True),
+    "tune": Command("measure how a model is computed fastest on this machine"),
+    "embed": Command("recordings to embeddings"),
+    "verify": Command("whether two recordings are of one speaker"),
+    "enroll": Command("recordings of a speaker to the store"),
+    "identify": Command("which speaker of the store a recording is of"),
+    "serve": Command("compare recordings on a local web page"),
 }
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a subcommand; ``sv-sparse train`` takes the same settings as ``python train.py``."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["train"]:
-        _train(arguments[1:])
-        return
+    name = arguments[0] if arguments else ""
+    if name == "train":
+        with _train_extra(name):
+            _train(arguments[1:])
+    elif name in COMMANDS and COMMANDS[name].trains:
+        with _train_extra(name):
+            _run(arguments, import_module("sv_sparse.jobs").clear_errors)
+    else:
+        _run(arguments, interrupts.clear_errors)
+
+
+def _run(arguments: list[str], clear_errors: Callable[[], AbstractContextManager[None]]) -> None:
     chosen = parser(arguments).parse_args(arguments)
     with clear_errors():
         chosen.run(chosen)
+
+
+@contextmanager
+def _train_extra(name: str) -> Iterator[None]:
+    """Say in one line that a command needs packages which a light installation does not have."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "sv_sparse":
+            raise
+        print(f"error: sv-sparse {name} needs {error.name}: pip install 'sv-sparse[train]'", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def parser(arguments: list[str]) -> argparse.ArgumentParser:
@@ -32,8 +76,8 @@ def parser(arguments: list[str]) -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="sv-sparse", description="Sparse speaker verification.")
     listed = whole.add_subparsers(required=True, metavar="COMMAND")
     listed.add_parser("train", help="the same as python train.py; sv-sparse train --help tells more")
-    for name, text in COMMANDS.items():
-        command = listed.add_parser(name, help=text)
+    for name, about in COMMANDS.items():
+        command = listed.add_parser(name, help=about.text)
         if arguments[:1] == [name]:
             module = import_module(f"sv_sparse.commands.{name}")
             module.add(command)

@@ -13,8 +13,9 @@ from sv_sparse.embedding import embed
 from sv_sparse.embedding_cache import EmbeddingCache
 from sv_sparse.judgement import Evaluation, Sides, judge, key_of
 from sv_sparse.score_files import write_scores, write_speakers
-from sv_sparse.scoring.backend import Backend, Scoring
+from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.cosine import average_enrolments
+from sv_sparse.scoring.settings import Scoring
 from sv_sparse.storage import write_json
 
 

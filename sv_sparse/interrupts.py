@@ -7,13 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, InstantiationException
-from hydra.types import RunMode
-
-PROBLEMS = (ValueError, OSError, ArithmeticError, InstantiationException)  # of input, hardware or numbers
-
-
+PROBLEMS = (ValueError, OSError, ArithmeticError)  # of input, hardware or numbers
+WHOLE_STORY = "HYDRA_FULL_ERROR"  # environment variable, 1: problems end a program as they are, with their frames
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, schedulers, and their early warning
 
 
@@ -66,27 +61,18 @@ def stopped_afterwards() -> Iterator[None]:
 def clear_errors() -> Iterator[None]:
     """Turn a problem of input, hardware or numbers into one line on stderr and exit status 2, a signal into 128 + n.
 
-    The whole story goes to the run's log file, and to stderr with the environment variable HYDRA_FULL_ERROR=1.
-    A job of a sweep does not end the process, which may have other jobs: the launcher learns that it failed, and ends
-    with status 1.
+    The whole story goes to stderr with the environment variable HYDRA_FULL_ERROR=1.
 
     Raises:
-        SystemExit: outside a sweep, or on a stop signal.
-        CompactHydraException: in a job of a sweep.
+        SystemExit: there was a problem, or a stop signal.
     """
     with _handled_by(_stop):
         try:
             yield
         except PROBLEMS as error:
-            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            if os.environ.get(WHOLE_STORY) == "1":
                 raise
-            cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-                job = HydraConfig.get()
-                message = f"error in job {job.job.num} ({' '.join(job.overrides.task)}): {cause}"
-                print(message, file=sys.stderr)
-                raise CompactHydraException(message) from None
-            print(f"error: {cause}", file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt as stop:
             print("interrupted", file=sys.stderr)

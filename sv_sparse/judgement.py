@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sv_sparse.data.prepared import Judged, concatenated
-from sv_sparse.scoring.backend import Backend, Scoring
+from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.bootstrap import Drawn, Interval, Redrawn, eers, interval, min_dcfs, redraw
 from sv_sparse.scoring.calibration import Calibration, qualities_of
 from sv_sparse.scoring.cosine import Array, Rows
 from sv_sparse.scoring.metrics import Ranked, act_dcf, cllr, eer, min_cllr, min_dcf, rank_scores
+from sv_sparse.scoring.settings import Scoring
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ class Evaluation:
         calibration: What log-likelihood ratios come from, in words; None where there are none.
         eer: Equal error rate.
         eer_threshold: Score at which it is reached.
-        eer_interval: 95 % of draws of other speakers lie in it; None where speakers are not known, or few.
+        eer_interval: 95 % of draws of other speakers lie in it; None where speakers are not known, or few, or where there
+            are no errors: all draws agree then.
         costs: For each operating point ``p_target``, ``c_miss``, ``c_fa``, ``min_dcf`` with its threshold and
             interval, and ``act_dcf``.
         cllr: Of the log-likelihood ratios.
@@ -116,9 +118,8 @@ def _speakers_in_paths(one: Judged) -> list[str]:
 def key_of(one: Judged, scoring: Scoring) -> str:
     """What a list's evaluation is called, of which a run has several where it is scored in several ways."""
     joined = scoring.enrolment == "concatenated" and _enrolment(one).endswith("concatenated")
-    return (
-        one.trials.name + "_concatenated" * joined + f"_as_norm_{scoring.top_n}" * (scoring.normalization == "as_norm")
-    )
+    normalized = f"_as_norm_{scoring.top_n}" if scoring.normalization == "as_norm" else ""
+    return one.trials.name + ("_concatenated" if joined else "") + normalized
 
 
 def judge(
@@ -142,6 +143,7 @@ def judge(
     drawn = sides.drawn(one) if whole else None
     rates = redraw(scores, drawn) if drawn is not None else None
     llr = _ratios(one, scores, backend.calibration, sides, magnitudes)
+    calibration = backend.calibration if llr is not None else None
     rate, threshold = eer(ranked)
     if whole and rate > 0.5:
         logger.warning("%s: EER %.2f%%, targets score below nontargets; are the labels right?", trials.name, 100 * rate)
@@ -154,16 +156,14 @@ def judge(
         speakers=len(set(sides.speakers)) if sides.speakers else None,
         enrolment=_enrolment(one),
         normalization=backend.normalization,
-        calibration=backend.calibration.words if backend.calibration is not None and llr is not None else None,
+        calibration=calibration.words if calibration is not None else None,
         eer=rate,
         eer_threshold=threshold,
-        eer_interval=interval(eers(rates))
-        if rates is not None and rate > 0
-        else None,  # of no errors, all draws are one
+        eer_interval=interval(eers(rates)) if rates is not None and rate > 0 else None,
         costs=_costs(ranked, llr, rates, scoring),
         cllr=cllr(llr) if llr is not None else None,
         min_cllr=min_cllr(ranked),
-        decisions=_decisions(llr, backend.calibration) if backend.calibration is not None and llr is not None else [],
+        decisions=_decisions(llr, calibration) if llr is not None and calibration is not None else [],
         groups=_groups(one, scores, sides) if whole else {},
     )
 

@@ -2,9 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from omegaconf import OmegaConf
 
 from sv_sparse.corpus import prepare_corpus
 from sv_sparse.data.audio import recording
@@ -12,6 +9,7 @@ from sv_sparse.data.folder import ENDINGS
 from sv_sparse.data.prepared import Judged, read_listed
 from sv_sparse.data.published import CN_PROTOCOLS
 from sv_sparse.data.trials import read_trials
+from sv_sparse.settings import read_settings
 
 EXPECTED = (
     "expected PREPARED:LIST[,LIST...] with lists of a prepared folder, LIST alone where RUN was trained on one, "
@@ -29,7 +27,7 @@ def lists_of_run(run: Path) -> list[Judged]:
     """
     if not (run / "manifest.parquet").is_file():
         raise ValueError(f"{run} has no lists of its own; name some by --on, or by --root and --trials")
-    return prepare_corpus(_settings(run), run).lists
+    return prepare_corpus(read_settings(run), run).lists
 
 
 def lists_named(words: Sequence[str], run: Path, sexes: Mapping[str, str]) -> list[Judged]:
@@ -74,15 +72,10 @@ def _expanded(names: str) -> Iterator[str]:
 
 
 def _prepared_of(run: Path, word: str) -> str:
-    prepared = _settings(run)["data"].get("prepared") if (run / "config.yaml").is_file() else None
+    prepared = read_settings(run)["data"].get("prepared") if (run / "config.yaml").is_file() else None
     if prepared is None:
         raise ValueError(f"--on {word}: {EXPECTED}; {run} was not trained on a prepared folder")
     return str(prepared)
-
-
-def _settings(run: Path) -> dict[str, Any]:
-    settings: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    return settings
 
 
 def _beside(folder: Path, sexes: Mapping[str, str]) -> list[Judged]:

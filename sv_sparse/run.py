@@ -31,7 +31,8 @@ from sv_sparse import __version__
 from sv_sparse.checkpoint import return_to
 from sv_sparse.compute import choose_device, choose_precision
 from sv_sparse.distributed import rank, ranks
-from sv_sparse.interrupts import PROBLEMS, stop_requests
+from sv_sparse.interrupts import stop_requests
+from sv_sparse.jobs import PROBLEMS
 from sv_sparse.settings import Settings, check, flat, resolve
 from sv_sparse.storage import LEFTOVERS, only_process, remove_leftovers, write_json, write_text
 

@@ -3,13 +3,14 @@
 import os
 from collections.abc import Callable
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 from joblib import cpu_count
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sv_sparse.scoring.backend import Scoring
+from sv_sparse.scoring.settings import Scoring
 
 Settings = dict[str, Any]
 
@@ -49,6 +50,16 @@ def resolve(config: DictConfig) -> Settings:
             place[name] = os.path.abspath(os.path.expanduser(place[name]))
     if settings["data"].get("storage") == "shards" and settings["trainer"]["workers"] == "auto":
         settings["trainer"]["workers"] = automatic_workers()  # on which the order of crops depends
+    return settings
+
+
+def read_settings(run: Path) -> Settings:
+    """The settings that a run's folder keeps, as they were resolved.
+
+    Raises:
+        OSError: there are none.
+    """
+    settings: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
     return settings
 
 

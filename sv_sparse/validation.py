@@ -12,10 +12,12 @@ from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.trials import Trials
 from sv_sparse.embedding import embed
 from sv_sparse.embedding_cache import EmbeddingCache
-from sv_sparse.scoring.backend import Backend, Scoring, listed
-from sv_sparse.scoring.calibration import Calibration, calibrate, qualities_of
+from sv_sparse.scoring.backend import Backend
+from sv_sparse.scoring.calibration import Calibration, qualities_of
 from sv_sparse.scoring.cosine import Array
 from sv_sparse.scoring.metrics import eer, rank_scores
+from sv_sparse.scoring.regression import calibrate
+from sv_sparse.scoring.settings import Scoring, listed
 
 _SPEAKERS = 40
 _UTTERANCES = 12  # per speaker

@@ -11,7 +11,8 @@ from sv_sparse.data.trials import Trials
 from sv_sparse.evaluate import keep_evaluations
 from sv_sparse.judgement import judge
 from sv_sparse.score_files import difference_of, read_scores, read_speakers, write_scores, write_speakers
-from sv_sparse.scoring.backend import Backend, Scoring
+from sv_sparse.scoring.backend import Backend
+from sv_sparse.scoring.settings import Scoring
 from sv_sparse.validation import validation_trials
 
 

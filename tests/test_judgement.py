@@ -9,9 +9,10 @@ from sv_sparse.data.manifest import Part
 from sv_sparse.data.prepared import Judged, concatenated
 from sv_sparse.data.trials import Trials
 from sv_sparse.judgement import Sides, judge
-from sv_sparse.scoring.backend import Backend, Scoring
+from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.calibration import Calibration
 from sv_sparse.scoring.metrics import eer, rank_scores
+from sv_sparse.scoring.settings import Scoring
 
 SCORING = Scoring([0.01, 0.05], 1.0, 1.0, "none", 300, 10, "average", [], [0.05])
 PLAIN = Backend(np.zeros(2, np.float32))

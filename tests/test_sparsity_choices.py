@@ -5,6 +5,9 @@ import json
 import pytest
 from tiny import TINY
 
+from sv_sparse.build import parameter_groups
+from sv_sparse.head import AAMSoftmax
+from sv_sparse.models.ecapa import ECAPA
 from sv_sparse.monitor import read_rows
 
 SHORT = ("trainer.epochs=3", "data.validation_share=0")
@@ -27,6 +30,19 @@ def test_it_ends_on_the_target(train, tones, tmp_path, choice):
         assert found["sparsity_before_landing"] == pytest.approx(0.7, abs=1e-3)
     last = [row for row in rows if "support/births" in row][-1]
     assert all(0 <= last[f"support/{name}"] <= 1 for name in ("births", "deaths", "turnover"))
+
+
+def test_channels_die_in_order_of_their_size_within_their_layer():
+    network, head = ECAPA(channels=16, mfa_channels=24), AAMSoftmax(192, 5)
+    settings = {
+        "target_sparsity": 0.5,
+        "sparsity": {"regularizer": "group", "include_head": False, "grouping": "output"},
+    }
+    groups = parameter_groups(network, head, settings, {"weights": 0.003, "others": 0.003})
+    sparse = [group for group in groups if group["regularizer"] == "group"]
+    assert all(len(group["params"]) == 1 for group in sparse)
+    sizes = [group["params"][0][1].square().mean().sqrt().item() / group["lambda_scale"] for group in sparse]
+    assert max(sizes) == pytest.approx(min(sizes), rel=1e-4)
 
 
 def test_a_fixed_lambda_ends_where_it_ends(train, tones, tmp_path):

@@ -5,27 +5,23 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from hydra.utils import instantiate
-from torch import nn
-
-from sv_sparse import checkpoint
-from sv_sparse.build import MEL_BINS
 from sv_sparse.compute import choose_device
 from sv_sparse.corpus import refuse_known_to, run_of
 from sv_sparse.data.audio import SAMPLE_RATE
 from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.data.prepared import Judged, rows_of
 from sv_sparse.data.speakers import read_sexes
+from sv_sparse.deploy.trained import load_network
 from sv_sparse.distributed import end, processes, rank
 from sv_sparse.embedding_cache import EMBEDDINGS, EmbeddingCache
 from sv_sparse.evaluate import evaluate_lists, keep_evaluations, refuse_other_lists
-from sv_sparse.features import Filterbank
+from sv_sparse.features import MEL_BINS, Filterbank
 from sv_sparse.judgement import Evaluation, Sides
 from sv_sparse.protocols import lists_named, lists_of_files, lists_of_run
 from sv_sparse.report import refresh_report
-from sv_sparse.scoring.backend import ENROLMENTS, NORMALIZATIONS, Backend, Scoring
+from sv_sparse.scoring.backend import Backend
+from sv_sparse.scoring.settings import ENROLMENTS, NORMALIZATIONS, Scoring
 from sv_sparse.validation import make_backend
 
 
@@ -194,20 +190,3 @@ def _lines(evaluation: Evaluation) -> Iterator[str]:
 
 def _range(interval: tuple[float, float] | None, form: str) -> str:
     return f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval is not None else ""
-
-
-def load_network(path: Path) -> tuple[nn.Module, Backend, dict[str, Any]]:
-    """A trained network, what scores its embeddings, and its run's settings, from a network file."""
-    state = checkpoint.load(path, checkpoint.NETWORK_KEYS)
-    settings: dict[str, Any] = state["config"]
-    _refuse_foreign(path, settings["model"])
-    network: nn.Module = instantiate(settings["model"], mel_bins=MEL_BINS)
-    network.load_state_dict(state["model"])
-    return network.eval(), Backend.of(state["backend"]), settings
-
-
-def _refuse_foreign(path: Path, model: dict[str, Any]) -> None:
-    """Raise a ValueError if a file names other code than our networks, which building the network would run."""
-    nested = any(isinstance(value, dict) for value in model.values())
-    if nested or not str(model.get("_target_")).startswith("sv_sparse.models."):
-        raise ValueError(f"{path}: its network is {model.get('_target_')}, expected one of sv_sparse.models")

@@ -2,31 +2,50 @@
 
 import argparse
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+import torch
+from torch import nn
+
 from sv_sparse import __version__
+from sv_sparse.data.audio import SAMPLE_RATE, read_utterance
+from sv_sparse.data.manifest import Manifest
+from sv_sparse.deploy.compact import compact
+from sv_sparse.deploy.onnx import FEATURES, export_onnx
 from sv_sparse.deploy.package import write_package
 from sv_sparse.deploy.packing import VALUES
+from sv_sparse.deploy.quantize import quantize_onnx
 from sv_sparse.deploy.trained import load_network
-from sv_sparse.features import MEL_BINS
+from sv_sparse.features import MEL_BINS, Filterbank
 
-SAMPLE_RATE = 16000
+_UTTERANCES, _SECONDS = 32, 6.0  # that tell int8 the range of values: so many, and at most so long
 _FIGURES = ("target_sparsity", "sparsity_network", "parameters", "kept_parameters", "seed")
 _JUDGED = ("name", "trials", "targets", "speakers", "enrolment", "normalization", "eer", "eer_interval", "costs")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``sv-sparse export``."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, or a network file of one")
+    parser.add_argument("trained", type=Path, metavar="RUN", help="a run folder, or a network file of one")
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="model.safetensors or model.onnx")
+    parser.add_argument(
+        "--compact",
+        action="store_true",
+        help="without channels that are dead (ECAPA and ResNet34): a smaller dense network",
+    )
     parser.add_argument(
         "--values",
         choices=list(VALUES),
-        default="fp32",
-        help="what weights are rounded to in a .safetensors; fp32 keeps every bit",
+        help="what weights of a .safetensors are rounded to; fp32, which keeps every bit",
     )
+    parser.add_argument(
+        "--features", choices=FEATURES, help="of an .onnx: inside (a waveform goes in, the default) or outside"
+    )
+    parser.add_argument("--int8", action="store_true", help="an .onnx with products in eight bits")
     parser.add_argument("--licence", default="not stated", help="of the network, for its card")
     parser.add_argument("--trained-on", help="the training data in words, for its card; the run's setting if not given")
 
@@ -38,19 +57,83 @@ def run(chosen: argparse.Namespace) -> None:
         ValueError: something is not as expected; names it.
         OSError: something cannot be read or written.
     """
-    folder, path = _places(chosen.run)
+    kind = _kind(chosen)
+    folder, path = _places(chosen.trained)
     network, backend, settings = load_network(path)
+    dense = _bytes(network)
     card = make_card(folder, settings, licence=chosen.licence, trained_on=chosen.trained_on)
-    if chosen.to.suffix == ".safetensors":
+    model = settings["model"]
+    if chosen.compact:
+        small = compact(network)
+        network, model = small, small.settings
+    if kind == ".safetensors":
         features = {"sample_rate": SAMPLE_RATE, "mel_bins": MEL_BINS}
-        write_package(chosen.to, network, settings["model"], backend, card, features=features, values=chosen.values)
-        dense = sum(value.numel() * 4 for value in network.state_dict().values() if value.is_floating_point())
+        write_package(chosen.to, network, model, backend, card, features=features, values=chosen.values or "fp32")
     else:
-        raise ValueError(f"--to {chosen.to}: expected a name that ends in .safetensors or .onnx")
+        write_onnx(chosen.to, network, card, folder, features=chosen.features or "inside", int8=chosen.int8)
     size = chosen.to.stat().st_size
-    print(
-        f"{chosen.to}: {size / 1e6:.2f} MB, {dense / size:.1f} times smaller than its {dense / 1e6:.1f} MB with zeros"
-    )
+    share = f", {dense / size:.1f} times smaller" if size < dense else ""
+    print(f"{chosen.to}: {size / 1e6:.2f} MB{share}; the network as it was trained has {dense / 1e6:.1f} MB")
+
+
+def _kind(chosen: argparse.Namespace) -> str:
+    """The ending of the file that is asked for, once all that is asked for fits it."""
+    kind: str = chosen.to.suffix
+    if kind not in {".safetensors", ".onnx"}:
+        raise ValueError(f"--to {chosen.to}: expected a name that ends in .safetensors or .onnx")
+    foreign = {".safetensors": ("features", "int8"), ".onnx": ("values",)}[kind]
+    for name in foreign:
+        if getattr(chosen, name):
+            raise ValueError(f"--{name} is not for a {kind}, which --to {chosen.to} asks for")
+    return kind
+
+
+def write_onnx(
+    path: Path, network: nn.Module, card: dict[str, Any], folder: Path, *, features: str = "inside", int8: bool = False
+) -> None:
+    """Write a network as an ONNX file.
+
+    Args:
+        path: the file.
+        network: filterbank [B, F, T] to embedding [B, E].
+        card: goes into the file's metadata.
+        folder: of its run, whose training utterances tell int8 the range of values.
+        features: ``inside`` or ``outside``.
+        int8: products in eight bits.
+
+    Raises:
+        ValueError: the packages for ONNX are missing, or the run's recordings are gone.
+        OSError: a file cannot be read or written.
+    """
+    metadata = {"card": json.dumps(card, allow_nan=False)}
+    if not int8:
+        export_onnx(network, path, features=features, metadata=metadata)
+        return
+    with TemporaryDirectory() as temporary:
+        whole = Path(temporary) / "whole.onnx"
+        export_onnx(network, whole, features=features, metadata=metadata)
+        quantize_onnx(whole, path, heard(folder, features))
+
+
+def heard(folder: Path, features: str) -> Iterator[np.ndarray]:
+    """Some of a run's training utterances, as an ONNX file of these features takes them.
+
+    Raises:
+        ValueError: the run does not say what it was trained on, or a recording cannot be read.
+    """
+    if not (folder / "manifest.parquet").is_file():
+        raise ValueError(f"--int8: {folder} has no manifest.parquet, which says what it was trained on")
+    manifest, filterbank = Manifest(folder / "manifest.parquet"), Filterbank(SAMPLE_RATE, MEL_BINS)
+    rows = manifest.split("train")
+    for row in rows[:: max(1, len(rows) // _UTTERANCES)][:_UTTERANCES]:
+        waveform = read_utterance(manifest.parts(row))[None, : round(_SECONDS * SAMPLE_RATE)]
+        with torch.no_grad():
+            yield (waveform if features == "inside" else filterbank(waveform)).numpy()
+
+
+def _bytes(network: nn.Module) -> int:
+    """Of a network with its zeros, in float32."""
+    return sum(value.numel() * 4 for value in network.state_dict().values() if value.is_floating_point())
 
 
 def _places(given: Path) -> tuple[Path, Path]:

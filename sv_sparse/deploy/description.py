@@ -123,7 +123,7 @@ def _one_stored(name: str, each: Any) -> Stored:
     axes: list[Any] = shape if isinstance(shape, list) and len(shape) <= _MAX_AXES else [None]
     if not all(_whole(axis, 1, MAX_VALUES) for axis in axes) or prod(axes) > MAX_VALUES:
         raise ValueError(f"{name} has shape {str(shape)[:60]}")
-    if kind not in KINDS or values not in VALUES or not _whole(kept, 0, prod(axes)):
+    if kind not in KINDS or values not in list(VALUES) or not _whole(kept, 0, prod(axes)):
         raise ValueError(f"{name} is described by {str(each)[:60]}, which is not allowed")
     return Stored(kind, tuple(axes), kept, values)
 

@@ -5,12 +5,15 @@ from typing import Any
 
 from torch import nn
 
+from sv_sparse.deploy.compact_ecapa import CompactECAPA
+from sv_sparse.deploy.compact_resnet import CompactResNet34
 from sv_sparse.models.ecapa import ECAPA
 from sv_sparse.models.resnet import ResNet34
 from sv_sparse.models.se_resnet import SEResNet
 
 _KNOWN: dict[str, type[nn.Module]] = {
-    f"{network.__module__}.{network.__qualname__}": network for network in (ECAPA, ResNet34, SEResNet)
+    f"{network.__module__}.{network.__qualname__}": network
+    for network in (ECAPA, ResNet34, SEResNet, CompactECAPA, CompactResNet34)
 }
 _MOST, _LONGEST = {"res2net_scale": 64}, 64
 _WIDEST = 1 << 16
@@ -27,7 +30,7 @@ def build_network(model: Mapping[str, Any], mel_bins: int) -> nn.Module:
         ValueError: the class is none of ours, or a setting is not allowed.
     """
     target = model.get("_target_")
-    if target not in _KNOWN:
+    if not isinstance(target, str) or target not in _KNOWN:
         raise ValueError(f"its network is {target!r}, expected one of {', '.join(_KNOWN)}")
     settings = {name: value for name, value in model.items() if name != "_target_"}
     for name, value in settings.items():

@@ -70,11 +70,12 @@ def partition(
 
 def describe(groups: Iterable[dict[str, Any]]) -> str:
     """The partition as a Markdown table; ``groups`` as partition() returns them, or an optimizer's ``param_groups``."""
-    rows = ["| group | tensors | parameters | regularizer |", "|---|---:|---:|---|"]
+    sizes: dict[tuple[str, str], list[int]] = {}
     for group in groups:
         params = [param[1] if isinstance(param, tuple) else param for param in group["params"]]
-        size = sum(param.numel() for param in params)
-        rows.append(f"| {group.get('name', '')} | {len(params)} | {size:,} | {group['regularizer']} |")
+        sizes.setdefault((group.get("name", ""), group["regularizer"]), []).extend(param.numel() for param in params)
+    rows = ["| group | tensors | parameters | regularizer |", "|---|---:|---:|---|"]
+    rows += [f"| {name} | {len(each)} | {sum(each):,} | {kind} |" for (name, kind), each in sizes.items()]
     return "\n".join(rows)
 
 

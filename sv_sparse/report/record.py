@@ -1,14 +1,14 @@
 """A run folder as its report reads it."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from sv_sparse.monitor import Row, read_rows
 from sv_sparse.report.results import Results
+from sv_sparse.settings import read_settings
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,14 @@ def read_record(folder: Path, results: Results) -> Record:
     Raises:
         OSError: a file is missing or cannot be read.
     """
-    settings: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     rows = read_rows(folder / "metrics.jsonl")
     steps = [row for row in rows if "loss" in row]
-    return Record(folder, results, settings, environment, steps, [row for row in rows if "validation_eer" in row])
+    return Record(folder, results, read_settings(folder), environment, steps, [row for row in rows if "validation_eer" in row])
+
+
+def judged_lists(folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run was judged by: its own lists, and those it has been judged by since."""
+    path = folder / "evaluations.json"
+    later = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return results["evaluations"] | {key: one for key, one in later.items() if key not in results["evaluations"]}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sv_sparse.report.draw import draw_run
 from sv_sparse.report.page import run_markdown, run_page
-from sv_sparse.report.record import read_record
+from sv_sparse.report.record import judged_lists, read_record
 from sv_sparse.report.results import Results
 from sv_sparse.report.style import Drawn, standalone
 from sv_sparse.report.tables import results_table
@@ -47,8 +47,7 @@ def refresh_report(folder: Path) -> None:
         OSError: a file of the run folder is missing, or something cannot be written.
     """
     results: Results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    later = json.loads((folder / "evaluations.json").read_text(encoding="utf-8"))
-    results["evaluations"] |= {name: one for name, one in later.items() if name not in results["evaluations"]}
+    results["evaluations"] = judged_lists(folder, results)
     write_report(folder, results, draw_run(folder, results))
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 
-from sv_sparse.scoring.cosine import Rows
-from sv_sparse.scoring.metrics import Floats, OperatingPoint
+from sv_sparse.scoring.cosine import Floats, Rows
+from sv_sparse.scoring.metrics import OperatingPoint
 
 Interval = tuple[float, float]
 Statistic = Callable[["Redrawn"], NDArray[np.float64]]

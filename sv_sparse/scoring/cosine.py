@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+Floats = NDArray[np.floating]
 Rows = NDArray[np.int64]
 
 _TRIALS_AT_ONCE = 16384  # so that the gathered rows stay in the processor's cache

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 from scipy.special import log_expit, logit
 
-Floats = NDArray[np.floating]
+from sv_sparse.scoring.cosine import Floats
+
 Curve = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 

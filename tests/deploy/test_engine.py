@@ -35,7 +35,7 @@ def test_embeddings_are_those_of_the_network_with_its_zeros(model, density):
         assert difference(network, engine, torch.randn(2, 80, frames)) < 1e-5, frames
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(st.data())
 def test_any_ecapa_is_computed(data):
     draw = data.draw
@@ -60,7 +60,7 @@ def test_any_ecapa_is_computed(data):
         assert difference(network, engine, torch.randn(1, 80, frames)) < 1e-4
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=8)
 @given(st.integers(1, 5), st.integers(9, 120), st.integers(DENSE, WIDEST_TILE), st.sampled_from([0.05, 0.5]))
 def test_any_resnet_is_computed(base_channels, frames, tile, density):
     network = folded(small.trained(small.RESNET | {"base_channels": base_channels}, density))

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from sv_sparse.scoring.calibration import Calibration, calibrate, qualities_of
+from sv_sparse.scoring.calibration import Calibration, qualities_of
 from sv_sparse.scoring.metrics import OperatingPoint, act_dcf, cllr, min_cllr, min_dcf, rank_scores
+from sv_sparse.scoring.regression import calibrate
 
 
 def scored(count: int = 40_000, seed: int = 0):

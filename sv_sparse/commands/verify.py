@@ -1,0 +1,53 @@
+"""sv-sparse verify: whether two recordings are of one speaker."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from sv_sparse.commands.model import add_decision, add_model, load_model
+from sv_sparse.deploy.decision import Verification
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``sv-sparse verify``."""
+    parser.add_argument("enrolment", type=Path, metavar="A", help="a recording")
+    parser.add_argument("test", type=Path, metavar="B", help="another one")
+    add_model(parser)
+    add_decision(parser)
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Run ``sv-sparse verify``.
+
+    Raises:
+        ValueError: the model or a recording cannot be read, or no such threshold is known; names it.
+    """
+    verifier = load_model(chosen)
+    found = verifier.verify(
+        chosen.enrolment,
+        chosen.test,
+        prior=chosen.prior,
+        false_alarms=chosen.false_alarms,
+        threshold=chosen.threshold,
+    )
+    if chosen.json:
+        print(json.dumps(found.as_dict(), allow_nan=False))
+    else:
+        print("\n".join(_lines(found, verifier.backend.normalization)))
+
+
+def _lines(found: Verification, normalization: str) -> Iterator[str]:
+    """A verification for the terminal."""
+    yield f"score {found.score:.4f} ({'cosine' if normalization == 'none' else normalization})"
+    if found.llr is None:
+        yield "no probability: the model is not calibrated"
+    else:
+        yield f"log-likelihood ratio {found.llr:.2f}"
+        yield f"probability of one speaker {found.probability:.2%}, where it was {found.prior:.2%} before"
+    if found.threshold is None:
+        yield "no decision: the model knows no threshold; --threshold gives one"
+    else:
+        share = f", for {100 * found.false_alarms:g}% false alarms" if found.false_alarms is not None else ""
+        yield f"{'accepted' if found.accepted else 'not accepted'}: threshold {found.threshold:.2f}{share}"
+    yield f"{found.seconds:.3f} seconds"

@@ -1,0 +1,61 @@
+"""Laws of sv-sparse serve, the command."""
+
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from serving import audio, serving, tiny_verifier, verify
+
+from sv_sparse.cli import parser
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def verifier(folder):
+    return tiny_verifier(folder)
+
+
+@pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_the_command_serves_until_it_is_stopped_and_warns_of_the_network(folder, verifier, host, warned):
+    command = [sys.executable, "-m", "sv_sparse.cli", "serve", "--model", str(folder / "model.safetensors")]
+    command += ["--host", host, "--port", "0", "--max-seconds", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            port = int(re.search(r"http://[\d.]+:(\d+) ", process.stdout.readline())[1])
+            assert verify(port, audio(0), audio(0)).said["score"] == pytest.approx(1, abs=1e-5)
+            assert verify(port, audio(0, 1.5), audio(0)).status == 413
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 128 + signal.SIGINT
+    assert ("anybody on the network" in err) == warned
+
+
+def refused(*given: str) -> str:
+    """What the command says where it does not begin."""
+    chosen = parser(["serve"]).parse_args(["serve", *given])
+    with pytest.raises(ValueError, match=r"\w") as problem:
+        chosen.run(chosen)
+    return str(problem.value)
+
+
+def test_what_hinders_the_server_is_named(folder, verifier, monkeypatch):
+    model = ("--model", str(folder / "model.safetensors"))
+    with serving(verifier) as port:
+        assert f"--port {port} cannot be listened on" in refused(*model, "--port", str(port))
+    assert "0 to 65535" in refused(*model, "--port", "70000")
+    assert "--host no.such.name.invalid" in refused(*model, "--host", "no.such.name.invalid")
+    assert "max" not in refused(*model, "--max-seconds", "0")
+    assert "above 0" in refused(*model, "--max-seconds", "0")
+    assert "nowhere.safetensors" in refused("--model", str(folder / "nowhere.safetensors"))
+    monkeypatch.delitem(sys.modules, "sv_sparse.deploy.serve")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert "needs uvicorn: pip install 'sv-sparse[serve]'" in refused(*model)
