@@ -42,8 +42,8 @@ class Evaluation:
         calibration: What log-likelihood ratios come from, in words; None where there are none.
         eer: Equal error rate.
         eer_threshold: Score at which it is reached.
-        eer_interval: 95 % of draws of other speakers lie in it; None where speakers are not known, or few, or where there
-            are no errors: all draws agree then.
+        eer_interval: 95 % of draws of other speakers lie in it; None where speakers are not known, or few, or where
+            there are no errors: all draws agree then.
         costs: For each operating point ``p_target``, ``c_miss``, ``c_fa``, ``min_dcf`` with its threshold and
             interval, and ``act_dcf``.
         cllr: Of the log-likelihood ratios.

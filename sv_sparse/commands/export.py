@@ -115,8 +115,13 @@ def write_onnx(
         quantize_onnx(whole, path, heard(folder, features))
 
 
-def heard(folder: Path, features: str) -> Iterator[np.ndarray]:
+def heard(folder: Path, features: str, count: int = _UTTERANCES) -> Iterator[np.ndarray]:
     """Some of a run's training utterances, as an ONNX file of these features takes them.
+
+    Args:
+        folder: of the run.
+        features: ``inside``: waveforms [1, S]; ``outside``: filterbanks [1, F, T].
+        count: how many.
 
     Raises:
         ValueError: the run does not say what it was trained on, or a recording cannot be read.
@@ -125,7 +130,7 @@ def heard(folder: Path, features: str) -> Iterator[np.ndarray]:
         raise ValueError(f"--int8: {folder} has no manifest.parquet, which says what it was trained on")
     manifest, filterbank = Manifest(folder / "manifest.parquet"), Filterbank(SAMPLE_RATE, MEL_BINS)
     rows = manifest.split("train")
-    for row in rows[:: max(1, len(rows) // _UTTERANCES)][:_UTTERANCES]:
+    for row in rows[:: max(1, len(rows) // count)][:count]:
         waveform = read_utterance(manifest.parts(row))[None, : round(_SECONDS * SAMPLE_RATE)]
         with torch.no_grad():
             yield (waveform if features == "inside" else filterbank(waveform)).numpy()

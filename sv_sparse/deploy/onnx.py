@@ -32,7 +32,7 @@ def export_onnx(
 
     The file has one input and one output, ``embedding`` [B, E], float32; B and the length are free. An utterance must
     have as many frames as the network asks for: the file does not check it, and gives NaN or an engine's error.
-    Embeddings are torch's but for rounding: for 1 to 20 s a component differs by at most 2e-6 of the norm, which is
+    Embeddings are torch's but for rounding: for 1 to 20 s a component differs by at most 3e-6 of the norm, which is
     1.2e-5 for speech and a trained network.
 
     Args:

@@ -11,10 +11,10 @@ class ConvolvedFilterbank(nn.Module):
     """`Filterbank` at 16 kHz, windows and Fourier transform being one convolution: [B, S] to [B, F, T] float32.
 
     Where a voice's spectrum falls by 60 dB and digital silence interrupts it, a bin differs from `Filterbank` by up to
-    1.5e-4, on average by 5e-6; with 120 dB by up to 1.2e-3. Most of it is the rounding of torch's fast transform: the
-    convolution is nearer to the result in float64, by a factor of 1 to 7 in the worst bin, hence stays in float32.
-    ONNX's STFT is further from it than both, in onnxruntime. Engines that multiply float32 in fewer bits, such as
-    TF32, are to be told not to, or to be given the filterbank.
+    1.5e-4, on average by 5e-6; with 120 dB by up to 1.2e-3. Most of that is the rounding of torch's fast transform: of
+    such sounds the convolution is nearer to the result in float64, by a factor of 1 to 7 in the worst bin, hence stays
+    in float32. ONNX's STFT, in onnxruntime, has 1.5 to 13 times its error. Engines that multiply float32 in fewer bits,
+    such as TF32, are to be told not to, or to be given the filterbank.
 
     Args:
         mel_bins: F.

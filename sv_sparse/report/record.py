@@ -51,7 +51,8 @@ def read_record(folder: Path, results: Results) -> Record:
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     rows = read_rows(folder / "metrics.jsonl")
     steps = [row for row in rows if "loss" in row]
-    return Record(folder, results, read_settings(folder), environment, steps, [row for row in rows if "validation_eer" in row])
+    epochs = [row for row in rows if "validation_eer" in row]
+    return Record(folder, results, read_settings(folder), environment, steps, epochs)
 
 
 def judged_lists(folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:
