@@ -16,7 +16,7 @@ TINY = (
     *("trainer.workers=0", "trainer.device=cpu", "trainer.precision=fp32"),
 )
 TINY_ECAPA = ("model.channels=16", "model.mfa_channels=24", "model.se_channels=8", "model.attention_channels=8")
-TINY_RESNET = ("model.base_channels=4",)
+TINY_RESNET = ("model.base_channels=16",)
 
 # What a setting may begin with that is for training and not for fine-tuning, which has conf/experiment/lmft.yaml.
 SCHEDULE = (

@@ -110,10 +110,10 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     origin = None if begun else read_origin(settings)
     started_sparse = origin.started_sparse if origin is not None else starts_sparse(settings)
     rates = learning_rates(settings, started_sparse=started_sparse)
-    groups = parameter_groups(network, head, settings, rates)
     if origin is not None:
         origin.put_into(network, settings["model"], head, corpus.manifest)
-    elif started_sparse:
+    groups = parameter_groups(network, head, settings, rates)
+    if origin is None and started_sparse:
         chosen = [p for group in groups if group["regularizer"] != "none" for _, p in group["params"]]
         _start_sparse(chosen, settings)
     nn.ModuleList([network, head]).to(compute.device)
@@ -229,14 +229,14 @@ def parameter_groups(
 
 
 def _by_layer(group: dict[str, Any]) -> list[dict[str, Any]]:
-    """A group for each weight, whose ``lambda_scale`` is the weight's size as it is, next to that of all together.
+    """A group for each weight, whose ``lambda_scale`` is the weight's size as it is, next to that of the whole group.
 
     Layers with many inputs have small weights: under one lambda all their channels would die before any of another.
     """
     if group["regularizer"] == "none":
         return [group]
     squares = [float(param.detach().square().mean()) for _, param in group["params"]]
-    mean = sum(squares) / len(squares)
+    mean = sum(squares) / len(squares) or 1.0
     pairs = zip(group["params"], squares, strict=True)
     return [group | {"params": [pair], "lambda_scale": (square / mean) ** 0.5 or 1.0} for pair, square in pairs]
 

@@ -22,7 +22,7 @@ COMMANDS = [
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 TINY_DEMO = ("data.make.train_speakers=6", "data.make.test_speakers=4", "data.make.trials=40", "data.make.sessions=3")
 SCRIPT = str(Path(sys.executable).with_name("sv-sparse"))
-TINY_RESNET = (*(word for word in TINY if not word.startswith("model.")), "model.base_channels=4")
+TINY_RESNET = (*(word for word in TINY if not word.startswith("model.")), "model.base_channels=16")
 
 
 def of(program: str) -> list[str]:

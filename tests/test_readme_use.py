@@ -65,8 +65,7 @@ def test_the_page_answers(place):
 
 def test_the_python_of_the_readme_decides(place, monkeypatch, capsys, tmp_path):
     (snippet,) = [code for code in SNIPPETS if "Verifier" in code]
-    waveform, _ = soundfile.read(place / "a.wav", dtype="float32")
     shutil.copytree(place, tmp_path / "place")
     monkeypatch.chdir(tmp_path / "place")
-    exec(snippet, {"waveform": waveform, "chunk": waveform})
+    exec(snippet, {})
     assert capsys.readouterr().out.split()[-1] in {"True", "False", "None"}

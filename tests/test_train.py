@@ -149,7 +149,7 @@ def test_resnet34_linbreg_and_several_trial_lists_run(train, tones, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("\n".join(tones.trials.read_text().splitlines()[::2]) + "\n")
     tiny = [word for word in TINY if not word.startswith("model.")]
-    model = ["model=resnet34", "model.base_channels=4", "model.embedding_dim=16", "optim=linbreg", "trainer.epochs=1"]
+    model = ["model=resnet34", "model.base_channels=16", "model.embedding_dim=16", "optim=linbreg", "trainer.epochs=1"]
     lists = [*tones.settings()[:2], f"data.trials=[{tones.trials},{other}]"]
     done = train(*tiny, *model, *lists, "target_sparsity=0.7", "data.validation_share=0", "trainer.clip_norm=null")
     assert done.status == 0

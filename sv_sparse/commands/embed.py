@@ -55,13 +55,13 @@ def run(chosen: argparse.Namespace) -> None:
                     unreadable.append(file)
                     print(f"left out: {error}", file=sys.stderr)
             _show(f"{number} of {len(keys)}")
+        done = {str(file): found[key] for file, key in keys.items() if key in found}
+        if done:
+            (_write_csv if chosen.to.suffix == ".csv" else _write_npz)(chosen.to, done)
+            print(f"{chosen.to}: {len(done)} embeddings of {len(verifier.backend.mean)} numbers")
     except BaseException:
         _keep(begun, found, verifier.fingerprint)
         raise
-    done = {str(file): found[key] for file, key in keys.items() if key in found}
-    if done:
-        (_write_csv if chosen.to.suffix == ".csv" else _write_npz)(chosen.to, done)
-        print(f"{chosen.to}: {len(done)} embeddings of {len(verifier.backend.mean)} numbers")
     begun.unlink(missing_ok=True)
     if unreadable:
         raise ValueError(f"{len(unreadable)} of {len(keys)} recordings could not be embedded")
@@ -106,7 +106,7 @@ def _keep(path: Path, found: Mapping[str, Heard], fingerprint: str) -> None:
 def _begun(path: Path, fingerprint: str) -> dict[str, Heard]:
     """What an earlier attempt with the same model left, by key; nothing where it cannot be read."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
             rows = zip(file["files"].tolist(), file["embeddings"], file["seconds"].tolist(), strict=True)
             found = [(*name.split(), Heard(embedding, seconds)) for name, embedding, seconds in rows]
             return {key: heard for model, key, heard in found if model == fingerprint}

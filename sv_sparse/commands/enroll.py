@@ -31,8 +31,10 @@ def run(chosen: argparse.Namespace) -> None:
         raise ValueError("expected NAME FILE..., or --list, or --remove NAME")
     store = Store(path)
     if chosen.list:
-        for speaker in store.speakers():
+        speakers = store.speakers()
+        for speaker in speakers:
             print(f"{speaker.name}: {_amount(speaker.recordings, speaker.seconds)}, since {speaker.created[:10]}")
+        print(f"{len(speakers) or 'nobody is'} enrolled in {path}")
     elif chosen.remove:
         store.remove(chosen.name)
         print(f"{chosen.name} is removed from {path}")

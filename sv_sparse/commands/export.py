@@ -35,7 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compact",
         action="store_true",
-        help="without channels that are dead (ECAPA and ResNet34): a smaller dense network",
+        help="without dead channels: for runs with sparsity=channels, which become a smaller dense network",
     )
     parser.add_argument(
         "--values",

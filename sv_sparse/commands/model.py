@@ -4,6 +4,9 @@ import argparse
 import os
 from pathlib import Path
 
+import torch
+
+from sv_sparse.deploy.runtime import check_threads
 from sv_sparse.deploy.verifier import Verifier
 
 VARIABLE = "SV_SPARSE_MODEL"  # of the environment
@@ -49,6 +52,8 @@ def load_model(chosen: argparse.Namespace) -> Verifier:
     Raises:
         ValueError: neither does, or it cannot be read.
     """
+    if chosen.threads is not None:
+        torch.set_num_threads(check_threads(chosen.threads))
     return Verifier.from_pretrained(model_path(chosen), threads=chosen.threads)
 
 

@@ -12,9 +12,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``sv-sparse serve``."""
     add_model(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; this computer alone if not given")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
-    parser.add_argument("--max-seconds", type=float, default=60.0, help="longest recording")
-    parser.add_argument("--max-megabytes", type=float, default=20.0, help="largest recording")
+    parser.add_argument("--port", type=int, default=8000, help="8000 if not given; 0 takes a free one")
+    parser.add_argument("--max-seconds", type=float, default=60.0, help="longest recording (60)")
+    parser.add_argument("--max-megabytes", type=float, default=20.0, help="largest recording (20)")
 
 
 def run(chosen: argparse.Namespace) -> None:

@@ -81,11 +81,11 @@ def of_json(text: str | None) -> Description:
         ValueError: it is not one; says what is wrong.
     """
     if text is None:
-        raise ValueError("it has no description of a network")
+        raise ValueError("it has no description of a network, which sv-sparse export writes")
     whole = json.loads(text)
     if not isinstance(whole, dict) or "format" not in whole:
         raise ValueError("its description has no format")
-    if whole["format"] != FORMAT:
+    if not _whole(whole["format"], FORMAT, FORMAT):
         raise ValueError(f"it has format {whole['format']!r}, this version reads {FORMAT}")
     if set(whole) != _PARTS:
         raise ValueError(f"its description has {sorted(whole)}, expected {sorted(_PARTS)}")
@@ -99,7 +99,7 @@ def of_json(text: str | None) -> Description:
 def _features(features: dict[str, Any]) -> dict[str, int]:
     if set(features) != {"sample_rate", "mel_bins"}:
         raise ValueError(f"features has {sorted(features)}, expected mel_bins and sample_rate")
-    if features["sample_rate"] != 16000:
+    if not _whole(features["sample_rate"], 16000, 16000):
         raise ValueError(f"features has sample_rate {features['sample_rate']!r}, this version computes 16000")
     if not _whole(features["mel_bins"], 4, 256):
         raise ValueError(f"features has mel_bins {features['mel_bins']!r}, expected 4 to 256")

@@ -70,10 +70,8 @@ class SparseEngine:
         """Map filterbank [B, F, T] to embedding [B, E].
 
         Raises:
-            ValueError: it has another shape, or too few frames.
+            ValueError: it has too few frames.
         """
-        if filterbank.ndim != 3 or filterbank.shape[1] != self.mel_bins:
-            raise ValueError(f"expected a filterbank [B, {self.mel_bins}, T], got {list(filterbank.shape)}")
         frames = filterbank.shape[2]
         if frames < self._layout.least_frames:
             raise ValueError(

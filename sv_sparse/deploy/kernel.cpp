@@ -39,7 +39,7 @@ INLINE Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
 
 // e^x to within three units in the last place: 2^n times a polynomial in what is left.
 INLINE Vec exponential(Vec x) {
-    x = larger(smaller(x, every(88.0f)), every(-87.0f));
+    x = larger(every(-87.0f), smaller(every(88.0f), x));  // in this order what is not a number stays
     const Vec magic = every(12582912.0f);  // adding it rounds to a whole number, in the lowest bits
     const Vec shifted = x * 1.44269504f + magic;
     const Vec n = shifted - magic;
@@ -282,7 +282,8 @@ void attend(const Step& s, const Run& run) {
     EACH_ROW {
         const float* line = run.at(s.in_level, s.in_plane + row);
         float* weight = run.at(s.in_level, s.add_plane + row);
-        for (int64_t i = count; i < rounded(count); i++) weight[i] = -INFINITY;  // their weight is next to nothing
+        const int64_t whole = (count + LANES - 1) / LANES * LANES;
+        for (int64_t i = count; i < whole; i++) weight[i] = -INFINITY;  // their weight is next to nothing
         Vec most = every(-INFINITY), sums = {}, products = {};
         for (int64_t i = 0; i < count; i += LANES) most = larger(most, load(weight + i));
         float highest = most[0];
@@ -360,14 +361,15 @@ void run_steps(const Step* steps, int64_t count, const Level* levels, float* are
     for (int64_t i = 0; i < count; i++) perform(steps[i], run);
 }
 
-// Zeros around the images of `planes` planes of each level, which no step writes afterwards.
+// Zeros around the images of `planes` planes of each level. Afterwards steps keep them, but for MIRROR, whose planes are
+// mirrored again before anything reads beyond their ends.
 void clear_around(const Level* levels, const int64_t* planes, int64_t count, float* arena) {
     for (int64_t level = 0; level < count; level++) {
         const Level& l = levels[level];
         for (int64_t plane = 0; plane < planes[level]; plane++) {
             float* start = arena + l.base + plane * l.plane;
             std::fill(start, start + l.lead, 0.0f);
-            std::fill(start + l.lead + rounded(l.rows * l.stride), start + l.plane, 0.0f);
+            std::fill(start + l.lead + l.rows * l.stride, start + l.plane, 0.0f);
         }
     }
 }

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sv_sparse.deploy.program import After, Area, Program, Shape
+from sv_sparse.deploy.program import After, Area, NoProgramError, Program, Shape
 from sv_sparse.models.ecapa import ECAPA
 from sv_sparse.models.layers import ConvUnit, Res2Conv, SERes2Block
 from sv_sparse.models.pooling import AttentiveStatisticsPooling
@@ -18,14 +18,14 @@ def lower(network: nn.Module) -> Program:
     """The program of a folded network: filterbank [F, T] to embedding [E].
 
     Raises:
-        ValueError: it is none of LOWERED.
+        NoProgramError: it is none of LOWERED, or too wide for the kernels.
     """
     if isinstance(network, ECAPA):
         return _ECAPA(network).program
     if isinstance(network, ResNet34):
         return _resnet(network)
     known = ", ".join(kind.__name__ for kind in LOWERED)
-    raise ValueError(f"there is no program for {type(network).__name__}, only for {known}")
+    raise NoProgramError(f"there is no program for {type(network).__name__}, only for {known}")
 
 
 def _norm(norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:

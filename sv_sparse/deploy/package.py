@@ -5,6 +5,7 @@ trained on. A safetensors file; nothing in it is run. Reading refuses whatever d
 """
 
 import hashlib
+import json
 import os
 import struct
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ from sv_sparse.storage import atomic_write
 _PLACES, _VALUES, _KEY = "places:", "values:", "sv_sparse"
 _BACKEND = "backend."
 _MAX_HEADER = 16 << 20  # bytes
+_HOW = "one is made from a run by: sv-sparse export RUN --to model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Package:
         features: ``sample_rate`` in Hz, ``mel_bins``.
         card: what it was trained on, how well it does, under which licence: plain data.
         values: what weights were rounded to when it was written: ``fp32`` (not at all), ``bf16`` or ``fp16``.
-        fingerprint: of the file's contents: hexadecimal digits of their SHA-256.
+        fingerprint: of the weights and settings, not of the card: packages of one network can share embeddings.
     """
 
     model: dict[str, Any]
@@ -139,20 +141,22 @@ def _read(path: Path) -> Package:
         expected |= {_PLACES + name for name, each in about.stored.items() if each.kind != "dense"}
         if set(file.keys()) != expected:
             raise ValueError(f"it lacks {sorted(expected - set(file.keys()))[:3]} or has more than it describes")
-        found = {name: _unpacked(file, name, each) for name, each in about.stored.items()}
+        frames = {name: _frames(file, name, each) for name, each in about.stored.items()}
+    found = {name: _unpacked(frames[name], name, each) for name, each in about.stored.items()}
     backend = _backend(about, {key: found.pop(key) for key in list(found) if key.startswith(_BACKEND)}, network)
     kinds = {each.values for each in about.stored.values()} - {"fp32"}
-    with path.open("rb") as content:
-        fingerprint = hashlib.file_digest(content, "sha256").hexdigest()
-    return Package(about.model, found, backend, about.features, about.card, next(iter(kinds), "fp32"), fingerprint)
+    values = next(iter(kinds), "fp32")
+    return Package(about.model, found, backend, about.features, about.card, values, _fingerprint(about, frames))
 
 
 def _refuse_long_header(path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"it is a folder; {_HOW}")
     with path.open("rb") as file:
         start = file.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if not 2 <= length <= min(_MAX_HEADER, path.stat().st_size - 8):
-        raise ValueError(f"its header would have {length} bytes of {path.stat().st_size}")
+        raise ValueError(f"it does not begin as a safetensors file; {_HOW}")
 
 
 def _empty(model: Mapping[str, Any], mel_bins: int) -> nn.Module:
@@ -178,18 +182,31 @@ def _compare_shapes(weights: Mapping[str, Tensor], stored: Mapping[str, Stored])
             raise ValueError(f"{name} has shape {stored[name].shape}, its network has {tuple(weight.shape)}")
 
 
-def _unpacked(file: Any, name: str, each: Stored) -> Tensor:
-    frames = {
-        part: file.get_tensor(part + name) for part in (_VALUES, _PLACES) if part == _VALUES or each.kind != "dense"
-    }
-    if any(frame.dtype != np.uint8 or frame.ndim != 1 for frame in frames.values()):
+def _frames(file: Any, name: str, each: Stored) -> dict[str, bytes]:
+    """The frames of a tensor, by part."""
+    parts = (_VALUES,) if each.kind == "dense" else (_VALUES, _PLACES)
+    slices = [file.get_slice(part + name) for part in parts]
+    if any(part.get_dtype() != "U8" or len(part.get_shape()) != 1 for part in slices):
         raise ValueError(f"{name} is stored as something else than bytes")
-    places = frames[_PLACES].tobytes() if _PLACES in frames else b""
-    packed = Packed(each.kind, each.kept, places, frames[_VALUES].tobytes())
+    return {part: file.get_tensor(part + name).tobytes() for part in parts}
+
+
+def _unpacked(frames: Mapping[str, bytes], name: str, each: Stored) -> Tensor:
+    packed = Packed(each.kind, each.kept, frames.get(_PLACES, b""), frames[_VALUES])
     try:
         return unpack(packed, prod(each.shape), each.values).view(each.shape)
     except ValueError as error:
         raise ValueError(f"{name} {error}") from error
+
+
+def _fingerprint(about: Description, frames: Mapping[str, Mapping[str, bytes]]) -> str:
+    """Of what makes embeddings, whatever else the file says."""
+    found = hashlib.sha256(json.dumps([about.model, about.features], sort_keys=True).encode())
+    for name in sorted(frames):
+        if not name.startswith(_BACKEND):
+            for part, content in sorted(frames[name].items()):
+                found.update(f"{part}{name} {len(content)} ".encode() + content)
+    return found.hexdigest()
 
 
 def _backend(about: Description, tensors: Mapping[str, Tensor], network: nn.Module) -> Backend:

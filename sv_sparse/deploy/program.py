@@ -18,6 +18,10 @@ from sv_sparse.deploy.native import ACTIVATIONS, ENTRY, MOST_CHANNELS, MOST_TAPS
 _ROOM = 16  # values: as kernel.cpp's
 
 
+class NoProgramError(ValueError):
+    """The kernels cannot compute a network."""
+
+
 @dataclass(frozen=True)
 class Area:
     """Planes of a level, from one on."""
@@ -239,7 +243,7 @@ class Program:
             product: where a dense product may wait for what follows, if not in the target: C_out planes of its level.
 
         Raises:
-            ValueError: the kernels cannot read it: it has more than 65535 channels, or more than 255 taps.
+            NoProgramError: the kernels cannot read it: it has more than 65535 channels, or more than 255 taps.
         """
         weight = (weight if weight.ndim == 4 else weight[:, :, None, None]).detach()
         layer = _layer(name, weight, source, product or target, len(self.steps), dilation, strided=phases is not None)
@@ -248,7 +252,7 @@ class Program:
         fits = weight.shape[:2] == (target.count, source.count) and read.count <= MOST_CHANNELS
         fits = fits and len(layer.offsets) <= MOST_TAPS
         if not fits or layer.reach[0] > room[0] or layer.reach[1] > room[1]:  # it would read outside its planes
-            raise ValueError(f"{name} of shape {list(weight.shape)} is not what the sparse kernels can read")
+            raise NoProgramError(f"{name} of shape {list(weight.shape)} is not what the sparse kernels can read")
         self.layers.append(layer)
         self.step("convolve", target.count, read, target, after, taps=len(layer.offsets), offsets=layer.offsets)
 

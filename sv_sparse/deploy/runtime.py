@@ -8,15 +8,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sv_sparse import __version__
 from sv_sparse.deploy.engine import SparseEngine
 from sv_sparse.deploy.lower import LOWERED, lower
 from sv_sparse.deploy.package import Package
 from sv_sparse.deploy.plan import DENSE, Plan
+from sv_sparse.deploy.program import NoProgramError, Program
 from sv_sparse.deploy.torch_engine import TorchEngine
 
 logger = logging.getLogger(__name__)
 
 ENGINES = ("auto", "sparse", "torch")
+MOST_THREADS = 1024
 
 
 class Runtime:
@@ -25,10 +28,11 @@ class Runtime:
     Args:
         engine: what computes it.
         words: what it is, for people.
+        mel_bins: F.
     """
 
-    def __init__(self, engine: SparseEngine | TorchEngine, words: str) -> None:
-        self.engine, self.words = engine, words
+    def __init__(self, engine: SparseEngine | TorchEngine, words: str, mel_bins: int) -> None:
+        self.engine, self.words, self.mel_bins = engine, words, mel_bins
 
     def __call__(self, filterbank: Tensor) -> Tensor:
         """Map filterbank [B, F, T] to embedding [B, E], float32.
@@ -36,6 +40,8 @@ class Runtime:
         Raises:
             ValueError: it has another shape, or too few frames.
         """
+        if filterbank.ndim != 3 or filterbank.shape[1] != self.mel_bins:
+            raise ValueError(f"expected a filterbank [B, {self.mel_bins}, T], got {list(filterbank.shape)}")
         return self.engine(filterbank)
 
     @classmethod
@@ -49,41 +55,52 @@ class Runtime:
             threads: that the sparse kernels use; torch's own number if not given. Layers that torch computes use
                 torch's.
             engine: ``sparse``, the kernels of this project; ``torch``, compressed rows where they gain; ``auto``:
-                sparse, and torch where there is no program for the network or, with a warning, no compiler.
+                sparse, and torch where there is no program for the kind of network or, with a warning, no compiler or
+                a network too wide for the kernels.
             plan: how the sparse engine computes each layer. If not given, the one that was measured for this package
                 on this machine (``plan_path``), or one by the layers' densities.
 
         Raises:
             ValueError: the engine is none of these, or has no program for the network, or the plan is one of another
-                network or cannot be read.
+                network.
             OSError: the engine ``sparse`` cannot be compiled.
         """
         if engine not in ENGINES:
             raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-        threads = torch.get_num_threads() if threads is None else threads
-        if threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
+        threads = check_threads(torch.get_num_threads() if threads is None else threads)
+        bins = package.features["mel_bins"]
         network = package.network()
         if engine == "torch" or (engine == "auto" and not isinstance(network, LOWERED)):
-            return cls._by_torch(network)
-        stored = plan_path(package, threads)
-        if plan is None and stored.is_file():
-            plan = Plan.load(stored)
+            return cls(*_by_torch(network), bins)
         try:
-            found = SparseEngine(lower(network), threads=threads, plan=plan)
-        except OSError as error:
+            program = lower(network)
+            plan = stored_plan(package, program, threads) if plan is None else plan
+            found = SparseEngine(program, threads=threads, plan=plan)
+        except (OSError, NoProgramError) as error:
             if engine == "sparse":
                 raise
             logger.warning("%s; computing by torch meanwhile", error)
-            return cls._by_torch(network)
+            return cls(*_by_torch(network), bins)
         dense = sum(tile == DENSE for tile in found.plan.layers.values())
         how = f"planned by measurement on {found.plan.machine}" if found.plan.machine else "planned by density"
-        return cls(found, f"sparse kernels, {threads} threads, {dense} of {len(found.plan.layers)} layers dense, {how}")
+        words = f"sparse kernels, {threads} threads, {dense} of {len(found.plan.layers)} layers dense, {how}"
+        return cls(found, words, bins)
 
-    @classmethod
-    def _by_torch(cls, network: torch.nn.Module) -> "Runtime":
-        engine = TorchEngine(network)
-        return cls(engine, f"torch, {len(engine.layers)} layers by compressed rows, the others dense")
+
+def _by_torch(network: torch.nn.Module) -> tuple[TorchEngine, str]:
+    engine = TorchEngine(network)
+    return engine, f"torch, {len(engine.layers)} layers by compressed rows, the others dense"
+
+
+def check_threads(threads: int) -> int:
+    """The number of threads.
+
+    Raises:
+        ValueError: it is none that a machine has.
+    """
+    if not 1 <= threads <= MOST_THREADS:
+        raise ValueError(f"threads must be 1 to {MOST_THREADS}, got {threads}")
+    return threads
 
 
 def machine() -> str:
@@ -93,7 +110,30 @@ def machine() -> str:
 
 
 def plan_path(package: Package, threads: int) -> Path:
-    """Where the plan that was measured for a package with so many threads is kept on this machine."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sv-sparse" / "plans"
-    about = f"{package.fingerprint} {machine()} {torch.__version__} {threads}"
+    """Where the plan that was measured for a package with so many threads is kept on this machine.
+
+    Raises:
+        OSError: there is no home for it.
+    """
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sv-sparse" / "plans"
+    except RuntimeError as error:
+        raise OSError(f"plans are kept in the user's cache: {error}") from error
+    about = f"{package.fingerprint} {machine()} {torch.__version__} {__version__} {threads}"
     return cache / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}.json"
+
+
+def stored_plan(package: Package, program: Program, threads: int) -> Plan | None:
+    """The plan that was measured on this machine; one that is of no use is warned of, and left."""
+    try:
+        path = plan_path(package, threads)
+        if not path.is_file():
+            return None
+        plan = Plan.load(path)
+    except (OSError, ValueError) as error:
+        logger.warning("%s; planning by density", error)
+        return None
+    if set(plan.layers) != {layer.name for layer in program.layers}:
+        logger.warning("%s is a plan of other layers; planning by density", path)
+        return None
+    return plan

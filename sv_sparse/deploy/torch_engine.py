@@ -25,6 +25,10 @@ class TorchEngine:
         self.network = network.eval().requires_grad_(False)
         keep_channels_last(self.network)
         self.layers = _use_rows(self.network)
+        convs = [
+            conv for conv in self.network.modules() if isinstance(conv, nn.Conv2d) and conv.padding_mode != "zeros"
+        ]
+        self._least = 1 + max((int(conv.padding[1]) for conv in convs), default=0)  # frames that have a mirror image
 
     @torch.no_grad()
     def __call__(self, filterbank: Tensor) -> Tensor:
@@ -33,6 +37,10 @@ class TorchEngine:
         Raises:
             ValueError: it has too few frames.
         """
+        if filterbank.shape[-1] < self._least:
+            raise ValueError(
+                f"expected at least {self._least} frames, got {filterbank.shape[-1]}; use longer utterances"
+            )
         return self.network(filterbank)
 
 

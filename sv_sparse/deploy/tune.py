@@ -38,6 +38,14 @@ def measured_plan(program: Program, machine: str, *, threads: int = 1, rounds: i
     return Plan(layers, f"{machine}, {threads} threads")
 
 
+def milliseconds(program: Program, plan: Plan | None, *, threads: int, rounds: int = _ROUNDS) -> float:
+    """Median time for three seconds of noise by a plan; by density if not given."""
+    engine, speech = SparseEngine(program, threads=threads, plan=plan), torch.randn(1, program.mel_bins, FRAMES)
+    with torch_threads(threads):
+        engine(speech)
+        return 1e3 * _seconds({0: lambda: engine(speech)}, rounds)[0]
+
+
 def _fastest(name: str, engines: list[SparseEngine], rounds: int) -> int:
     """The tile, or DENSE, with which a layer was fastest."""
     choices = {engine.plan.layers[name]: engine.alone(name) for engine in reversed(engines)}
@@ -45,7 +53,7 @@ def _fastest(name: str, engines: list[SparseEngine], rounds: int) -> int:
     return min(seconds, key=lambda tile: seconds[tile])
 
 
-def _seconds(choices: Mapping[int, Callable[[], None]], rounds: int) -> dict[int, float]:
+def _seconds(choices: Mapping[int, Callable[[], object]], rounds: int) -> dict[int, float]:
     """Medians, the choices in turn."""
     found: dict[int, list[float]] = {tile: [] for tile in choices}
     for _ in range(rounds):

@@ -35,8 +35,8 @@ class Verifier:
     """A trained network in use.
 
     Recordings of up to ``window_seconds`` are embedded whole, as ``sv-sparse evaluate`` does, so that scores are the
-    same; of longer ones, windows are embedded and averaged (``windows.Windows``), in memory that does not grow. Several
-    threads may use it.
+    same but for rounding; of longer ones, windows are embedded and averaged (``windows.Windows``), in memory that does
+    not grow. Several threads may use it.
 
     Args:
         engine: filterbank [B, F, T] to embedding [B, E].

@@ -26,10 +26,10 @@ MODELS = {"ecapa": ECAPA, "speechbrain": SPEECHBRAIN, "resnet": RESNET, "se_resn
 
 
 @torch.no_grad()
-def trained(model: dict[str, Any], density: float = 0.3, seed: int = 0) -> nn.Module:
+def trained(model: dict[str, Any], density: float = 0.3, seed: int = 0, mel_bins: int = 80) -> nn.Module:
     """A network with so many of its weights left, some rows and columns empty, one row full."""
     torch.manual_seed(seed)
-    network = build_network(model, 80).eval()
+    network = build_network(model, mel_bins).eval()
     for param in network.parameters():
         if param.ndim > 1:
             full = torch.randn(param[0].shape) / param[0].numel() ** 0.5

@@ -130,6 +130,9 @@ CHANGES = {
     "res2net_scale is 65": lambda about, tensors: about["model"].update(res2net_scale=65),
     "cannot be built": lambda about, tensors: about["model"].update(surprise=1),
     "mel_bins 10000": lambda about, tensors: about["features"].update(mel_bins=10_000),
+    "dilations is": lambda about, tensors: about["model"].update(dilations=[65536, 2, 5]),
+    "sample_rate 16000.0": lambda about, tensors: about["features"].update(sample_rate=16000.0),
+    "format True": lambda about, tensors: about.update(format=True),
     "sample_rate 8000": lambda about, tensors: about["features"].update(sample_rate=8000),
     "no number": lambda about, tensors: about["backend"]["calibration"].update(slope="steep"),
     "calibration is": lambda about, tensors: about["backend"].update(calibration=[1]),
@@ -162,6 +165,23 @@ def test_a_description_nested_beyond_measure_is_refused(tmp_path):
     save_file({"a": np.zeros(1, np.uint8)}, tmp_path / "m", metadata={"sv_sparse": "[" * 200_000})
     with pytest.raises(ValueError, match="not a readable package"):
         read_package(tmp_path / "m")
+
+
+def test_a_card_changes_no_fingerprint_and_a_weight_does(tmp_path):
+    network = written(tmp_path / "m.safetensors")
+    prints = {read_package(tmp_path / "m.safetensors").fingerprint}
+    write_package(tmp_path / "m", network, small.ECAPA, small.backend(), {"other": 1}, features=small.FEATURES)
+    prints.add(read_package(tmp_path / "m").fingerprint)
+    assert len(prints) == 1
+    with torch.no_grad():
+        network.mfa.bias[0] += 1
+    write_package(tmp_path / "m", network, small.ECAPA, small.backend(), {}, features=small.FEATURES)
+    assert read_package(tmp_path / "m").fingerprint not in prints
+
+
+def test_a_folder_is_told_how_to_become_a_package(tmp_path):
+    with pytest.raises(ValueError, match="it is a folder; one is made from a run by: sv-sparse export"):
+        read_package(tmp_path)
 
 
 def test_a_missing_file_is_named(tmp_path):

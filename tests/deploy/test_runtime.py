@@ -69,7 +69,53 @@ def test_a_network_without_a_program_is_computed_by_torch(tmp_path):
     assert isinstance(Runtime.of(read_package(tmp_path / "m")).engine, TorchEngine)
 
 
-@pytest.mark.parametrize(("setting", "value"), [("engine", "fast"), ("threads", 0)])
+@pytest.mark.parametrize("engine", ["sparse", "torch"])
+@pytest.mark.parametrize("shape", [(80, 50), (1, 40, 50), (1, 1, 80, 50)])
+def test_a_filterbank_of_another_shape_is_refused(package, engine, shape):
+    with pytest.raises(ValueError, match=r"expected a filterbank \[B, 80, T\]"):
+        Runtime.of(package, engine=engine)(torch.randn(shape))
+
+
+def test_torch_alone_refuses_what_has_no_mirror_image():
+    engine = TorchEngine(folded(small.trained(small.SPEECHBRAIN)))
+    with pytest.raises(ValueError, match="at least 6 frames, got 5"):
+        engine(torch.randn(1, 80, 5))
+
+
+def test_a_network_too_wide_for_the_kernels_is_computed_by_torch(tmp_path, caplog):
+    model = small.ECAPA | {"channels": 8, "mfa_channels": 33_000, "attention_channels": 1}
+    network = small.trained(model, 0.01)
+    write_package(tmp_path / "m", network, model, small.backend(), {}, features=small.FEATURES)
+    package = read_package(tmp_path / "m")
+    assert isinstance(Runtime.of(package).engine, TorchEngine)
+    assert "not what the sparse kernels can read" in caplog.text
+    with pytest.raises(ValueError, match="not what the sparse kernels can read"):
+        Runtime.of(package, engine="sparse")
+
+
+@pytest.mark.parametrize("text", ["{}", '{"layers": {"a": 1}, "machine": "x"}'])
+def test_a_stored_plan_of_no_use_is_warned_of_and_left(package, caplog, text):
+    path = plan_path(package, 1)
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert "planned by density" in Runtime.of(package, threads=1).words
+    assert str(path) in caplog.text
+
+
+def test_without_a_home_there_is_no_plan(package, monkeypatch):
+    for variable in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("pathlib.Path.home", nobody)
+    assert Runtime.of(package, engine="torch")(torch.randn(1, 80, 60)).isfinite().all()
+    with pytest.raises(OSError, match="the user's cache"):
+        plan_path(package, 1)
+
+
+def nobody():
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize(("setting", "value"), [("engine", "fast"), ("threads", 0), ("threads", 100_000)])
 def test_a_wrong_setting_is_named(package, setting, value):
     with pytest.raises(ValueError, match=f"{setting} must be .*{value}"):
         Runtime.of(package, **{setting: value})
