@@ -107,7 +107,7 @@ def test_a_model_without_calibration_gives_a_score_and_decides_by_a_given_thresh
         (["verify", "0_0.flac", "1_0.flac", "--model", "0_0.flac"], "error: 0_0.flac is not a readable package"),
         (["verify", "0_0.flac", "1_0.flac", "--false-alarms", "0.3"], "the model knows: 0.01, 0.05"),
         (["verify", "0_0.flac", "1_0.flac", "--prior", "1"], "the prior must be above 0 and below 1"),
-        (["verify", "0_0.flac", "1_0.flac", "--threads", "0"], "threads must be at least 1"),
+        (["verify", "0_0.flac", "1_0.flac", "--threads", "0"], "threads must be 1 to 1024"),
         (["embed", "0_0.flac", "--to", "x.txt"], "expected a name that ends in .npz or .csv"),
         (["embed", "0_0.flac", "--to", "absent/x.csv"], "there is no folder absent"),
         (["identify", "0_0.flac"], "nobody is enrolled; sv-sparse enroll NAME FILE... does"),
