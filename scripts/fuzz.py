@@ -5,6 +5,7 @@ is a finding: another error, a crash, more than a few seconds, too much memory, 
 """
 
 import argparse
+import copy
 import functools
 import io
 import json
@@ -170,7 +171,7 @@ def _change(whole: Any, generator: Generator) -> None:
         key = keys[generator.integers(len(keys))]
         inner = whole[key]
         if not isinstance(inner, (dict, list)) or not inner or generator.integers(4) == 0:
-            whole[key] = _FOREIGN[generator.integers(len(_FOREIGN))]
+            whole[key] = copy.deepcopy(_FOREIGN[generator.integers(len(_FOREIGN))])
             return
         whole = inner
 

@@ -26,7 +26,7 @@ def folded(network: nn.Module) -> nn.Module:
         plain.weight.copy_(scale)
         plain.bias.copy_(shift)
         found.set_submodule(name, plain)
-    return found
+    return found.requires_grad_(False)
 
 
 def fold_structure(network: nn.Module) -> None:

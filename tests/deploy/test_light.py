@@ -8,8 +8,8 @@ import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import deployed
 import pytest
-import small
 import soundfile
 from tiny import ROOT, Outcome, tone
 
@@ -47,9 +47,14 @@ def light(folder: Path, *commands: list[str]) -> Outcome:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("light")
-    network = small.trained(small.ECAPA)
+    network = deployed.trained(deployed.ECAPA)
     write_package(
-        folder / "model.safetensors", network, small.ECAPA, small.backend(cohort=True), {}, features=small.FEATURES
+        folder / "model.safetensors",
+        network,
+        deployed.ECAPA,
+        deployed.backend(cohort=True),
+        {},
+        features=deployed.FEATURES,
     )
     for speaker in range(2):
         soundfile.write(folder / f"{speaker}.flac", tone(speaker, 0, 1.0), 8000)

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from small import MODELS, trained
+from deployed import MODELS, trained
 from torch import Tensor, nn
 
 from sv_sparse.deploy.compact import compact

@@ -4,9 +4,9 @@ import json
 import random
 import struct
 
+import deployed
 import numpy as np
 import pytest
-import small
 import torch
 from safetensors.numpy import load_file, save_file
 
@@ -16,13 +16,13 @@ from sv_sparse.deploy.package import read_package, write_package
 CARD = {"licence": "CC BY 4.0", "trained_on": "tones", "evaluations": [{"name": "a", "eer": 0.1}]}
 
 
-def written(path, model=small.ECAPA, *, density=0.1, backend=None, **options):
-    network = small.trained(model, density)
-    write_package(path, network, model, backend or small.backend(), CARD, features=small.FEATURES, **options)
+def written(path, model=deployed.ECAPA, *, density=0.1, backend=None, **options):
+    network = deployed.trained(model, density)
+    write_package(path, network, model, backend or deployed.backend(), CARD, features=deployed.FEATURES, **options)
     return network
 
 
-@pytest.mark.parametrize("model", small.MODELS.values(), ids=small.MODELS)
+@pytest.mark.parametrize("model", deployed.MODELS.values(), ids=deployed.MODELS)
 def test_the_folded_network_comes_back_to_the_last_bit(tmp_path, model):
     network = folded(written(tmp_path / "m.safetensors", model))
     found = read_package(tmp_path / "m.safetensors").network()
@@ -34,7 +34,7 @@ def test_the_folded_network_comes_back_to_the_last_bit(tmp_path, model):
         assert torch.equal(found(x), network(x))
 
 
-@pytest.mark.parametrize("model", small.MODELS.values(), ids=small.MODELS)
+@pytest.mark.parametrize("model", deployed.MODELS.values(), ids=deployed.MODELS)
 def test_weights_are_those_that_were_trained_and_folding_changes_no_embedding(tmp_path, model):
     network = written(tmp_path / "m.safetensors", model)
     found = read_package(tmp_path / "m.safetensors").network()
@@ -47,21 +47,21 @@ def test_weights_are_those_that_were_trained_and_folding_changes_no_embedding(tm
 
 
 def test_all_that_decides_comes_along(tmp_path):
-    written(tmp_path / "m.safetensors", backend=small.backend(cohort=True))
+    written(tmp_path / "m.safetensors", backend=deployed.backend(cohort=True))
     package = read_package(tmp_path / "m.safetensors")
-    expected = small.backend(cohort=True)
+    expected = deployed.backend(cohort=True)
     assert np.array_equal(package.backend.mean, expected.mean)
     assert np.array_equal(package.backend.cohort, expected.cohort)
     assert package.backend.top_n == expected.top_n
     assert package.backend.calibration == expected.calibration
     assert package.card == CARD
-    assert package.features == small.FEATURES
-    assert package.model == small.ECAPA
+    assert package.features == deployed.FEATURES
+    assert package.model == deployed.ECAPA
     assert len(package.fingerprint) == 64
 
 
 def test_a_file_without_calibration_is_whole_too(tmp_path):
-    backend = small.backend()
+    backend = deployed.backend()
     written(tmp_path / "m.safetensors", backend=type(backend)(backend.mean))
     assert read_package(tmp_path / "m.safetensors").backend.calibration is None
 
@@ -79,26 +79,26 @@ def test_rounded_values_make_a_smaller_file_and_leave_norms_alone(tmp_path, valu
 
 
 def test_a_sparse_network_is_packed(tmp_path):
-    model = small.ECAPA | {"channels": 128, "mfa_channels": 128}
+    model = deployed.ECAPA | {"channels": 128, "mfa_channels": 128}
     network = written(tmp_path / "m.safetensors", model, density=0.01)
     dense = sum(value.numel() * 4 for value in network.state_dict().values())
     assert (tmp_path / "m.safetensors").stat().st_size < dense / 10
 
 
 def test_a_network_of_foreign_code_is_neither_written_nor_built(tmp_path):
-    network = small.trained(small.ECAPA)
+    network = deployed.trained(deployed.ECAPA)
     foreign = {"_target_": "os.makedirs", "name": "made"}
     with pytest.raises(ValueError, match=r"os\.makedirs.*expected one of"):
-        write_package(tmp_path / "m", network, foreign, small.backend(), {}, features=small.FEATURES)
+        write_package(tmp_path / "m", network, foreign, deployed.backend(), {}, features=deployed.FEATURES)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_weight_that_is_not_finite_is_named(tmp_path):
-    network = small.trained(small.ECAPA)
+    network = deployed.trained(deployed.ECAPA)
     with torch.no_grad():
         network.mfa.weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"mfa\.weight holds values that are not finite"):
-        write_package(tmp_path / "m", network, small.ECAPA, small.backend(), {}, features=small.FEATURES)
+        write_package(tmp_path / "m", network, deployed.ECAPA, deployed.backend(), {}, features=deployed.FEATURES)
 
 
 def changed(path, change):
@@ -170,12 +170,12 @@ def test_a_description_nested_beyond_measure_is_refused(tmp_path):
 def test_a_card_changes_no_fingerprint_and_a_weight_does(tmp_path):
     network = written(tmp_path / "m.safetensors")
     prints = {read_package(tmp_path / "m.safetensors").fingerprint}
-    write_package(tmp_path / "m", network, small.ECAPA, small.backend(), {"other": 1}, features=small.FEATURES)
+    write_package(tmp_path / "m", network, deployed.ECAPA, deployed.backend(), {"other": 1}, features=deployed.FEATURES)
     prints.add(read_package(tmp_path / "m").fingerprint)
     assert len(prints) == 1
     with torch.no_grad():
         network.mfa.bias[0] += 1
-    write_package(tmp_path / "m", network, small.ECAPA, small.backend(), {}, features=small.FEATURES)
+    write_package(tmp_path / "m", network, deployed.ECAPA, deployed.backend(), {}, features=deployed.FEATURES)
     assert read_package(tmp_path / "m").fingerprint not in prints
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from small import trained
+from deployed import trained
 from test_onnx import SMALL, run, voice
 from torch.nn import functional as F
 

@@ -2,8 +2,8 @@
 
 import logging
 
+import deployed
 import pytest
-import small
 import torch
 
 from sv_sparse.deploy.engine import SparseEngine
@@ -21,8 +21,8 @@ from sv_sparse.deploy.tune import TILES, measured_plan
 def package(tmp_path, monkeypatch):
     """Of a tiny ECAPA-TDNN; plans are looked for in an empty folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    network = small.trained(small.ECAPA, 0.1)
-    write_package(tmp_path / "m", network, small.ECAPA, small.backend(), {}, features=small.FEATURES)
+    network = deployed.trained(deployed.ECAPA, 0.1)
+    write_package(tmp_path / "m", network, deployed.ECAPA, deployed.backend(), {}, features=deployed.FEATURES)
     return read_package(tmp_path / "m")
 
 
@@ -31,10 +31,10 @@ def without_compiler(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
 
 
-@pytest.mark.parametrize("model", small.MODELS.values(), ids=small.MODELS)
+@pytest.mark.parametrize("model", deployed.MODELS.values(), ids=deployed.MODELS)
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.5])
 def test_torch_alone_gives_the_same_embeddings(model, density):
-    network = folded(small.trained(model, density))
+    network = folded(deployed.trained(model, density))
     x = torch.randn(3, 80, 60)
     with torch.no_grad():
         expected = network(x)
@@ -64,8 +64,8 @@ def test_asked_for_sparse_kernels_nothing_else_is_taken(package, monkeypatch):
 
 
 def test_a_network_without_a_program_is_computed_by_torch(tmp_path):
-    network = small.trained(small.SE_RESNET)
-    write_package(tmp_path / "m", network, small.SE_RESNET, small.backend(), {}, features=small.FEATURES)
+    network = deployed.trained(deployed.SE_RESNET)
+    write_package(tmp_path / "m", network, deployed.SE_RESNET, deployed.backend(), {}, features=deployed.FEATURES)
     assert isinstance(Runtime.of(read_package(tmp_path / "m")).engine, TorchEngine)
 
 
@@ -77,15 +77,15 @@ def test_a_filterbank_of_another_shape_is_refused(package, engine, shape):
 
 
 def test_torch_alone_refuses_what_has_no_mirror_image():
-    engine = TorchEngine(folded(small.trained(small.SPEECHBRAIN)))
+    engine = TorchEngine(folded(deployed.trained(deployed.SPEECHBRAIN)))
     with pytest.raises(ValueError, match="at least 6 frames, got 5"):
         engine(torch.randn(1, 80, 5))
 
 
 def test_a_network_too_wide_for_the_kernels_is_computed_by_torch(tmp_path, caplog):
-    model = small.ECAPA | {"channels": 8, "mfa_channels": 33_000, "attention_channels": 1}
-    network = small.trained(model, 0.01)
-    write_package(tmp_path / "m", network, model, small.backend(), {}, features=small.FEATURES)
+    model = deployed.ECAPA | {"channels": 8, "mfa_channels": 33_000, "attention_channels": 1}
+    network = deployed.trained(model, 0.01)
+    write_package(tmp_path / "m", network, model, deployed.backend(), {}, features=deployed.FEATURES)
     package = read_package(tmp_path / "m")
     assert isinstance(Runtime.of(package).engine, TorchEngine)
     assert "not what the sparse kernels can read" in caplog.text

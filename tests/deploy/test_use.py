@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import deployed
 import numpy as np
 import pytest
-import small
 import soundfile
 from tiny import RATE, ROOT, Outcome, tone
 
@@ -25,16 +25,16 @@ from sv_sparse.scoring.backend import Backend
 def folder(tmp_path_factory) -> Path:
     """A calibrated model, another one without calibration, and two recordings of three voices."""
     folder = tmp_path_factory.mktemp("used")
-    for name, seed, calibration in (("model", 0, small.backend().calibration), ("plain", 1, None)):
-        network = small.trained(small.ECAPA, seed=seed)
+    for name, seed, calibration in (("model", 0, deployed.backend().calibration), ("plain", 1, None)):
+        network = deployed.trained(deployed.ECAPA, seed=seed)
         mean = np.zeros(16, np.float32)
         write_package(
             folder / f"{name}.safetensors",
             network,
-            small.ECAPA,
+            deployed.ECAPA,
             Backend(mean, calibration=calibration),
             {},
-            features=small.FEATURES,
+            features=deployed.FEATURES,
         )
     for speaker in range(3):
         for session in range(2):

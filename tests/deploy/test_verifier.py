@@ -5,9 +5,9 @@ import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import deployed
 import numpy as np
 import pytest
-import small
 import soundfile
 import torch
 from hypothesis import given, settings
@@ -24,14 +24,14 @@ from sv_sparse.features import Filterbank
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.calibration import qualities_of
 
-NETWORK = small.trained(small.ECAPA)
-BACKEND = small.backend()
+NETWORK = deployed.trained(deployed.ECAPA)
+BACKEND = deployed.backend()
 WINDOW = 2.0  # seconds
 ONE = np.array([0]), np.array([1])  # the trial of the first against the second
 
 
 def verifier(backend: Backend = BACKEND, window_seconds: float = WINDOW) -> Verifier:
-    return Verifier(NETWORK, backend, {}, features=small.FEATURES, window_seconds=window_seconds)
+    return Verifier(NETWORK, backend, {}, features=deployed.FEATURES, window_seconds=window_seconds)
 
 
 def means(samples: np.ndarray, *lengths: int) -> np.ndarray:
@@ -128,11 +128,11 @@ def test_silence_is_no_voice():
     assert np.array_equal(verifier().embed(parted, RATE), expected.astype(np.float32))
 
 
-@pytest.mark.parametrize("network", [small.ECAPA, small.SPEECHBRAIN, small.RESNET, small.SE_RESNET])
+@pytest.mark.parametrize("network", [deployed.ECAPA, deployed.SPEECHBRAIN, deployed.RESNET, deployed.SE_RESNET])
 def test_what_is_too_short_is_told_the_least_and_the_least_is_enough(tmp_path, network):
     least = int(LEAST_SECONDS * RATE)
     write_package(
-        tmp_path / "m.safetensors", small.trained(network), network, BACKEND, {"a": 1}, features=small.FEATURES
+        tmp_path / "m.safetensors", deployed.trained(network), network, BACKEND, {"a": 1}, features=deployed.FEATURES
     )
     model = Verifier.from_pretrained(tmp_path / "m.safetensors", threads=1)
     assert model.card == {"a": 1}
@@ -150,14 +150,14 @@ def test_windows_that_are_too_short_are_refused():
 
 
 def test_an_embedding_that_is_not_finite_is_refused():
-    broken = Verifier(lambda filterbank: NETWORK(filterbank) / 0, BACKEND, {}, features=small.FEATURES)
+    broken = Verifier(lambda filterbank: NETWORK(filterbank) / 0, BACKEND, {}, features=deployed.FEATURES)
     with pytest.raises(ValueError, match="the waveform: its embedding is not finite"):
         broken.embed(tone(0, 0, 1.0), RATE)
 
 
 @pytest.mark.parametrize("cohort", [False, True])
 def test_the_answer_is_the_back_ends_own(cohort):
-    backend = small.backend(cohort=cohort)
+    backend = deployed.backend(cohort=cohort)
     sides = np.stack([verifier().embed(tone(speaker, 0, 1.0), RATE) for speaker in (0, 1)])
     found = verifier(backend).verify(sides[0], (tone(1, 0, 1.0), RATE))
     score = backend.score(sides, *ONE)
@@ -230,7 +230,7 @@ def test_what_is_no_embedding_of_the_model_is_refused(wrong):
 
 @pytest.mark.parametrize("cohort", [False, True])
 def test_identifying_is_verifying_against_each(cohort):
-    model = verifier(small.backend(cohort=cohort))
+    model = verifier(deployed.backend(cohort=cohort))
     enrolled = np.stack([model.embed(tone(speaker, 0, 1.0), RATE) for speaker in range(4)])
     test = model.embed(tone(2, 1, 1.0), RATE)
     found = model.identify(test, enrolled)

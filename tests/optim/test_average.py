@@ -97,7 +97,9 @@ def test_averaging_duals_keeps_whole_groups_zero(kind):
     controller = QuantileController(optimizer, 0.5, STEPS)
     duals, weights, path = averaged(model, optimizer, controller, batches(STEPS))
     duals.put_into(optimizer)
-    assert sparsity(controller.params).item() > min(path) - 0.02  # a mean of vectors is shorter: more groups fall
+    channel = max(param[0].numel() for param in controller.params) / sum(param.numel() for param in controller.params)
+    # A mean of vectors is shorter: more channels fall. Rounding, by the processor, moves 3 of them either way.
+    assert sparsity(controller.params).item() > min(path) - 4 * channel
     assert sparsity(regulated(optimizer, weights)) <= min(path)
     for param in controller.params:
         rows = (param != 0).flatten(1)
