@@ -29,12 +29,13 @@ def run(chosen: argparse.Namespace) -> None:
     if not isinstance(network, LOWERED):
         raise ValueError(f"{model_path(chosen)}: its network is computed by torch, there is nothing to tune")
     threads = check_threads(torch.get_num_threads() if chosen.threads is None else chosen.threads)
-    plan = measured_plan(lower(network), machine(), threads=threads)
+    program = lower(network)
+    plan = measured_plan(program, machine(), threads=threads)
     path = plan_path(package, threads)
     path.parent.mkdir(parents=True, exist_ok=True)
     plan.save(path)
     for name, tile in plan.layers.items():
         print(f"{name}: {'dense, by torch' if tile == DENSE else f'sparse, tiles of {tile} vectors'}")
-    before, after = (milliseconds(lower(network), each, threads=threads) for each in (None, plan))
+    before, after = (milliseconds(program, each, threads=threads) for each in (None, plan))
     print(f"3 seconds of speech: {after:.1f} ms as planned, {before:.1f} ms without, by {threads} threads")
     print(f"kept in {path}, for this model, machine and number of threads")
