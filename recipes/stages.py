@@ -165,16 +165,11 @@ class Stages:
 
     def _run(self, folder: Path, settings: Sequence[str]) -> Iterator[Command]:
         """A new run, or the rest of one that was stopped, or nothing where it is finished."""
-        words = [f"folder={quoted(folder)}", *settings]
-        begun = not self.chosen.dry_run and (folder / "checkpoints" / "last.pt").is_file()
-        if begun:
-            _refuse_others(folder, words)
-        if begun and (folder / "results.json").is_file():
-            print(f"finished before: {folder}", flush=True)
-        elif begun:
-            yield [*self._trainer(), f"resume={quoted(folder)}"]
-        else:
+        words = training(folder, settings, pretend=self.chosen.dry_run)
+        if words:
             yield [*self._trainer(), *words]
+        else:
+            print(f"finished before: {folder}", flush=True)
 
     def _trainer(self) -> Command:
         """What trains, in as many processes as were chosen."""
@@ -216,6 +211,24 @@ def _judged_by(folder: Path) -> set[str]:
     path = folder / "evaluations.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {one["name"] for one in found.values()}
+
+
+def training(folder: Path, settings: Sequence[str], *, pretend: bool = False) -> list[str]:
+    """What train.py is told for a new run, or for the rest of one that was stopped; nothing where it is finished.
+
+    Args:
+        folder: Of the run.
+        settings: Of the run, but for its folder.
+        pretend: As if nothing was there yet.
+
+    Raises:
+        ValueError: The run was begun with other settings.
+    """
+    words = [f"folder={quoted(folder)}", *settings]
+    if pretend or not (folder / "checkpoints" / "last.pt").is_file():
+        return words
+    _refuse_others(folder, words)
+    return [] if (folder / "results.json").is_file() else [f"resume={quoted(folder)}"]
 
 
 def _refuse_others(folder: Path, words: Sequence[str]) -> None:

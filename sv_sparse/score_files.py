@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from sv_sparse.data.trials import Trials
-from sv_sparse.scoring.bootstrap import Drawn, Interval, difference
+from sv_sparse.scoring.bootstrap import Drawn, Interval, difference, eers, redraw
 from sv_sparse.scoring.cosine import Array
 from sv_sparse.scoring.metrics import eer, rank_scores
 from sv_sparse.storage import atomic_write, write_text
@@ -74,20 +74,37 @@ def difference_of(ours: Path, theirs: Path) -> tuple[float, Interval] | None:
         None where the trials are not the same, or speakers are not known, or few.
     """
     left, right = (_read(path, list(_COLUMNS)) for path in (ours, theirs))
-    if not left.drop_columns("score").equals(right.drop_columns("score")):
+    drawn = _drawn(left, ours) if left.drop_columns("score").equals(right.drop_columns("score")) else None
+    if drawn is None:
         return None
-    speakers = read_speakers(ours.with_suffix(".speakers"))
-    is_target, sides = left.column("label").to_numpy() == 1, pa.array(speakers, pa.string())
-    rows = [pc.index_in(left.column(name), value_set=sides) for name in ("enrolment", "test")]
+    own, other = (table.column("score").to_numpy() for table in (left, right))
+    gap = eer(rank_scores(own, drawn.is_target))[0] - eer(rank_scores(other, drawn.is_target))[0]
+    return gap, difference(own, other, drawn)
+
+
+def redrawn_eers(path: Path) -> NDArray[np.float64] | None:
+    """The EER of each draw of other speakers, [draws], of a file of scores with its ``.speakers`` beside it.
+
+    Files of the same trials have the same draws, so that what is computed of several draw by draw can be compared.
+
+    Returns:
+        None where speakers are not known, or few.
+    """
+    table = _read(path, list(_COLUMNS))
+    drawn = _drawn(table, path)
+    return eers(redraw(table.column("score").to_numpy(), drawn)) if drawn is not None else None
+
+
+def _drawn(table: pa.Table, path: Path) -> Drawn | None:
+    """What intervals are drawn from; None where speakers are not known, or few."""
+    speakers = read_speakers(path.with_suffix(".speakers"))
+    is_target, sides = table.column("label").to_numpy() == 1, pa.array(speakers, pa.string())
+    rows = [pc.index_in(table.column(name), value_set=sides) for name in ("enrolment", "test")]
     if any(row.null_count for row in rows):
         return None
     numbers = np.unique(list(speakers.values()), return_inverse=True)[1]
     drawn = Drawn(is_target, *(numbers[row.to_numpy()] for row in rows))
-    if not drawn.enough:
-        return None
-    own, other = (table.column("score").to_numpy() for table in (left, right))
-    gap = eer(rank_scores(own, is_target))[0] - eer(rank_scores(other, is_target))[0]
-    return gap, difference(own, other, drawn)
+    return drawn if drawn.enough else None
 
 
 def _read(path: Path, columns: list[str]) -> pa.Table:

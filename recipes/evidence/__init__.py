@@ -1,0 +1,1 @@
+"""What adaptive lambda does, asked of many runs: plan, training, noise, measurements, tables."""

@@ -1,0 +1,162 @@
+"""What adaptive lambda does, asked of many runs: trains what is missing, measures, writes tables and figures.
+
+The same command goes on where it was stopped. Without --root it listens to the demo corpus, which is made up.
+"""
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from recipe import execute
+from stages import quoted
+
+from evidence.corpus import chosen_corpus
+from evidence.measured import measure, read_measured
+from evidence.noisy import make_noisy, open_store
+from evidence.plan import FULL, QUESTIONS, QUICK, plan
+from evidence.results import Finished
+from evidence.tables import NOISY, STRUCTURES
+from evidence.workers import Shared, Workers
+from evidence.write import write_evidence
+
+STAGES = ("train", "noise", "measure", "tables")
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The command line, complete.
+
+    Raises:
+        SystemExit: Something is missing or not allowed; said on stderr.
+    """
+    parser = argparse.ArgumentParser(
+        prog="recipes/evidence/run.sh",
+        description=__doc__.split("\n", maxsplit=1)[0],
+        epilog="SETTING=VALUE, anywhere, goes to every training run: trainer.precision=bf16",
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: does everything work?")
+    parser.add_argument("--root", type=Path, help="recordings, <speaker>/<session>/<utterance>; the demo if not given")
+    parser.add_argument("--trials", type=Path, nargs="+", help="trial lists, label enrolment test")
+    parser.add_argument("--train-list", type=Path, help="lines of: speaker path")
+    parser.add_argument("--foreign-list", type=Path, help="the same, of other sources than the trials are of")
+    parser.add_argument("--noise", type=Path, nargs="+", help="MUSAN and RIRS_NOISES, or folders shaped like them")
+    parser.add_argument("--out", type=Path, help="default: runs/evidence, runs/evidence-quick")
+    parser.add_argument("--tables", type=Path, help="folder of tables and figures; default: OUT/tables")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE")
+    parser.add_argument("--questions", nargs="+", choices=list(QUESTIONS), default=list(QUESTIONS), metavar="QUESTION")
+    parser.add_argument("--seeds", type=int, nargs="+", help="those of the plan if not given")
+    jobs = 1 if torch.cuda.is_available() else 2
+    parser.add_argument("--jobs", type=int, default=jobs, help=f"runs at once; default: {jobs}")
+    parser.add_argument("--dry-run", action="store_true", help="print every command of training, run none")
+    settings = [word for word in words if re.match(r"[a-z_][\w./]*=", word)]
+    chosen = parser.parse_args([word for word in words if word not in settings])
+    chosen.settings, chosen.words = settings, list(words)
+    return _complete(parser, chosen)
+
+
+def _complete(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> argparse.Namespace:
+    """Paths made absolute; what is not there is refused."""
+    if (chosen.root is None) != (chosen.trials is None):
+        parser.error("--root and --trials go together: the folder of the recordings, and lists of them")
+    if chosen.root is None and (chosen.train_list or chosen.foreign_list):
+        parser.error("--train-list and --foreign-list are for --root; the demo corpus has lists of its own")
+    if chosen.jobs < 1:
+        parser.error(f"--jobs: expected 1 or more, got {chosen.jobs}")
+    for option in ("root", "trials", "train_list", "foreign_list", "noise"):
+        given = getattr(chosen, option)
+        paths = given if isinstance(given, list) else [given] if given else []
+        for path in paths:
+            if not path.exists():
+                parser.error(f"--{option.replace('_', '-')} {path}: there is none")
+        found = [path.absolute() for path in paths]
+        setattr(chosen, option, found if isinstance(given, list) else found[0] if found else None)
+    chosen.out = (chosen.out or Path("runs", "evidence-quick" if chosen.quick else "evidence")).absolute()
+    chosen.tables = (chosen.tables or chosen.out / "tables").absolute()
+    return chosen
+
+
+class Evidence:
+    """The stages.
+
+    Args:
+        chosen: The command line.
+    """
+
+    def __init__(self, chosen: argparse.Namespace) -> None:
+        self.chosen = chosen
+        self.corpus = chosen_corpus(chosen)
+        scale, foreign = QUICK if chosen.quick else FULL, self.corpus.foreign_list
+        questions = [question for question in chosen.questions if question != "foreign" or foreign]
+        if questions != chosen.questions:
+            print("foreign: left out, since no --foreign-list is given", file=sys.stderr)
+        self.cells = plan(questions, scale, tuple(chosen.seeds or scale.seeds))
+        places = {"foreign": quoted(foreign)} if foreign else {}
+        self.workers = Workers(chosen.out, Shared(self.corpus.settings(), chosen.settings), places, chosen.jobs)
+
+    def run(self) -> int:
+        """All chosen stages in their order; the exit status of the first that fails."""
+        if self.chosen.dry_run:
+            for cell in self.cells:
+                print(shlex.join(self.workers.command(cell, pretend=True)))
+            return 0
+        for stage in [stage for stage in STAGES if stage in self.chosen.stages]:
+            status: int = getattr(self, stage)()
+            if status:
+                return status
+        return 0
+
+    def train(self) -> int:
+        """Every cell of the plan."""
+        return self.workers.train(self.cells)
+
+    def noise(self) -> int:
+        """Judge the networks of the noise table in noise and rooms, where they have not been."""
+        speech = self.corpus.speech()
+        if self.chosen.noise is None and not speech:
+            print("noise: left out, since neither --noise nor --train-list is given", file=sys.stderr)
+            return 0
+        out = self.chosen.out / "noise"
+        folders = make_noisy(self.corpus.root, self.corpus.trials, open_store(self.chosen.noise, speech, out), out)
+        names = [path.stem for folder in folders for path in folder.glob("*.txt")]
+        groups = [group for name, group in self._finished().items() if name in NOISY]
+        runs = [run.folder for group in groups for run in group.runs if not set(names) <= set(run.lists)]
+        if not runs:
+            return 0
+        return execute(["sv-sparse", "evaluate", *map(str, runs), "--on", *(f"folder:{folder}" for folder in folders)])
+
+    def measure(self) -> int:
+        """Time the networks of the structure table."""
+        groups = self._finished().starting(*STRUCTURES)
+        measure([group.runs[0].folder for group in groups], self.chosen.out)
+        return 0
+
+    def tables(self) -> int:
+        """Write what there is."""
+        write_evidence(self.chosen.tables, self._finished(), read_measured(self.chosen.out), self._made_by())
+        print(f"tables and figures in {self.chosen.tables}")
+        return 0
+
+    def _finished(self) -> Finished:
+        return Finished(self.chosen.out / "runs", self.cells)
+
+    def _made_by(self) -> str:
+        """The command line, of paths only their names."""
+        words = [Path(word).name if Path(word).is_absolute() else word for word in self.chosen.words]
+        return shlex.join(["recipes/evidence/run.sh", *words])
+
+
+def main(words: Sequence[str]) -> int:
+    """Do every chosen stage; the exit status of the first that fails."""
+    chosen = parse(words)
+    try:
+        return Evidence(chosen).run()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

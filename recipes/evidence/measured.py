@@ -1,0 +1,86 @@
+"""What delivered networks take: parameters, file, and milliseconds in several engines."""
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
+from tqdm import tqdm
+
+from sv_sparse.commands.export import make_card
+from sv_sparse.data.audio import SAMPLE_RATE
+from sv_sparse.deploy.compact import compact
+from sv_sparse.deploy.onnx import export_onnx
+from sv_sparse.deploy.package import read_package, write_package
+from sv_sparse.deploy.runtime import Runtime, machine
+from sv_sparse.deploy.trained import load_network
+from sv_sparse.features import MEL_BINS
+from sv_sparse.storage import write_json
+
+FRAMES = 300  # 3 s of speech
+FILE = "measured.json"
+
+
+def measure(runs: Sequence[Path], out: Path) -> None:
+    """Measure every run that has not been, on one thread, and keep it in ``out/measured.json``."""
+    path = out / FILE
+    known = read_measured(out)
+    for run in tqdm([run for run in runs if run.name not in known], desc="measuring", unit="network", disable=None):
+        known[run.name] = _measured(run)
+        write_json(path, known)
+
+
+def read_measured(out: Path) -> dict[str, Any]:
+    """What is known by run: ``parameters``, ``kept``, ``bytes``, ``milliseconds`` by engine, ``machine``."""
+    path = out / FILE
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+@torch.inference_mode()
+def _measured(run: Path) -> dict[str, Any]:
+    network, backend, settings = load_network(run / "checkpoints" / "model.pt")
+    cut = settings["target_sparsity"] > 0 and settings["sparsity"]["regularizer"] == "group"
+    delivered = compact(network) if cut else network
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder, "network.safetensors")
+        card = make_card(run, settings, licence="", trained_on=None)
+        features = {"sample_rate": SAMPLE_RATE, "mel_bins": MEL_BINS}
+        write_package(package, network, settings["model"], backend, card, features=features, values="fp32")
+        export_onnx(delivered, Path(folder, "network.onnx"), features="outside", metadata={})
+        engines: dict[str, Callable[[Tensor], Any]] = {
+            "torch": delivered,
+            "onnxruntime": _onnxruntime(Path(folder, "network.onnx")),
+            "sparse": Runtime.of(read_package(package), threads=1),
+        }
+        milliseconds = {name: _milliseconds(engine) for name, engine in engines.items()}
+        size = package.stat().st_size
+    return {
+        "parameters": _count(delivered, nonzero=False),
+        "kept": _count(delivered, nonzero=True),
+        "bytes": size,
+        "milliseconds": milliseconds,
+        "machine": machine(),
+    }
+
+
+def _count(network: nn.Module, *, nonzero: bool) -> int:
+    return sum(int(param.count_nonzero()) if nonzero else param.numel() for param in network.parameters())
+
+
+def _onnxruntime(path: Path) -> Callable[[Tensor], Any]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda filterbank: session.run(None, {"filterbank": filterbank.numpy()})
+
+
+def _milliseconds(engine: Callable[[Tensor], Any]) -> float:
+    """Median of a batch of one, on one thread."""
+    timer = Timer("engine(filterbank)", globals={"engine": engine, "filterbank": torch.randn(1, MEL_BINS, FRAMES)})
+    return 1e3 * float(timer.blocked_autorange(min_run_time=1.0).median)

@@ -1,0 +1,193 @@
+"""What is trained to answer each question: cells, each one run of train.py with settings of its own."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        name: Of its folder.
+        settings: For train.py; ``{lambda}`` and ``{folder}`` stand for what the cell ``after`` ended with.
+        seed: Of the run.
+        after: The cell that has to be finished first; nothing for most.
+    """
+
+    name: str
+    settings: tuple[str, ...]
+    seed: int = 0
+    after: str = ""
+
+    @property
+    def group(self) -> str:
+        """Its name without the seed."""
+        return self.name.rpartition("_s")[0]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is trained.
+
+    Attributes:
+        epochs: Of the runs whose error rates are compared.
+        short: Epochs of runs that ask where lambda and the sparsity go, and of fine-tuning.
+        batch: Crops of a step.
+        seeds: Of the cells that a claim stands on; the others have the first.
+        targets: Sparsities.
+        claims: Those of them that a claim stands on.
+        few: Those of them for the ways that are only looked at.
+        lambdas: Starts of lambda, and fixed lambdas.
+        controlled: Networks that are asked whether they reach their target: choice of model, targets, epochs.
+        channels: Shares of channels that are cut out.
+        narrow: Dense networks of fewer channels beside those.
+    """
+
+    epochs: int
+    short: int
+    batch: int
+    seeds: tuple[int, ...]
+    targets: tuple[str, ...]
+    claims: tuple[str, ...]
+    few: tuple[str, ...]
+    lambdas: tuple[str, ...]
+    controlled: tuple[tuple[str, tuple[str, ...], int], ...]
+    channels: tuple[str, ...]
+    narrow: tuple[int, ...]
+
+
+FULL = Scale(
+    epochs=10,
+    short=5,
+    batch=64,
+    seeds=(0, 1, 2),
+    targets=("0.75", "0.9", "0.95", "0.99"),
+    claims=("0.9", "0.95", "0.99"),
+    few=("0.9", "0.99"),
+    lambdas=("1e-4", "1e-3", "1e-2", "1e-1", "1e0", "1e1", "1e2"),
+    controlled=(
+        ("ecapa_512", ("0.75", "0.9", "0.95", "0.99"), 5),
+        ("ecapa", ("0.9", "0.99"), 3),
+        ("resnet34", ("0.9", "0.99"), 3),
+    ),
+    channels=("0.5", "0.75"),
+    narrow=(128, 64),
+)
+QUICK = Scale(
+    epochs=4,
+    short=2,
+    batch=32,
+    seeds=(0,),
+    targets=("0.9", "0.99"),
+    claims=("0.9",),
+    few=("0.9",),
+    lambdas=("1e-4", "1e-1", "1e2"),
+    controlled=(("ecapa_256", ("0.9", "0.99"), 2),),
+    channels=("0.5",),
+    narrow=(64,),
+)
+
+MODEL = "ecapa_256"
+START = "1e-1"  # of lambda, as conf/optim has it
+
+
+def train(
+    name: str, scale: Scale, *settings: str, model: str = MODEL, epochs: int = 0, seed: int = 0, after: str = ""
+) -> Cell:
+    """A cell of this scale."""
+    usual = (f"model={model}", f"trainer.epochs={epochs or scale.epochs}", f"trainer.batch_size={scale.batch}")
+    return Cell(f"{name}_s{seed}", (*usual, *settings, f"seed={seed}"), seed, after)
+
+
+def quality(scale: Scale) -> Iterator[Cell]:
+    """Error rates of every way to a sparsity, and of the dense network."""
+    for seed in scale.seeds:
+        yield train("dense", scale, "sparsity=dense", seed=seed)
+    for way in ("feedback", "magnitude"):
+        for target in scale.targets:
+            for seed in scale.seeds if target in scale.claims else scale.seeds[:1]:
+                yield train(f"{way}_{target}", scale, f"sparsity={way}", f"target_sparsity={target}", seed=seed)
+    for target in scale.few:
+        sparsity = f"target_sparsity={target}"
+        yield train(f"quantile_{target}", scale, "sparsity=quantile", sparsity)
+        yield train(f"linbreg_{target}", scale, "optim=linbreg", sparsity)
+        yield train(f"proxsgd_{target}", scale, "optim=proxsgd", sparsity)
+        told = ("sparsity=fixed", "optim.lambda_={lambda}", sparsity)
+        yield train(f"oracle_{target}", scale, *told, after=f"feedback_{target}_s0")
+
+
+def insensitivity(scale: Scale) -> Iterator[Cell]:
+    """Starts of lambda over six orders of magnitude, and lambdas fixed there."""
+    for value in scale.lambdas:
+        for way, kind in (("start", "feedback"), ("fixed", "fixed")):
+            settings = (f"sparsity={kind}", f"optim.lambda_={value}", "target_sparsity=0.9")
+            yield train(f"{way}_{value}", scale, *settings, epochs=scale.short)
+
+
+def control(scale: Scale) -> Iterator[Cell]:
+    """Targets and what was reached, by both optimizers, with one default setting."""
+    for model, targets, epochs in scale.controlled:
+        for optim in ("adabreg", "linbreg"):
+            for target in targets:
+                settings = (f"optim={optim}", f"target_sparsity={target}", "trainer.log_every=1")
+                yield train(f"control_{model}_{optim}_{target}", scale, *settings, model=model, epochs=epochs)
+
+
+def foreign(scale: Scale) -> Iterator[Cell]:
+    """Trained on other sources than the trials are of."""
+    listed = "data.train_list={foreign}"
+    yield train("foreign_dense", scale, "sparsity=dense", listed)
+    for target in scale.few:
+        for way in ("feedback", "magnitude"):
+            yield train(f"foreign_{way}_{target}", scale, f"sparsity={way}", f"target_sparsity={target}", listed)
+
+
+def structure(scale: Scale) -> Iterator[Cell]:
+    """Whole channels, and dense networks that are narrow from the start."""
+    for share in scale.channels:
+        yield train(f"channels_{share}", scale, "sparsity=channels", f"target_sparsity={share}")
+    for width in scale.narrow:
+        widths = (f"model.channels={width}", f"model.mfa_channels={3 * width}")
+        yield train(f"narrow_{width}", scale, "sparsity=dense", *widths)
+
+
+def finetuning(scale: Scale) -> Iterator[Cell]:
+    """From a dense network that is trained already to the target."""
+    for target in scale.few:
+        for way in ("feedback", "magnitude"):
+            settings = (f"sparsity={way}", f"target_sparsity={target}", "init_from={folder}")
+            yield train(f"finetuned_{way}_{target}", scale, *settings, epochs=scale.short, after="dense_s0")
+
+
+def search(scale: Scale) -> Iterator[Cell]:
+    """Learning rates on either side of the defaults."""
+    for way, rate, values in (
+        ("dense", "dense", ("0.001", "0.01")),
+        ("magnitude", "dense", ("0.001", "0.01")),
+        ("feedback", "sparse", ("0.005", "0.02")),
+    ):
+        target = () if way == "dense" else ("target_sparsity=0.9",)
+        for value in values:
+            yield train(f"search_{way}_{value}", scale, f"sparsity={way}", *target, f"optim.lr.{rate}={value}")
+    for optim, values in (("linbreg", ("3.0", "30.0")), ("proxsgd", ("1.0", "10.0"))):
+        for value in values:
+            settings = (f"optim={optim}", "target_sparsity=0.9", f"optim.lr.sparse={value}")
+            yield train(f"search_{optim}_{value}", scale, *settings)
+
+
+QUESTIONS: dict[str, Callable[[Scale], Iterator[Cell]]] = {
+    "quality": quality,
+    "search": search,
+    "insensitivity": insensitivity,
+    "control": control,
+    "foreign": foreign,
+    "structure": structure,
+    "finetuning": finetuning,
+}
+
+
+def plan(questions: list[str], scale: Scale, seeds: tuple[int, ...]) -> list[Cell]:
+    """Every cell of some questions, each once, those with the first seed first."""
+    cells = {cell.name: cell for question in questions for cell in QUESTIONS[question](scale) if cell.seed in seeds}
+    return sorted(cells.values(), key=lambda cell: cell.seed)

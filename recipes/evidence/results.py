@@ -1,0 +1,156 @@
+"""Finished cells as tables and figures read them: runs of one cell and several seeds together."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evidence.plan import Cell
+from sv_sparse.monitor import read_rows
+from sv_sparse.report.record import judged_lists
+from sv_sparse.score_files import redrawn_eers
+from sv_sparse.scoring.bootstrap import Interval, interval
+
+BAND = 0.005  # of the sparsity around its target: half a point
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished cell."""
+
+    folder: Path
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """As in results.json."""
+        found: dict[str, Any] = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
+        return found
+
+    @cached_property
+    def lists(self) -> dict[str, Any]:
+        """Every list that it was judged by, by name."""
+        return judged_lists(self.folder, self.results)
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """Of metrics.jsonl."""
+        return read_rows(self.folder / "metrics.jsonl")
+
+    def path(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Steps, and the sparsity after each, of those that were logged."""
+        logged = [(row["step"], row["sparsity/trained"]) for row in self.rows if "loss" in row]
+        steps, sparsity = zip(*logged, strict=True)
+        return np.array(steps), np.array(sparsity)
+
+    def epochs(self) -> list[tuple[int, int, float, float]]:
+        """Epoch, step, EER of held-out speakers and sparsity, after each epoch."""
+        own = [row for row in self.rows if "validation_eer" in row and "epoch" in row]
+        return [(row["epoch"], row["step"], row["validation_eer"], row["sparsity"]) for row in own]
+
+    @property
+    def steps(self) -> int:
+        """Updates of the whole run."""
+        return int(self.results["training"]["steps"])
+
+    @property
+    def gap(self) -> float:
+        """Sparsity before landing less its target, in points of per cent."""
+        return 100 * float(self.results["sparsity_before_landing"] - self.results["target_sparsity"])
+
+    def entered(self) -> tuple[int | None, int | None]:
+        """The first logged step inside the band around the target, and that from which on it was never left."""
+        steps, sparsity = self.path()
+        inside = np.abs(sparsity - self.results["target_sparsity"]) <= BAND
+        if not inside.any():
+            return None, None
+        outside = np.flatnonzero(~inside)
+        after = int(outside[-1]) + 1 if len(outside) else 0
+        return int(steps[inside.argmax()]), int(steps[after]) if after < len(steps) else None
+
+    @cache  # noqa: B019 (a handful of runs, as long as the program)
+    def draws(self, name: str) -> NDArray[np.float64] | None:
+        """EERs of draws of other speakers, on a list."""
+        return redrawn_eers(self.folder / "scores" / f"{name}.txt")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed; their error rates are averaged."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def seeds(self) -> int:
+        """How many runs there are."""
+        return len(self.runs)
+
+    def eers(self, name: str) -> list[float]:
+        """EER of each run on a list."""
+        return [float(run.lists[name]["eer"]) for run in self.runs]
+
+    def eer(self, name: str) -> float:
+        """Mean EER on a list."""
+        return float(np.mean(self.eers(name)))
+
+    def draws(self, name: str) -> NDArray[np.float64] | None:
+        """Mean EER of the runs, of each draw of speakers."""
+        found = [run.draws(name) for run in self.runs]
+        known = [each for each in found if each is not None]
+        return np.mean(known, axis=0) if len(known) == len(found) else None
+
+    def interval(self, name: str) -> Interval | None:
+        """95 % of draws of other speakers; the seeds are those that they are."""
+        draws = self.draws(name)
+        return interval(draws) if draws is not None else None
+
+    def less(self, other: "Group", name: str) -> tuple[float, Interval | None]:
+        """How its mean EER differs from another group's, and the interval of that, over draws of the same speakers."""
+        own, theirs = self.draws(name), other.draws(name)
+        gap = self.eer(name) - other.eer(name)
+        return gap, interval(own - theirs) if own is not None and theirs is not None else None
+
+    def mean(self, name: str) -> float:
+        """Mean of a figure of results.json."""
+        return float(np.mean([run.results[name] for run in self.runs]))
+
+
+class Finished(Mapping[str, Group]):
+    """Groups by the name of their cells without the seed.
+
+    Args:
+        folder: Of the runs.
+        cells: Of the plan; those that are not finished are left out.
+    """
+
+    def __init__(self, folder: Path, cells: Sequence[Cell]) -> None:
+        runs: dict[str, list[Run]] = {}
+        self.missing: list[str] = []
+        for cell in cells:
+            if (folder / cell.name / "results.json").is_file():
+                runs.setdefault(cell.group, []).append(Run(folder / cell.name))
+            else:
+                self.missing.append(cell.name)
+        self._groups = {name: Group(name, tuple(own)) for name, own in runs.items()}
+
+    def __getitem__(self, name: str) -> Group:
+        return self._groups[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._groups)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def starting(self, *beginnings: str) -> list[Group]:
+        """Groups whose names begin in one of these ways."""
+        return [group for name, group in self._groups.items() if name.startswith(beginnings)]
+
+    def runs(self) -> list[Run]:
+        """All of them."""
+        return [run for group in self._groups.values() for run in group.runs]

@@ -1,0 +1,265 @@
+"""The answers as tables: one function for each question, in Markdown."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from evidence.noisy import CONDITIONS
+from evidence.results import Finished, Group, Run
+from sv_sparse.report.tables import Table
+from sv_sparse.report.words import ABSENT, count, number, percent
+
+WAYS = {
+    "dense": "dense AdamW",
+    "feedback": "feedback, AdaBreg",
+    "linbreg": "feedback, LinBreg",
+    "quantile": "quantile, AdaBreg",
+    "oracle": "fixed λ, told by feedback",
+    "magnitude": "magnitude pruning",
+    "proxsgd": "feedback, ProxSGD",
+}
+
+
+def control_table(found: Finished, lists: Sequence[str]) -> Table:
+    """Targets, and what was reached before landing."""
+    heads = ("network", "optimizer", "target", "before landing", "points off", "steps", "in ±0.5 points from step")
+    rows = []
+    for group in found.starting("control_"):
+        (run,) = group.runs
+        _, model, optim, target = _words(group.name)
+        first, last = run.entered()
+        when = ABSENT if first is None else f"{first}, to stay from {ABSENT if last is None else last}"
+        before = run.results["sparsity_before_landing"]
+        rows.append(
+            (
+                *(model, optim, percent(float(target)), percent(before, 3), f"{run.gap:+.3f}", str(run.steps), when),
+                *(f"{run.results['lambda']:.3g}", *(percent(group.eer(name)) for name in lists)),
+            )
+        )
+    return Table("Control", (*heads, "λ at the end", *(f"EER {name}" for name in lists)), rows)
+
+
+def insensitivity_table(found: Finished, lists: Sequence[str]) -> Table:
+    """What comes of a start of lambda, and of the same lambda fixed."""
+    heads = ["λ", "feedback: before landing", "λ at the end", *(f"EER {name}" for name in lists)]
+    heads += ["fixed: sparsity", *(f"EER {name}" for name in lists)]
+    values = [group.name.rpartition("_")[2] for group in found.starting("start_")]
+    rows = []
+    for value in values:
+        row = [value]
+        for name in (f"start_{value}", f"fixed_{value}"):
+            group = found.get(name)
+            row.append(percent(group.mean("sparsity_before_landing"), 3) if group else ABSENT)
+            if name.startswith("start"):
+                row.append(number(group.mean("lambda") if group else None, ".3g"))
+            row += [percent(group.eer(each)) if group else ABSENT for each in lists]
+        rows.append(row)
+    return Table("Insensitivity", heads, rows)
+
+
+def quality_table(found: Finished, lists: Sequence[str]) -> Table:
+    """Error rates of every way, and how they differ from the dense network's and from magnitude pruning's."""
+    heads = ["way", "target", "before landing", "seeds"]
+    for name in lists:
+        heads += [f"EER {name} [95 %]", "less dense", "less magnitude"]
+    rows = []
+    for group in _by_target(found):
+        way, _, target = group.name.partition("_")
+        before = percent(group.mean("sparsity_before_landing"), 3) if target else ABSENT
+        row = [WAYS[way], percent(float(target)) if target else ABSENT, before, str(group.seeds)]
+        for name in lists:
+            row.append(_rate(group, name))
+            row.append(_difference(group, found.get("dense"), name))
+            row.append(_difference(group, found.get(f"magnitude_{target}"), name))
+        rows.append(row)
+    return Table("Quality", heads, rows)
+
+
+def _by_target(found: Finished) -> list[Group]:
+    """Dense, then every way by target."""
+    own = [group for group in found.values() if group.name.partition("_")[0] in WAYS]
+    order = list(WAYS)
+    return sorted(own, key=lambda g: (float(g.name.partition("_")[2] or 0), order.index(g.name.partition("_")[0])))
+
+
+def convergence_table(found: Finished, lists: Sequence[str]) -> Table:
+    """EER of held-out training speakers after each epoch, means of the seeds."""
+    groups = [found[name] for name in CONVERGING if name in found]
+    longest = max((len(run.epochs()) for group in groups for run in group.runs), default=0)
+    rows = []
+    for epoch in range(longest):
+        row = []
+        for group in groups:
+            own = [run.epochs()[epoch] for run in group.runs if epoch < len(run.epochs())]
+            row.append(percent(float(np.mean([one[2] for one in own]))) if own else ABSENT)
+        rows.append([str(epoch + 1), *row])
+    return Table("Early convergence", ("epoch", *(label(group) for group in groups)), rows)
+
+
+CONVERGING = ("dense", "feedback_0.9", "quantile_0.9", "oracle_0.9", "magnitude_0.9", "linbreg_0.9")
+NOISY = ("dense", "feedback_0.9", "feedback_0.95", "feedback_0.99", "magnitude_0.9", "magnitude_0.99")
+
+
+def noise_table(found: Finished, lists: Sequence[str]) -> Table:
+    """EER in noise and rooms, of networks that heard none in training, and what that is beside clean speech."""
+    groups = [found[name] for name in NOISY if name in found]
+    heads = ("list", "condition", *(label(group) for group in groups))
+    rows = []
+    for name in lists:
+        rows.append([name, "clean", *(percent(group.eer(name)) for group in groups)])
+        for condition in CONDITIONS:
+            noisy = f"{name}_{condition.name}"
+            there = [all(noisy in run.lists for run in group.runs) for group in groups]
+            cells = [
+                f"{group.eer(noisy):.2%} ({group.eer(noisy) / group.eer(name):.2f} times)" if known else ABSENT
+                for group, known in zip(groups, there, strict=True)
+            ]
+            if any(there):
+                rows.append([name, condition.name.replace("_", " "), *cells])
+    return Table("In noise and rooms", heads, rows)
+
+
+def foreign_table(found: Finished, lists: Sequence[str]) -> Table:
+    """EER of networks that were trained on other sources than the trials are of, beside those that were not."""
+    heads = ["way", "target"]
+    heads += [f"{name}: {what}" for name in lists for what in ("own sources", "other sources", "less dense")]
+    rows = []
+    for group in found.starting("foreign_"):
+        own = found.get(group.name.removeprefix("foreign_"))
+        way, _, target = group.name.removeprefix("foreign_").partition("_")
+        row = [WAYS[way], percent(float(target)) if target else ABSENT]
+        for name in lists:
+            row += [_rate(own, name) if own else ABSENT, _rate(group, name)]
+            row.append(_difference(group, found.get("foreign_dense"), name))
+        rows.append(row)
+    return Table("Across sources", heads, rows)
+
+
+def finetuning_table(found: Finished, lists: Sequence[str]) -> Table:
+    """From a dense network, beside from scratch."""
+    heads = ("way", "target", "steps", "before landing", "λ at the end", *(f"EER {name} [95 %]" for name in lists))
+    rows = []
+    targets = {group.name.rpartition("_")[2] for group in found.starting("finetuned_")}
+    for target in sorted(targets):
+        names = [f"{start}{way}_{target}" for way in ("feedback", "magnitude") for start in ("", "finetuned_")]
+        rows += [_tuned(found[name], found.get("dense"), lists) for name in names if name in found]
+    return Table("Fine-tuning", heads, rows)
+
+
+def _tuned(group: Group, dense: Group | None, lists: Sequence[str]) -> list[str]:
+    *before, way, target = _words(group.name)
+    steps = str(group.runs[0].steps)
+    if before and dense:
+        steps = f"{dense.runs[0].steps} dense + {steps}"
+    words = f"{WAYS[way]}, {'from the dense network' if before else 'from scratch'}"
+    sparsity = percent(group.mean("sparsity_before_landing"), 3)
+    return [
+        words,
+        percent(float(target)),
+        steps,
+        sparsity,
+        f"{group.mean('lambda'):.3g}",
+        *(_rate(group, n) for n in lists),
+    ]
+
+
+def structure_table(found: Finished, measured: Mapping[str, Any], lists: Sequence[str]) -> Table:
+    """Single weights, whole channels and narrow networks, by what they keep and how long they take."""
+    heads = ["network", "seeds", "parameters kept", "file", "torch", "onnxruntime", "sparse engine", "fastest"]
+    heads += [f"EER {name} [95 %]" for name in lists]
+    rows = []
+    for group in found.starting(*STRUCTURES):
+        about = measured.get(group.runs[0].folder.name)
+        if about is None:
+            continue
+        times = about["milliseconds"]
+        best = min(times, key=times.__getitem__)
+        row = [_structure(group), str(group.seeds), count(about["kept"]), f"{about['bytes'] / 1e6:.2f} MB"]
+        row += [
+            *(f"{times[name]:.1f} ms" for name in ("torch", "onnxruntime", "sparse")),
+            f"{times[best]:.1f} ms, {best}",
+        ]
+        rows.append((times[best], [*row, *(_rate(group, name) for name in lists)]))
+    return Table("Structure", heads, [row for _, row in sorted(rows, key=lambda pair: -pair[0])])
+
+
+STRUCTURES = ("dense", "feedback_", "channels_", "narrow_")
+
+
+def _structure(group: Group) -> str:
+    way, _, amount = group.name.partition("_")
+    words = {"dense": "dense", "feedback": "single weights, {} zero", "channels": "{} of the channels' weights cut out"}
+    if way == "narrow":
+        return f"dense, {amount} channels"
+    return words[way].format(percent(float(amount), 0) if amount else "")
+
+
+def search_table(found: Finished, lists: Sequence[str]) -> Table:
+    """Learning rates beside the default."""
+    heads = ("way", "learning rate", "before landing", "validation EER", *(f"EER {name}" for name in lists))
+    rows = []
+    for way in SEARCHED:
+        usual = found.get(way if way == "dense" else f"{way}_0.9")
+        own = found.starting(f"search_{way}_")
+        for group in sorted([*own, *([usual] if usual else [])], key=_rate_of):
+            run = group.runs[0]  # the seed that all of them have
+            default = " (default)" if group is usual else ""
+            row = [WAYS[way], f"{_rate_of(group):g}{default}", percent(run.results["sparsity_before_landing"], 3)]
+            rows.append([*row, percent(run.results["validation_eer"]), *(percent(run.lists[n]["eer"]) for n in lists)])
+    return Table("Learning rates", heads, rows)
+
+
+SEARCHED = ("dense", "magnitude", "feedback", "linbreg", "proxsgd")
+
+
+def _rate_of(group: Group) -> float:
+    return float(group.runs[0].results["training"]["lr"])
+
+
+TABLES: dict[str, Callable[[Finished, Sequence[str]], Table]] = {
+    "control": control_table,
+    "insensitivity": insensitivity_table,
+    "quality": quality_table,
+    "convergence": convergence_table,
+    "noise": noise_table,
+    "foreign": foreign_table,
+    "finetuning": finetuning_table,
+    "search": search_table,
+}
+
+
+def _words(name: str) -> list[str]:
+    """Parts of a cell's name; a network's name has an underscore of its own."""
+    return [part.replace("-", "_") for part in name.replace("ecapa_", "ecapa-", 1).split("_")]
+
+
+def label(group: Group) -> str:
+    """The way and the target of a group, in words."""
+    way, _, target = group.name.partition("_")
+    return f"{WAYS[way]} {float(target):.0%}" if target else WAYS[way]
+
+
+def _rate(group: Group, name: str) -> str:
+    """Mean EER, and where 95 % of draws of other speakers put it."""
+    between = group.interval(name)
+    words = f"{group.eer(name):.2%}"
+    return words if between is None else f"{words} [{100 * between[0]:.1f}, {100 * between[1]:.1f}]"
+
+
+def _difference(group: Group, other: Group | None, name: str) -> str:
+    """In points, with its interval."""
+    if other is None or other is group:
+        return ABSENT
+    gap, between = group.less(other, name)
+    words = f"{100 * gap:+.2f}"
+    return words if between is None else f"{words} [{100 * between[0]:+.1f}, {100 * between[1]:+.1f}]"
+
+
+def curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Epoch by epoch, of every run: for programs."""
+    return [
+        {"run": run.folder.name, "epoch": epoch, "step": step, "validation_eer": eer, "sparsity": sparsity}
+        for run in runs
+        for epoch, step, eer, sparsity in run.epochs()
+    ]
