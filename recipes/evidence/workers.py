@@ -95,10 +95,11 @@ class Workers:
 
     def _one(self, cell: Cell, total: int) -> int:
         """Train a cell once the one that it comes after is there; those were told earlier, so they are under way."""
-        if cell.after and self._told[cell.after].result():
-            return self._say(cell, total, "left out, since what it comes after is missing", 1)
+        before = self._told[cell.after].result() if cell.after else 0
         if self.stopped:
             return 1
+        if before:
+            return self._say(cell, total, "left out, since what it comes after is missing", 1)
         try:
             command = self.command(cell)
         except ValueError as error:
