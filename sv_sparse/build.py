@@ -210,7 +210,7 @@ def parameter_groups(
     """The network's sparse and dense groups, and the head's group, which is dense unless ``include_head``.
 
     Each has its peak learning rate, one of ``rates``, under the name that torch's schedulers use, ``initial_lr``. Where
-    whole channels or kernels are regularized, each weight is a group with a ``lambda_scale`` of its own.
+    whole channels or kernels are regularized, each weight is a group.
     """
     chosen = settings["sparsity"]
     regularizer = chosen["regularizer"] if settings["target_sparsity"] > 0 else "none"
@@ -229,16 +229,8 @@ def parameter_groups(
 
 
 def _by_layer(group: dict[str, Any]) -> list[dict[str, Any]]:
-    """A group for each weight, whose ``lambda_scale`` is the weight's size as it is, next to that of the whole group.
-
-    Layers with many inputs have small weights: under one lambda all their channels would die before any of another.
-    """
-    if group["regularizer"] == "none":
-        return [group]
-    squares = [float(param.detach().square().mean()) for _, param in group["params"]]
-    mean = sum(squares) / len(squares) or 1.0
-    pairs = zip(group["params"], squares, strict=True)
-    return [group | {"params": [pair], "lambda_scale": (square / mean) ** 0.5 or 1.0} for pair, square in pairs]
+    """A group for each weight of a regularized group, so that a controller can give each layer a lambda of its own."""
+    return [group] if group["regularizer"] == "none" else [group | {"params": [pair]} for pair in group["params"]]
 
 
 def _batches(settings: Settings, size: int) -> EpochBatches:

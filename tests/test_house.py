@@ -10,7 +10,7 @@ from tiny import ROOT
 
 SOURCES = [
     ROOT / "train.py",
-    *sorted(path for room in ("sv_sparse", "scripts", "tests") for path in (ROOT / room).rglob("*.py")),
+    *sorted(path for room in ("sv_sparse", "recipes", "scripts", "tests") for path in (ROOT / room).rglob("*.py")),
 ]
 
 

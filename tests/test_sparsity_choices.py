@@ -5,9 +5,6 @@ import json
 import pytest
 from tiny import TINY
 
-from sv_sparse.build import parameter_groups
-from sv_sparse.head import AAMSoftmax
-from sv_sparse.models.ecapa import ECAPA
 from sv_sparse.monitor import read_rows
 
 SHORT = ("trainer.epochs=3", "data.validation_share=0")
@@ -32,17 +29,11 @@ def test_it_ends_on_the_target(train, tones, tmp_path, choice):
     assert all(0 <= last[f"support/{name}"] <= 1 for name in ("births", "deaths", "turnover"))
 
 
-def test_channels_die_in_order_of_their_size_within_their_layer():
-    network, head = ECAPA(channels=16, mfa_channels=24), AAMSoftmax(192, 5)
-    settings = {
-        "target_sparsity": 0.5,
-        "sparsity": {"regularizer": "group", "include_head": False, "grouping": "output"},
-    }
-    groups = parameter_groups(network, head, settings, {"weights": 0.003, "others": 0.003})
-    sparse = [group for group in groups if group["regularizer"] == "group"]
-    assert all(len(group["params"]) == 1 for group in sparse)
-    sizes = [group["params"][0][1].square().mean().sqrt().item() / group["lambda_scale"] for group in sparse]
-    assert max(sizes) == pytest.approx(min(sizes), rel=1e-4)
+def test_of_every_layer_the_same_share_of_channels_dies(train, tones, tmp_path):
+    found, _ = run(train, tones, tmp_path, "sparsity=channels", "target_sparsity=0.5")
+    for name, layer in found["layers"].items():
+        assert abs(layer["dead_channels"] - 0.5 * layer["channels"]) <= 1, name
+        assert layer["zeros"] * layer["channels"] == layer["dead_channels"] * layer["parameters"], name
 
 
 def test_a_fixed_lambda_ends_where_it_ends(train, tones, tmp_path):

@@ -1,6 +1,6 @@
 """What is trained to answer each question: cells, each one run of train.py with settings of its own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -187,7 +187,9 @@ QUESTIONS: dict[str, Callable[[Scale], Iterator[Cell]]] = {
 }
 
 
-def plan(questions: list[str], scale: Scale, seeds: tuple[int, ...]) -> list[Cell]:
-    """Every cell of some questions, each once, those with the first seed first."""
-    cells = {cell.name: cell for question in questions for cell in QUESTIONS[question](scale) if cell.seed in seeds}
-    return sorted(cells.values(), key=lambda cell: cell.seed)
+def plan(questions: Sequence[str], scale: Scale, seeds: Sequence[int]) -> list[Cell]:
+    """Every cell of some questions and what they come after, each once, those with the first seed first."""
+    everything = {cell.name: cell for question in QUESTIONS.values() for cell in question(scale)}
+    chosen = [cell for question in questions for cell in QUESTIONS[question](scale) if cell.seed in seeds]
+    before = [everything[cell.after] for cell in chosen if cell.after]
+    return sorted(dict.fromkeys([*before, *chosen]), key=lambda cell: cell.seed)

@@ -180,16 +180,13 @@ class Controller:
             return
         self._threshold(self.target_sparsity)
         kept, wanted = int(self._alive()), self._kept(self.target_sparsity)
-        if not wanted - max(self._unit_sizes()) < kept <= wanted:
+        if self._missed(kept, wanted):
             reason = "too many duals are zero or equal"
             warnings.warn(f"landed on {kept} weights instead of {wanted}: {reason}", stacklevel=2)
 
-    def _unit_sizes(self) -> Iterator[int]:
-        """How many weights become zero together."""
-        yield 1
-        for group in self.groups:
-            if group["regularizer"] == "group":
-                yield from (group_size(param, group["grouping"]) for param in group["params"])
+    def _missed(self, kept: int, wanted: int) -> bool:
+        """Whether landing ended elsewhere than it should, but for the size of what becomes zero together."""
+        return not wanted - max(size for group in self.groups for size in unit_sizes(group)) < kept <= wanted
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs beside the optimizer's state (where lambda is): tensors and numbers."""
@@ -198,6 +195,13 @@ class Controller:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self.steps = state["steps"]
+
+
+def unit_sizes(group: Group) -> Iterator[int]:
+    """How many weights become zero together, for each parameter of a group; at least one."""
+    yield 1
+    if group["regularizer"] == "group":
+        yield from (group_size(param, group["grouping"]) for param in group["params"])
 
 
 class FixedController(Controller):

@@ -1,11 +1,12 @@
 """Controllers that set the sparsity instead of steering it: by the quantile of the duals, or by masks."""
 
 import torch
+from torch import Tensor
 
-from sv_sparse.optim.control import Controller
+from sv_sparse.optim.control import Controller, unit_sizes
 from sv_sparse.optim.optimizer import BregmanOptimizer
 from sv_sparse.optim.proxsgd import ProxSGD
-from sv_sparse.optim.quantile import bracket
+from sv_sparse.optim.quantile import bracket, nearest
 
 
 class QuantileController(Controller):
@@ -47,6 +48,43 @@ class QuantileController(Controller):
     def _adapt(self) -> None:
         if self.steps % self.every == 0:
             self._threshold(self.target)
+
+
+class LayerwiseQuantileController(QuantileController):
+    """The quantile group by group: each parameter group is at the target by a lambda of its own.
+
+    For whole channels, with a group for each weight: under one lambda some layer loses all of its channels long before
+    another loses any, whatever their common unit, and a layer without channels ends the network. Of each layer the same
+    share goes, and at least one channel stays. ``lambda_`` is the mean over the groups.
+
+    Args:
+        optimizer: LinBreg or AdaBreg, whose groups are layers; see Controller.
+        target_sparsity: of every group; see Controller.
+        total_steps: see Controller.
+        every: see QuantileController.
+        settle: see Controller.
+        ramp: see Controller.
+        initial_sparsity: see Controller.
+
+    Raises:
+        ValueError: as QuantileController.
+    """
+
+    @property
+    def lambda_(self) -> Tensor:
+        """The mean of the groups' lambdas, 0-dim on the device."""
+        found = [self.optimizer.lambda_of(group) for group in self.groups]
+        return torch.stack(found).mean() if found else super().lambda_
+
+    def _threshold(self, target: float) -> None:
+        for group in self.groups:
+            size, unit = sum(param.numel() for param in group["params"]), max(unit_sizes(group))
+            kept = max(unit, round((1 - target) * size) + unit // 2)  # the nearest number of units, not the next below
+            self.optimizer.lambda_of(group).copy_(nearest(self.optimizer, [group], kept))
+        self.optimizer.read_out()
+
+    def _missed(self, kept: int, wanted: int) -> bool:
+        return abs(kept - wanted) > sum(max(unit_sizes(group)) for group in self.groups)
 
 
 class MagnitudeController(Controller):

@@ -1,10 +1,20 @@
 """Groups of weights: whole channels and kernels become zero, steered and landed like single weights."""
 
+import warnings
+
 import pytest
 import torch
 from controlled import batches, network, run
 
-from sv_sparse.optim import AdaBreg, FeedbackController, LinBreg, QuantileController, count_zeros, partition
+from sv_sparse.optim import (
+    AdaBreg,
+    FeedbackController,
+    LayerwiseQuantileController,
+    LinBreg,
+    QuantileController,
+    count_zeros,
+    partition,
+)
 from sv_sparse.optim.prox import group_norms, group_size
 
 
@@ -32,6 +42,28 @@ def test_the_quantile_of_groups_is_exact_to_within_a_group(grouping):
     size = sum(param.numel() for param in controller.params)
     for share in run(model, optimizer, controller, batches(20)):
         assert 0 <= share * size - 0.5 * size < largest + 1e-2
+
+
+@pytest.mark.parametrize("target", [0.5, 0.9, 0.995])
+def test_layer_by_layer_each_group_is_at_the_target_to_within_a_channel_and_keeps_one(target):
+    model = network()
+    groups = [
+        group | {"params": [pair], "grouping": "output"}
+        for group in partition(model, regularizer="group")
+        for pair in group["params"]
+    ]
+    optimizer = AdaBreg(groups, lr=0.002, lambda_=0.01)
+    controller = LayerwiseQuantileController(optimizer, target, 20)
+    run(model, optimizer, controller, batches(20))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if target == 0.995 else "error")  # one channel of each is more than that
+        controller.land()
+    for param in controller.params:
+        alive = int((group_norms(param, "output") > 0).sum())
+        assert abs(alive - max(1, (1 - target) * param.shape[0])) <= 0.5
+    lambdas = [float(optimizer.lambda_of(group)) for group in controller.groups]
+    assert len(set(lambdas)) == len(lambdas)
+    assert float(controller.lambda_) == pytest.approx(sum(lambdas) / len(lambdas))
 
 
 @pytest.mark.parametrize("kind", [LinBreg, AdaBreg])

@@ -1,0 +1,172 @@
+"""The evidence recipe: its plan composes, its stages end in tables, and what is done is not done again."""
+
+import csv
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from evidence.noisy import Condition, make_noisy, open_store
+from evidence.plan import FULL, QUESTIONS, QUICK, plan
+from evidence.results import Finished, Group, Run
+from hydra import compose, initialize_config_dir
+from tiny import ROOT, TINY, Tones
+
+from sv_sparse.settings import resolve
+
+WORDS = ["--quick", "--questions", "structure", "finetuning"]
+
+
+def command(*words: object) -> list[str]:
+    return ["sh", str(ROOT / "recipes" / "evidence" / "run.sh"), *map(str, words)]
+
+
+def evidence(*words: object) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHON": sys.executable}
+    return subprocess.run(command(*words), capture_output=True, text=True, check=False, env=environment, cwd="/")
+
+
+@pytest.fixture(scope="module")
+def listed(tones: Tones, tmp_path_factory) -> list[object]:
+    """The command line's part on the corpus."""
+    keys = sorted(str(path.relative_to(tones.root)) for path in tones.root.rglob("*.flac"))
+    heard = {name for line in tones.trials.read_text().splitlines() for name in line.split()[1:]}
+    path = tmp_path_factory.mktemp("lists") / "train list.txt"
+    path.write_text("".join(f"{key.split('/')[0]} {key}\n" for key in keys if key not in heard))
+    return ["--root", tones.root, "--trials", tones.trials, "--train-list", path, "--foreign-list", path]
+
+
+@pytest.mark.parametrize("scale", ["full", "quick"])
+def test_every_cell_of_the_plan_is_a_run_that_the_settings_allow(scale):
+    done = evidence("--dry-run", *(["--quick"] if scale == "quick" else []))
+    assert done.returncode == 0, done.stderr
+    commands = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert len({words[2] for words in commands}) == len(commands)  # folders
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for words in commands:
+            told = [word.replace("=LAMBDA", "=0.1") for word in words[2:]]
+            assert resolve(compose("config", ["name=test", *told]))["trainer"]["epochs"] > 0
+
+
+def test_what_a_cell_comes_after_is_trained_before_it():
+    names = [cell.name for cell in plan(["finetuning"], FULL, [0])]
+    assert names[0] == "dense_s0"
+    for cell in plan(list(QUESTIONS), FULL, FULL.seeds):
+        assert not cell.after or cell.after in {each.name for each in plan(list(QUESTIONS), FULL, [0])}
+    assert len(plan(list(QUESTIONS), QUICK, QUICK.seeds)) < len(plan(list(QUESTIONS), FULL, [0]))
+
+
+@pytest.fixture(scope="module")
+def made(listed, tmp_path_factory) -> Path:
+    """What the recipe leaves behind."""
+    out = tmp_path_factory.mktemp("it's evidence")
+    done = evidence(*WORDS, *listed, "--out", out, *TINY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def test_the_stages_end_in_tables_and_figures_of_what_was_run(made):
+    page = (made / "tables" / "evidence.md").read_text()
+    assert "recipes/evidence/run.sh --quick" in page
+    assert str(made) not in page  # paths are nobody's business
+    for title in ("## Single weights, whole channels", "## From a dense network", "## How does it take noise"):
+        assert title in page
+    assert "## Does every run reach its target" not in page  # nothing was run for it
+    with open(made / "tables" / "runs.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {"trials", "trials_noise_0dB", "trials_room"} <= {row["list"] for row in rows if row["run"] == "dense_s0"}
+    (tuned,) = (row for row in rows if row["run"] == "finetuned_feedback_0.9_s0")
+    assert float(tuned["sparsity"]) == pytest.approx(0.9, abs=0.001)
+    measured = json.loads((made / "tables" / "measured.json").read_text())
+    assert set(measured) == {"dense_s0", "channels_0.5_s0", "narrow_64_s0"}
+    assert measured["channels_0.5_s0"]["kept"] < measured["dense_s0"]["kept"]
+    assert all(value > 0 for value in measured["dense_s0"]["milliseconds"].values())
+
+
+def test_a_second_time_nothing_is_done_again_and_the_tables_are_the_same(made, listed):
+    before = {path: path.read_bytes() for path in (made / "tables").rglob("*") if path.is_file()}
+    again = evidence(*WORDS, *listed, "--out", made, *TINY)
+    assert again.returncode == 0, again.stderr
+    assert "train.py" not in again.stdout
+    assert "evaluate" not in again.stdout
+    assert {path: path.read_bytes() for path in (made / "tables").rglob("*") if path.is_file()} == before
+
+
+def test_other_settings_than_a_cell_was_begun_with_are_refused_and_the_others_stay(made, listed):
+    done = evidence(*WORDS, *listed, "--out", made, *TINY, "trainer.warmup=0.2")
+    assert done.returncode == 2
+    assert "dense_s0: error: " in done.stdout
+    assert "was begun with" in done.stdout
+
+
+def test_a_stop_leaves_checkpoints_and_the_same_command_goes_on(listed, tmp_path):
+    words = ["--quick", "--questions", "foreign", *listed, "--out", tmp_path, *TINY, "--stages", "train"]
+    environment = os.environ | {"PYTHON": sys.executable}
+    with subprocess.Popen(
+        command(*words, "trainer.epochs=200"), stdout=subprocess.PIPE, text=True, env=environment
+    ) as it:
+        last = tmp_path / "runs" / "foreign_dense_s0" / "checkpoints" / "last.pt"
+        while not last.is_file() and it.poll() is None:
+            time.sleep(0.05)
+        it.send_signal(signal.SIGTERM)
+        it.communicate()
+    assert it.returncode == 128 + signal.SIGTERM
+    assert not (tmp_path / "runs" / "foreign_dense_s0" / "results.json").is_file()
+    resumed = evidence(*words, "trainer.epochs=200", "--dry-run")
+    assert resumed.returncode == 0, resumed.stderr
+
+
+def test_what_is_missing_is_said(tones: Tones, tmp_path):
+    assert "--root and --trials go together" in evidence("--root", tones.root).stderr
+    assert "there is none" in evidence("--root", tones.root, "--trials", tmp_path / "no.txt").stderr
+    assert "are for --root" in evidence("--train-list", tones.trials).stderr
+    nothing = evidence("--root", tones.root, "--trials", tones.trials, "--stages", "tables", "--out", tmp_path)
+    assert nothing.returncode == 2
+    assert "no run of the plan is finished yet" in nothing.stderr
+    assert "foreign: left out" in nothing.stderr
+
+
+def test_noise_is_as_loud_as_its_condition_says_and_the_same_every_time(tones: Tones, tmp_path):
+    speech = sorted(tones.root.rglob("*.flac"))
+    store = open_store(None, speech, tmp_path / "first")
+    folders = make_noisy(tones.root, [tones.trials], store, tmp_path / "first")
+    again = make_noisy(tones.root, [tones.trials], open_store(None, speech, tmp_path / "second"), tmp_path / "second")
+    name = tones.trials.read_text().split()[1]
+    clean, _ = soundfile.read(tones.root / name)
+    for folder, other in zip(folders, again, strict=True):
+        heard, _ = soundfile.read(folder / "wav" / name)
+        assert (heard == soundfile.read(other / "wav" / name)[0]).all()
+        condition = Condition(*([*folder.name.split("_"), None][:2]))
+        if condition.snr is not None:
+            snr = 10 * np.log10(np.sum(clean**2) / np.sum((heard - clean) ** 2))
+            assert snr == pytest.approx(float(condition.snr.removesuffix("dB")), abs=0.1)
+        else:
+            assert len(heard) == len(clean)
+            assert np.abs(heard).max() == pytest.approx(np.abs(clean).max(), rel=0.01)
+
+
+def test_runs_of_several_seeds_are_averaged_and_compared_draw_by_draw(made):
+    dense, narrow = (Run(made / "runs" / name) for name in ("dense_s0", "narrow_64_s0"))
+    both = Group("both", (dense, narrow))
+    assert both.eer("trials") == pytest.approx((dense.lists["trials"]["eer"] + narrow.lists["trials"]["eer"]) / 2)
+    gap, between = Group("dense", (dense,)).less(Group("dense", (dense,)), "trials")
+    assert (gap, between) in {(0.0, (0.0, 0.0)), (0.0, None)}  # nobody differs from himself
+
+
+def test_a_run_is_in_its_band_from_the_step_that_says_so(made):
+    run = Finished(made / "runs", plan(["finetuning"], QUICK, [0]))["finetuned_feedback_0.9"].runs[0]
+    steps, sparsity = run.path()
+    first, last = run.entered()
+    inside = abs(sparsity - 0.9) <= 0.005
+    if first is None:
+        assert not inside.any()
+    else:
+        assert inside[list(steps).index(first)]
+        assert last is None or inside[list(steps).index(last) :].all()
