@@ -1,6 +1,6 @@
 """What is trained to answer each question: cells, each one run of train.py with settings of its own."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -42,6 +42,7 @@ class Scale:
         controlled: Networks that are asked whether they reach their target: model, optimizers, targets, epochs.
         channels: Shares of channels that are cut out.
         narrow: Dense networks of fewer channels beside those.
+        rates: Learning rates beside the default, by way; with the setting that they are given to.
     """
 
     epochs: int
@@ -55,6 +56,7 @@ class Scale:
     controlled: tuple[tuple[str, tuple[str, ...], tuple[str, ...], int], ...]
     channels: tuple[str, ...]
     narrow: tuple[int, ...]
+    rates: Mapping[str, tuple[str, tuple[str, ...]]]
 
 
 FULL = Scale(
@@ -73,6 +75,13 @@ FULL = Scale(
     ),
     channels=("0.5", "0.75"),
     narrow=(128, 64),
+    rates={
+        "dense": ("dense", ("0.001", "0.01")),
+        "magnitude": ("dense", ("0.001", "0.01")),
+        "feedback": ("sparse", ("0.005", "0.02")),
+        "linbreg": ("sparse", ("3.0", "30.0")),
+        "proxsgd": ("sparse", ("1.0", "10.0")),
+    },
 )
 QUICK = Scale(
     epochs=4,
@@ -86,6 +95,7 @@ QUICK = Scale(
     controlled=(("ecapa_256", ("adabreg", "linbreg"), ("0.9", "0.99"), 2),),
     channels=("0.5",),
     narrow=(64,),
+    rates={"feedback": ("sparse", ("0.005", "0.02"))},
 )
 
 MODEL = "ecapa_256"
@@ -162,18 +172,11 @@ def finetuning(scale: Scale) -> Iterator[Cell]:
 
 def search(scale: Scale) -> Iterator[Cell]:
     """Learning rates on either side of the defaults."""
-    for way, rate, values in (
-        ("dense", "dense", ("0.001", "0.01")),
-        ("magnitude", "dense", ("0.001", "0.01")),
-        ("feedback", "sparse", ("0.005", "0.02")),
-    ):
+    for way, (rate, values) in scale.rates.items():
         target = () if way == "dense" else ("target_sparsity=0.9",)
+        kind = f"optim={way}" if way in {"linbreg", "proxsgd"} else f"sparsity={way}"
         for value in values:
-            yield train(f"search_{way}_{value}", scale, f"sparsity={way}", *target, f"optim.lr.{rate}={value}")
-    for optim, values in (("linbreg", ("3.0", "30.0")), ("proxsgd", ("1.0", "10.0"))):
-        for value in values:
-            settings = (f"optim={optim}", "target_sparsity=0.9", f"optim.lr.sparse={value}")
-            yield train(f"search_{optim}_{value}", scale, *settings)
+            yield train(f"search_{way}_{value}", scale, kind, *target, f"optim.lr.{rate}={value}")
 
 
 QUESTIONS: dict[str, Callable[[Scale], Iterator[Cell]]] = {
