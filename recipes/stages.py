@@ -235,7 +235,7 @@ def _refuse_others(folder: Path, words: Sequence[str]) -> None:
     """Raise a ValueError if a run was begun with other settings than would be given now."""
     began = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["command"]
     before = shlex.split(began)[2:]
-    if before != list(words):
+    if set(before) != set(words):
         gone = " ".join(word for word in before if word not in words)
         new = " ".join(word for word in words if word not in before)
         raise ValueError(

@@ -1,7 +1,6 @@
 """Settings to objects: network, head, optimizer, controller, loader."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,18 +23,11 @@ from sv_sparse.data.stream import ShardLoader
 from sv_sparse.distributed import rank, ranks
 from sv_sparse.features import MEL_BINS, Filterbank, crop_samples
 from sv_sparse.head import AAMSoftmax
-from sv_sparse.optim import (
-    DENSE_TYPES,
-    SPARSE_TYPES,
-    BregmanOptimizer,
-    Controller,
-    describe,
-    partition,
-    sparse_init_,
-)
+from sv_sparse.optim import BregmanOptimizer, Controller, describe, partition
 from sv_sparse.origin import Origin, read_origin
 from sv_sparse.scoring.settings import Scoring
 from sv_sparse.settings import Settings, automatic_workers
+from sv_sparse.start import first_lambda, learning_rates, parameter_groups, start_sparse, starts_sparse
 
 logger = logging.getLogger(__name__)
 
@@ -114,10 +106,10 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
         origin.put_into(network, settings["model"], head, corpus.manifest)
     groups = parameter_groups(network, head, settings, rates)
     if origin is None and started_sparse:
-        chosen = [p for group in groups if group["regularizer"] != "none" for _, p in group["params"]]
-        _start_sparse(chosen, settings)
+        start_sparse(groups, settings)
     nn.ModuleList([network, head]).to(compute.device)
-    optimizer = instantiate(settings["optim"] | {"lr": rates["others"]} | _lambda_of(origin))(groups)
+    first = {"lr": rates["others"]} | first_lambda(settings, origin, groups)
+    optimizer = instantiate(settings["optim"] | first)(groups)
     steps = trainer["steps"] or sum(loader.steps(epoch) for epoch in range(trainer["epochs"]))
     controller = instantiate(_controller_of(settings, origin))(optimizer, settings["target_sparsity"], steps)
     _say(groups, corpus)
@@ -161,76 +153,11 @@ def _crops(settings: Settings, manifest: Manifest, augmentation: Augmentation | 
     )
 
 
-def _lambda_of(origin: Origin | None) -> dict[str, float]:
-    """The lambda that an origin's sparsity was reached with, where it is sparse."""
-    return {"lambda_": origin.lambda_} if origin is not None and origin.lambda_ > 0 else {}
-
-
 def _controller_of(settings: Settings, origin: Origin | None) -> Settings:
     """The controller's settings; no ramp for a network that is sparse already."""
     how = settings["sparsity"]["controller"]
     sparse = origin is not None and origin.lambda_ > 0
     return how | {"ramp": None} if sparse and "ramp" in how else how
-
-
-def learning_rates(settings: Settings, *, started_sparse: bool) -> dict[str, float]:
-    """Peak learning rates: of weights that may become zero (``weights``), and of ``others``.
-
-    Args:
-        settings: of the run.
-        started_sparse: whether the weights grow, or grew, from a sparse start.
-
-    Raises:
-        ValueError: ``optim.lr`` is neither one number above 0 nor one for each of its names.
-    """
-    lr = settings["optim"]["lr"]
-    names = ("sparse", "others", "dense")
-    rates = lr if isinstance(lr, dict) else dict.fromkeys(names, lr)
-    if set(rates) != set(names) or not all(isinstance(rate, (int, float)) and rate > 0 for rate in rates.values()):
-        listed = ", ".join(f"{name}: number" for name in names)
-        raise ValueError(f"optim.lr must be above 0, one number or {{{listed}}}, got {lr!r}")
-    chosen = {"weights": "sparse", "others": "others"} if started_sparse else {"weights": "dense", "others": "dense"}
-    return {kind: settings["trainer"]["lr_factor"] * rates[name] for kind, name in chosen.items()}
-
-
-def starts_sparse(settings: Settings) -> bool:
-    """Whether a run starts with most weights zero."""
-    return settings["target_sparsity"] > 0 and settings["sparsity"]["density"] < 1
-
-
-def _start_sparse(params: Sequence[Tensor], settings: Settings) -> None:
-    generator = torch.Generator().manual_seed(settings["seed"])
-    chosen = settings["sparsity"]
-    sparse_init_(params, density=chosen["density"], rescale=chosen["rescale"], generator=generator)
-
-
-def parameter_groups(
-    network: nn.Module, head: AAMSoftmax, settings: Settings, rates: dict[str, float]
-) -> list[dict[str, Any]]:
-    """The network's sparse and dense groups, and the head's group, which is dense unless ``include_head``.
-
-    Each has its peak learning rate, one of ``rates``, under the name that torch's schedulers use, ``initial_lr``. Where
-    whole channels or kernels are regularized, each weight is a group.
-    """
-    chosen = settings["sparsity"]
-    regularizer = chosen["regularizer"] if settings["target_sparsity"] > 0 else "none"
-    groups = partition(network, regularizer=regularizer)
-    if chosen["include_head"]:
-        own = partition(head, sparse_types=(*SPARSE_TYPES, AAMSoftmax), regularizer=regularizer)
-    else:
-        own = partition(head, dense_types=(*DENSE_TYPES, AAMSoftmax))
-    groups += [group | {"name": "head"} for group in own]
-    if regularizer == "group":
-        groups = [one for group in groups for one in _by_layer(group)]
-    for group in groups:
-        group["grouping"] = chosen["grouping"]
-        group["initial_lr"] = rates["others" if group["regularizer"] == "none" else "weights"]
-    return groups
-
-
-def _by_layer(group: dict[str, Any]) -> list[dict[str, Any]]:
-    """A group for each weight of a regularized group, so that a controller can give each layer a lambda of its own."""
-    return [group] if group["regularizer"] == "none" else [group | {"params": [pair]} for pair in group["params"]]
 
 
 def _batches(settings: Settings, size: int) -> EpochBatches:

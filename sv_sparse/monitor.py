@@ -57,8 +57,9 @@ class Monitor:
     def progress(self, step: int, total_steps: int) -> Iterator[None]:
         """Show a progress bar from ``step`` to ``total_steps`` while inside."""
         interval = 0.5 if sys.stderr.isatty() else 30
-        shape = {"unit": "step", "mininterval": interval, "desc": "training", "disable": self.silent}
-        with tqdm(total=total_steps, initial=step, **shape) as self.bar:
+        shape: dict[str, Any] = {"unit": "step", "mininterval": interval, "desc": "training"}
+        silence = {"disable": True} if self.silent else {}  # otherwise TQDM_DISABLE says
+        with tqdm(total=total_steps, initial=step, **shape, **silence) as self.bar:
             yield
 
     def advance(self) -> None:

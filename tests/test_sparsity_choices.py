@@ -3,9 +3,15 @@
 import json
 
 import pytest
-from tiny import TINY
+import torch
+from hydra import compose, initialize_config_dir
+from tiny import ROOT, TINY
 
+from sv_sparse.head import AAMSoftmax
+from sv_sparse.models.ecapa import ECAPA
 from sv_sparse.monitor import read_rows
+from sv_sparse.settings import resolve
+from sv_sparse.start import first_lambda, parameter_groups
 
 SHORT = ("trainer.epochs=3", "data.validation_share=0")
 
@@ -27,6 +33,33 @@ def test_it_ends_on_the_target(train, tones, tmp_path, choice):
         assert found["sparsity_before_landing"] == pytest.approx(0.7, abs=1e-3)
     last = [row for row in rows if "support/births" in row][-1]
     assert all(0 <= last[f"support/{name}"] <= 1 for name in ("births", "deaths", "turnover"))
+
+
+def test_under_a_common_lambda_channels_die_in_order_of_their_size_within_their_layer():
+    network, head = ECAPA(channels=16, mfa_channels=24), AAMSoftmax(192, 5)
+    settings = {
+        "target_sparsity": 0.5,
+        "sparsity": {"regularizer": "group", "include_head": False, "grouping": "output"},
+    }
+    groups = parameter_groups(network, head, settings, {"weights": 0.003, "others": 0.003})
+    sparse = [group for group in groups if group["regularizer"] == "group"]
+    assert all(len(group["params"]) == 1 for group in sparse)
+    sizes = [group["params"][0][1].square().mean().sqrt().item() / group["lambda_scale"] for group in sparse]
+    assert max(sizes) == pytest.approx(min(sizes), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "first"),
+    [("channels", {"lambda_": 0.002}), ("fixed", {}), ("feedback", {})],
+    ids=["dense at the start: low", "fixed: as it is", "sparse at the start: as it is"],
+)
+def test_lambda_starts_low_beside_dense_weights_where_a_controller_moves_it(sparsity, first):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        settings = resolve(compose("config", ["name=test", f"sparsity={sparsity}"]))
+    weight = torch.full((4, 5), 0.2)
+    assert first_lambda(settings, None, [{"regularizer": "group", "params": [("weight", weight)]}]) == pytest.approx(
+        first
+    )
 
 
 def test_of_every_layer_the_same_share_of_channels_dies(train, tones, tmp_path):

@@ -14,7 +14,7 @@ import torch
 from recipe import execute
 from stages import quoted
 
-from evidence.corpus import chosen_corpus
+from evidence.corpus import chosen_corpus, write_subset
 from evidence.measured import measure, read_measured
 from evidence.noisy import make_noisy, open_store
 from evidence.plan import FULL, QUESTIONS, QUICK, plan
@@ -63,6 +63,8 @@ def _complete(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> ar
         parser.error("--root and --trials go together: the folder of the recordings, and lists of them")
     if chosen.root is None and (chosen.train_list or chosen.foreign_list):
         parser.error("--train-list and --foreign-list are for --root; the demo corpus has lists of its own")
+    if chosen.foreign_list and not chosen.train_list:
+        parser.error("--foreign-list needs --train-list, of which as many utterances are the comparison")
     if chosen.jobs < 1:
         parser.error(f"--jobs: expected 1 or more, got {chosen.jobs}")
     for option in ("root", "trials", "train_list", "foreign_list", "noise"):
@@ -88,12 +90,17 @@ class Evidence:
     def __init__(self, chosen: argparse.Namespace) -> None:
         self.chosen = chosen
         self.corpus = chosen_corpus(chosen)
-        scale, foreign = QUICK if chosen.quick else FULL, self.corpus.foreign_list
+        self.scale = QUICK if chosen.quick else FULL
+        foreign, subset = self.corpus.foreign_list, chosen.out / "subset.txt"
+        places = {}
+        if foreign is not None:
+            places = {"foreign": quoted(foreign), "subset": quoted(subset)}
+            if not chosen.dry_run:
+                write_subset(self.corpus, subset)
         questions = [question for question in chosen.questions if question != "foreign" or foreign]
         if questions != chosen.questions:
             print("foreign: left out, since no --foreign-list is given", file=sys.stderr)
-        self.cells = plan(questions, scale, tuple(chosen.seeds or scale.seeds))
-        places = {"foreign": quoted(foreign)} if foreign else {}
+        self.cells = plan(questions, self.scale, chosen.seeds or self.scale.seeds)
         self.workers = Workers(chosen.out, Shared(self.corpus.settings(), chosen.settings), places, chosen.jobs)
 
     def run(self) -> int:

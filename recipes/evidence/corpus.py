@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from stages import HOME, quoted
 
+from sv_sparse.data.draws import generator
 from sv_sparse.data.speakers import read_sexes
 from sv_sparse.storage import write_text
 
@@ -36,27 +37,47 @@ class Corpus:
 
     def speech(self) -> list[Path]:
         """Recordings of training speakers, for babble; none where no list names them."""
-        lines = self.train_list.read_text(encoding="utf-8").splitlines() if self.train_list else []
-        return [self.root / line.split(maxsplit=1)[1] for line in lines if line.strip()]
+        return [self.root / line.split(maxsplit=1)[1] for line in (_lines(self.train_list) if self.train_list else [])]
 
 
 def chosen_corpus(chosen: Namespace) -> Corpus:
     """The corpus of the command line; the demo corpus, made if absent, where it names none.
 
     Raises:
-        ValueError: The demo cannot be made.
+        ValueError: The demo cannot be made, or a list cannot be read.
         OSError: Something cannot be written.
     """
     if chosen.root is not None:
         return Corpus(chosen.root, tuple(chosen.trials), chosen.train_list, chosen.foreign_list)
     demo = OmegaConf.load(HOME / "conf" / "data" / "demo.yaml")
+    cache = Path(demo.cache).expanduser()
+    train_list, men = cache / "train_list.txt", chosen.out / "men.txt"
     if not chosen.dry_run:
         instantiate(demo.make)
-    cache = Path(demo.cache).expanduser()
-    train_list = cache / "train_list.txt"
-    foreign = chosen.out / "men.txt"  # the demo has one source: those who trained on men only stand for another
-    if not chosen.dry_run:
-        men = [speaker for speaker, sex in read_sexes(cache / "speakers.csv").items() if sex == "m"]
-        lines = train_list.read_text(encoding="utf-8").splitlines()
-        write_text(foreign, "".join(f"{line}\n" for line in lines if line.split(maxsplit=1)[0] in set(men)))
-    return Corpus(cache / "wav", (cache / "veri_test.txt",), train_list, foreign)
+        sexes = read_sexes(cache / "speakers.csv")
+        _write(men, [line for line in _lines(train_list) if sexes[_speaker(line)] == "m"])
+    return Corpus(cache / "wav", (cache / "veri_test.txt",), train_list, men)  # one source: men stand for another
+
+
+def write_subset(corpus: Corpus, path: Path) -> None:
+    """Write a training list of as many utterances as the foreign list has, of speakers drawn from the training list."""
+    assert corpus.train_list is not None
+    assert corpus.foreign_list is not None
+    lines, wanted = _lines(corpus.train_list), len(_lines(corpus.foreign_list))
+    speakers = sorted({_speaker(line) for line in lines})
+    order = generator(0, "evidence subset", 0, "").permutation(len(speakers))
+    place = {speakers[number]: rank for rank, number in enumerate(order)}
+    _write(path, sorted(lines, key=lambda line: place[_speaker(line)])[:wanted])
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _speaker(line: str) -> str:
+    return line.split(maxsplit=1)[0]
+
+
+def _write(path: Path, lines: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(f"{line}\n" for line in lines))

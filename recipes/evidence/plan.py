@@ -81,6 +81,7 @@ FULL = Scale(
         "feedback": ("sparse", ("0.005", "0.02")),
         "linbreg": ("sparse", ("3.0", "30.0")),
         "proxsgd": ("sparse", ("1.0", "10.0")),
+        "sgd": ("dense", ("0.03", "0.3")),
     },
 )
 QUICK = Scale(
@@ -99,7 +100,6 @@ QUICK = Scale(
 )
 
 MODEL = "ecapa_256"
-START = "1e-1"  # of lambda, as conf/optim has it
 
 
 def train(
@@ -124,7 +124,8 @@ def quality(scale: Scale) -> Iterator[Cell]:
         yield train(f"linbreg_{target}", scale, "optim=linbreg", sparsity)
         yield train(f"proxsgd_{target}", scale, "optim=proxsgd", sparsity)
         told = ("sparsity=fixed", "optim.lambda_={lambda}", sparsity)
-        yield train(f"oracle_{target}", scale, *told, after=f"feedback_{target}_s0")
+        for seed in scale.seeds if target == scale.few[0] else scale.seeds[:1]:
+            yield train(f"oracle_{target}", scale, *told, seed=seed, after=f"feedback_{target}_s{seed}")
 
 
 def insensitivity(scale: Scale) -> Iterator[Cell]:
@@ -145,12 +146,12 @@ def control(scale: Scale) -> Iterator[Cell]:
 
 
 def foreign(scale: Scale) -> Iterator[Cell]:
-    """Trained on other sources than the trials are of."""
-    listed = "data.train_list={foreign}"
-    yield train("foreign_dense", scale, "sparsity=dense", listed)
-    for target in scale.few:
-        for way in ("feedback", "magnitude"):
-            yield train(f"foreign_{way}_{target}", scale, f"sparsity={way}", f"target_sparsity={target}", listed)
+    """Trained on other sources than the trials are of, and on as many utterances of all sources."""
+    for kind in ("foreign", "subset"):
+        listed = f"data.train_list={{{kind}}}"
+        yield train(f"{kind}_dense", scale, "sparsity=dense", listed)
+        for target in scale.few:
+            yield train(f"{kind}_feedback_{target}", scale, f"target_sparsity={target}", listed)
 
 
 def structure(scale: Scale) -> Iterator[Cell]:
@@ -158,8 +159,10 @@ def structure(scale: Scale) -> Iterator[Cell]:
     for share in scale.channels:
         yield train(f"channels_{share}", scale, "sparsity=channels", f"target_sparsity={share}")
     for width in scale.narrow:
-        widths = (f"model.channels={width}", f"model.mfa_channels={3 * width}")
-        yield train(f"narrow_{width}", scale, "sparsity=dense", *widths)
+        widths = {"channels": width, "mfa_channels": 3 * width, "se_channels": width // 2}
+        widths["attention_channels"] = width // 2
+        settings = [f"model.{name}={value}" for name, value in widths.items()]
+        yield train(f"narrow_{width}", scale, "sparsity=dense", *settings)
 
 
 def finetuning(scale: Scale) -> Iterator[Cell]:
@@ -170,13 +173,21 @@ def finetuning(scale: Scale) -> Iterator[Cell]:
             yield train(f"finetuned_{way}_{target}", scale, *settings, epochs=scale.short, after="dense_s0")
 
 
+SEARCHED = {
+    "dense": ("sparsity=dense",),
+    "sgd": ("sparsity=dense", "optim=sgd"),
+    "magnitude": ("sparsity=magnitude", "target_sparsity=0.9"),
+    "feedback": ("target_sparsity=0.9",),
+    "linbreg": ("optim=linbreg", "target_sparsity=0.9"),
+    "proxsgd": ("optim=proxsgd", "target_sparsity=0.9"),
+}
+
+
 def search(scale: Scale) -> Iterator[Cell]:
     """Learning rates on either side of the defaults."""
     for way, (rate, values) in scale.rates.items():
-        target = () if way == "dense" else ("target_sparsity=0.9",)
-        kind = f"optim={way}" if way in {"linbreg", "proxsgd"} else f"sparsity={way}"
         for value in values:
-            yield train(f"search_{way}_{value}", scale, kind, *target, f"optim.lr.{rate}={value}")
+            yield train(f"search_{way}_{value}", scale, *SEARCHED[way], f"optim.lr.{rate}={value}")
 
 
 QUESTIONS: dict[str, Callable[[Scale], Iterator[Cell]]] = {

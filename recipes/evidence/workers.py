@@ -23,8 +23,8 @@ class Shared(NamedTuple):
     """Settings of all cells.
 
     Attributes:
-        corpus: What is listened to; a cell's own come before them.
-        given: Those of the command line, which come before a cell's own.
+        corpus: What is listened to; a cell's own take their place.
+        given: Those of the command line, which take the place of a cell's own.
     """
 
     corpus: Sequence[str]
@@ -113,14 +113,16 @@ class Workers:
 
     def _run(self, cell: Cell, command: Command) -> int:
         cores = max(1, (os.cpu_count() or 1) // self.jobs)
-        environment = os.environ | {"OMP_NUM_THREADS": str(cores), "TQDM_DISABLE": "1"}
+        share = {"OMP_NUM_THREADS": str(cores), "LOKY_MAX_CPU_COUNT": str(cores)}  # for torch, for readers of crops
         with self._log(cell).open("ab") as log:
             words = [sys.executable, *command[1:]]
             with self._lock:
                 if self.stopped:
                     return 1
-                process = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
+                process = subprocess.Popen(words, stdout=log, stderr=log, env=os.environ | share)
                 self._running.add(process)
+                if self.stopped and self.stopped[-1] != signal.SIGINT:  # it came while this one was started
+                    process.send_signal(self.stopped[-1])
             status = process.wait()
             with self._lock:
                 self._running.discard(process)

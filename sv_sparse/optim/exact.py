@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from sv_sparse.optim.control import Controller, unit_sizes
-from sv_sparse.optim.optimizer import BregmanOptimizer
+from sv_sparse.optim.control import Controller, unit_size
+from sv_sparse.optim.optimizer import BregmanOptimizer, Group
 from sv_sparse.optim.proxsgd import ProxSGD
 from sv_sparse.optim.quantile import bracket, nearest
 
@@ -51,15 +51,15 @@ class QuantileController(Controller):
 
 
 class LayerwiseQuantileController(QuantileController):
-    """The quantile group by group: each parameter group is at the target by a lambda of its own.
+    """The quantile layer by layer: each parameter group, of one weight, is at the target by a lambda of its own.
 
-    For whole channels, with a group for each weight: under one lambda some layer loses all of its channels long before
-    another loses any, whatever their common unit, and a layer without channels ends the network. Of each layer the same
-    share goes, and at least one channel stays. ``lambda_`` is the mean over the groups.
+    For whole channels: under one lambda some layer loses all of its channels long before another loses any, whatever
+    their common unit, and a layer without channels ends the network. Of each layer the nearest number of channels to
+    the target goes, and one stays at least. ``lambda_`` is the mean over the layers.
 
     Args:
-        optimizer: LinBreg or AdaBreg, whose groups are layers; see Controller.
-        target_sparsity: of every group; see Controller.
+        optimizer: LinBreg or AdaBreg, with a group for each weight; see Controller.
+        target_sparsity: of every layer; see Controller.
         total_steps: see Controller.
         every: see QuantileController.
         settle: see Controller.
@@ -67,24 +67,48 @@ class LayerwiseQuantileController(QuantileController):
         initial_sparsity: see Controller.
 
     Raises:
-        ValueError: as QuantileController.
+        ValueError: as QuantileController; or a group has several weights; or a layer would keep less than half a unit.
     """
+
+    common_lambda = False
+
+    def _check_groups(self) -> None:
+        super()._check_groups()
+        for group in self.groups:
+            shapes = [tuple(param.shape) for param in group["params"]]
+            if len(shapes) > 1:
+                raise ValueError(f"{type(self).__name__} needs a group for each weight, got one of {shapes}")
+            size, unit = group["params"][0].numel(), unit_size(group)
+            if 2 * self._kept_of(group, self.target_sparsity) < unit:
+                most = 1 - unit / (2 * size)
+                raise ValueError(
+                    f"target_sparsity={self.target_sparsity} leaves nothing of a weight {shapes[0]} whose parts of "
+                    f"{unit} become zero together; at most {most:.4g}"
+                )
 
     @property
     def lambda_(self) -> Tensor:
-        """The mean of the groups' lambdas, 0-dim on the device."""
+        """The mean of the layers' lambdas, 0-dim on the device."""
         found = [self.optimizer.lambda_of(group) for group in self.groups]
         return torch.stack(found).mean() if found else super().lambda_
 
+    def _kept_of(self, group: Group, target: float) -> int:
+        """Weights of a layer that survive at a target, were they not in units."""
+        return round((1 - target) * group["params"][0].numel())
+
     def _threshold(self, target: float) -> None:
         for group in self.groups:
-            size, unit = sum(param.numel() for param in group["params"]), max(unit_sizes(group))
-            kept = max(unit, round((1 - target) * size) + unit // 2)  # the nearest number of units, not the next below
+            unit = unit_size(group)
+            kept = max(unit, self._kept_of(group, target) + unit // 2)  # the nearest number of units, at least one
             self.optimizer.lambda_of(group).copy_(nearest(self.optimizer, [group], kept))
         self.optimizer.read_out()
 
-    def _missed(self, kept: int, wanted: int) -> bool:
-        return abs(kept - wanted) > sum(max(unit_sizes(group)) for group in self.groups)
+    def _missed(self) -> bool:
+        for group in self.groups:
+            alive = int(self.optimizer.count_nonzero(group["params"]).sum())
+            if not alive or abs(alive - self._kept_of(group, self.target_sparsity)) > unit_size(group):
+                return True
+        return False
 
 
 class MagnitudeController(Controller):

@@ -28,8 +28,9 @@ def bracket(optimizer: BregmanOptimizer, groups: Sequence[Group], kept: int) -> 
     Groups of weights count with their size; the first that would be too many falls, and all smaller ones with it.
     """
     if kept >= sum(param.numel() for group in groups for param in group["params"]):
-        zero = torch.zeros_like(groups[0]["lambda_"])
-        return zero, zero
+        units = torch.cat([_units(optimizer, group)[0] for group in groups])
+        smallest = torch.where(units > 0, units, torch.inf).min()  # what is zero at any lambda does not count
+        return torch.zeros_like(smallest), torch.where(smallest.isinf(), 0.0, smallest)
     if any(group["regularizer"] == "group" for group in groups):
         values, sizes = zip(*(_units(optimizer, group) for group in groups), strict=True)
         ordered, order = torch.cat(values).sort(descending=True)

@@ -1,0 +1,101 @@
+"""How the weights of a run start: their groups, their learning rates, their zeros, and lambda."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from sv_sparse.head import AAMSoftmax
+from sv_sparse.optim import DENSE_TYPES, SPARSE_TYPES, partition, sparse_init_
+from sv_sparse.origin import Origin
+from sv_sparse.settings import Settings
+
+_LOW = 0.01  # of the root mean square of weights that are dense at the start
+
+
+def learning_rates(settings: Settings, *, started_sparse: bool) -> dict[str, float]:
+    """Peak learning rates: of weights that may become zero (``weights``), and of ``others``.
+
+    Args:
+        settings: of the run.
+        started_sparse: whether the weights grow, or grew, from a sparse start.
+
+    Raises:
+        ValueError: ``optim.lr`` is neither one number above 0 nor one for each of its names.
+    """
+    lr = settings["optim"]["lr"]
+    names = ("sparse", "others", "dense")
+    rates = lr if isinstance(lr, dict) else dict.fromkeys(names, lr)
+    if set(rates) != set(names) or not all(isinstance(rate, (int, float)) and rate > 0 for rate in rates.values()):
+        listed = ", ".join(f"{name}: number" for name in names)
+        raise ValueError(f"optim.lr must be above 0, one number or {{{listed}}}, got {lr!r}")
+    chosen = {"weights": "sparse", "others": "others"} if started_sparse else {"weights": "dense", "others": "dense"}
+    return {kind: settings["trainer"]["lr_factor"] * rates[name] for kind, name in chosen.items()}
+
+
+def starts_sparse(settings: Settings) -> bool:
+    """Whether a run starts with most weights zero."""
+    return settings["target_sparsity"] > 0 and settings["sparsity"]["density"] < 1
+
+
+def start_sparse(groups: Sequence[dict[str, Any]], settings: Settings) -> None:
+    """Make most of the regularized weights zero, by the run's seed."""
+    params = [param for group in groups if group["regularizer"] != "none" for _, param in group["params"]]
+    generator = torch.Generator().manual_seed(settings["seed"])
+    chosen = settings["sparsity"]
+    sparse_init_(params, density=chosen["density"], rescale=chosen["rescale"], generator=generator)
+
+
+def parameter_groups(
+    network: nn.Module, head: AAMSoftmax, settings: Settings, rates: dict[str, float]
+) -> list[dict[str, Any]]:
+    """The network's sparse and dense groups, and the head's group, which is dense unless ``include_head``.
+
+    Each has its peak learning rate, one of ``rates``, under the name that torch's schedulers use, ``initial_lr``. Where
+    whole channels or kernels are regularized, each weight is a group with a ``lambda_scale`` of its own.
+    """
+    chosen = settings["sparsity"]
+    regularizer = chosen["regularizer"] if settings["target_sparsity"] > 0 else "none"
+    groups = partition(network, regularizer=regularizer)
+    if chosen["include_head"]:
+        own = partition(head, sparse_types=(*SPARSE_TYPES, AAMSoftmax), regularizer=regularizer)
+    else:
+        own = partition(head, dense_types=(*DENSE_TYPES, AAMSoftmax))
+    groups += [group | {"name": "head"} for group in own]
+    if regularizer == "group":
+        groups = [one for group in groups for one in _by_layer(group)]
+    for group in groups:
+        group["grouping"] = chosen["grouping"]
+        group["initial_lr"] = rates["others" if group["regularizer"] == "none" else "weights"]
+    return groups
+
+
+def _by_layer(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """A group for each weight, whose ``lambda_scale`` is the weight's size as it is, next to that of the whole group.
+
+    Layers with many inputs have small weights: under one lambda all their channels would die before any of another.
+    """
+    if group["regularizer"] == "none":
+        return [group]
+    squares = [float(param.detach().square().mean()) for _, param in group["params"]]
+    mean = sum(squares) / len(squares) or 1.0
+    pairs = zip(group["params"], squares, strict=True)
+    return [group | {"params": [pair], "lambda_scale": (square / mean) ** 0.5 or 1.0} for pair, square in pairs]
+
+
+def first_lambda(settings: Settings, origin: Origin | None, groups: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Where lambda starts, if not at ``optim.lambda_``.
+
+    An origin that is sparse gives the lambda that its sparsity was reached with. In a network that starts dense, duals
+    lie lambda beyond the weights, so that a weight on its way to the other sign is dead for 2 lambda, and channels turn
+    slower by what lambda is beside them: there a controller, which finds lambda from anywhere, starts low.
+    """
+    if origin is not None and origin.lambda_ > 0:
+        return {"lambda_": origin.lambda_}
+    chosen = [param for group in groups if group["regularizer"] != "none" for _, param in group["params"]]
+    fixed = settings["sparsity"]["controller"]["_target_"].endswith(".FixedController")
+    if fixed or not chosen or (origin is None and starts_sparse(settings)):
+        return {}
+    size = sum(float(param.detach().square().sum()) for param in chosen) / sum(param.numel() for param in chosen)
+    return {"lambda_": min(settings["optim"]["lambda_"], _LOW * size**0.5)}
