@@ -8,17 +8,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from evidence.figures import FIGURES, quality_figure
 from evidence.noisy import Condition, make_noisy, open_store
 from evidence.plan import FULL, QUESTIONS, QUICK, plan
 from evidence.results import Finished, Group, Run
+from evidence.tables import TABLES, control_table
 from hydra import compose, initialize_config_dir
 from tiny import ROOT, TINY, Tones
 
+from sv_sparse.report.style import house_style
 from sv_sparse.settings import resolve
 
 WORDS = ["--quick", "--questions", "structure", "finetuning"]
@@ -58,8 +62,11 @@ def test_every_cell_of_the_plan_is_a_run_that_the_settings_allow(scale):
 def test_what_a_cell_comes_after_is_trained_before_it():
     names = [cell.name for cell in plan(["finetuning"], FULL, [0])]
     assert names[0] == "dense_s0"
-    for cell in plan(list(QUESTIONS), FULL, FULL.seeds):
-        assert not cell.after or cell.after in {each.name for each in plan(list(QUESTIONS), FULL, [0])}
+    for seeds in ([0], FULL.seeds):
+        before: set[str] = set()
+        for cell in plan(list(QUESTIONS), FULL, seeds):
+            assert not cell.after or cell.after in before
+            before.add(cell.name)
     assert len(plan(list(QUESTIONS), QUICK, QUICK.seeds)) < len(plan(list(QUESTIONS), FULL, [0]))
 
 
@@ -125,6 +132,9 @@ def test_a_stop_leaves_checkpoints_and_the_same_command_goes_on(listed, tmp_path
 
 def test_what_is_missing_is_said(tones: Tones, tmp_path):
     assert "--root and --trials go together" in evidence("--root", tones.root).stderr
+    refused = evidence("--root", tones.root, "--trials", tones.trials, "seed=5").stderr
+    assert "seed=5: that is what the plan decides" in refused
+    assert "the plan has 0" in evidence("--quick", "--seeds", "7").stderr
     assert "there is none" in evidence("--root", tones.root, "--trials", tmp_path / "no.txt").stderr
     assert "are for --root" in evidence("--train-list", tones.trials).stderr
     nothing = evidence("--root", tones.root, "--trials", tones.trials, "--stages", "tables", "--out", tmp_path)
@@ -152,12 +162,40 @@ def test_noise_is_as_loud_as_its_condition_says_and_the_same_every_time(tones: T
             assert np.abs(heard).max() == pytest.approx(np.abs(clean).max(), rel=0.01)
 
 
-def test_runs_of_several_seeds_are_averaged_and_compared_draw_by_draw(made):
+def test_runs_of_several_seeds_are_averaged_and_compared_draw_by_draw(made, tmp_path):
     dense, narrow = (Run(made / "runs" / name) for name in ("dense_s0", "narrow_64_s0"))
     both = Group("both", (dense, narrow))
     assert both.eer("trials") == pytest.approx((dense.lists["trials"]["eer"] + narrow.lists["trials"]["eer"]) / 2)
-    gap, between = Group("dense", (dense,)).less(Group("dense", (dense,)), "trials")
+    gap, between = Group("dense", (dense,)).minus(Group("dense", (dense,)), "trials")
     assert (gap, between) in {(0.0, (0.0, 0.0)), (0.0, None)}  # nobody differs from himself
+    assert both.of([0]) == both
+    assert both.of([1]).minus(both, "trials") is None
+    with pytest.raises(ValueError, match=r"should differ in the seed alone, and do in model.channels|target_sparsity"):
+        renamed = [replace(cell, name=f"same_s{number}") for number, cell in enumerate(plan(["structure"], QUICK, [0]))]
+        for cell, same in zip(plan(["structure"], QUICK, [0]), renamed, strict=True):
+            (tmp_path / same.name).symlink_to(made / "runs" / cell.name)
+        Finished(tmp_path, renamed)
+
+
+def test_every_name_of_the_plan_is_read_by_the_tables(made, tmp_path):
+    """Whatever is finished, and whatever is not: here every cell is the same run."""
+    cells = plan(list(QUESTIONS), FULL, FULL.seeds)
+    for cell in cells:
+        (tmp_path / cell.name).symlink_to(made / "runs" / "finetuned_feedback_0.9_s0")
+    found = Finished(tmp_path, cells)
+    lists = ["trials"]
+    for name, make in TABLES.items():
+        table = make(found, lists)
+        assert table.rows, name
+        assert {len(row) for row in table.rows} == {len(table.heads)}, name
+    rows = control_table(found, lists).rows
+    assert {row[0] for row in rows} == {"ecapa_512", "ecapa", "resnet34"}
+    assert [row[1:3] for row in rows[:2]] == [("adabreg", "75.00%"), ("adabreg", "90.00%")]
+    with house_style():
+        missing = [name for name, draw in FIGURES.items() if draw(found, lists) is None]
+    assert missing == ["noise"]  # which this run was not judged in
+    with house_style():
+        assert quality_figure("trials", found) is not None
 
 
 def test_a_run_is_in_its_band_from_the_step_that_says_so(made):

@@ -16,13 +16,15 @@ from stages import quoted
 
 from evidence.corpus import chosen_corpus, write_subset
 from evidence.measured import measure, read_measured
-from evidence.noisy import make_noisy, open_store
+from evidence.noisy import MADE_UP, make_noisy, open_store
 from evidence.plan import FULL, QUESTIONS, QUICK, plan
 from evidence.results import Finished
 from evidence.tables import NOISY, STRUCTURES
 from evidence.workers import Shared, Workers
 from evidence.write import write_evidence
 
+OWN = r"(seed|folder|resume|init_from|name|experiment|model|optim|sparsity|scoring|target_sparsity|data(\..*)?)="
+PATHS = ("root", "trials", "train_list", "foreign_list", "noise")
 STAGES = ("train", "noise", "measure", "tables")
 
 
@@ -53,21 +55,14 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print every command of training, run none")
     settings = [word for word in words if re.match(r"[a-z_][\w./]*=", word)]
     chosen = parser.parse_args([word for word in words if word not in settings])
-    chosen.settings, chosen.words = settings, list(words)
+    chosen.settings = settings
     return _complete(parser, chosen)
 
 
 def _complete(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> argparse.Namespace:
     """Paths made absolute; what is not there is refused."""
-    if (chosen.root is None) != (chosen.trials is None):
-        parser.error("--root and --trials go together: the folder of the recordings, and lists of them")
-    if chosen.root is None and (chosen.train_list or chosen.foreign_list):
-        parser.error("--train-list and --foreign-list are for --root; the demo corpus has lists of its own")
-    if chosen.foreign_list and not chosen.train_list:
-        parser.error("--foreign-list needs --train-list, of which as many utterances are the comparison")
-    if chosen.jobs < 1:
-        parser.error(f"--jobs: expected 1 or more, got {chosen.jobs}")
-    for option in ("root", "trials", "train_list", "foreign_list", "noise"):
+    _refuse_unclear(parser, chosen)
+    for option in PATHS:
         given = getattr(chosen, option)
         paths = given if isinstance(given, list) else [given] if given else []
         for path in paths:
@@ -78,6 +73,23 @@ def _complete(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> ar
     chosen.out = (chosen.out or Path("runs", "evidence-quick" if chosen.quick else "evidence")).absolute()
     chosen.tables = (chosen.tables or chosen.out / "tables").absolute()
     return chosen
+
+
+def _refuse_unclear(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
+    if (chosen.root is None) != (chosen.trials is None):
+        parser.error("--root and --trials go together: the folder of the recordings, and lists of them")
+    if chosen.root is None and (chosen.train_list or chosen.foreign_list):
+        parser.error("--train-list and --foreign-list are for --root; the demo corpus has lists of its own")
+    if chosen.foreign_list and not chosen.train_list:
+        parser.error("--foreign-list needs --train-list, of which as many utterances are the comparison")
+    for word in chosen.settings:
+        if re.match(OWN, word):
+            parser.error(f"{word}: that is what the plan decides")
+    seeds = (QUICK if chosen.quick else FULL).seeds
+    if not {*(chosen.seeds or seeds)} <= {*seeds}:
+        parser.error(f"--seeds: the plan has {', '.join(map(str, seeds))}")
+    if chosen.jobs < 1:
+        parser.error(f"--jobs: expected 1 or more, got {chosen.jobs}")
 
 
 class Evidence:
@@ -109,11 +121,12 @@ class Evidence:
             for cell in self.cells:
                 print(shlex.join(self.workers.command(cell, pretend=True)))
             return 0
+        status = 0
         for stage in [stage for stage in STAGES if stage in self.chosen.stages]:
-            status: int = getattr(self, stage)()
-            if status:
-                return status
-        return 0
+            status = getattr(self, stage)() or status  # what one cell lacks does not keep the others from the tables
+            if status > 128:
+                break
+        return status
 
     def train(self) -> int:
         """Every cell of the plan."""
@@ -127,7 +140,7 @@ class Evidence:
             return 0
         out = self.chosen.out / "noise"
         folders = make_noisy(self.corpus.root, self.corpus.trials, open_store(self.chosen.noise, speech, out), out)
-        names = [path.stem for folder in folders for path in folder.glob("*.txt")]
+        names = [f"{path.stem}_{folder.name}" for folder in folders for path in self.corpus.trials]
         groups = [group for name, group in self._finished().items() if name in NOISY]
         runs = [run.folder for group in groups for run in group.runs if not set(names) <= set(run.lists)]
         if not runs:
@@ -141,18 +154,27 @@ class Evidence:
         return 0
 
     def tables(self) -> int:
-        """Write what there is."""
-        write_evidence(self.chosen.tables, self._finished(), read_measured(self.chosen.out), self._made_by())
+        """Write what there is, whatever this call was to train."""
+        source = self.chosen.out / "noise" / "source.txt"
+        noise = source.read_text(encoding="utf-8") if source.is_file() else MADE_UP
+        names = "; ".join(Path(word).name for word in noise.split("; ")) if self.chosen.noise else noise
+        write_evidence(self.chosen.tables, self._finished(), read_measured(self.chosen.out), self._made_by(), names)
         print(f"tables and figures in {self.chosen.tables}")
         return 0
 
     def _finished(self) -> Finished:
-        return Finished(self.chosen.out / "runs", self.cells)
+        cells = plan(list(QUESTIONS), self.scale, self.scale.seeds)
+        return Finished(self.chosen.out / "runs", cells)
 
     def _made_by(self) -> str:
-        """The command line, of paths only their names."""
-        words = [Path(word).name if Path(word).is_absolute() else word for word in self.chosen.words]
-        return shlex.join(["recipes/evidence/run.sh", *words])
+        """The command line that all of it comes from, of paths only their names."""
+        chosen = self.chosen
+        words = ["recipes/evidence/run.sh", *(["--quick"] if chosen.quick else [])]
+        for option in PATHS:
+            given = getattr(chosen, option)
+            paths = given if isinstance(given, list) else [given] if given else []
+            words += [f"--{option.replace('_', '-')}", *(path.name for path in paths)] if paths else []
+        return shlex.join([*words, *chosen.settings])
 
 
 def main(words: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from evidence.noisy import CONDITIONS
 from evidence.results import Finished, Group
-from evidence.tables import CONVERGING, NOISY, WAYS, label
+from evidence.tables import NOISY, WAYS, converging, label
 from sv_sparse.report.style import DASHES, INK, MARKERS, SERIES, Drawn, drawn, legend_above, log_ticks, new_figure
 from sv_sparse.report.words import percent
 
@@ -108,7 +108,7 @@ def quality_figure(name: str, found: Finished) -> Drawn | None:
 
 def convergence_figure(found: Finished, lists: Sequence[str]) -> Drawn | None:
     """EER of held-out speakers after each epoch."""
-    groups = [found[name] for name in CONVERGING if name in found]
+    groups, _ = converging(found)
     if not groups:
         return None
     figure, (axes,) = new_figure(3.6)
@@ -117,7 +117,7 @@ def convergence_figure(found: Finished, lists: Sequence[str]) -> Drawn | None:
     axes.set_xlabel("epoch")
     axes.set_ylabel("EER of held-out speakers (%)")
     legend_above(figure, handles, [label(group) for group in groups], columns=1)
-    text = "EER of held-out training speakers after each epoch, means of the seeds that there are."
+    text = "EER of held-out training speakers after each epoch, means of the seeds that all have."
     return drawn("convergence", "Early convergence", text, figure)
 
 
@@ -135,7 +135,7 @@ def noise_figure(found: Finished, lists: Sequence[str]) -> Drawn | None:
     levels = [condition for condition in CONDITIONS if condition.kind == "noise"]
     noisy = [f"{name}_{condition.name}" for condition in levels]
     groups = [found[one] for one in NOISY if one in found]
-    groups = [group for group in groups if all(one in run.lists for run in group.runs for one in noisy)]
+    groups = [group for group in groups if all(map(group.judged, noisy))]
     if not groups:
         return None
     figure, (axes,) = new_figure(3.6)

@@ -1,5 +1,6 @@
 """What delivered networks take: parameters, file, and milliseconds in several engines."""
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -27,16 +28,18 @@ FILE = "measured.json"
 
 
 def measure(runs: Sequence[Path], out: Path) -> None:
-    """Measure every run that has not been, on one thread, and keep it in ``out/measured.json``."""
+    """Measure every network that has not been, on one thread, and keep it in ``out/measured.json``."""
     path = out / FILE
     known = read_measured(out)
-    for run in tqdm([run for run in runs if run.name not in known], desc="measuring", unit="network", disable=None):
-        known[run.name] = _measured(run)
-        write_json(path, known)
+    for run in tqdm(runs, desc="measuring", unit="network"):
+        digest = hashlib.blake2b((run / "checkpoints" / "model.pt").read_bytes(), digest_size=8).hexdigest()
+        if known.get(run.name, {}).get("network") != digest:
+            known[run.name] = {"network": digest} | _measured(run)
+            write_json(path, known)
 
 
 def read_measured(out: Path) -> dict[str, Any]:
-    """What is known by run: ``parameters``, ``kept``, ``bytes``, ``milliseconds`` by engine, ``machine``."""
+    """What is known by run: digest of the network, parameters, those kept, bytes of the package, milliseconds."""
     path = out / FILE
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found

@@ -19,6 +19,7 @@ from sv_sparse.data.trials import read_trials
 from sv_sparse.storage import atomic_write, write_text
 from sv_sparse.torchaudio_guard import torchaudio
 
+MADE_UP = "nowhere: it is made up (sloped noise, babble of six training speakers, rooms of noise that dies away)"
 LEVELS = (20, 10, 5, 0)  # dB
 KINDS = {"noise": LEVELS, "speech": (20, 10), ROOM: (None,)}
 
@@ -52,17 +53,18 @@ def make_noisy(root: Path, trials: Sequence[Path], store: NoiseStore, out: Path)
     Returns:
         The folders.
     """
-    lists = {path.stem: (path.read_text(encoding="utf-8"), read_trials(path).utterances) for path in trials}
-    utterances = sorted({name for _, names in lists.values() for name in names})
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in trials}
+    utterances = sorted({name for path in trials for name in read_trials(path).utterances})
     for condition in CONDITIONS:
         folder = out / condition.name
-        if (folder / f"{trials[-1].stem}_{condition.name}.txt").is_file():
+        lists = {folder / f"{stem}_{condition.name}.txt": text for stem, text in texts.items()}
+        if all(path.is_file() and path.read_text(encoding="utf-8") == text for path, text in lists.items()):
             continue
-        for name in tqdm(utterances, desc=condition.name, unit="utterance", disable=None):
+        for name in tqdm(utterances, desc=condition.name, unit="utterance"):
             clean = read_utterance(recording(root / name), SAMPLE_RATE)
             _write((folder / "wav" / name).with_suffix(".flac"), _heard(clean, name, condition, store))
-        for stem, (text, _) in lists.items():  # the last thing: a list says that its recordings are there
-            write_text(folder / f"{stem}_{condition.name}.txt", text)
+        for path, text in lists.items():  # the last thing: a list says that its recordings are there
+            write_text(path, text)
     return [out / condition.name for condition in CONDITIONS]
 
 
@@ -92,11 +94,19 @@ def open_store(roots: Sequence[Path] | None, speech: Sequence[Path], out: Path) 
         roots: Folders shaped like MUSAN and RIRS_NOISES; None for what is made up.
         speech: Recordings that made-up babble is mixed of.
         out: Folder of what is made.
+
+    Raises:
+        ValueError: The folder has noise from elsewhere.
     """
+    source = "; ".join(map(str, roots)) if roots else MADE_UP
+    said = out / "source.txt"
+    if said.is_file() and said.read_text(encoding="utf-8") != source:
+        raise ValueError(f"{out} has noise from {said.read_text(encoding='utf-8')}, not from {source}; remove it first")
     if not (out / "store" / "index.parquet").is_file():
-        if roots is None:
+        if not roots:
             _make_up(speech, out / "made_up")
         build_store(roots or [out / "made_up"], out / "store")
+        write_text(said, source)
     return NoiseStore(out / "store")
 
 

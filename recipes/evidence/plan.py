@@ -42,7 +42,7 @@ class Scale:
         controlled: Networks that are asked whether they reach their target: model, optimizers, targets, epochs.
         channels: Shares of channels that are cut out.
         narrow: Dense networks of fewer channels beside those.
-        rates: Learning rates beside the default, by way; with the setting that they are given to.
+        rates: Learning rates beside the default, by way, with the setting that they are given to.
     """
 
     epochs: int
@@ -81,7 +81,7 @@ FULL = Scale(
         "feedback": ("sparse", ("0.005", "0.02")),
         "linbreg": ("sparse", ("3.0", "30.0")),
         "proxsgd": ("sparse", ("1.0", "10.0")),
-        "sgd": ("dense", ("0.03", "0.3")),
+        "sgd": ("dense", ("0.03", "0.1", "0.3")),
     },
 )
 QUICK = Scale(

@@ -15,8 +15,10 @@ from sv_sparse.monitor import read_rows
 from sv_sparse.report.record import judged_lists
 from sv_sparse.score_files import redrawn_eers
 from sv_sparse.scoring.bootstrap import Interval, interval
+from sv_sparse.settings import flat, read_settings
 
 BAND = 0.005  # of the sparsity around its target: half a point
+_OWN = ("seed", "folder", "name", "init_from", "optim.lambda_")
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,17 @@ class Group:
     runs: tuple[Run, ...]
 
     @property
-    def seeds(self) -> int:
-        """How many runs there are."""
-        return len(self.runs)
+    def seeds(self) -> list[int]:
+        """Of its runs."""
+        return [int(run.results["seed"]) for run in self.runs]
+
+    def of(self, seeds: Sequence[int]) -> "Group":
+        """Its runs of these seeds alone."""
+        return Group(self.name, tuple(run for run in self.runs if run.results["seed"] in seeds))
+
+    def judged(self, name: str) -> bool:
+        """Whether every run was judged by a list."""
+        return all(name in run.lists for run in self.runs)
 
     def eers(self, name: str) -> list[float]:
         """EER of each run on a list."""
@@ -109,10 +119,18 @@ class Group:
         draws = self.draws(name)
         return interval(draws) if draws is not None else None
 
-    def less(self, other: "Group", name: str) -> tuple[float, Interval | None]:
-        """How its mean EER differs from another group's, and the interval of that, over draws of the same speakers."""
-        own, theirs = self.draws(name), other.draws(name)
-        gap = self.eer(name) - other.eer(name)
+    def minus(self, other: "Group", name: str) -> tuple[float, Interval | None] | None:
+        """How its mean EER differs from another group's, with the interval of that, over the seeds that both have.
+
+        Returns:
+            None where they have no seed in common.
+        """
+        common = sorted({*self.seeds} & {*other.seeds})
+        if not common:
+            return None
+        left, right = self.of(common), other.of(common)
+        own, theirs = left.draws(name), right.draws(name)
+        gap = left.eer(name) - right.eer(name)
         return gap, interval(own - theirs) if own is not None and theirs is not None else None
 
     def mean(self, name: str) -> float:
@@ -126,6 +144,9 @@ class Finished(Mapping[str, Group]):
     Args:
         folder: Of the runs.
         cells: Of the plan; those that are not finished are left out.
+
+    Raises:
+        ValueError: Runs of one cell differ in more than the seed.
     """
 
     def __init__(self, folder: Path, cells: Sequence[Cell]) -> None:
@@ -137,6 +158,8 @@ class Finished(Mapping[str, Group]):
             else:
                 self.missing.append(cell.name)
         self._groups = {name: Group(name, tuple(own)) for name, own in runs.items()}
+        for group in self._groups.values():
+            _refuse_different(group)
 
     def __getitem__(self, name: str) -> Group:
         return self._groups[name]
@@ -154,3 +177,22 @@ class Finished(Mapping[str, Group]):
     def runs(self) -> list[Run]:
         """All of them."""
         return [run for group in self._groups.values() for run in group.runs]
+
+
+def _refuse_different(group: Group) -> None:
+    first, *others = ((run.folder, _settings(run), _lists(run)) for run in group.runs)
+    for folder, settings, lists in others:
+        different = sorted(name for name in settings.keys() | first[1] if settings.get(name) != first[1].get(name))
+        if different or lists != first[2]:
+            what = ", ".join(different) or "their trial lists"
+            raise ValueError(f"{folder} and {first[0]} should differ in the seed alone, and do in {what}")
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """By name, but for what has to be different: lambda, too, of those that are told it."""
+    found = flat(read_settings(run.folder))
+    return {name: value for name, value in found.items() if name not in _OWN}
+
+
+def _lists(run: Run) -> dict[str, str]:
+    return {name: one["digest"] for name, one in run.results["evaluations"].items()}

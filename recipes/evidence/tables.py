@@ -11,11 +11,11 @@ from sv_sparse.report.tables import Table
 from sv_sparse.report.words import ABSENT, count, number, percent
 
 WAYS = {
-    "dense": "dense AdamW",
+    "dense": "dense, Adam",
     "feedback": "feedback, AdaBreg",
     "linbreg": "feedback, LinBreg",
     "quantile": "quantile, AdaBreg",
-    "oracle": "fixed λ, told by feedback",
+    "oracle": "fixed λ, told by feedback, not landed",
     "magnitude": "magnitude pruning",
     "proxsgd": "feedback, ProxSGD",
 }
@@ -26,8 +26,8 @@ def control_table(found: Finished, lists: Sequence[str]) -> Table:
     heads = ("network", "optimizer", "target", "before landing", "points off", "steps", "in ±0.5 points from step")
     rows = []
     for group in found.starting("control_"):
-        (run,) = group.runs
-        _, model, optim, target = _words(group.name)
+        run = group.runs[0]
+        model, optim, target = group.name.removeprefix("control_").rsplit("_", 2)
         first, last = run.entered()
         when = ABSENT if first is None else f"{first}, to stay from {ABSENT if last is None else last}"
         before = run.results["sparsity_before_landing"]
@@ -62,16 +62,15 @@ def quality_table(found: Finished, lists: Sequence[str]) -> Table:
     """Error rates of every way, and how they differ from the dense network's and from magnitude pruning's."""
     heads = ["way", "target", "before landing", "seeds"]
     for name in lists:
-        heads += [f"EER {name} [95 %]", "less dense", "less magnitude"]
+        heads += [f"EER {name} [95 %]", "of each seed", "minus dense", "minus magnitude"]
     rows = []
     for group in _by_target(found):
         way, _, target = group.name.partition("_")
         before = percent(group.mean("sparsity_before_landing"), 3) if target else ABSENT
-        row = [WAYS[way], percent(float(target)) if target else ABSENT, before, str(group.seeds)]
+        row = [WAYS[way], percent(float(target)) if target else ABSENT, before, str(len(group.runs))]
         for name in lists:
-            row.append(_rate(group, name))
-            row.append(_difference(group, found.get("dense"), name))
-            row.append(_difference(group, found.get(f"magnitude_{target}"), name))
+            row += [rate(group, name), ", ".join(f"{100 * eer:.2f}" for eer in group.eers(name))]
+            row += [_difference(group, found.get(other), name) for other in ("dense", f"magnitude_{target}")]
         rows.append(row)
     return Table("Quality", heads, rows)
 
@@ -84,20 +83,26 @@ def _by_target(found: Finished) -> list[Group]:
 
 
 def convergence_table(found: Finished, lists: Sequence[str]) -> Table:
-    """EER of held-out training speakers after each epoch, means of the seeds."""
-    groups = [found[name] for name in CONVERGING if name in found]
-    longest = max((len(run.epochs()) for group in groups for run in group.runs), default=0)
+    """EER of held-out training speakers and sparsity after each epoch, means of the seeds that all columns have."""
+    groups, seeds = converging(found)
+    epochs = [[run.epochs() for run in group.runs] for group in groups]
+    shortest = min((len(own) for group in epochs for own in group), default=0)
     rows = []
-    for epoch in range(longest):
-        row = []
-        for group in groups:
-            own = [run.epochs()[epoch] for run in group.runs if epoch < len(run.epochs())]
-            row.append(percent(float(np.mean([one[2] for one in own]))) if own else ABSENT)
-        rows.append([str(epoch + 1), *row])
-    return Table("Early convergence", ("epoch", *(label(group) for group in groups)), rows)
+    for epoch in range(shortest):
+        cells = [np.mean([own[epoch][2:] for own in group], axis=0) for group in epochs]
+        rows.append([str(epoch + 1), *(f"{percent(eer)} at {percent(sparsity, 1)}" for eer, sparsity in cells)])
+    listed = ", ".join(map(str, seeds))
+    return Table("Early convergence", (f"epoch (seeds {listed})", *(label(group) for group in groups)), rows)
 
 
-CONVERGING = ("dense", "feedback_0.9", "quantile_0.9", "oracle_0.9", "magnitude_0.9", "linbreg_0.9")
+def converging(found: Finished) -> tuple[list[Group], list[int]]:
+    """The groups whose first epochs are compared, of the seeds that all have: other seeds hold out other speakers."""
+    groups = [found[name] for name in CONVERGING if name in found]
+    seeds = sorted(set.intersection(*({*group.seeds} for group in groups))) if groups else []
+    return [group.of(seeds) for group in groups] if seeds else [], seeds
+
+
+CONVERGING = ("dense", "feedback_0.9", "oracle_0.9", "magnitude_0.9")
 NOISY = ("dense", "feedback_0.9", "feedback_0.95", "feedback_0.99", "magnitude_0.9", "magnitude_0.99")
 
 
@@ -110,7 +115,7 @@ def noise_table(found: Finished, lists: Sequence[str]) -> Table:
         rows.append([name, "clean", *(percent(group.eer(name)) for group in groups)])
         for condition in CONDITIONS:
             noisy = f"{name}_{condition.name}"
-            there = [all(noisy in run.lists for run in group.runs) for group in groups]
+            there = [group.judged(noisy) for group in groups]
             cells = [
                 f"{group.eer(noisy):.2%} ({group.eer(noisy) / group.eer(name):.2f} times)" if known else ABSENT
                 for group, known in zip(groups, there, strict=True)
@@ -122,23 +127,27 @@ def noise_table(found: Finished, lists: Sequence[str]) -> Table:
 
 def foreign_table(found: Finished, lists: Sequence[str]) -> Table:
     """EER of networks that were trained on other sources than the trials are of, beside those that were not."""
-    heads = ["way", "target"]
-    heads += [f"{name}: {what}" for name in lists for what in ("own sources", "other sources", "less dense")]
+    heads = ["way", "target", "utterances: all, as many, other"]
+    heads += [
+        f"{name}: {what}" for name in lists for what in ("all sources", "as many", "other sources", "minus dense")
+    ]
     rows = []
     for group in found.starting("foreign_"):
-        own = found.get(group.name.removeprefix("foreign_"))
-        way, _, target = group.name.removeprefix("foreign_").partition("_")
-        row = [WAYS[way], percent(float(target)) if target else ABSENT]
-        for name in lists:
-            row += [_rate(own, name) if own else ABSENT, _rate(group, name)]
-            row.append(_difference(group, found.get("foreign_dense"), name))
+        name = group.name.removeprefix("foreign_")
+        three = [own.of(group.seeds) if own else None for own in (found.get(name), found.get(f"subset_{name}"), group)]
+        way, _, target = name.partition("_")
+        heard = [count(own.runs[0].results["training"]["utterances"]) if own else ABSENT for own in three]
+        row = [WAYS[way], percent(float(target)) if target else ABSENT, ", ".join(heard)]
+        for each in lists:
+            row += [rate(own, each) if own else ABSENT for own in three]
+            row.append(_difference(group, found.get("foreign_dense"), each))
         rows.append(row)
     return Table("Across sources", heads, rows)
 
 
 def finetuning_table(found: Finished, lists: Sequence[str]) -> Table:
     """From a dense network, beside from scratch."""
-    heads = ("way", "target", "steps", "before landing", "λ at the end", *(f"EER {name} [95 %]" for name in lists))
+    heads = ("way", "target", "steps", "before landing", *(f"EER {name} [95 %]" for name in lists))
     rows = []
     targets = {group.name.rpartition("_")[2] for group in found.starting("finetuned_")}
     for target in sorted(targets):
@@ -148,20 +157,13 @@ def finetuning_table(found: Finished, lists: Sequence[str]) -> Table:
 
 
 def _tuned(group: Group, dense: Group | None, lists: Sequence[str]) -> list[str]:
-    *before, way, target = _words(group.name)
+    before, way, target = ("", *group.name.rsplit("_", 2))[-3:]
     steps = str(group.runs[0].steps)
     if before and dense:
         steps = f"{dense.runs[0].steps} dense + {steps}"
     words = f"{WAYS[way]}, {'from the dense network' if before else 'from scratch'}"
     sparsity = percent(group.mean("sparsity_before_landing"), 3)
-    return [
-        words,
-        percent(float(target)),
-        steps,
-        sparsity,
-        f"{group.mean('lambda'):.3g}",
-        *(_rate(group, n) for n in lists),
-    ]
+    return [words, percent(float(target)), steps, sparsity, *(rate(group, name) for name in lists)]
 
 
 def structure_table(found: Finished, measured: Mapping[str, Any], lists: Sequence[str]) -> Table:
@@ -175,12 +177,12 @@ def structure_table(found: Finished, measured: Mapping[str, Any], lists: Sequenc
             continue
         times = about["milliseconds"]
         best = min(times, key=times.__getitem__)
-        row = [_structure(group), str(group.seeds), count(about["kept"]), f"{about['bytes'] / 1e6:.2f} MB"]
+        row = [_structure(group), str(len(group.runs)), count(about["kept"]), f"{about['bytes'] / 1e6:.2f} MB"]
         row += [
             *(f"{times[name]:.1f} ms" for name in ("torch", "onnxruntime", "sparse")),
             f"{times[best]:.1f} ms, {best}",
         ]
-        rows.append((times[best], [*row, *(_rate(group, name) for name in lists)]))
+        rows.append((times[best], [*row, *(rate(group, name) for name in lists)]))
     return Table("Structure", heads, [row for _, row in sorted(rows, key=lambda pair: -pair[0])])
 
 
@@ -189,9 +191,9 @@ STRUCTURES = ("dense", "feedback_", "channels_", "narrow_")
 
 def _structure(group: Group) -> str:
     way, _, amount = group.name.partition("_")
-    words = {"dense": "dense", "feedback": "single weights, {} zero", "channels": "{} of the channels' weights cut out"}
+    words = {"dense": "dense", "feedback": "single weights, {} zero", "channels": "{} of each layer's channels cut out"}
     if way == "narrow":
-        return f"dense, {amount} channels"
+        return f"dense, {amount} channels from the start"
     return words[way].format(percent(float(amount), 0) if amount else "")
 
 
@@ -205,12 +207,18 @@ def search_table(found: Finished, lists: Sequence[str]) -> Table:
         for group in sorted([*own, *([usual] if usual else [])], key=_rate_of):
             run = group.runs[0]  # the seed that all of them have
             default = " (default)" if group is usual else ""
-            row = [WAYS[way], f"{_rate_of(group):g}{default}", percent(run.results["sparsity_before_landing"], 3)]
-            rows.append([*row, percent(run.results["validation_eer"]), *(percent(run.lists[n]["eer"]) for n in lists)])
+            row = [
+                WAYS.get(way, "dense, SGD"),
+                f"{_rate_of(group):g}{default}",
+                percent(run.results["sparsity_before_landing"], 3),
+            ]
+            rows.append(
+                [*row, percent(run.results.get("validation_eer")), *(percent(run.lists[n]["eer"]) for n in lists)]
+            )
     return Table("Learning rates", heads, rows)
 
 
-SEARCHED = ("dense", "magnitude", "feedback", "linbreg", "proxsgd")
+SEARCHED = ("dense", "sgd", "magnitude", "feedback", "linbreg", "proxsgd")
 
 
 def _rate_of(group: Group) -> float:
@@ -229,31 +237,27 @@ TABLES: dict[str, Callable[[Finished, Sequence[str]], Table]] = {
 }
 
 
-def _words(name: str) -> list[str]:
-    """Parts of a cell's name; a network's name has an underscore of its own."""
-    return [part.replace("-", "_") for part in name.replace("ecapa_", "ecapa-", 1).split("_")]
-
-
 def label(group: Group) -> str:
     """The way and the target of a group, in words."""
     way, _, target = group.name.partition("_")
     return f"{WAYS[way]} {float(target):.0%}" if target else WAYS[way]
 
 
-def _rate(group: Group, name: str) -> str:
+def rate(group: Group, name: str) -> str:
     """Mean EER, and where 95 % of draws of other speakers put it."""
     between = group.interval(name)
     words = f"{group.eer(name):.2%}"
-    return words if between is None else f"{words} [{100 * between[0]:.1f}, {100 * between[1]:.1f}]"
+    return words if between is None else f"{words} [{100 * between[0]:.2f}, {100 * between[1]:.2f}]"
 
 
 def _difference(group: Group, other: Group | None, name: str) -> str:
-    """In points, with its interval."""
-    if other is None or other is group:
+    """In points, with its interval; nothing to itself."""
+    found = group.minus(other, name) if other is not None and other.name != group.name else None
+    if found is None:
         return ABSENT
-    gap, between = group.less(other, name)
+    gap, between = found
     words = f"{100 * gap:+.2f}"
-    return words if between is None else f"{words} [{100 * between[0]:+.1f}, {100 * between[1]:+.1f}]"
+    return words if between is None else f"{words} [{100 * between[0]:+.2f}, {100 * between[1]:+.2f}]"
 
 
 def curves(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from evidence.results import Finished
 from evidence.tables import TABLES, curves, structure_table
 from sv_sparse.report.compare import as_csv
 from sv_sparse.report.page import figure_links
-from sv_sparse.report.style import Drawn, house_style
+from sv_sparse.report.style import house_style
 from sv_sparse.report.sweep import columns, read_entries
 from sv_sparse.report.write import write_figures
 from sv_sparse.storage import write_text
@@ -29,27 +29,37 @@ TITLES = {
     "search": "Which learning rates were tried?",
 }
 NOTES = {
-    "control": "Sparsity as it was before landing, which makes it exact. Runs are short on purpose; all settings are "
-    "the defaults.",
+    "control": "Sparsity as it was before landing, which makes it exact. Runs are short on purpose; but for the size "
+    "of a batch all settings are the defaults.",
     "insensitivity": "Target 90 %, half as many epochs as for the error rates. A fixed λ has no target: its sparsity "
     "is what comes of it, and its EER belongs to that sparsity.",
-    "quality": "Means of the seeds. Intervals are 95 % of draws of other test speakers; differences, in points, are "
-    "taken draw by draw on the same trials, and say something where the interval leaves out 0.",
-    "convergence": "EER of training speakers that are held out, after each epoch, means of the seeds.",
+    "quality": "Means of the seeds. In brackets, 95 % of draws of other test speakers, for these seeds. Differences, "
+    "in points, are taken draw by draw on the same trials, over the seeds that both have; they say something about "
+    "speakers where the brackets leave out 0, and of the spread of seeds the column of each seed says what is known. A "
+    "fixed λ is not landed: its EER belongs to the sparsity that it has.",
+    "convergence": "EER of training speakers that are held out, and sparsity, after each epoch. Other seeds hold out "
+    "other speakers, so only seeds that all columns have are averaged.",
     "noise": "Both sides of every trial, each with a stretch of noise or a room of its own. In brackets: times the EER "
-    "on clean speech.",
-    "foreign": "The same trials, heard by networks that were trained on nothing of their source.",
+    "on clean speech. The noise is from",
+    "foreign": "The same trials, heard by networks that were trained on all sources, on as many utterances of all "
+    "sources as the others have, and on nothing of the trials' source.",
     "structure": "3 s of speech, one utterance, one thread. Channels are cut out before torch and onnxruntime are "
-    "measured; the sparse engine takes the whole network.",
+    "measured; the sparse engine takes the whole network. Narrow networks have an MFA of three times, attention and "
+    "squeeze-excitation of half their channels. Measured on",
     "finetuning": "Fine-tuning starts from the dense network of the same seed, without a ramp for feedback.",
-    "search": "Seed 0; the default is what the other tables have.",
+    "search": "Seed 0, 90 %; the default is what the other tables have.",
 }
 
 
-def write_evidence(
-    folder: Path, found: Finished, measured: Mapping[str, Any], made_by: str, *, page: str = "evidence.md"
-) -> None:
-    """Write tables, figures, runs.csv, curves.csv and measured.json.
+def write_evidence(folder: Path, found: Finished, measured: Mapping[str, Any], made_by: str, noise: str) -> None:
+    """Write evidence.md, figures, runs.csv, curves.csv and measured.json.
+
+    Args:
+        folder: Made if absent.
+        found: All that is finished.
+        measured: As ``read_measured`` returns it.
+        made_by: The command.
+        noise: Where noise and rooms are from.
 
     Raises:
         ValueError: No cell is finished.
@@ -65,44 +75,48 @@ def write_evidence(
     figures = {name: [figure] for name, figure in drawn.items() if figure is not None}
     figures["quality"] = [figure for figure in of_quality if figure is not None]
     write_figures(folder, [figure for own in figures.values() for figure in own])
-    write_text(folder / page, "\n".join(_page(found, measured, figures, lists, made_by)).rstrip() + "\n")
+    ends = {"noise": f" {noise}.", "structure": f" {', '.join({one['machine'] for one in measured.values()})}."}
+    notes = {name: note + ends.get(name, "") for name, note in NOTES.items()}
+    tables = {name: make(found, lists) for name, make in TABLES.items()}
+    tables["structure"] = structure_table(found, measured, lists)
+    lines = ["# Evidence", "", f"    {made_by}", "", *_conditions(found), ""]
+    for name, title in TITLES.items():
+        if tables[name].rows:
+            lines += [f"## {title}", "", tables[name].markdown(), "", notes[name], ""]
+            lines += figure_links(figures.get(name, []))
+    write_text(folder / "evidence.md", "\n".join(lines).rstrip() + "\n")
     entries, _ = read_entries([run.folder for run in runs], None)
     write_text(folder / "runs.csv", as_csv(entries, columns(entries, {})))
     write_text(folder / "curves.csv", _csv(curves(runs)))
     write_text(folder / "measured.json", json.dumps(measured, indent=1) + "\n")
 
 
-def _page(
-    found: Finished,
-    measured: Mapping[str, Any],
-    figures: Mapping[str, Sequence[Drawn]],
-    lists: Sequence[str],
-    made_by: str,
-) -> list[str]:
-    tables = {name: make(found, lists) for name, make in TABLES.items()}
-    tables["structure"] = structure_table(found, measured, lists)
-    lines = ["# Evidence", "", f"    {made_by}", "", _conditions(found), ""]
-    if found.missing:
-        lines += [f"Not run or not finished: {', '.join(found.missing)}.", ""]
-    for name, title in TITLES.items():
-        if tables[name].rows:
-            lines += [f"## {title}", "", tables[name].markdown(), "", NOTES[name], ""]
-            lines += figure_links(figures.get(name, []))
-    return lines
-
-
-def _conditions(found: Finished) -> str:
-    """What all runs have in common."""
-    run = next(iter(found.values())).runs[0]
-    environment = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
-    how, lists = run.results["training"], run.results["evaluations"]
-    listed = ", ".join(f"{name} ({one['trials']:,} trials, {one['speakers']} speakers)" for name, one in lists.items())
-    return (
-        f"{len(found.runs())} runs. Trained on {how['speakers']:,} speakers, {how['utterances']:,} utterances, "
-        f"{how['hours']:.2f} hours, in {how['precision']}; judged on {listed}. "
-        f"{environment['gpu'] or environment['processor']}, {environment['threads']} thread(s) a run, "
-        f"torch {environment['packages']['torch']}, commit {environment['commit'][:7]}."
-    )
+def _conditions(found: Finished) -> list[str]:
+    """What the runs have in common, or all that they have."""
+    runs = found.runs()
+    heard: dict[str, None] = {}
+    machines: dict[str, None] = {}
+    commits: dict[str, None] = {}
+    for run in runs:
+        environment = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
+        how = run.results["training"]
+        speech = f"{how['speakers']:,} speakers, {how['utterances']:,} utterances, {how['hours']:.2f} hours"
+        heard |= {f"{speech}, in {how['precision']}": None}
+        machine = f"{environment['gpu'] or environment['processor']}, {environment['threads']} thread(s) a run"
+        machines |= {f"{machine}, torch {environment['packages']['torch']}": None}
+        commits |= {str(environment["commit"])[:7]: None}
+    listed = {
+        f"{name} ({one['trials']:,} trials of {one['speakers']} speakers)": None
+        for run in runs
+        for name, one in run.results["evaluations"].items()
+    }
+    lines = [
+        f"{len(runs)} runs, {sum(run.results['seconds'] for run in runs) / 3600:.1f} hours of training.",
+        f"- Trained on: {'; '.join(heard)}.",
+        f"- Judged on: {'; '.join(listed)}.",
+        f"- Computed by: {'; '.join(machines)}; commits {', '.join(commits)}.",
+    ]
+    return [*lines, *([f"- Not finished: {', '.join(found.missing)}."] if found.missing else [])]
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
