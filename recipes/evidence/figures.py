@@ -16,6 +16,9 @@ from sv_sparse.report.style import DASHES, INK, MARKERS, SERIES, Drawn, drawn, l
 from sv_sparse.report.words import percent
 
 
+DRAWN = ("feedback", "linbreg", "quantile", "oracle", "magnitude", "layerwise")  # of the ways to a sparsity
+
+
 def control_figure(found: Finished, lists: Sequence[str]) -> Drawn | None:
     """How far the sparsity is from its target, step by step, of the network with the most targets."""
     groups = found.starting("control_")
@@ -73,7 +76,7 @@ def insensitivity_figure(found: Finished, lists: Sequence[str]) -> Drawn | None:
 
 def quality_figure(name: str, found: Finished) -> Drawn | None:
     """EER against sparsity by every way, on one list."""
-    ways = [way for way in WAYS if found.starting(f"{way}_") and way != "dense"]
+    ways = [way for way in DRAWN if found.starting(f"{way}_")]
     if not ways:
         return None
     figure, (axes,) = new_figure(2.9 + 0.16 * len(ways))

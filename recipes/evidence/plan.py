@@ -118,6 +118,9 @@ def quality(scale: Scale) -> Iterator[Cell]:
         for target in scale.targets:
             for seed in scale.seeds if target in scale.claims else scale.seeds[:1]:
                 yield train(f"{way}_{target}", scale, f"sparsity={way}", f"target_sparsity={target}", seed=seed)
+    for target in scale.claims:
+        layerwise = ("sparsity=magnitude", "sparsity.controller.layerwise=true", f"target_sparsity={target}")
+        yield train(f"layerwise_{target}", scale, *layerwise)
     for target in scale.few:
         sparsity = f"target_sparsity={target}"
         yield train(f"quantile_{target}", scale, "sparsity=quantile", sparsity)

@@ -17,6 +17,7 @@ WAYS = {
     "quantile": "quantile, AdaBreg",
     "oracle": "fixed λ, told by feedback, not landed",
     "magnitude": "magnitude pruning",
+    "layerwise": "magnitude pruning by layer",
     "proxsgd": "feedback, ProxSGD",
 }
 

@@ -1,5 +1,7 @@
 """Controllers that set the sparsity instead of steering it: by the quantile of the duals, or by masks."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -79,7 +81,7 @@ class LayerwiseQuantileController(QuantileController):
             if len(shapes) > 1:
                 raise ValueError(f"{type(self).__name__} needs a group for each weight, got one of {shapes}")
             size, unit = group["params"][0].numel(), unit_size(group)
-            if 2 * self._kept_of(group, self.target_sparsity) < unit:
+            if 2 * _kept([group], self.target_sparsity) < unit:
                 most = 1 - unit / (2 * size)
                 raise ValueError(
                     f"target_sparsity={self.target_sparsity} leaves nothing of a weight {shapes[0]} whose parts of "
@@ -92,30 +94,29 @@ class LayerwiseQuantileController(QuantileController):
         found = [self.optimizer.lambda_of(group) for group in self.groups]
         return torch.stack(found).mean() if found else super().lambda_
 
-    def _kept_of(self, group: Group, target: float) -> int:
-        """Weights of a layer that survive at a target, were they not in units."""
-        return round((1 - target) * group["params"][0].numel())
-
     def _threshold(self, target: float) -> None:
         for group in self.groups:
             unit = unit_size(group)
-            kept = max(unit, self._kept_of(group, target) + unit // 2)  # the nearest number of units, at least one
+            kept = max(unit, _kept([group], target) + unit // 2)  # the nearest number of units, at least one
             self.optimizer.lambda_of(group).copy_(nearest(self.optimizer, [group], kept))
         self.optimizer.read_out()
 
     def _missed(self) -> bool:
         for group in self.groups:
             alive = int(self.optimizer.count_nonzero(group["params"]).sum())
-            if not alive or abs(alive - self._kept_of(group, self.target_sparsity)) > unit_size(group):
+            if not alive or abs(alive - _kept([group], self.target_sparsity)) > unit_size(group):
                 return True
         return False
 
 
 class MagnitudeController(Controller):
-    """Gradual magnitude pruning, the baseline: the smallest weights of all layers together become zero, for good.
+    """Gradual magnitude pruning, the baseline: the smallest weights become zero, for good.
 
     The regulated groups have ``regularizer="mask"``, so the optimizer trains them like dense ones; what is masked stays
     zero. ``lambda_`` is the largest weight that was masked.
+
+    Of all layers together, layers with many inputs, whose weights are small from the start, lose theirs first, and at
+    99 % some lose all; ``layerwise`` takes the same share of each.
 
     Zhu and Gupta, "To prune, or not to prune", 2017.
 
@@ -124,6 +125,7 @@ class MagnitudeController(Controller):
         target_sparsity: see Controller.
         total_steps: see Controller.
         updates: how often, at most, the masks grow while the ramp lasts.
+        layerwise: whether the smallest of each weight tensor fall, not those of all together.
         ramp: see Controller; pruning needs the weights trained a little before, and training after. None: the first
             masks, at the first of ``updates``, stand at the target.
         settle: see Controller.
@@ -139,6 +141,7 @@ class MagnitudeController(Controller):
         total_steps: int,
         *,
         updates: int = 100,
+        layerwise: bool = False,
         settle: float = 0.01,
         ramp: tuple[float, float] | None = (0.1, 0.6),
         initial_sparsity: float = 0.0,
@@ -148,6 +151,7 @@ class MagnitudeController(Controller):
         )
         if updates < 1:
             raise ValueError(f"updates must be 1 or more, got {updates}")
+        self.layerwise = layerwise
         self.span = ramp or (0.0, 1.0)
         self.every = max(1, int((self.span[1] - self.span[0]) * total_steps) // updates)
         if not any("mask" in optimizer.state.get(param, {}) for param in self.params):
@@ -159,8 +163,20 @@ class MagnitudeController(Controller):
             self._threshold(self.target)
 
     def _threshold(self, target: float) -> None:
-        self._set_lambda(bracket(self.optimizer, self.groups, self._kept(target))[0])
-        for group in self.groups:
-            for param, dual in zip(group["params"], self.optimizer.duals(group), strict=True):
-                self.optimizer.state[param]["mask"] = dual.abs() > group["lambda_scale"] * group["lambda_"]
+        parts = [group | {"params": [param]} for group in self.groups for param in group["params"]]
+        together = [[part] for part in parts] if self.layerwise else [self.groups]
+        thresholds = [bracket(self.optimizer, own, _kept(own, target))[0] for own in together]
+        for part, threshold in zip(parts, thresholds if self.layerwise else thresholds * len(parts), strict=True):
+            (param,), (dual,) = part["params"], self.optimizer.duals(part)
+            self.optimizer.state[param]["mask"] = dual.abs() > part["lambda_scale"] * threshold
+        self._set_lambda(torch.stack(thresholds).max())
         self.optimizer.read_out()
+
+    def _missed(self) -> bool:
+        kept, wanted = int(self._alive()), self._kept(self.target_sparsity)
+        return abs(kept - wanted) > len(self.params) if self.layerwise else super()._missed()
+
+
+def _kept(groups: Sequence[Group], target: float) -> int:
+    """Weights of some groups that survive at a target."""
+    return round((1 - target) * sum(param.numel() for group in groups for param in group["params"]))

@@ -100,11 +100,23 @@ def test_what_is_pruned_first_is_smallest_over_all_layers_together():
     assert (large == 10).all()
 
 
-def test_masked_training_resumes_without_changing_a_bit():
+def test_layer_by_layer_the_same_share_of_each_is_pruned():
+    torch.manual_seed(0)
+    small, large = nn.Parameter(0.1 * torch.randn(40, 40)), nn.Parameter(10 * torch.randn(5, 6))
+    optimizer = AdaBreg([small, large], regularizer="mask")
+    MagnitudeController(optimizer, 0.9, 10, layerwise=True).land()
+    for weight in (small, large):
+        alive = weight.detach().abs()
+        assert int((alive > 0).sum()) == round(0.1 * weight.numel())
+        assert optimizer.state[weight]["mask"].sum() == (alive > 0).sum()
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_masked_training_resumes_without_changing_a_bit(layerwise):
     def fresh():
         model = network()
         optimizer = AdaBreg(partition(model, regularizer="mask"), lr=0.02)
-        return model, optimizer, MagnitudeController(optimizer, 0.9, 40)
+        return model, optimizer, MagnitudeController(optimizer, 0.9, 40, layerwise=layerwise)
 
     model, optimizer, controller = fresh()
     train(model, optimizer, 20, after=controller.step)
