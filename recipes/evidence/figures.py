@@ -15,7 +15,6 @@ from evidence.tables import NOISY, WAYS, converging, label
 from sv_sparse.report.style import DASHES, INK, MARKERS, SERIES, Drawn, drawn, legend_above, log_ticks, new_figure
 from sv_sparse.report.words import percent
 
-
 DRAWN = ("feedback", "linbreg", "quantile", "oracle", "magnitude", "layerwise")  # of the ways to a sparsity
 
 
