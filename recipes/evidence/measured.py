@@ -48,7 +48,7 @@ def read_measured(out: Path) -> dict[str, Any]:
 @torch.inference_mode()
 def _measured(run: Path) -> dict[str, Any]:
     network, backend, settings = load_network(run / "checkpoints" / "model.pt")
-    cut = settings["target_sparsity"] > 0 and settings["sparsity"]["regularizer"] == "group"
+    cut = settings["target_sparsity"] > 0 and settings["sparsity"]["controller"].get("whole", False)
     delivered = compact(network) if cut else network
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder, "network.safetensors")

@@ -47,7 +47,7 @@ def main() -> None:
     print(json.dumps(rows))
     for run in chosen.runs:
         network, _, settings = load_network(run / "checkpoints" / "model.pt")
-        if settings["sparsity"]["regularizer"] == "group":
+        if settings["sparsity"]["controller"].get("whole", False):
             print(f"{run.name}: {cut(network)}")
 
 
@@ -96,7 +96,7 @@ def forms(run: Path, folder: Path) -> dict[str, tuple[int, Callable[[torch.Tenso
         write_package(path, network, settings["model"], backend, {}, features=FEATURES, values=values)
         runtime = Runtime.of(read_package(path), threads=1)
         found[values] = path.stat().st_size, lambda x, runtime=runtime: runtime(x).numpy()
-    if settings["sparsity"]["regularizer"] == "group":
+    if settings["sparsity"]["controller"].get("whole", False):
         smaller, path = compact(network), folder / "compact.safetensors"
         write_package(path, smaller, smaller.settings, backend, {}, features=FEATURES)
         dense = Runtime.of(read_package(path), threads=1)

@@ -16,7 +16,7 @@ from sv_sparse.optim.average import DualAverage
 from sv_sparse.optim.clip import clip_grad_norm_
 from sv_sparse.optim.control import Controller, FixedController
 from sv_sparse.optim.diagnostics import SupportDiagnostics
-from sv_sparse.optim.exact import LayerwiseQuantileController, MagnitudeController, QuantileController
+from sv_sparse.optim.exact import MagnitudeController, QuantileController
 from sv_sparse.optim.feedback import DampedFeedbackController, DecayingFeedbackController, FeedbackController
 from sv_sparse.optim.methods import AdaBreg, LinBreg
 from sv_sparse.optim.optimizer import BregmanOptimizer
@@ -43,7 +43,6 @@ __all__ = [
     "DualAverage",
     "FeedbackController",
     "FixedController",
-    "LayerwiseQuantileController",
     "LinBreg",
     "MagnitudeController",
     "ProxSGD",

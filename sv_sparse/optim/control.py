@@ -13,6 +13,7 @@ lambda path; that is measured (scripts/benchmark/controller.py).
 """
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class Controller:
     """What every controller shares: the groups it regulates, the measurement, ramp, settling and landing.
 
     Args:
-        optimizer: its groups with a regularizer are regulated, with one common lambda unless a class says otherwise.
+        optimizer: its groups with a regularizer are regulated, with one common lambda.
         target_sparsity: fraction of exact zeros wanted in those groups, in [0, 1). At 0 nothing may be regularized.
         total_steps: length of the run in updates.
         settle: share of the run, at its end, during which lambda is left alone, in [0, 1).
@@ -41,7 +42,6 @@ class Controller:
 
     regularizers: tuple[str, ...] = ("l1", "group")
     lands = True
-    common_lambda = True
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Controller:
         if self.target_sparsity > 0 and not self.groups:
             raise ValueError(f"target_sparsity={self.target_sparsity} needs a group with a regularizer, got none")
         lambdas = {float(group["lambda_"]) for group in self.groups}
-        if self.common_lambda and len(lambdas) > 1:
+        if len(lambdas) > 1:
             raise ValueError(f"regulated groups share one lambda_ and differ by lambda_scale, got {sorted(lambdas)}")
         frozen = sum(not param.requires_grad for param in self.params)
         if frozen:
@@ -187,7 +187,14 @@ class Controller:
     def _missed(self) -> bool:
         """Whether landing ended elsewhere than it should, but for the size of what becomes zero together."""
         kept, wanted = int(self._alive()), self._kept(self.target_sparsity)
-        return not wanted - max(unit_size(group) for group in self.groups) < kept <= wanted
+        return not wanted - max(self._unit_sizes()) < kept <= wanted
+
+    def _unit_sizes(self) -> Iterator[int]:
+        """How many weights become zero together."""
+        yield 1
+        for group in self.groups:
+            if group["regularizer"] == "group":
+                yield from (group_size(param, group["grouping"]) for param in group["params"])
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs beside the optimizer's state (where lambda is): tensors and numbers."""
@@ -196,13 +203,6 @@ class Controller:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self.steps = state["steps"]
-
-
-def unit_size(group: Group) -> int:
-    """How many weights of a group become zero together, at most."""
-    if group["regularizer"] != "group":
-        return 1
-    return max((group_size(param, group["grouping"]) for param in group["params"]), default=1)
 
 
 class FixedController(Controller):

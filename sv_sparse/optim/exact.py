@@ -1,14 +1,13 @@
 """Controllers that set the sparsity instead of steering it: by the quantile of the duals, or by masks."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from sv_sparse.optim.control import Controller, unit_size
+from sv_sparse.optim.control import Controller
 from sv_sparse.optim.optimizer import BregmanOptimizer, Group
+from sv_sparse.optim.prox import group_norms, group_size
 from sv_sparse.optim.proxsgd import ProxSGD
-from sv_sparse.optim.quantile import bracket, nearest
+from sv_sparse.optim.quantile import bracket
 
 
 class QuantileController(Controller):
@@ -52,68 +51,11 @@ class QuantileController(Controller):
             self._threshold(self.target)
 
 
-class LayerwiseQuantileController(QuantileController):
-    """The quantile layer by layer: each parameter group, of one weight, is at the target by a lambda of its own.
-
-    For whole channels: under one lambda some layer loses all of its channels long before another loses any, whatever
-    their common unit, and a layer without channels ends the network. Of each layer the nearest number of channels to
-    the target goes, and one stays at least. ``lambda_`` is the mean over the layers.
-
-    Args:
-        optimizer: LinBreg or AdaBreg, with a group for each weight; see Controller.
-        target_sparsity: of every layer; see Controller.
-        total_steps: see Controller.
-        every: see QuantileController.
-        settle: see Controller.
-        ramp: see Controller.
-        initial_sparsity: see Controller.
-
-    Raises:
-        ValueError: as QuantileController; or a group has several weights; or a layer would keep less than half a unit.
-    """
-
-    common_lambda = False
-
-    def _check_groups(self) -> None:
-        super()._check_groups()
-        for group in self.groups:
-            shapes = [tuple(param.shape) for param in group["params"]]
-            if len(shapes) > 1:
-                raise ValueError(f"{type(self).__name__} needs a group for each weight, got one of {shapes}")
-            size, unit = group["params"][0].numel(), unit_size(group)
-            if 2 * _kept([group], self.target_sparsity) < unit:
-                most = 1 - unit / (2 * size)
-                raise ValueError(
-                    f"target_sparsity={self.target_sparsity} leaves nothing of a weight {shapes[0]} whose parts of "
-                    f"{unit} become zero together; at most {most:.4g}"
-                )
-
-    @property
-    def lambda_(self) -> Tensor:
-        """The mean of the layers' lambdas, 0-dim on the device."""
-        found = [self.optimizer.lambda_of(group) for group in self.groups]
-        return torch.stack(found).mean() if found else super().lambda_
-
-    def _threshold(self, target: float) -> None:
-        for group in self.groups:
-            unit = unit_size(group)
-            kept = max(unit, _kept([group], target) + unit // 2)  # the nearest number of units, at least one
-            self.optimizer.lambda_of(group).copy_(nearest(self.optimizer, [group], kept))
-        self.optimizer.read_out()
-
-    def _missed(self) -> bool:
-        for group in self.groups:
-            alive = int(self.optimizer.count_nonzero(group["params"]).sum())
-            if not alive or abs(alive - _kept([group], self.target_sparsity)) > unit_size(group):
-                return True
-        return False
-
-
 class MagnitudeController(Controller):
     """Gradual magnitude pruning, the baseline: the smallest weights become zero, for good.
 
     The regulated groups have ``regularizer="mask"``, so the optimizer trains them like dense ones; what is masked stays
-    zero. ``lambda_`` is the largest weight that was masked.
+    zero. ``lambda_`` is the largest weight that was masked; of whole channels, their largest root mean square.
 
     Of all layers together, layers with many inputs, whose weights are small from the start, lose theirs first, and at
     99 % some lose all; ``layerwise`` takes the same share of each.
@@ -126,10 +68,15 @@ class MagnitudeController(Controller):
         total_steps: see Controller.
         updates: how often, at most, the masks grow while the ramp lasts.
         layerwise: whether the smallest of each weight tensor fall, not those of all together.
+        whole: whether channels (or kernels: the groups' ``grouping``) fall as a whole, those of the smallest norm in
+            their layer; of each layer the nearest number to the target, and one stays.
         ramp: see Controller; pruning needs the weights trained a little before, and training after. None: the first
             masks, at the first of ``updates``, stand at the target.
         settle: see Controller.
         initial_sparsity: see Controller.
+
+    Raises:
+        ValueError: as Controller; or ``whole`` without ``layerwise``.
     """
 
     regularizers = ("mask",)
@@ -142,16 +89,19 @@ class MagnitudeController(Controller):
         *,
         updates: int = 100,
         layerwise: bool = False,
+        whole: bool = False,
         settle: float = 0.01,
         ramp: tuple[float, float] | None = (0.1, 0.6),
         initial_sparsity: float = 0.0,
     ) -> None:
+        if whole and not layerwise:
+            raise ValueError("whole=True compares channels within their layer, and needs layerwise=True")
+        self.layerwise, self.whole = layerwise, whole
         super().__init__(
             optimizer, target_sparsity, total_steps, settle=settle, ramp=ramp, initial_sparsity=initial_sparsity
         )
         if updates < 1:
             raise ValueError(f"updates must be 1 or more, got {updates}")
-        self.layerwise = layerwise
         self.span = ramp or (0.0, 1.0)
         self.every = max(1, int((self.span[1] - self.span[0]) * total_steps) // updates)
         if not any("mask" in optimizer.state.get(param, {}) for param in self.params):
@@ -164,19 +114,30 @@ class MagnitudeController(Controller):
 
     def _threshold(self, target: float) -> None:
         parts = [group | {"params": [param]} for group in self.groups for param in group["params"]]
-        together = [[part] for part in parts] if self.layerwise else [self.groups]
-        thresholds = [bracket(self.optimizer, own, _kept(own, target))[0] for own in together]
-        for part, threshold in zip(parts, thresholds if self.layerwise else thresholds * len(parts), strict=True):
-            (param,), (dual,) = part["params"], self.optimizer.duals(part)
-            self.optimizer.state[param]["mask"] = dual.abs() > part["lambda_scale"] * threshold
+        if not self.layerwise:
+            common = bracket(self.optimizer, self.groups, self._kept(target))[0]
+        thresholds = [self._own(part, target) if self.layerwise else common for part in parts]
+        for part, threshold in zip(parts, thresholds, strict=True):
+            (param,) = part["params"]
+            size = self._size_in(part)
+            self.optimizer.state[param]["mask"] = (size > part["lambda_scale"] * threshold).expand_as(param).clone()
         self._set_lambda(torch.stack(thresholds).max())
         self.optimizer.read_out()
 
+    def _own(self, part: Group, target: float) -> Tensor:
+        """The largest that falls of one weight tensor."""
+        sizes = self._size_in(part).flatten()
+        fallen = len(sizes) - max(1, round((1 - target) * len(sizes)))
+        smallest = sizes.kthvalue(fallen).values if fallen else torch.zeros_like(sizes[0])
+        return smallest / part["lambda_scale"]
+
+    def _size_in(self, part: Group) -> Tensor:
+        """Of each weight of one tensor, or of each channel, with axes of size 1 where it ran."""
+        (dual,) = self.optimizer.duals(part)
+        return group_norms(dual, part["grouping"]) if self.whole else dual.abs()
+
     def _missed(self) -> bool:
-        kept, wanted = int(self._alive()), self._kept(self.target_sparsity)
-        return abs(kept - wanted) > len(self.params) if self.layerwise else super()._missed()
-
-
-def _kept(groups: Sequence[Group], target: float) -> int:
-    """Weights of some groups that survive at a target."""
-    return round((1 - target) * sum(param.numel() for group in groups for param in group["params"]))
+        if not self.layerwise:
+            return super()._missed()
+        sizes = [group_size(p, g["grouping"]) if self.whole else 1 for g in self.groups for p in g["params"]]
+        return abs(int(self._alive()) - self._kept(self.target_sparsity)) > sum(sizes)

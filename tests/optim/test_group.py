@@ -1,7 +1,5 @@
 """Groups of weights: whole channels and kernels become zero, steered and landed like single weights."""
 
-import io
-
 import pytest
 import torch
 from controlled import batches, network, run
@@ -9,8 +7,8 @@ from controlled import batches, network, run
 from sv_sparse.optim import (
     AdaBreg,
     FeedbackController,
-    LayerwiseQuantileController,
     LinBreg,
+    MagnitudeController,
     QuantileController,
     count_zeros,
     partition,
@@ -44,77 +42,42 @@ def test_the_quantile_of_groups_is_exact_to_within_a_group(grouping):
         assert 0 <= share * size - 0.5 * size < largest + 1e-2
 
 
-def layerwise(target, steps=20, **settings):
+def masked(target, steps=20, grouping="output"):
     model = network()
-    groups = [
-        group | {"params": [pair], "grouping": "output"}
-        for group in partition(model, regularizer="group")
-        for pair in group["params"]
-    ]
-    optimizer = AdaBreg(groups, lr=0.002, lambda_=0.01)
-    return model, optimizer, LayerwiseQuantileController(optimizer, target, steps, **settings)
+    groups = [group | {"grouping": grouping} for group in partition(model, regularizer="mask")]
+    optimizer = AdaBreg(groups, lr=0.002)
+    return model, optimizer, MagnitudeController(optimizer, target, steps, layerwise=True, whole=True)
 
 
+@pytest.mark.parametrize("grouping", ["output", "input", "kernel"])
 @pytest.mark.parametrize("target", [0.5, 0.8])
-def test_layer_by_layer_each_group_is_at_the_target_to_within_a_channel_and_keeps_one(target):
-    model, optimizer, controller = layerwise(target)
+def test_pruned_whole_each_layer_is_at_the_target_to_within_a_channel_and_keeps_one(grouping, target):
+    model, optimizer, controller = masked(target, grouping=grouping)
     run(model, optimizer, controller, batches(20))
     controller.land()
     for param in controller.params:
-        alive = int((group_norms(param, "output") > 0).sum())
-        assert abs(alive - max(1, (1 - target) * param.shape[0])) <= 0.5
-    lambdas = [float(optimizer.lambda_of(group)) for group in controller.groups]
-    assert len(set(lambdas)) == len(lambdas)
-    assert float(controller.lambda_) == pytest.approx(sum(lambdas) / len(lambdas))
+        norms = group_norms(param, grouping)
+        alive = int((norms > 0).sum())
+        assert abs(alive - max(1, (1 - target) * norms.numel())) <= 0.5
+        assert int(param.count_nonzero()) == alive * group_size(param, grouping)
 
 
-def test_layer_by_layer_a_layer_that_is_gone_is_warned_of():
-    weights = [torch.nn.Parameter(torch.ones(8, 4)), torch.nn.Parameter(torch.randn(64, 32))]
-    optimizer = AdaBreg([{"params": [each]} for each in weights], lambda_=0.01, regularizer="group")
-    controller = LayerwiseQuantileController(optimizer, 0.5, 10)
-    with pytest.warns(UserWarning, match="too many duals are zero or equal"):
-        controller.land()  # the channels of the first are equal, so no lambda keeps half of them
+def test_pruned_whole_the_smallest_channels_fall_and_the_others_stay_as_they_are():
+    weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [0.3, 0.4], [30.0, 40.0], [0.1, 0.1]]))
+    before = weight.detach().clone()
+    optimizer = AdaBreg([weight], regularizer="mask")
+    MagnitudeController(optimizer, 0.5, 10, layerwise=True, whole=True).land()
+    assert torch.equal(weight[[0, 2]], before[[0, 2]])
+    assert not weight[[1, 3]].any()
+    with pytest.raises(ValueError, match="needs layerwise=True"):
+        MagnitudeController(optimizer, 0.5, 10, whole=True)
 
 
-def test_layer_by_layer_what_cannot_be_reached_is_refused():
-    weights = [torch.nn.Parameter(torch.randn(4, 9)), torch.nn.Parameter(torch.randn(64, 32))]
-    apart = AdaBreg([{"params": [each]} for each in weights], lambda_=0.01, regularizer="group")
-    with pytest.raises(ValueError, match=r"leaves nothing of a weight \(4, 9\) .* at most 0.875"):
-        LayerwiseQuantileController(apart, 0.9, 10)
-    together = AdaBreg(weights, lambda_=0.01, regularizer="group")
-    with pytest.raises(ValueError, match="needs a group for each weight"):
-        LayerwiseQuantileController(together, 0.5, 10)
-
-
-def test_layer_by_layer_stopping_and_going_on_changes_no_bit():
-    model, optimizer, controller = layerwise(0.5)
-    data = batches(20)
-    run(model, optimizer, controller, data[:10])
-    kept = [each.state_dict() for each in (model, optimizer, controller)]
-    states = [torch.load(io.BytesIO(saved(state)), weights_only=True) for state in kept]
-    run(model, optimizer, controller, data[10:])
-    other, resumed, _ = layerwise(0.5)
-    other.load_state_dict(states[0])
-    resumed.load_state_dict(states[1])
-    again = LayerwiseQuantileController(resumed, 0.5, 20)  # whose layers have different lambdas by now
-    again.load_state_dict(states[2])
-    run(other, resumed, again, data[10:])
-    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def saved(state) -> bytes:
-    file = io.BytesIO()
-    torch.save(state, file)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("control", [QuantileController, LayerwiseQuantileController])
-def test_before_a_ramp_from_a_dense_start_nothing_moves_the_weights_but_their_gradients(control):
+def test_before_a_ramp_from_a_dense_start_nothing_moves_the_weights_but_their_gradients():
     weights = [torch.nn.Parameter(torch.randn(8, 4) / 9), torch.nn.Parameter(torch.randn(64, 32) / 99)]
     before = [weight.detach().clone() for weight in weights]
     optimizer = AdaBreg([{"params": [each]} for each in weights], lambda_=0.1, regularizer="group")
-    controller = control(optimizer, 0.5, 10, ramp=(0.5, 1.0), initial_sparsity=0.0)
+    controller = QuantileController(optimizer, 0.5, 10, ramp=(0.5, 1.0), initial_sparsity=0.0)
     for weight in weights:
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
