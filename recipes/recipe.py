@@ -26,12 +26,21 @@ def parse(name: str, words: Sequence[str]) -> argparse.Namespace:
     Raises:
         SystemExit: Something is missing or not allowed; said on stderr.
     """
-    recipe = RECIPES[name]
     parser = argparse.ArgumentParser(
         prog=f"recipes/{name}/run.sh",
         description=__doc__.split("\n", maxsplit=1)[0],
         epilog="SETTING=VALUE, anywhere, goes to every training run, and but for its schedule to fine-tuning: seed=1",
     )
+    _add_options(parser, name)
+    settings = [word for word in words if re.match(r"[a-z_][\w.]*=", word)]
+    chosen = parser.parse_args([word for word in words if word not in settings])
+    chosen.settings = settings
+    return _complete(parser, name, chosen)
+
+
+def _add_options(parser: argparse.ArgumentParser, name: str) -> None:
+    """What can be chosen of a recipe."""
+    recipe = RECIPES[name]
     corpus = "prepare" in recipe.stages
     if corpus or name == "own_data":
         parser.add_argument("--root", type=Path, nargs="+" if corpus else 1, help="where the recordings are")
@@ -69,10 +78,6 @@ def parse(name: str, words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--tiny", action="store_true", help="tiny networks, one epoch: does everything run?")
     parser.add_argument("--dry-run", action="store_true", help="print every command, run none")
-    settings = [word for word in words if re.match(r"[a-z_][\w.]*=", word)]
-    chosen = parser.parse_args([word for word in words if word not in settings])
-    chosen.settings = settings
-    return _complete(parser, name, chosen)
 
 
 def _count(word: str) -> int:

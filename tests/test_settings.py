@@ -55,7 +55,7 @@ def test_group_files_are_short_lists_of_scalars():
     ("argument", "message"),
     [
         ("modle=ecapa", r"unknown setting 'modle'; valid: target_sparsity, .*groups with choices: .*model"),
-        ("model=ecappa", r"model=ecappa: expected one of ecapa, ecapa_512, ecapa_speechbrain, resnet34"),
+        ("model=ecappa", r"model=ecappa: expected one of ecapa, ecapa_256, ecapa_512, ecapa_speechbrain, resnet34"),
         ("model=ecapa,ecappa", r"model=ecappa: expected one of"),
         ("trainer.epoch=3", r"unknown setting 'trainer.epoch'; valid under trainer: epochs, steps, batch_size"),
         ("optim.betas.first=1", r"unknown setting 'optim.betas.first'; valid under optim.betas: nothing"),
