@@ -107,7 +107,7 @@ def test_a_lambda_that_could_never_grow(refused, folder):
     [
         ("target_sparsity=1.5", "error: target_sparsity must be a number, at least 0 and below 1, got 1.5"),
         ("optim=adam", "error: optim=adam: expected one of adabreg, linbreg, proxsgd"),
-        ("model=ecappa", "error: model=ecappa: expected one of ecapa, ecapa_512, ecapa_speechbrain, resnet34, "),
+        ("model=ecappa", "error: model=ecappa: expected one of ecapa, ecapa_256, ecapa_512, ecapa_speechbrain, "),
         ("trainer.epoch=3", "error: unknown setting 'trainer.epoch'; valid under trainer: epochs, steps, batch_size"),
         ("head.margin=abc", "error: head.margin must be a number, got 'abc'"),
         ("target_sparsity=0.5,90", "error: target_sparsity must be a number, at least 0 and below 1, got 90"),
