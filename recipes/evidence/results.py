@@ -182,7 +182,8 @@ class Finished(Mapping[str, Group]):
 def _refuse_different(group: Group) -> None:
     first, *others = ((run.folder, _settings(run), _lists(run)) for run in group.runs)
     for folder, settings, lists in others:
-        different = sorted(name for name in settings.keys() | first[1] if settings.get(name) != first[1].get(name))
+        both = settings.keys() & first[1]  # another version may have had fewer
+        different = sorted(name for name in both if settings[name] != first[1][name])
         if different or lists != first[2]:
             what = ", ".join(different) or "their trial lists"
             raise ValueError(f"{folder} and {first[0]} should differ in the seed alone, and do in {what}")
