@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sv_sparse.head import AAMSoftmax
 from sv_sparse.optim import DENSE_TYPES, SPARSE_TYPES, partition, sparse_init_
@@ -41,10 +41,14 @@ def starts_sparse(settings: Settings) -> bool:
 
 def start_sparse(groups: Sequence[dict[str, Any]], settings: Settings) -> None:
     """Make most of the regularized weights zero, by the run's seed."""
-    params = [param for group in groups if group["regularizer"] != "none" for _, param in group["params"]]
     generator = torch.Generator().manual_seed(settings["seed"])
     chosen = settings["sparsity"]
-    sparse_init_(params, density=chosen["density"], rescale=chosen["rescale"], generator=generator)
+    sparse_init_(_regularized(groups), density=chosen["density"], rescale=chosen["rescale"], generator=generator)
+
+
+def _regularized(groups: Sequence[dict[str, Any]]) -> list[Tensor]:
+    """The weights that may become zero."""
+    return [param for group in groups if group["regularizer"] != "none" for _, param in group["params"]]
 
 
 def parameter_groups(
@@ -93,7 +97,7 @@ def first_lambda(settings: Settings, origin: Origin | None, groups: Sequence[dic
     """
     if origin is not None and origin.lambda_ > 0:
         return {"lambda_": origin.lambda_}
-    chosen = [param for group in groups if group["regularizer"] != "none" for _, param in group["params"]]
+    chosen = _regularized(groups)
     fixed = settings["sparsity"]["controller"]["_target_"].endswith(".FixedController")
     if fixed or not chosen or (origin is None and starts_sparse(settings)):
         return {}

@@ -63,8 +63,7 @@ def _complete(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> ar
     """Paths made absolute; what is not there is refused."""
     _refuse_unclear(parser, chosen)
     for option in PATHS:
-        given = getattr(chosen, option)
-        paths = given if isinstance(given, list) else [given] if given else []
+        given, paths = getattr(chosen, option), _paths(chosen, option)
         for path in paths:
             if not path.exists():
                 parser.error(f"--{option.replace('_', '-')} {path}: there is none")
@@ -73,6 +72,12 @@ def _complete(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> ar
     chosen.out = (chosen.out or Path("runs", "evidence-quick" if chosen.quick else "evidence")).absolute()
     chosen.tables = (chosen.tables or chosen.out / "tables").absolute()
     return chosen
+
+
+def _paths(chosen: argparse.Namespace, option: str) -> list[Path]:
+    """What was given for one of ``PATHS``, one or several or nothing."""
+    given = getattr(chosen, option)
+    return given if isinstance(given, list) else [given] if given else []
 
 
 def _refuse_unclear(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
@@ -171,8 +176,7 @@ class Evidence:
         chosen = self.chosen
         words = ["recipes/evidence/run.sh", *(["--quick"] if chosen.quick else [])]
         for option in PATHS:
-            given = getattr(chosen, option)
-            paths = given if isinstance(given, list) else [given] if given else []
+            paths = _paths(chosen, option)
             words += [f"--{option.replace('_', '-')}", *(path.name for path in paths)] if paths else []
         return shlex.join([*words, *chosen.settings])
 

@@ -75,7 +75,7 @@ def write_evidence(folder: Path, found: Finished, measured: Mapping[str, Any], m
     figures = {name: [figure] for name, figure in drawn.items() if figure is not None}
     figures["quality"] = [figure for figure in of_quality if figure is not None]
     write_figures(folder, [figure for own in figures.values() for figure in own])
-    ends = {"noise": f" {noise}.", "structure": f" {', '.join({one['machine'] for one in measured.values()})}."}
+    ends = {"noise": f" {noise}.", "structure": f" {', '.join(sorted({one['machine'] for one in measured.values()}))}."}
     notes = {name: note + ends.get(name, "") for name, note in NOTES.items()}
     tables = {name: make(found, lists) for name, make in TABLES.items()}
     tables["structure"] = structure_table(found, measured, lists)

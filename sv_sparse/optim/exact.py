@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sv_sparse.optim.control import Controller
-from sv_sparse.optim.optimizer import BregmanOptimizer, Group
+from sv_sparse.optim.optimizer import BregmanOptimizer
 from sv_sparse.optim.prox import group_norms, group_size
 from sv_sparse.optim.proxsgd import ProxSGD
 from sv_sparse.optim.quantile import bracket
@@ -113,31 +113,25 @@ class MagnitudeController(Controller):
             self._threshold(self.target)
 
     def _threshold(self, target: float) -> None:
-        parts = [group | {"params": [param]} for group in self.groups for param in group["params"]]
-        if not self.layerwise:
-            common = bracket(self.optimizer, self.groups, self._kept(target))[0]
-        thresholds = [self._own(part, target) if self.layerwise else common for part in parts]
-        for part, threshold in zip(parts, thresholds, strict=True):
-            (param,) = part["params"]
-            size = self._size_in(part)
-            self.optimizer.state[param]["mask"] = (size > part["lambda_scale"] * threshold).expand_as(param).clone()
-        self._set_lambda(torch.stack(thresholds).max())
+        common = None if self.layerwise else bracket(self.optimizer, self.groups, self._kept(target))[0]
+        lambdas = []
+        for group in self.groups:
+            for param, dual in zip(group["params"], self.optimizer.duals(group), strict=True):
+                sizes = group_norms(dual, group["grouping"]) if self.whole else dual.abs()
+                limit = group["lambda_scale"] * common if common is not None else _largest_to_fall(sizes, target)
+                self.optimizer.state[param]["mask"] = (sizes > limit).expand_as(param).clone()
+                lambdas.append(limit / group["lambda_scale"])
+        self._set_lambda(common if common is not None else torch.stack(lambdas).max())
         self.optimizer.read_out()
-
-    def _own(self, part: Group, target: float) -> Tensor:
-        """The largest that falls of one weight tensor."""
-        sizes = self._size_in(part).flatten()
-        fallen = len(sizes) - max(1, round((1 - target) * len(sizes)))
-        smallest = sizes.kthvalue(fallen).values if fallen else torch.zeros_like(sizes[0])
-        return smallest / part["lambda_scale"]
-
-    def _size_in(self, part: Group) -> Tensor:
-        """Of each weight of one tensor, or of each channel, with axes of size 1 where it ran."""
-        (dual,) = self.optimizer.duals(part)
-        return group_norms(dual, part["grouping"]) if self.whole else dual.abs()
 
     def _missed(self) -> bool:
         if not self.layerwise:
             return super()._missed()
         sizes = [group_size(p, g["grouping"]) if self.whole else 1 for g in self.groups for p in g["params"]]
         return abs(int(self._alive()) - self._kept(self.target_sparsity)) > sum(sizes)
+
+
+def _largest_to_fall(sizes: Tensor, target: float) -> Tensor:
+    """Up to which size those of one layer fall, 0-dim: the nearest number to the target, all but one at most."""
+    fallen = sizes.numel() - max(1, round((1 - target) * sizes.numel()))
+    return sizes.flatten().kthvalue(fallen).values if fallen else torch.zeros_like(sizes.flatten()[0])
