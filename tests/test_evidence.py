@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from evidence.figures import FIGURES, quality_figure
+from evidence.figures import FIGURES
 from evidence.noisy import Condition, make_noisy, open_store
 from evidence.plan import FULL, QUESTIONS, QUICK, plan
 from evidence.results import Finished, Group, Run
-from evidence.tables import TABLES, control_table
+from evidence.tables import TABLES, control_table, near_target
 from hydra import compose, initialize_config_dir
 from tiny import ROOT, TINY, Tones
 
@@ -80,21 +81,42 @@ def made(listed, tmp_path_factory) -> Path:
 
 
 def test_the_stages_end_in_tables_and_figures_of_what_was_run(made):
-    page = (made / "tables" / "evidence.md").read_text()
-    assert "recipes/evidence/run.sh --quick" in page
-    assert str(made) not in page  # paths are nobody's business
-    for title in ("## Single weights, whole channels", "## From a dense network", "## How does it take noise"):
+    tables = made / "tables"
+    assert {path.name for path in tables.iterdir()} == {"structure", "finetuning"}
+    for question, title in (("structure", "## Single weights, whole"), ("finetuning", "## From a dense network")):
+        page = (tables / question / "answer.md").read_text()
+        assert "recipes/evidence/run.sh --quick" in page
+        assert str(made) not in page  # paths are nobody's business
         assert title in page
-    assert "## Does every run reach its target" not in page  # nothing was run for it
-    with open(made / "tables" / "runs.csv", newline="") as file:
+        assert "Not finished" not in page
+    with open(tables / "finetuning" / "runs.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {"trials", "trials_noise_0dB", "trials_room"} <= {row["list"] for row in rows if row["run"] == "dense_s0"}
-    (tuned,) = (row for row in rows if row["run"] == "finetuned_feedback_0.9_s0")
+    assert [row["run"] for row in rows] == ["finetuned_feedback_0.9_s0", "finetuned_magnitude_0.9_s0"]
+    tuned = rows[0]
     assert float(tuned["sparsity"]) == pytest.approx(0.9, abs=0.001)
-    measured = json.loads((made / "tables" / "measured.json").read_text())
+    with open(tables / "finetuning" / "epochs.csv", newline="") as file:
+        assert {row["run"] for row in csv.DictReader(file)} >= {"finetuned_feedback_0.9_s0"}
+    measured = json.loads((tables / "structure" / "measured.json").read_text())
     assert set(measured) == {"dense_s0", "channels_0.5_s0", "narrow_64_s0"}
     assert measured["channels_0.5_s0"]["kept"] < measured["dense_s0"]["kept"]
     assert all(value > 0 for value in measured["dense_s0"]["milliseconds"].values())
+
+
+def test_answers_of_questions_that_were_not_asked_again_stay_as_they_are(made, listed, tmp_path):
+    for question in ("control", "structure"):
+        (tmp_path / question).mkdir()
+        (tmp_path / question / "answer.md").write_text("of another time")
+    done = evidence("--quick", *listed, "--out", made, "--tables", tmp_path, "--stages", "tables")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "control" / "answer.md").read_text() == "of another time"  # nothing was run for it
+    assert "of another time" not in (tmp_path / "structure" / "answer.md").read_text()
+    quality = (tmp_path / "quality" / "answer.md").read_text()  # the dense network, which others come after
+    assert "## How does it take noise" in quality
+    assert "- Not finished: feedback_0.9_s0, " in quality
+    with open(tmp_path / "quality" / "runs.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["run"] for row in rows} == {"dense_s0"}
+    assert {"trials", "trials_noise_0dB", "trials_room"} <= {row["list"] for row in rows}
 
 
 def test_a_second_time_nothing_is_done_again_and_the_tables_are_the_same(made, listed):
@@ -139,7 +161,7 @@ def test_what_is_missing_is_said(tones: Tones, tmp_path):
     assert "are for --root" in evidence("--train-list", tones.trials).stderr
     nothing = evidence("--root", tones.root, "--trials", tones.trials, "--stages", "tables", "--out", tmp_path)
     assert nothing.returncode == 2
-    assert "no run of the plan is finished yet" in nothing.stderr
+    assert "no run of these questions is finished yet" in nothing.stderr
     assert "foreign: left out" in nothing.stderr
 
 
@@ -192,10 +214,22 @@ def test_every_name_of_the_plan_is_read_by_the_tables(made, tmp_path):
     assert {row[0] for row in rows} == {"ecapa_512", "ecapa", "resnet34"}
     assert [row[1:3] for row in rows[:2]] == [("adabreg", "75.00%"), ("adabreg", "90.00%")]
     with house_style():
-        missing = [name for name, draw in FIGURES.items() if draw(found, lists) is None]
+        missing = [name for name, draw in FIGURES.items() if not draw(found, lists)]
     assert missing == ["noise"]  # which this run was not judged in
-    with house_style():
-        assert quality_figure("trials", found) is not None
+
+
+def test_what_ended_near_the_target_is_counted(made, tmp_path):
+    for name, sparsity in (("near", 0.904), ("far", 0.906)):
+        shutil.copytree(made / "runs" / "finetuned_feedback_0.9_s0", tmp_path / name)
+        results = json.loads((tmp_path / name / "results.json").read_text()) | {"sparsity_before_landing": sparsity}
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    cells = plan(["insensitivity"], FULL, [0])
+    for cell in cells:
+        (tmp_path / cell.name).symlink_to(
+            tmp_path / ("near" if cell.name in {"start_1e0_s0", "fixed_1e0_s0"} else "far")
+        )
+    words = near_target(Finished(tmp_path, [cell for cell in cells if cell.name != "start_1e1_s0"]))
+    assert words == "Within 0.5 points of the target end 1 of 6 starts of feedback, and 1 of 7 fixed λ."
 
 
 def test_a_run_is_in_its_band_from_the_step_that_says_so(made):

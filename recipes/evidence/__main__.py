@@ -159,11 +159,14 @@ class Evidence:
         return 0
 
     def tables(self) -> int:
-        """Write what there is, whatever this call was to train."""
+        """Write what there is of the chosen questions, whatever this call was to train."""
         source = self.chosen.out / "noise" / "source.txt"
         noise = source.read_text(encoding="utf-8") if source.is_file() else MADE_UP
         names = "; ".join(Path(word).name for word in noise.split("; ")) if self.chosen.noise else noise
-        write_evidence(self.chosen.tables, self._finished(), read_measured(self.chosen.out), self._made_by(), names)
+        runs = self.chosen.out / "runs"
+        questions = {name: Finished(runs, list(QUESTIONS[name](self.scale))) for name in self.chosen.questions}
+        measured = read_measured(self.chosen.out)
+        write_evidence(self.chosen.tables, questions, self._finished(), measured, self._made_by(), names)
         print(f"tables and figures in {self.chosen.tables}")
         return 0
 

@@ -18,12 +18,12 @@ from sv_sparse.report.words import percent
 DRAWN = ("feedback", "linbreg", "quantile", "oracle", "magnitude", "layerwise")  # of the ways to a sparsity
 
 
-def control_figure(found: Finished, lists: Sequence[str]) -> Drawn | None:
+def control_figure(found: Finished, lists: Sequence[str]) -> list[Drawn]:
     """How far the sparsity is from its target, step by step, of the network with the most targets."""
     groups = found.starting("control_")
     models = [group.name.rsplit("_", 2)[0] for group in groups]
     if not groups:
-        return None
+        return []
     model = max(models, key=models.count)
     figure, axes = new_figure(4.6, rows=2)
     handles = {}
@@ -48,14 +48,14 @@ def control_figure(found: Finished, lists: Sequence[str]) -> Drawn | None:
         f"Sparsity less its target at each step of {len(own)} runs, from a start that is 99 % sparse; before landing "
         f"all are within {worst:.3f} points. Linear below a tenth of a point."
     )
-    return drawn("control", "Target and sparsity, step by step", text, figure)
+    return [drawn("control", "Target and sparsity, step by step", text, figure)]
 
 
-def insensitivity_figure(found: Finished, lists: Sequence[str]) -> Drawn | None:
+def insensitivity_figure(found: Finished, lists: Sequence[str]) -> list[Drawn]:
     """Sparsity against lambda: where feedback starts, and where it is fixed."""
     series = {"feedback starts there": found.starting("start_"), "fixed there": found.starting("fixed_")}
     if not all(series.values()):
-        return None
+        return []
     figure, (axes,) = new_figure(2.9)
     handles = []
     for groups, color, marker in zip(series.values(), SERIES, MARKERS, strict=False):
@@ -70,14 +70,16 @@ def insensitivity_figure(found: Finished, lists: Sequence[str]) -> Drawn | None:
         f"Sparsity before landing for a target of 90 %, against λ: from wherever feedback starts it ends within "
         f"{away:.3f} points; where λ is fixed it is what that makes of it."
     )
-    return drawn("insensitivity", "Start of λ and sparsity", text, figure)
+    return [drawn("insensitivity", "Start of λ and sparsity", text, figure)]
 
 
-def quality_figure(name: str, found: Finished) -> Drawn | None:
-    """EER against sparsity by every way, on one list."""
+def quality_figures(found: Finished, lists: Sequence[str]) -> list[Drawn]:
+    """EER against sparsity by every way, on each list."""
     ways = [way for way in DRAWN if found.starting(f"{way}_")]
-    if not ways:
-        return None
+    return [_quality_figure(name, found, ways) for name in lists] if ways else []
+
+
+def _quality_figure(name: str, found: Finished, ways: Sequence[str]) -> Drawn:
     figure, (axes,) = new_figure(2.9 + 0.16 * len(ways))
     handles = []
     if "dense" in found:
@@ -108,11 +110,11 @@ def quality_figure(name: str, found: Finished) -> Drawn | None:
     return drawn(f"quality_{name}", f"EER and sparsity on {name}", text, figure)
 
 
-def convergence_figure(found: Finished, lists: Sequence[str]) -> Drawn | None:
+def convergence_figure(found: Finished, lists: Sequence[str]) -> list[Drawn]:
     """EER of held-out speakers after each epoch."""
     groups, _ = converging(found)
     if not groups:
-        return None
+        return []
     figure, (axes,) = new_figure(3.6)
     handles = [_curve(axes, group, *style) for group, *style in zip(groups, cycle(SERIES), cycle(DASHES))]
     log_ticks(axes)
@@ -120,7 +122,7 @@ def convergence_figure(found: Finished, lists: Sequence[str]) -> Drawn | None:
     axes.set_ylabel("EER of held-out speakers (%)")
     legend_above(figure, handles, [label(group) for group in groups], columns=1)
     text = "EER of held-out training speakers after each epoch, means of the seeds that all have."
-    return drawn("convergence", "Early convergence", text, figure)
+    return [drawn("convergence", "Early convergence", text, figure)]
 
 
 def _curve(axes: Axes, group: Group, color: str, dashes: Any) -> Line2D:
@@ -131,7 +133,7 @@ def _curve(axes: Axes, group: Group, color: str, dashes: Any) -> Line2D:
     return line
 
 
-def noise_figure(found: Finished, lists: Sequence[str]) -> Drawn | None:
+def noise_figure(found: Finished, lists: Sequence[str]) -> list[Drawn]:
     """EER against the level of noise, on the last list."""
     name = lists[-1]
     levels = [condition for condition in CONDITIONS if condition.kind == "noise"]
@@ -139,7 +141,7 @@ def noise_figure(found: Finished, lists: Sequence[str]) -> Drawn | None:
     groups = [found[one] for one in NOISY if one in found]
     groups = [group for group in groups if all(map(group.judged, noisy))]
     if not groups:
-        return None
+        return []
     figure, (axes,) = new_figure(3.6)
     handles = []
     for group, color, marker in zip(groups, cycle(SERIES), cycle(MARKERS)):
@@ -149,12 +151,13 @@ def noise_figure(found: Finished, lists: Sequence[str]) -> Drawn | None:
     axes.set_ylabel("EER (%)")
     legend_above(figure, handles, [label(group) for group in groups], columns=1)
     text = f"EER on {name} in noise, of networks that heard none in training; means of the seeds."
-    return drawn("noise", "In noise", text, figure)
+    return [drawn("noise", "In noise", text, figure)]
 
 
-FIGURES: dict[str, Callable[[Finished, Sequence[str]], Drawn | None]] = {
+FIGURES: dict[str, Callable[[Finished, Sequence[str]], list[Drawn]]] = {
     "control": control_figure,
     "insensitivity": insensitivity_figure,
+    "quality": quality_figures,
     "convergence": convergence_figure,
     "noise": noise_figure,
 }

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from evidence.noisy import CONDITIONS
-from evidence.results import Finished, Group, Run
+from evidence.results import BAND, Finished, Group, Run
 from sv_sparse.report.tables import Table
 from sv_sparse.report.words import ABSENT, count, number, percent
 
@@ -57,6 +57,16 @@ def insensitivity_table(found: Finished, lists: Sequence[str]) -> Table:
             row += [percent(group.eer(each)) if group else ABSENT for each in lists]
         rows.append(row)
     return Table("Insensitivity", heads, rows)
+
+
+def near_target(found: Finished) -> str:
+    """How many starts of lambda, and how many fixed lambdas, ended in the band around the target: a sweep's price."""
+    words = []
+    for beginning in ("start_", "fixed_"):
+        gaps = [abs(group.runs[0].gap) for group in found.starting(beginning)]
+        words.append(f"{sum(gap <= 100 * BAND for gap in gaps)} of {len(gaps)}")
+    starts, fixed = words
+    return f"Within {100 * BAND:g} points of the target end {starts} starts of feedback, and {fixed} fixed λ."
 
 
 def quality_table(found: Finished, lists: Sequence[str]) -> Table:

@@ -1,4 +1,4 @@
-"""All answers into one folder: evidence.md, figures, and CSV files for programs."""
+"""Each answer into a folder of its own: answer.md, figures, and CSV files for programs."""
 
 import csv
 import io
@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evidence.figures import FIGURES, quality_figure
+from evidence.figures import FIGURES
 from evidence.results import Finished
-from evidence.tables import TABLES, curves, structure_table
+from evidence.tables import TABLES, curves, near_target, structure_table
 from sv_sparse.report.compare import as_csv
 from sv_sparse.report.page import figure_links
-from sv_sparse.report.style import house_style
+from sv_sparse.report.style import Drawn, house_style
 from sv_sparse.report.sweep import columns, read_entries
 from sv_sparse.report.write import write_figures
 from sv_sparse.storage import write_text
@@ -28,6 +28,7 @@ TITLES = {
     "finetuning": "From a dense network, or from scratch?",
     "search": "Which learning rates were tried?",
 }
+SECTIONS = {"quality": ("quality", "convergence", "noise")}  # of the questions that have more than one table
 NOTES = {
     "control": "Sparsity as it was before landing, which makes it exact. Runs are short on purpose; but for the size "
     "of a batch all settings are the defaults.",
@@ -51,12 +52,22 @@ NOTES = {
 }
 
 
-def write_evidence(folder: Path, found: Finished, measured: Mapping[str, Any], made_by: str, noise: str) -> None:
-    """Write evidence.md, figures, runs.csv, curves.csv and measured.json.
+def write_evidence(
+    folder: Path,
+    questions: Mapping[str, Finished],
+    found: Finished,
+    measured: Mapping[str, Any],
+    made_by: str,
+    noise: str,
+) -> None:
+    """Write a folder for each question: answer.md, figures, runs.csv, epochs.csv; measured.json beside the structures.
+
+    Questions of which nothing is finished are left as they are: their answers may be of another time or place.
 
     Args:
         folder: Made if absent.
-        found: All that is finished.
+        questions: What is finished of the cells of each.
+        found: All that is finished, to compare with.
         measured: As ``read_measured`` returns it.
         made_by: The command.
         noise: Where noise and rooms are from.
@@ -64,31 +75,40 @@ def write_evidence(folder: Path, found: Finished, measured: Mapping[str, Any], m
     Raises:
         ValueError: No cell is finished.
     """
-    runs = found.runs()
-    if not runs:
-        raise ValueError("no run of the plan is finished yet")
-    lists = list(runs[0].results["evaluations"])
-    folder.mkdir(parents=True, exist_ok=True)
-    with house_style():
-        drawn = {name: draw(found, lists) for name, draw in FIGURES.items()}
-        of_quality = [quality_figure(name, found) for name in lists]
-    figures = {name: [figure] for name, figure in drawn.items() if figure is not None}
-    figures["quality"] = [figure for figure in of_quality if figure is not None]
-    write_figures(folder, [figure for own in figures.values() for figure in own])
-    ends = {"noise": f" {noise}.", "structure": f" {', '.join(sorted({one['machine'] for one in measured.values()}))}."}
-    notes = {name: note + ends.get(name, "") for name, note in NOTES.items()}
+    asked = {name: own for name, own in questions.items() if own}
+    if not asked:
+        raise ValueError("no run of these questions is finished yet")
+    lists = list(found.runs()[0].results["evaluations"])
     tables = {name: make(found, lists) for name, make in TABLES.items()}
     tables["structure"] = structure_table(found, measured, lists)
-    lines = ["# Evidence", "", f"    {made_by}", "", *_conditions(found), ""]
-    for name, title in TITLES.items():
-        if tables[name].rows:
-            lines += [f"## {title}", "", tables[name].markdown(), "", notes[name], ""]
-            lines += figure_links(figures.get(name, []))
-    write_text(folder / "evidence.md", "\n".join(lines).rstrip() + "\n")
-    entries, _ = read_entries([run.folder for run in runs], None)
-    write_text(folder / "runs.csv", as_csv(entries, columns(entries, {})))
-    write_text(folder / "curves.csv", _csv(curves(runs)))
-    write_text(folder / "measured.json", json.dumps(measured, indent=1) + "\n")
+    ends = {
+        "insensitivity": f" {near_target(found)}",
+        "noise": f" {noise}.",
+        "structure": f" {', '.join(sorted({one['machine'] for one in measured.values()}))}.",
+    }
+    for question, own in asked.items():
+        place = folder / question
+        place.mkdir(parents=True, exist_ok=True)
+        lines = [f"# Evidence: {question}", "", f"    {made_by}", "", *_conditions(own), ""]
+        for name in SECTIONS.get(question, (question,)):
+            if tables[name].rows:
+                lines += [f"## {TITLES[name]}", "", tables[name].markdown(), "", NOTES[name] + ends.get(name, ""), ""]
+                lines += figure_links(_draw(place, name, found, lists))
+        write_text(place / "answer.md", "\n".join(lines).rstrip() + "\n")
+        entries, _ = read_entries([run.folder for run in own.runs()], None)
+        write_text(place / "runs.csv", as_csv(entries, columns(entries, {})))
+        write_text(place / "epochs.csv", _csv(curves(own.runs())))
+        if question == "structure":
+            write_text(place / "measured.json", json.dumps(measured, indent=1) + "\n")
+
+
+def _draw(folder: Path, name: str, found: Finished, lists: Sequence[str]) -> list[Drawn]:
+    """Write the figures of a table."""
+    with house_style():
+        figures = FIGURES[name](found, lists) if name in FIGURES else []
+    if figures:
+        write_figures(folder, figures)
+    return figures
 
 
 def _conditions(found: Finished) -> list[str]:
