@@ -24,7 +24,7 @@ from sv_sparse.distributed import rank, ranks
 from sv_sparse.features import MEL_BINS, Filterbank, crop_samples
 from sv_sparse.head import AAMSoftmax
 from sv_sparse.optim import BregmanOptimizer, Controller, describe, partition
-from sv_sparse.origin import Origin, read_origin
+from sv_sparse.origin import read_origin
 from sv_sparse.scoring.settings import Scoring
 from sv_sparse.settings import Settings, automatic_workers
 from sv_sparse.start import first_lambda, learning_rates, parameter_groups, start_sparse, starts_sparse
@@ -111,9 +111,11 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     first = {"lr": rates["others"]} | first_lambda(settings, origin, groups)
     optimizer = instantiate(settings["optim"] | first)(groups)
     steps = trainer["steps"] or sum(loader.steps(epoch) for epoch in range(trainer["epochs"]))
-    controller = instantiate(_controller_of(settings, origin))(optimizer, settings["target_sparsity"], steps)
+    controller = instantiate(settings["sparsity"]["controller"])(optimizer, settings["target_sparsity"], steps)
+    if origin is not None:
+        controller.take_over()
     _say(groups, corpus)
-    how_long = f"{steps} steps on {compute}, {describe_batch(batches, rates)}"
+    how_long = f"{steps} steps on {compute}, {describe_batch(batches, None if begun else rates)}"
     logger.info("%s; %s, implementation %s", how_long, type(optimizer).__name__, optimizer.defaults["implementation"])
     return Experiment(
         settings=settings,
@@ -153,13 +155,6 @@ def _crops(settings: Settings, manifest: Manifest, augmentation: Augmentation | 
     )
 
 
-def _controller_of(settings: Settings, origin: Origin | None) -> Settings:
-    """The controller's settings; no ramp for a network that is sparse already."""
-    how = settings["sparsity"]["controller"]
-    sparse = origin is not None and origin.lambda_ > 0
-    return how | {"ramp": None} if sparse and "ramp" in how else how
-
-
 def _batches(settings: Settings, size: int) -> EpochBatches:
     trainer = settings["trainer"]
     return EpochBatches(
@@ -191,12 +186,15 @@ def split_size(manifest: Manifest, split: str) -> tuple[int, int, float]:
     return len(manifest.speakers(split)), len(rows), hours
 
 
-def describe_batch(batches: EpochBatches, rates: dict[str, float]) -> str:
-    """What one step consists of, in words."""
+def describe_batch(batches: EpochBatches, rates: dict[str, float] | None) -> str:
+    """What one step consists of, in words; and the rates, if they are not what a checkpoint has."""
     parts = f"processes {batches.ranks} x accumulated {batches.accumulate} x {batches.part_size}"
+    crops = f"a batch of {batches.batch_size} crops ({parts})"
+    if rates is None:
+        return f"{crops}, learning rates as they were"
     return (
-        f"a batch of {batches.batch_size} crops ({parts}); however many processes, the peak learning rates are "
-        f"{rates['weights']:g} of weights that may become zero and {rates['others']:g} of the others"
+        f"{crops}; however many processes, the peak learning rates are {rates['weights']:g} of weights that may become "
+        f"zero and {rates['others']:g} of the others"
     )
 
 

@@ -1,5 +1,6 @@
 """How the weights of a run start: their groups, their learning rates, their zeros, and lambda."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,11 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from sv_sparse.head import AAMSoftmax
-from sv_sparse.optim import DENSE_TYPES, SPARSE_TYPES, partition, sparse_init_
+from sv_sparse.optim import DENSE_TYPES, SPARSE_TYPES, partition, sparse_init_, sparsity
 from sv_sparse.origin import Origin
 from sv_sparse.settings import Settings
 
 _LOW = 0.01  # of the root mean square of weights that are dense at the start
+_MOSTLY = 0.5  # of the weights: where more are zero, a start is no dense one
+
+logger = logging.getLogger(__name__)
 
 
 def learning_rates(settings: Settings, *, started_sparse: bool) -> dict[str, float]:
@@ -58,8 +62,16 @@ def parameter_groups(
 
     Each has its peak learning rate, one of ``rates``, under the name that torch's schedulers use, ``initial_lr``. Where
     whole channels or kernels are regularized, each weight is a group with a ``lambda_scale`` of its own.
+
+    Raises:
+        ValueError: whole output channels of the head are to become zero, which are speakers.
     """
     chosen = settings["sparsity"]
+    whole = chosen["regularizer"] == "group" or chosen["controller"].get("whole", False)
+    if chosen["include_head"] and whole and chosen["grouping"] == "output":
+        raise ValueError(
+            "sparsity.include_head=true with sparsity.grouping=output makes speakers zero; it must be false"
+        )
     regularizer = chosen["regularizer"] if settings["target_sparsity"] > 0 else "none"
     groups = partition(network, regularizer=regularizer)
     if chosen["include_head"]:
@@ -89,17 +101,23 @@ def _by_layer(group: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def first_lambda(settings: Settings, origin: Origin | None, groups: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Where lambda starts, if not at ``optim.lambda_``.
+    """Where lambda starts, if not at ``optim.lambda_``, which a lambda that is fixed always does.
 
-    An origin that is sparse gives the lambda that its sparsity was reached with. In a network that starts dense, duals
-    lie lambda beyond the weights, so that a weight on its way to the other sign is dead for 2 lambda, and channels turn
-    slower by what lambda is beside them: there a controller, which finds lambda from anywhere, starts low.
+    An origin that lambda made sparse gives the lambda that its sparsity was reached with. Where weights are dense at
+    the start, duals lie lambda beyond them, so that a weight on its way to the other sign is dead for 2 lambda, and
+    channels turn slower by what lambda is beside them: there a controller, which finds lambda from anywhere, starts
+    low.
     """
+    if settings["sparsity"]["controller"]["_target_"].endswith(".FixedController"):
+        return {}
     if origin is not None and origin.lambda_ > 0:
         return {"lambda_": origin.lambda_}
-    chosen = _regularized(groups)
-    fixed = settings["sparsity"]["controller"]["_target_"].endswith(".FixedController")
-    if fixed or not chosen or (origin is None and starts_sparse(settings)):
+    chosen = [param for group in groups if group["regularizer"] in {"l1", "group"} for _, param in group["params"]]
+    if not chosen or sparsity(chosen) > _MOSTLY:
         return {}
     size = sum(float(param.detach().square().sum()) for param in chosen) / sum(param.numel() for param in chosen)
-    return {"lambda_": min(settings["optim"]["lambda_"], _LOW * size**0.5)}
+    low = _LOW * size**0.5
+    if low >= settings["optim"]["lambda_"]:
+        return {}
+    logger.info("weights are dense at the start, so lambda starts at %.3g, below optim.lambda_", low)
+    return {"lambda_": low}

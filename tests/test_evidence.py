@@ -23,6 +23,7 @@ from evidence.tables import TABLES, control_table, near_target
 from hydra import compose, initialize_config_dir
 from tiny import ROOT, TINY, Tones
 
+from sv_sparse.monitor import read_rows
 from sv_sparse.report.style import house_style
 from sv_sparse.settings import resolve
 
@@ -136,20 +137,39 @@ def test_other_settings_than_a_cell_was_begun_with_are_refused_and_the_others_st
 
 
 def test_a_stop_leaves_checkpoints_and_the_same_command_goes_on(listed, tmp_path):
-    words = ["--quick", "--questions", "foreign", *listed, "--out", tmp_path, *TINY, "--stages", "train"]
+    words = ["--quick", "--questions", "structure", *listed, "--out", tmp_path, *TINY, "--stages", "train"]
+    words += ["trainer.epochs=12", "--jobs", "1"]
+    folder = tmp_path / "runs" / "channels_0.5_s0"
     environment = os.environ | {"PYTHON": sys.executable}
-    with subprocess.Popen(
-        command(*words, "trainer.epochs=200"), stdout=subprocess.PIPE, text=True, env=environment
-    ) as it:
-        last = tmp_path / "runs" / "foreign_dense_s0" / "checkpoints" / "last.pt"
-        while not last.is_file() and it.poll() is None:
-            time.sleep(0.05)
+    with subprocess.Popen(command(*words), stdout=subprocess.PIPE, text=True, env=environment) as it:
+        while not (folder / "checkpoints" / "last.pt").is_file() and it.poll() is None:
+            time.sleep(0.01)
         it.send_signal(signal.SIGTERM)
         it.communicate()
     assert it.returncode == 128 + signal.SIGTERM
-    assert not (tmp_path / "runs" / "foreign_dense_s0" / "results.json").is_file()
-    resumed = evidence(*words, "trainer.epochs=200", "--dry-run")
-    assert resumed.returncode == 0, resumed.stderr
+    assert not (folder / "results.json").is_file()
+    done = [row["step"] for row in read_rows(folder / "metrics.jsonl") if "loss" in row]
+    resumed = evidence(*words)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert f"resume={folder}" in shlex.split(resumed.stdout.splitlines()[0])
+    assert (folder / "results.json").is_file()
+    again = [row["step"] for row in read_rows(folder / "metrics.jsonl") if "loss" in row]
+    assert again[: len(done)] == done
+    assert again == sorted(set(again))
+
+
+def test_what_a_run_is_about_is_not_changed_by_the_command_line(listed):
+    words = ["--quick", "--questions", "insensitivity", "structure", *listed, "--dry-run"]
+    done = evidence(*words, "optim.lambda_=0.05", "model.channels=32", "trainer.epochs=1")
+    assert done.returncode == 0, done.stderr
+    told = [shlex.split(line) for line in done.stdout.splitlines()]
+    for cell, words in zip(plan(["insensitivity", "structure"], QUICK, [0]), told, strict=True):
+        lambdas = [word for word in words if word.startswith("optim.lambda_=")]
+        widths = [word for word in words if word.startswith("model.channels=")]
+        way, _, amount = cell.group.partition("_")
+        assert lambdas == [f"optim.lambda_={amount if way in {'start', 'fixed'} else 0.05}"]
+        assert widths == [f"model.channels={amount if way == 'narrow' else 32}"]
+        assert "trainer.epochs=1" in words
 
 
 def test_what_is_missing_is_said(tones: Tones, tmp_path):
@@ -190,8 +210,16 @@ def test_runs_of_several_seeds_are_averaged_and_compared_draw_by_draw(made, tmp_
     assert both.eer("trials") == pytest.approx((dense.lists["trials"]["eer"] + narrow.lists["trials"]["eer"]) / 2)
     gap, between = Group("dense", (dense,)).minus(Group("dense", (dense,)), "trials")
     assert (gap, between) in {(0.0, (0.0, 0.0)), (0.0, None)}  # nobody differs from himself
+    worse, between = Group("narrow", (narrow,)).minus(Group("dense", (dense,)), "trials")
+    own, theirs = narrow.draws("trials"), dense.draws("trials")
+    assert worse == narrow.lists["trials"]["eer"] - dense.lists["trials"]["eer"]
+    assert between == (None if own is None else pytest.approx(tuple(np.quantile(own - theirs, [0.025, 0.975]))))
     assert both.of([0]) == both
     assert both.of([1]).minus(both, "trials") is None
+    elsewhere = Run(narrow.folder)
+    vars(elsewhere)["lists"] = {"trials": narrow.lists["trials"] | {"digest": "another"}}
+    with pytest.raises(ValueError, match="judged by different trials"):
+        Group("narrow", (elsewhere,)).minus(Group("dense", (dense,)), "trials")
     with pytest.raises(ValueError, match=r"should differ in the seed alone, and do in model.channels|target_sparsity"):
         renamed = [replace(cell, name=f"same_s{number}") for number, cell in enumerate(plan(["structure"], QUICK, [0]))]
         for cell, same in zip(plan(["structure"], QUICK, [0]), renamed, strict=True):

@@ -196,6 +196,17 @@ def test_a_sparse_network_is_not_made_dense_by_a_ramp(train, finished, tones, tm
     assert {round(row["sparsity/trained"], 3) for row in rows} == {0.8}
 
 
+def test_what_another_run_has_pruned_stays_pruned(train, tones, tmp_path):
+    pruning = ["sparsity=magnitude", "target_sparsity=0.8", "trainer.epochs=2"]
+    assert train(*TINY, *tones.settings(), *pruning, f"folder={tmp_path / 'origin'}").status == 0
+    done = train(*TINY, *tones.settings(), *pruning, f"init_from={tmp_path / 'origin'}", f"folder={tmp_path / 'run'}")
+    assert done.status == 0, done.err
+    rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
+    assert {round(row["sparsity/trained"], 3) for row in rows} == {0.8}
+    origin, now = (network(tmp_path / name)["model"] for name in ("origin", "run"))
+    assert all((now[name][value == 0] == 0).all() for name, value in origin.items() if value.ndim > 1)
+
+
 def test_a_run_goes_on_without_the_one_that_it_started_from(train, finished, tones, tmp_path):
     origin = shutil.copytree(finished, tmp_path / "origin")
     words = [*TINY, *tones.settings(), f"init_from={origin}", "target_sparsity=0.8", f"folder={tmp_path / 'run'}"]

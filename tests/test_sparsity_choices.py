@@ -1,6 +1,7 @@
 """Every choice of ``sparsity=`` trains, lands and reports, by the same command."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny import ROOT, TINY
 from sv_sparse.head import AAMSoftmax
 from sv_sparse.models.ecapa import ECAPA
 from sv_sparse.monitor import read_rows
+from sv_sparse.origin import Origin
 from sv_sparse.settings import resolve
 from sv_sparse.start import first_lambda, parameter_groups
 
@@ -39,7 +41,7 @@ def test_under_a_common_lambda_channels_die_in_order_of_their_size_within_their_
     network, head = ECAPA(channels=16, mfa_channels=24), AAMSoftmax(192, 5)
     settings = {
         "target_sparsity": 0.5,
-        "sparsity": {"regularizer": "group", "include_head": False, "grouping": "output"},
+        "sparsity": {"regularizer": "group", "include_head": False, "grouping": "output", "controller": {}},
     }
     groups = parameter_groups(network, head, settings, {"weights": 0.003, "others": 0.003})
     sparse = [group for group in groups if group["regularizer"] == "group"]
@@ -49,17 +51,37 @@ def test_under_a_common_lambda_channels_die_in_order_of_their_size_within_their_
 
 
 @pytest.mark.parametrize(
-    ("sparsity", "first"),
-    [("channels", {"lambda_": 0.002}), ("fixed", {}), ("feedback", {})],
-    ids=["dense at the start: low", "fixed: as it is", "sparse at the start: as it is"],
+    ("sparsity", "alive", "origin", "first"),
+    [
+        ("quantile", 20, None, {"lambda_": 0.002}),
+        ("fixed", 20, None, {}),
+        ("feedback", 2, None, {}),
+        ("feedback", 20, 0.3, {"lambda_": 0.3}),
+        ("feedback", 2, 0.0, {}),
+        ("fixed", 2, 0.3, {}),
+    ],
+    ids=[
+        "dense at the start: low",
+        "fixed: as it is",
+        "sparse at the start: as it is",
+        "from a run that lambda made sparse: its lambda",
+        "from a run that masks made sparse: as it is",
+        "fixed from a run: as it is",
+    ],
 )
-def test_lambda_starts_low_beside_dense_weights_where_a_controller_moves_it(sparsity, first):
+def test_lambda_starts_low_beside_dense_weights_where_a_controller_moves_it(sparsity, alive, origin, first):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         settings = resolve(compose("config", ["name=test", f"sparsity={sparsity}"]))
     weight = torch.full((4, 5), 0.2)
-    assert first_lambda(settings, None, [{"regularizer": "group", "params": [("weight", weight)]}]) == pytest.approx(
-        first
-    )
+    weight.flatten()[alive:] = 0
+    run = None if origin is None else Origin(Path("run"), {}, {}, origin)
+    assert first_lambda(settings, run, [{"regularizer": "l1", "params": [("weight", weight)]}]) == pytest.approx(first)
+
+
+def test_channels_of_the_head_are_speakers_and_are_not_cut(train, tones):
+    done = train(*TINY, *tones.settings(), "sparsity=channels", "target_sparsity=0.5", "sparsity.include_head=true")
+    assert done.status == 2
+    assert "sparsity.include_head=true with sparsity.grouping=output makes speakers zero" in done.err
 
 
 def test_of_every_layer_the_same_share_of_channels_dies(train, tones, tmp_path):

@@ -37,7 +37,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="recipes/evidence/run.sh",
         description=__doc__.split("\n", maxsplit=1)[0],
-        epilog="SETTING=VALUE, anywhere, goes to every training run: trainer.precision=bf16",
+        epilog="SETTING=VALUE goes to every training run unless a run is about it: trainer.precision=bf16",
     )
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: does everything work?")
     parser.add_argument("--root", type=Path, help="recordings, <speaker>/<session>/<utterance>; the demo if not given")

@@ -124,11 +124,17 @@ class Group:
 
         Returns:
             None where they have no seed in common.
+
+        Raises:
+            ValueError: They were judged by different trials.
         """
         common = sorted({*self.seeds} & {*other.seeds})
         if not common:
             return None
         left, right = self.of(common), other.of(common)
+        trials = {run.lists[name]["digest"] for run in (*left.runs, *right.runs)}
+        if len(trials) > 1:
+            raise ValueError(f"{self.name} and {other.name} were judged by different trials, both in a list {name}")
         own, theirs = left.draws(name), right.draws(name)
         gap = left.eer(name) - right.eer(name)
         return gap, interval(own - theirs) if own is not None and theirs is not None else None

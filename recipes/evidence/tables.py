@@ -157,13 +157,15 @@ def foreign_table(found: Finished, lists: Sequence[str]) -> Table:
 
 
 def finetuning_table(found: Finished, lists: Sequence[str]) -> Table:
-    """From a dense network, beside from scratch."""
-    heads = ("way", "target", "steps", "before landing", *(f"EER {name} [95 %]" for name in lists))
+    """From a dense network, beside from scratch, by the seeds that both have."""
+    heads = ("way", "target", "seeds", "steps", "before landing", *(f"EER {name} [95 %]" for name in lists))
     rows = []
     targets = {group.name.rpartition("_")[2] for group in found.starting("finetuned_")}
-    for target in sorted(targets):
-        names = [f"{start}{way}_{target}" for way in ("feedback", "magnitude") for start in ("", "finetuned_")]
-        rows += [_tuned(found[name], found.get("dense"), lists) for name in names if name in found]
+    for name in (f"{way}_{target}" for target in sorted(targets) for way in ("feedback", "magnitude")):
+        scratch, tuned = found.get(name), found.get(f"finetuned_{name}")
+        if scratch and tuned:
+            scratch = scratch.of(tuned.seeds)
+        rows += [_tuned(group, found.get("dense"), lists) for group in (scratch, tuned) if group and group.runs]
     return Table("Fine-tuning", heads, rows)
 
 
@@ -174,7 +176,8 @@ def _tuned(group: Group, dense: Group | None, lists: Sequence[str]) -> list[str]
         steps = f"{dense.runs[0].steps} dense + {steps}"
     words = f"{WAYS[way]}, {'from the dense network' if before else 'from scratch'}"
     sparsity = percent(group.mean("sparsity_before_landing"), 3)
-    return [words, percent(float(target)), steps, sparsity, *(rate(group, name) for name in lists)]
+    seeds = ", ".join(map(str, group.seeds))
+    return [words, percent(float(target)), seeds, steps, sparsity, *(rate(group, name) for name in lists)]
 
 
 def structure_table(found: Finished, measured: Mapping[str, Any], lists: Sequence[str]) -> Table:

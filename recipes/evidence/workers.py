@@ -24,7 +24,7 @@ class Shared(NamedTuple):
 
     Attributes:
         corpus: What is listened to; a cell's own take their place.
-        given: Those of the command line, which take the place of a cell's own.
+        given: Those of the command line; of ``trainer``, they take the place of a cell's own.
     """
 
     corpus: Sequence[str]
@@ -61,7 +61,9 @@ class Workers:
         """
         places = self.places | self._ended(cell.after, pretend=pretend)
         own = [word.format(**places) if "{" in word else word for word in cell.settings]
-        chosen = {word.partition("=")[0]: word for word in (*self.settings.corpus, *own, *self.settings.given)}
+        how = [word for word in self.settings.given if word.startswith("trainer.")]
+        ordered = (*self.settings.corpus, *self.settings.given, *own, *how)  # what a cell's name says of it stays
+        chosen = {word.partition("=")[0]: word for word in ordered}
         words = training(self.folder(cell.name), list(chosen.values()), pretend=pretend)
         return ["python", str(HOME / "train.py"), *words] if words else []
 

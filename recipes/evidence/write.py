@@ -45,8 +45,8 @@ NOTES = {
     "foreign": "The same trials, heard by networks that were trained on all sources, on as many utterances of all "
     "sources as the others have, and on nothing of the trials' source.",
     "structure": "3 s of speech, one utterance, one thread. Channels are cut out before torch and onnxruntime are "
-    "measured; the sparse engine takes the whole network. Narrow networks have an MFA of three times, attention and "
-    "squeeze-excitation of half their channels. Measured on",
+    "measured; the file and the sparse engine have the whole network, its zeros left out. Narrow networks have an MFA "
+    "of three times, attention and squeeze-excitation of half their channels. Measured on",
     "finetuning": "Fine-tuning starts from the dense network of the same seed, without a ramp for feedback.",
     "search": "Seed 0, 90 %; the default is what the other tables have.",
 }

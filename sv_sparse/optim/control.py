@@ -148,6 +148,10 @@ class Controller:
         if self.groups and self.steps <= self.settles_at:
             self._adapt()
 
+    def take_over(self) -> None:
+        """Say that the network is trained already: a ramp begins at the sparsity that it has."""
+        self.initial_sparsity = float(self.sparsity())
+
     def rearm(self) -> None:
         """Say that the regime has changed (learning rate, margin, data): the lambda that holds the target moves."""
 
@@ -198,11 +202,12 @@ class Controller:
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs beside the optimizer's state (where lambda is): tensors and numbers."""
-        return {"steps": self.steps}
+        return {"steps": self.steps, "initial_sparsity": self.initial_sparsity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self.steps = state["steps"]
+        self.initial_sparsity = state.get("initial_sparsity", self.initial_sparsity)  # saved before there was the other
 
 
 class FixedController(Controller):

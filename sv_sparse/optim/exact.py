@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from sv_sparse.optim.control import Controller
-from sv_sparse.optim.optimizer import BregmanOptimizer
-from sv_sparse.optim.prox import group_norms, group_size
+from sv_sparse.optim.optimizer import BregmanOptimizer, Group
+from sv_sparse.optim.prox import group_norms
 from sv_sparse.optim.proxsgd import ProxSGD
 from sv_sparse.optim.quantile import bracket
 
@@ -55,7 +55,8 @@ class MagnitudeController(Controller):
     """Gradual magnitude pruning, the baseline: the smallest weights become zero, for good.
 
     The regulated groups have ``regularizer="mask"``, so the optimizer trains them like dense ones; what is masked stays
-    zero. ``lambda_`` is the largest weight that was masked; of whole channels, their largest root mean square.
+    zero. ``lambda_`` says up to which size weights (of whole channels: norms) fell when masks were last made; that is 0
+    once none fall any more.
 
     Of all layers together, layers with many inputs, whose weights are small from the start, lose theirs first, and at
     99 % some lose all; ``layerwise`` takes the same share of each.
@@ -66,7 +67,8 @@ class MagnitudeController(Controller):
         optimizer: see Controller.
         target_sparsity: see Controller.
         total_steps: see Controller.
-        updates: how often, at most, the masks grow while the ramp lasts.
+        updates: how often the masks grow while the ramp lasts; up to twice as often, where it has not so many times a
+            whole number of steps.
         layerwise: whether the smallest of each weight tensor fall, not those of all together.
         whole: whether channels (or kernels: the groups' ``grouping``) fall as a whole, those of the smallest norm in
             their layer; of each layer the nearest number to the target, and one stays.
@@ -112,26 +114,51 @@ class MagnitudeController(Controller):
         if self.steps >= begun and (self.steps % self.every == 0 or self.steps >= over > self.steps - 1):
             self._threshold(self.target)
 
+    @torch.no_grad()
+    def take_over(self) -> None:
+        """As Controller; and what is zero already, weights or whole channels, stays zero."""
+        kept = size = 0
+        for group in self.groups:
+            for param in group["params"]:
+                alive = (self._sizes(param, group) > 0).expand_as(param)
+                self.optimizer.state[param]["mask"] = alive.clone()
+                kept, size = kept + int(alive.sum()), size + alive.numel()
+        self.initial_sparsity = 1 - kept / size
+
     def _threshold(self, target: float) -> None:
         common = None if self.layerwise else bracket(self.optimizer, self.groups, self._kept(target))[0]
-        lambdas = []
+        fallen = []
         for group in self.groups:
             for param, dual in zip(group["params"], self.optimizer.duals(group), strict=True):
-                sizes = group_norms(dual, group["grouping"]) if self.whole else dual.abs()
-                limit = group["lambda_scale"] * common if common is not None else _largest_to_fall(sizes, target)
-                self.optimizer.state[param]["mask"] = (sizes > limit).expand_as(param).clone()
-                lambdas.append(limit / group["lambda_scale"])
-        self._set_lambda(common if common is not None else torch.stack(lambdas).max())
+                sizes = self._sizes(dual, group)
+                if common is not None:
+                    alive = sizes > group["lambda_scale"] * common
+                else:
+                    alive = _largest(sizes, target)
+                    fallen.append(torch.where(alive, 0, sizes).max() / group["lambda_scale"])
+                self.optimizer.state[param]["mask"] = alive.expand_as(param).clone()
+        self._set_lambda(common if common is not None else torch.stack(fallen).max())
         self.optimizer.read_out()
+
+    def _sizes(self, weight: Tensor, group: Group) -> Tensor:
+        """Of what falls together."""
+        return group_norms(weight, group["grouping"]) if self.whole else weight.abs()
 
     def _missed(self) -> bool:
         if not self.layerwise:
             return super()._missed()
-        sizes = [group_size(p, g["grouping"]) if self.whole else 1 for g in self.groups for p in g["params"]]
-        return abs(int(self._alive()) - self._kept(self.target_sparsity)) > sum(sizes)
+        sizes = [self._sizes(param, group) for group in self.groups for param in group["params"]]
+        return any(int(layer.count_nonzero()) != _survivors(layer, self.target_sparsity) for layer in sizes)
 
 
-def _largest_to_fall(sizes: Tensor, target: float) -> Tensor:
-    """Up to which size those of one layer fall, 0-dim: the nearest number to the target, all but one at most."""
-    fallen = sizes.numel() - max(1, round((1 - target) * sizes.numel()))
-    return sizes.flatten().kthvalue(fallen).values if fallen else torch.zeros_like(sizes.flatten()[0])
+def _survivors(sizes: Tensor, target: float) -> int:
+    """How many of one layer survive: the nearest number to the target, and one at least."""
+    return max(1, round((1 - target) * sizes.numel()))
+
+
+def _largest(sizes: Tensor, target: float) -> Tensor:
+    """Which of one layer survive, as a mask; of equal ones some, and none that is zero."""
+    flat = sizes.flatten()
+    alive = torch.zeros_like(flat, dtype=torch.bool)
+    alive.scatter_(0, flat.topk(_survivors(sizes, target), sorted=False).indices, True)
+    return alive.view_as(sizes) & (sizes > 0)

@@ -1,5 +1,6 @@
 """Laws of the controllers that set the sparsity: quantile, magnitude pruning, fixed lambda; and of ramps."""
 
+import copy
 import io
 from itertools import pairwise
 
@@ -109,6 +110,63 @@ def test_layer_by_layer_the_same_share_of_each_is_pruned():
         alive = weight.detach().abs()
         assert int((alive > 0).sum()) == round(0.1 * weight.numel())
         assert optimizer.state[weight]["mask"].sum() == (alive > 0).sum()
+
+
+def test_of_equal_channels_as_many_survive_as_of_others():
+    equal, other = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.arange(24.0).view(8, 3) + 1)
+    optimizer = AdaBreg([equal, other], regularizer="mask", grouping="output")
+    MagnitudeController(optimizer, 0.5, 10, layerwise=True, whole=True).land()
+    assert int(equal.detach().any(1).sum()) == 2
+    assert other.detach().any(1).tolist() == [False] * 4 + [True] * 4
+
+
+def test_a_layer_that_cannot_reach_the_target_is_warned_of_whatever_the_others_do():
+    dead, other = nn.Parameter(torch.zeros(4, 3)), nn.Parameter(torch.randn(8, 3))
+    optimizer = AdaBreg([dead, other], regularizer="mask", grouping="output")
+    with pytest.warns(UserWarning, match="landed on 12 weights instead of 18"):
+        MagnitudeController(optimizer, 0.5, 10, layerwise=True, whole=True).land()
+
+
+@pytest.mark.parametrize("settings", [{}, {"layerwise": True}, {"layerwise": True, "whole": True}])
+def test_what_a_trained_network_has_pruned_stays_pruned_while_its_ramp_goes_on_from_there(settings):
+    def fresh(model: nn.Module, target: float) -> MagnitudeController:
+        optimizer = AdaBreg(partition(model, regularizer="mask"), lr=0.02)
+        return MagnitudeController(optimizer, target, 40, **settings)
+
+    model = network()
+    first = fresh(model, 0.5)
+    train(model, first.optimizer, 40, after=first.step)
+    first.land()
+    pruned, before = support(first), float(first.sparsity())
+    for target in (0.5, 0.8):
+        later = copy.deepcopy(model)
+        controller = fresh(later, target)
+        controller.take_over()
+        assert controller.initial_sparsity == pytest.approx(before, abs=1e-6)
+        path = []
+
+        def keep(controller=controller, path=path) -> None:
+            controller.step()
+            path.append(float(controller.sparsity()))
+            assert not any((new & ~old).any() for old, new in zip(pruned, support(controller), strict=True))
+
+        train(later, controller.optimizer, 40, after=keep)
+        assert path[0] == pytest.approx(before, abs=1e-6)
+        assert path[-1] == pytest.approx(target, abs=0.12 if settings.get("whole") else 0.01)
+
+
+def test_a_ramp_that_began_where_a_trained_network_was_goes_on_from_there_when_resumed():
+    model = network()
+    with torch.no_grad():
+        for param in model.parameters():
+            param[param.abs() < 0.1] = 0
+    controller = QuantileController(AdaBreg(partition(model), lr=0.02), 0.9, 40, ramp=(0.1, 0.6))
+    controller.take_over()
+    train(model, controller.optimizer, 10, after=controller.step)
+    other = QuantileController(AdaBreg(partition(network()), lr=0.02), 0.9, 40, ramp=(0.1, 0.6))
+    assert other.initial_sparsity == 0.99
+    other.load_state_dict(torch.load(_file(controller.state_dict()), weights_only=True))
+    assert other.target == controller.target < 0.9
 
 
 @pytest.mark.parametrize("layerwise", [False, True])
