@@ -103,21 +103,23 @@ def _by_layer(group: dict[str, Any]) -> list[dict[str, Any]]:
 def first_lambda(settings: Settings, origin: Origin | None, groups: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Where lambda starts, if not at ``optim.lambda_``, which a lambda that is fixed always does.
 
-    An origin that lambda made sparse gives the lambda that its sparsity was reached with. Where weights are dense at
-    the start, duals lie lambda beyond them, so that a weight on its way to the other sign is dead for 2 lambda, and
-    channels turn slower by what lambda is beside them: there a controller, which finds lambda from anywhere, starts
-    low.
+    An origin that lambda made sparse gives the lambda that its sparsity was reached with. Elsewhere the duals of living
+    weights lie lambda beyond them, and each moves by as much as lambda does. A start above their size is lowered to it:
+    on its way down it would make them as large as itself, after which none of them dies or is outgrown. Where weights
+    are dense at the start, one on its way to the other sign is dead for 2 lambda, and channels turn slower by what
+    lambda is beside them: there a controller, which finds lambda from anywhere, starts low.
     """
     if settings["sparsity"]["controller"]["_target_"].endswith(".FixedController"):
         return {}
     if origin is not None and origin.lambda_ > 0:
         return {"lambda_": origin.lambda_}
     chosen = [param for group in groups if group["regularizer"] in {"l1", "group"} for _, param in group["params"]]
-    if not chosen or sparsity(chosen) > _MOSTLY:
+    living = sum(int(param.count_nonzero()) for param in chosen)
+    if not living:
         return {}
-    size = sum(float(param.detach().square().sum()) for param in chosen) / sum(param.numel() for param in chosen)
-    low = _LOW * size**0.5
-    if low >= settings["optim"]["lambda_"]:
+    size = (sum(float(param.detach().square().sum()) for param in chosen) / living) ** 0.5
+    most = size if sparsity(chosen) > _MOSTLY else _LOW * size
+    if most >= settings["optim"]["lambda_"]:
         return {}
-    logger.info("weights are dense at the start, so lambda starts at %.3g, below optim.lambda_", low)
-    return {"lambda_": low}
+    logger.info("lambda starts at %.3g, below optim.lambda_, beside weights of %.3g", most, size)
+    return {"lambda_": most}

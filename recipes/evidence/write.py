@@ -31,7 +31,7 @@ TITLES = {
 SECTIONS = {"quality": ("quality", "convergence", "noise")}  # of the questions that have more than one table
 NOTES = {
     "control": "Sparsity as it was before landing, which makes it exact. Runs are short on purpose; but for the size "
-    "of a batch all settings are the defaults.",
+    "of a batch, and what the command says, all settings are the defaults.",
     "insensitivity": "Target 90 %, half as many epochs as for the error rates. A fixed λ has no target: its sparsity "
     "is what comes of it, and its EER belongs to that sparsity.",
     "quality": "Means of the seeds. In brackets, 95 % of draws of other test speakers, for these seeds. Differences, "
