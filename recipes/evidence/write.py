@@ -32,7 +32,8 @@ SECTIONS = {"quality": ("quality", "convergence", "noise")}  # of the questions 
 NOTES = {
     "control": "Sparsity as it was before landing, which makes it exact. Runs are short on purpose; but for the size "
     "of a batch, and what the command says, all settings are the defaults.",
-    "insensitivity": "Target 90 %, half as many epochs as for the error rates. A fixed λ has no target: its sparsity "
+    "insensitivity": "Target 90 %, half as many epochs as for the error rates. Feedback that is to start above the "
+    "size of the living weights starts at that size, which the run's log says. A fixed λ has no target: its sparsity "
     "is what comes of it, and its EER belongs to that sparsity.",
     "quality": "Means of the seeds. In brackets, 95 % of draws of other test speakers, for these seeds. Differences, "
     "in points, are taken draw by draw on the same trials, over the seeds that both have; they say something about "
