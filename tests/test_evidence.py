@@ -176,8 +176,15 @@ def test_what_is_missing_is_said(tones: Tones, tmp_path):
     assert "--root and --trials go together" in evidence("--root", tones.root).stderr
     refused = evidence("--root", tones.root, "--trials", tones.trials, "seed=5").stderr
     assert "seed=5: that is what the plan decides" in refused
-    assert "the plan has 0" in evidence("--quick", "--seeds", "7").stderr
-    assert "there is none" in evidence("--root", tones.root, "--trials", tmp_path / "no.txt").stderr
+    assert "--seeds: expected some of 0, got 7" in evidence("--quick", "--seeds", "7").stderr
+    assert "no such file" in evidence("--root", tones.root, "--trials", tmp_path / "no.txt").stderr
+    assert "no such folder" in evidence("--root", tones.trials, "--trials", tones.trials).stderr
+    lists = ["--root", tones.root, "--trials", tones.trials]
+    assert "needs --foreign-list" in evidence(*lists, "--questions", "foreign").stderr
+    assert "is not among --stages" in evidence("--stages", "tables", "--dry-run").stderr
+    unknown = evidence(*lists, "trainr.precision=bf16", "--dry-run")
+    assert unknown.returncode == 2
+    assert "trainr" in unknown.stderr
     assert "are for --root" in evidence("--train-list", tones.trials).stderr
     nothing = evidence("--root", tones.root, "--trials", tones.trials, "--stages", "tables", "--out", tmp_path)
     assert nothing.returncode == 2

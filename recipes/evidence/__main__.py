@@ -1,4 +1,4 @@
-"""What adaptive lambda does, asked of many runs: trains what is missing, measures, writes tables and figures.
+"""What adaptive lambda does, asked of many small runs: trains those missing, measures, writes tables and figures.
 
 The same command goes on where it was stopped. Without --root it listens to the demo corpus, which is made up.
 """
@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from recipe import execute
-from stages import quoted
+from stages import HOME, quoted
 
 from evidence.corpus import chosen_corpus, write_subset
 from evidence.measured import measure, read_measured
@@ -22,9 +24,11 @@ from evidence.results import Finished
 from evidence.tables import NOISY, STRUCTURES
 from evidence.workers import Shared, Workers
 from evidence.write import write_evidence
+from sv_sparse.settings import resolve
 
 OWN = r"(seed|folder|resume|init_from|name|experiment|model|optim|sparsity|scoring|target_sparsity|data(\..*)?)="
 PATHS = ("root", "trials", "train_list", "foreign_list", "noise")
+FOLDERS = ("root", "noise")
 STAGES = ("train", "noise", "measure", "tables")
 
 
@@ -37,18 +41,20 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="recipes/evidence/run.sh",
         description=__doc__.split("\n", maxsplit=1)[0],
-        epilog="SETTING=VALUE goes to every training run unless a run is about it: trainer.precision=bf16",
+        epilog="SETTING=VALUE goes to every run unless it is about that, trainer.* in any case: trainer.precision=bf16",
     )
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs: does everything work?")
     parser.add_argument("--root", type=Path, help="recordings, <speaker>/<session>/<utterance>; the demo if not given")
     parser.add_argument("--trials", type=Path, nargs="+", help="trial lists, label enrolment test")
-    parser.add_argument("--train-list", type=Path, help="lines of: speaker path")
-    parser.add_argument("--foreign-list", type=Path, help="the same, of other sources than the trials are of")
+    parser.add_argument("--train-list", type=Path, help="lines of: speaker path; all that no trial names if not given")
+    parser.add_argument(
+        "--foreign-list", type=Path, help="the same, of other sources than the trials are of; needs --train-list"
+    )
     parser.add_argument("--noise", type=Path, nargs="+", help="MUSAN and RIRS_NOISES, or folders shaped like them")
     parser.add_argument("--out", type=Path, help="default: runs/evidence, runs/evidence-quick")
     parser.add_argument("--tables", type=Path, help="folder of tables and figures; default: OUT/tables")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE")
-    parser.add_argument("--questions", nargs="+", choices=list(QUESTIONS), default=list(QUESTIONS), metavar="QUESTION")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="default: all")
+    parser.add_argument("--questions", nargs="+", choices=list(QUESTIONS), default=list(QUESTIONS), help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", help="those of the plan if not given")
     jobs = 1 if torch.cuda.is_available() else 2
     parser.add_argument("--jobs", type=int, default=jobs, help=f"runs at once; default: {jobs}")
@@ -65,8 +71,10 @@ def _complete(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> ar
     for option in PATHS:
         given, paths = getattr(chosen, option), _paths(chosen, option)
         for path in paths:
-            if not path.exists():
-                parser.error(f"--{option.replace('_', '-')} {path}: there is none")
+            if not (path.is_dir() if option in FOLDERS else path.is_file()):
+                parser.error(
+                    f"--{option.replace('_', '-')} {path}: no such {'folder' if option in FOLDERS else 'file'}"
+                )
         found = [path.absolute() for path in paths]
         setattr(chosen, option, found if isinstance(given, list) else found[0] if found else None)
     chosen.out = (chosen.out or Path("runs", "evidence-quick" if chosen.quick else "evidence")).absolute()
@@ -92,7 +100,11 @@ def _refuse_unclear(parser: argparse.ArgumentParser, chosen: argparse.Namespace)
             parser.error(f"{word}: that is what the plan decides")
     seeds = (QUICK if chosen.quick else FULL).seeds
     if not {*(chosen.seeds or seeds)} <= {*seeds}:
-        parser.error(f"--seeds: the plan has {', '.join(map(str, seeds))}")
+        parser.error(f"--seeds: expected some of {', '.join(map(str, seeds))}, got {', '.join(map(str, chosen.seeds))}")
+    if chosen.dry_run and "train" not in chosen.stages:
+        parser.error("--dry-run prints the commands of the stage train, which is not among --stages")
+    if chosen.questions == ["foreign"] and chosen.root is not None and not chosen.foreign_list:
+        parser.error("--questions foreign needs --foreign-list")
     if chosen.jobs < 1:
         parser.error(f"--jobs: expected 1 or more, got {chosen.jobs}")
 
@@ -122,6 +134,7 @@ class Evidence:
 
     def run(self) -> int:
         """All chosen stages in their order; the exit status of the first that fails."""
+        self._refuse_unknown()
         if self.chosen.dry_run:
             for cell in self.cells:
                 print(shlex.join(self.workers.command(cell, pretend=True)))
@@ -132,6 +145,15 @@ class Evidence:
             if status > 128:
                 break
         return status
+
+    def _refuse_unknown(self) -> None:
+        """Raise a ValueError for settings that train.py would refuse in every cell."""
+        words = ["name=evidence", *self.corpus.settings(), *self.chosen.settings]
+        try:
+            with initialize_config_dir(str(HOME / "conf"), version_base="1.3"):
+                resolve(compose("config", words))
+        except HydraException as error:
+            raise ValueError(" ".join(str(error).splitlines()[:2])) from error
 
     def train(self) -> int:
         """Every cell of the plan."""

@@ -80,8 +80,8 @@ FULL = Scale(
         "magnitude": ("dense", ("0.001", "0.01")),
         "feedback": ("sparse", ("0.005", "0.02")),
         "linbreg": ("sparse", ("3.0", "30.0")),
-        "proxsgd": ("sparse", ("1.0", "10.0")),
-        "sgd": ("dense", ("0.03", "0.1", "0.3")),
+        "proxsgd": ("sparse", ("0.01", "0.03", "1.0", "10.0")),
+        "sgd": ("dense", ("0.03", "0.1", "0.3", "1.0")),
     },
 )
 QUICK = Scale(
@@ -110,17 +110,21 @@ def train(
     return Cell(f"{name}_s{seed}", (*usual, *settings, f"seed={seed}"), seed, after)
 
 
+CLAIMED = {
+    "feedback": ("sparsity=feedback",),
+    "magnitude": ("sparsity=magnitude",),
+    "layerwise": ("sparsity=magnitude", "sparsity.controller.layerwise=true"),
+}
+
+
 def quality(scale: Scale) -> Iterator[Cell]:
     """Error rates of every way to a sparsity, and of the dense network."""
     for seed in scale.seeds:
         yield train("dense", scale, "sparsity=dense", seed=seed)
-    for way in ("feedback", "magnitude"):
+    for way, settings in CLAIMED.items():
         for target in scale.targets:
             for seed in scale.seeds if target in scale.claims else scale.seeds[:1]:
-                yield train(f"{way}_{target}", scale, f"sparsity={way}", f"target_sparsity={target}", seed=seed)
-    for target in scale.claims:
-        layerwise = ("sparsity=magnitude", "sparsity.controller.layerwise=true", f"target_sparsity={target}")
-        yield train(f"layerwise_{target}", scale, *layerwise)
+                yield train(f"{way}_{target}", scale, *settings, f"target_sparsity={target}", seed=seed)
     for target in scale.few:
         sparsity = f"target_sparsity={target}"
         yield train(f"quantile_{target}", scale, "sparsity=quantile", sparsity)

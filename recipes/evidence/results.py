@@ -108,6 +108,10 @@ class Group:
         """Mean EER on a list."""
         return float(np.mean(self.eers(name)))
 
+    def start_eer(self, name: str) -> float:
+        """Mean EER on a list before training."""
+        return float(np.mean([run.lists[name]["start_eer"] for run in self.runs]))
+
     def draws(self, name: str) -> NDArray[np.float64] | None:
         """Mean EER of the runs, of each draw of speakers."""
         found = [run.draws(name) for run in self.runs]

@@ -35,10 +35,11 @@ def control_table(found: Finished, lists: Sequence[str]) -> Table:
         rows.append(
             (
                 *(model, optim, percent(float(target)), percent(before, 3), f"{run.gap:+.3f}", str(run.steps), when),
-                *(f"{run.results['lambda']:.3g}", *(percent(group.eer(name)) for name in lists)),
+                f"{run.results['lambda']:.3g}",
+                *(f"{percent(group.eer(name))} ({percent(group.start_eer(name))})" for name in lists),
             )
         )
-    return Table("Control", (*heads, "λ at the end", *(f"EER {name}" for name in lists)), rows)
+    return Table("Control", (*heads, "λ at the end", *(f"EER {name} (before training)" for name in lists)), rows)
 
 
 def insensitivity_table(found: Finished, lists: Sequence[str]) -> Table:
@@ -73,17 +74,31 @@ def quality_table(found: Finished, lists: Sequence[str]) -> Table:
     """Error rates of every way, and how they differ from the dense network's and from magnitude pruning's."""
     heads = ["way", "target", "before landing", "seeds"]
     for name in lists:
-        heads += [f"EER {name} [95 %]", "of each seed", "minus dense", "minus magnitude"]
-    rows = []
+        heads += [
+            f"EER {name} [95 %]",
+            "of each seed",
+            *(f"minus {other}" for other in ("dense", "magnitude", "by layer")),
+        ]
+    rows = [_untrained(found["dense"], lists)] if "dense" in found else []
     for group in _by_target(found):
         way, _, target = group.name.partition("_")
         before = percent(group.mean("sparsity_before_landing"), 3) if target else ABSENT
         row = [WAYS[way], percent(float(target)) if target else ABSENT, before, str(len(group.runs))]
         for name in lists:
             row += [rate(group, name), ", ".join(f"{100 * eer:.2f}" for eer in group.eers(name))]
-            row += [_difference(group, found.get(other), name) for other in ("dense", f"magnitude_{target}")]
+            others = ("dense", f"magnitude_{target}", f"layerwise_{target}")
+            row += [_difference(group, found.get(other), name) for other in others]
         rows.append(row)
     return Table("Quality", heads, rows)
+
+
+def _untrained(dense: Group, lists: Sequence[str]) -> list[str]:
+    """What a network makes of the lists before it is trained: what is left of it is what was learnt."""
+    row = ["dense, before training", ABSENT, ABSENT, str(len(dense.runs))]
+    for name in lists:
+        each = ", ".join(f"{100 * run.lists[name]['start_eer']:.2f}" for run in dense.runs)
+        row += [percent(dense.start_eer(name)), each, *3 * [ABSENT]]
+    return row
 
 
 def _by_target(found: Finished) -> list[Group]:

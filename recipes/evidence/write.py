@@ -13,7 +13,7 @@ from evidence.tables import TABLES, curves, near_target, structure_table
 from sv_sparse.report.compare import as_csv
 from sv_sparse.report.page import figure_links
 from sv_sparse.report.style import Drawn, house_style
-from sv_sparse.report.sweep import columns, read_entries
+from sv_sparse.report.sweep import Column, columns, read_entries
 from sv_sparse.report.write import write_figures
 from sv_sparse.storage import write_text
 
@@ -31,16 +31,18 @@ TITLES = {
 SECTIONS = {"quality": ("quality", "convergence", "noise")}  # of the questions that have more than one table
 NOTES = {
     "control": "Sparsity as it was before landing, which makes it exact. Runs are short on purpose; but for the size "
-    "of a batch, and what the command says, all settings are the defaults.",
-    "insensitivity": "Target 90 %, half as many epochs as for the error rates. Feedback that is to start above the "
-    "size of the living weights starts at that size, which the run's log says. A fixed λ has no target: its sparsity "
-    "is what comes of it, and its EER belongs to that sparsity.",
+    "of a batch, and what the command says, all settings are the defaults. In so few steps some networks have learnt "
+    "next to nothing: compare the EER before training.",
+    "insensitivity": "Target 90 %, in fewer epochs than elsewhere. Feedback that is to start above the size of the living "
+    "weights starts at that size, which the run's log says. A fixed λ has no target: its sparsity is what comes of it, "
+    "and its EER belongs to that sparsity.",
     "quality": "Means of the seeds. In brackets, 95 % of draws of other test speakers, for these seeds. Differences, "
     "in points, are taken draw by draw on the same trials, over the seeds that both have; they say something about "
     "speakers where the brackets leave out 0, and of the spread of seeds the column of each seed says what is known. A "
     "fixed λ is not landed: its EER belongs to the sparsity that it has.",
-    "convergence": "EER of training speakers that are held out, and sparsity, after each epoch. Other seeds hold out "
-    "other speakers, so only seeds that all columns have are averaged.",
+    "convergence": "EER of training speakers that are held out, 40 at most, and sparsity, after each epoch. Few of "
+    "their trials are targets, so that a pair more or less may be more than a point, and no interval is known. Other "
+    "seeds hold out other speakers, so only seeds that all columns have are averaged.",
     "noise": "Both sides of every trial, each with a stretch of noise or a room of its own. In brackets: times the EER "
     "on clean speech. The noise is from",
     "foreign": "The same trials, heard by networks that were trained on all sources, on as many utterances of all "
@@ -97,10 +99,18 @@ def write_evidence(
                 lines += figure_links(_draw(place, name, found, lists))
         write_text(place / "answer.md", "\n".join(lines).rstrip() + "\n")
         entries, _ = read_entries([run.folder for run in own.runs()], None)
-        write_text(place / "runs.csv", as_csv(entries, columns(entries, {})))
+        write_text(place / "runs.csv", as_csv(entries, [*columns(entries, {}), _COMMIT]))
         write_text(place / "epochs.csv", _csv(curves(own.runs())))
         if question == "structure":
             write_text(place / "measured.json", json.dumps(measured, indent=1) + "\n")
+
+
+def _environment(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    return found
+
+
+_COMMIT = Column("commit", ("commit",), lambda entry: [str(_environment(entry.run)["commit"])[:7]])
 
 
 def _draw(folder: Path, name: str, found: Finished, lists: Sequence[str]) -> list[Drawn]:
@@ -119,7 +129,7 @@ def _conditions(found: Finished) -> list[str]:
     machines: dict[str, None] = {}
     commits: dict[str, None] = {}
     for run in runs:
-        environment = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
+        environment = _environment(run.folder)
         how = run.results["training"]
         speech = f"{how['speakers']:,} speakers, {how['utterances']:,} utterances, {how['hours']:.2f} hours"
         heard |= {f"{speech}, in {how['precision']}": None}
