@@ -18,9 +18,9 @@ from stages import HOME, quoted
 
 from evidence.corpus import chosen_corpus, write_subset
 from evidence.measured import measure, read_measured
-from evidence.noisy import MADE_UP, make_noisy, open_store
-from evidence.plan import FULL, QUESTIONS, QUICK, plan
-from evidence.results import Finished
+from evidence.noisy import CONDITIONS, MADE_UP, make_noisy, open_store
+from evidence.plan import FULL, QUESTIONS, QUICK, plan, quality
+from evidence.results import Finished, Run
 from evidence.tables import NOISY, STRUCTURES
 from evidence.workers import Shared, Workers
 from evidence.write import write_evidence
@@ -167,12 +167,16 @@ class Evidence:
             return 0
         out = self.chosen.out / "noise"
         folders = make_noisy(self.corpus.root, self.corpus.trials, open_store(self.chosen.noise, speech, out), out)
-        names = [f"{path.stem}_{folder.name}" for folder in folders for path in self.corpus.trials]
         groups = [group for name, group in self._finished().items() if name in NOISY]
-        runs = [run.folder for group in groups for run in group.runs if not set(names) <= set(run.lists)]
+        runs = [run.folder for group in groups for run in group.runs if not self._heard_noise(run)]
         if not runs:
             return 0
         return execute(["sv-sparse", "evaluate", *map(str, runs), "--on", *(f"folder:{folder}" for folder in folders)])
+
+    def _heard_noise(self, run: Run) -> bool:
+        """Whether a network was judged by every list in every condition."""
+        names = {f"{path.stem}_{condition.name}" for path in self.corpus.trials for condition in CONDITIONS}
+        return names <= set(run.lists)
 
     def measure(self) -> int:
         """Time the networks of the structure table."""
@@ -187,6 +191,10 @@ class Evidence:
         names = "; ".join(Path(word).name for word in noise.split("; ")) if self.chosen.noise else noise
         runs = self.chosen.out / "runs"
         questions = {name: Finished(runs, list(QUESTIONS[name](self.scale))) for name in self.chosen.questions}
+        if "quality" in questions:
+            heard = [run.folder.name for run in questions["quality"].runs() if self._heard_noise(run)]
+            cells = [cell for cell in quality(self.scale) if cell.group in NOISY and cell.name in heard]
+            questions["noise"] = Finished(runs, cells)
         measured = read_measured(self.chosen.out)
         write_evidence(self.chosen.tables, questions, self._finished(), measured, self._made_by(), names)
         print(f"tables and figures in {self.chosen.tables}")

@@ -28,14 +28,14 @@ TITLES = {
     "finetuning": "From a dense network, or from scratch?",
     "search": "Which learning rates were tried?",
 }
-SECTIONS = {"quality": ("quality", "convergence", "noise")}  # of the questions that have more than one table
+SECTIONS = {"quality": ("quality", "convergence")}  # of the questions that have more than one table
 NOTES = {
     "control": "Sparsity as it was before landing, which makes it exact. Runs are short on purpose; but for the size "
     "of a batch, and what the command says, all settings are the defaults. In so few steps some networks have learnt "
     "next to nothing: compare the EER before training.",
-    "insensitivity": "Target 90 %, in fewer epochs than elsewhere. Feedback that is to start above the size of the living "
-    "weights starts at that size, which the run's log says. A fixed λ has no target: its sparsity is what comes of it, "
-    "and its EER belongs to that sparsity.",
+    "insensitivity": "Target 90 %, in fewer epochs than elsewhere. Feedback that is to start above the size of the "
+    "living weights starts at that size, which the run's log says. A fixed λ has no target: its sparsity is what comes "
+    "of it, and its EER belongs to that sparsity.",
     "quality": "Means of the seeds. In brackets, 95 % of draws of other test speakers, for these seeds. Differences, "
     "in points, are taken draw by draw on the same trials, over the seeds that both have; they say something about "
     "speakers where the brackets leave out 0, and of the spread of seeds the column of each seed says what is known. A "
@@ -99,6 +99,7 @@ def write_evidence(
                 lines += figure_links(_draw(place, name, found, lists))
         write_text(place / "answer.md", "\n".join(lines).rstrip() + "\n")
         entries, _ = read_entries([run.folder for run in own.runs()], None)
+        entries = [entry for entry in entries if entry.one["key"] in lists or question == "noise"]
         write_text(place / "runs.csv", as_csv(entries, [*columns(entries, {}), _COMMIT]))
         write_text(place / "epochs.csv", _csv(curves(own.runs())))
         if question == "structure":
