@@ -108,15 +108,14 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     if origin is None and started_sparse:
         start_sparse(groups, settings)
     nn.ModuleList([network, head]).to(compute.device)
-    first = {"lr": rates["others"]} | first_lambda(settings, origin, groups)
+    first = {"lr": rates["others"]} | ({} if begun else first_lambda(settings, origin, groups))
     optimizer = instantiate(settings["optim"] | first)(groups)
     steps = trainer["steps"] or sum(loader.steps(epoch) for epoch in range(trainer["epochs"]))
     controller = instantiate(settings["sparsity"]["controller"])(optimizer, settings["target_sparsity"], steps)
     if origin is not None:
         controller.take_over()
-    _say(groups, corpus)
-    how_long = f"{steps} steps on {compute}, {describe_batch(batches, None if begun else rates)}"
-    logger.info("%s; %s, implementation %s", how_long, type(optimizer).__name__, optimizer.defaults["implementation"])
+    _say(groups, corpus, optimizer)
+    logger.info("%d steps on %s, %s", steps, compute, describe_batch(batches, None if begun else rates))
     return Experiment(
         settings=settings,
         folder=folder,
@@ -198,8 +197,9 @@ def describe_batch(batches: EpochBatches, rates: dict[str, float] | None) -> str
     )
 
 
-def _say(groups: list[dict[str, Any]], corpus: Corpus) -> None:
+def _say(groups: list[dict[str, Any]], corpus: Corpus, optimizer: BregmanOptimizer) -> None:
     for split in ("train", "validation", "test"):
         speakers, utterances, hours = split_size(corpus.manifest, split)
         logger.info("%-10s %5d speakers %8d utterances %8.2f hours", split, speakers, utterances, hours)
     logger.info("%s", describe(groups))
+    logger.info("%s, implementation %s", type(optimizer).__name__, optimizer.defaults["implementation"])

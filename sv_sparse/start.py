@@ -103,11 +103,12 @@ def _by_layer(group: dict[str, Any]) -> list[dict[str, Any]]:
 def first_lambda(settings: Settings, origin: Origin | None, groups: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Where lambda starts, if not at ``optim.lambda_``, which a lambda that is fixed always does.
 
-    An origin that lambda made sparse gives the lambda that its sparsity was reached with. Elsewhere the duals of living
-    weights lie lambda beyond them, and each moves by as much as lambda does. A start above their size is lowered to it:
-    on its way down it would make them as large as itself, after which none of them dies or is outgrown. Where weights
-    are dense at the start, one on its way to the other sign is dead for 2 lambda, and channels turn slower by what
-    lambda is beside them: there a controller, which finds lambda from anywhere, starts low.
+    An origin that lambda made sparse gives the lambda that its sparsity was reached with. Elsewhere weights begin as
+    they are, with duals that lie lambda beyond them, and each then moves by ``delta`` times what lambda does. A start
+    above their size is lowered to it: on its way down it would make them as large as itself, after which none of them
+    dies or is outgrown. Where weights are dense at the start, one on its way to the other sign is dead for 2 lambda,
+    and channels turn slower by what lambda is beside them: there a controller, which finds lambda from anywhere, starts
+    low.
     """
     if settings["sparsity"]["controller"]["_target_"].endswith(".FixedController"):
         return {}
@@ -118,7 +119,7 @@ def first_lambda(settings: Settings, origin: Origin | None, groups: Sequence[dic
     if not living:
         return {}
     size = (sum(float(param.detach().square().sum()) for param in chosen) / living) ** 0.5
-    most = size if sparsity(chosen) > _MOSTLY else _LOW * size
+    most = (size if sparsity(chosen) > _MOSTLY else _LOW * size) / settings["optim"].get("delta", 1.0)
     if most >= settings["optim"]["lambda_"]:
         return {}
     logger.info("lambda starts at %.3g, below optim.lambda_, beside weights of %.3g", most, size)

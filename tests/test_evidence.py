@@ -18,8 +18,8 @@ import soundfile
 from evidence.figures import FIGURES
 from evidence.noisy import Condition, make_noisy, open_store
 from evidence.plan import FULL, QUESTIONS, QUICK, plan
-from evidence.results import Finished, Group, Run
-from evidence.tables import TABLES, control_table, near_target
+from evidence.results import Finished, Group, Run, near_target
+from evidence.tables import TABLES, control_table
 from hydra import compose, initialize_config_dir
 from tiny import ROOT, TINY, Tones
 
@@ -91,14 +91,16 @@ def test_the_stages_end_in_tables_and_figures_of_what_was_run(made):
         assert title in page
         assert "Not finished" not in page
     with open(tables / "finetuning" / "runs.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["run"] for row in rows] == ["finetuned_feedback_0.9_s0", "finetuned_magnitude_0.9_s0"]
-    tuned = rows[0]
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    tuned = {f"finetuned_{way}_0.9_s0" for way in ("feedback", "magnitude")}
+    assert set(rows) == tuned | {"dense_s0", "feedback_0.9_s0", "magnitude_0.9_s0"}  # what they are compared with
+    tuned = rows["finetuned_feedback_0.9_s0"]
     assert float(tuned["sparsity"]) == pytest.approx(0.9, abs=0.001)
     with open(tables / "finetuning" / "epochs.csv", newline="") as file:
         assert {row["run"] for row in csv.DictReader(file)} >= {"finetuned_feedback_0.9_s0"}
     measured = json.loads((tables / "structure" / "measured.json").read_text())
-    assert set(measured) == {"dense_s0", "channels_0.5_s0", "narrow_64_s0"}
+    compared = {"dense_s0", "feedback_0.9_s0", "feedback_0.99_s0"}
+    assert set(measured) == compared | {"channels_0.5_s0", "narrow_64_s0"}
     assert measured["channels_0.5_s0"]["kept"] < measured["dense_s0"]["kept"]
     assert all(value > 0 for value in measured["dense_s0"]["milliseconds"].values())
 
@@ -111,12 +113,13 @@ def test_answers_of_questions_that_were_not_asked_again_stay_as_they_are(made, l
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "control" / "answer.md").read_text() == "of another time"  # nothing was run for it
     assert "of another time" not in (tmp_path / "structure" / "answer.md").read_text()
-    assert "- Not finished: feedback_0.9_s0, " in (tmp_path / "quality" / "answer.md").read_text()
+    assert not (tmp_path / "foreign").exists()  # only what it would be compared with is there
+    assert "- Not finished: layerwise_0.9_s0, " in (tmp_path / "quality" / "answer.md").read_text()
     assert "## How does it take noise" in (tmp_path / "noise" / "answer.md").read_text()
     for question, lists in (("quality", {"trials"}), ("noise", {"trials", "trials_noise_0dB", "trials_room"})):
         with open(tmp_path / question / "runs.csv", newline="") as file:
             rows = list(csv.DictReader(file))
-        assert {row["run"] for row in rows} == {"dense_s0"}  # which others come after
+        assert {"dense_s0", "feedback_0.9_s0"} < {row["run"] for row in rows}  # which others are compared with
         assert lists <= {row["list"] for row in rows}
         assert question == "noise" or {row["list"] for row in rows} == lists
         assert all(row["commit"] for row in rows)
@@ -139,9 +142,9 @@ def test_other_settings_than_a_cell_was_begun_with_are_refused_and_the_others_st
 
 
 def test_a_stop_leaves_checkpoints_and_the_same_command_goes_on(listed, tmp_path):
-    words = ["--quick", "--questions", "structure", *listed, "--out", tmp_path, *TINY, "--stages", "train"]
+    words = ["--quick", "--questions", "control", *listed, "--out", tmp_path, *TINY, "--stages", "train"]
     words += ["trainer.epochs=12", "--jobs", "1"]
-    folder = tmp_path / "runs" / "channels_0.5_s0"
+    folder = tmp_path / "runs" / "control_ecapa_256_adabreg_0.9_s0"
     environment = os.environ | {"PYTHON": sys.executable}
     with subprocess.Popen(command(*words), stdout=subprocess.PIPE, text=True, env=environment) as it:
         while not (folder / "checkpoints" / "last.pt").is_file() and it.poll() is None:
@@ -161,15 +164,13 @@ def test_a_stop_leaves_checkpoints_and_the_same_command_goes_on(listed, tmp_path
 
 
 def test_what_a_run_is_about_is_not_changed_by_the_command_line(listed):
-    words = ["--quick", "--questions", "insensitivity", "structure", *listed, "--dry-run"]
-    done = evidence(*words, "optim.lambda_=0.05", "model.channels=32", "trainer.epochs=1")
+    words = ["--quick", "--questions", "structure", *listed, "--dry-run"]
+    done = evidence(*words, "model.channels=32", "trainer.epochs=1")
     assert done.returncode == 0, done.stderr
     told = [shlex.split(line) for line in done.stdout.splitlines()]
-    for cell, words in zip(plan(["insensitivity", "structure"], QUICK, [0]), told, strict=True):
-        lambdas = [word for word in words if word.startswith("optim.lambda_=")]
+    for cell, words in zip(plan(["structure"], QUICK, [0]), told, strict=True):
         widths = [word for word in words if word.startswith("model.channels=")]
         way, _, amount = cell.group.partition("_")
-        assert lambdas == [f"optim.lambda_={amount if way in {'start', 'fixed'} else 0.05}"]
         assert widths == [f"model.channels={amount if way == 'narrow' else 32}"]
         assert "trainer.epochs=1" in words
 
@@ -178,6 +179,9 @@ def test_what_is_missing_is_said(tones: Tones, tmp_path):
     assert "--root and --trials go together" in evidence("--root", tones.root).stderr
     refused = evidence("--root", tones.root, "--trials", tones.trials, "seed=5").stderr
     assert "seed=5: that is what the plan decides" in refused
+    for word in ("optim.lambda_=0.05", "optim.lr=0.01", "optim.lr.sparse=0.01"):
+        told = evidence("--root", tones.root, "--trials", tones.trials, word).stderr
+        assert f"{word}: that is what the plan decides" in told
     assert "--seeds: expected some of 0, got 7" in evidence("--quick", "--seeds", "7").stderr
     assert "no such file" in evidence("--root", tones.root, "--trials", tmp_path / "no.txt").stderr
     assert "no such folder" in evidence("--root", tones.trials, "--trials", tones.trials).stderr
@@ -266,7 +270,7 @@ def test_what_ended_near_the_target_is_counted(made, tmp_path):
             tmp_path / ("near" if cell.name in {"start_1e0_s0", "fixed_1e0_s0"} else "far")
         )
     words = near_target(Finished(tmp_path, [cell for cell in cells if cell.name != "start_1e1_s0"]))
-    assert words == "Within 0.5 points of the target end 1 of 6 starts of feedback, and 1 of 7 fixed λ."
+    assert words == "Within 0.5 points of the target end 1 of 2 different starts of feedback, and 1 of 2 fixed λ."
 
 
 def test_a_run_is_in_its_band_from_the_step_that_says_so(made):

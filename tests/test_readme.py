@@ -1,5 +1,6 @@
 """Every command in the README runs, shortened only by a tiny network and tiny data."""
 
+import os
 import re
 import shlex
 import shutil
@@ -30,7 +31,8 @@ def of(program: str) -> list[str]:
 
 
 def run(words: list[str], folder: Path) -> str:
-    done = subprocess.run(words, capture_output=True, text=True, cwd=folder, check=False)
+    environment = os.environ | {"PYTHON": sys.executable}
+    done = subprocess.run(words, capture_output=True, text=True, cwd=folder, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -78,13 +78,14 @@ def test_lambda_starts_low_beside_dense_weights_where_a_controller_moves_it(spar
     assert first_lambda(settings, run, [{"regularizer": "l1", "params": [("weight", weight)]}]) == pytest.approx(first)
 
 
-def test_a_lambda_above_the_living_weights_starts_at_their_size():
+@pytest.mark.parametrize("delta", [1.0, 10.0])
+def test_a_lambda_above_the_living_weights_starts_where_it_does_not_make_them_larger(delta):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        settings = resolve(compose("config", ["name=test", "optim.lambda_=100"]))
+        settings = resolve(compose("config", ["name=test", "optim.lambda_=100", f"optim.delta={delta}"]))
     weight = torch.zeros(4, 5)
     weight[0, :2] = torch.tensor([0.3, -0.4])
     groups = [{"regularizer": "l1", "params": [("weight", weight)]}, {"regularizer": "none", "params": []}]
-    assert first_lambda(settings, None, groups)["lambda_"] == pytest.approx(0.125**0.5)
+    assert delta * first_lambda(settings, None, groups)["lambda_"] == pytest.approx(0.125**0.5)
 
 
 def test_channels_of_the_head_are_speakers_and_are_not_cut(train, tones):

@@ -26,7 +26,10 @@ from evidence.workers import Shared, Workers
 from evidence.write import write_evidence
 from sv_sparse.settings import resolve
 
-OWN = r"(seed|folder|resume|init_from|name|experiment|model|optim|sparsity|scoring|target_sparsity|data(\..*)?)="
+OWN = (
+    r"(seed|folder|resume|init_from|name|experiment|model|optim(\.lr.*|\.lambda_)?|sparsity|scoring|target_sparsity|"
+    r"data(\..*)?)="
+)
 PATHS = ("root", "trials", "train_list", "foreign_list", "noise")
 FOLDERS = ("root", "noise")
 STAGES = ("train", "noise", "measure", "tables")
@@ -147,7 +150,7 @@ class Evidence:
         return status
 
     def _refuse_unknown(self) -> None:
-        """Raise a ValueError for settings that train.py would refuse in every cell."""
+        """Raise a ValueError for settings that train.py refuses beside the default network and optimizer."""
         words = ["name=evidence", *self.corpus.settings(), *self.chosen.settings]
         try:
             with initialize_config_dir(str(HOME / "conf"), version_base="1.3"):
@@ -190,13 +193,17 @@ class Evidence:
         noise = source.read_text(encoding="utf-8") if source.is_file() else MADE_UP
         names = "; ".join(Path(word).name for word in noise.split("; ")) if self.chosen.noise else noise
         runs = self.chosen.out / "runs"
-        questions = {name: Finished(runs, list(QUESTIONS[name](self.scale))) for name in self.chosen.questions}
-        if "quality" in questions:
-            heard = [run.folder.name for run in questions["quality"].runs() if self._heard_noise(run)]
-            cells = [cell for cell in quality(self.scale) if cell.group in NOISY and cell.name in heard]
-            questions["noise"] = Finished(runs, cells)
+        compared = [cell.name for cell in quality(self.scale)]
+        questions: dict[str, Finished] = {}
+        for name in self.chosen.questions:
+            own = Finished(runs, QUESTIONS[name](self.scale))
+            if name == "quality":
+                noisy = [cell for cell in quality(self.scale) if cell.group in NOISY]
+                questions |= {name: own, "noise": Finished(runs, noisy, self._heard_noise)}
+            elif any(run.folder.name not in compared for run in own.runs()):
+                questions[name] = own
         measured = read_measured(self.chosen.out)
-        write_evidence(self.chosen.tables, questions, self._finished(), measured, self._made_by(), names)
+        write_evidence(self.chosen.tables, questions, measured, self._made_by(), names)
         print(f"tables and figures in {self.chosen.tables}")
         return 0
 

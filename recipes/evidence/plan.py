@@ -135,8 +135,13 @@ def quality(scale: Scale) -> Iterator[Cell]:
             yield train(f"oracle_{target}", scale, *told, seed=seed, after=f"feedback_{target}_s{seed}")
 
 
+def _beside(scale: Scale, groups: Sequence[str], seeds: Sequence[int]) -> Iterator[Cell]:
+    """Cells of ``quality`` that another question compares its own with."""
+    yield from (cell for cell in quality(scale) if cell.group in groups and cell.seed in seeds)
+
+
 def insensitivity(scale: Scale) -> Iterator[Cell]:
-    """Starts of lambda over six orders of magnitude, and lambdas fixed there."""
+    """Starts of lambda, as they are asked for, over six orders of magnitude, and lambdas fixed there."""
     for value in scale.lambdas:
         for way, kind in (("start", "feedback"), ("fixed", "fixed")):
             settings = (f"sparsity={kind}", f"optim.lambda_={value}", "target_sparsity=0.9")
@@ -154,6 +159,7 @@ def control(scale: Scale) -> Iterator[Cell]:
 
 def foreign(scale: Scale) -> Iterator[Cell]:
     """Trained on other sources than the trials are of, and on as many utterances of all sources."""
+    yield from _beside(scale, ["dense", *(f"feedback_{target}" for target in scale.few)], scale.seeds[:1])
     for kind in ("foreign", "subset"):
         listed = f"data.train_list={{{kind}}}"
         yield train(f"{kind}_dense", scale, "sparsity=dense", listed)
@@ -163,6 +169,7 @@ def foreign(scale: Scale) -> Iterator[Cell]:
 
 def structure(scale: Scale) -> Iterator[Cell]:
     """Whole channels, and dense networks that are narrow from the start."""
+    yield from _beside(scale, ["dense", *(f"feedback_{target}" for target in scale.targets)], scale.seeds)
     for share in scale.channels:
         yield train(f"channels_{share}", scale, "sparsity=channels", f"target_sparsity={share}")
     for width in scale.narrow:
@@ -174,8 +181,10 @@ def structure(scale: Scale) -> Iterator[Cell]:
 
 def finetuning(scale: Scale) -> Iterator[Cell]:
     """From a dense network that is trained already to the target."""
+    ways = ("feedback", "magnitude")
+    yield from _beside(scale, ["dense", *(f"{way}_{target}" for way in ways for target in scale.few)], scale.seeds[:1])
     for target in scale.few:
-        for way in ("feedback", "magnitude"):
+        for way in ways:
             settings = (f"sparsity={way}", f"target_sparsity={target}", "init_from={folder}")
             yield train(f"finetuned_{way}_{target}", scale, *settings, epochs=scale.short, after="dense_s0")
 
@@ -193,6 +202,7 @@ SEARCHED = {
 def search(scale: Scale) -> Iterator[Cell]:
     """Learning rates on either side of the defaults."""
     for way, (rate, values) in scale.rates.items():
+        yield from _beside(scale, [way if way == "dense" else f"{way}_0.9"], scale.seeds[:1])
         for value in values:
             yield train(f"search_{way}_{value}", scale, *SEARCHED[way], f"optim.lr.{rate}={value}")
 

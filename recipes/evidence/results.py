@@ -1,7 +1,7 @@
 """Finished cells as tables and figures read them: runs of one cell and several seeds together."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -108,9 +108,10 @@ class Group:
         """Mean EER on a list."""
         return float(np.mean(self.eers(name)))
 
-    def start_eer(self, name: str) -> float:
-        """Mean EER on a list before training."""
-        return float(np.mean([run.lists[name]["start_eer"] for run in self.runs]))
+    def start_eer(self, name: str) -> float | None:
+        """Mean EER on a list before training; None where it is not known."""
+        found = [run.lists[name].get("start_eer") for run in self.runs]
+        return None if None in found else float(np.mean(found))
 
     def draws(self, name: str) -> NDArray[np.float64] | None:
         """Mean EER of the runs, of each draw of speakers."""
@@ -154,17 +155,21 @@ class Finished(Mapping[str, Group]):
     Args:
         folder: Of the runs.
         cells: Of the plan; those that are not finished are left out.
+        accepted: What else a run has to be, not to be left out.
 
     Raises:
         ValueError: Runs of one cell differ in more than the seed.
     """
 
-    def __init__(self, folder: Path, cells: Sequence[Cell]) -> None:
+    def __init__(
+        self, folder: Path, cells: Iterable[Cell], accepted: Callable[[Run], bool] = lambda _run: True
+    ) -> None:
         runs: dict[str, list[Run]] = {}
         self.missing: list[str] = []
-        for cell in cells:
-            if (folder / cell.name / "results.json").is_file():
-                runs.setdefault(cell.group, []).append(Run(folder / cell.name))
+        for cell in dict.fromkeys(cells):
+            run = Run(folder / cell.name)
+            if (run.folder / "results.json").is_file() and accepted(run):
+                runs.setdefault(cell.group, []).append(run)
             else:
                 self.missing.append(cell.name)
         self._groups = {name: Group(name, tuple(own)) for name, own in runs.items()}
@@ -184,9 +189,28 @@ class Finished(Mapping[str, Group]):
         """Groups whose names begin in one of these ways."""
         return [group for name, group in self._groups.items() if name.startswith(beginnings)]
 
+    def lists(self) -> list[str]:
+        """Trial lists that every run was judged by when it ended."""
+        own = [run.results["evaluations"] for run in self.runs()]
+        return [name for name in own[0] if all(name in evaluations for evaluations in own)] if own else []
+
     def runs(self) -> list[Run]:
         """All of them."""
         return [run for group in self._groups.values() for run in group.runs]
+
+
+def near_target(found: Finished) -> str:
+    """How many starts of lambda, and how many fixed lambdas, ended in the band around the target: a sweep's price.
+
+    Starts that were lowered to the same are one.
+    """
+    words = []
+    for beginning in ("start_", "fixed_"):
+        runs = [group.runs[0] for group in found.starting(beginning)]
+        gaps = {(run.results["lambda"], run.gap): abs(run.gap) for run in runs}
+        words.append(f"{sum(gap <= 100 * BAND for gap in gaps.values())} of {len(gaps)}")
+    starts, fixed = words
+    return f"Within {100 * BAND:g} points of the target end {starts} different starts of feedback, and {fixed} fixed λ."
 
 
 def _refuse_different(group: Group) -> None:

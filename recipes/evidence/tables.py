@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from evidence.noisy import CONDITIONS
-from evidence.results import BAND, Finished, Group, Run
+from evidence.results import Finished, Group, Run
 from sv_sparse.report.tables import Table
 from sv_sparse.report.words import ABSENT, count, number, percent
 
@@ -60,16 +60,6 @@ def insensitivity_table(found: Finished, lists: Sequence[str]) -> Table:
     return Table("Insensitivity", heads, rows)
 
 
-def near_target(found: Finished) -> str:
-    """How many starts of lambda, and how many fixed lambdas, ended in the band around the target: a sweep's price."""
-    words = []
-    for beginning in ("start_", "fixed_"):
-        gaps = [abs(group.runs[0].gap) for group in found.starting(beginning)]
-        words.append(f"{sum(gap <= 100 * BAND for gap in gaps)} of {len(gaps)}")
-    starts, fixed = words
-    return f"Within {100 * BAND:g} points of the target end {starts} starts of feedback, and {fixed} fixed λ."
-
-
 def quality_table(found: Finished, lists: Sequence[str]) -> Table:
     """Error rates of every way, and how they differ from the dense network's and from magnitude pruning's."""
     heads = ["way", "target", "before landing", "seeds"]
@@ -96,8 +86,12 @@ def _untrained(dense: Group, lists: Sequence[str]) -> list[str]:
     """What a network makes of the lists before it is trained: what is left of it is what was learnt."""
     row = ["dense, before training", ABSENT, ABSENT, str(len(dense.runs))]
     for name in lists:
-        each = ", ".join(f"{100 * run.lists[name]['start_eer']:.2f}" for run in dense.runs)
-        row += [percent(dense.start_eer(name)), each, *3 * [ABSENT]]
+        each = [dense.of([seed]).start_eer(name) for seed in dense.seeds]
+        row += [
+            percent(dense.start_eer(name)),
+            ", ".join(percent(eer).removesuffix("%") for eer in each),
+            *3 * [ABSENT],
+        ]
     return row
 
 

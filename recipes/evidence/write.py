@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from evidence.figures import FIGURES
-from evidence.results import Finished
-from evidence.tables import TABLES, curves, near_target, structure_table
+from evidence.results import Finished, near_target
+from evidence.tables import TABLES, curves, structure_table
 from sv_sparse.report.compare import as_csv
 from sv_sparse.report.page import figure_links
 from sv_sparse.report.style import Drawn, house_style
@@ -33,9 +33,9 @@ NOTES = {
     "control": "Sparsity as it was before landing, which makes it exact. Runs are short on purpose; but for the size "
     "of a batch, and what the command says, all settings are the defaults. In so few steps some networks have learnt "
     "next to nothing: compare the EER before training.",
-    "insensitivity": "Target 90 %, in fewer epochs than elsewhere. Feedback that is to start above the size of the "
-    "living weights starts at that size, which the run's log says. A fixed λ has no target: its sparsity is what comes "
-    "of it, and its EER belongs to that sparsity.",
+    "insensitivity": "Target 90 %, in fewer epochs than the error rates. Feedback that is to start above the size of "
+    "the living weights starts at that size, which the run's log says. A fixed λ has no target: its sparsity is what "
+    "comes of it, and its EER belongs to that sparsity.",
     "quality": "Means of the seeds. In brackets, 95 % of draws of other test speakers, for these seeds. Differences, "
     "in points, are taken draw by draw on the same trials, over the seeds that both have; they say something about "
     "speakers where the brackets leave out 0, and of the spread of seeds the column of each seed says what is known. A "
@@ -58,7 +58,6 @@ NOTES = {
 def write_evidence(
     folder: Path,
     questions: Mapping[str, Finished],
-    found: Finished,
     measured: Mapping[str, Any],
     made_by: str,
     noise: str,
@@ -69,8 +68,7 @@ def write_evidence(
 
     Args:
         folder: Made if absent.
-        questions: What is finished of the cells of each.
-        found: All that is finished, to compare with.
+        questions: What is finished of the cells of each, those that it compares with among them.
         measured: As ``read_measured`` returns it.
         made_by: The command.
         noise: Where noise and rooms are from.
@@ -81,29 +79,33 @@ def write_evidence(
     asked = {name: own for name, own in questions.items() if own}
     if not asked:
         raise ValueError("no run of these questions is finished yet")
-    lists = list(found.runs()[0].results["evaluations"])
-    tables = {name: make(found, lists) for name, make in TABLES.items()}
-    tables["structure"] = structure_table(found, measured, lists)
+    for question, own in asked.items():
+        _write_answer(folder / question, question, own, measured, made_by, noise)
+
+
+def _write_answer(
+    folder: Path, question: str, own: Finished, measured: Mapping[str, Any], made_by: str, noise: str
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    lists = own.lists()
     ends = {
-        "insensitivity": f" {near_target(found)}",
+        "insensitivity": f" {near_target(own)}",
         "noise": f" {noise}.",
         "structure": f" {', '.join(sorted({one['machine'] for one in measured.values()}))}.",
     }
-    for question, own in asked.items():
-        place = folder / question
-        place.mkdir(parents=True, exist_ok=True)
-        lines = [f"# Evidence: {question}", "", f"    {made_by}", "", *_conditions(own), ""]
-        for name in SECTIONS.get(question, (question,)):
-            if tables[name].rows:
-                lines += [f"## {TITLES[name]}", "", tables[name].markdown(), "", NOTES[name] + ends.get(name, ""), ""]
-                lines += figure_links(_draw(place, name, found, lists))
-        write_text(place / "answer.md", "\n".join(lines).rstrip() + "\n")
-        entries, _ = read_entries([run.folder for run in own.runs()], None)
-        entries = [entry for entry in entries if entry.one["key"] in lists or question == "noise"]
-        write_text(place / "runs.csv", as_csv(entries, [*columns(entries, {}), _COMMIT]))
-        write_text(place / "epochs.csv", _csv(curves(own.runs())))
-        if question == "structure":
-            write_text(place / "measured.json", json.dumps(measured, indent=1) + "\n")
+    lines = [f"# Evidence: {question}", "", f"    {made_by}", "", *_conditions(own), ""]
+    for name in SECTIONS.get(question, (question,)):
+        table = structure_table(own, measured, lists) if name == "structure" else TABLES[name](own, lists)
+        if table.rows:
+            lines += [f"## {TITLES[name]}", "", table.markdown(), "", NOTES[name] + ends.get(name, ""), ""]
+            lines += figure_links(_draw(folder, name, own, lists))
+    write_text(folder / "answer.md", "\n".join(lines).rstrip() + "\n")
+    entries, _ = read_entries([run.folder for run in own.runs()], None)
+    entries = [entry for entry in entries if entry.one["key"] in lists or question == "noise"]
+    write_text(folder / "runs.csv", as_csv(entries, [*columns(entries, {}), _COMMIT]))
+    write_text(folder / "epochs.csv", _csv(curves(own.runs())))
+    if question == "structure":
+        write_text(folder / "measured.json", json.dumps(measured, indent=1) + "\n")
 
 
 def _environment(run: Path) -> dict[str, Any]:

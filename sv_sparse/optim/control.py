@@ -184,14 +184,17 @@ class Controller:
             return
         self._threshold(self.target_sparsity)
         if self._missed():
-            kept, wanted = int(self._alive()), self._kept(self.target_sparsity)
-            reason = "too many duals are zero or equal"
-            warnings.warn(f"landed on {kept} weights instead of {wanted}: {reason}", stacklevel=2)
+            kept, reason = int(self._alive()), "too many duals are zero or equal"
+            warnings.warn(f"landed on {kept} weights instead of {self._wanted()}: {reason}", stacklevel=2)
 
     def _missed(self) -> bool:
         """Whether landing ended elsewhere than it should, but for the size of what becomes zero together."""
-        kept, wanted = int(self._alive()), self._kept(self.target_sparsity)
+        kept, wanted = int(self._alive()), self._wanted()
         return not wanted - max(self._unit_sizes()) < kept <= wanted
+
+    def _wanted(self) -> int:
+        """Weights that should survive landing."""
+        return self._kept(self.target_sparsity)
 
     def _unit_sizes(self) -> Iterator[int]:
         """How many weights become zero together."""

@@ -67,8 +67,8 @@ class MagnitudeController(Controller):
         optimizer: see Controller.
         target_sparsity: see Controller.
         total_steps: see Controller.
-        updates: how often the masks grow while the ramp lasts; up to twice as often, where it has not so many times a
-            whole number of steps.
+        updates: how often the masks grow while the ramp lasts: up to twice as often, where it has not so many times a
+            whole number of steps, and at most at every step.
         layerwise: whether the smallest of each weight tensor fall, not those of all together.
         whole: whether channels (or kernels: the groups' ``grouping``) fall as a whole, those of the smallest norm in
             their layer; of each layer the nearest number to the target, and one stays.
@@ -116,14 +116,14 @@ class MagnitudeController(Controller):
 
     @torch.no_grad()
     def take_over(self) -> None:
-        """As Controller; and what is zero already, weights or whole channels, stays zero."""
-        kept = size = 0
+        """As Controller, of what falls together; and what is zero already stays zero."""
+        kept = 0
         for group in self.groups:
             for param in group["params"]:
                 alive = (self._sizes(param, group) > 0).expand_as(param)
                 self.optimizer.state[param]["mask"] = alive.clone()
-                kept, size = kept + int(alive.sum()), size + alive.numel()
-        self.initial_sparsity = 1 - kept / size
+                kept += int(alive.sum())
+        self.initial_sparsity = 1 - kept / self._size() if self.groups else 0.0
 
     def _threshold(self, target: float) -> None:
         common = None if self.layerwise else bracket(self.optimizer, self.groups, self._kept(target))[0]
@@ -149,6 +149,12 @@ class MagnitudeController(Controller):
             return super()._missed()
         sizes = [self._sizes(param, group) for group in self.groups for param in group["params"]]
         return any(int(layer.count_nonzero()) != _survivors(layer, self.target_sparsity) for layer in sizes)
+
+    def _wanted(self) -> int:
+        if not self.layerwise:
+            return super()._wanted()
+        pairs = [(param, self._sizes(param, group)) for group in self.groups for param in group["params"]]
+        return sum(_survivors(sizes, self.target_sparsity) * (p.numel() // sizes.numel()) for p, sizes in pairs)
 
 
 def _survivors(sizes: Tensor, target: float) -> int:

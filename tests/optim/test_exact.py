@@ -155,6 +155,13 @@ def test_what_a_trained_network_has_pruned_stays_pruned_while_its_ramp_goes_on_f
         assert path[-1] == pytest.approx(target, abs=0.12 if settings.get("whole") else 0.01)
 
 
+def test_dense_training_goes_on_from_anywhere():
+    optimizer = AdaBreg(partition(network(), regularizer="none"))
+    for controller in (MagnitudeController(optimizer, 0, 10), FixedController(optimizer, 0, 10)):
+        controller.take_over()
+        assert controller.initial_sparsity == 0
+
+
 def test_a_ramp_that_began_where_a_trained_network_was_goes_on_from_there_when_resumed():
     model = network()
     with torch.no_grad():
