@@ -230,7 +230,7 @@ def _logged(folder: Path) -> Iterator[None]:
     except PROBLEMS:
         logger.debug("the whole story", exc_info=True)
         raise
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError):  # the second where another process stopped first, and this waited for it
         with stop_requests():  # a second signal, which torchrun sends after Ctrl-C
             if any((folder / "checkpoints").iterdir()):
                 logger.info("continue with: %s", resume_command(folder))

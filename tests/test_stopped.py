@@ -2,6 +2,7 @@
 
 import errno
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from same import assert_same_run, rows
 from tiny import THREE_EPOCHS
 
 from sv_sparse import checkpoint
+from sv_sparse.trainer import Trainer
 
 AT = 8  # of 18 steps, 6 in each epoch: in the middle of the second
 
@@ -83,3 +85,14 @@ def test_a_full_disk_is_one_clear_error_and_the_last_checkpoint_stands(attempts,
     again = attempts(f"resume={folder}")
     assert again.status == 0, again.err
     assert_same_run(folder, uninterrupted)
+
+
+def test_a_run_whose_other_process_stopped_first_says_how_to_go_on(train, tones, tmp_path, monkeypatch):
+    def left(_trainer):
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(Trainer, "_train_epoch", left)
+    with suppress(RuntimeError):
+        assert train(*THREE_EPOCHS, *tones.settings(), f"folder={tmp_path / 'run'}").status != 0
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert f"continue with: python train.py resume={tmp_path / 'run'}" in log
