@@ -196,10 +196,10 @@ def compiled(
     compiler = shlex.split(os.environ.get("CXX", "g++"))
     help_ = f"install g++ (or set CXX), or {without}"
     try:
-        version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
+        version = _run([*compiler, "--version"])
         about = repr([sys.platform, platform.machine(), _FLAGS, *flags, _THREADS]).encode()
         known = [*compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull]  # all that is known of the processor
-        macros = subprocess.run(known, capture_output=True, check=True).stdout
+        macros = _run(known)
         key = hashlib.sha256(b"\0".join([version, macros, source.read_bytes(), about]))
         path = _cache() / f"kernel-{key.hexdigest()[:16]}.so"
         if not path.is_file():
@@ -214,6 +214,11 @@ def compiled(
     return loaded
 
 
+def _run(words: Sequence[str]) -> bytes:
+    """What a command prints; out of reach of the terminal's Ctrl-C, which this program answers in its own time."""
+    return subprocess.run(words, capture_output=True, check=True, start_new_session=True).stdout
+
+
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sv-sparse" / "native"
 
@@ -223,5 +228,5 @@ def _compile(compiler: Sequence[str], source: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        subprocess.run([*compiler, "-o", made, source], capture_output=True, check=True)
+        _run([*compiler, "-o", str(made), str(source)])
         made.replace(path)

@@ -144,6 +144,18 @@ def test_without_a_compiler_clipping_says_how_to_do_without(tmp_path):
     assert float(foreach.stdout) == pytest.approx(5.0, rel=1e-6)
 
 
+def test_ctrl_c_of_the_terminal_does_not_reach_the_compiler(tmp_path):
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/sh\ncut -d" " -f5 /proc/$$/stat >> {tmp_path / "groups"}\nexec g++ "$@"\n')
+    compiler.chmod(0o755)
+    code = "import os; from sv_sparse.optim import native; native.library(); print(os.getpgrp())"
+    done = run_without_compiler(code, tmp_path, str(compiler))
+    assert done.returncode == 0, done.stderr
+    groups = (tmp_path / "groups").read_text().split()
+    assert len(groups) == 3  # version, macros, compiling
+    assert done.stdout.strip() not in groups
+
+
 def test_a_broken_source_is_reported_and_leaves_nothing_in_the_cache(tmp_path):
     code = (
         "from pathlib import Path; from sv_sparse.optim import native\n"
