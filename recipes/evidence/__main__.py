@@ -19,9 +19,9 @@ from stages import HOME, quoted
 from evidence.corpus import chosen_corpus, write_subset
 from evidence.measured import measure, read_measured
 from evidence.noisy import CONDITIONS, MADE_UP, make_noisy, open_store
-from evidence.plan import FULL, QUESTIONS, QUICK, plan, quality
+from evidence.plan import FULL, QUESTIONS, QUICK, Cell, plan, quality
 from evidence.results import Finished, Run
-from evidence.tables import NOISY, STRUCTURES
+from evidence.tables import NOISY
 from evidence.workers import Shared, Workers
 from evidence.write import write_evidence
 from sv_sparse.settings import resolve
@@ -123,6 +123,7 @@ class Evidence:
         self.chosen = chosen
         self.corpus = chosen_corpus(chosen)
         self.scale = QUICK if chosen.quick else FULL
+        self.runs = chosen.out / "runs"
         foreign, subset = self.corpus.foreign_list, chosen.out / "subset.txt"
         places = {}
         if foreign is not None:
@@ -170,11 +171,14 @@ class Evidence:
             return 0
         out = self.chosen.out / "noise"
         folders = make_noisy(self.corpus.root, self.corpus.trials, open_store(self.chosen.noise, speech, out), out)
-        groups = [group for name, group in self._finished().items() if name in NOISY]
-        runs = [run.folder for group in groups for run in group.runs if not self._heard_noise(run)]
+        runs = [run.folder for run in Finished(self.runs, self._noisy()).runs() if not self._heard_noise(run)]
         if not runs:
             return 0
         return execute(["sv-sparse", "evaluate", *map(str, runs), "--on", *(f"folder:{folder}" for folder in folders)])
+
+    def _noisy(self) -> list[Cell]:
+        """Cells whose networks the noise table has."""
+        return [cell for cell in quality(self.scale) if cell.group in NOISY]
 
     def _heard_noise(self, run: Run) -> bool:
         """Whether a network was judged by every list in every condition."""
@@ -183,7 +187,7 @@ class Evidence:
 
     def measure(self) -> int:
         """Time the networks of the structure table."""
-        groups = self._finished().starting(*STRUCTURES)
+        groups = Finished(self.runs, QUESTIONS["structure"](self.scale)).values()
         measure([group.runs[0].folder for group in groups], self.chosen.out)
         return 0
 
@@ -192,24 +196,18 @@ class Evidence:
         source = self.chosen.out / "noise" / "source.txt"
         noise = source.read_text(encoding="utf-8") if source.is_file() else MADE_UP
         names = "; ".join(Path(word).name for word in noise.split("; ")) if self.chosen.noise else noise
-        runs = self.chosen.out / "runs"
         compared = [cell.name for cell in quality(self.scale)]
         questions: dict[str, Finished] = {}
         for name in self.chosen.questions:
-            own = Finished(runs, QUESTIONS[name](self.scale))
+            own = Finished(self.runs, QUESTIONS[name](self.scale))
             if name == "quality":
-                noisy = [cell for cell in quality(self.scale) if cell.group in NOISY]
-                questions |= {name: own, "noise": Finished(runs, noisy, self._heard_noise)}
+                questions |= {name: own, "noise": Finished(self.runs, self._noisy(), self._heard_noise)}
             elif any(run.folder.name not in compared for run in own.runs()):
                 questions[name] = own
         measured = read_measured(self.chosen.out)
         write_evidence(self.chosen.tables, questions, measured, self._made_by(), names)
         print(f"tables and figures in {self.chosen.tables}")
         return 0
-
-    def _finished(self) -> Finished:
-        cells = plan(list(QUESTIONS), self.scale, self.scale.seeds)
-        return Finished(self.chosen.out / "runs", cells)
 
     def _made_by(self) -> str:
         """The command line that all of it comes from, of paths only their names."""

@@ -118,11 +118,10 @@ class MagnitudeController(Controller):
     def take_over(self) -> None:
         """As Controller, of what falls together; and what is zero already stays zero."""
         kept = 0
-        for group in self.groups:
-            for param in group["params"]:
-                alive = (self._sizes(param, group) > 0).expand_as(param)
-                self.optimizer.state[param]["mask"] = alive.clone()
-                kept += int(alive.sum())
+        for param, sizes in self._layers():
+            alive = (sizes > 0).expand_as(param)
+            self.optimizer.state[param]["mask"] = alive.clone()
+            kept += int(alive.sum())
         self.initial_sparsity = 1 - kept / self._size() if self.groups else 0.0
 
     def _threshold(self, target: float) -> None:
@@ -147,14 +146,17 @@ class MagnitudeController(Controller):
     def _missed(self) -> bool:
         if not self.layerwise:
             return super()._missed()
-        sizes = [self._sizes(param, group) for group in self.groups for param in group["params"]]
-        return any(int(layer.count_nonzero()) != _survivors(layer, self.target_sparsity) for layer in sizes)
+        return any(int(sizes.count_nonzero()) != _survivors(sizes, self.target_sparsity) for _, sizes in self._layers())
 
     def _wanted(self) -> int:
         if not self.layerwise:
             return super()._wanted()
-        pairs = [(param, self._sizes(param, group)) for group in self.groups for param in group["params"]]
-        return sum(_survivors(sizes, self.target_sparsity) * (p.numel() // sizes.numel()) for p, sizes in pairs)
+        layers = self._layers()
+        return sum(_survivors(sizes, self.target_sparsity) * (p.numel() // sizes.numel()) for p, sizes in layers)
+
+    def _layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Each weight, and the sizes of what falls together in it."""
+        return [(param, self._sizes(param, group)) for group in self.groups for param in group["params"]]
 
 
 def _survivors(sizes: Tensor, target: float) -> int:

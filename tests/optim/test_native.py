@@ -148,7 +148,7 @@ def test_ctrl_c_of_the_terminal_does_not_reach_the_compiler(tmp_path):
     compiler = tmp_path / "compiler"
     compiler.write_text(f'#!/bin/sh\ncut -d" " -f5 /proc/$$/stat >> {tmp_path / "groups"}\nexec g++ "$@"\n')
     compiler.chmod(0o755)
-    code = "import os; from sv_sparse.optim import native; native.library(); print(os.getpgrp())"
+    code = "import os; from sv_sparse.optim.native import library; library(); print(os.getpgrp())"
     done = run_without_compiler(code, tmp_path, str(compiler))
     assert done.returncode == 0, done.stderr
     groups = (tmp_path / "groups").read_text().split()
