@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from recipe import execute
 from stages import HOME, quoted
 
@@ -24,7 +22,7 @@ from evidence.results import Finished, Run
 from evidence.tables import NOISY
 from evidence.workers import Shared, Workers
 from evidence.write import write_evidence
-from sv_sparse.settings import resolve
+from sv_sparse.overrides import check_names
 
 OWN = (
     r"(seed|folder|resume|init_from|name|experiment|model|optim(\.lr.*|\.lambda_)?|sparsity|scoring|target_sparsity|"
@@ -138,7 +136,7 @@ class Evidence:
 
     def run(self) -> int:
         """All chosen stages in their order; the exit status of the first that fails."""
-        self._refuse_unknown()
+        check_names([*self.corpus.settings(), *self.chosen.settings], HOME / "conf")  # once, not in every run
         if self.chosen.dry_run:
             for cell in self.cells:
                 print(shlex.join(self.workers.command(cell, pretend=True)))
@@ -149,15 +147,6 @@ class Evidence:
             if status > 128:
                 break
         return status
-
-    def _refuse_unknown(self) -> None:
-        """Raise a ValueError for settings that train.py refuses beside the default network and optimizer."""
-        words = ["name=evidence", *self.corpus.settings(), *self.chosen.settings]
-        try:
-            with initialize_config_dir(str(HOME / "conf"), version_base="1.3"):
-                resolve(compose("config", words))
-        except HydraException as error:
-            raise ValueError(" ".join(str(error).splitlines()[:2])) from error
 
     def train(self) -> int:
         """Every cell of the plan."""
