@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from sv_sparse.compute import Compute, choose_compute
 from sv_sparse.corpus import Corpus
-from sv_sparse.data.audio import SAMPLE_RATE
 from sv_sparse.data.augment import Augmentation, Extras
 from sv_sparse.data.dataset import Batch, Crops
+from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.loader import CropLoader, EpochBatches
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.mixing import Mixer, mask_filterbank

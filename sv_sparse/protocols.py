@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sv_sparse.corpus import prepare_corpus
 from sv_sparse.data.audio import recording
-from sv_sparse.data.folder import ENDINGS
+from sv_sparse.data.decoding import AUDIO_ENDINGS
 from sv_sparse.data.prepared import Judged, read_listed
 from sv_sparse.data.published import CN_PROTOCOLS
 from sv_sparse.data.trials import read_trials
@@ -122,5 +122,5 @@ def lists_of_files(root: Path, paths: Sequence[Path], sexes: Mapping[str, str]) 
 
 def _there(path: Path) -> Path:
     """The recording, where lists name another ending than its file has."""
-    others = (path.with_suffix(ending) for ending in ENDINGS)
+    others = (path.with_suffix(ending) for ending in AUDIO_ENDINGS)
     return path if path.is_file() else next((other for other in others if other.is_file()), path)

@@ -14,7 +14,7 @@ from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
 from sv_sparse.commands.export import make_card
-from sv_sparse.data.audio import SAMPLE_RATE
+from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.deploy.compact import compact
 from sv_sparse.deploy.onnx import export_onnx
 from sv_sparse.deploy.package import read_package, write_package

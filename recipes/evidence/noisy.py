@@ -11,7 +11,8 @@ from scipy.signal import lfilter
 from torch import Tensor
 from tqdm import tqdm
 
-from sv_sparse.data.audio import SAMPLE_RATE, read_utterance, recording
+from sv_sparse.data.audio import read_utterance, recording
+from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.draws import generator
 from sv_sparse.data.mixing import reverberate
 from sv_sparse.data.noise import ROOM, NoiseStore, build_store

@@ -18,7 +18,8 @@ import torch
 from interleaved import medians
 
 from sv_sparse.commands.export import heard, write_onnx
-from sv_sparse.data.audio import SAMPLE_RATE, read_utterance
+from sv_sparse.data.audio import read_utterance
+from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.prepared import Judged
 from sv_sparse.deploy.compact import compact
 from sv_sparse.deploy.package import read_package, write_package

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sv_sparse.compute import choose_device
 from sv_sparse.corpus import refuse_known_to, run_of
-from sv_sparse.data.audio import SAMPLE_RATE
+from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.data.prepared import Judged, rows_of
 from sv_sparse.data.speakers import read_sexes

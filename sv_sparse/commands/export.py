@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from torch import nn
 
 from sv_sparse import __version__
-from sv_sparse.data.audio import SAMPLE_RATE, read_utterance
+from sv_sparse.data.audio import read_utterance
+from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.deploy.compact import compact
 from sv_sparse.deploy.onnx import FEATURES, export_onnx
@@ -131,7 +133,11 @@ def heard(folder: Path, features: str, count: int = _UTTERANCES) -> Iterator[np.
     manifest, filterbank = Manifest(folder / "manifest.parquet"), Filterbank(SAMPLE_RATE, MEL_BINS)
     rows = manifest.split("train")
     for row in rows[:: max(1, len(rows) // count)][:count]:
-        waveform = read_utterance(manifest.parts(row))[None, : round(_SECONDS * SAMPLE_RATE)]
+        try:
+            waveform = read_utterance(manifest.parts(row))[None, : round(_SECONDS * SAMPLE_RATE)]
+        except ValueError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
         with torch.no_grad():
             yield (waveform if features == "inside" else filterbank(waveform)).numpy()
 

@@ -1,39 +1,61 @@
-"""Audio files to samples: headers, whole recordings, and stretches of them."""
+"""Utterances of a manifest to samples: whole ones, and stretches of them."""
 
-import functools
-import io
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from sv_sparse.data.headers import SAMPLE_RATE
+from sv_sparse.data.decoding import (
+    OPEN_FLAGS,
+    SAMPLE_RATE,
+    AudioFile,
+    Waveform,
+    check_length,
+    check_silence,
+    printable,
+    read_at,
+    resample,
+)
 from sv_sparse.data.manifest import Part
-from sv_sparse.torchaudio_guard import torchaudio
 
-Waveform = NDArray[np.float32]
 Samples = NDArray[np.int16]
 
 _FULL_SCALE = np.float32(32768)
 
 
 def read_utterance(parts: Sequence[Part], sample_rate: int = SAMPLE_RATE) -> Tensor:
-    """The first channel of a whole utterance, float32 [S] in [-1, 1], at ``sample_rate`` Hz.
+    """Return the first channel of a whole utterance, float32 [S] in [-1, 1], at ``sample_rate`` Hz.
 
     Raises:
-        ValueError: A file is missing, empty, broken or no recording; the message names it.
+        ValueError: A file is missing, damaged, not a recording, or the utterance is silent or shorter than a fifth of a
+            second; the message names the file.
     """
-    found = [_read(part) for part in parts]
-    rates = {rate for _, rate in found}
+    waveform = read_samples(parts, sample_rate)
+    try:
+        check_length(len(waveform), sample_rate)
+        check_silence(waveform)
+    except ValueError as error:
+        raise ValueError(f"{printable(parts[0].path)}: {error}") from error
+    return torch.from_numpy(waveform)
+
+
+def read_samples(parts: Sequence[Part], sample_rate: int = SAMPLE_RATE) -> Waveform:
+    """As ``read_utterance``, but of any length and also of silence: for room responses and noise."""
+    pieces, rates = [], set()
+    for part in parts:
+        samples, rate = _read(part)
+        pieces.append(samples)
+        rates.add(rate)
     if len(rates) > 1:
-        raise ValueError(f"{parts[0].path} and what is joined to it have different rates: {sorted(rates)} Hz")
-    waveform = np.concatenate([samples for samples, _ in found]) if len(found) > 1 else found[0][0]
-    return resample(torch.from_numpy(waveform), rates.pop(), sample_rate)
+        raise ValueError(
+            f"{printable(parts[0].path)} and what is joined to it have different rates: {sorted(rates)} Hz"
+        )
+    waveform = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+    return resample(waveform, rates.pop(), sample_rate)
 
 
 def recording(path: str | os.PathLike[str]) -> list[Part]:
@@ -73,82 +95,62 @@ def fill_stretch(
 
 def _fill(part: Part, rate: int, start: int, out: Waveform | Samples, held: bytes | None) -> None:
     if held is None and part.pcm >= 0 and out.dtype == np.int16:
-        _read_bytes(part, part.pcm + 2 * start, out.data)
+        _read_bytes(part, part.pcm + 2 * start, out.data.cast("B"))
         return
     samples, found = _read(part, start, len(out), out.dtype, held)
     if found != rate:
-        raise ValueError(f"{part.path}: has {found} Hz but {rate} Hz when its manifest was written")
+        raise ValueError(f"{printable(part.path)}: has {found} Hz but {rate} Hz when its manifest was written")
     out[:] = samples if samples.dtype == out.dtype else to_int16(samples)
 
 
 def _read_bytes(part: Part, start: int, out: memoryview) -> None:
     """Fill ``out`` with what is in a part's file from byte ``start`` on."""
     try:
-        file = os.open(part.path, os.O_RDONLY)
+        file = os.open(part.path, OPEN_FLAGS)
         try:
             size = os.fstat(file).st_size
-            found = os.preadv(file, [out], start)
+            content = read_at(file, len(out), start)
         finally:
             os.close(file)
     except OSError as error:
-        raise ValueError(f"{part.path}: cannot be read as a recording ({error})") from error
+        raise ValueError(f"{printable(part.path)}: cannot be read as a recording ({error.strerror})") from error
     changed = size < part.offset + part.bytes if part.offset else size != part.bytes
-    if changed or found != out.nbytes:
-        raise ValueError(f"{part.path}: is not as long as when its manifest was written; it has {size} bytes now")
-
-
-class _ReadOnce(soundfile.SoundFile):
-    """A file that is read by one call: after each, soundfile seeks to where it is, for which FLAC decodes a block."""
-
-    def seekable(self) -> bool:
-        return False
+    if changed or len(content) != len(out):
+        raise ValueError(
+            f"{printable(part.path)}: is not as long as when its manifest was written; it has {size} bytes now"
+        )
+    out[:] = content
 
 
 def _read(
-    part: Part, start: int = 0, count: int = -1, kind: DTypeLike = np.float32, held: bytes | None = None
+    part: Part, start: int = 0, count: int | None = None, kind: DTypeLike = np.float32, held: bytes | None = None
 ) -> tuple[NDArray[Any], int]:
-    """First channel of ``count`` samples from ``start`` (-1: all), and the file's rate in Hz.
+    """Return the first channel of ``count`` samples from ``start`` on (None: all), and the file's rate in Hz.
 
     Samples are of the kind wanted, but never int16 unless the file has 16 bits: libsndfile does not round.
     """
     try:
-        source = io.BytesIO(held) if held is not None else _source(part)
-        with _ReadOnce(source) as file:
-            kept = np.dtype(kind if file.subtype == "PCM_16" else np.float32).name
-            if start:
-                file.seek(start)
-            samples = file.read(file.frames if count < 0 else count, dtype=kept, always_2d=True)
-            rate = file.samplerate
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise ValueError(f"{part.path}: cannot be read as a recording ({error})") from error
-    if len(samples) != count if count >= 0 else not len(samples):
-        raise ValueError(f"{part.path}: broken off, {len(samples)} samples where {max(count, 1)} were expected")
-    first = np.ascontiguousarray(samples[:, 0])
-    if not np.isfinite(first).all():
-        raise ValueError(f"{part.path}: holds samples that are not finite")
-    return first, rate
+        with AudioFile(held if held is not None else _source(part)) as file:
+            dtype = kind if file.subtype == "PCM_16" else np.float32
+            samples = file.read(start=start, count=count, dtype=dtype)
+            if not len(samples):
+                raise ValueError("has no samples")
+            return samples, file.sample_rate
+    except OSError as error:
+        raise ValueError(f"{printable(part.path)}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ValueError(f"{printable(part.path)}: {error}") from error
 
 
-def _source(part: Part) -> str | io.BytesIO:
-    """What soundfile opens: the file, or what a tar file holds of it."""
+def _source(part: Part) -> str | bytes:
+    """Return what is decoded: the file, or what a tar file holds of it."""
     if not part.offset:
         return part.path
     content = bytearray(part.bytes)
     _read_bytes(part, part.offset, memoryview(content))
-    return io.BytesIO(content)
+    return bytes(content)
 
 
 def to_int16(waveform: Waveform) -> Samples:
     """Samples in [-1, 1] rounded to 16 bits; what lies beyond is cut off."""
     return np.clip(np.rint(waveform * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
-
-
-def resample(waveform: Tensor, rate: int, sample_rate: int) -> Tensor:
-    """The waveform at another rate, [..., S]."""
-    return waveform if rate == sample_rate else _resampler(rate, sample_rate)(waveform)
-
-
-@functools.cache
-def _resampler(rate: int, sample_rate: int) -> torch.nn.Module:
-    """Kept, since computing its kernel takes longer than using it."""
-    return torchaudio.transforms.Resample(rate, sample_rate)

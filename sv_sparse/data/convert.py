@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sv_sparse.data.collect import Found
-from sv_sparse.data.headers import SAMPLE_RATE, in_threads, read_header, why_no_samples
+from sv_sparse.data.decoding import SAMPLE_RATE, inspect
+from sv_sparse.data.headers import in_threads
 from sv_sparse.data.known import text_of
 from sv_sparse.data.scan import MADE
 
@@ -211,9 +212,9 @@ def _convert(task: _Task, folder: Path, lines: int) -> str | None:
     if task.source.lower().endswith(COMPRESSED):
         problem, rate, channels = _by_ffmpeg(task.source, part), 0, 0
     else:
-        header = read_header(task.source)
-        rate, channels = header.sample_rate, header.channels
-        problem = _by_soundfile(task.source, part) if header.samples else why_no_samples(task.source)
+        info = inspect(task.source)
+        rate, channels = info.sample_rate, info.channels
+        problem = info.problem or _by_soundfile(task.source, part)
     if problem is not None:
         return problem
     with open(part, "rb") as file:
@@ -238,10 +239,10 @@ def _by_ffmpeg(source: str, part: Path) -> str | None:
 
 
 def _by_soundfile(source: str, part: Path) -> str | None:
-    from sv_sparse.data.audio import read_utterance, recording, to_int16  # noqa: PLC0415  # loads torch
+    from sv_sparse.data.audio import read_samples, recording, to_int16  # noqa: PLC0415  # loads torch
 
     try:
-        waveform = read_utterance(recording(source), SAMPLE_RATE).numpy()
+        waveform = read_samples(recording(source), SAMPLE_RATE)
     except ValueError as error:
         return str(error)
     try:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sv_sparse.data.audio import Samples, fill_stretch, read_stretch, resample, to_int16
+from sv_sparse.data.audio import Samples, fill_stretch, read_stretch, read_utterance, to_int16
 from sv_sparse.data.augment import Augmentation, Extras, Plan, merged_extras
+from sv_sparse.data.decoding import is_constant, resample
 from sv_sparse.data.draws import below
 from sv_sparse.data.manifest import Manifest
 
@@ -130,16 +131,20 @@ class Crops(Dataset[Batch]):
     def _crop(self, epoch: int, row: int, out: Samples, held: bytes | None) -> None:
         """Fill ``out`` with the crop of one utterance."""
         rate, length = int(self.manifest.sample_rate[row]), int(self.manifest.samples[row])
-        count = min(length, -(-len(out) * rate // self.sample_rate))
+        count = -(-len(out) * rate // self.sample_rate)
+        if rate != self.sample_rate:
+            count += 1  # the resampler rounds the length, and must not end a sample before the crop
+        count = min(length, count)
         start = below(length - count + 1, self.seed, "crop", epoch, self.manifest.utterance(row))
         parts = self.manifest.parts(row)
         if rate == self.sample_rate:
             fill_stretch(parts, rate, start, out[:count], held)
         else:
-            waveform = torch.from_numpy(read_stretch(parts, rate, start, count))
-            crop = to_int16(resample(waveform, rate, self.sample_rate).numpy())[: len(out)]
+            crop = to_int16(resample(read_stretch(parts, rate, start, count), rate, self.sample_rate))[: len(out)]
             count = len(crop)
             out[:count] = crop
+        if is_constant(out[:count]):
+            read_utterance(parts, self.sample_rate)  # an utterance that is silent as a whole is refused
         if count < len(out):
             out[count:] = np.resize(out[:count], len(out) - count)
 

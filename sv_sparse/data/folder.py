@@ -9,15 +9,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sv_sparse.data.headers import one_part, read_headers
+from sv_sparse.data.decoding import AUDIO_ENDINGS, OTHER_AUDIO_ENDINGS, SAMPLE_RATE, printable
+from sv_sparse.data.headers import one_part, read_headers, unusable
 from sv_sparse.data.manifest import Manifest, match, refuse_missing
 from sv_sparse.data.scan import walk
 from sv_sparse.data.trials import read_trials
 
 logger = logging.getLogger(__name__)
 
-ENDINGS = (".wav", ".flac", ".ogg", ".opus")
-LAYOUT = "<speaker>/<session>/<utterance>.{wav,flac,ogg,opus}"
+LAYOUT = "<speaker>/<session>/<utterance>.{wav,flac,ogg,opus,mp3,...}"
 
 _NAMES = ("speaker", "session", "split")
 
@@ -36,24 +36,29 @@ def scan_folder(
 
     Utterances of the trial lists are ``test``; of the others, those of the training list (all, without one) are
     ``train`` unless their speaker occurs in a trial list; a share of the training speakers is held out as
-    ``validation``; the rest is ``unused``. Unreadable recordings are named in a warning and left out.
+    ``validation``; the rest is ``unused``. Recordings that cannot be used (unreadable, broken off, silent, shorter than
+    a fifth of a second, ...) are named in a warning with the reason, and left out. Those of the trial lists stay in
+    the manifest, with 0 samples, so that evaluation leaves out their trials by name.
 
     Args:
-        root: Folder of ``<speaker>/<session>/<utterance>.{wav,flac,ogg,opus}``; symbolic links are followed.
+        root: Folder of ``<speaker>/<session>/<utterance>``, with an ending of ``AUDIO_ENDINGS``; symbolic links are
+            followed.
         trials: VoxCeleb-format trial lists.
         train_list: Lines of ``speaker path``, the path relative to ``root``; None to train on all speakers.
         validation_share: Share of the training speakers with two utterances or more, in [0, 1); 0 holds out
             none, any more holds out at least 2 speakers.
         seed: Chooses the validation speakers.
-        max_unreadable: Largest share of training utterances that may be unreadable, in [0, 1].
+        max_unreadable: Largest share of training utterances, and of those of the trial lists, that cannot be used, in
+            [0, 1]. One recording of each is always left out, unless it is 0.
         out: The manifest file to write.
 
     Raises:
         ValueError: A setting is out of range, a folder or list is not as expected, a listed utterance is missing,
-            too many are unreadable, or fewer than two training speakers remain. It begins with the setting as typed.
+            too many cannot be used, or fewer than two training speakers remain. It begins with the setting as typed.
     """
     _check_shares(validation_share, max_unreadable)
-    utterances = pa.array(_find(Path(root)), pa.string())
+    found, unnamed = _find(Path(root))
+    utterances = pa.array(found, pa.string())
     speaker, session = _parts(utterances)
     is_test = _listed_in_trials(trials, utterances)
     is_evaluation = np.isin(speaker, np.unique(speaker[is_test]))
@@ -61,17 +66,32 @@ def scan_folder(
     is_train = is_listed & ~is_evaluation
     _report_excluded(speaker, is_listed & is_evaluation, is_asked=train_list is not None)
     with tqdm(total=len(utterances), desc="reading headers", unit="file", disable=None) as progress:
-        headers = read_headers(root, utterances.to_pylist(), progress)
-    is_readable = headers.column("samples").to_numpy() > 0
-    _refuse_unreadable(utterances, is_readable, is_test, is_train, max_unreadable)
-    held_out = validation_speakers(speaker[is_train & is_readable], validation_share, seed)
+        headers = read_headers(root, found, progress)
+    reasons = unusable(root, found, headers)
+    for row, reason in reasons.items():
+        logger.warning("left out: %s: %s", found[row], reason)
+    is_usable = ~np.isin(np.arange(len(found)), list(reasons))
+    for setting, rows, others in (("data.trials", is_test, 0), ("training", is_train, unnamed)):
+        _refuse_unusable(setting, utterances, rows, is_usable, others, max_unreadable)
+    held_out = validation_speakers(speaker[is_train & is_usable], validation_share, seed)
     is_validation = is_train & np.isin(speaker, held_out)
-    _refuse_few_speakers(speaker[is_train & ~is_validation & is_readable], root, train_list, len(held_out))
+    _refuse_few_speakers(speaker[is_train & ~is_validation & is_usable], root, train_list, len(held_out))
     split = np.select([is_test, is_validation, is_train], ["test", "validation", "train"], "unused")
     names = zip(_NAMES, (pa.array(column, pa.string()) for column in (speaker, session, split)), strict=True)
     stated = {name: headers.column(name) for name in ("samples", "sample_rate", "channels")}
     table = pa.table({"utterance": utterances, **dict(names), **stated, "parts": one_part(utterances, headers)})
-    return Manifest.write(out, table.filter(pa.array(is_readable)), root)
+    table = _with_unusable_tests(table, is_usable)
+    return Manifest.write(out, table.filter(pa.array(is_usable | is_test)), root)
+
+
+def _with_unusable_tests(table: pa.Table, is_usable: NDArray[np.bool_]) -> pa.Table:
+    """Return a table in which utterances that cannot be used have no samples, at the usual rate."""
+    columns = {"samples": np.where(is_usable, table.column("samples"), 0)}
+    columns["sample_rate"] = np.where(is_usable, table.column("sample_rate"), SAMPLE_RATE)
+    for name, values in columns.items():
+        index = table.schema.get_field_index(name)
+        table = table.set_column(index, table.schema.field(name), pa.array(values, table.schema.field(name).type))
+    return table
 
 
 def check_validation_share(share: float) -> None:
@@ -86,28 +106,44 @@ def _check_shares(validation_share: float, max_unreadable: float) -> None:
         raise ValueError(f"data.max_unreadable={max_unreadable}: expected a share from 0 to 1")
 
 
-def _find(root: Path) -> list[str]:
-    """Sorted keys of the recordings in the expected layout; a warning counts and names the others."""
+def _find(root: Path) -> tuple[list[str], int]:
+    """Return sorted keys of the recordings in the expected layout, and how many have names that are no text.
+
+    What is left out is counted and named in warnings.
+    """
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
         raise ValueError(f"data.root={root}: expected a folder of {LAYOUT}; found {found} there")
-    inside, outside, others = [], [], []
+    keys: dict[str, list[str]] = {kind: [] for kind in ("usable", "outside", "unnamed", "foreign", "other")}
     for key, _ in walk(root):
-        if not key.lower().endswith(ENDINGS):
-            others.append(key)
-        elif key.count("/") == 2:
-            inside.append(key)
-        else:
-            outside.append(key)
-    if not inside:
-        found = ", ".join((outside + others)[:3]) or "an empty folder"
+        keys[_kind(key)].append(printable(key))
+    if not keys["usable"]:
+        found = ", ".join([name for names in keys.values() for name in names][:3]) or "an empty folder"
         raise ValueError(f"data.root={root}: expected recordings as {LAYOUT}; found {found}")
-    if outside:
-        logger.warning(
-            "data.root=%s: %d recordings are not laid out as %s and are left out; first %s",
-            *(root, len(outside), LAYOUT, ", ".join(sorted(outside)[:3])),
-        )
-    return sorted(inside)
+    for kind, problem in (
+        ("outside", f"recordings are not laid out as {LAYOUT}"),
+        ("foreign", "recordings are of a format that is not read here; convert them, for instance by ffmpeg"),
+    ):
+        if keys[kind]:
+            logger.warning(
+                "data.root=%s: %d %s, and are left out; first %s",
+                *(root, len(keys[kind]), problem, ", ".join(sorted(keys[kind])[:3])),
+            )
+    for key in sorted(keys["unnamed"]):
+        logger.warning("left out: %s: its name is not UTF-8; rename it", key)
+    return sorted(keys["usable"]), len(keys["unnamed"])
+
+
+def _kind(key: str) -> str:
+    """Return what a file below the root is, by its name alone."""
+    ending = key.lower()
+    if ending.endswith(OTHER_AUDIO_ENDINGS):
+        return "foreign"
+    if not ending.endswith(AUDIO_ENDINGS):
+        return "other"
+    if key.count("/") != 2:
+        return "outside"
+    return "usable" if printable(key) == key else "unnamed"
 
 
 def _parts(utterances: pa.StringArray) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
@@ -181,30 +217,23 @@ def _report_excluded(speaker: NDArray[np.object_], excluded: NDArray[np.bool_], 
     )
 
 
-def _refuse_unreadable(
+def _refuse_unusable(
+    setting: str,
     utterances: pa.StringArray,
-    is_readable: NDArray[np.bool_],
-    is_test: NDArray[np.bool_],
-    is_train: NDArray[np.bool_],
+    rows: NDArray[np.bool_],
+    is_usable: NDArray[np.bool_],
+    others: int,
     max_unreadable: float,
 ) -> None:
-    """Raise if a trial or too much of the training speech is unreadable; otherwise name what is left out."""
-
-    def names(rows: NDArray[np.bool_]) -> list[str]:
-        return utterances.filter(pa.array(rows)).to_pylist()
-
-    test, train = names(is_test & ~is_readable), names(is_train & ~is_readable)
-    if test:
+    """Raise a ValueError if too many utterances in ``rows``, and ``others`` that are in no row, cannot be used."""
+    names = utterances.filter(pa.array(rows & ~is_usable)).to_pylist()
+    count, total = len(names) + others, int(rows.sum()) + others
+    if count > max_unreadable * total and not (count == 1 and max_unreadable > 0):
+        first = f"; first {', '.join(names[:10])}" if names else ""
         raise ValueError(
-            f"data.trials: {len(test)} utterances of the lists are empty or unreadable; first {', '.join(test[:3])}"
+            f"data.max_unreadable={max_unreadable}: {count} of {total} {setting} utterances cannot be used; the log "
+            f"gives the reasons{first}"
         )
-    if len(train) > max_unreadable * is_train.sum():
-        raise ValueError(
-            f"data.max_unreadable={max_unreadable}: {len(train)} of {is_train.sum()} training utterances are "
-            f"empty or unreadable; first {', '.join(train[:10])}"
-        )
-    for name in names(~is_readable):
-        logger.warning("empty or unreadable, left out: %s", name)
 
 
 def validation_speakers(speaker: NDArray[np.object_], share: float, seed: int) -> NDArray[np.object_]:

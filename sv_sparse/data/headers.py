@@ -12,15 +12,14 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import soundfile
 from tqdm import tqdm
 
+from sv_sparse.data.decoding import MIN_SECONDS, inspect, too_short
 from sv_sparse.data.manifest import PART
 
-SAMPLE_RATE = 16000  # Hz, of everything that is trained on and judged
 HEADERS = pa.schema(
     [
-        pa.field("samples", pa.int64()),  # 0 where a file is empty, broken or no recording
+        pa.field("samples", pa.int64()),  # 0 where a file cannot be used
         pa.field("sample_rate", pa.int32()),
         pa.field("channels", pa.int16()),
         pa.field("bytes", pa.int64()),
@@ -33,17 +32,13 @@ Result = TypeVar("Result")
 
 _THREADS = 16
 _CHUNK = 256  # files per task
-_UNSAID = 2**63 - 1  # libsndfile's number of samples where a FLAC file was written without one
-_STREAMINFO = 42  # bytes a FLAC file begins with
-_SMALLEST_FRAME = 10  # bytes, of FLAC
-_ENDLESS = 0xFFFFFFFF  # the length that a WAV has where it was written to a pipe
 
 
 class Header(NamedTuple):
-    """What a file says of itself; ``samples`` is 0 where it is empty, says more than it can hold, or is no recording.
+    """What a manifest keeps of a file.
 
     Attributes:
-        samples: Length of one channel.
+        samples: Length of one channel; 0 where the file cannot be used, for whatever reason.
         sample_rate: In Hz.
         channels: How many there are.
         bytes: Length of the file.
@@ -58,65 +53,34 @@ class Header(NamedTuple):
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """The header of a recording; never raises for what is there, or is not."""
-    said, most = _said_and_held(path)
-    return said if said.samples <= most else said._replace(samples=0)
+    """Return the header of a recording; never raises for what is there, or is not. See ``decoding.inspect``."""
+    info = inspect(path)
+    return Header(info.samples, info.sample_rate, info.channels, info.size, info.pcm)
 
 
 def why_no_samples(path: str | os.PathLike[str]) -> str:
-    """In words, why ``read_header`` finds no samples in a file."""
-    said, most = _said_and_held(path)
-    if said.samples == _UNSAID:
-        return "broken, the header does not say how many samples there are"
-    if said.samples > most:
-        return f"broken, the header says {said.samples:,} samples, the file holds at most {most:,}"
-    return "empty" if said.sample_rate else "unreadable"
+    """Return in words why ``read_header`` finds no samples in a file; empty where it finds some."""
+    return inspect(path).problem
 
 
-def _said_and_held(path: str | os.PathLike[str]) -> tuple[Header, int]:
-    """The header as it stands, and how many samples its file can hold at most."""
-    try:
-        file = os.open(path, os.O_RDONLY)
-    except OSError:  # a link that leads nowhere
-        return Header(0, 0, 0, 0, -1), 0
-    try:
-        size = os.fstat(file).st_size
-        with soundfile.SoundFile(file, closefd=False) as sound:
-            samples, rate, channels, form = sound.frames, sound.samplerate, sound.channels, sound.format
-            plain = sound.subtype == "PCM_16" and channels == 1
-        if form == "FLAC":
-            return Header(samples, rate, channels, size, -1), _most_in_flac(file, size)
-        start, length = _data_chunk(file) if form in {"WAV", "WAVEX"} else (-1, 0)
-        held = size - start
-        cut = 0 <= start < size and held < length < _ENDLESS
-        said = samples * length // held if cut else samples
-        return Header(said, rate, channels, size, start if plain else -1), samples
-    except (soundfile.LibsndfileError, OSError):
-        return Header(0, 0, 0, size, -1), 0
-    finally:
-        os.close(file)
+def unusable(root: str | Path, files: Sequence[str], headers: pa.Table) -> dict[int, str]:
+    """Return why files cannot be used, in words, by row, ascending.
 
-
-def _most_in_flac(file: int, size: int) -> int:
-    """The samples that fit into a FLAC file, by the largest block and the smallest frame that it names."""
-    start = os.pread(file, _STREAMINFO, 0)
-    if not start.startswith(b"fLaC"):  # other tags come before it
-        return _UNSAID - 1
-    block, frame = (int.from_bytes(start[place], "big") for place in (slice(10, 12), slice(12, 15)))
-    return (size - _STREAMINFO) // max(frame, _SMALLEST_FRAME) * block
-
-
-def _data_chunk(file: int) -> tuple[int, int]:
-    """Where the samples of a RIFF file begin, and their length as it is stated, in bytes; -1 and 0 for none."""
-    place = 12
-    if os.pread(file, 4, 0) != b"RIFF":
-        return -1, 0
-    while len(chunk := os.pread(file, 8, place)) == 8:
-        length = int.from_bytes(chunk[4:], "little")
-        if chunk[:4] == b"data":
-            return place + 8, length
-        place += 8 + length + length % 2
-    return -1, 0
+    Args:
+        root: The folder that files are relative to.
+        files: [rows].
+        headers: [rows], as of ``read_headers``.
+    """
+    samples, rates = (headers.column(name).to_numpy() for name in ("samples", "sample_rate"))
+    reasons = {}
+    for row in np.flatnonzero((samples == 0) | (samples < MIN_SECONDS * rates)).tolist():
+        if samples[row]:
+            reasons[row] = too_short(samples[row], rates[row])
+        else:
+            reasons[row] = (
+                why_no_samples(os.path.join(root, files[row])) or "could not be read when it was opened first"
+            )
+    return reasons
 
 
 def read_headers(root: str | Path, files: Sequence[str], progress: "tqdm[None]") -> pa.Table:

@@ -1,5 +1,6 @@
 """Noise and rooms (MUSAN and RIRS_NOISES, or folders shaped like them) in a form that is mapped into memory."""
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,10 +12,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sv_sparse.data.audio import SAMPLE_RATE, read_utterance, recording, to_int16
+from sv_sparse.data.audio import read_samples, recording, to_int16
+from sv_sparse.data.decoding import AUDIO_ENDINGS, SAMPLE_RATE, printable
 from sv_sparse.data.prepare import sole
 from sv_sparse.data.scan import walk
 from sv_sparse.storage import atomic_write
+
+logger = logging.getLogger(__name__)
 
 KINDS = ("noise", "music", "speech")
 ROOM = "room"
@@ -22,7 +26,6 @@ ROOM = "room"
 _SOUNDS = "sounds.i16"
 _ROOMS = "rooms.f32"
 _INDEX = "index.parquet"  # written last: its presence says that the store is whole
-_ENDINGS = (".wav", ".flac")
 _QUIET = 1e-6  # share of a room response's energy that is cut off its end, 60 dB down
 _LONGEST_ROOM = SAMPLE_RATE
 
@@ -92,7 +95,8 @@ def build_store(roots: Sequence[str | Path], out: str | Path) -> dict[str, int]:
 
     Folders called ``noise``, ``music`` and ``speech`` hold what they say (MUSAN), ``pointsource_noises`` holds noise,
     ``simulated_rirs`` and ``real_rirs_isotropic_noises`` hold rooms; in the last, files with ``noise`` in their name
-    are noise. Of several channels the first counts. Other rates than 16 kHz are resampled.
+    are noise. Of several channels the first counts. Other rates than 16 kHz are resampled. A recording that cannot be
+    read is named in a warning and left out.
 
     Args:
         roots: Folders to look through.
@@ -102,7 +106,7 @@ def build_store(roots: Sequence[str | Path], out: str | Path) -> dict[str, int]:
         How many recordings there are of each kind.
 
     Raises:
-        ValueError: A folder is missing, none of it is noise or a room, or a recording cannot be read.
+        ValueError: A folder is missing, none of it is noise or a room, or no recording can be read.
     """
     out = Path(out)
     found = list({os.path.realpath(path): (kind, key, path) for kind, key, path in sorted(_find(roots))}.values())
@@ -116,14 +120,18 @@ def build_store(roots: Sequence[str | Path], out: str | Path) -> dict[str, int]:
     with sole(out), atomic_write(out / _SOUNDS) as sounds, atomic_write(out / _ROOMS) as rooms:
         written = {"sounds": 0, "rooms": 0}
         for kind, _, path in tqdm(found, desc="storing noise", unit="file", disable=None):
-            waveform = read_utterance(recording(path), SAMPLE_RATE).numpy()
-            if kind == ROOM:
-                values, file, name = _trim(waveform, path), rooms, "rooms"
-            else:
-                values, file, name = to_int16(waveform), sounds, "sounds"
+            try:
+                waveform = read_samples(recording(path), SAMPLE_RATE)
+                values = _trim(waveform, path) if kind == ROOM else to_int16(waveform)
+            except ValueError as error:
+                logger.warning("left out: %s", error)
+                continue
+            file, name = (rooms, "rooms") if kind == ROOM else (sounds, "sounds")
             file.write(values.tobytes())
-            rows.append((kind, path, written[name], len(values)))
+            rows.append((kind, printable(path), written[name], len(values)))
             written[name] += len(values)
+        if not rows:
+            raise ValueError(f"{', '.join(map(str, roots))}: none of {len(found)} recordings can be read; first {path}")
         (out / _INDEX).unlink(missing_ok=True)  # the old one, now that everything new is there but its names
     columns = zip(("kind", "file", "start", "samples"), zip(*rows, strict=True), strict=True)
     with atomic_write(out / _INDEX) as file:
@@ -138,7 +146,7 @@ def _find(roots: Sequence[str | Path]) -> Iterator[tuple[str, str, str]]:
             raise ValueError(f"{root}: expected a folder; there is none")
         for key, _ in walk(root):
             kind = _kind(key)
-            if kind is not None and key.lower().endswith(_ENDINGS):
+            if kind is not None and key.lower().endswith(AUDIO_ENDINGS):
                 yield kind, key, os.path.join(root, key)
 
 
@@ -162,6 +170,6 @@ def _trim(response: NDArray[np.float32], path: str) -> NDArray[np.float32]:
     begun = response[int(np.argmax(np.abs(response))) :][:_LONGEST_ROOM].astype(np.float64)
     energy = np.cumsum(begun[::-1] ** 2)[::-1]
     if not energy[0] > 0:
-        raise ValueError(f"{path}: a room response of zeros")
+        raise ValueError(f"{printable(path)}: a room response of zeros")
     kept = begun[: np.count_nonzero(energy > _QUIET * energy[0])]
     return (kept / np.sqrt(np.sum(kept**2))).astype(np.float32)

@@ -20,15 +20,14 @@ from numpy.typing import NDArray
 
 from sv_sparse.data.collect import Found
 from sv_sparse.data.convert import convert, is_compressed
-from sv_sparse.data.headers import SAMPLE_RATE, one_part, why_no_samples
+from sv_sparse.data.decoding import SAMPLE_RATE
+from sv_sparse.data.headers import one_part, unusable
 from sv_sparse.data.known import PIECES, known_headers
 from sv_sparse.data.manifest import NAME
 from sv_sparse.data.published import LIST_FILES
 from sv_sparse.storage import only_process, write_text
 
 logger = logging.getLogger(__name__)
-
-MIN_SECONDS = 0.2  # a shorter recording is a mistake of cutting, and no crop
 
 
 @contextmanager
@@ -115,17 +114,9 @@ def _to_convert(found: Found, rows: NDArray[np.int64], *, flac: bool) -> NDArray
 
 def _useless(found: Found, headers: pa.Table, failed: dict[int, str]) -> dict[int, str]:
     """Why a file cannot be used, by row, ascending."""
-    samples, rate = (headers.column(name).to_numpy() for name in ("samples", "sample_rate"))
-    files = found.table.column("file")
-    why: dict[int, str] = {}
-    for row in sorted({*np.flatnonzero(samples < MIN_SECONDS * np.maximum(rate, 1)).tolist(), *failed}):
-        if row in failed:
-            why[row] = f"cannot be converted ({failed[row]})"
-        elif samples[row]:
-            why[row] = f"too short, {samples[row] / rate[row]:.3f} s of {MIN_SECONDS} s"
-        else:
-            why[row] = why_no_samples(found.root / files[row].as_py())
-    return why
+    why = unusable(found.root, found.table.column("file").to_pylist(), headers)
+    why |= {row: f"cannot be converted ({reason})" for row, reason in failed.items()}
+    return dict(sorted(why.items()))
 
 
 def _oddities(found: Found, headers: pa.Table, usable: NDArray[np.bool_]) -> list[tuple[str, str]]:

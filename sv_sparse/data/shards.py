@@ -21,7 +21,8 @@ import webdataset
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sv_sparse.data.audio import SAMPLE_RATE, read_utterance, to_int16
+from sv_sparse.data.audio import read_samples, to_int16
+from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.manifest import PART, Manifest
 from sv_sparse.data.prepare import sole
 
@@ -95,7 +96,7 @@ def _sample(source: Manifest, row: int) -> dict[str, object]:
         audio = Path(parts[0].path).read_bytes()
         samples = parts[0].samples
     else:
-        waveform = to_int16(read_utterance(parts, SAMPLE_RATE).numpy())
+        waveform = to_int16(read_samples(parts, SAMPLE_RATE))
         buffer = io.BytesIO()
         soundfile.write(buffer, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
         audio, samples = buffer.getvalue(), len(waveform)

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sv_sparse.data.decoding import check_length, check_silence
 from sv_sparse.deploy.audio import LONGEST_SECONDS, Resampler, Source, as_samples, pieces
 from sv_sparse.deploy.decision import Heard, Rule, Verification, decide
 from sv_sparse.deploy.package import Package, read_package
 from sv_sparse.deploy.runtime import Runtime
 from sv_sparse.deploy.stream import Stream
-from sv_sparse.deploy.windows import Windows, refuse_short, refuse_silent
+from sv_sparse.deploy.windows import Windows
 from sv_sparse.features import Filterbank
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.cosine import Array
@@ -122,8 +123,8 @@ class Verifier:
                     windows.push(samples)
                     found[position] = windows.embedding()
                     continue
-                refuse_short(len(samples), self.sample_rate)
-                refuse_silent(samples)
+                check_length(len(samples), self.sample_rate)
+                check_silence(samples)
             alike.setdefault(len(samples), {})[position] = samples
         for several in alike.values():
             positions = list(several)

@@ -4,26 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from sv_sparse.data.decoding import MIN_SECONDS, SILENT, check_length, is_constant
 from sv_sparse.scoring.cosine import Array
-
-LEAST_SECONDS = 0.2  # that can be embedded
-_SILENT = "holds nothing but silence"
-
-
-def refuse_short(samples: int, sample_rate: int) -> None:
-    """Raise a ValueError for so few samples that nothing can be said of them."""
-    if samples < LEAST_SECONDS * sample_rate:
-        raise ValueError(f"is too short: {samples / sample_rate:.2f} seconds, at least {LEAST_SECONDS:g} are needed")
-
-
-def refuse_silent(samples: Array) -> None:
-    """Raise a ValueError for samples [S] that are all the same: all such recordings would seem to be of one speaker."""
-    if _is_constant(samples):
-        raise ValueError(_SILENT)
-
-
-def _is_constant(samples: Array) -> bool:
-    return bool(samples.min() == samples.max())
 
 
 class Windows:
@@ -46,10 +28,8 @@ class Windows:
     """
 
     def __init__(self, embed: Callable[[Array], Array], window: int, sample_rate: int) -> None:
-        if window < 2 * LEAST_SECONDS * sample_rate:
-            raise ValueError(
-                f"windows must be at least {2 * LEAST_SECONDS:g} seconds long, got {window / sample_rate:g}"
-            )
+        if window < 2 * MIN_SECONDS * sample_rate:
+            raise ValueError(f"windows must be at least {2 * MIN_SECONDS:g} seconds long, got {window / sample_rate:g}")
         self._embed, self._window, self._rate = embed, window, sample_rate
         self._held: list[Array] = []
         self._held_samples = 0
@@ -77,7 +57,7 @@ class Windows:
         Raises:
             ValueError: they are too few, or nothing but silence.
         """
-        refuse_short(self.samples, self._rate)
+        check_length(self.samples, self._rate)
         rest = np.concatenate(self._held)
         middle = len(rest) // 2 if len(rest) > self._window else len(rest)
         found, total = self._sum, self._weight
@@ -85,11 +65,11 @@ class Windows:
             more, weight = self._weighted(part)
             found, total = found + more, total + weight
         if not total:
-            raise ValueError(_SILENT)
+            raise ValueError(SILENT)
         return np.asarray(found / total, np.float32)
 
     def _weighted(self, samples: Array) -> tuple[np.ndarray, int]:
         """An embedding times its weight, float64 [E], and the weight."""
-        if _is_constant(samples):
+        if is_constant(samples):
             return np.zeros(()), 0
         return self._embed(samples[None])[0].astype(np.float64) * len(samples), len(samples)

@@ -24,7 +24,7 @@ def one_thread():
 def record() -> Record:
     """Writes a recording of noise: ``record(path, samples, rate, channels)``."""
 
-    def write(path: Path, samples: int = 1600, rate: int = 16000, channels: int = 1, subtype=None) -> Path:
+    def write(path: Path, samples: int = 4000, rate: int = 16000, channels: int = 1, subtype=None) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(len(str(path))).uniform(-0.5, 0.5, (samples, channels))
         container = {".opus": "OGG", ".ogg": "OGG"}.get(path.suffix.lower())
@@ -43,7 +43,7 @@ def corpus(tmp_path: Path, record: Record) -> Path:
     for speaker in range(6):
         for session in "ab":
             for utterance in (1, 2):
-                record(root / f"id{speaker:05d}" / session / f"{utterance:05d}.wav", 1600 + 10 * speaker)
+                record(root / f"id{speaker:05d}" / session / f"{utterance:05d}.wav", 4000 + 10 * speaker)
     return root
 
 

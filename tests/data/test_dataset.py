@@ -159,7 +159,7 @@ def test_samples_that_are_not_finite_are_skipped(tmp_path, tabulate):
     path = ramp(tmp_path / "a" / "s" / "1.wav", CROP)
     crops = crops_of(tmp_path, [path], tabulate)
     soundfile.write(path, np.full(CROP, np.nan), 16000, subtype="FLOAT")
-    assert crops.__getitems__([(0, 0)]).unreadable == [f"{path}: holds samples that are not finite"]
+    assert crops.__getitems__([(0, 0)]).unreadable == [f"{path}: holds samples that are not finite, or beyond 2 ** 31"]
 
 
 def test_a_batch_may_be_left_with_nothing(corpus, files, crops):
@@ -172,9 +172,33 @@ def test_a_batch_may_be_left_with_nothing(corpus, files, crops):
 
 
 def test_an_utterance_is_read_whole_at_the_rate_asked_for(tmp_path, record):
-    assert torch.equal(read_utterance(recording(ramp(tmp_path / "1.wav", 300, channels=2))), torch.arange(300) / 300)
-    assert read_utterance(recording(record(tmp_path / "2.flac", 800, rate=8000))).shape == (1600,)
-    assert read_utterance(recording(record(tmp_path / "3.wav", 800)), sample_rate=8000).shape == (400,)
+    samples = torch.arange(3200) / 3200
+    assert torch.equal(read_utterance(recording(ramp(tmp_path / "1.wav", 3200, channels=2))), samples)
+    assert read_utterance(recording(record(tmp_path / "2.flac", 1600, rate=8000))).shape == (3200,)
+    assert read_utterance(recording(record(tmp_path / "3.wav", 3200)), sample_rate=8000).shape == (1600,)
+
+
+def test_an_utterance_of_which_nothing_can_be_said_is_an_error_that_names_it(tmp_path, record):
+    with pytest.raises(ValueError, match=r"1\.wav: is too short: 0\.20 seconds, at least 0\.2 are needed"):
+        read_utterance(recording(record(tmp_path / "1.wav", 3199)))
+    soundfile.write(tmp_path / "2.wav", np.zeros(4000), 16000)
+    with pytest.raises(ValueError, match=r"2\.wav: holds nothing but silence"):
+        read_utterance(recording(tmp_path / "2.wav"))
+
+
+def test_a_silent_crop_is_taken_unless_the_whole_utterance_is_silent(tmp_path, tabulate):
+    samples = np.zeros(CROP + 8000)
+    samples[-1] = 0.5
+    soundfile.write(tmp_path / "mostly.wav", samples, 16000)
+    (tmp_path / "a" / "s").mkdir(parents=True)
+    paths = [tmp_path / "a" / "s" / name for name in ("1.wav", "2.wav")]
+    soundfile.write(paths[0], samples, 16000)
+    soundfile.write(paths[1], samples[::-1], 16000)
+    crops = crops_of(tmp_path, paths, tabulate)
+    soundfile.write(paths[1], 0 * samples, 16000)  # after the manifest was written
+    batch = crops.__getitems__([(0, 0), (0, 1)])
+    assert batch.unreadable == [f"{paths[1]}: holds nothing but silence"]
+    assert len(batch.labels) == 1
 
 
 @pytest.mark.parametrize("name", ["missing.wav", "text.wav", "empty.wav", "broken.flac"])

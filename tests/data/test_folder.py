@@ -49,10 +49,10 @@ def test_evaluation_speakers_are_excluded_from_training_and_the_log_counts_them(
 
 
 def test_a_header_gives_samples_and_rate(scan, corpus, record):
-    record(corpus / "id00000" / "a" / "9.flac", samples=4410, rate=44100, channels=2)
+    record(corpus / "id00000" / "a" / "9.flac", samples=9410, rate=44100, channels=2)
     manifest = scan()
     row = manifest.rows(["id00000/a/9.flac"])[0]
-    assert (manifest.samples[row], manifest.sample_rate[row]) == (4410, 44100)
+    assert (manifest.samples[row], manifest.sample_rate[row]) == (9410, 44100)
     assert manifest.parts(row)[0].path == str(corpus / "id00000" / "a" / "9.flac")
 
 
@@ -267,10 +267,21 @@ def test_unreadable_training_speech_past_the_allowed_share_is_an_error(scan, cor
         scan(max_unreadable=0.1)
 
 
-def test_an_unreadable_trial_utterance_is_an_error_whatever_the_share(scan, corpus, spoil):
+def test_an_unreadable_trial_utterance_stays_in_the_manifest_without_samples_and_is_named(scan, corpus, spoil, caplog):
     spoil(corpus / "id00005" / "a" / "00001.wav")
-    with pytest.raises(ValueError, match=r"data.trials: 1 utterances .* unreadable; first id00005/a/00001.wav"):
-        scan(max_unreadable=1.0)
+    manifest = scan(max_unreadable=0.1)
+    row = manifest.rows(["id00005/a/00001.wav"])[0]
+    assert (manifest.samples[row], row in manifest.split("test")) == (0, True)
+    assert "left out: id00005/a/00001.wav: " in caplog.text
+
+
+def test_unreadable_trial_utterances_past_the_allowed_share_are_an_error(scan, corpus, spoil):
+    spoil(corpus / "id00005" / "a" / "00001.wav")
+    with pytest.raises(ValueError, match=r"data.max_unreadable=0.0: 1 of 3 data.trials .* first id00005/a/00001.wav"):
+        scan(max_unreadable=0.0)
+    spoil(corpus / "id00004" / "a" / "00001.wav")
+    with pytest.raises(ValueError, match=r"data.max_unreadable=0.5: 2 of 3 data.trials utterances cannot be used"):
+        scan(max_unreadable=0.5)
 
 
 def test_scanning_twice_writes_the_same_bytes(scan, tmp_path):

@@ -133,23 +133,25 @@ def test_every_bad_file_is_named_with_its_problem(tmp_path):
     trees.soundfile.write(names[1], [], 16000)
     trees.soundfile.write(names[2], trees.noise("short", 0.1), 16000)
     trees.soundfile.write(names[3], trees.noise("slow", 0.5), 8000)
-    trees.soundfile.write(names[4], trees.np.zeros((8000, 2)), 16000)
+    trees.soundfile.write(names[4], trees.np.stack([trees.noise("left", 0.5), trees.np.zeros(8000)], axis=1), 16000)
+    trees.soundfile.write(names[5], trees.np.zeros((8000, 2)), 16000)
     out = prepared(root, tmp_path / "out")
     problems = dict(line.split("\t") for line in (out / "problems.tsv").read_text().splitlines()[1:])
     assert problems == dict(
         zip(
-            (str(name.relative_to(tmp_path)) for name in names[:5]),
+            (str(name.relative_to(tmp_path)) for name in names[:6]),
             (
-                "left out: unreadable",
-                "left out: empty",
-                "left out: too short, 0.100 s of 0.2 s",
+                "left out: cannot be read as a recording (Format not recognised.)",
+                "left out: has no samples",
+                "left out: is too short: 0.10 seconds, at least 0.2 are needed",
                 "8000 Hz; resampled when read",
                 "2 channels; the first is used",
+                "left out: holds nothing but silence",
             ),
             strict=True,
         )
     )
-    assert len(rows(out)) == 37
+    assert len(rows(out)) == 36
 
 
 def test_training_on_all_of_voxceleb_leaves_only_o_to_judge_on(reference, tmp_path):

@@ -75,7 +75,7 @@ def changed(content: bytes, start: int, new: bytes) -> bytes:
 
 SOUND = tone(0, 0, 0.5)
 REFUSED = {
-    "nothing": (b"", "cannot be read as a recording"),
+    "nothing": (b"", "is empty"),
     "text": (b"no recording " * 50, "cannot be read as a recording"),
     "zeros": (bytes(1000), "cannot be read as a recording"),
     "no samples": (written(SOUND[:0]), "has no samples"),
@@ -116,10 +116,10 @@ def test_a_wav_file_of_a_pipe_whose_sizes_are_not_known_is_read_to_its_end(size)
 def test_what_is_no_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, words in {
-        tmp_path: "is no file",
-        tmp_path / "pipe": "is no file",
+        tmp_path: "is not a regular file",
+        tmp_path / "pipe": "is not a regular file",
         tmp_path / "absent.wav": "No such file",
-        "/dev/zero": "is no file",
+        "/dev/zero": "is not a regular file",
         "a\0b": "embedded null",
     }.items():
         with pytest.raises(ValueError, match=words):

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from tiny import RATE, tone
 
 from sv_sparse.data.audio import recording
+from sv_sparse.data.decoding import MIN_SECONDS
 from sv_sparse.deploy.decision import Heard
 from sv_sparse.deploy.package import write_package
 from sv_sparse.deploy.verifier import Verifier
-from sv_sparse.deploy.windows import LEAST_SECONDS, Windows
+from sv_sparse.deploy.windows import Windows
 from sv_sparse.embedding import embed
 from sv_sparse.features import Filterbank
 from sv_sparse.scoring.backend import Backend
@@ -130,7 +131,7 @@ def test_silence_is_no_voice():
 
 @pytest.mark.parametrize("network", [deployed.ECAPA, deployed.SPEECHBRAIN, deployed.RESNET, deployed.SE_RESNET])
 def test_what_is_too_short_is_told_the_least_and_the_least_is_enough(tmp_path, network):
-    least = int(LEAST_SECONDS * RATE)
+    least = int(MIN_SECONDS * RATE)
     write_package(
         tmp_path / "m.safetensors", deployed.trained(network), network, BACKEND, {"a": 1}, features=deployed.FEATURES
     )
