@@ -75,7 +75,7 @@ class Layout(NamedTuple):
         streams: Each stream as its pieces in order. Several streams are one recording.
         is_plain: Whether that is the file as it is.
         pcm: First byte of the samples in a WAV file, -1 for other files.
-        missing: Share of the announced audio that is not there, in [0, 1).
+        missing: Share of the announced audio that is not there, in [0, 1].
         is_counted: Whether the frames of an MP3 file were counted.
     """
 
@@ -115,7 +115,7 @@ class AudioFile:
             self._read_headers()
         except soundfile.LibsndfileError as error:
             self.close()
-            raise ValueError(f"cannot be read as a recording ({error.error_string})") from error
+            raise ValueError(f"cannot be read as a recording ({_words(error)})") from error
         except BaseException:
             self.close()
             raise
@@ -156,6 +156,8 @@ class AudioFile:
                 raise ValueError(f"is joined from streams of {self.sample_rate} and {sound.samplerate} Hz")
             self._lengths.append(_frames(sound))
         self.samples = None if None in self._lengths else sum(length or 0 for length in self._lengths)
+        if self._layout.missing == 1:
+            raise ValueError("has no samples")
         if self._layout.missing and self.samples is not None:
             raise ValueError(_broken_off(self.samples, round(self.samples / (1 - self._layout.missing))))
         is_plain_pcm = self.subtype == "PCM_16" and self.channels == 1 and self._layout.is_plain
@@ -189,7 +191,7 @@ class AudioFile:
                 yield block
         except soundfile.LibsndfileError as error:
             where = f" after {place:,} samples" if place > start else ""
-            raise ValueError(f"cannot be read as a recording ({error.error_string}{where})") from error
+            raise ValueError(f"cannot be read as a recording ({_words(error)}{where})") from error
         # An MP3 file ends in whole frames, of which the padding of the encoder is cut off.
         slack = _MP3_SLACK if self.format == "MP3" and count is None else 0
         if stop is not None and place < stop - slack:
@@ -392,7 +394,7 @@ def check_length(samples: int, sample_rate: int) -> None:
 
 def too_short(samples: int, sample_rate: int) -> str:
     """Return the words for a recording that is too short."""
-    return f"is too short: {samples / sample_rate:.2f} seconds, at least {MIN_SECONDS:g} are needed"
+    return f"is too short: {100 * samples // sample_rate / 100:.2f} seconds, at least {MIN_SECONDS:g} are needed"
 
 
 def check_silence(samples: NDArray[Any]) -> None:
@@ -409,6 +411,11 @@ def is_constant(samples: NDArray[Any]) -> bool:
 def _frames(sound: soundfile.SoundFile) -> int | None:
     """Return the samples of a stream; None where only decoding tells."""
     return int(sound.frames) if sound.frames < _UNKNOWN else None
+
+
+def _words(error: soundfile.LibsndfileError) -> str:
+    """Return what libsndfile says, but for what it says of an open file whose content means nothing to it."""
+    return "Format not recognised." if "does not exist" in error.error_string else error.error_string
 
 
 def _earliest(*places: int | None) -> int | None:
@@ -612,6 +619,7 @@ class _Chunks(NamedTuple):
         length: ``struct`` format of a chunk's length.
         data: Name of the chunk with the samples.
         padding: Chunks begin at multiples of this.
+        before: Bytes of the chunk with the samples that come before them.
         counts_head: Whether the length counts the name and itself.
     """
 
@@ -621,6 +629,7 @@ class _Chunks(NamedTuple):
     length: str
     data: bytes
     padding: int
+    before: int = 0
     counts_head: bool = False
 
     def is_of(self, magic: bytes) -> bool:
@@ -632,9 +641,17 @@ _CONTAINERS = (
     _Chunks(b"RIFX", 12, 4, ">I", b"data", 2),
     _Chunks(b"RF64", 12, 4, "<I", b"data", 2),
     _Chunks(b"BW64", 12, 4, "<I", b"data", 2),
-    _Chunks(b"FORM", 12, 4, ">I", b"SSND", 2),
-    _Chunks(b"caff", 8, 4, ">q", b"data", 1),
-    _Chunks(b"riff\x2e\x91\xcf\x11", 40, 16, "<Q", b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a", 8, True),
+    _Chunks(b"FORM", 12, 4, ">I", b"SSND", 2, before=8),
+    _Chunks(b"caff", 8, 4, ">q", b"data", 1, before=4),
+    _Chunks(
+        b"riff\x2e\x91\xcf\x11",
+        40,
+        16,
+        "<Q",
+        b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a",
+        8,
+        counts_head=True,
+    ),
 )
 _NEXT_CHUNKS = {b"LIST", b"fact", b"id3 ", b"ID3 ", b"bext", b"cue ", b"JUNK", b"PEAK", b"smpl", b"inst", b"acid"}
 
@@ -661,7 +678,8 @@ def _chunked_layout(content: _Content, start: int, chunks: _Chunks, layout: Layo
 
 def _with_data(content: _Content, place: int, head: int, length: int, chunks: _Chunks, layout: Layout) -> Layout:
     """As ``_chunked_layout``, for the chunk of samples at ``place``, which says that it has ``length`` bytes."""
-    data = place + head
+    data = place + head + chunks.before
+    length -= chunks.before
     there = content.size - data
     if chunks.magic in {b"RIFF", b"RIFX"}:
         layout = layout._replace(pcm=data if chunks.magic == b"RIFF" else -1)

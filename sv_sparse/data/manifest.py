@@ -203,22 +203,23 @@ class Manifest:
 def match(utterances: Sequence[str], known: pa.StringArray) -> NDArray[np.int64]:
     """Index of each utterance among the ``known`` ones, or -1.
 
-    An utterance that is not there under its exact name is looked for without its ending, since lists often say
-    ``.wav`` where the files are ``.flac``; an ending that leaves a choice between two files counts as missing.
+    An utterance that is not there under its exact name is looked for in Unicode's composed form, since macOS keeps
+    names decomposed, and then without its ending, since lists often say ``.wav`` where the files are ``.flac``. A name
+    that leaves a choice between two files counts as missing.
 
     >>> match(["a/b/1.wav", "a/b/2.wav", "a/b/3.wav"], pa.array(["a/b/2.flac", "a/b/1.wav"]))
     array([ 1,  0, -1])
     """
     wanted = pa.array(utterances, pa.string())
     index = pc.index_in(wanted, value_set=known)
-    if index.null_count:
-        stems = _stem(known)
-        counts = pc.value_counts(stems)
+    for simplify in (_composed, _stem):
+        if not index.null_count:
+            break
+        simple, wanted_simple = simplify(known), simplify(wanted)
+        counts = pc.value_counts(simple)
         unique = counts.field("values").filter(pc.equal(counts.field("counts"), 1))
-        wanted_stems = _stem(wanted)
-        by_stem = pc.index_in(wanted_stems, value_set=stems)
-        by_stem = pc.if_else(pc.is_in(wanted_stems, value_set=unique), by_stem, None)
-        index = pc.coalesce(index, by_stem)
+        place = pc.index_in(wanted_simple, value_set=simple)
+        index = pc.coalesce(index, pc.if_else(pc.is_in(wanted_simple, value_set=unique), place, None))
     return index.cast(pa.int64()).fill_null(-1).to_numpy()
 
 
@@ -230,8 +231,12 @@ def refuse_missing(utterances: Sequence[str], found: NDArray[np.int64], source: 
         raise ValueError(f"{source}: {len(missing)} of {len(found)} utterances are missing; first {first}")
 
 
+def _composed(utterances: pa.StringArray) -> pa.StringArray:
+    return pc.utf8_normalize(utterances, form="NFC")
+
+
 def _stem(utterances: pa.StringArray) -> pa.StringArray:
-    return pc.replace_substring_regex(utterances, r"\.[^./]*$", "")
+    return pc.replace_substring_regex(_composed(utterances), r"\.[^./]*$", "")
 
 
 def _read(source: Path) -> pa.Table:

@@ -6,6 +6,7 @@ are read at random as from files of their own; and any WebDataset reader reads t
 
 import io
 import json
+import logging
 import os
 import shutil
 import tarfile
@@ -22,9 +23,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sv_sparse.data.audio import read_samples, to_int16
-from sv_sparse.data.decoding import SAMPLE_RATE
+from sv_sparse.data.decoding import SAMPLE_RATE, inspect
 from sv_sparse.data.manifest import PART, Manifest
 from sv_sparse.data.prepare import sole
+
+logger = logging.getLogger(__name__)
 
 UTTERANCES = 1000  # per shard
 
@@ -34,7 +37,8 @@ _ORDER = 0  # seed of the shuffle, so that a shard holds many speakers
 def write_shards(prepared: Path, out: Path, *, utterances: int = UTTERANCES) -> None:
     """Write every utterance of a prepared folder into tar files, subset by subset, each shuffled.
 
-    Shards that are there are left alone, so that a run that was interrupted goes on.
+    Shards that are there are left alone, so that a run that was interrupted goes on. A recording that cannot be read is
+    named in a warning and left out.
 
     Args:
         prepared: The prepared folder.
@@ -42,7 +46,7 @@ def write_shards(prepared: Path, out: Path, *, utterances: int = UTTERANCES) -> 
         utterances: How many go into a shard.
 
     Raises:
-        ValueError: ``prepared`` is no prepared folder, or a recording cannot be read.
+        ValueError: ``prepared`` is no prepared folder.
         OSError: A file cannot be written.
     """
     if out.resolve() == prepared.resolve():
@@ -82,7 +86,10 @@ def _write(source: Manifest, rows: NDArray[np.int64], path: Path) -> None:
     with open(part, "wb") as file:
         with webdataset.TarWriter(file, mtime=0) as shard:
             for row in rows:
-                shard.write(_sample(source, int(row)))
+                try:
+                    shard.write(_sample(source, int(row)))
+                except ValueError as error:
+                    logger.warning("left out: %s", error)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
@@ -95,6 +102,8 @@ def _sample(source: Manifest, row: int) -> dict[str, object]:
     if plain and source.channels[row] == 1:
         audio = Path(parts[0].path).read_bytes()
         samples = parts[0].samples
+        if inspect(audio).samples != samples:
+            raise ValueError(f"{parts[0].path}: is not what it was when its manifest was written")
     else:
         waveform = to_int16(read_samples(parts, SAMPLE_RATE))
         buffer = io.BytesIO()
@@ -137,4 +146,4 @@ def _index(source: Path, table: pa.Table, chunks: dict[str, NDArray[np.int64]], 
     }
     for name, column in changed.items():
         table = table.set_column(table.schema.get_field_index(name), name, column)
-    Manifest.write(out / "manifest.parquet", table, out)
+    Manifest.write(out / "manifest.parquet", table.filter(pa.array(size > 0)), out)

@@ -94,6 +94,15 @@ def test_a_build_that_fails_leaves_the_old_store_as_it_was(store, tmp_path):
     assert NoiseStore(tmp_path / "store").count("music") == 3
 
 
+def test_a_recording_that_cannot_be_read_is_named_and_left_out_of_the_store(tmp_path, caplog):
+    write(tmp_path / "bad" / "noise" / "1.wav", noise("good", 0.5))
+    (tmp_path / "bad" / "noise" / "2.wav").write_bytes(b"no recording")
+    write(tmp_path / "bad" / "simulated_rirs" / "3.wav", np.zeros(100))
+    assert build_store([tmp_path / "bad"], tmp_path / "store") == {"noise": 1, "music": 0, "speech": 0, "room": 0}
+    assert "2.wav: cannot be read as a recording" in caplog.text
+    assert "3.wav: a room response of zeros" in caplog.text
+
+
 def test_half_of_what_is_augmented_gets_a_room_and_the_kinds_of_noise_are_equally_often(store):
     augmentation = Augmentation(store=str(store), probability=0.6)
     plans = [augmentation.plan(0, epoch, f"id{n}") for epoch in range(20) for n in range(200)]

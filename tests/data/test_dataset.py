@@ -179,7 +179,7 @@ def test_an_utterance_is_read_whole_at_the_rate_asked_for(tmp_path, record):
 
 
 def test_an_utterance_of_which_nothing_can_be_said_is_an_error_that_names_it(tmp_path, record):
-    with pytest.raises(ValueError, match=r"1\.wav: is too short: 0\.20 seconds, at least 0\.2 are needed"):
+    with pytest.raises(ValueError, match=r"1\.wav: is too short: 0\.19 seconds, at least 0\.2 are needed"):
         read_utterance(recording(record(tmp_path / "1.wav", 3199)))
     soundfile.write(tmp_path / "2.wav", np.zeros(4000), 16000)
     with pytest.raises(ValueError, match=r"2\.wav: holds nothing but silence"):

@@ -3,6 +3,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -98,6 +99,14 @@ def test_an_ending_that_leaves_a_choice_is_missing():
 
 def test_dots_in_a_folder_or_a_name_are_no_ending():
     assert match(["a.b/c", "a/b.c.wav"], pa.array(["a/c.wav", "a/b.flac", "a/b.c.flac"])).tolist() == [-1, 2]
+
+
+def test_composed_and_decomposed_names_are_one_name_unless_both_are_there():
+    composed, decomposed = (unicodedata.normalize(form, "Zoë/1.wav") for form in ("NFC", "NFD"))
+    assert match([composed], pa.array(["a/1.wav", decomposed])).tolist() == [1]
+    assert match([decomposed], pa.array([composed])).tolist() == [0]
+    assert match([decomposed.replace("wav", "ogg")], pa.array([composed])).tolist() == [0]
+    assert match([composed, decomposed], pa.array([decomposed, composed])).tolist() == [1, 0]
 
 
 def test_missing_utterances_are_counted_and_the_first_are_named(manifest):

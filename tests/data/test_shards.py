@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -52,6 +53,25 @@ def test_every_utterance_is_the_same_and_lies_in_a_tar_file(folders):
     names = ["utterance", "speaker", "session", "genre", "subset", "samples", "sample_rate", "split"]
     tables = [pq.read_table(folder / "manifest.parquet", columns=names) for folder in folders]
     assert tables[0].to_pylist() == tables[1].to_pylist()
+
+
+def test_a_recording_that_was_damaged_since_is_named_and_left_out(folders, tmp_path, caplog):
+    shutil.copytree(folders[0], tmp_path / "prepared")
+    shutil.copytree(folders[0].parent / "root", tmp_path / "root")
+    manifest = Manifest(tmp_path / "prepared" / "manifest.parquet")
+    moved = pq.read_table(manifest.source)
+    Manifest.write(manifest.source, moved, tmp_path)
+    manifest = Manifest(manifest.source)
+    paths = [Path(manifest.parts(row)[0].path) for row in range(len(manifest)) if len(manifest.parts(row)) == 1]
+    damaged = [next(path for path in paths if path.suffix == ending) for ending in (".flac", ".wav")]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    write_shards(tmp_path / "prepared", tmp_path / "out", utterances=7)
+    shards = Manifest(tmp_path / "out" / "manifest.parquet")
+    assert len(shards) == len(manifest) - 2
+    assert all(f"left out: {path}: " in caplog.text for path in damaged)
+    for row in range(len(shards)):
+        read_utterance(shards.parts(row))
 
 
 @pytest.mark.filterwarnings(
