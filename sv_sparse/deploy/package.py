@@ -226,8 +226,8 @@ def _digest(nonzeros: Nonzeros) -> bytes:
     """Of a tensor's elements, as values and places, which is less to read than all its zeros."""
     digest = hashlib.blake2b(str(len(nonzeros.values)).encode())
     if nonzeros.places is not None:
-        digest.update(nonzeros.places.astype("<i4"))  # MAX_VALUES places fit
-    digest.update(nonzeros.values.numpy())
+        digest.update(nonzeros.places.astype("<i4").data)  # MAX_VALUES places fit
+    digest.update(nonzeros.values.numpy().data)
     return digest.digest()
 
 

@@ -49,20 +49,20 @@ class Nonzeros(NamedTuple):
     """The nonzero elements of a tensor, the same however they were compressed.
 
     Attributes:
-        count: elements of the tensor, with its zeros.
+        size: elements of the tensor, with its zeros.
         places: of the nonzero ones in the flattened tensor, int64 [N], ascending; None where no element is zero.
         values: float32 [N].
     """
 
-    count: int
+    size: int
     places: NDArray[np.int64] | None
     values: Tensor
 
     def tensor(self) -> Tensor:
-        """The flattened tensor, float32 [count]."""
+        """The flattened tensor, float32 [size]."""
         if self.places is None:
             return self.values
-        flat = torch.zeros(self.count)
+        flat = torch.zeros(self.size)
         flat[torch.from_numpy(self.places)] = self.values
         return flat
 
