@@ -3,9 +3,8 @@
 Weights without their zeros, batch norms folded, what turns embeddings into decisions, and a card that says what it was
 trained on. A safetensors file; nothing in it is run. Reading refuses whatever does not fit together, by name.
 
-Each tensor and the description have a check sum, which is compared before anything else is made of them. What is
-outside of these, the names and places of the tensors in the file, cannot change without another tensor's bytes coming
-to light, or none.
+Each tensor and the description have a check sum, which is compared before they are used. The names and places of
+tensors, in the file's own header, have none: where these change, bytes are missing, or are not those of the check sum.
 """
 
 import hashlib
@@ -111,8 +110,8 @@ def write_package(
             packed = pack(tensor, kind)
         except ValueError as error:
             raise ValueError(f"{name} {error}") from error
-        sum_ = check_sum(packed.values, packed.places)
-        stored[name] = Stored(packed.kind, tuple(tensor.shape), packed.kept, kind, sum_)
+        digest = check_sum(packed.values, packed.places)
+        stored[name] = Stored(packed.kind, tuple(tensor.shape), packed.kept, kind, digest)
         arrays[_VALUES + name] = np.frombuffer(packed.values, np.uint8)
         if packed.places:
             arrays[_PLACES + name] = np.frombuffer(packed.places, np.uint8)

@@ -177,12 +177,12 @@ class Store:
         has_sums = _version(connection) == _VERSION
         fingerprint = (connection.execute("SELECT fingerprint FROM model").fetchone() or ("",))[0]
         rows_by_speaker: dict[str, list[_Row]] = {}
-        for *columns, sum_ in connection.execute(
+        for *columns, digest in connection.execute(
             f"SELECT speaker, embedding, seconds, created, {'check_sum' if has_sums else 'NULL'} FROM recordings "
             "ORDER BY speaker, rowid"
         ):
             row = _Row(*columns)
-            if has_sums and sum_ != row.check_sum(str(fingerprint)):
+            if has_sums and digest != row.check_sum(str(fingerprint)):
                 raise ValueError(
                     f"{self.path}: what is stored of {row.speaker} is damaged, it has changed since it was enrolled; "
                     f"remove this speaker, and enroll again"
