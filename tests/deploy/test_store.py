@@ -244,6 +244,21 @@ def test_a_recording_that_became_somebody_elses_is_noticed(path):
         store.enrolled(MODEL)
 
 
+def test_a_speaker_who_got_lost_on_the_disk_is_noticed(path):
+    for number, name in enumerate("ABC"):
+        Store(path).enroll(name, [heard(number)], MODEL)
+    with sqlite3.connect(path) as connection:
+        page = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'by_speaker'").fetchone()[0]
+        start = (page - 1) * connection.execute("PRAGMA page_size").fetchone()[0]
+    connection.close()
+    content = bytearray(path.read_bytes())
+    assert content[start + 3 : start + 5] == bytes([0, 3])  # entries of this page of the index
+    content[start + 4] = 2
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"speakers\.sqlite is not a readable store of speakers"):
+        Store(path).enrolled(MODEL)
+
+
 def test_a_name_that_is_no_text_any_more_can_be_removed(path):
     changed("UPDATE recordings SET speaker = CAST(x'41ff' AS TEXT)")(path)
     Store(path).remove("A\ufffd")
