@@ -27,11 +27,13 @@ import soundfile
 import torch
 
 from sv_sparse.deploy.audio import decode
+from sv_sparse.deploy.description import with_check_sum
 from sv_sparse.deploy.networks import build_network
 from sv_sparse.deploy.package import read_package, write_package
 from sv_sparse.deploy.runtime import Runtime
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.calibration import Calibration
+from sv_sparse.storage import check_sum
 
 SECONDS, MEGABYTES = 10.0, 512  # that a case may take
 _LONGEST = 10.0  # seconds of a recording
@@ -148,20 +150,34 @@ def _packages() -> list[bytes]:
 
 
 def package(generator: Generator) -> bytes:
-    """A package, as it is, or with something in its description changed."""
+    """A package, as it is, or with something in its description or tensors changed, and check sums that fit."""
     content = _packages()[generator.integers(len(_MODELS))]
     if generator.integers(3) == 0:
         return content
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
-    about = json.loads(header["__metadata__"]["sv_sparse"])
-    for _ in range(generator.integers(1, 4)):
-        _change(about, generator)
-    header["__metadata__"]["sv_sparse"] = json.dumps(about)
+    about = json.loads(header["__metadata__"]["sv_sparse"].partition(" ")[2])
+    data = bytearray(content[8 + length :])
+    if generator.integers(2):
+        _damage(header, about["tensors"], data, generator)
+    else:
+        for _ in range(generator.integers(1, 4)):
+            _change(about, generator)
+    header["__metadata__"]["sv_sparse"] = with_check_sum(json.dumps(about))
     if generator.integers(4) == 0:
         _change(header, generator)
     text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + content[8 + length :]
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def _damage(header: dict[str, Any], tensors: dict[str, Any], data: bytearray, generator: Generator) -> None:
+    """Change bytes of one tensor, and its check sum with them: what a check sum keeps from being read is read."""
+    name = list(tensors)[generator.integers(len(tensors))]
+    parts = [header.get(kind + name, {"data_offsets": [0, 0]})["data_offsets"] for kind in ("values:", "places:")]
+    for start, end in parts:
+        for place in generator.integers(start, max(start + 1, end), size=min(end - start, 3)):
+            data[place] ^= int(generator.integers(256))
+    tensors[name][4] = check_sum(*(bytes(data[start:end]) for start, end in parts))
 
 
 def _change(whole: Any, generator: Generator) -> None:

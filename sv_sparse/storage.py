@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 LEFTOVERS = ".*.tmp"  # temporaries, which a killed process leaves behind
+_SUM_BYTES = 16
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # what some network file systems answer
 
 
@@ -106,6 +108,21 @@ def write_json(path: str | Path, value: Any) -> None:
         TypeError: ``value`` holds something that JSON has no word for.
     """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def check_sum(*parts: bytes) -> str:
+    """Compute the check sum of byte strings, and of where each of them ends: 32 hexadecimal digits of BLAKE2b.
+
+    It tells that bytes have changed on a disk or on the way. Whoever changes them on purpose can change it too.
+
+    >>> check_sum(b"ab", b"c") == check_sum(b"a", b"bc")
+    False
+    """
+    digest = hashlib.blake2b(digest_size=_SUM_BYTES)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from sv_sparse.commands.model import add_model, load_model
-from sv_sparse.deploy.store import Store, default_path
+from sv_sparse.deploy.store import Store, default_path, speaker_name
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,8 @@ def run(chosen: argparse.Namespace) -> None:
     """Run ``sv-sparse enroll``.
 
     Raises:
-        ValueError: the model, a recording or the store cannot be read, or the store is of another model; names it.
+        ValueError: the name is not allowed, the model, a recording or the store cannot be read, or the store is of
+            another model; names it.
         OSError: the store cannot be written.
     """
     path = chosen.store or default_path()
@@ -39,10 +40,11 @@ def run(chosen: argparse.Namespace) -> None:
         store.remove(chosen.name)
         print(f"{chosen.name} is removed from {path}")
     else:
+        name = speaker_name(chosen.name)  # before recordings are read for nothing
         verifier = load_model(chosen)
         heard = [verifier.hear(file) for file in chosen.files]
-        store.enroll(chosen.name, heard, verifier.fingerprint)
-        print(f"{chosen.name}: {_amount(len(heard), sum(each.seconds or 0 for each in heard))} added to {path}")
+        store.enroll(name, heard, verifier.fingerprint)
+        print(f"{name}: {_amount(len(heard), sum(each.seconds or 0 for each in heard))} added to {path}")
 
 
 def _amount(recordings: int, seconds: float | None) -> str:

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from sv_sparse.commands.model import add_decision, add_model, load_model
 from sv_sparse.deploy.decision import Verification
-from sv_sparse.deploy.store import Store, default_path
-
-UNKNOWN = "unknown"
+from sv_sparse.deploy.store import UNKNOWN, Store, default_path
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,7 @@
-"""What a package says of itself, as JSON: checked part by part before any of it is used."""
+"""What a package says of itself: JSON with its check sum before it, checked part by part before any of it is used.
+
+Format 1, which had no check sums, is still read.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,8 +11,10 @@ from typing import Any, NamedTuple
 
 from sv_sparse.deploy.packing import KINDS, VALUES
 from sv_sparse.scoring.calibration import QUALITIES, Calibration
+from sv_sparse.storage import check_sum
 
-FORMAT = 1
+FORMAT = 2
+_OLDEST = 1
 MAX_VALUES = 1 << 28  # of all tensors together: one gibibyte with their zeros
 _MAX_TENSORS, _MAX_AXES = 10_000, 5
 _LARGEST = 1e30  # number in a description
@@ -24,12 +29,14 @@ class Stored(NamedTuple):
         shape: with its zeros.
         kept: values that are not zero.
         values: what they were rounded to, one of VALUES.
+        check_sum: of the bytes that are stored; None in format 1.
     """
 
     kind: str
     shape: tuple[int, ...]
     kept: int
     values: str
+    check_sum: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Description:
         backend: ``top_n`` and ``calibration`` as ``Backend.of`` takes them.
         card: plain data.
         stored: the tensors by name.
+        has_check_sums: whether the file has them: format 1 has none.
     """
 
     model: dict[str, Any]
@@ -49,10 +57,11 @@ class Description:
     backend: dict[str, Any]
     card: dict[str, Any]
     stored: Mapping[str, Stored]
+    has_check_sums: bool = True
 
 
-def to_json(about: Description) -> str:
-    """The text of a description.
+def to_text(about: Description) -> str:
+    """The text of a description, which begins with its check sum.
 
     Raises:
         TypeError: the card, or the model's settings, are no plain data.
@@ -71,29 +80,41 @@ def to_json(about: Description) -> str:
         "card": about.card,
         "tensors": about.stored,
     }
-    return json.dumps(whole, allow_nan=False, separators=(",", ":"))
+    return with_check_sum(json.dumps(whole, allow_nan=False, separators=(",", ":")))
 
 
-def of_json(text: str | None) -> Description:
+def with_check_sum(content: str) -> str:
+    """A description's JSON as it is stored: after its check sum and a space."""
+    return f"{check_sum(content.encode())} {content}"
+
+
+def of_text(text: str | None) -> Description:
     """The description that a text holds.
 
     Raises:
-        ValueError: it is not one; says what is wrong.
+        ValueError: it is damaged, or none; says what is wrong.
     """
     if text is None:
-        raise ValueError("it has no description of a network, which sv-sparse export writes")
-    whole = json.loads(text)
+        raise ValueError("it has no description of a network, which sv-sparse export writes: damaged, or another file")
+    has_check_sums = not text.startswith("{")
+    content = text.partition(" ")[2] if has_check_sums else text
+    if has_check_sums and text != with_check_sum(content):
+        raise ValueError("its description is damaged: it has changed since it was written")
+    whole = json.loads(content)
     if not isinstance(whole, dict) or "format" not in whole:
         raise ValueError("its description has no format")
-    if not _whole(whole["format"], FORMAT, FORMAT):
-        raise ValueError(f"it has format {whole['format']!r}, this version reads {FORMAT}")
+    if not _whole(whole["format"], _OLDEST, FORMAT):
+        raise ValueError(f"it has format {whole['format']!r}, this version reads {_OLDEST} to {FORMAT}")
+    if whole["format"] > 1 and not has_check_sums:
+        raise ValueError("its description is damaged: it has lost its check sum")
     if set(whole) != _PARTS:
         raise ValueError(f"its description has {sorted(whole)}, expected {sorted(_PARTS)}")
     for part in _PARTS - {"format"}:
         if not isinstance(whole[part], dict):
             raise ValueError(f"{part} is a {type(whole[part]).__name__}, expected names and values")
     features, backend = _features(whole["features"]), _backend(whole["backend"])
-    return Description(whole["model"], features, backend, whole["card"], _stored(whole["tensors"]))
+    stored = _stored(whole["tensors"], has_check_sums)
+    return Description(whole["model"], features, backend, whole["card"], stored, has_check_sums)
 
 
 def _features(features: dict[str, Any]) -> dict[str, int]:
@@ -106,26 +127,26 @@ def _features(features: dict[str, Any]) -> dict[str, int]:
     return features
 
 
-def _stored(tensors: dict[str, Any]) -> dict[str, Stored]:
+def _stored(tensors: dict[str, Any], has_check_sums: bool) -> dict[str, Stored]:
     if len(tensors) > _MAX_TENSORS:
         raise ValueError(f"it has {len(tensors)} tensors, at most {_MAX_TENSORS} are read")
-    found = {name: _one_stored(name, each) for name, each in tensors.items()}
+    found = {name: _one_stored(name, each, has_check_sums) for name, each in tensors.items()}
     total = sum(prod(each.shape) for each in found.values())
     if total > MAX_VALUES:
         raise ValueError(f"it has {total} values with its zeros, at most {MAX_VALUES} are read")
     return found
 
 
-def _one_stored(name: str, each: Any) -> Stored:
-    if not isinstance(each, list) or len(each) != 4:
-        raise ValueError(f"{name} is described by {str(each)[:60]}, expected kind, shape, kept and values")
-    kind, shape, kept, values = each
+def _one_stored(name: str, each: Any, has_check_sum: bool) -> Stored:
+    if not isinstance(each, list) or len(each) != 4 + has_check_sum:
+        raise ValueError(f"{name} is described by {str(each)[:60]}, expected kind, shape, kept, values and check sum")
+    kind, shape, kept, values, *sums = each
     axes: list[Any] = shape if isinstance(shape, list) and len(shape) <= _MAX_AXES else [None]
     if not all(_whole(axis, 1, MAX_VALUES) for axis in axes) or prod(axes) > MAX_VALUES:
         raise ValueError(f"{name} has shape {str(shape)[:60]}")
     if kind not in KINDS or values not in list(VALUES) or not _whole(kept, 0, prod(axes)):
         raise ValueError(f"{name} is described by {str(each)[:60]}, which is not allowed")
-    return Stored(kind, tuple(axes), kept, values)
+    return Stored(kind, tuple(axes), kept, values, *map(str, sums))
 
 
 def _backend(backend: dict[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,14 @@
 
 Weights without their zeros, batch norms folded, what turns embeddings into decisions, and a card that says what it was
 trained on. A safetensors file; nothing in it is run. Reading refuses whatever does not fit together, by name.
+
+Each tensor and the description have a check sum, which is compared before they are used. The names and places of
+tensors, in the file's own header, have none: where these change, bytes are missing, or are not those of the check sum.
 """
 
 import hashlib
 import json
+import logging
 import os
 import struct
 from collections.abc import Mapping
@@ -24,14 +28,17 @@ from sv_sparse.deploy import description
 from sv_sparse.deploy.description import Description, Stored
 from sv_sparse.deploy.fold import fill_statistics, fold_structure, folded, weights_of
 from sv_sparse.deploy.networks import build_network
-from sv_sparse.deploy.packing import VALUES, Packed, pack, unpack
+from sv_sparse.deploy.packing import VALUES, Nonzeros, Packed, pack, unpack_nonzeros
 from sv_sparse.models.layers import keep_channels_last
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.storage import atomic_write
+from sv_sparse.storage import atomic_write, check_sum
+
+logger = logging.getLogger(__name__)
 
 _PLACES, _VALUES, _KEY = "places:", "values:", "sv_sparse"
 _BACKEND = "backend."
 _MAX_HEADER = 16 << 20  # bytes
+_TRAINING_ONLY = {"implementation"}  # settings of a network that change no embedding
 _HOW = "one is made from a run by: sv-sparse export RUN --to model.safetensors"
 
 
@@ -46,7 +53,9 @@ class Package:
         features: ``sample_rate`` in Hz, ``mel_bins``.
         card: what it was trained on, how well it does, under which licence: plain data.
         values: what weights were rounded to when it was written: ``fp32`` (not at all), ``bf16`` or ``fp16``.
-        fingerprint: of the weights and settings, not of the card: packages of one network can share embeddings.
+        fingerprint: of the weights, the network's class, its settings and the features: packages of one network, whose
+            embeddings can be compared, have one. Neither the card counts, nor the back-end, nor how weights were
+            compressed, nor what only training asks (``implementation``). 64 hexadecimal digits.
     """
 
     model: dict[str, Any]
@@ -101,20 +110,23 @@ def write_package(
             packed = pack(tensor, kind)
         except ValueError as error:
             raise ValueError(f"{name} {error}") from error
-        stored[name] = Stored(packed.kind, tuple(tensor.shape), packed.kept, kind)
+        digest = check_sum(packed.values, packed.places)
+        stored[name] = Stored(packed.kind, tuple(tensor.shape), packed.kept, kind, digest)
         arrays[_VALUES + name] = np.frombuffer(packed.values, np.uint8)
         if packed.places:
             arrays[_PLACES + name] = np.frombuffer(packed.places, np.uint8)
     plain = {name: backend.state()[name] for name in ("top_n", "calibration")}
     about = Description(dict(model), dict(features), plain, dict(card), stored)
     _empty(about.model, about.features["mel_bins"])  # what cannot be read again is not written
-    content = to_safetensors(arrays, metadata={_KEY: description.to_json(about)})
+    content = to_safetensors(arrays, metadata={_KEY: description.to_text(about)})
     with atomic_write(path) as file:
         file.write(content)
 
 
 def read_package(path: str | os.PathLike[str]) -> Package:
-    """Read a package, everything in it compared with everything else.
+    """Read a package, everything in it compared with its check sum and with everything else.
+
+    One that an earlier version wrote, without check sums (format 1), is read with a warning.
 
     Raises:
         ValueError: it is missing, cut off, damaged, of another kind or version, or its parts contradict each other;
@@ -123,7 +135,10 @@ def read_package(path: str | os.PathLike[str]) -> Package:
     path = Path(path)
     try:
         return _read(path)
-    except (ValueError, OSError, SafetensorError, RecursionError) as error:
+    except SafetensorError as error:
+        problem = f"it is damaged, or no safetensors file ({_first_line(error)})"
+        raise ValueError(f"{path} is not a readable package: {problem}") from error
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is not a readable package: {_first_line(error)}") from error
 
 
@@ -134,19 +149,27 @@ def _first_line(error: BaseException) -> str:
 def _read(path: Path) -> Package:
     _refuse_long_header(path)
     with safe_open(path, framework="numpy") as file:
-        about = description.of_json((file.metadata() or {}).get(_KEY))
+        about = description.of_text((file.metadata() or {}).get(_KEY))
         network = _empty(about.model, about.features["mel_bins"])
         _compare_shapes(weights_of(network), about.stored)
         expected = {_VALUES + name for name in about.stored}
         expected |= {_PLACES + name for name, each in about.stored.items() if each.kind != "dense"}
         if set(file.keys()) != expected:
-            raise ValueError(f"it lacks {sorted(expected - set(file.keys()))[:3]} or has more than it describes")
-        frames = {name: _frames(file, name, each) for name, each in about.stored.items()}
-    found = {name: _unpacked(frames[name], name, each) for name, each in about.stored.items()}
-    backend = _backend(about, {key: found.pop(key) for key in list(found) if key.startswith(_BACKEND)}, network)
+            lacking = sorted(expected - set(file.keys()))[:3]
+            raise ValueError(f"it is damaged: it lacks {lacking} or has more than it describes")
+        tensors: dict[str, Tensor] = {}
+        digests: dict[str, bytes] = {}
+        for name, each in about.stored.items():
+            nonzeros = _read_tensor(file, name, each)
+            tensors[name] = nonzeros.tensor().view(each.shape)
+            if not name.startswith(_BACKEND):
+                digests[name] = _digest(nonzeros)
+    if not about.has_check_sums:
+        logger.warning("%s has no check sums, so damage goes unnoticed: export it again with this version", path)
+    backend = _backend(about, {key: tensors.pop(key) for key in list(tensors) if key.startswith(_BACKEND)}, network)
     kinds = {each.values for each in about.stored.values()} - {"fp32"}
     values = next(iter(kinds), "fp32")
-    return Package(about.model, found, backend, about.features, about.card, values, _fingerprint(about, frames))
+    return Package(about.model, tensors, backend, about.features, about.card, values, _fingerprint(about, digests))
 
 
 def _refuse_long_header(path: Path) -> None:
@@ -156,7 +179,7 @@ def _refuse_long_header(path: Path) -> None:
         start = file.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if not 2 <= length <= min(_MAX_HEADER, path.stat().st_size - 8):
-        raise ValueError(f"it does not begin as a safetensors file; {_HOW}")
+        raise ValueError(f"it is damaged, or no safetensors file; {_HOW}")
 
 
 def _empty(model: Mapping[str, Any], mel_bins: int) -> nn.Module:
@@ -182,31 +205,38 @@ def _compare_shapes(weights: Mapping[str, Tensor], stored: Mapping[str, Stored])
             raise ValueError(f"{name} has shape {stored[name].shape}, its network has {tuple(weight.shape)}")
 
 
-def _frames(file: Any, name: str, each: Stored) -> dict[str, bytes]:
-    """The frames of a tensor, by part."""
-    parts = (_VALUES,) if each.kind == "dense" else (_VALUES, _PLACES)
+def _read_tensor(file: Any, name: str, each: Stored) -> Nonzeros:
+    """A tensor's nonzero elements, once its bytes are those that were written."""
+    parts = [_VALUES] if each.kind == "dense" else [_VALUES, _PLACES]
     slices = [file.get_slice(part + name) for part in parts]
     if any(part.get_dtype() != "U8" or len(part.get_shape()) != 1 for part in slices):
         raise ValueError(f"{name} is stored as something else than bytes")
-    return {part: file.get_tensor(part + name).tobytes() for part in parts}
-
-
-def _unpacked(frames: Mapping[str, bytes], name: str, each: Stored) -> Tensor:
+    frames = {part: file.get_tensor(part + name).tobytes() for part in parts}
     packed = Packed(each.kind, each.kept, frames.get(_PLACES, b""), frames[_VALUES])
+    if each.check_sum is not None and each.check_sum != check_sum(packed.values, packed.places):
+        raise ValueError(f"{name} is damaged: its bytes have changed since they were written")
     try:
-        return unpack(packed, prod(each.shape), each.values).view(each.shape)
+        return unpack_nonzeros(packed, prod(each.shape), each.values)
     except ValueError as error:
         raise ValueError(f"{name} {error}") from error
 
 
-def _fingerprint(about: Description, frames: Mapping[str, Mapping[str, bytes]]) -> str:
-    """Of what makes embeddings, whatever else the file says."""
-    found = hashlib.sha256(json.dumps([about.model, about.features], sort_keys=True).encode())
-    for name in sorted(frames):
-        if not name.startswith(_BACKEND):
-            for part, content in sorted(frames[name].items()):
-                found.update(f"{part}{name} {len(content)} ".encode() + content)
-    return found.hexdigest()
+def _digest(nonzeros: Nonzeros) -> bytes:
+    """Of a tensor's elements, as values and places, which is less to read than all its zeros."""
+    digest = hashlib.blake2b(str(len(nonzeros.values)).encode())
+    if nonzeros.places is not None:
+        digest.update(nonzeros.places.astype("<i4").data)  # MAX_VALUES places fit
+    digest.update(nonzeros.values.numpy().data)
+    return digest.digest()
+
+
+def _fingerprint(about: Description, digests: Mapping[str, bytes]) -> str:
+    """Of what makes embeddings, whatever else the file says and however it says it."""
+    settings = {name: value for name, value in about.model.items() if name not in _TRAINING_ONLY}
+    settings["_target_"] = settings["_target_"].rpartition(".")[2]  # the class, in whatever module it is defined
+    weights = [[name, about.stored[name].shape, digest.hex()] for name, digest in sorted(digests.items())]
+    content = json.dumps([settings, about.features, weights], sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=32).hexdigest()
 
 
 def _backend(about: Description, tensors: Mapping[str, Tensor], network: nn.Module) -> Backend:

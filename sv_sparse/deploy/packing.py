@@ -45,6 +45,28 @@ class Packed(NamedTuple):
         return len(self.places) + len(self.values)
 
 
+class Nonzeros(NamedTuple):
+    """The nonzero elements of a tensor, the same however they were compressed.
+
+    Attributes:
+        size: elements of the tensor, with its zeros.
+        places: of the nonzero ones in the flattened tensor, int64 [N], ascending; None where no element is zero.
+        values: float32 [N].
+    """
+
+    size: int
+    places: NDArray[np.int64] | None
+    values: Tensor
+
+    def tensor(self) -> Tensor:
+        """The flattened tensor, float32 [size]."""
+        if self.places is None:
+            return self.values
+        flat = torch.zeros(self.size)
+        flat[torch.from_numpy(self.places)] = self.values
+        return flat
+
+
 def pack(tensor: Tensor, values: str = "fp32") -> Packed:
     """The smallest packed form, which keeps every bit but the sign of a zero.
 
@@ -77,6 +99,20 @@ def unpack(packed: Packed, count: int, values: str = "fp32") -> Tensor:
     Raises:
         ValueError: the bytes are not what ``pack`` makes of ``count`` values.
     """
+    return unpack_nonzeros(packed, count, values).tensor()
+
+
+def unpack_nonzeros(packed: Packed, count: int, values: str = "fp32") -> Nonzeros:
+    """The nonzero elements of a packed tensor.
+
+    Args:
+        packed: the tensor.
+        count: its elements, with the zeros.
+        values: what they were rounded to, one of VALUES.
+
+    Raises:
+        ValueError: the bytes are not what ``pack`` makes of ``count`` values.
+    """
     if not 0 <= packed.kept <= count:
         raise ValueError(f"claims {packed.kept} values for {count} places")
     dtype = VALUES[values]
@@ -84,13 +120,12 @@ def unpack(packed: Packed, count: int, values: str = "fp32") -> Tensor:
     kept = torch.from_numpy(raw.reshape(dtype.itemsize, packed.kept).T.copy().ravel()).view(dtype).float()
     if not kept.isfinite().all():
         raise ValueError("holds values that are not finite")
-    if packed.kind == "dense":
-        if packed.kept != count:
-            raise ValueError(f"has {packed.kept} values for {count} places and says nowhere which")
-        return kept
-    found = torch.zeros(count)
-    found[torch.from_numpy(_places(packed, count))] = kept
-    return found
+    if packed.kind == "dense" and packed.kept != count:
+        raise ValueError(f"has {packed.kept} values for {count} places and says nowhere which")
+    places = None if packed.kind == "dense" else _places(packed, count)
+    if not kept.all():  # a zero has no place here, so that equal tensors have equal nonzeros
+        raise ValueError("stores a zero as a value that is not zero")
+    return Nonzeros(count, None if packed.kept == count else places, kept)
 
 
 def _places(packed: Packed, count: int) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sv_sparse.deploy.native import WIDEST_TILE
-from sv_sparse.storage import write_json
+from sv_sparse.storage import check_sum, write_json
 
 DENSE = 0
 
@@ -24,19 +24,19 @@ class Plan:
     machine: str = ""
 
     def save(self, path: Path) -> None:
-        """Write it as JSON.
+        """Write it as JSON, with a check sum.
 
         Raises:
             OSError: the file cannot be written.
         """
-        write_json(path, asdict(self))
+        write_json(path, asdict(self) | {"check_sum": self._check_sum()})
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
         """Read what ``save`` wrote.
 
         Raises:
-            ValueError: the file is missing or no plan; names it.
+            ValueError: the file is missing, damaged or no plan; names it.
         """
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -45,8 +45,14 @@ class Plan:
         layers = found.get("layers") if isinstance(found, dict) else None
         tiles = list(layers.values()) if isinstance(layers, dict) else [None]
         fits = all(isinstance(tile, int) and 0 <= tile <= WIDEST_TILE for tile in tiles)
-        if layers is None or not fits or set(found) != {"layers", "machine"}:
+        if layers is None or not fits or set(found) != {"layers", "machine", "check_sum"}:
             raise ValueError(
-                f"{path} is not a plan: expected layers, each with a tile of 0 to {WIDEST_TILE}, and machine"
+                f"{path} is not a plan: expected layers, each with a tile of 0 to {WIDEST_TILE}, machine, and check_sum"
             )
-        return cls(layers, str(found["machine"]))
+        plan = cls(layers, str(found["machine"]))
+        if found["check_sum"] != plan._check_sum():
+            raise ValueError(f"{path} is not a readable plan: it is damaged, and has changed since it was measured")
+        return plan
+
+    def _check_sum(self) -> str:
+        return check_sum(json.dumps(asdict(self), sort_keys=True).encode())

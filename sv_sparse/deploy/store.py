@@ -1,9 +1,11 @@
 """Enrolled speakers on this machine: one SQLite file, which only its owner can read.
 
 Embeddings are kept, no recordings. An embedding is a biometric trait all the same: removing a speaker overwrites it in
-the file.
+the file. Each recording's row has a check sum, so that no embedding is compared that has changed since it was enrolled.
 """
 
+import json
+import math
 import os
 import sqlite3
 import unicodedata
@@ -11,20 +13,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import NoneType
 from typing import NamedTuple
 
 import numpy as np
 
 from sv_sparse.deploy.decision import Heard
+from sv_sparse.storage import check_sum
+
+UNKNOWN = "unknown"  # the answer for a recording of nobody who is enrolled
+RESERVED = (UNKNOWN, "nobody", "no decision")  # what the program says instead of a name
 
 _APPLICATION = 0x53565350  # "SVSP", which SQLite keeps in the file's header
-_VERSION = 1
+_VERSION = 2
+_WITHOUT_SUMS = 1  # had no check sums, and models' fingerprints were of compressed bytes
 _LONGEST_NAME = 200
+_SPACES = dict.fromkeys([0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000], " ")  # Unicode's class Zs
 _TABLES = """
 CREATE TABLE model (fingerprint TEXT NOT NULL, size INTEGER NOT NULL);
 CREATE TABLE recordings (
-    speaker TEXT NOT NULL, embedding BLOB NOT NULL, seconds REAL, created TEXT NOT NULL
+    speaker TEXT NOT NULL, embedding BLOB NOT NULL, seconds REAL, created TEXT NOT NULL, check_sum TEXT NOT NULL
 );
 CREATE INDEX by_speaker ON recordings (speaker);
 """
@@ -34,7 +41,7 @@ class Speaker(NamedTuple):
     """Who is enrolled.
 
     Attributes:
-        name: as it was given.
+        name: as ``speaker_name`` spells it.
         recordings: that were heard.
         seconds: of them together; None where that is not known.
         created: when the first was enrolled, in ISO 8601, UTC.
@@ -52,10 +59,26 @@ def default_path() -> Path:
     return Path(home) / "sv-sparse" / "speakers.sqlite"
 
 
+class _Row(NamedTuple):
+    """A recording as it is stored, of whatever types: a database holds what anybody has written to it."""
+
+    speaker: object
+    embedding: object
+    seconds: object
+    created: object
+
+    def check_sum(self, fingerprint: str) -> str:
+        """Of all columns and the model's fingerprint."""
+        words = json.dumps([fingerprint, self.speaker, self.seconds, self.created], default=repr)
+        content = self.embedding if isinstance(self.embedding, bytes) else repr(self.embedding).encode()
+        return check_sum(words.encode(), content)
+
+
 class Store:
     """Speakers by name, with the embeddings of their recordings; every change is done whole or not at all.
 
-    Several processes may use a store at once.
+    Several processes may use a store at once. Of a store that an earlier version made (version 1, without check sums),
+    speakers can be listed and removed, no more; once nobody is left, the next one who is enrolled makes it a new one.
 
     Args:
         path: the file; made, with its folder, when somebody is enrolled.
@@ -73,37 +96,42 @@ class Store:
         """Add recordings to a speaker, who is new or there already.
 
         Args:
-            name: any text, up to 200 characters, in one line.
-            recordings: one or more.
+            name: any text that ``speaker_name`` allows, which spells it.
+            recordings: one or more; their seconds are at least 0.
             fingerprint: of the model that embedded them.
 
         Raises:
-            ValueError: the name is not allowed, there are no recordings, or the store is of another model.
+            ValueError: the name is not allowed, there are no recordings, or the store is of another model or version.
             OSError: the file cannot be written.
         """
-        name = _normal(name)
-        if not name.strip() or len(name) > _LONGEST_NAME or not name.isprintable():
-            raise ValueError(f"a speaker's name must be one line of 1 to {_LONGEST_NAME} characters, got {name[:80]!r}")
+        name = speaker_name(name)
         if not recordings:
             raise ValueError(f"no recordings of {name} are given")
         sizes = {each.embedding.shape for each in recordings}
         if len(sizes) > 1:
             raise ValueError(f"embeddings of one model have one size, got {sorted(sizes)}")
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        rows = [(name, _to_bytes(each.embedding), each.seconds, now) for each in recordings]
+        rows = [_Row(name, _to_bytes(each.embedding), _checked(each.seconds), now) for each in recordings]
         self._make()
         with self._changing() as connection:
             self._refuse_other(connection, fingerprint, len(recordings[0].embedding))
-            connection.executemany("INSERT INTO recordings VALUES (?, ?, ?, ?)", rows)
+            sealed = [(*row, row.check_sum(fingerprint)) for row in rows]
+            connection.executemany("INSERT INTO recordings VALUES (?, ?, ?, ?, ?)", sealed)
 
     def speakers(self) -> list[Speaker]:
-        """Who is enrolled, by name."""
-        query = (
-            "SELECT speaker, count(*), CASE WHEN count(seconds) = count(*) THEN sum(seconds) END, min(created) "
-            "FROM recordings GROUP BY speaker ORDER BY speaker"
-        )
+        """Who is enrolled, by name.
+
+        Raises:
+            ValueError: what is stored of a speaker is damaged; names both.
+        """
         with self._reading() as connection:
-            return [Speaker(*row) for row in connection.execute(query)] if connection is not None else []
+            rows_by_speaker = self._rows(connection) if connection is not None else {}
+        speakers = []
+        for name, rows in rows_by_speaker.items():
+            seconds = [row.seconds for row in rows if isinstance(row.seconds, float)]
+            total = sum(seconds) if len(seconds) == len(rows) else None
+            speakers.append(Speaker(name, len(rows), total, min(str(row.created) for row in rows)))
+        return speakers
 
     def enrolled(self, fingerprint: str) -> dict[str, Heard]:
         """What was heard of each speaker, by name: all their recordings together.
@@ -112,20 +140,18 @@ class Store:
             fingerprint: of the model that other recordings will be embedded by.
 
         Raises:
-            ValueError: the store is of another model.
+            ValueError: the store is of another model or version, or what is stored of a speaker is damaged; names both.
         """
         with self._reading() as connection:
             if connection is None:
                 return {}
+            rows_by_speaker = self._rows(connection)
             size = self._refuse_other(connection, fingerprint)
-            found: dict[str, list[Heard]] = {}
-            rows = connection.execute("SELECT speaker, embedding, seconds FROM recordings ORDER BY speaker, rowid")
-            for name, content, seconds in rows:
-                found.setdefault(str(name), []).append(_heard(content, seconds, size))
-        return {name: Heard.together(several) for name, several in found.items()}
+            recordings = {name: [_heard(row, size) for row in rows] for name, rows in rows_by_speaker.items()}
+        return {name: Heard.together(several) for name, several in recordings.items()}
 
     def remove(self, name: str) -> None:
-        """Remove a speaker, and overwrite what was kept.
+        """Remove a speaker, and overwrite what was kept; what is damaged can be removed too.
 
         Raises:
             ValueError: there is none of that name.
@@ -134,14 +160,38 @@ class Store:
         name = _normal(name)
         with self._reading() as connection:
             known = connection is not None
-        count = 0
+        ids: list[tuple[int]] = []
         if known:
             with self._changing() as changed:
-                count = changed.execute("DELETE FROM recordings WHERE speaker = ?", (name,)).rowcount
+                # Compared here and not by SQL, which knows only valid UTF-8; version 1 kept spaces around a name.
+                listed = changed.execute("SELECT rowid, speaker FROM recordings").fetchall()
+                ids = [(rowid,) for rowid, speaker in listed if str(speaker).strip(" ") == name]
+                changed.executemany("DELETE FROM recordings WHERE rowid = ?", ids)
                 if not changed.execute("SELECT count(*) FROM recordings").fetchone()[0]:
                     changed.execute("DELETE FROM model")  # anybody's from now on
-        if not count:
+        if not ids:
             raise ValueError(f"{self.path}: nobody is enrolled as {name}")
+
+    def _rows(self, connection: sqlite3.Connection) -> dict[str, list[_Row]]:
+        """All recordings, compared with their check sums: by speaker, in the order in which they were enrolled."""
+        has_sums = _version(connection) == _VERSION
+        fingerprint = (connection.execute("SELECT fingerprint FROM model").fetchone() or ("",))[0]
+        rows_by_speaker: dict[str, list[_Row]] = {}
+        for *columns, digest in connection.execute(
+            f"SELECT speaker, embedding, seconds, created, {'check_sum' if has_sums else 'NULL'} FROM recordings "
+            "ORDER BY speaker, rowid"
+        ):
+            row = _Row(*columns)
+            if has_sums and digest != row.check_sum(str(fingerprint)):
+                raise ValueError(
+                    f"{self.path}: what is stored of {row.speaker} is damaged, it has changed since it was enrolled; "
+                    f"remove this speaker, and enroll again"
+                )
+            rows_by_speaker.setdefault(str(row.speaker), []).append(row)
+        problem = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if problem != "ok":  # a row that is lost has no check sum that could differ
+            raise sqlite3.DatabaseError(problem.replace("\n", " "))
+        return rows_by_speaker
 
     def _refuse_other(self, connection: sqlite3.Connection, fingerprint: str, size: int | None = None) -> int:
         """The size of embeddings, of a store of this model; a new one becomes one of it."""
@@ -151,10 +201,15 @@ class Store:
             return size
         if known is None:
             return 0
+        if _version(connection) == _WITHOUT_SUMS:
+            raise ValueError(
+                f"{self.path}: its speakers were enrolled by an earlier version of this program, whose embeddings were "
+                f"not protected against damage; enroll them again, in another store or once this file is moved away"
+            )
         if known[0] != fingerprint:
             raise ValueError(
                 f"{self.path}: its speakers were enrolled by another model, whose embeddings cannot be compared with "
-                f"this one's; enrol them again in another store"
+                f"this one's; enroll them again in another store"
             )
         if size is not None and size != known[1]:
             raise ValueError(f"{self.path}: its embeddings have {known[1]} numbers, these have {size}")
@@ -167,7 +222,11 @@ class Store:
         with self._connected() as connection:
             connection.execute("BEGIN IMMEDIATE")
             if not _is_empty(connection):
-                return
+                self._refuse_foreign(connection)
+                if _version(connection) == _VERSION or connection.execute("SELECT 1 FROM recordings").fetchone():
+                    return
+                connection.execute("DROP TABLE recordings")
+                connection.execute("DROP TABLE model")
             for statement in _TABLES.split(";"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
@@ -204,6 +263,7 @@ class Store:
             uri = f"{self.path.absolute().as_uri()}?mode=rw"
             with closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10)) as connection:
                 connection.execute("PRAGMA secure_delete = ON")
+                connection.text_factory = _text
                 yield connection
         except sqlite3.OperationalError as error:
             raise OSError(f"{self.path}: {error}") from error
@@ -212,11 +272,35 @@ class Store:
 
     def _refuse_foreign(self, connection: sqlite3.Connection) -> None:
         application = connection.execute("PRAGMA application_id").fetchone()[0]
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        version = _version(connection)
         if application != _APPLICATION:
             raise ValueError(f"{self.path} is a database, but no store of speakers")
-        if version != _VERSION:
+        if version not in {_WITHOUT_SUMS, _VERSION}:
             raise ValueError(f"{self.path} has version {version} of a store of speakers, this program reads {_VERSION}")
+
+
+def speaker_name(name: str) -> str:
+    """The one spelling of a speaker's name: Unicode's normal form C, without spaces around it.
+
+    Args:
+        name: one line of 1 to 200 printable characters, none of RESERVED in small letters or capitals.
+
+    Raises:
+        ValueError: it is something else.
+
+    >>> speaker_name(" Jose\u0301 ")
+    'José'
+    """
+    spelled = _normal(name)
+    if not spelled or len(spelled) > _LONGEST_NAME or not spelled.isprintable():
+        raise ValueError(
+            f"a speaker's name must be one line of 1 to {_LONGEST_NAME} printable characters, got {name[:80]!r}"
+        )
+    if spelled.casefold() in RESERVED:
+        raise ValueError(
+            f"a speaker cannot be called {spelled}, which is an answer of this program: {', '.join(RESERVED)}"
+        )
+    return spelled
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:
@@ -224,9 +308,25 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
     return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0)
 
 
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _text(content: bytes) -> str:
+    """Text of the database, where damaged bytes become signs that no check sum fits."""
+    return content.decode(errors="replace")
+
+
 def _normal(name: str) -> str:
     """One spelling of what looks the same."""
-    return unicodedata.normalize("NFC", name)
+    return unicodedata.normalize("NFC", name.translate(_SPACES)).strip(" ")
+
+
+def _checked(seconds: float | None) -> float | None:
+    """Seconds as the database gives them back."""
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise ValueError(f"a recording's seconds must be a number of at least 0, got {seconds}")
+    return None if seconds is None else float(seconds)
 
 
 def _to_bytes(embedding: np.ndarray) -> bytes:
@@ -235,11 +335,12 @@ def _to_bytes(embedding: np.ndarray) -> bytes:
     return embedding.astype("<f4").tobytes()
 
 
-def _heard(content: object, seconds: object, size: int) -> Heard:
+def _heard(row: _Row, size: int) -> Heard:
     """A recording as it was stored; an error of the database where it was not stored by this program."""
-    if not isinstance(content, bytes) or len(content) != 4 * size:
+    if not isinstance(row.embedding, bytes) or len(row.embedding) != 4 * size:
         raise sqlite3.DatabaseError("an embedding has another size than the model's")
-    found = np.frombuffer(content, "<f4").astype(np.float32)
-    if not np.isfinite(found).all() or not isinstance(seconds, (float, NoneType)):
+    embedding = np.frombuffer(row.embedding, "<f4").astype(np.float32)
+    seconds = row.seconds
+    if not np.isfinite(embedding).all() or not (seconds is None or isinstance(seconds, float)):
         raise sqlite3.DatabaseError("an embedding, or its seconds, is not finite")
-    return Heard(found, seconds)
+    return Heard(embedding, seconds)

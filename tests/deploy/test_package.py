@@ -1,6 +1,7 @@
 """The package: one file that gives back the network to the last bit, or says what is wrong with it."""
 
 import json
+import os
 import random
 import struct
 
@@ -10,8 +11,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from sv_sparse.deploy import packing
+from sv_sparse.deploy.description import with_check_sum
 from sv_sparse.deploy.fold import folded, weights_of
 from sv_sparse.deploy.package import read_package, write_package
+from sv_sparse.storage import check_sum
 
 CARD = {"licence": "CC BY 4.0", "trained_on": "tones", "evaluations": [{"name": "a", "eer": 0.1}]}
 
@@ -103,16 +107,27 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path):
 
 def changed(path, change):
     """The file with its description and tensors changed."""
+    about, tensors = described(path), load_file(path)
+    change(about, tensors)
+    save_file(tensors, path, metadata={"sv_sparse": with_check_sum(json.dumps(about))})
+
+
+def described(path):
+    """What the file says of itself."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
-        about = json.loads(json.loads(file.read(length))["__metadata__"]["sv_sparse"])
-    tensors = load_file(path)
-    change(about, tensors)
-    save_file(tensors, path, metadata={"sv_sparse": json.dumps(about)})
+        return json.loads(json.loads(file.read(length))["__metadata__"]["sv_sparse"].partition(" ")[2])
+
+
+def sealed(about, tensors, name="mfa.weight"):
+    """Let a tensor's check sum be that of its bytes, as it would be of a forgery."""
+    parts = (tensors.get(part + name, np.zeros(0, np.uint8)).tobytes() for part in ("values:", "places:"))
+    about["tensors"][name][4] = check_sum(*parts)
 
 
 def lengthen(about, tensors):
     tensors["values:mfa.weight"] = np.concatenate([tensors["values:mfa.weight"], np.zeros(3, np.uint8)])[3:]
+    sealed(about, tensors)
 
 
 CHANGES = {
@@ -123,7 +138,7 @@ CHANGES = {
     r"mfa\.weight has shape": lambda about, tensors: about["tensors"]["mfa.weight"].__setitem__(1, [24, 64, 1, 2]),
     "which is not allowed": lambda about, tensors: about["tensors"]["mfa.weight"].__setitem__(2, 1 << 40),
     "at most 268435456": lambda about, tensors: about["tensors"].update(
-        {str(i): ["gaps", [1 << 27], 0, "fp32"] for i in range(3)}
+        {str(i): ["gaps", [1 << 27], 0, "fp32", ""] for i in range(3)}
     ),
     "channels is 4000000000": lambda about, tensors: about["model"].update(channels=4_000_000_000),
     "mfa_channels is 65536|shape": lambda about, tensors: about["model"].update(mfa_channels=65536),
@@ -167,16 +182,107 @@ def test_a_description_nested_beyond_measure_is_refused(tmp_path):
         read_package(tmp_path / "m")
 
 
-def test_a_card_changes_no_fingerprint_and_a_weight_does(tmp_path):
-    network = written(tmp_path / "m.safetensors")
-    prints = {read_package(tmp_path / "m.safetensors").fingerprint}
-    write_package(tmp_path / "m", network, deployed.ECAPA, deployed.backend(), {"other": 1}, features=deployed.FEATURES)
-    prints.add(read_package(tmp_path / "m").fingerprint)
-    assert len(prints) == 1
-    with torch.no_grad():
-        network.mfa.bias[0] += 1
-    write_package(tmp_path / "m", network, deployed.ECAPA, deployed.backend(), {}, features=deployed.FEATURES)
-    assert read_package(tmp_path / "m").fingerprint not in prints
+def fingerprint(path, network, model=deployed.ECAPA, card=CARD, **options):
+    """Of a package with that network."""
+    options = {"features": deployed.FEATURES, "backend": deployed.backend()} | options
+    write_package(path, network, model, options.pop("backend"), card, **options)
+    return read_package(path).fingerprint
+
+
+def test_what_changes_no_embedding_changes_no_fingerprint(tmp_path, monkeypatch):
+    path, network = tmp_path / "m", deployed.trained(deployed.ECAPA)
+    expected = fingerprint(path, network)
+    content = path.read_bytes()
+    reordered = dict(reversed(deployed.ECAPA.items()))
+    assert fingerprint(path, network, card={"other": 1}) == expected
+    assert fingerprint(path, network, reordered, features=dict(reversed(deployed.FEATURES.items()))) == expected
+    assert fingerprint(path, network, deployed.ECAPA | {"implementation": "torch"}) == expected
+    assert fingerprint(path, network, backend=deployed.backend(cohort=True)) == expected
+    monkeypatch.setattr(packing, "_LEVEL", 1)
+    assert fingerprint(path, network) == expected
+    assert path.read_bytes() != content
+    monkeypatch.setattr(packing, "_gaps", lambda mask: os.urandom(100_000))  # too large: bitmasks
+    assert fingerprint(path, network) == expected
+
+
+@torch.no_grad()
+def test_a_weight_or_a_setting_changes_the_fingerprint(tmp_path):
+    path, network = tmp_path / "m", deployed.trained(deployed.ECAPA)
+    prints = [fingerprint(path, network), fingerprint(path, network, deployed.ECAPA | {"dilations": [1, 2, 3]})]
+    prints.append(fingerprint(path, network, values="bf16"))
+    network.mfa.bias[0] += 1
+    prints.append(fingerprint(path, network))
+    weight = network.mfa.weight.view(-1)
+    last = int(weight.nonzero()[-1])
+    zero = int((weight[:last] == 0).nonzero()[-1])
+    weight[zero + 1], weight[zero] = 0, weight[zero + 1].clone()  # the same values, one of them at another place
+    prints.append(fingerprint(path, network))
+    assert len(set(prints)) == 5
+
+
+def as_format_1(path):
+    """The file as versions without check sums wrote it."""
+    about, tensors = described(path), load_file(path)
+    about["format"] = 1
+    for each in about["tensors"].values():
+        del each[4]
+    save_file(tensors, path, metadata={"sv_sparse": json.dumps(about)})
+
+
+def test_a_package_of_format_1_is_read_with_a_warning(tmp_path, caplog):
+    path = tmp_path / "m.safetensors"
+    written(path)
+    package = read_package(path)
+    assert not caplog.records
+    as_format_1(path)
+    older = read_package(path)
+    assert "m.safetensors has no check sums, so damage goes unnoticed: export it again" in caplog.text
+    assert older.fingerprint == package.fingerprint
+    assert all(torch.equal(value, package.weights[name]) for name, value in older.weights.items())
+
+
+def test_check_sums_cannot_get_lost(tmp_path):
+    path = tmp_path / "m.safetensors"
+    written(path)
+    save_file(load_file(path), path, metadata={"sv_sparse": json.dumps(described(path))})
+    with pytest.raises(ValueError, match="its description is damaged: it has lost its check sum"):
+        read_package(path)
+
+
+def test_a_flipped_bit_anywhere_is_refused(tmp_path):
+    path = tmp_path / "m.safetensors"
+    small = {"channels": 4, "mfa_channels": 4, "attention_channels": 2, "se_channels": 2, "res2net_scale": 2}
+    model = deployed.ECAPA | small | {"kernel_sizes": [5, 3], "dilations": [1, 2]}
+    written(path, model)
+    content = path.read_bytes()
+    length = 8 + struct.unpack("<Q", content[:8])[0]
+    generator = random.Random(0)
+    places = [*range(8), *(generator.randrange(8, length) for _ in range(250))]
+    places += [generator.randrange(length, len(content)) for _ in range(150)]
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << generator.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"m\.safetensors is not a readable package: .*damaged"):
+            read_package(path)
+
+
+def test_what_is_damaged_is_named(tmp_path):
+    path = tmp_path / "m.safetensors"
+    written(path)
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
+    start = len(content) - max(each["data_offsets"][1] for name, each in header.items() if name != "__metadata__")
+    for name in ("values:mfa.weight", "places:mfa.weight", "values:backend.mean"):
+        damaged = bytearray(content)
+        damaged[start + header[name]["data_offsets"][1] - 1] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{name.partition(':')[2]} is damaged: its bytes have changed"):
+            read_package(path)
+    place = content.index(b"CC BY 4.0")
+    path.write_bytes(content[:place] + b"CD" + content[place + 2 :])
+    with pytest.raises(ValueError, match="its description is damaged: it has changed"):
+        read_package(path)
 
 
 def test_a_folder_is_told_how_to_become_a_package(tmp_path):

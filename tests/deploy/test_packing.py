@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sv_sparse.deploy.packing import KINDS, VALUES, Packed, pack, unpack
+from sv_sparse.deploy.packing import KINDS, VALUES, Packed, pack, unpack, unpack_nonzeros
 
 
 def sparse(count: int, density: float, seed: int = 0) -> Tensor:
@@ -58,6 +58,20 @@ def test_rounded_values_are_those_of_their_type(values):
     assert torch.equal(unpack(pack(tensor, values), 5000, values), tensor.to(VALUES[values]).float())
 
 
+def test_equal_tensors_have_equal_nonzeros_however_they_are_packed():
+    mask = np.zeros(600, bool)
+    mask[[3, 4, 300]] = True
+    values = frame(np.array([1, 2, 3], "<f4").view(np.uint8).reshape(-1, 4).T.tobytes())
+    bits = frame(np.packbits(mask, bitorder="little").tobytes())
+    marked = unpack_nonzeros(Packed("bitmask", 3, bits, values), 600)
+    counted = unpack_nonzeros(Packed("gaps", 3, frame(bytes([3, 0, 255, 40])), values), 600)
+    assert marked.places.tolist() == counted.places.tolist() == [3, 4, 300]
+    assert marked.values.tolist() == counted.values.tolist() == [1, 2, 3]
+    full = unpack_nonzeros(Packed("bitmask", 3, frame(bytes([7])), values), 3)
+    assert full.places is None
+    assert unpack_nonzeros(Packed("dense", 3, b"", values), 3).places is None
+
+
 def test_a_negative_zero_is_a_zero():
     assert pack(torch.tensor([0.0, -0.0, 1.0])).kept == 1
 
@@ -92,6 +106,7 @@ GOOD = pack(sparse(1000, 0.01))
         (Packed("bitmask", 1, frame(bytes(124)), frame(bytes(4))), "124 bytes where 125"),
         (Packed("dense", 999, b"", frame(bytes(4 * 999))), "says nowhere which"),
         (Packed("bitmask", 1, frame(bytes([1] + [0] * 124)), frame(bytes([0, 0, 0xC0, 0x7F]))), "not finite"),
+        (Packed("bitmask", 1, frame(bytes([1] + [0] * 124)), frame(bytes(4))), "stores a zero"),
     ],
 )
 def test_what_does_not_fit_is_named(packed, problem):

@@ -93,7 +93,7 @@ def test_a_network_too_wide_for_the_kernels_is_computed_by_torch(tmp_path, caplo
         Runtime.of(package, engine="sparse")
 
 
-@pytest.mark.parametrize("text", ["{}", '{"layers": {"a": 1}, "machine": "x"}'])
+@pytest.mark.parametrize("text", ["{}", '{"layers": {"a": 1}, "machine": "x", "check_sum": "x"}'])
 def test_a_stored_plan_of_no_use_is_warned_of_and_left(package, caplog, text):
     path = plan_path(package, 1)
     path.parent.mkdir(parents=True)
@@ -141,3 +141,17 @@ def test_a_damaged_plan_is_named(tmp_path, text):
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(ValueError, match=r"plan\.json is not a"):
         Plan.load(tmp_path / "plan.json")
+
+
+def test_a_plan_of_which_a_bit_changed_is_damaged(tmp_path):
+    path = tmp_path / "plan.json"
+    plan = Plan({"first": 4, "second": DENSE}, "this machine")
+    plan.save(path)
+    assert Plan.load(path) == plan
+    content = path.read_bytes()
+    for place in (content.index(b"first"), content.index(b"4"), content.index(b"this"), content.index(b'sum": "') + 7):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"plan\.json is not a readable plan: it is damaged"):
+            Plan.load(path)

@@ -13,7 +13,7 @@ import pytest
 from tiny import ROOT
 
 from sv_sparse.deploy.decision import Heard
-from sv_sparse.deploy.store import Store, default_path
+from sv_sparse.deploy.store import RESERVED, Store, default_path
 
 MODEL = "f" * 64
 
@@ -59,17 +59,34 @@ def test_names_are_any_text(path, name):
 
 
 def test_names_that_look_the_same_are_the_same(path):
-    Store(path).enroll("Jose\u0301", [heard(0)], MODEL)
-    Store(path).enroll("Jos\u00e9", [heard(1)], MODEL)
-    assert [each.recordings for each in Store(path).speakers()] == [2]
-    Store(path).remove("Jose\u0301")
+    spellings = ["Jos\u00e9 A", "Jose\u0301 A", "  Jos\u00e9 A ", "Jos\u00e9\u3000A", "Jos\u00e9\u00a0A\u2003"]
+    for number, name in enumerate(spellings):
+        Store(path).enroll(name, [heard(number)], MODEL)
+    assert [(each.name, each.recordings) for each in Store(path).speakers()] == [("Jos\u00e9 A", 5)]
+    Store(path).remove(" Jose\u0301 A")
+    assert Store(path).speakers() == []
 
 
-@pytest.mark.parametrize("name", ["", "  ", "two\nlines", "tab\t", "x" * 201, "\ud800"])
+@pytest.mark.parametrize("name", ["", "  ", "\u3000", "two\nlines", "tab\t", "\x1b[2J", "x" * 201, "\ud800", "a\udcff"])
 def test_names_that_cannot_be_shown_are_refused(path, name):
-    with pytest.raises(ValueError, match="name must be one line"):
+    with pytest.raises(ValueError, match="name must be one line of 1 to 200 printable characters") as refusal:
+        Store(path).enroll(name, [heard(0)], MODEL)
+    assert str(refusal.value).isprintable()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("name", [*RESERVED, "unknown", " Unknown ", "NOBODY"])
+def test_a_name_that_is_an_answer_is_refused(path, name):
+    with pytest.raises(ValueError, match=f"cannot be called {name.strip()}, which is an answer of this program"):
         Store(path).enroll(name, [heard(0)], MODEL)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["", "\ud800", "unknown"])
+def test_a_name_that_nobody_can_have_is_nobodys_when_it_is_removed(path, name):
+    Store(path).enroll("A", [heard(0)], MODEL)
+    with pytest.raises(ValueError, match="nobody is enrolled as"):
+        Store(path).remove(name)
 
 
 def test_embeddings_of_different_models_are_never_mixed(path):
@@ -92,6 +109,8 @@ def test_embeddings_of_different_models_are_never_mixed(path):
         ([heard(0, size=5)], "embeddings have 4 numbers, these have 5"),
         ([Heard(np.array([1, 2, 3, np.nan]))], "finite numbers"),
         ([heard(0), Heard(np.array([1, 2, 3, np.inf]))], "finite numbers"),
+        ([heard(0, float("nan"))], "seconds must be"),
+        ([heard(0, -1.0)], "seconds must be"),
     ],
 )
 def test_what_does_not_fit_leaves_the_store_as_it_was(path, recordings, words):
@@ -145,10 +164,22 @@ BAD = {
     "text": (lambda path: path.write_text("no database at all " * 20), "not a readable store"),
     "foreign": (foreign, "is a database, but no store of speakers"),
     "damaged": (damaged, "speakers.sqlite"),
-    "newer": (changed("PRAGMA user_version = 2"), "has version 2 of a store of speakers, this program reads 1"),
-    "cut": (changed("UPDATE recordings SET embedding = x'00'"), "another size"),
-    "not finite": (changed("UPDATE recordings SET embedding = x'0000c07f0000c07f0000c07f0000c07f'"), "not finite"),
-    "words": (changed("UPDATE recordings SET seconds = 'many'"), "not a readable store"),
+    "newer": (changed("PRAGMA user_version = 3"), "has version 3 of a store of speakers, this program reads 2"),
+    "other size": (changed("UPDATE model SET size = 5"), "another size"),
+    "cut": (changed("UPDATE recordings SET embedding = x'00'"), "stored of A is damaged"),
+    "not finite": (
+        changed("UPDATE recordings SET embedding = x'0000c07f0000c07f0000c07f0000c07f'"),
+        "stored of A is damaged",
+    ),
+    "words": (changed("UPDATE recordings SET seconds = 'many'"), "stored of A is damaged"),
+    "other words": (changed("UPDATE recordings SET embedding = 'many'"), "stored of A is damaged"),
+    "other seconds": (changed("UPDATE recordings SET seconds = seconds + 1"), "stored of A is damaged"),
+    "other time": (changed("UPDATE recordings SET created = '2000-01-01'"), "stored of A is damaged"),
+    "other name": (changed("UPDATE recordings SET speaker = 'B'"), "stored of B is damaged"),
+    "no name": (changed("UPDATE recordings SET speaker = CAST(x'41ff' AS TEXT)"), "stored of A\ufffd is damaged"),
+    "other model": (changed(f"UPDATE model SET fingerprint = '{'e' * 64}'"), "stored of A is damaged"),
+    "lost model": (changed("DELETE FROM model"), "stored of A is damaged"),
+    "other sum": (changed("UPDATE recordings SET check_sum = ''"), "stored of A is damaged"),
     "no table": (changed("DROP TABLE model"), "speakers.sqlite"),
     "folder": (lambda path: path.mkdir(), "unable to open|readable"),
 }
@@ -162,6 +193,105 @@ def test_a_file_that_is_no_store_or_damaged_is_named(path, kind):
     with pytest.raises((ValueError, OSError), match=words) as refusal:
         Store(path).enrolled(MODEL)
     assert str(path) in str(refusal.value)
+
+
+def test_a_flipped_bit_is_refused_or_changes_nothing(path):
+    store = Store(path)
+    for number in range(3):
+        store.enroll(f"speaker {number}", [heard(number, size=32), heard(number + 9, size=32)], MODEL)
+    content, expected, listed = path.read_bytes(), store.enrolled(MODEL), store.speakers()
+    generator, refused = np.random.default_rng(0), 0
+    for place in generator.choice(len(content), size=600, replace=False):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(generator.integers(8))
+        path.write_bytes(damaged)
+        try:
+            enrolled, speakers = Store(path).enrolled(MODEL), Store(path).speakers()
+        except (ValueError, OSError) as error:
+            assert str(path) in str(error)  # noqa: PT017
+            refused += 1
+            continue
+        assert speakers == listed
+        assert all(np.array_equal(each.embedding, expected[name].embedding) for name, each in enrolled.items())
+    assert refused > 20
+
+
+def test_a_bit_of_an_embedding_on_the_disk_names_the_speaker_who_can_be_removed(path):
+    store = Store(path)
+    for number, name in enumerate("ABC"):
+        store.enroll(name, [heard(number)], MODEL)
+    content = bytearray(path.read_bytes())
+    content[content.index(heard(1).embedding.tobytes()) + 5] ^= 4
+    path.write_bytes(content)
+    for act in (store.speakers, lambda: store.enrolled(MODEL)):
+        with pytest.raises(ValueError, match=r"speakers\.sqlite: what is stored of B is damaged.*remove this speaker"):
+            act()
+    store.remove("B")
+    assert list(store.enrolled(MODEL)) == ["A", "C"]
+
+
+def test_a_recording_that_became_somebody_elses_is_noticed(path):
+    store = Store(path)
+    store.enroll("A", [heard(0)], MODEL)
+    store.enroll("B", [heard(1)], MODEL)
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "UPDATE recordings SET (embedding, check_sum) ="
+            " (SELECT embedding, check_sum FROM recordings WHERE speaker = 'A') WHERE speaker = 'B'"
+        )
+    connection.close()
+    with pytest.raises(ValueError, match="stored of B is damaged"):
+        store.enrolled(MODEL)
+
+
+def test_a_speaker_who_got_lost_on_the_disk_is_noticed(path):
+    for number, name in enumerate("ABC"):
+        Store(path).enroll(name, [heard(number)], MODEL)
+    with sqlite3.connect(path) as connection:
+        page = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'by_speaker'").fetchone()[0]
+        start = (page - 1) * connection.execute("PRAGMA page_size").fetchone()[0]
+    connection.close()
+    content = bytearray(path.read_bytes())
+    assert content[start + 3 : start + 5] == bytes([0, 3])  # entries of this page of the index
+    content[start + 4] = 2
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"speakers\.sqlite is not a readable store of speakers"):
+        Store(path).enrolled(MODEL)
+
+
+def test_a_name_that_is_no_text_any_more_can_be_removed(path):
+    changed("UPDATE recordings SET speaker = CAST(x'41ff' AS TEXT)")(path)
+    Store(path).remove("A\ufffd")
+    assert Store(path).speakers() == []
+
+
+VERSION_1 = f"""
+CREATE TABLE model (fingerprint TEXT NOT NULL, size INTEGER NOT NULL);
+CREATE TABLE recordings (speaker TEXT NOT NULL, embedding BLOB NOT NULL, seconds REAL, created TEXT NOT NULL);
+CREATE INDEX by_speaker ON recordings (speaker);
+INSERT INTO model VALUES ('{MODEL}', 4);
+INSERT INTO recordings VALUES ('A', zeroblob(16), 2.5, '2026-01-02T00:00:00+00:00');
+INSERT INTO recordings VALUES (' unknown ', zeroblob(16), NULL, '2026-01-02T00:00:00+00:00');
+PRAGMA application_id = 0x53565350;
+PRAGMA user_version = 1;
+"""
+
+
+def test_of_a_store_without_check_sums_speakers_are_listed_and_removed_and_nobody_is_compared(path):
+    path.parent.mkdir()
+    with sqlite3.connect(path) as connection:
+        connection.executescript(VERSION_1)
+    connection.close()
+    store = Store(path)
+    assert [each[:3] for each in store.speakers()] == [(" unknown ", 1, None), ("A", 1, 2.5)]
+    for act in (lambda: store.enroll("B", [heard(0)], MODEL), lambda: store.enrolled(MODEL)):
+        with pytest.raises(ValueError, match=r"speakers\.sqlite: .* earlier version .* enroll them again"):
+            act()
+    store.remove("unknown")
+    store.remove("A")
+    assert store.enrolled("e" * 64) == {}
+    store.enroll("B", [heard(0)], "e" * 64)
+    assert np.array_equal(store.enrolled("e" * 64)["B"].embedding, heard(0).embedding)
 
 
 def test_of_two_who_enrol_at_once_nobody_is_lost(path):
@@ -187,7 +317,7 @@ store = Store(Path(sys.argv[1]))
 with store._changing() as connection:
     connection.execute("PRAGMA cache_size = 1")  # so that changes are in the file before they are committed
     connection.executemany(
-        "INSERT INTO recordings VALUES ('B', ?, 1.0, '')", [(np.ones(4, "<f4").tobytes(),) for _ in range(5000)]
+        "INSERT INTO recordings VALUES ('B', ?, 1.0, '', '')", [(np.ones(4, "<f4").tobytes(),) for _ in range(5000)]
     )
     os._exit(9)
 """

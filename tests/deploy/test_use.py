@@ -114,6 +114,8 @@ def test_a_model_without_calibration_gives_a_score_and_decides_by_a_given_thresh
         (["identify", "0_0.flac", "--top", "0"], "--top must be at least 1"),
         (["enroll"], "expected NAME FILE..., or --list, or --remove NAME"),
         (["enroll", "A"], "expected NAME FILE"),
+        (["enroll", "Unknown", "absent.flac"], "a speaker cannot be called Unknown"),
+        (["enroll", " ", "absent.flac"], "a speaker's name must be one line"),
         (["enroll", "A", "0_0.flac", "--remove"], "expected NAME FILE"),
         (["enroll", "A", "--list"], "expected NAME FILE"),
         (["enroll", "--remove"], "expected NAME FILE"),
@@ -134,7 +136,7 @@ def test_without_a_model_it_says_how_to_name_one(use, monkeypatch):
 
 
 def test_who_is_enrolled_is_identified_and_strangers_are_unknown(use):
-    assert use("enroll", "José", "0_0.flac").out.startswith("José: 1 recording, 1.0 seconds added to ")
+    assert use("enroll", " Jose\u0301", "0_0.flac").out.startswith("José: 1 recording, 1.0 seconds added to ")
     use("enroll", "李", "1_0.flac", "1_1.flac")
     listed = use("enroll", "--list").out
     assert "José: 1 recording, 1.0 seconds, since 20" in listed
