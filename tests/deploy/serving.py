@@ -15,9 +15,10 @@ import soundfile
 import torch
 from tiny import RATE, tone
 
+from sv_sparse.deploy.limits import Limits
 from sv_sparse.deploy.networks import build_network
 from sv_sparse.deploy.package import write_package
-from sv_sparse.deploy.serve import Limits, make_app, make_server
+from sv_sparse.deploy.serve import make_app, make_server
 from sv_sparse.deploy.verifier import Verifier
 from sv_sparse.features import Filterbank
 from sv_sparse.scoring.backend import Backend
@@ -82,7 +83,7 @@ def audio(speaker: int, seconds: float = 1.0, rate: int = RATE, kind: str = "WAV
 def serving(verifier: Verifier, limits: Limits = LIMITS) -> Iterator[int]:
     """Serve on a free port, which is yielded."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = make_server(make_app(verifier, limits))
+        server = make_server(make_app(verifier, limits), limits)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
