@@ -5,7 +5,7 @@ import io
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,10 +80,10 @@ def audio(speaker: int, seconds: float = 1.0, rate: int = RATE, kind: str = "WAV
 
 
 @contextmanager
-def serving(verifier: Verifier, limits: Limits = LIMITS) -> Iterator[int]:
+def serving(verifier: Verifier, limits: Limits = LIMITS, allowed_hosts: Sequence[str] = ()) -> Iterator[int]:
     """Serve on a free port, which is yielded."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = make_server(make_app(verifier, limits), limits)
+        server = make_server(make_app(verifier, limits, allowed_hosts=allowed_hosts), limits)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

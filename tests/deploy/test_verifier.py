@@ -167,7 +167,8 @@ def test_the_answer_is_the_back_ends_own(cohort):
     assert (found.threshold, found.false_alarms) == (2.0, 0.01)
     assert found.accepted == (found.llr >= 2.0)
     assert found.seconds > 0
-    assert set(found.as_dict()) == set(found.__dataclass_fields__)
+    assert set(found.as_dict()) == {"outcome", *found.__dataclass_fields__}
+    assert found.as_dict()["outcome"] == found.outcome == ("accepted" if found.accepted else "not accepted")
     turned = verifier(backend).verify(sides[1], sides[0])
     assert turned.score == pytest.approx(found.score, rel=1e-5)
 
