@@ -75,8 +75,8 @@ def run_page(record: Record, figures: Sequence[Drawn]) -> str:
 
 def decision_notes(record: Record) -> list[str]:
     """Return sentences on what the network's decisions mean, and on what they do not tell."""
-    accepted, not_accepted = Outcome.ACCEPTED, Outcome.NOT_ACCEPTED
-    notes = [f'A pair whose evidence reaches the threshold is "{accepted}", any other "{not_accepted}"; {NOT_DIFFERENT}.']
+    reached, missed = Outcome.ACCEPTED, Outcome.NOT_ACCEPTED
+    notes = [f'A pair whose evidence reaches the threshold is "{reached}", any other "{missed}"; {NOT_DIFFERENT}.']
     if is_synthetic(record.settings):
         notes.append(f"Warning: {SYNTHETIC_WARNING}.")
     return [*notes, f"Limits of use: {LIMITS_OF_USE}."]
