@@ -133,6 +133,7 @@ def run_folder(
     controller: str = "FeedbackController",
     optimizer: str = "AdaBreg",
     trials: int = 400,
+    data: Mapping[str, Any] | None = None,
 ) -> Path:
     """A finished run's folder with these results."""
     folder.mkdir(parents=True)
@@ -141,6 +142,7 @@ def run_folder(
         "optim": {"_target_": f"sv_sparse.optim.{optimizer}"},
         "sparsity": {"controller": {"_target_": f"sv_sparse.optim.{controller}"}},
         "trainer": {"band": 0.005},
+        "data": data or {"root": "recordings"},
     }
     (folder / "config.yaml").write_text(json.dumps(settings))  # which is YAML too
     environment = {"command": COMMAND, "commit": None, "cores": 2, "packages": {"torch": "2.13"}}

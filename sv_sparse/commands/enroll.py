@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from sv_sparse.commands.model import add_model, load_model
+from sv_sparse.deploy.decision import CONSENT
 from sv_sparse.deploy.store import Store, default_path, speaker_name
 
 
@@ -17,6 +18,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="say who is enrolled")
     parser.add_argument("--remove", action="store_true", help="remove NAME and all that was kept of the recordings")
     add_model(parser)
+    parser.epilog = f"{CONSENT[0].upper()}{CONSENT[1:]}."
 
 
 def run(chosen: argparse.Namespace) -> None:

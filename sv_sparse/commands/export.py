@@ -18,11 +18,12 @@ from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.deploy.compact import compact
+from sv_sparse.deploy.decision import LIMITS_OF_USE, SYNTHETIC
 from sv_sparse.deploy.onnx import FEATURES, export_onnx
 from sv_sparse.deploy.package import write_package
 from sv_sparse.deploy.packing import VALUES
 from sv_sparse.deploy.quantize import quantize_onnx
-from sv_sparse.deploy.trained import load_network
+from sv_sparse.deploy.trained import is_synthetic, load_network
 from sv_sparse.features import MEL_BINS, Filterbank
 
 _UTTERANCES, _SECONDS = 32, 6.0  # that tell int8 the range of values: so many, and at most so long
@@ -168,7 +169,9 @@ def make_card(folder: Path, settings: dict[str, Any], *, licence: str, trained_o
     return {
         "name": settings["name"],
         "licence": licence,
-        "trained_on": trained_on or _data(settings["data"]),
+        "trained_on": trained_on or _data(settings),
+        SYNTHETIC: is_synthetic(settings),
+        "limits_of_use": LIMITS_OF_USE,
         "training": results.get("training", {}),
         "scoring": results.get("scoring", {}),
         "figures": {name: results[name] for name in _FIGURES if name in results},
@@ -184,10 +187,11 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _data(data: dict[str, Any]) -> str:
+def _data(settings: dict[str, Any]) -> str:
     """The training data in words, without the folders of whoever trained."""
-    if "make" in data:
-        return "the demo corpus: made-up speech"
+    data = settings["data"]
+    if is_synthetic(settings):
+        return "the demo corpus: synthetic voices"
     if "prepared" in data:
         return f"{', '.join(data['train'])} of {Path(data['prepared']).name}"
     return f"recordings in {Path(data['root']).name}"

@@ -5,8 +5,8 @@ import json
 import time
 from pathlib import Path
 
-from sv_sparse.commands.model import add_decision, add_model, load_model
-from sv_sparse.deploy.decision import Verification
+from sv_sparse.commands.model import add_decision, add_model, limit_lines, load_model, refused_input
+from sv_sparse.deploy.decision import NOT_DIFFERENT, Outcome, Verification
 from sv_sparse.deploy.store import UNKNOWN, Store, default_path
 
 
@@ -25,8 +25,8 @@ def run(chosen: argparse.Namespace) -> None:
     """Run ``sv-sparse identify``.
 
     Raises:
-        ValueError: the model, the recording or the store cannot be read, nobody is enrolled, or no such threshold is
-            known; names it.
+        ValueError: the model or the store cannot be read, the recording cannot be judged, nobody is enrolled, or no
+            such threshold is known; names it.
     """
     if chosen.top < 1:
         raise ValueError(f"--top must be at least 1, got {chosen.top}")
@@ -36,26 +36,31 @@ def run(chosen: argparse.Namespace) -> None:
     if not enrolled:
         raise ValueError(f"{path}: nobody is enrolled; sv-sparse enroll NAME FILE... does")
     started = time.perf_counter()
-    found = verifier.identify(
-        chosen.file,
-        list(enrolled.values()),
-        prior=chosen.prior,
-        false_alarms=chosen.false_alarms,
-        threshold=chosen.threshold,
-    )
-    ranked = sorted(zip(enrolled, found, strict=True), key=lambda pair: _likelihood(pair[1]), reverse=True)
+    with refused_input(chosen):
+        verifications = verifier.identify(
+            chosen.file,
+            list(enrolled.values()),
+            prior=chosen.prior,
+            false_alarms=chosen.false_alarms,
+            threshold=chosen.threshold,
+        )
+    ranked = sorted(zip(enrolled, verifications, strict=True), key=lambda pair: _likelihood(pair[1]), reverse=True)
     name, best = ranked[0]
     answer = None if best.accepted is None else name if best.accepted else UNKNOWN
     seconds = time.perf_counter() - started
     top = ranked[: chosen.top]
     if chosen.json:
         speakers = [{"name": name} | each.as_dict() for name, each in top]
-        print(json.dumps({"answer": answer, "known": bool(best.accepted), "speakers": speakers}, ensure_ascii=False))
+        decision = {"outcome": best.outcome, "answer": answer, "known": bool(best.accepted)}
+        print(json.dumps(decision | verifier.basis | {"speakers": speakers}, ensure_ascii=False))
         return
-    print(answer or "no decision: the model knows no threshold; --threshold gives one")
+    print(answer or f"{best.outcome}: the model knows no threshold; --threshold gives one")
     for name, each in top:
         print(f"  {name}: {_words(each)}")
+    if verifier.basis["calibration"] is not None:
+        print(f"log-likelihood ratios by {verifier.basis['calibration']}")
     print(_threshold(best, len(ranked)), end="")
+    print("\n".join(limit_lines(verifier)))
     print(f"{seconds:.3f} seconds")
 
 
@@ -73,8 +78,10 @@ def _threshold(found: Verification, speakers: int) -> str:
     """What was decided by, in a line; nothing where nothing was decided."""
     if found.threshold is None:
         return ""
-    line = f"threshold {found.threshold:.2f}"
+    line = f"{found.outcome}: threshold {found.threshold:.2f}"
     if found.false_alarms is not None:
         most = min(1.0, speakers * found.false_alarms)
         line += f", for {100 * found.false_alarms:g}% false alarms a speaker: up to {most:.2%} for {speakers} together"
+    if found.outcome == Outcome.NOT_ACCEPTED:
+        line += f"; {NOT_DIFFERENT}"
     return f"{line}\n"

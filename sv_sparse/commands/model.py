@@ -1,15 +1,26 @@
 """Which model the commands that use one take."""
 
 import argparse
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from sv_sparse.deploy.decision import CONSENT, LIMITS_OF_USE, NOT_DETECTED, NOT_DIFFERENT, Outcome, RefusedInputError
 from sv_sparse.deploy.runtime import check_threads
 from sv_sparse.deploy.verifier import Verifier
 
 VARIABLE = "SV_SPARSE_MODEL"  # of the environment
+_OUTCOMES = (
+    f'The outcome is "{Outcome.ACCEPTED}", "{Outcome.NOT_ACCEPTED}" (the evidence does not reach the threshold; '
+    f'{NOT_DIFFERENT}), "{Outcome.NO_DECISION}" (no threshold is known) or "{Outcome.REFUSED_INPUT}" (a recording '
+    "cannot be judged; the reason is on stderr, and with --json on stdout too). Exit status: 0 with an outcome of the "
+    "first three, 2 with refused input and after any other error, 128 + N after signal N. "
+    f"Limits of use: {NOT_DETECTED}. {CONSENT[0].upper()}{CONSENT[1:]}."
+)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +55,7 @@ def add_decision(parser: argparse.ArgumentParser) -> None:
         help="probability of one speaker before anything is heard (0.5)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.epilog = _OUTCOMES
 
 
 def load_model(chosen: argparse.Namespace) -> Verifier:
@@ -67,3 +79,25 @@ def model_path(chosen: argparse.Namespace) -> Path:
     if not path:
         raise ValueError(f"name a model with --model FILE, or with the environment variable {VARIABLE}")
     return Path(path)
+
+
+@contextmanager
+def refused_input(chosen: argparse.Namespace) -> Iterator[None]:
+    """Report a recording that cannot be judged: as JSON if the command line asks for it, and as an error.
+
+    Raises:
+        ValueError: there is such a recording; names it.
+    """
+    try:
+        yield
+    except RefusedInputError as refusal:
+        if chosen.json:
+            print(json.dumps({"outcome": refusal.outcome, "recording": refusal.recording, "error": str(refusal)}))
+        raise ValueError(f"{refusal.outcome}: {refusal}") from refusal
+
+
+def limit_lines(verifier: Verifier) -> Iterator[str]:
+    """Yield what follows every decision: the warning about the model if there is one, and the limits of use."""
+    if verifier.basis["warning"] is not None:
+        yield f"warning: {verifier.basis['warning']}"
+    yield f"limits: {LIMITS_OF_USE}"

@@ -5,8 +5,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from sv_sparse.commands.model import add_decision, add_model, load_model
-from sv_sparse.deploy.decision import Verification
+from sv_sparse.commands.model import add_decision, add_model, limit_lines, load_model, refused_input
+from sv_sparse.deploy.decision import NOT_DIFFERENT, Outcome, Verification
+from sv_sparse.deploy.verifier import Verifier
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -21,33 +22,37 @@ def run(chosen: argparse.Namespace) -> None:
     """Run ``sv-sparse verify``.
 
     Raises:
-        ValueError: the model or a recording cannot be read, or no such threshold is known; names it.
+        ValueError: the model cannot be read, a recording cannot be judged, or no such threshold is known; names it.
     """
     verifier = load_model(chosen)
-    found = verifier.verify(
-        chosen.enrolment,
-        chosen.test,
-        prior=chosen.prior,
-        false_alarms=chosen.false_alarms,
-        threshold=chosen.threshold,
-    )
+    with refused_input(chosen):
+        verification = verifier.verify(
+            chosen.enrolment,
+            chosen.test,
+            prior=chosen.prior,
+            false_alarms=chosen.false_alarms,
+            threshold=chosen.threshold,
+        )
     if chosen.json:
-        print(json.dumps(found.as_dict(), allow_nan=False))
+        print(json.dumps(verification.as_dict() | verifier.basis, allow_nan=False))
     else:
-        print("\n".join(_lines(found, verifier.backend.normalization)))
+        print("\n".join(_lines(verification, verifier)))
 
 
-def _lines(found: Verification, normalization: str) -> Iterator[str]:
+def _lines(found: Verification, verifier: Verifier) -> Iterator[str]:
     """A verification for the terminal."""
+    normalization = verifier.backend.normalization
     yield f"score {found.score:.4f} ({'cosine' if normalization == 'none' else normalization})"
     if found.llr is None:
         yield "no probability: the model is not calibrated"
     else:
-        yield f"log-likelihood ratio {found.llr:.2f}"
+        yield f"log-likelihood ratio {found.llr:.2f}, by {verifier.basis['calibration']}"
         yield f"probability of one speaker {found.probability:.2%}, where it was {found.prior:.2%} before"
     if found.threshold is None:
-        yield "no decision: the model knows no threshold; --threshold gives one"
+        yield f"{found.outcome}: the model knows no threshold; --threshold gives one"
     else:
         share = f", for {100 * found.false_alarms:g}% false alarms" if found.false_alarms is not None else ""
-        yield f"{'accepted' if found.accepted else 'not accepted'}: threshold {found.threshold:.2f}{share}"
+        meaning = f"; {NOT_DIFFERENT}" if found.outcome == Outcome.NOT_ACCEPTED else ""
+        yield f"{found.outcome}: threshold {found.threshold:.2f}{share}{meaning}"
+    yield from limit_lines(verifier)
     yield f"{found.seconds:.3f} seconds"

@@ -1,8 +1,9 @@
 """Embeddings to decisions, each with what it rests on."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,54 @@ import numpy as np
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.calibration import qualities_of
 from sv_sparse.scoring.cosine import Array, Rows
+
+
+class Outcome(StrEnum):
+    """Result of a comparison, in the words of the commands, the page, JSON and Python alike.
+
+    Attributes:
+        ACCEPTED: The evidence reaches the threshold.
+        NOT_ACCEPTED: The evidence does not reach the threshold. The speakers may still be the same.
+        REFUSED_INPUT: A recording cannot be judged: it is too short, silent or unreadable.
+        NO_DECISION: The model knows no threshold, and none was given.
+    """
+
+    ACCEPTED = "accepted"
+    NOT_ACCEPTED = "not accepted"
+    REFUSED_INPUT = "refused input"
+    NO_DECISION = "no decision"
+
+
+# What people read into a missing acceptance: at a strict threshold it is common for recordings of one speaker.
+NOT_DIFFERENT = 'this does not mean "different speakers"'
+NOT_DETECTED = "replayed, converted or synthetic voices (spoofing, deepfakes) are not detected"
+CONSENT = "enroll or compare a person's voice only with that person's consent"
+LIMITS_OF_USE = f"{NOT_DETECTED}; {CONSENT}"
+SYNTHETIC = "synthetic_voices_only"  # key of a model's card
+SYNTHETIC_WARNING = "trained on synthetic voices only (demo corpus): decisions about people mean nothing"
+_DEMO_BEFORE = "the demo corpus: made-up speech"  # trained_on in cards that were written before they had SYNTHETIC
+
+
+class RefusedInputError(ValueError):
+    """A recording cannot be judged.
+
+    Args:
+        reason: In words, with the name of the recording.
+        recording: 1 or 2, of the two that are compared.
+    """
+
+    outcome = Outcome.REFUSED_INPUT
+
+    def __init__(self, reason: str, recording: int) -> None:
+        super().__init__(reason)
+        self.recording = recording
+
+
+def warning_of(card: Mapping[str, Any]) -> str | None:
+    """Return the warning that belongs to every decision of a model, by its card; None if there is none."""
+    if card.get(SYNTHETIC) is True or card.get("trained_on") == _DEMO_BEFORE:
+        return SYNTHETIC_WARNING
+    return None
 
 
 @dataclass(frozen=True)
@@ -58,9 +107,16 @@ class Verification:
     accepted: bool | None
     seconds: float
 
+    @property
+    def outcome(self) -> Outcome:
+        """``accepted`` as one of the outcomes."""
+        if self.accepted is None:
+            return Outcome.NO_DECISION
+        return Outcome.ACCEPTED if self.accepted else Outcome.NOT_ACCEPTED
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return asdict(self)
+        """Plain data with the outcome, for JSON."""
+        return {"outcome": self.outcome.value} | asdict(self)
 
 
 @dataclass(frozen=True)
@@ -96,7 +152,7 @@ class Rule:
                 raise ValueError(f"the threshold must be a number, got {threshold}")
             return cls(prior, threshold, None)
         known = backend.calibration.thresholds if backend.calibration is not None else {}
-        if false_alarms is None:
+        if false_alarms is None:  # the strictest threshold: nobody is accepted by an oversight
             return cls(prior, known[min(known)], min(known)) if known else cls(prior, None, None)
         if false_alarms not in known:
             shares = ", ".join(f"{share:g}" for share in sorted(known)) or "none"

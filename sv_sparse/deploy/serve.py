@@ -1,8 +1,9 @@
 """A local web page on which two recordings are compared: nothing is kept, nothing is logged."""
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from importlib import resources
 from ipaddress import ip_address
 from typing import Any
@@ -21,7 +22,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sv_sparse.deploy.audio import pieces
-from sv_sparse.deploy.decision import Heard
+from sv_sparse.deploy.connection import connection_class
+from sv_sparse.deploy.decision import CONSENT, NOT_DETECTED, NOT_DIFFERENT, Heard, Outcome, Rule
+from sv_sparse.deploy.limits import Limits
 from sv_sparse.deploy.verifier import Verifier
 
 _PAGE = {
@@ -31,6 +34,7 @@ _PAGE = {
     "recorder.js": "text/javascript",
 }
 _ORDINALS = ("first", "second")
+_PORTS = {"http": 80, "https": 443}
 _HEADERS = {
     # All that the page needs is its own files, the answers of this program, and recordings that it holds itself.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -44,36 +48,6 @@ _HEADERS = {
 }
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one client may ask for.
-
-    Args:
-        seconds: longest recording.
-        megabytes: largest recording, in millions of bytes.
-        at_once: comparisons under way; further ones are refused.
-        patience: seconds that a client may take to send its recordings.
-
-    Raises:
-        ValueError: a limit is not a number above 0.
-    """
-
-    seconds: float
-    megabytes: float
-    at_once: int = 4
-    patience: float = 60.0
-
-    def __post_init__(self) -> None:
-        for name in ("seconds", "megabytes", "at_once", "patience"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name.replace('_', ' ')} must be a number above 0, got {getattr(self, name)}")
-
-    @property
-    def bytes(self) -> int:
-        """Largest recording."""
-        return int(self.megabytes * 1e6)
-
-
 class RequestError(Exception):
     """A request that is not done.
 
@@ -81,26 +55,36 @@ class RequestError(Exception):
         status: of HTTP.
         text: a sentence for people.
         recording: 0 or 1 where one of the two is the reason.
+        retry_seconds: after which it is worth trying again.
     """
 
-    def __init__(self, status: int, text: str, recording: int | None = None) -> None:
+    def __init__(
+        self, status: int, text: str, recording: int | None = None, *, retry_seconds: float | None = None
+    ) -> None:
         super().__init__(text)
-        self.status, self.text, self.recording = status, text, recording
+        self.status, self.text, self.recording, self.retry_seconds = status, text, recording, retry_seconds
 
 
-def make_app(verifier: Verifier, limits: Limits, host: str = "127.0.0.1") -> Starlette:
+def make_app(
+    verifier: Verifier, limits: Limits, host: str = "127.0.0.1", allowed_hosts: Sequence[str] = ()
+) -> Starlette:
     """The page and what it asks.
 
     ``GET /`` is the page, ``GET /model`` says what the model is and what the limits are. ``POST /verify`` takes the
     bytes of two recordings, one behind the other, with the length of the first in the header ``First-Length``, and
-    answers in JSON: ``score``, ``llr``, ``probability``, and ``decisions``, one for each share of false alarms with a
-    known threshold. What is refused has a status from 400 on, ``error``, a sentence, and ``recording``, 1 or 2 where
-    one of them is the reason.
+    answers in JSON: ``score``, ``llr``, ``probability``, ``calibration`` and ``warning`` in words, and ``decisions``,
+    one for each share of false alarms with a known threshold, each with its ``outcome``. What is refused has a status
+    from 400 on, ``error``, a sentence, and ``recording``, 1 or 2 where one of them is the reason; its ``outcome`` is
+    "refused input" then. A comparison that has waited too long for its turn gets status 503 with ``Retry-After``.
 
     Args:
         verifier: what decides.
         limits: for each request.
         host: name or address that the server is asked for; it is always asked for by addresses and as localhost too.
+        allowed_hosts: further names, with a port where it is not that of http or https: those of reverse proxies.
+
+    Raises:
+        ValueError: an allowed host is not a name, or a name and a port.
     """
     desk = _Desk(verifier, limits)
     folder = resources.files("sv_sparse.deploy") / "page"
@@ -111,9 +95,11 @@ def make_app(verifier: Verifier, limits: Limits, host: str = "127.0.0.1") -> Sta
     routes += [Route("/model", desk.model), Route("/verify", desk.verify, methods=["POST"])]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(_Door, host=host)],
+        middleware=[Middleware(_Door, host=host, allowed=_places(allowed_hosts))],
         exception_handlers={
-            RequestError: lambda _, problem: _error(problem.status, problem.text, problem.recording),
+            RequestError: lambda _, problem: _error(
+                problem.status, problem.text, problem.recording, problem.retry_seconds
+            ),
             HTTPException: lambda _, problem: _error(problem.status_code, f"{problem.detail}."),
             ClientDisconnect: lambda *_: _error(400, "The recordings did not arrive."),  # nobody reads it
             Exception: lambda *_: _error(500, "The program failed; its terminal says more."),
@@ -121,18 +107,24 @@ def make_app(verifier: Verifier, limits: Limits, host: str = "127.0.0.1") -> Sta
     )
 
 
-def make_server(app: Starlette) -> uvicorn.Server:
-    """What serves it: ``run(sockets=[...])`` returns after a stop signal, or when ``should_exit`` is set."""
+def make_server(app: Starlette, limits: Limits) -> uvicorn.Server:
+    """What serves it: ``run(sockets=[...])`` returns after a stop signal, or when ``should_exit`` is set.
+
+    Args:
+        app: what ``make_app`` returned.
+        limits: of connections.
+    """
     config = uvicorn.Config(
         app,
         log_level="error",
         access_log=False,
-        http="h11",
+        http=connection_class(limits),
         loop="asyncio",
         server_header=False,
         ws="none",
         lifespan="off",
-        limit_concurrency=64,  # connections
+        timeout_keep_alive=math.ceil(limits.idle_seconds),  # no sooner than our own clock
+        limit_concurrency=limits.connections + 1,  # reached when a request is under way on each
         timeout_graceful_shutdown=5,
     )
     return uvicorn.Server(config)
@@ -142,10 +134,15 @@ def _file(content: bytes, kind: str) -> Callable[[Request], Response]:
     return lambda _: Response(content, media_type=kind)
 
 
-def _error(status: int, text: str, recording: int | None = None) -> JSONResponse:
+def _error(status: int, text: str, recording: int | None = None, retry_seconds: float | None = None) -> JSONResponse:
     """A refusal; the connection ends, since what else is sent on it is not read."""
-    said = {"error": text, "recording": None if recording is None else recording + 1}
-    return JSONResponse(said, status, {"Connection": "close"})
+    said: dict[str, Any] = {"error": text, "recording": None}
+    if recording is not None:
+        said |= {"outcome": Outcome.REFUSED_INPUT, "recording": recording + 1}
+    headers = {"Connection": "close"}
+    if retry_seconds is not None:
+        headers["Retry-After"] = str(math.ceil(retry_seconds))
+    return JSONResponse(said, status, headers)
 
 
 class _Desk:
@@ -153,7 +150,8 @@ class _Desk:
 
     def __init__(self, verifier: Verifier, limits: Limits) -> None:
         self._verifier, self._limits = verifier, limits
-        self._free = asyncio.Semaphore(limits.at_once)
+        self._uploads = asyncio.Semaphore(limits.uploads)
+        self._comparisons = asyncio.Semaphore(limits.at_once)
 
     async def model(self, _: Request) -> JSONResponse:
         """What the model is, and the limits."""
@@ -164,25 +162,46 @@ class _Desk:
                 "max_seconds": self._limits.seconds,
                 "max_bytes": self._limits.bytes,
                 "normalization": backend.normalization,
-                "calibration": calibration.words if calibration is not None else None,
-                "false_alarms": list(calibration.thresholds) if calibration is not None else [],
+                **self._verifier.basis,
+                "false_alarms": sorted(calibration.thresholds) if calibration is not None else [],
+                "default_false_alarms": Rule.of(backend).false_alarms,
+                "outcomes": {outcome.name.lower(): outcome.value for outcome in Outcome},
+                "not_different": NOT_DIFFERENT,
+                "limits_of_use": [NOT_DETECTED, CONSENT],
                 "card": self._verifier.card,
             }
         )
 
     async def verify(self, request: Request) -> JSONResponse:
-        """Compare two recordings; waiting for what is sent, and for the verifier, holds nobody else up."""
-        if self._free.locked():
-            raise RequestError(503, "Other recordings are being compared. Try again in a moment.")
-        async with self._free:
+        """Compare two recordings. A client that sends slowly takes none of the places of those that are computed."""
+        patience = self._limits.upload_seconds
+        async with self._turn(self._uploads):
             try:
-                async with asyncio.timeout(self._limits.patience):
+                async with asyncio.timeout(patience):
                     recordings = await self._received(request)
             except TimeoutError:
-                raise RequestError(
-                    408, f"The recordings did not arrive in {self._limits.patience:g} seconds."
-                ) from None
-            return JSONResponse(await run_in_threadpool(self._compared, recordings))
+                raise RequestError(408, f"The recordings did not arrive in {patience:g} seconds.") from None
+            async with self._turn(self._comparisons):
+                if await request.is_disconnected():  # gave up while it waited
+                    raise ClientDisconnect
+                return JSONResponse(await run_in_threadpool(self._compared, recordings))
+
+    @asynccontextmanager
+    async def _turn(self, places: asyncio.Semaphore) -> AsyncIterator[None]:
+        """Hold one of the places, which are given in the order in which they were asked for."""
+        patience = self._limits.queue_seconds
+        try:
+            async with asyncio.timeout(patience):
+                await places.acquire()
+        except TimeoutError:
+            problem = (
+                f"Other recordings are being compared: no place was free in {patience:g} seconds. Try again later."
+            )
+            raise RequestError(503, problem, retry_seconds=patience) from None
+        try:
+            yield
+        finally:
+            places.release()
 
     async def _received(self, request: Request) -> list[bytes]:
         """Both recordings; not more is read than may be."""
@@ -213,16 +232,19 @@ class _Desk:
     def _compared(self, recordings: list[bytes]) -> dict[str, Any]:
         """Scores and decisions, as they are answered."""
         sides = [self._heard(recording, index) for index, recording in enumerate(recordings)]
-        known = self._verifier.backend.calibration
+        calibration = self._verifier.backend.calibration
+        shares = sorted(calibration.thresholds) if calibration is not None else []
         found = self._verifier.verify(*sides)
-        decided = [self._verifier.verify(*sides, false_alarms=share) for share in (known.thresholds if known else ())]
+        decided = [self._verifier.verify(*sides, false_alarms=share) for share in shares]
         return {
+            **self._verifier.basis,
             "score": found.score,
             "llr": found.llr,
             "probability": found.probability,
             "prior": found.prior,
             "decisions": [
-                {name: getattr(each, name) for name in ("false_alarms", "threshold", "accepted")} for each in decided
+                {name: getattr(each, name) for name in ("false_alarms", "threshold", "accepted", "outcome")}
+                for each in decided
             ],
         }
 
@@ -245,8 +267,9 @@ class _Desk:
 class _Door:
     """Lets in what this page asks, and what comes from no page; every answer says what a browser may do with it."""
 
-    def __init__(self, app: ASGIApp, host: str) -> None:
-        self._app, self._host = app, host
+    def __init__(self, app: ASGIApp, host: str, allowed: Collection[tuple[str, int]]) -> None:
+        self._app, self._allowed = app, allowed
+        self._names = {"localhost", host.lower()} | {name for name, _ in allowed}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -261,17 +284,59 @@ class _Door:
         headers = Headers(scope=scope)
         host, origin = headers.get("Host", ""), headers.get("Origin")
         app = self._app
-        if not _is_ours(host, self._host):
-            app = _error(403, "The program is asked for by an address or as localhost, not by another name.")
-        elif origin is not None and origin != f"http://{host}":
-            app = _error(403, "Another site's page asked; only the program's own page may.")
+        if not _is_ours(host, self._names):
+            app = _error(
+                403, "The program is asked for by an address or as localhost; --allowed-host NAME allows another name."
+            )
+        elif origin is not None and not _is_own(origin, host, self._allowed):
+            app = _error(
+                403,
+                "Another site's page asked; only the program's own page may. If a proxy offers it under another name "
+                "or port, sv-sparse serve needs --allowed-host NAME or NAME:PORT.",
+            )
         await app(scope, receive, send_with_headers)
 
 
-def _is_ours(header: str, host: str) -> bool:
+def _places(allowed_hosts: Sequence[str]) -> set[tuple[str, int]]:
+    """Names and ports of pages that a proxy offers; without a port, those of http and https.
+
+    Raises:
+        ValueError: one is not NAME or NAME:PORT.
+    """
+    places = set()
+    for host in allowed_hosts:
+        try:
+            parts = urlsplit(f"//{host}")
+            name, port = parts.hostname, parts.port
+        except ValueError:
+            name, port = None, None
+        if not name or parts.netloc != host or "@" in host:
+            raise ValueError(f"--allowed-host {host}: expected NAME or NAME:PORT, such as voice.example")
+        places |= {(name, port)} if port is not None else {(name, usual) for usual in _PORTS.values()}
+    return places
+
+
+def _is_ours(header: str, names: Collection[str]) -> bool:
     """Whether a Host header names this server: names of others can be made to lead here, addresses cannot."""
     try:
         name = urlsplit(f"//{header}").hostname or ""
-        return name in {"localhost", host.lower()} or bool(ip_address(name))
+        return name in names or bool(ip_address(name))
+    except ValueError:
+        return False
+
+
+def _is_own(origin: str, host: str, allowed: Collection[tuple[str, int]]) -> bool:
+    """Whether an Origin header, SCHEME://NAME:PORT, is of this server's own page.
+
+    A proxy that adds https keeps the Host header, which then has the page's name and port, or puts its own in, as nginx
+    does; the page's must be allowed then. The scheme itself says nothing: what the proxy speaks is not seen here.
+    """
+    try:
+        page, asked = urlsplit(origin), urlsplit(f"//{host}")
+        usual = _PORTS.get(page.scheme)
+        if usual is None or not page.hostname:
+            return False
+        place = (page.hostname, page.port or usual)
+        return place == (asked.hostname, asked.port or usual) or place in allowed
     except ValueError:
         return False

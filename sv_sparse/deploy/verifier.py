@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sv_sparse.data.decoding import check_length, check_silence
 from sv_sparse.deploy.audio import LONGEST_SECONDS, Resampler, Source, as_samples, pieces
-from sv_sparse.deploy.decision import Heard, Rule, Verification, decide
+from sv_sparse.deploy.decision import Heard, RefusedInputError, Rule, Verification, decide, warning_of
 from sv_sparse.deploy.package import Package, read_package
 from sv_sparse.deploy.runtime import Runtime
 from sv_sparse.deploy.stream import Stream
@@ -85,6 +85,13 @@ class Verifier:
         """A verifier from a package that was read; see ``from_pretrained``."""
         engine = Runtime.of(package, threads=threads)
         return cls(engine, package.backend, package.card, features=package.features, fingerprint=package.fingerprint)
+
+    @property
+    def basis(self) -> dict[str, str | None]:
+        """Words on what decisions rest on: ``calibration``, and a ``warning`` about the model; each may be None."""
+        calibration = self.backend.calibration
+        words = calibration.words if calibration is not None else None
+        return {"calibration": words, "warning": warning_of(self.card)}
 
     def embed(self, waveform: Waveform, sample_rate: int) -> Array:
         """The embedding [E], float32, of a waveform.
@@ -190,12 +197,17 @@ class Verifier:
             false_alarms: see ``Rule.of``.
             threshold: see ``Rule.of``.
 
+        Returns:
+            The verification, whose ``outcome`` is "accepted", "not accepted" (the evidence does not reach the
+            threshold, which does not mean "different speakers") or, without a threshold, "no decision".
+
         Raises:
-            ValueError: see ``hear``, ``Rule.of`` and ``decide``.
+            RefusedInputError: a recording cannot be judged; see ``hear``.
+            ValueError: see ``Rule.of`` and ``decide``.
         """
         started = time.perf_counter()
         rule = Rule.of(self.backend, prior=prior, false_alarms=false_alarms, threshold=threshold)
-        sides = [self.hear(enrolment), self.hear(test)]
+        sides = [self._judged(enrolment, 1), self._judged(test, 2)]
         return decide(self.backend, rule, sides, np.array([0]), np.array([1]), started=started)[0]
 
     def identify(
@@ -222,6 +234,7 @@ class Verifier:
             [K], in the order of ``enrolled``.
 
         Raises:
+            RefusedInputError: the recording cannot be judged; see ``hear``.
             ValueError: see ``verify``, or nobody is enrolled.
         """
         started = time.perf_counter()
@@ -230,9 +243,15 @@ class Verifier:
         if not known:
             raise ValueError("nobody is enrolled")
         rows = np.arange(len(known))
-        return decide(
-            self.backend, rule, [*known, self.hear(test)], rows, np.full_like(rows, len(known)), started=started
-        )
+        sides = [*known, self._judged(test, 1)]
+        return decide(self.backend, rule, sides, rows, np.full_like(rows, len(known)), started=started)
+
+    def _judged(self, side: Side, recording: int) -> Heard:
+        """Embed one of the recordings that are to be compared."""
+        try:
+            return self.hear(side)
+        except ValueError as error:
+            raise RefusedInputError(str(error), recording) from error
 
     def _windows(self, seconds: float) -> Windows:
         return Windows(self._embedded, round(seconds * self.sample_rate), self.sample_rate)

@@ -7,6 +7,8 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from sv_sparse.deploy.decision import LIMITS_OF_USE, NOT_DIFFERENT, SYNTHETIC_WARNING, Outcome
+from sv_sparse.deploy.trained import is_synthetic
 from sv_sparse.report import tables
 from sv_sparse.report.error_figures import group_rows
 from sv_sparse.report.record import Record
@@ -56,6 +58,7 @@ def run_page(record: Record, figures: Sequence[Drawn]) -> str:
         cards=_cards(record),
         lists=tables.lists_table(lists) if len(lists) > 1 else None,
         errors=[_list_of(name, one, results["scoring"]) for name, one in lists.items()],
+        decision_notes=decision_notes(record),
         error_figures=[figure for figure in figures if figure.name.startswith(_OF_ERRORS)],
         training_figures=[figure for figure in figures if not figure.name.startswith((*_OF_ERRORS, "layers"))],
         layer_figures=[figure for figure in figures if figure.name == "layers"],
@@ -68,6 +71,15 @@ def run_page(record: Record, figures: Sequence[Drawn]) -> str:
         environment=[(name, value) for name, value in about.items() if value is not None],
         packages=list(packages.items()),
     )
+
+
+def decision_notes(record: Record) -> list[str]:
+    """Return sentences on what the network's decisions mean, and on what they do not tell."""
+    reached, missed = Outcome.ACCEPTED, Outcome.NOT_ACCEPTED
+    notes = [f'A pair whose evidence reaches the threshold is "{reached}", any other "{missed}"; {NOT_DIFFERENT}.']
+    if is_synthetic(record.settings):
+        notes.append(f"Warning: {SYNTHETIC_WARNING}.")
+    return [*notes, f"Limits of use: {LIMITS_OF_USE}."]
 
 
 def _list_of(name: str, one: Mapping[str, Any], scoring: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,7 +145,8 @@ def run_markdown(record: Record, figures: Sequence[Drawn]) -> str:
         decisions = tables.decisions_table(one)
         lines += [decisions.markdown(), ""] if decisions is not None else []
         lines += [f"- {what}: {value}" for what, value in tables.conditions(one, results["scoring"])]
-    lines += ["", "## Sparsity", "", tables.sparsity_table(results).markdown(), ""]
+    lines += ["", *(f"{note}\n" for note in decision_notes(record))]
+    lines += ["## Sparsity", "", tables.sparsity_table(results).markdown(), ""]
     lines += [tables.size_table(results["size"]).markdown(), "", tables.latency(results["size"]), "", "## Figures", ""]
     lines += figure_links(figures)
     about = record.environment

@@ -5,7 +5,7 @@ import io
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +15,10 @@ import soundfile
 import torch
 from tiny import RATE, tone
 
+from sv_sparse.deploy.limits import Limits
 from sv_sparse.deploy.networks import build_network
 from sv_sparse.deploy.package import write_package
-from sv_sparse.deploy.serve import Limits, make_app, make_server
+from sv_sparse.deploy.serve import make_app, make_server
 from sv_sparse.deploy.verifier import Verifier
 from sv_sparse.features import Filterbank
 from sv_sparse.scoring.backend import Backend
@@ -79,10 +80,10 @@ def audio(speaker: int, seconds: float = 1.0, rate: int = RATE, kind: str = "WAV
 
 
 @contextmanager
-def serving(verifier: Verifier, limits: Limits = LIMITS) -> Iterator[int]:
+def serving(verifier: Verifier, limits: Limits = LIMITS, allowed_hosts: Sequence[str] = ()) -> Iterator[int]:
     """Serve on a free port, which is yielded."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = make_server(make_app(verifier, limits))
+        server = make_server(make_app(verifier, limits, allowed_hosts=allowed_hosts), limits)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -1,6 +1,7 @@
 """From a trained run to a file for use, by the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from sv_sparse.cli import main
+from sv_sparse.deploy.decision import LIMITS_OF_USE, SYNTHETIC_WARNING
 from sv_sparse.deploy.package import read_package
 from sv_sparse.deploy.trained import load_network
 from sv_sparse.deploy.verifier import Verifier
@@ -52,10 +54,30 @@ def test_its_card_says_what_it_was_trained_on_and_how_it_was_judged(finished, to
     assert card["trained_on"] == "recordings in wav"
     assert card["figures"]["sparsity_network"] == results["sparsity_network"]
     assert card["training"]["speakers"] == results["training"]["speakers"]
+    assert card["synthetic_voices_only"] is False
+    assert card["limits_of_use"] == LIMITS_OF_USE
     (judged,) = card["evaluations"]
     assert (judged["name"], judged["eer"]) == ("trials", results["eer"])
     assert str(tones.root.parent) not in json.dumps(card)
     assert "times smaller" in capsys.readouterr().out
+
+
+def test_a_network_of_the_demo_corpus_says_in_its_card_and_with_every_decision_that_its_voices_are_synthetic(
+    finished, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    network = run / "checkpoints" / "model.pt"
+    state = torch.load(network, weights_only=True)
+    state["config"]["data"]["make"] = {"_target_": "sv_sparse.data.demo.make_demo", "seed": 0}
+    torch.save(state, network)
+    for words in ((), ("--trained-on", "my own voices")):  # words of whoever exports do not hide it
+        verifier = Verifier.from_pretrained(export(run, tmp_path / "m.safetensors", *words))
+        assert verifier.card["synthetic_voices_only"] is True
+        assert verifier.basis["warning"] == SYNTHETIC_WARNING
+    entries = onnx.load(export(run, tmp_path / "m.onnx")).metadata_props
+    card = json.loads({entry.key: entry.value for entry in entries}["card"])
+    assert (card["synthetic_voices_only"], card["trained_on"]) == (True, "the demo corpus: synthetic voices")
 
 
 def test_values_may_be_rounded(finished, tmp_path):

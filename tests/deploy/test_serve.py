@@ -8,15 +8,20 @@ import random
 import re
 import socket
 import sys
+import threading
 import time
+from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from serving import CALIBRATION, CARD, LIMITS, ask, audio, serving, tiny_verifier, verify
 
-from sv_sparse.deploy.serve import Limits
+from sv_sparse.deploy.decision import CONSENT, NOT_DETECTED, SYNTHETIC_WARNING, Heard
+from sv_sparse.deploy.limits import Limits
+from sv_sparse.deploy.serve import make_app
+from sv_sparse.deploy.verifier import Verifier
 from sv_sparse.report.style import ROLES
 
 
@@ -64,6 +69,8 @@ def test_two_recordings_get_the_verifiers_own_numbers(verifier, port, kind, othe
         "llr": own.llr,
         "probability": own.probability,
         "prior": own.prior,
+        "calibration": CALIBRATION.words,
+        "warning": None,
         "decisions": found.said["decisions"],
     }
 
@@ -73,7 +80,9 @@ def test_each_share_of_false_alarms_has_its_threshold_and_decision(port):
     for said in pairs:
         thresholds = {each["false_alarms"]: each["threshold"] for each in said["decisions"]}
         assert thresholds == CALIBRATION.thresholds
-        assert all(each["accepted"] == (said["llr"] >= each["threshold"]) for each in said["decisions"])
+        for each in said["decisions"]:
+            assert each["accepted"] == (said["llr"] >= each["threshold"])
+            assert each["outcome"] == ("accepted" if each["accepted"] else "not accepted")
     assert {tuple(each["accepted"] for each in said["decisions"]) for said in pairs} == {
         (False, False),
         (False, True),
@@ -85,8 +94,19 @@ def test_the_model_is_described_with_its_limits(port):
     said = ask(port, "GET", "/model").said
     assert said["card"] == CARD
     assert said["false_alarms"] == [0.01, 0.05]
+    assert said["default_false_alarms"] == 0.01
+    assert said["calibration"] == CALIBRATION.words
+    assert said["limits_of_use"] == [NOT_DETECTED, CONSENT]
     assert said["max_seconds"] == LIMITS.seconds
     assert said["max_bytes"] == 200_000
+
+
+def test_every_answer_of_a_model_of_synthetic_voices_says_so(verifier):
+    synthetic = copy.copy(verifier)
+    synthetic.card = CARD | {"synthetic_voices_only": True}
+    with serving(synthetic) as port:
+        assert verify(port, audio(0), audio(1)).said["warning"] == SYNTHETIC_WARNING
+        assert ask(port, "GET", "/model").said["warning"] == SYNTHETIC_WARNING
 
 
 def test_without_calibration_there_is_a_score_and_no_decision(verifier):
@@ -134,6 +154,7 @@ def test_what_is_no_recording_is_refused_with_which_it_is(port, bad):
     for recordings, index in (((bad, audio(1)), 1), ((audio(1), bad), 2)):
         found = verify(port, *recordings)
         assert (found.status, found.said["recording"]) == (400, index)
+        assert found.said["outcome"] == "refused input"
         assert len(found.said["error"]) > 20
         assert "Traceback" not in found.said["error"]
         assert "object at" not in found.said["error"]
@@ -164,11 +185,70 @@ def test_damaged_recordings_never_harm_the_server(port, kind):
     assert verify(port, good, good).said["score"] == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://127.0.0.1:{port}", "http://127.0.0.1:1"])
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://evil.example",
+        "https://evil.example:{port}",
+        "null",
+        "",
+        "http://127.0.0.1:1",
+        "http://127.0.0.1",
+        "https://127.0.0.1",
+        "http://localhost:{port}",
+        "ftp://127.0.0.1:{port}",
+        "127.0.0.1:{port}",
+        "http://127.0.0.1:{port}.evil.example",
+        "http://127.0.0.1:99999",
+        "http://[",
+    ],
+)
 def test_pages_of_other_sites_may_not_ask(port, origin):
     found = verify(port, audio(0), audio(0), Origin=origin.format(port=port))
     assert found.status == 403
     assert "score" not in found.said
+
+
+@pytest.mark.parametrize(
+    ("allowed", "host", "origin"),
+    [
+        ("voice.example", "voice.example", "https://voice.example"),  # a proxy that keeps the Host header
+        ("voice.example", "Voice.Example:443", "https://voice.example"),
+        ("voice.example", "127.0.0.1:8000", "https://voice.example"),  # one that puts its own in
+        ("voice.example", "localhost", "http://voice.example"),
+        ("voice.example:8443", "voice.example:8443", "https://voice.example:8443"),
+        ("voice.example:8443", "voice.example", "https://voice.example:8443"),
+        ("voice.example:8443", "127.0.0.1:8000", "https://voice.example:8443"),
+    ],
+)
+def test_behind_a_proxy_that_adds_https_the_page_may_ask(verifier, allowed, host, origin):
+    with serving(verifier, allowed_hosts=["other.example", allowed]) as port:
+        assert verify(port, audio(0), audio(0), Host=host, Origin=origin).status == 200
+
+
+@pytest.mark.parametrize(
+    ("allowed", "host", "origin"),
+    [
+        ("voice.example", "voice.example", "https://evil.example"),
+        ("voice.example", "127.0.0.1:8000", "https://evil.example"),
+        ("voice.example", "127.0.0.1:8000", "https://voice.example:8443"),  # another program on that machine
+        ("voice.example", "127.0.0.1:8000", "https://voice.example.evil.example"),
+        ("voice.example", "evil.example", "https://voice.example"),
+        ("voice.example", "evil.example", "https://evil.example"),  # a name made to lead here
+        ("voice.example:8443", "127.0.0.1:8000", "https://voice.example"),
+    ],
+)
+def test_behind_a_proxy_other_names_are_refused_as_ever(verifier, allowed, host, origin):
+    with serving(verifier, allowed_hosts=[allowed]) as port:
+        assert verify(port, audio(0), audio(0), Host=host, Origin=origin).status == 403
+
+
+@pytest.mark.parametrize(
+    "name", ["", "https://voice.example", "voice.example/page", "voice.example:x", "a@b", "[", ":1"]
+)
+def test_an_allowed_host_that_is_no_name_is_refused(verifier, name):
+    with pytest.raises(ValueError, match=r"expected NAME or NAME:PORT"):
+        make_app(verifier, LIMITS, "127.0.0.1", [name])
 
 
 @pytest.mark.parametrize("name", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "[::1", "", "@"])
@@ -207,29 +287,152 @@ def test_other_methods_are_refused_in_json(port):
         assert found.said["error"]
 
 
-def test_more_at_once_than_allowed_are_refused_and_the_place_is_free_again(verifier):
-    with serving(verifier, replace(LIMITS, at_once=1)) as port:
-        with closing(head(port, "First-Length: 5", "Content-Length: 10")):
-            found = wait_for(lambda: verify(port, audio(0), audio(0)), 503)
-            assert "again" in found.said["error"]
-        wait_for(lambda: verify(port, audio(0), audio(0)), 200)
+class Held:
+    """A verifier whose comparisons end only when they are let go."""
+
+    def __init__(self, verifier) -> None:
+        self.verifier = copy.copy(verifier)
+        self.begun, self.go = threading.Semaphore(0), threading.Event()
+        self.verifier.hear = self._hear
+
+    def _hear(self, side, **more):
+        if not isinstance(side, Heard):
+            self.begun.release()
+            assert self.go.wait(60)
+        return Verifier.hear(self.verifier, side, **more)
 
 
-def wait_for(request, status):
-    """The first answer with a status; the server needs a moment to see that a connection is there, or gone."""
-    for _ in range(600):
-        found = request()
-        if found.status == status:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(found)
+def ask_aside(request) -> Future:
+    """Send a request from another thread."""
+    future: Future = Future()
+    threading.Thread(target=lambda: future.set_result(request())).start()
+    return future
 
 
-def test_who_sends_nothing_does_not_keep_a_place(verifier):
-    with serving(verifier, replace(LIMITS, patience=0.2)) as port:
+def test_comparisons_wait_for_their_turn(verifier):
+    held = Held(verifier)
+    with serving(held.verifier, replace(LIMITS, at_once=1)) as port:
+        answers = [ask_aside(lambda: verify(port, audio(0), audio(0))) for _ in range(3)]
+        assert held.begun.acquire(timeout=60)
+        assert not any(answer.done() for answer in answers)
+        held.go.set()
+        assert [answer.result(60).status for answer in answers] == [200] * 3
+
+
+def test_who_has_waited_too_long_is_told_when_to_try_again(verifier):
+    held = Held(verifier)
+    with serving(held.verifier, replace(LIMITS, at_once=1, queue_seconds=0.1)) as port:
+        first = ask_aside(lambda: verify(port, audio(0), audio(0)))
+        assert held.begun.acquire(timeout=60)
+        late = verify(port, audio(0), audio(0))
+        assert late.status == 503
+        assert late.headers["retry-after"] == "1"
+        assert "no place was free in 0.1 seconds. Try again later." in late.said["error"]
+        assert "outcome" not in late.said
+        held.go.set()
+        assert first.result(60).status == 200
+        assert verify(port, audio(0), audio(0)).status == 200
+
+
+def test_who_gives_up_in_the_queue_is_not_computed(verifier):
+    held = Held(verifier)
+    with serving(held.verifier, replace(LIMITS, at_once=1)) as port:
+        first = ask_aside(lambda: verify(port, audio(0), audio(0)))
+        assert held.begun.acquire(timeout=60)
+        with closing(head(port, f"First-Length: {len(audio(1))}", f"Content-Length: {2 * len(audio(1))}")) as gone:
+            gone.sendall(2 * audio(1))
+        for _ in range(3):  # by now the server has seen it come and go
+            ask(port, "GET", "/model")
+        last = ask_aside(lambda: verify(port, audio(2), audio(2)))
+        held.go.set()
+        assert (first.result(60).status, last.result(60).status) == (200, 200)
+    assert [held.begun.acquire(blocking=False) for _ in range(4)] == [True, True, True, False]
+
+
+def test_who_sends_slowly_takes_no_place_of_those_that_are_computed(verifier):
+    with serving(verifier, replace(LIMITS, at_once=1)) as port, contextlib.ExitStack() as slow:
+        for _ in range(4):
+            slow.enter_context(closing(head(port, "First-Length: 5", "Content-Length: 10")))
+        assert verify(port, audio(0), audio(0)).status == 200
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(verifier):
+    with serving(verifier, replace(LIMITS, upload_seconds=0.2, uploads=1)) as port:
         status, said = answered(head(port, "First-Length: 5", "Content-Length: 10"))
+        assert verify(port, audio(0), audio(0)).status == 200
     assert status == 408
     assert "0.2 seconds" in said["error"]
+
+
+def ended(connection: socket.socket) -> bytes:
+    """What comes on a connection until it is closed; the test fails if it never is."""
+    with closing(connection), contextlib.suppress(ConnectionError):
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+    return b""
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nHost: ",
+        b"GET /style.css HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /style.css HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n1",
+    ],
+    ids=["nothing", "a part of a head", "a request, then nothing", "a part of a body that nobody wants"],
+)
+def test_a_connection_without_a_request_under_way_is_closed(verifier, sent):
+    with serving(verifier, replace(LIMITS, idle_seconds=0.2)) as port:
+        connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+        connection.sendall(sent)
+        found = ended(connection)
+    assert found.startswith(b"HTTP/1.1 200 OK" if b"style" in sent else b"")
+    assert (b"200 OK" in found) == (b"style" in sent)
+
+
+@pytest.mark.parametrize("head", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n"])
+def test_bytes_that_trickle_in_do_not_keep_a_connection_open(verifier, head):
+    with serving(verifier, replace(LIMITS, idle_seconds=0.3)) as port:
+        connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+        connection.sendall(head or b"GET / HTTP/1.1\r\nX-Long: ")
+        sent = 0
+        with closing(connection), contextlib.suppress(ConnectionError):
+            while sent < 6000:
+                connection.sendall(b"x")
+                sent += 1
+                time.sleep(0.01)
+    assert sent < 6000
+
+
+def test_who_does_not_read_the_answers_is_cut_off(verifier):
+    request = b"GET /page.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with serving(verifier, replace(LIMITS, idle_seconds=0.3)) as port, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(60)
+        connection.connect(("127.0.0.1", port))
+        with pytest.raises(ConnectionError):
+            for _ in range(100_000):
+                connection.sendall(request)
+
+
+def test_idle_connections_keep_nobody_out(verifier):
+    with serving(verifier, replace(LIMITS, connections=4, idle_seconds=60)) as port:
+        idle = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(4)]
+        assert [verify(port, audio(0), audio(0)).status for _ in range(3)] == [200] * 3
+        assert ended(idle[0]) == b""  # the idlest one made room
+        for connection in idle[1:]:
+            connection.close()
+
+
+def test_a_request_under_way_is_never_closed_for_another(verifier):
+    held = Held(verifier)
+    with serving(held.verifier, replace(LIMITS, connections=1, idle_seconds=0.1)) as port:
+        first = ask_aside(lambda: verify(port, audio(0), audio(0)))
+        assert held.begun.acquire(timeout=60)
+        assert ended(socket.create_connection(("127.0.0.1", port), timeout=60)) == b""  # idle for longer than it may be
+        assert not first.done()
+        held.go.set()
+        assert first.result(60).status == 200
 
 
 def test_every_answer_forbids_what_the_page_does_not_need(port):
@@ -276,7 +479,8 @@ def test_a_comparison_writes_no_file_and_says_nothing(port, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("limits", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (float("nan"), 1, 1), (float("inf"), 1, 1)])
-def test_limits_that_allow_nothing_are_refused(limits):
-    with pytest.raises(ValueError, match="must be a number above 0"):
-        Limits(*limits)
+@pytest.mark.parametrize("name", [field.name for field in fields(Limits)])
+def test_limits_that_allow_nothing_are_refused(name):
+    for value in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"{name.replace('_', ' ')} must be a number above 0"):
+            replace(LIMITS, **{name: value})

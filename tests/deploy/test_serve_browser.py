@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from browsing import choose, compare, file, fits, place, shown
-from serving import CALIBRATION, LIMITS, audio, serving, tiny_verifier, verify
+from serving import CALIBRATION, CARD, LIMITS, audio, serving, tiny_verifier, verify
 from tiny import RATE, tone
 
 from sv_sparse.deploy.serve import Limits
@@ -92,9 +92,11 @@ def test_two_chosen_files_show_score_decision_and_where_the_threshold_lies(port,
         assert not page.locator("#result").is_visible()
         compare(page)
         strict = said["decisions"][0]
-        decision = "Accepted: same speaker" if strict["accepted"] else "Rejected: different speakers"
+        decision = "Accepted" if strict["accepted"] else "Not accepted"
         assert page.locator("#decision").inner_text() == decision
-        assert "threshold, 2.50, at which 1\u00a0% of pairs" in page.locator("#reason").inner_text()
+        reason = page.locator("#reason").inner_text()
+        assert "threshold, 2.50, at which 1\u00a0% of pairs" in reason
+        assert ('This does not mean "different speakers".' in reason) == (decision == "Not accepted")
         assert shown(page)["Score"] == f"{said['score']:.3f}"
         assert shown(page)["Evidence (LLR)"] == f"{said['llr']:.2f}".replace("-", "\u2212")
         assert page.locator("#threshold").inner_text() == "threshold 2.50"
@@ -109,9 +111,9 @@ def test_another_share_of_false_alarms_moves_the_threshold_and_the_decision(port
     page = visit()
     choose(page, audio(2), audio(0, session=1))
     compare(page)
-    assert "Rejected" in page.locator("#decision").inner_text()
+    assert page.locator("#decision").inner_text() == "Not accepted"
     page.get_by_role("combobox", name="Threshold at").select_option("5\u00a0% false alarms")
-    assert "Accepted" in page.locator("#decision").inner_text()
+    assert page.locator("#decision").inner_text() == "Accepted"
     assert place(page, ".bound") == pytest.approx((1 + 8) / 16, abs=0.005)
     assert "5\u00a0%" in page.locator("#reason").inner_text()
 
@@ -209,10 +211,49 @@ def test_what_is_wrong_with_a_recording_is_said_beside_it(visit):
             page.get_by_role("button", name="Compare").click()
         problem = page.locator("#recording-2 .problem")
         problem.wait_for()
+        assert problem.inner_text().startswith("Refused input: ")
         assert words in problem.inner_text()
         assert not page.locator("#result").is_visible()
         page.reload()
         page.locator(".record:enabled").first.wait_for()
+
+
+def test_the_page_says_what_its_decisions_are_not_good_for(verifier, visit):
+    synthetic = copy.copy(verifier)
+    synthetic.card = CARD | {"synthetic_voices_only": True}
+    for served, warned in ((verifier, False), (synthetic, True)):
+        with serving(served) as port:
+            page = visit(f"http://127.0.0.1:{port}/")
+            limits = page.locator("#limits").inner_text()
+            for word in ("Replayed", "spoofing", "deepfakes", "consent"):
+                assert word in limits
+            choose(page, audio(0), audio(1))
+            compare(page)
+            assert (
+                "logistic regression of scores on 20,100 trials of 40 held-out" in page.locator("#basis").inner_text()
+            )
+            assert page.get_by_text("Warning: trained on synthetic voices only").is_visible() == warned
+
+
+def test_the_strictest_threshold_is_the_pages_own_choice_in_whatever_order_the_model_knows_them(verifier, visit):
+    mild_first = copy.copy(verifier)
+    calibration = replace(CALIBRATION, thresholds={0.05: 1.0, 0.01: 2.5})
+    mild_first.backend = replace(verifier.backend, calibration=calibration)
+    with serving(mild_first) as port:
+        page = visit(f"http://127.0.0.1:{port}/")
+        choose(page, audio(2), audio(0, session=1))
+        compare(page)
+        own = mild_first.verify(audio(2), audio(0, session=1))
+        assert page.locator("#decision").inner_text().lower() == own.outcome == "not accepted"
+        assert page.locator("#threshold").inner_text() == "threshold 2.50"
+
+
+def test_an_answer_that_is_not_the_programs_is_named(visit):
+    page = visit()
+    page.route("**/verify", lambda route: route.fulfill(status=413, body="<html>too large</html>"))
+    choose(page, audio(0), audio(1))
+    page.get_by_role("button", name="Compare").click()
+    page.get_by_text("No answer of sv-sparse serve, but status 413").wait_for()
 
 
 def test_a_server_that_is_gone_is_said(verifier, visit):

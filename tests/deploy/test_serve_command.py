@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from serving import audio, serving, tiny_verifier, verify
+from serving import ask, audio, serving, tiny_verifier, verify
 
 from sv_sparse.cli import parser
+from sv_sparse.deploy.limits import Limits
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,40 @@ def refused(*given: str) -> str:
     return str(problem.value)
 
 
+def test_the_help_states_every_limit(capsys):
+    with pytest.raises(SystemExit):
+        parser(["serve"]).parse_args(["serve", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    limits = Limits(seconds=60, megabytes=20)
+    for words in (
+        f"longest recording ({limits.seconds:g})",
+        f"largest recording ({limits.megabytes:g})",
+        f"sends both recordings ({limits.upload_seconds:g})",
+        f"for one to be compared ({limits.queue_seconds:g})",
+        f"without a complete request is closed ({limits.idle_seconds:g})",
+        f"computed at once ({limits.at_once})",
+        f"at most {limits.uploads} comparisons",
+        f"at most {limits.connections} connections",
+        "--allowed-host NAME",
+    ):
+        assert words in told
+
+
+def test_limits_and_names_of_the_command_line_are_those_of_the_server(folder, verifier):
+    command = [sys.executable, "-m", "sv_sparse.cli", "serve", "--model", str(folder / "model.safetensors")]
+    command += ["--port", "0", "--upload-seconds", "0.2", "--allowed-host", "voice.example", "--at-once", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            port = int(re.search(r"http://[\d.]+:(\d+) ", process.stdout.readline())[1])
+            proxied = {"Host": "voice.example", "Origin": "https://voice.example"}
+            assert verify(port, audio(0), audio(0), **proxied).status == 200
+            late = ask(port, "POST", "/verify", First_Length="5", Content_Length="10")
+            assert (late.status, late.said["error"]) == (408, "The recordings did not arrive in 0.2 seconds.")
+        finally:
+            process.kill()
+
+
 def test_what_hinders_the_server_is_named(folder, verifier, monkeypatch):
     model = ("--model", str(folder / "model.safetensors"))
     with serving(verifier) as port:
@@ -55,6 +90,9 @@ def test_what_hinders_the_server_is_named(folder, verifier, monkeypatch):
     assert "--host no.such.name.invalid" in refused(*model, "--host", "no.such.name.invalid")
     assert "max" not in refused(*model, "--max-seconds", "0")
     assert "above 0" in refused(*model, "--max-seconds", "0")
+    assert "upload seconds must be a number above 0" in refused(*model, "--upload-seconds", "nan")
+    assert "at once must be a number above 0, got 0" in refused(*model, "--at-once", "0")
+    assert "--allowed-host https://a.example: expected NAME" in refused(*model, "--allowed-host", "https://a.example")
     assert "nowhere.safetensors" in refused("--model", str(folder / "nowhere.safetensors"))
     monkeypatch.delitem(sys.modules, "sv_sparse.deploy.serve")
     monkeypatch.setitem(sys.modules, "uvicorn", None)

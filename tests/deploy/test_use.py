@@ -16,16 +16,25 @@ import soundfile
 from tiny import RATE, ROOT, Outcome, tone
 
 from sv_sparse import cli
+from sv_sparse.deploy.decision import SYNTHETIC_WARNING
+from sv_sparse.deploy.decision import Outcome as Decision
 from sv_sparse.deploy.package import write_package
 from sv_sparse.deploy.verifier import Verifier
 from sv_sparse.scoring.backend import Backend
+
+WORDS = "logistic regression of scores on 1,000 trials of 10 held-out speakers, one utterance a side"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A calibrated model, another one without calibration, and two recordings of three voices."""
     folder = tmp_path_factory.mktemp("used")
-    for name, seed, calibration in (("model", 0, deployed.backend().calibration), ("plain", 1, None)):
+    own = deployed.backend().calibration
+    for name, seed, calibration, card in (
+        ("model", 0, own, {}),
+        ("plain", 1, None, {}),
+        ("demo", 0, own, {"synthetic_voices_only": True}),
+    ):
         network = deployed.trained(deployed.ECAPA, seed=seed)
         mean = np.zeros(16, np.float32)
         write_package(
@@ -33,9 +42,10 @@ def folder(tmp_path_factory) -> Path:
             network,
             deployed.ECAPA,
             Backend(mean, calibration=calibration),
-            {},
+            card,
             features=deployed.FEATURES,
         )
+    soundfile.write(folder / "short.wav", tone(0, 0, 0.1), RATE)
     for speaker in range(3):
         for session in range(2):
             soundfile.write(folder / f"{speaker}_{session}.flac", tone(speaker, session, 1.0), RATE)
@@ -65,11 +75,12 @@ def test_verify_says_what_the_verifier_says(use, folder):
     model = Verifier.from_pretrained(folder / "model.safetensors")
     expected = model.verify(folder / "0_0.flac", folder / "0_1.flac").as_dict()
     found = json.loads(use("verify", "0_0.flac", "0_1.flac", "--json").out)
-    assert found | {"seconds": 0} == expected | {"seconds": 0}
+    assert found | {"seconds": 0} == expected | model.basis | {"seconds": 0}
+    assert found["outcome"] == ("accepted" if expected["accepted"] else "not accepted")
     told = use("verify", "0_0.flac", "0_1.flac").out
     for words in (
         f"score {expected['score']:.4f} (cosine)",
-        f"log-likelihood ratio {expected['llr']:.2f}",
+        f"log-likelihood ratio {expected['llr']:.2f}, by {WORDS}\n",
         f"probability of one speaker {expected['probability']:.2%}, where it was 50.00% before",
         f"{'accepted' if expected['accepted'] else 'not accepted'}: threshold 2.00, for 1% false alarms",
         " seconds",
@@ -86,6 +97,7 @@ def test_verify_decides_as_it_is_asked(use):
         found = json.loads(use("verify", "0_0.flac", "1_0.flac", "--json", *words).out)
         assert found["threshold"] == threshold
         assert accepted is None or found["accepted"] is accepted
+        assert found["outcome"] == ("accepted" if found["accepted"] else "not accepted")
     rare = json.loads(use("verify", "0_0.flac", "0_1.flac", "--json", "--prior", "0.001").out)
     assert rare["prior"] == 0.001
 
@@ -99,11 +111,61 @@ def test_a_model_without_calibration_gives_a_score_and_decides_by_a_given_thresh
     assert json.loads(use("verify", "0_0.flac", "0_1.flac", *plain, "--json").out)["accepted"] is None
 
 
+def test_what_is_not_accepted_is_not_said_to_be_of_different_speakers(use):
+    told = use("verify", "0_0.flac", "0_1.flac", "--threshold=99").out
+    assert 'not accepted: threshold 99.00; this does not mean "different speakers"\n' in told
+    use("enroll", "A", "1_0.flac")
+    told = use("identify", "0_0.flac", "--threshold=99").out
+    assert 'not accepted: threshold 99.00; this does not mean "different speakers"\n' in told
+    assert "mean" not in use("verify", "0_0.flac", "0_1.flac", "--threshold=-99").out.partition("limits:")[0]
+
+
+@pytest.mark.parametrize("model", ["model", "demo"])
+def test_every_decision_says_what_it_rests_on_and_is_not_good_for(use, model):
+    named = ("--model", f"{model}.safetensors")
+    use("enroll", "A", "0_0.flac", *named)
+    for command in (("verify", "0_0.flac", "0_1.flac", *named), ("identify", "0_1.flac", *named)):
+        told = use(*command).out
+        assert f"by {WORDS}\n" in told
+        (limits,) = [line for line in told.splitlines() if line.startswith("limits: ")]
+        for word in ("replayed", "spoofing", "deepfakes", "consent"):
+            assert word in limits
+        warnings = [line for line in told.splitlines() if line.startswith("warning: ")]
+        assert warnings == [f"warning: {SYNTHETIC_WARNING}"] * (model == "demo")
+        said = json.loads(use(*command, "--json").out)
+        assert (said["calibration"], said["warning"]) == (WORDS, SYNTHETIC_WARNING if model == "demo" else None)
+
+
+def test_refused_input_has_its_reason_in_json_too(use):
+    use("enroll", "A", "0_0.flac")
+    for command, recording in (
+        (("verify", "0_0.flac", "short.wav"), 2),
+        (("verify", "short.wav", "0_0.flac"), 1),
+        (("identify", "short.wav"), 1),
+    ):
+        plain, done = use(*command), use(*command, "--json")
+        assert (plain.status, plain.out) == (2, "")
+        assert done.status == 2
+        assert plain.err == done.err
+        said = json.loads(done.out)
+        assert (said["outcome"], said["recording"]) == ("refused input", recording)
+        assert done.err == f"error: refused input: {said['error']}\n"
+        assert said["error"].startswith("short.wav: is too short: 0.10 seconds")
+    assert use("verify", "0_0.flac", "0_1.flac", "--prior", "1", "--json").out == ""  # a setting is no input
+
+
+@pytest.mark.parametrize("command", ["verify", "identify"])
+def test_the_help_says_the_outcomes_and_the_exit_status_of_each(use, command):
+    told = " ".join(use(command, "--help").out.split())
+    for words in (*Decision, "Exit status: 0", "2 with refused input", "replayed", "consent"):
+        assert words in told
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["verify", "0_0.flac", "absent.flac"], "error: absent.flac: No such file or directory"),
-        (["verify", "0_0.flac", "model.safetensors"], "error: model.safetensors: cannot be read as a recording"),
+        (["verify", "0_0.flac", "absent.flac"], "error: refused input: absent.flac: No such file or directory"),
+        (["verify", "0_0.flac", "model.safetensors"], "input: model.safetensors: cannot be read as a recording"),
         (["verify", "0_0.flac", "1_0.flac", "--model", "0_0.flac"], "error: 0_0.flac is not a readable package"),
         (["verify", "0_0.flac", "1_0.flac", "--false-alarms", "0.3"], "the model knows: 0.01, 0.05"),
         (["verify", "0_0.flac", "1_0.flac", "--prior", "1"], "the prior must be above 0 and below 1"),
@@ -150,6 +212,7 @@ def test_who_is_enrolled_is_identified_and_strangers_are_unknown(use):
     assert use("identify", "2_0.flac", *nobody).out.startswith("unknown\n")
     said = json.loads(use("identify", "0_0.flac", *nobody, "--top", "1", "--json").out)
     assert (said["answer"], said["known"], [each["name"] for each in said["speakers"]]) == ("unknown", False, ["José"])
+    assert said["outcome"] == said["speakers"][0]["outcome"] == "not accepted"
     assert "1% false alarms a speaker: up to 2.00% for 2 together" in use("identify", "0_0.flac").out
     use("enroll", "--remove", "José")
     assert use("identify", "0_0.flac", *sure).out.startswith("李\n")

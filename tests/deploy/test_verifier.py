@@ -16,7 +16,7 @@ from tiny import RATE, tone
 
 from sv_sparse.data.audio import recording
 from sv_sparse.data.decoding import MIN_SECONDS
-from sv_sparse.deploy.decision import Heard
+from sv_sparse.deploy.decision import SYNTHETIC_WARNING, Heard, RefusedInputError
 from sv_sparse.deploy.package import write_package
 from sv_sparse.deploy.verifier import Verifier
 from sv_sparse.deploy.windows import Windows
@@ -168,7 +168,8 @@ def test_the_answer_is_the_back_ends_own(cohort):
     assert (found.threshold, found.false_alarms) == (2.0, 0.01)
     assert found.accepted == (found.llr >= 2.0)
     assert found.seconds > 0
-    assert set(found.as_dict()) == set(found.__dataclass_fields__)
+    assert set(found.as_dict()) == {"outcome", *found.__dataclass_fields__}
+    assert found.as_dict()["outcome"] == found.outcome == ("accepted" if found.accepted else "not accepted")
     turned = verifier(backend).verify(sides[1], sides[0])
     assert turned.score == pytest.approx(found.score, rel=1e-5)
 
@@ -264,3 +265,45 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path):
         verifier().embed_file(path)
     with pytest.raises(ValueError, match="absent.wav: No such file"):
         verifier().verify(path.with_name("absent.wav"), path)
+
+
+def test_a_recording_that_cannot_be_judged_is_refused_input_with_its_number_and_reason():
+    good, short, silent = (tone(0, 0, 1.0), RATE), (tone(0, 0, 0.1), RATE), (np.zeros(RATE, np.float32), RATE)
+    for sides, number, reason in (
+        ((short, good), 1, "is too short"),
+        ((good, silent), 2, "nothing but silence"),
+        ((good, b"no recording"), 2, "cannot be read as a recording"),
+    ):
+        with pytest.raises(RefusedInputError, match=reason) as refusal:
+            verifier().verify(*sides)
+        assert (refusal.value.outcome, refusal.value.recording) == ("refused input", number)
+    with pytest.raises(RefusedInputError, match="is too short"):
+        verifier().identify(short, [Heard(np.ones(16, np.float32))])
+
+
+def test_every_outcome_has_its_words_and_settings_that_are_wrong_have_none():
+    side = Heard(np.arange(16, dtype=np.float32))
+    assert verifier().verify(side, side, threshold=-100.0).outcome == "accepted"
+    assert verifier().verify(side, side, threshold=100.0).outcome == "not accepted"
+    assert verifier(replace(BACKEND, calibration=None)).verify(side, side).outcome == "no decision"
+    with pytest.raises(ValueError, match="prior") as problem:
+        verifier().verify(side, side, prior=2.0)
+    assert not isinstance(problem.value, RefusedInputError)
+
+
+@pytest.mark.parametrize(
+    ("card", "warning"),
+    [
+        ({}, None),
+        ({"synthetic_voices_only": False}, None),
+        ({"synthetic_voices_only": "\x1b[2J"}, None),  # a card is somebody's words; they are not printed
+        ({"synthetic_voices_only": True}, SYNTHETIC_WARNING),
+        ({"trained_on": "the demo corpus: made-up speech"}, SYNTHETIC_WARNING),  # of a file that was exported before
+        ({"trained_on": "recordings in wav"}, None),
+    ],
+)
+def test_what_decisions_rest_on_is_told(card, warning):
+    model = Verifier(NETWORK, BACKEND, card, features=deployed.FEATURES)
+    assert model.basis == {"calibration": BACKEND.calibration.words, "warning": warning}
+    uncalibrated = Verifier(NETWORK, replace(BACKEND, calibration=None), card, features=deployed.FEATURES)
+    assert uncalibrated.basis == {"calibration": None, "warning": warning}

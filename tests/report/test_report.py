@@ -174,6 +174,15 @@ def test_every_number_has_its_conditions(tmp_path):
         assert words in text or words == "0.0500", words
 
 
+def test_a_report_says_what_decisions_mean_and_what_they_are_not_good_for(tmp_path):
+    for name, data, warned in (("real", {"root": "wav"}, False), ("demo", {"root": "wav", "make": {"seed": 0}}, True)):
+        page = reported(tmp_path / name, results(), data=data).text
+        for text in (page, (tmp_path / name / "report.md").read_text()):
+            for words in ('"accepted"', '"not accepted"', "replayed", "spoofing", "deepfakes", "consent"):
+                assert words in text
+            assert ("Warning: trained on synthetic voices only (demo corpus)" in text) == warned
+
+
 def test_the_markdown_has_the_table_and_links_figures_that_are_there(tmp_path):
     found = results(lists=[evaluation("trials"), unknown("other list")])
     folder = run_folder(tmp_path / "run", found)

@@ -22,6 +22,7 @@ function Desk(selector) {
   this.title = part("h2").textContent;
 
   this.complain = text => { problem.textContent = text; };
+  this.refuse = reason => this.complain(`${sentence(model.outcomes.refused_input)}: ${reason}`);
 
   this.put = (blob, name, plain) => {
     changed();
@@ -36,8 +37,8 @@ function Desk(selector) {
   };
 
   this.choose = file => {
-    if (file.size === 0) return this.complain(`${file.name} is empty.`);
-    if (file.size > model.max_bytes) return this.complain(
+    if (file.size === 0) return this.refuse(`${file.name} is empty.`);
+    if (file.size > model.max_bytes) return this.refuse(
       `${file.name} has ${size(file.size)}; at most ${size(model.max_bytes)} are accepted.`);
     this.put(file, `${file.name}, ${size(file.size)}`, false);
   };
@@ -194,7 +195,7 @@ $("#compare").addEventListener("click", async () => {
     if (!(error instanceof Problem)) throw error;
     $("#progress").textContent = "";
     const place = desks[error.recording - 1];
-    if (place) place.complain(error.message);
+    if (place) place.refuse(error.message);
     else $("#problem").textContent = error.message;
   } finally {
     $(".pair").inert = false;
@@ -222,14 +223,19 @@ async function compared() {
 }
 
 async function post(first, second) {
+  let response;
   try {
-    const response = await fetch("verify", {
+    response = await fetch("verify", {
       method: "POST", body: new Blob([first, second]),
       headers: { "Content-Type": "application/octet-stream", "First-Length": String(first.size) },
     });
-    return { status: response.status, said: await response.json() };
   } catch {
     throw new Problem("No answer. Is sv-sparse serve still running, and can the files still be read?");
+  }
+  try {
+    return { status: response.status, said: await response.json() };
+  } catch { // of a proxy, as a rule
+    throw new Problem(`No answer of sv-sparse serve, but status ${response.status} ${response.statusText}.`);
   }
 }
 
@@ -237,17 +243,17 @@ async function post(first, second) {
 
 function show() {
   const decision = answer.decisions[$("#rate select").selectedIndex];
-  const verdict = decision && (decision.accepted ? "accepted" : "rejected");
-  $("#result").className = verdict ?? "";
-  $("#decision").textContent = verdict
-    ? { accepted: "Accepted: same speaker", rejected: "Rejected: different speakers" }[verdict]
-    : "No decision";
-  $("#reason").textContent = verdict
-    ? `The evidence, ${number(answer.llr)}, ${decision.accepted ? "reaches" : "stays below"} the threshold, ` +
-      `${number(decision.threshold)}, at which ${percent(decision.false_alarms)} of pairs of different speakers are accepted.`
+  const outcome = decision ? decision.outcome : model.outcomes.no_decision;
+  $("#result").className = outcome.replace(" ", "-");
+  $("#decision").textContent = sentence(outcome);
+  $("#reason").textContent = decision
+    ? `The evidence, ${number(answer.llr)}, ${decision.accepted ? "reaches" : "does not reach"} the threshold, ` +
+      `${number(decision.threshold)}, at which ${percent(decision.false_alarms)} of pairs of different speakers are accepted.` +
+      (decision.accepted ? "" : ` ${sentence(model.not_different)}.`)
     : answer.llr === null
       ? "This model has no calibration: only the score is known, and no threshold. Higher scores speak for one speaker."
       : "This model has no threshold: the evidence is known, but not from where on to accept.";
+  $("#warning").textContent = answer.warning ? `Warning: ${answer.warning}.` : "";
   draw(decision);
   const facts = [["Score", answer.score.toFixed(3)]];
   if (answer.llr !== null) facts.push(
@@ -297,7 +303,7 @@ function draw(decision) {
   }));
   $(".axis").textContent = known ? "evidence (log-likelihood ratio)" : "score";
   $("#scale").setAttribute("aria-label",
-    `A scale from ${number(low)}, different speakers, to ${number(high)}, same speaker. This pair lies at ${number(value)}` +
+    `A scale from ${number(low)}, for different speakers, to ${number(high)}, for one speaker. This pair lies at ${number(value)}` +
     (decision ? `, the threshold at ${number(bound)}.` : "; no threshold is known."));
 }
 
@@ -343,6 +349,8 @@ function number(value, digits = 2, padded = true) {
   return (padded ? text : String(Number(text))).replace("-", "\u2212");
 }
 
+const sentence = words => words[0].toUpperCase() + words.slice(1);
+
 // Numbers keep their units on the same line.
 const percent = share => `${Number((100 * share).toPrecision(3))}\u00a0%`;
 const probability = share =>
@@ -362,8 +370,11 @@ function start() {
   for (const kind of ["dragover", "drop"]) addEventListener(kind, event => event.preventDefault());
   const rates = model.false_alarms.map(share => new Option(`${percent(share)} false alarms`));
   $("#rate select").replaceChildren(...rates);
+  $("#rate select").selectedIndex = model.false_alarms.indexOf(model.default_false_alarms);
   $("#rate").hidden = rates.length < 2;
   $("#rate select").addEventListener("change", () => { if (answer) show(); });
+  $("#limits").append(...model.limits_of_use.map(limit =>
+    Object.assign(document.createElement("li"), { textContent: `${sentence(limit)}.` })));
   const facts = Object.entries(model.card);
   list($("#about dl"), facts.map(([name, value]) => [name, words(value)]));
   $("#about").hidden = !facts.length;
