@@ -173,5 +173,6 @@ def _refuse_held_out(run: Path, own: Manifest) -> None:
             if (match(held_out, trained) >= 0).any():
                 raise ValueError(
                     f"data.validation_share: speakers that are held out here were trained on by init_from={folder}; "
-                    f"hold out the same (data.validation_share and data.validation_seed as there), or nobody: data.validation_share=0"
+                    f"hold out the same (data.validation_share and data.validation_seed as there), or nobody: "
+                    f"data.validation_share=0"
                 )

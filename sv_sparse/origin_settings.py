@@ -6,17 +6,20 @@ choice brings the run's ``target_sparsity`` (group ``origin_target``) and its mo
 ``target_sparsity`` before the sparsity, which is dense or not, and the groups before the experiment.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import OverrideType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sv_sparse import checkpoint
+from sv_sparse.corpus import describe_corpus
 from sv_sparse.origin import network_file, read_weights
 from sv_sparse.overrides import read_overrides, values_of
 from sv_sparse.settings import Settings, flat, read_settings
@@ -24,6 +27,7 @@ from sv_sparse.settings import Settings, flat, read_settings
 GROUPS = ("model", "data", "optim", "sparsity")
 
 _ABSENT = object()
+_NAMED = 5  # settings in a line of the log
 
 
 def offer_origins(arguments: Sequence[str], conf: Path) -> None:
@@ -56,18 +60,81 @@ def origin_settings(path: str | Path) -> Settings | None:
     Raises:
         ValueError: it is neither a finished run nor a file of weights, or cannot be read.
     """
-    network = network_file(Path(path).expanduser())
+    network = network_file(Path(os.path.expanduser(path)))
     folder = network.parent.parent
     if network.parent.name == "checkpoints" and (folder / "config.yaml").is_file():
-        try:
-            settings = read_settings(folder)
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise ValueError(f"init_from={path}: {folder / 'config.yaml'} cannot be read: {error}") from error
+        settings = _read_config(folder, f"init_from={path}")
     elif "format" in read_weights(network):
         settings = checkpoint.load(network, checkpoint.NETWORK_KEYS)["config"]
     else:
         return None
     settings["data"].setdefault("validation_seed", settings["seed"])  # one seed for everything in earlier versions
+    return settings
+
+
+def describe_sources(settings: Settings) -> dict[str, str]:
+    """Say what a run that is about to begin trains on, and what it starts from, for the first lines of its log.
+
+    Args:
+        settings: of the run, resolved, as Hydra has just composed them.
+
+    Returns:
+        ``corpus``, and ``init_from`` where it starts from something.
+
+    Raises:
+        ValueError: ``init_from`` names a run whose data could not be taken over, and nobody chose others.
+    """
+    composed = HydraConfig.get()
+    typed = any(word.startswith("data=") for word in composed.overrides.task)
+    by_default = not typed and composed.runtime.choices["data"] == "demo"
+    sources = {"corpus": _corpus_in_words(settings, by_default=by_default)}
+    path = settings["init_from"]
+    theirs = origin_settings(path) if path is not None else None
+    if theirs is not None:
+        if by_default and composed.runtime.choices.get("init_from") is None:
+            raise ValueError(
+                f"init_from={path}: a run's model and data are taken over only where the command line names the run in "
+                f"full, without ${{...}}; give model= and data= here"
+            )
+        sources["init_from"] = f"{path}; {_compared(settings, theirs)}"
+    elif path is not None:
+        sources["init_from"] = f"{path}, which does not say what it was trained on"
+    return sources
+
+
+def _corpus_in_words(settings: Settings, *, by_default: bool) -> str:
+    corpus = describe_corpus(settings)
+    notes = ["synthetic voices"] if corpus["synthetic"] else []
+    if by_default:
+        notes.append("data=demo is the default, data=folder data.root=PATH data.trials=FILE are your own recordings")
+    return f"{corpus['name']}{' (' if notes else ''}{'; '.join(notes)}{')' if notes else ''}, {corpus['path']}"
+
+
+def _compared(settings: Settings, theirs: Settings) -> str:
+    """Say what of the settings that can be taken over is as in the run that this one starts from, and what is not."""
+    names = (*GROUPS, "target_sparsity")
+    ours = flat({name: settings[name] for name in names})
+    known = flat({name: theirs[name] for name in names})
+    others = sorted(name for name, value in known.items() if ours.get(name, _ABSENT) != value)
+    same = [name for name in names if not any(other == name or other.startswith(f"{name}.") for other in others)]
+    words = f"as there: {', '.join(same) or 'nothing'}"
+    if others:
+        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        words += f"; other than there: {', '.join(others[:_NAMED])}{more}"
+    return words
+
+
+def _read_config(folder: Path, setting: str) -> Settings:
+    """Read a run's config.yaml; a ValueError says which setting named the run."""
+    config = folder / "config.yaml"
+    try:
+        settings = read_settings(folder)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ValueError(f"{setting}: {config} cannot be read: {error}") from error
+    needed = {*GROUPS, "target_sparsity", "seed"}
+    missing = needed - set(settings) if isinstance(settings, dict) else needed
+    if missing:
+        raise ValueError(f"{setting}: {config} has no {', '.join(sorted(missing))}: it is no run's")
     return settings
 
 
@@ -92,10 +159,10 @@ def _offer(path: str, number: int, conf: Path) -> None:
 
 
 def _choice(group: str, theirs: Settings, number: int, conf: Path) -> str:
-    """Return the choice in conf/ that a run's settings are, or else one that is stored: the nearest with what differs."""
+    """Return the choice in conf/ that a run's settings are, or store the nearest one with what differs."""
     choices = {file.stem: _read_choice(file) for file in sorted((conf / group).glob("*.yaml"))}
-    alike = {name: _likeness(choice, theirs) for name, choice in choices.items() if _classes(choice) == _classes(theirs)}
-    nearest = max(alike, key=lambda name: alike[name], default=None)
+    of_its_class = [name for name, choice in choices.items() if _classes(choice) == _classes(theirs)]
+    nearest = max(of_its_class, key=lambda name: _likeness(choices[name], theirs), default=None)
     differing = theirs if nearest is None else _differing(choices[nearest], theirs)
     if nearest is not None and not differing:
         return nearest
@@ -122,15 +189,12 @@ def _classes(choice: DictConfig | Settings) -> Settings:
     return {name: value for name, value in _plain(choice).items() if name.endswith("_target_")}
 
 
-def _likeness(choice: DictConfig, theirs: Settings) -> int:
-    """Return how many values of a choice are a run's, less the settings that the run does not have."""
-    known, likeness = _plain(theirs), 0
-    for name, value in _plain(choice).items():
-        if name not in known:
-            likeness -= 1
-        elif known[name] == value:
-            likeness += 1
-    return likeness
+def _likeness(choice: DictConfig, theirs: Settings) -> tuple[int, int]:
+    """Return how near a run's settings are to a choice: best is one that adds no names, and has most of its values."""
+    ours, known = _plain(choice), _plain(theirs)
+    added = len(ours.keys() - known.keys())
+    same = sum(known.get(name, _ABSENT) == value for name, value in ours.items())
+    return -added, same
 
 
 def _differing(choice: DictConfig, theirs: Settings) -> Settings:

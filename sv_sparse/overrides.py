@@ -82,7 +82,7 @@ def values_of(override: Override) -> list[Any]:
 def _alternatives(override: Override) -> list[str]:
     """Return an override as words that give one value each."""
     if not override.is_sweep_override():
-        return [override.input_line]
+        return [str(override.input_line)]
     if not override.is_discrete_sweep() or override.value_type == ValueType.GLOB_CHOICE_SWEEP:
         return []
     return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
