@@ -14,6 +14,7 @@ from sv_sparse.corpus import prepare_corpus
 from sv_sparse.distributed import end, first_before_others, from_first, processes, rank
 from sv_sparse.jobs import clear_errors
 from sv_sparse.landing import evaluate, finish_backend, land
+from sv_sparse.origin_settings import offer_origins
 from sv_sparse.overrides import check_names
 from sv_sparse.report import collect, draw_run, write_report, write_results
 from sv_sparse.run import logged, open_run
@@ -51,6 +52,7 @@ def main(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     with clear_errors():
+        offer_origins(sys.argv[1:], CONF)
         check_names(sys.argv[1:], CONF)
     main()
     end()

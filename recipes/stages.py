@@ -115,10 +115,10 @@ class Stages:
     def lmft(self) -> Iterator[Command]:
         """Large-margin fine-tuning of every network of the grid."""
         for run in self.grid:
-            settings = ["experiment=lmft", f"init_from={quoted(self.folder(run))}", f"model={run.model}"]
-            settings += [f"data={self.recipe.data}", *self._method(run)]
-            if self.chosen.variant == "strong":  # whose runs hold nobody out, and end at a smaller rate
-                settings += ["data.validation_share=0.0", "trainer.lr_factor=0.001"]
+            settings = ["experiment=lmft", f"init_from={quoted(self.folder(run))}"]
+            settings.append(f"optim={_optim(run)}")  # at its own rates, also where a baseline's were others
+            if self.chosen.variant == "strong":  # whose runs end at a smaller rate
+                settings.append("trainer.lr_factor=0.001")
             if self.chosen.variant:
                 settings.append("trainer.statistics_crops=8192")
             if self.chosen.variant == "paper":
@@ -184,8 +184,7 @@ class Stages:
 
     def _method(self, run: Run) -> list[str]:
         """Target, optimizer and data; LinBreg's dense baseline is SGD with momentum."""
-        optim = "sgd" if _is_sgd(run) else run.optim
-        settings = [f"optim={optim}", f"target_sparsity={run.target}"]
+        settings = [f"optim={_optim(run)}", f"target_sparsity={run.target}"]
         if "prepare" in self.recipe.stages:
             settings += [f"data.prepared={quoted(self.prepared)}", f"data.trials={self.recipe.lists[0]}"]
         elif self.name == "own_data":
@@ -246,6 +245,10 @@ def _refuse_others(folder: Path, words: Sequence[str]) -> None:
 
 def _is_sgd(run: Run) -> bool:
     return run.optim == "linbreg" and float(run.target) == 0
+
+
+def _optim(run: Run) -> str:
+    return "sgd" if _is_sgd(run) else run.optim
 
 
 def quoted(path: Path) -> str:

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from sv_sparse.compute import Compute, choose_compute
-from sv_sparse.corpus import Corpus
+from sv_sparse.corpus import Corpus, describe_corpus
 from sv_sparse.data.augment import Augmentation, Extras
 from sv_sparse.data.dataset import Batch, Crops
 from sv_sparse.data.decoding import SAMPLE_RATE
@@ -114,7 +114,7 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     controller = instantiate(settings["sparsity"]["controller"])(optimizer, settings["target_sparsity"], steps)
     if origin is not None:
         controller.take_over()
-    _say(groups, corpus, optimizer)
+    _say(groups, corpus, describe_corpus(settings)["trials"], optimizer)
     logger.info("%d steps on %s, %s", steps, compute, describe_batch(batches, None if begun else rates))
     return Experiment(
         settings=settings,
@@ -197,7 +197,10 @@ def describe_batch(batches: EpochBatches, rates: dict[str, float] | None) -> str
     )
 
 
-def _say(groups: list[dict[str, Any]], corpus: Corpus, optimizer: BregmanOptimizer) -> None:
+def _say(groups: list[dict[str, Any]], corpus: Corpus, paths: list[str], optimizer: BregmanOptimizer) -> None:
+    for one, path in zip(corpus.lists, paths, strict=True):
+        count, targets = len(one.trials), int(one.trials.is_target.sum())
+        logger.info("trial list %s: %d trials, %d targets (%s)", one.trials.name, count, targets, path)
     for split in ("train", "validation", "test"):
         speakers, utterances, hours = split_size(corpus.manifest, split)
         logger.info("%-10s %5d speakers %8d utterances %8.2f hours", split, speakers, utterances, hours)

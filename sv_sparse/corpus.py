@@ -14,7 +14,7 @@ from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.data.prepared import Judged, judged, read_listed, refuse_trained_on, rows_of, select
 from sv_sparse.data.speakers import read_sexes
 from sv_sparse.data.trials import read_trials
-from sv_sparse.settings import Settings
+from sv_sparse.settings import Settings, is_synthetic
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,25 @@ class Corpus:
 
     manifest: Manifest
     lists: list[Judged]
+
+
+def describe_corpus(settings: Settings) -> dict[str, Any]:
+    """Return what a run trains on and is judged by, as plain data.
+
+    Returns:
+        ``name`` of the corpus; ``synthetic``, whether its voices are; ``path``, the prepared folder or that of the
+        recordings; ``train``, the subsets that are trained on, or None where there are none; ``trials``, the lists.
+    """
+    data = settings["data"]
+    train, trials = data.get("train"), data["trials"]
+    path = data["prepared"] if "prepared" in data else data["root"]
+    return {
+        "name": data.get("corpus") or Path(path).name,  # runs of earlier versions have no name of it
+        "synthetic": is_synthetic(settings),
+        "path": path,
+        "train": [train] if isinstance(train, str) else train,
+        "trials": [trials] if isinstance(trials, str) else list(trials),
+    }
 
 
 def prepare_corpus(settings: Settings, folder: Path) -> Corpus:
@@ -70,7 +89,7 @@ def _select(settings: Settings, lists: Sequence[Judged], out: Path) -> None:
     data = settings["data"]
     train = [data["train"]] if isinstance(data["train"], str) else list(data["train"])
     share = data["validation_share"]
-    select(data["prepared"], train=train, lists=lists, validation_share=share, seed=settings["seed"], out=out)
+    select(data["prepared"], train=train, lists=lists, validation_share=share, seed=_validation_seed(settings), out=out)
 
 
 def _scan(settings: Settings, names: Sequence[str], out: Path) -> None:
@@ -80,10 +99,15 @@ def _scan(settings: Settings, names: Sequence[str], out: Path) -> None:
         trials=[name for name in names if not is_elsewhere(name)],
         train_list=data["train_list"],
         validation_share=data["validation_share"],
-        seed=settings["seed"],
+        seed=_validation_seed(settings),
         max_unreadable=data["max_unreadable"],
         out=out,
     )
+
+
+def _validation_seed(settings: Settings) -> int:
+    """Return the seed that chooses the held-out speakers; runs of earlier versions had one seed for everything."""
+    return int(settings["data"].get("validation_seed", settings["seed"]))
 
 
 def is_elsewhere(name: str) -> bool:
@@ -149,5 +173,6 @@ def _refuse_held_out(run: Path, own: Manifest) -> None:
             if (match(held_out, trained) >= 0).any():
                 raise ValueError(
                     f"data.validation_share: speakers that are held out here were trained on by init_from={folder}; "
-                    f"hold out the same (data.validation_share and seed as there), or nobody: data.validation_share=0"
+                    f"hold out the same (data.validation_share and data.validation_seed as there), or nobody: "
+                    f"data.validation_share=0"
                 )

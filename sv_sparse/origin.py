@@ -88,16 +88,26 @@ def read_origin(settings: Settings) -> Origin | None:
     if settings["init_from"] is None:
         return None
     path = Path(settings["init_from"])
+    network = network_file(path)
     if path.is_file():
-        state = _read(path)
+        state = read_weights(path)
         return _of_network_file(path, path) if "format" in state else _of_toolkit(path, state)
-    network = path / "checkpoints" / "model.pt"
+    return _of_network_file(path, network)
+
+
+def network_file(path: Path) -> Path:
+    """Return the file of weights that ``init_from`` names, in a run's folder ``checkpoints/model.pt``.
+
+    Raises:
+        ValueError: There is none.
+    """
+    network = path if path.is_file() else path / "checkpoints" / "model.pt"
     if not network.is_file():
         raise ValueError(
             f"init_from={path}: expected the folder of a finished run, with checkpoints/model.pt, one of its network "
             f"files, or weights of SpeechBrain or WeSpeaker"
         )
-    return _of_network_file(path, network)
+    return network
 
 
 def _of_network_file(path: Path, file: Path) -> Origin:
@@ -125,7 +135,7 @@ def _of_toolkit(path: Path, state: dict[str, Any]) -> Origin:
     return Origin(path, model, weights)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_weights(path: Path) -> dict[str, Any]:
     """A file of tensors and plain data; nothing in it is run.
 
     Raises:

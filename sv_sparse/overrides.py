@@ -24,15 +24,7 @@ def check_names(arguments: Sequence[str], conf: Path) -> None:
     Raises:
         ValueError: an override cannot be read, or names a setting or choice that is not there; lists the valid ones.
     """
-    words = _overrides(arguments)
-    try:
-        overrides = OverridesParser.create().parse_overrides(words)
-    except OverrideParseException as error:
-        raise ValueError(
-            f"cannot read {error.override!r}: expected SETTING=VALUE or GROUP=CHOICE; a value with spaces, commas, "
-            f"equals signs or brackets goes in quotes, twice: \"data.root='/my data/a=b'\""
-        ) from error
-    own = [override for override in overrides if not override.key_or_group.startswith("hydra")]
+    own = [override for override in read_overrides(arguments) if not override.key_or_group.startswith("hydra")]
     groups = {folder.name: _choices(folder) for folder in sorted(conf.iterdir()) if folder.is_dir()}
     chosen = []
     for override in own:
@@ -40,6 +32,8 @@ def check_names(arguments: Sequence[str], conf: Path) -> None:
             picked = _picked(override)
             _refuse_choice(override.key_or_group, picked, groups[override.key_or_group])
             chosen.append([f"{override.key_or_group}={choice}" for choice in picked])
+        elif override.key_or_group == "init_from":  # a setting, and where it names a run a choice too
+            chosen.append(_alternatives(override))
     settings = [override for override in own if override.key_or_group not in groups]
     for combination in product(*filter(None, chosen)):  # of a sweep; one otherwise
         with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
@@ -55,10 +49,43 @@ def _check_overrides(overrides: Sequence[Override], known: Settings, groups: Seq
         if override.is_delete():
             raise ValueError(f"{override.input_line}: settings cannot be removed, only given another value")
         default = _default(override.key_or_group, known, groups)
-        for value in _values(override):
+        for value in values_of(override):
             _refuse_value(override.key_or_group, value, default)
             if override.key_or_group == "target_sparsity":
                 refuse_dense_target(value, known["sparsity"])
+
+
+def read_overrides(arguments: Sequence[str]) -> list[Override]:
+    """Read the settings of a command line.
+
+    Args:
+        arguments: the command line without the program's name; words that begin with ``-`` are the launcher's.
+
+    Raises:
+        ValueError: one of them is no setting; says how settings are written.
+    """
+    try:
+        return OverridesParser.create().parse_overrides(_overrides(arguments))
+    except OverrideParseException as error:
+        raise ValueError(
+            f"cannot read {error.override!r}: expected SETTING=VALUE or GROUP=CHOICE; a value with spaces, commas, "
+            f"equals signs or brackets goes in quotes, twice: \"data.root='/my data/a=b'\""
+        ) from error
+
+
+def values_of(override: Override) -> list[Any]:
+    """Return the values that an override gives, several in a sweep, none where only Hydra can list them."""
+    parser = OverridesParser.create()
+    return [parser.parse_override(word).value() for word in _alternatives(override)]
+
+
+def _alternatives(override: Override) -> list[str]:
+    """Return an override as words that give one value each."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if not override.is_discrete_sweep() or override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        return []
+    return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
 
 
 def _choices(group: Path) -> list[str]:
@@ -74,16 +101,8 @@ def _overrides(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def _values(override: Override) -> list[Any]:
-    """The values that an override gives, several in a sweep."""
-    if override.is_sweep_override():
-        listed = override.is_discrete_sweep() and override.value_type != ValueType.GLOB_CHOICE_SWEEP
-        return list(override.sweep_iterator()) if listed else []
-    return [override.value()]
-
-
 def _picked(override: Override) -> list[str]:
-    return [str(value) for value in _values(override)]
+    return [str(value) for value in values_of(override)]
 
 
 def _refuse_choice(group: str, picked: Sequence[str], choices: Sequence[str]) -> None:

@@ -33,6 +33,7 @@ from sv_sparse.compute import choose_device, choose_precision
 from sv_sparse.distributed import rank, ranks
 from sv_sparse.interrupts import stop_requests
 from sv_sparse.jobs import PROBLEMS
+from sv_sparse.origin_settings import describe_sources
 from sv_sparse.settings import Settings, check, flat, resolve
 from sv_sparse.storage import LEFTOVERS, only_process, remove_leftovers, write_json, write_text
 
@@ -60,9 +61,10 @@ def open_run(config: DictConfig) -> tuple[Settings, Path]:
     trainer = settings["trainer"]
     if folder is not None and _may_be_restart() and (folder / "checkpoints" / "last.pt").is_file():
         return _again(settings, folder), folder
+    sources = describe_sources(settings)
     device = choose_device(trainer["device"], "trainer.device=")
     trainer["precision"], reason = choose_precision(trainer["precision"], device)
-    return settings, new_folder(settings, reason)
+    return settings, new_folder(settings, sources | {"precision": reason})
 
 
 def resumed(path: Path, arguments: list[str]) -> tuple[Settings, Path]:
@@ -130,14 +132,14 @@ def _again(settings: Settings, folder: Path) -> Settings:
     return stored
 
 
-def new_folder(settings: Settings, precision: str) -> Path:
+def new_folder(settings: Settings, about: dict[str, str]) -> Path:
     """Make ``folder``, or ``<runs>/<time>_<name>``, and write the settings and the environment into it.
 
     A run that was killed before its first checkpoint leaves a folder that is used again.
 
     Args:
         settings: of the run.
-        precision: which was chosen, and why, in words.
+        about: what its log begins with, in words: its corpus, what it starts from, its precision.
 
     Raises:
         ValueError: ``folder`` is there already and holds something else, or another process works there.
@@ -151,7 +153,7 @@ def new_folder(settings: Settings, precision: str) -> Path:
     with only_process(folder, f"folder={folder}: another process is training this run; name another"):
         (folder / "manifest.parquet").unlink(missing_ok=True)
         write_text(folder / "config.yaml", OmegaConf.to_yaml(settings))
-        write_json(folder / "environment.json", environment() | {"precision": precision})
+        write_json(folder / "environment.json", environment() | about)
     return folder
 
 
@@ -225,7 +227,9 @@ def _logged(folder: Path) -> Iterator[None]:
     try:
         with logging_redirect_tqdm():
             about = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-            logger.info("precision: %s", about["precision"])
+            for name in ("corpus", "init_from", "precision"):
+                if name in about:
+                    logger.info("%s: %s", name, about[name])
             yield
     except PROBLEMS:
         logger.debug("the whole story", exc_info=True)

@@ -71,6 +71,11 @@ def flat(settings: Settings, prefix: str = "") -> Settings:
     return found
 
 
+def is_synthetic(settings: Settings) -> bool:
+    """Return whether a run trains on synthetic voices only, those of a corpus that is made: ``data.make``."""
+    return "make" in settings["data"]
+
+
 def automatic_workers() -> int:
     """How many processes read crops where nobody says so: one of the cores that this process may use trains."""
     cores: int = cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -184,6 +189,9 @@ def check(settings: Settings) -> None:
     storage = settings["data"].get("storage", "files")
     if storage not in {"files", "shards"}:
         raise ValueError(f"data.storage must be files or shards, got {storage!r}")
+    validation_seed = settings["data"].get("validation_seed", 0)
+    if not _is_whole(validation_seed, 0):
+        raise ValueError(f"data.validation_seed must be a whole number, 0 or more, got {validation_seed!r}")
     sparsity = settings["sparsity"]
     refuse_dense_target(settings["target_sparsity"], sparsity)
     if sparsity["regularizer"] == "group" and sparsity["density"] < 1:

@@ -12,6 +12,8 @@ from attempts import Attempts
 from hydra.core.global_hydra import GlobalHydra
 from tiny import ROOT, THREE_EPOCHS, TINY, Outcome, Tones, write_tones, write_trial_list
 
+from sv_sparse.origin_settings import offer_origins
+
 
 def _hide_lazy_modules() -> None:
     """Spare SpeechBrain's lazy modules hypothesis' question where they lie, at which they load, or fail to."""
@@ -51,6 +53,7 @@ def train(capsys, monkeypatch, tmp_path) -> Callable[..., Outcome]:
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
+        offer_origins([], ROOT / "conf")  # none; other tests compose in this process
         return Outcome(status, *capsys.readouterr())
 
     monkeypatch.chdir(tmp_path)

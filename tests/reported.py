@@ -85,6 +85,10 @@ def results(
         **{"eer": first["eer"], "min_dcf": first["costs"][0]["min_dcf"], "start_eer": first["start_eer"]},
         **{"seconds": 228.0, "seed": 0, "evaluations": evaluations},
         "scoring": {"normalization": first["normalization"], "subtracted": "mean embedding of 512 training crops"},
+        "corpus": {
+            **{"name": "voxceleb", "synthetic": False, "path": "/data/prepared", "train": ["vox2_dev"]},
+            "trials": ["vox1_O_cleaned"],
+        },
         "training": {
             **{"model": "ECAPA", "speakers": 108, "utterances": 1296, "hours": 1.26, "epochs": 6, "steps": 60},
             **{"lr": 0.01, "device": "cpu", "precision": "fp32", "processes": 1},

@@ -51,6 +51,21 @@ def test_a_row_for_each_finished_run_and_a_word_on_the_others(swept, capsys):
     assert f"{swept[-1]}: not finished, left out" in err
 
 
+def test_a_comparison_names_the_corpora(tmp_path):
+    corpus = {
+        "name": "demo",
+        "synthetic": True,
+        "path": "/cache/wav",
+        "train": None,
+        "trials": ["/cache/veri_test.txt"],
+    }
+    runs = [run_folder(tmp_path / "one", results()), run_folder(tmp_path / "two", results(corpus=corpus))]
+    write_comparison(tmp_path / "out", read_entries(runs, None)[0], {})
+    for name in ("compare.html", "compare.md"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "2 runs, 1 list; trained on: demo (synthetic voices), voxceleb" in text
+
+
 def test_the_script_is_the_command(swept):
     command = [sys.executable, str(ROOT / "scripts" / "compare.py"), *map(str, swept)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -112,7 +112,7 @@ def test_a_python_command_of_the_readme_runs(command, tones: Tones, finished, tm
         if corpus is not None:
             words = [prepared.put_into(word, corpora[corpus]) for word in words]
             words += ["data.validation_share=0"]
-        elif "data=folder" not in words:
+        elif "data=folder" not in words and f"init_from={copy}" not in words:
             words += [f"data.cache={cache}", *TINY_DEMO]
     out = run([sys.executable, str(ROOT / words[0]), *words[1:]], tmp_path)
     assert "| EER" in out or "Choices (GROUP=CHOICE)" in out

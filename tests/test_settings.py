@@ -112,6 +112,7 @@ def test_a_setting_of_a_choice_not_taken_is_refused():
         ("trainer.checkpoint_minutes=0", "trainer.checkpoint_minutes must be null or a number above 0, got 0"),
         ("trainer.clip_norm=0", "trainer.clip_norm must be null or a number above 0, got 0"),
         ("trainer.margin_start=0.5", "trainer.margin_start must be at most trainer.margin_end, got 0.5 and 0.27"),
+        ("data.validation_seed=-1", "data.validation_seed must be a whole number, 0 or more, got -1"),
         ("sparsity.density=0", "sparsity.density must be a number above 0 and at most 1, got 0"),
         ("sparsity.include_head=maybe", "sparsity.include_head must be true or false, got 'maybe'"),
     ],

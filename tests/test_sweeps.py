@@ -89,7 +89,7 @@ def test_the_cluster_commands_of_the_readme_name_settings_that_exist():
 
 
 def made(settings: dict) -> str:
-    return new_folder(settings, "fp32").name
+    return new_folder(settings, {"precision": "fp32"}).name
 
 
 def test_runs_of_one_name_that_start_at_once_get_a_folder_each(tmp_path):

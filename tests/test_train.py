@@ -61,6 +61,35 @@ def test_the_results_say_what_scripts_need(finished):
     assert sum(layer["zeros"] for layer in layers) / sum(layer["parameters"] for layer in layers) == found["sparsity"]
 
 
+def test_log_results_and_report_name_the_corpus_its_path_and_its_lists(finished, tones):
+    corpus = {"name": "folder", "synthetic": False, "path": str(tones.root), "train": None}
+    assert results(finished)["corpus"] == corpus | {"trials": [str(tones.trials)]}
+    log = (finished / "train.log").read_text().splitlines()
+    assert log[0].endswith(f"corpus: folder, {tones.root}")
+    assert any(f"trial list trials: 153 trials, 45 targets ({tones.trials})" in line for line in log)
+    for name in ("report.html", "report.md"):
+        report = (finished / name).read_text()
+        assert "speakers of folder" in report
+        assert str(tones.root) in report
+        assert str(tones.trials) in report
+
+
+def test_the_first_line_says_that_the_demo_was_not_chosen_and_how_to_choose(train, tmp_path):
+    made = ("data.make.train_speakers=6", "data.make.test_speakers=4", "data.make.trials=40", "data.make.sessions=3")
+    words = [*TINY, *made, f"data.cache={tmp_path / 'demo'}", "trainer.epochs=1", "data.validation_share=0"]
+    by_default = train(*words, f"folder={tmp_path / 'default'}")
+    assert by_default.status == 0, by_default.err
+    first = by_default.out.splitlines()[0]
+    assert first.startswith("corpus: demo (synthetic voices; data=demo is the default, data=folder data.root=PATH")
+    assert first.endswith(str(tmp_path / "demo" / "wav"))
+    chosen = train(*words, "data=demo", f"folder={tmp_path / 'chosen'}")
+    assert chosen.out.splitlines()[0] == f"corpus: demo (synthetic voices), {tmp_path / 'demo' / 'wav'}"
+    assert results(tmp_path / "chosen")["corpus"]["synthetic"]
+    assert "demo (synthetic voices)" in (tmp_path / "chosen" / "report.html").read_text()
+    after = train(*TINY, f"init_from={tmp_path / 'chosen'}", "trainer.epochs=1", f"folder={tmp_path / 'after'}")
+    assert after.out.splitlines()[0] == f"corpus: demo (synthetic voices), {tmp_path / 'demo' / 'wav'}"
+
+
 def test_the_eer_in_the_results_is_that_of_the_written_scores(finished):
     scores, is_target = read_scores(finished / "scores" / "trials.txt")
     assert eer(rank_scores(scores, is_target))[0] == pytest.approx(results(finished)["eer"], abs=1e-3)

@@ -18,7 +18,7 @@ from sv_sparse.scoring.bootstrap import Interval, interval
 from sv_sparse.settings import flat, read_settings
 
 BAND = 0.005  # of the sparsity around its target: half a point
-_OWN = ("seed", "folder", "name", "init_from", "optim.lambda_")
+_OWN = ("seed", "data.validation_seed", "folder", "name", "init_from", "optim.lambda_")
 
 
 @dataclass(frozen=True)

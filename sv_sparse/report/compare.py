@@ -10,6 +10,7 @@ from sv_sparse.report.page import figure_links, render
 from sv_sparse.report.style import house_style
 from sv_sparse.report.sweep import Column, Differences, Entry, columns, conditions_table, table
 from sv_sparse.report.sweep_figures import sweep_figures
+from sv_sparse.report.tables import corpus_name
 from sv_sparse.report.write import write_figures
 from sv_sparse.storage import write_text
 
@@ -38,10 +39,11 @@ def write_comparison(folder: Path, entries: Sequence[Entry], differences: Differ
     runs, lists, costs = table(entries, chosen), conditions_table(entries), cost_table(found) if found else None
     counts = [len({entry.run for entry in entries}), len({entry.one["name"] for entry in entries})]
     words = [f"{count} {word}{'s' * (count != 1)}" for count, word in zip(counts, ("run", "list"), strict=True)]
-    summary = f"{words[0]}, {words[1]}"
+    corpora = sorted({corpus_name(entry.results) for entry in entries})
+    summary = f"{words[0]}, {words[1]}; trained on: {', '.join(corpora)}"
     html = render("compare.html", figures, name="Runs compared", summary=summary, tables=[runs, lists], costs=costs)
     write_text(folder / "compare.html", html)
-    lines = ["# Runs compared", "", runs.markdown(), "", lists.markdown(), ""]
+    lines = ["# Runs compared", "", f"{summary}.", "", runs.markdown(), "", lists.markdown(), ""]
     lines += [costs.markdown(), ""] if costs is not None else []
     write_text(folder / "compare.md", "\n".join([*lines, *figure_links(figures)]).rstrip() + "\n")
     write_text(folder / "compare.csv", as_csv(entries, chosen))

@@ -48,7 +48,7 @@ def run_page(record: Record, figures: Sequence[Drawn]) -> str:
     """A run's report in HTML."""
     results = record.results
     lists = results["evaluations"]
-    about = record.environment | {"packages": None, "command": None}
+    about = record.environment | {"packages": None, "command": None, "corpus": None}  # which the facts say
     packages = record.environment["packages"]
     return render(
         "run.html",
@@ -120,8 +120,9 @@ def _cards(record: Record) -> list[tuple[str, str, str]]:
 def summary(record: Record) -> str:
     """What was trained, in a sentence."""
     how = record.results["training"]
+    corpus = f" of {tables.corpus_name(record.results)}" if "corpus" in record.results else ""
     return (
-        f"{how['model']}, trained on {count(how['speakers'])} speakers, {count(how['utterances'])} utterances, "
+        f"{how['model']}, trained on {count(how['speakers'])} speakers{corpus}, {count(how['utterances'])} utterances, "
         f"{how['hours']:.2f} hours, for {how['epochs']} epochs or {count(how['steps'])} steps on {how['device']} "
         f"in {how['precision']}."
     )
@@ -151,7 +152,8 @@ def run_markdown(record: Record, figures: Sequence[Drawn]) -> str:
     lines += figure_links(figures)
     about = record.environment
     lines += ["## How this was made", "", f"    {about['command']}", ""]
-    lines += [f"- {name}: {value}" for name, value in about.items() if name not in {"command", "packages"}]
+    lines += [f"- {name}: {value}" for name, value in tables.corpus_facts(results)]
+    lines += [f"- {name}: {value}" for name, value in about.items() if name not in {"command", "packages", "corpus"}]
     lines += [f"- {name} {version}" for name, version in about["packages"].items()]
     return "\n".join(lines) + "\n"
 

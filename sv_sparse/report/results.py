@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sv_sparse.build import Experiment, split_size
+from sv_sparse.corpus import describe_corpus
 from sv_sparse.distributed import ranks
 from sv_sparse.judgement import Evaluation
 from sv_sparse.optim import sparsity
@@ -30,7 +31,8 @@ def collect(
 
     Returns:
         Figures of the run; ``eer``, ``min_dcf`` and ``start_eer`` at the top are the first list's, and
-        ``evaluations`` holds every list's. Rates and sparsities are fractions.
+        ``evaluations`` holds every list's. ``corpus`` is what ``describe_corpus`` returns. Rates and sparsities are
+        fractions.
     """
     settings = experiment.settings
     before = {evaluation["key"]: evaluation["eer"] for evaluation in at_start}  # other where they are scored otherwise
@@ -50,6 +52,7 @@ def collect(
         "start_eer": first["start_eer"],
         "seconds": seconds,
         "seed": settings["seed"],
+        "corpus": describe_corpus(settings),
         "training": _training(experiment),
         "scoring": {
             "subtracted": f"mean embedding of {settings['trainer']['statistics_crops']} training crops",

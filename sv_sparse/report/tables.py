@@ -214,11 +214,34 @@ def _sum(values: Sequence[int | None]) -> int | None:
     return sum(known) if len(known) == len(values) else None
 
 
+def corpus_facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was trained on and judged by; nothing for runs of earlier versions, whose results do not say."""
+    corpus = results.get("corpus")
+    if corpus is None:
+        return []
+    subsets = [("subsets", ", ".join(corpus["train"]))] if corpus["train"] else []
+    return [
+        ("corpus", corpus_name(results)),
+        ("path", corpus["path"]),
+        *subsets,
+        ("trial lists", ", ".join(corpus["trials"])),
+    ]
+
+
+def corpus_name(results: Mapping[str, Any]) -> str:
+    """Name of the corpus that a run trained on, a dash where it is not known; synthetic voices are called so."""
+    corpus = results.get("corpus")
+    if corpus is None:
+        return ABSENT
+    return f"{corpus['name']} (synthetic voices)" if corpus["synthetic"] else str(corpus["name"])
+
+
 def training_facts(results: Results) -> list[tuple[str, str]]:
     """What was trained, on what, how long."""
     how = results["training"]
     facts = [
         ("network", how["model"]),
+        *corpus_facts(results),
         ("training speakers", count(how["speakers"])),
         ("utterances", f"{count(how['utterances'])}, {how['hours']:.2f} hours"),
         ("epochs", f"{how['epochs']}, {count(how['steps'])} steps"),

@@ -100,6 +100,35 @@ def test_what_is_not_known_is_a_dash_and_what_is_absent_is_left_out(tmp_path):
     assert "None" not in page.text
 
 
+def test_a_report_names_its_corpus_its_path_and_its_lists(tmp_path):
+    page = reported(tmp_path / "run", results())
+    texts = page.text, (tmp_path / "run" / "report.md").read_text()
+    assert all("speakers of voxceleb, 1,296 utterances" in text for text in texts)
+    for text in texts:
+        assert all(word in text for word in ("/data/prepared", "vox2_dev", "vox1_O_cleaned"))
+        assert "synthetic" not in text
+
+
+def test_a_report_says_that_voices_are_synthetic(tmp_path):
+    corpus = {
+        "name": "demo",
+        "synthetic": True,
+        "path": "/cache/wav",
+        "train": None,
+        "trials": ["/cache/veri_test.txt"],
+    }
+    page = reported(tmp_path / "run", results(corpus=corpus))
+    assert "speakers of demo (synthetic voices), 1,296 utterances" in page.text
+    assert "demo (synthetic voices)" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_results_of_an_earlier_version_which_name_no_corpus_are_reported(tmp_path):
+    found = results()
+    del found["corpus"]
+    page = reported(tmp_path / "run", found)
+    assert "trained on 108 speakers, 1,296 utterances" in page.text
+
+
 def test_a_dense_run_has_no_figures_of_lambda_and_sparsity(tmp_path):
     found = results(target=0.0)
     page = reported(tmp_path / "run", found, controller="FixedController")
