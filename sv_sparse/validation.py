@@ -230,6 +230,6 @@ def _calibration(
         speakers=len(np.unique(manifest.labels(rows))),
         false_alarms=listed(scoring.false_alarms),
     )
-    if calibration is None:
+    if calibration is None and rank() == 0:
         logger.warning("scores do not tell held-out speakers apart: there is no calibration")
     return calibration
