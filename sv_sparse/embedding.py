@@ -1,18 +1,23 @@
 """Recordings to embeddings: whole utterances, read ahead by threads, longest first."""
 
+import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from sv_sparse.data.audio import read_utterance
+from sv_sparse.data.loader import UnreadableLimit
 from sv_sparse.data.manifest import Part
 from sv_sparse.distributed import from_first, gathered_objects, rank, ranks
 from sv_sparse.embedding_cache import EmbeddingCache
@@ -22,6 +27,30 @@ Group = tuple[list[int], Tensor]  # positions, and their waveforms of one length
 
 _READ_AHEAD = 64  # utterances
 _BATCH = 16  # utterances of equal length
+_NAMED = 3  # recordings in an error message; the log names all
+_STRICT = UnreadableLimit(0.0)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings of utterances, as far as their recordings can be used.
+
+    Attributes:
+        values: float32 [N, E], a row for each utterance; NaN for those in ``unusable``. Where none can be used, E is 0.
+        unusable: The reason why an utterance has no embedding, by its position, ascending. It names the file.
+    """
+
+    values: Array
+    unusable: dict[int, str]
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """[N], True for the utterances that have an embedding."""
+        usable = np.ones(len(self.values), np.bool_)
+        usable[list(self.unusable)] = False
+        return usable
 
 
 @torch.no_grad()
@@ -31,9 +60,13 @@ def embed(
     utterances: Sequence[Sequence[Part]],
     *,
     title: str,
+    limit: UnreadableLimit = _STRICT,
     cache: EmbeddingCache | None = None,
-) -> Array:
+) -> Embeddings:
     """Embeddings of whole utterances, in float32; equal lengths go together, nothing is padded.
+
+    A recording that cannot be read, is too short for the network, or gets an embedding that is not finite is named in
+    a warning and left out.
 
     Where several processes run this, each embeds some and all get all of them, equal to the last bit to those of one
     process on the same hardware.
@@ -42,38 +75,66 @@ def embed(
         network: filterbank [B, F, T] to embedding [B, E]; put into evaluation mode.
         filterbank: waveform [B, S] to filterbank [B, F, T].
         utterances: the files of each utterance.
-        title: of the progress bar.
+        title: what the utterances are for, in the progress bar and in messages.
+        limit: how many of the utterances may be left out. The default is none.
         cache: where embeddings are taken from that are there, and kept.
 
-    Returns:
-        [len(utterances), E].
-
     Raises:
-        ValueError: an utterance cannot be read; names the file.
+        ValueError: more utterances cannot be used than ``limit`` allows; names the first files.
     """
     network.eval()
     device = next(network.parameters()).device
-    known = from_first(lambda: cache.find(utterances) if cache is not None else {})
-    missing = [position for position in range(len(utterances)) if position not in known]
-    missing.sort(key=lambda position: _samples(utterances[position]), reverse=True)
-    found: dict[int, Array] = {}
-    own = _own_blocks(missing)
+    cached = from_first(lambda: cache.find(utterances) if cache is not None else {})
+    computed: dict[int, Array] = {}
+    unusable: dict[int, str] = {}
+    most = limit.most(len(utterances))
+    own = _own_blocks(utterances, cached)
     hidden = rank() > 0 or not sys.stderr.isatty()
     title_bar = tqdm(total=sum(map(len, own)), desc=title, unit="utt", leave=False, disable=hidden)
     with title_bar as bar, _side_by_side(device) as pool, _kept(cache):
-        for groups in _equal_lengths(utterances, own):
-            outputs = pool(partial(_embedded, network, filterbank, utterances), groups)
-            block = {
-                position: row
-                for (positions, _), rows in zip(groups, outputs, strict=True)
-                for position, row in zip(positions, rows, strict=True)
-            }
-            found.update(block)
+        for groups, unreadable in _equal_lengths(utterances, own):
+            unusable.update(unreadable)
+            block: dict[int, Array] = {}
+            for rows, reasons in pool(partial(_embedded, network, filterbank, utterances), groups):
+                block.update(rows)
+                unusable.update(reasons)
+            computed.update(block)
             if cache is not None:
                 cache.keep({position: utterances[position] for position in block}, block)
-            bar.update(len(block))
-    together = known | {position: row for part in gathered_objects(found) for position, row in part.items()}
-    return np.stack([together[position] for position in range(len(utterances))])
+            bar.update(len(block) + len(unreadable))
+            if len(unusable) > most:
+                break
+    for others_computed, others_unusable in gathered_objects((computed, unusable)):
+        computed.update(others_computed)
+        unusable.update(others_unusable)
+    unusable = dict(sorted(unusable.items()))
+    from_first(lambda: _report(unusable, len(utterances), limit, title))
+    return Embeddings(_in_order(cached | computed, len(utterances)), unusable)
+
+
+def _report(unusable: Mapping[int, str], recordings: int, limit: UnreadableLimit, title: str) -> None:
+    """Warn of each recording that is left out.
+
+    Raises:
+        ValueError: They are more than the limit allows.
+    """
+    for reason in unusable.values():
+        logger.warning("left out of the %s: %s", title, reason)
+    most = limit.most(recordings)
+    if len(unusable) > most:
+        first = "; ".join(list(unusable.values())[:_NAMED])
+        raise ValueError(
+            f"{limit}: more than {most} of the {recordings} recordings of the {title} cannot be used; first {first}"
+        )
+
+
+def _in_order(rows: Mapping[int, Array], count: int) -> Array:
+    """[count, E]: the rows at their positions, NaN at the others."""
+    width = len(next(iter(rows.values()))) if rows else 0
+    values = np.full((count, width), np.nan, np.float32)
+    for position, row in rows.items():
+        values[position] = row
+    return values
 
 
 def _samples(utterance: Sequence[Part]) -> int:
@@ -91,17 +152,28 @@ def _kept(cache: EmbeddingCache | None) -> Iterator[None]:
             cache.flush()
 
 
-def _embedded(network: nn.Module, filterbank: nn.Module, utterances: Sequence[Sequence[Part]], group: Group) -> Array:
+def _embedded(
+    network: nn.Module, filterbank: nn.Module, utterances: Sequence[Sequence[Part]], group: Group
+) -> tuple[dict[int, Array], dict[int, str]]:
+    """Embeddings of a group by position, and the reasons of those that have none."""
     positions, waveforms = group
     device = next(network.parameters()).device
     try:
-        return network(filterbank(waveforms.to(device))).float().cpu().numpy()
+        rows = network(filterbank(waveforms.to(device))).float().cpu().numpy()
     except ValueError as error:  # too short for the filterbank or the network
-        raise ValueError(f"{utterances[positions[0]][0].path}: {error}") from error
+        return {}, {position: f"{utterances[position][0].path}: {error}" for position in positions}
+    embeddings: dict[int, Array] = {}
+    reasons: dict[int, str] = {}
+    for position, row in zip(positions, rows, strict=True):
+        if np.isfinite(row).all():
+            embeddings[position] = row
+        else:
+            reasons[position] = f"{utterances[position][0].path}: its embedding is not finite"
+    return embeddings, reasons
 
 
 @contextmanager
-def _side_by_side(device: torch.device) -> Iterator[Callable[..., Iterable[Array]]]:
+def _side_by_side(device: torch.device) -> Iterator[Callable[..., Iterable[Any]]]:
     """A ``map``: on a CPU with several threads each takes utterances of its own, which is faster than sharing one."""
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     if threads == 1:
@@ -123,25 +195,49 @@ def _side_by_side(device: torch.device) -> Iterator[Callable[..., Iterable[Array
         torch.set_num_threads(threads)  # what a thread sets, some libraries take for all
 
 
-def _own_blocks(positions: Sequence[int]) -> list[Sequence[int]]:
-    """This process's blocks of positions; with all of a block in the cache, or none, the others stay as they were."""
-    starts = range(rank() * _READ_AHEAD, len(positions), ranks() * _READ_AHEAD)
-    return [positions[start : start + _READ_AHEAD] for start in starts]
+def _own_blocks(utterances: Sequence[Sequence[Part]], cached: Container[int]) -> list[list[int]]:
+    """This process's blocks of positions, the longest utterances first, without those in the cache.
+
+    Blocks are cut before the cache is asked: an interruption, or a recording that is tried again each time, does not
+    change which utterances are computed together, on which the last bit of an embedding may depend.
+    """
+    order = sorted(range(len(utterances)), key=lambda position: _samples(utterances[position]), reverse=True)
+    blocks = [order[start : start + _READ_AHEAD] for start in range(0, len(order), _READ_AHEAD)]
+    missing = [[position for position in block if position not in cached] for block in blocks]
+    return [block for block in missing if block][rank() :: ranks()]
 
 
-def _equal_lengths(utterances: Sequence[Sequence[Part]], blocks: Sequence[Sequence[int]]) -> Iterator[list[Group]]:
-    """Each block, as positions with their waveforms [B, S]; the next one is read while it is used."""
+def _equal_lengths(
+    utterances: Sequence[Sequence[Part]], blocks: Sequence[Sequence[int]]
+) -> Iterator[tuple[list[Group], dict[int, str]]]:
+    """Each block, as positions with their waveforms [B, S], and the reasons of those that cannot be read.
+
+    The next block is read while one is used.
+    """
     with ThreadPoolExecutor(2) as pool:
-        ahead = [pool.submit(read_utterance, utterances[position]) for position in blocks[0]] if blocks else []
+        ahead = [pool.submit(_read, utterances[position]) for position in blocks[0]] if blocks else []
         for block, following in zip(blocks, [*blocks[1:], ()], strict=False):
-            waveforms = [reading.result() for reading in ahead]
-            ahead = [pool.submit(read_utterance, utterances[position]) for position in following]
-            pairs = sorted(zip(block, waveforms, strict=True), key=lambda pair: len(pair[1]))
-            alike = [list(several) for _, several in groupby(pairs, key=lambda pair: len(pair[1]))]
-            parts = [several[first : first + _BATCH] for several in alike for first in range(0, len(several), _BATCH)]
-            yield [
-                ([position for position, _ in part], torch.stack([waveform for _, waveform in part])) for part in parts
-            ]
+            readings = {position: reading.result() for position, reading in zip(block, ahead, strict=True)}
+            ahead = [pool.submit(_read, utterances[position]) for position in following]
+            unreadable = {position: reading for position, reading in readings.items() if isinstance(reading, str)}
+            pairs = [(position, reading) for position, reading in readings.items() if isinstance(reading, Tensor)]
+            pairs.sort(key=lambda pair: len(pair[1]))
+            groups: list[Group] = []
+            for _, equal in groupby(pairs, key=lambda pair: len(pair[1])):
+                alike = list(equal)
+                for first in range(0, len(alike), _BATCH):
+                    batch = alike[first : first + _BATCH]
+                    positions = [position for position, _ in batch]
+                    groups.append((positions, torch.stack([waveform for _, waveform in batch])))
+            yield groups, unreadable
+
+
+def _read(utterance: Sequence[Part]) -> Tensor | str:
+    """The utterance's waveform [S], or why it cannot be read."""
+    try:
+        return read_utterance(utterance)
+    except ValueError as error:
+        return str(error)
 
 
 @torch.no_grad()
@@ -154,7 +250,12 @@ def mean_embedding(network: nn.Module, features: Iterable[Tensor]) -> Array:
 
     Returns:
         [E].
+
+    Raises:
+        ValueError: there are no crops.
     """
     network.eval()
     outputs = [network(batch).float().cpu().numpy() for batch in features]
+    if not outputs:
+        raise ValueError("the mean embedding has no training crops that can be read; the log names the recordings")
     return np.concatenate(outputs).mean(axis=0)

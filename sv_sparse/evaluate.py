@@ -1,22 +1,32 @@
 """Trial lists to scores and error rates: whole utterances are embedded once, whatever lists they are in."""
 
 import json
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from sv_sparse.data.prepared import Judged, concatenated
+from sv_sparse.data.loader import UnreadableLimit
+from sv_sparse.data.manifest import Part
+from sv_sparse.data.prepared import Judged, concatenated, without
 from sv_sparse.distributed import rank
 from sv_sparse.embedding import embed
 from sv_sparse.embedding_cache import EmbeddingCache
 from sv_sparse.judgement import Evaluation, Sides, judge, key_of
 from sv_sparse.score_files import write_scores, write_speakers
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.cosine import average_enrolments
+from sv_sparse.scoring.cosine import Rows, average_enrolments
 from sv_sparse.scoring.settings import Scoring
 from sv_sparse.storage import write_json
+
+Recording = tuple[Part, ...]
+
+_NAMED = 3  # recordings in a message
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_lists(
@@ -26,6 +36,7 @@ def evaluate_lists(
     backend: Backend,
     scoring: Scoring,
     *,
+    limit: UnreadableLimit,
     scores_to: Path | None,
     cache: EmbeddingCache | None = None,
     whole: bool = True,
@@ -34,29 +45,40 @@ def evaluate_lists(
 
     Of several processes, each embeds some of the utterances; the first does the rest, the others get nothing.
 
+    Trials of a recording that cannot be used are left out with a warning; see ``without``. The scores and the error
+    rates are those of the trials that remain.
+
     Args:
         network: see ``embed``.
         filterbank: see ``embed``.
         lists: trial lists and where their utterances are.
         backend: what makes scores of embeddings.
         scoring: how enrolments of several utterances are made one, and what is to be known of the scores.
+        limit: how many recordings of all lists may be left out.
         scores_to: folder for ``<list>.txt`` with lines ``enrolment test score label``, and ``<list>.speakers`` where
             they are known; made if absent; None: they are not kept.
         cache: see ``embed``.
         whole: with intervals over speakers and error rates of groups.
+
+    Raises:
+        ValueError: a recording is not there, more recordings cannot be used than ``limit`` allows, or a list has no
+            targets or no nontargets left.
     """
     chosen = _enrolled(lists, scoring)
     heard = [one.trials.heard() for one in chosen]
     utterances = dict.fromkeys(tuple(one.recordings[k]) for one, own in zip(chosen, heard, strict=True) for k in own)
-    embeddings = embed(network, filterbank, list(utterances), title="embedding", cache=cache)
+    embeddings = embed(network, filterbank, list(utterances), title="trial lists", limit=limit, cache=cache)
     index = {parts: position for position, parts in enumerate(utterances)}
     evaluations: list[Evaluation] = []
     if rank() > 0:
         return evaluations
-    for one, rows in zip(chosen, heard, strict=True):
+    unusable = {parts for parts, position in index.items() if position in embeddings.unusable}
+    for complete, needed in zip(chosen, heard, strict=True):
+        one = _usable(complete, needed, unusable)
         trials = one.trials
-        own = np.zeros((len(trials.utterances), embeddings.shape[1]), np.float32)
-        own[rows] = embeddings[[index[tuple(one.recordings[k])] for k in rows]]
+        rows = needed if one is complete else np.arange(len(trials.utterances))
+        own = np.zeros((len(trials.utterances), embeddings.values.shape[1]), np.float32)
+        own[rows] = embeddings.values[[index[tuple(one.recordings[k])] for k in rows]]
         sides = average_enrolments(own, list(trials.models.values()))
         scores = backend.score(sides, trials.enrolment, trials.test)
         evaluation = judge(one, scores, backend, scoring, np.linalg.norm(sides, axis=1), whole=whole)
@@ -66,6 +88,38 @@ def evaluate_lists(
             write_speakers(scores_to / f"{evaluation.key}.speakers", trials, Sides.of(one).speakers)
             write_scores(scores_to / f"{evaluation.key}.txt", trials, scores)
     return evaluations
+
+
+def _usable(complete: Judged, needed: Rows, unusable: Collection[Recording]) -> Judged:
+    """The list without the trials of recordings that cannot be used.
+
+    Raises:
+        ValueError: a recording is not there at all, or no targets or no nontargets are left.
+    """
+    trials = complete.trials
+    left_out = [k for k in needed.tolist() if tuple(complete.recordings[k]) in unusable]
+    if not left_out:
+        return complete
+    absent = [part.path for k in left_out for part in complete.recordings[k] if not os.path.exists(part.path)]
+    if absent:
+        raise ValueError(f"list {trials.name}: {len(absent)} recordings are not there; first {absent[0]}")
+    rest = without(complete, left_out)
+    names = [trials.utterances[k] for k in left_out]
+    first = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    reason = f"{len(names)} recordings cannot be used ({first})"
+    if rest.trials.is_target.all() or not rest.trials.is_target.any():
+        raise ValueError(
+            f"list {trials.name}: {reason}; without their trials it has {rest.trials.is_target.sum()} targets and "
+            f"{(~rest.trials.is_target).sum()} nontargets, and both are needed"
+        )
+    logger.warning(
+        "list %s: %d of %d trials are left out, since %s",
+        trials.name,
+        len(trials) - len(rest.trials),
+        len(trials),
+        reason,
+    )
+    return rest
 
 
 def _enrolled(lists: Sequence[Judged], scoring: Scoring) -> list[Judged]:
@@ -85,9 +139,10 @@ def refuse_other_lists(run: Path, lists: Sequence[Judged], scoring: Scoring) -> 
         known = known.get("evaluations", {}) if name == "results.json" else known
         for one in _enrolled(lists, scoring):
             there = known.get(key_of(one, scoring))
-            if there is not None and there["digest"] != one.trials.digest:
+            if there is not None and there.get("list_digest", there["digest"]) != one.trials.digest:
+                trials = there["trials"] + there.get("trials_left_out", 0)
                 raise ValueError(
-                    f"{run} was judged by another list called {one.trials.name}, of {there['trials']:,} trials; call "
+                    f"{run} was judged by another list called {one.trials.name}, of {trials:,} trials; call "
                     f"this one otherwise, or write its scores elsewhere: --scores FOLDER"
                 )
 

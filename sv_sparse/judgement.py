@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sv_sparse.data.prepared import Judged, concatenated
+from sv_sparse.data.prepared import Judged, LeftOut, concatenated
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.bootstrap import Drawn, Interval, Redrawn, eers, interval, min_dcfs, redraw
 from sv_sparse.scoring.calibration import Calibration, qualities_of
@@ -33,8 +33,11 @@ class Evaluation:
     Attributes:
         name: Of the list.
         key: The name, and how trials were scored where that is not the usual way; names its files.
-        digest: Of the list's trials.
-        trials: How many.
+        digest: Of the trials that were scored.
+        list_digest: Of the list's trials; another one where some were left out.
+        trials: How many were scored.
+        trials_left_out: How many were not, as they need recordings that cannot be used.
+        recordings_left_out: How many recordings of the list cannot be used.
         targets: Of them.
         speakers: In them; None where that is not known.
         enrolment: How enrolments of several utterances were made one, in words.
@@ -57,7 +60,10 @@ class Evaluation:
     name: str
     key: str
     digest: str
+    list_digest: str
     trials: int
+    trials_left_out: int
+    recordings_left_out: int
     targets: int
     speakers: int | None
     enrolment: str
@@ -139,6 +145,7 @@ def judge(
         ValueError: A score is not finite; names the trial.
     """
     trials, sides = one.trials, Sides.of(one)
+    left_out = one.left_out or LeftOut([], 0, trials.digest)
     ranked = rank_scores(scores, trials.is_target, trials.describe)
     drawn = sides.drawn(one) if whole else None
     rates = redraw(scores, drawn) if drawn is not None else None
@@ -151,7 +158,10 @@ def judge(
         name=trials.name,
         key=key_of(one, scoring),
         digest=trials.digest,
+        list_digest=left_out.list_digest,
         trials=len(trials),
+        trials_left_out=left_out.trials,
+        recordings_left_out=len(left_out.recordings),
         targets=int(trials.is_target.sum()),
         speakers=len(set(sides.speakers)) if sides.speakers else None,
         enrolment=_enrolment(one),

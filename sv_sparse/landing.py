@@ -6,12 +6,13 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import torch
 from torch.optim.swa_utils import update_bn
 
 from sv_sparse.build import Experiment
 from sv_sparse.data.dataset import Batch, Crops
-from sv_sparse.data.loader import CropLoader, EpochBatches, UnreadableMeter
-from sv_sparse.distributed import from_first, share_first
+from sv_sparse.data.loader import CropLoader, EpochBatches, UnreadableLimit, UnreadableMeter
+from sv_sparse.distributed import from_first, rank, share_first
 from sv_sparse.embedding import mean_embedding
 from sv_sparse.embedding_cache import EMBEDDINGS, EmbeddingCache
 from sv_sparse.evaluate import evaluate_lists
@@ -62,14 +63,19 @@ def land(experiment: Experiment, judged: float | None = None) -> dict[str, Any]:
     figures["started_sparse"] = experiment.started_sparse
     if after is not None:
         figures |= {"validation_eer_before_landing": judged, "validation_eer": after[0]}
-    logger.info("landed: %s", as_words(figures))
+    logger.info("landed: %s", as_words({name: value for name, value in figures.items() if value is not None}))
     return figures
 
 
 def validate_held_out(experiment: Experiment) -> tuple[float, Array] | None:
     """Judge the network on held-out training speakers in the run's precision, as ``validate`` does."""
     with experiment.compute.autocast():
-        return validate(experiment.network, experiment.filterbank, experiment.corpus.manifest)
+        return validate(experiment.network, experiment.filterbank, experiment.corpus.manifest, _limit(experiment))
+
+
+def _limit(experiment: Experiment) -> UnreadableLimit:
+    """How many recordings may be left out wherever whole utterances are embedded."""
+    return UnreadableLimit(experiment.settings["data"]["max_unreadable"])
 
 
 def training_mean(experiment: Experiment) -> Array:
@@ -87,11 +93,22 @@ def _crops(experiment: Experiment, dataset: Crops) -> Iterator[Batch]:
     batches.epoch = trainer["epochs"]
     loader = CropLoader(dataset, batches, 0, device)
     meter = UnreadableMeter(experiment.settings["data"]["max_unreadable"])
-    for batch in islice(loader, -(-trainer["statistics_crops"] // trainer["batch_size"])):
-        meter.report(batch)
+    for batch in _read_in_float32(islice(loader, -(-trainer["statistics_crops"] // trainer["batch_size"]))):
+        if rank() == 0:  # all processes read the same crops
+            meter.report(batch)
         meter.count(len(batch.labels) + len(batch.unreadable), len(batch.unreadable))
         if len(batch.labels) >= 2:
             yield batch
+
+
+def _read_in_float32(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches, each read outside of autocast, under which resampling would lose most of the digits."""
+    while True:
+        with torch.autocast("cpu", enabled=False):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def evaluate_at_start(experiment: Experiment, mean: Array) -> list[dict[str, Any]]:
@@ -100,6 +117,7 @@ def evaluate_at_start(experiment: Experiment, mean: Array) -> list[dict[str, Any
     with experiment.compute.autocast():
         found = evaluate_lists(
             *(experiment.network, experiment.filterbank, experiment.corpus.lists, Backend(mean), plain),
+            limit=_limit(experiment),
             scores_to=None,
             whole=False,
         )
@@ -110,13 +128,22 @@ def finish_backend(experiment: Experiment) -> Backend:
     """What the delivered network's embeddings are scored by, from training speech alone."""
     mean, cache = training_mean(experiment), _cache(experiment)
     manifest = experiment.corpus.manifest
-    return make_backend(experiment.network, experiment.filterbank, manifest, mean, experiment.scoring, cache)
+    return make_backend(
+        experiment.network,
+        experiment.filterbank,
+        manifest,
+        mean,
+        experiment.scoring,
+        _limit(experiment),
+        cache,
+    )
 
 
 def evaluate(experiment: Experiment, backend: Backend) -> list[Evaluation]:
     """Judge the delivered network on the run's trial lists, in float32, and write their scores."""
     return evaluate_lists(
         *(experiment.network, experiment.filterbank, experiment.corpus.lists, backend, experiment.scoring),
+        limit=_limit(experiment),
         scores_to=experiment.folder / "scores",
         cache=_cache(experiment),
     )

@@ -97,9 +97,9 @@ class Trainer:
                         logger.info("stopped by %s at step %d", signal.Signals(stop).name, progress.step)
                         raise Stopped(stop)
             progress.epoch, progress.batch, progress.judged = progress.epoch + 1, 0, False
+            self._save()  # before the validation, so that nothing is lost however that ends
             stop = int(gathered(torch.tensor([next(iter(requests), 0)])).max())
             if stop:
-                self._save()
                 raise Stopped(stop)
 
     def _train_step(self, parts: Sequence[Batch], heard: Heard) -> None:
@@ -168,12 +168,7 @@ class Trainer:
         progress = self.state.progress
         if progress.judged:
             return
-        try:
-            validated = validate_held_out(self.experiment)
-        except (KeyboardInterrupt, RuntimeError):  # the latter where another process was stopped, and left
-            with stop_requests():
-                self._save()
-            raise
+        validated = validate_held_out(self.experiment)
         with stopped_afterwards():
             measured = sparsity(self.experiment.target_params()).item()
             self._assert_same(measured)

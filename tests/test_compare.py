@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from tiny import ROOT
 from sv_sparse import cli
 from sv_sparse.report.compare import compare_table, write_comparison
 from sv_sparse.report.cost import ways
-from sv_sparse.report.sweep import read_entries
+from sv_sparse.report.sweep import differences_to_first, read_entries
 from sv_sparse.report.words import ABSENT
+from sv_sparse.score_files import difference_of
 
 
 @pytest.fixture
@@ -186,3 +188,42 @@ def test_other_trials_under_one_name_are_told_apart(tmp_path):
     runs = [run_folder(tmp_path / name, results(lists=[one])) for name, one in zip("ab", lists, strict=True)]
     entries, _ = read_entries(runs, None)
     assert [entry.one["name"] for entry in entries] == ["trials (012345)", "trials (fedcba)"]
+
+
+def test_trials_that_were_left_out_are_a_column_where_there_are_any(tmp_path):
+    lists = [evaluation("trials"), evaluation("trials", trials_left_out=1234, recordings_left_out=2)]
+    runs = [run_folder(tmp_path / name, results(lists=[one])) for name, one in zip("ab", lists, strict=True)]
+    entries, _ = read_entries(runs, None)
+    complete, lossy = cells(compare_table(entries, {}))
+    assert (complete[3], lossy[3]) == (ABSENT, "1,234 trials (unusable recordings: 2)")
+    assert "left out" not in compare_table(entries[:1], {})
+    write_comparison(tmp_path / "out", entries, {})
+    table = list(csv.DictReader((tmp_path / "out" / "compare.csv").read_text().splitlines()))
+    assert [(row["trials_left_out"], row["recordings_left_out"]) for row in table] == [("", ""), ("1234", "2")]
+
+
+def test_a_list_of_which_other_trials_were_scored_since_is_shown_as_it_was_judged_last(tmp_path):
+    run = run_folder(tmp_path / "run", results(lists=[evaluation("trials", trials_left_out=5, recordings_left_out=1)]))
+    mended = evaluation("trials", eer=0.09, digest="fedcba9876543210")
+    (run / "evaluations.json").write_text(json.dumps({"trials": mended}))
+    (entry,), _ = read_entries([run], None)
+    assert entry.one["eer"] == 0.09
+    again = evaluation("trials", eer=0.08)  # of the same trials, on another device say
+    (run / "evaluations.json").write_text(json.dumps({"trials": again}))
+    (entry,), _ = read_entries([run], None)
+    assert entry.one["eer"] == 0.1128
+
+
+def test_scores_of_other_trials_are_not_compared_whatever_their_names(tmp_path):
+    """Enrolments that are averages of fewer utterances have the same names."""
+    lists = [evaluation("trials"), evaluation("trials", digest="fedcba9876543210")]
+    runs = [run_folder(tmp_path / name, results(lists=[one])) for name, one in zip("ab", lists, strict=True)]
+    names = [f"s{k % 8}/{k}" for k in range(32)]
+    for run in runs:
+        generator = np.random.default_rng(0)
+        pairs = [(a, b, a[:2] == b[:2]) for a, b in combinations(names, 2)]
+        scores = "".join(f"{a} {b} {generator.normal(1.5 * same):.6f} {int(same)}\n" for a, b, same in pairs)
+        (run / "scores" / "trials.txt").write_text(scores)
+        (run / "scores" / "trials.speakers").write_text("".join(f"{name}\t{name[:2]}\n" for name in names))
+    assert differences_to_first(read_entries(runs, None)[0]) == {}
+    assert difference_of(*(run / "scores" / "trials.txt" for run in runs)) is not None

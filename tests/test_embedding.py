@@ -1,12 +1,17 @@
 """Laws of embedding whole recordings."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
 import torch
 from torch import nn
 
+from sv_sparse import embedding
 from sv_sparse.data.audio import recording
+from sv_sparse.data.loader import UnreadableLimit
+from sv_sparse.data.manifest import Part
 from sv_sparse.embedding import embed, mean_embedding
 
 
@@ -32,16 +37,87 @@ def test_every_recording_keeps_its_place_and_its_whole_length(tmp_path):
         samples, _ = soundfile.read(path, dtype="float32")
         paths.append(recording(path))
         expected.append((samples.sum(), length))
-    found = embed(Sums(), nn.Identity(), paths, title="test")
-    np.testing.assert_allclose(found, np.array(expected), atol=1e-3)
+    embeddings = embed(Sums(), nn.Identity(), paths, title="test")
+    np.testing.assert_allclose(embeddings.values, np.array(expected), atol=1e-3)
+    assert embeddings.unusable == {}
+    assert embeddings.usable.all()
 
 
-def test_a_recording_that_cannot_be_read_is_named(tmp_path):
+def tones(folder: Path, count: int) -> list[list[Part]]:
+    """Recordings of several lengths."""
+    recordings = []
+    for number in range(count):
+        path = folder / f"{number}.wav"
+        soundfile.write(path, np.full(800 + number % 3, 0.1), 16000, subtype="FLOAT")
+        recordings.append(recording(path))
+    return recordings
+
+
+class Refusing(Sums):
+    """Refuses recordings that are too short, as networks do, and has no number for those that are too loud."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] < 500:
+            raise ValueError(f"expected 500 samples, got {x.shape[1]}")
+        loud = x.abs().amax(dim=1, keepdim=True) > 10
+        return super().forward(x).masked_fill(loud, torch.inf)
+
+
+def test_recordings_that_cannot_be_used_are_named_with_the_reason_and_left_out(tmp_path, caplog):
+    recordings = tones(tmp_path, 100)
+    broken, short, not_a_number, loud = (Path(recordings[number][0].path) for number in (5, 17, 18, 60))
+    broken.write_bytes(b"nothing")
+    soundfile.write(short, np.full(100, 0.1), 16000, subtype="FLOAT")
+    soundfile.write(not_a_number, np.full(800, np.nan), 16000, subtype="FLOAT")
+    soundfile.write(loud, np.full(800, 1e6), 16000, subtype="FLOAT")
+    embeddings = embed(Refusing(), nn.Identity(), recordings, title="test", limit=UnreadableLimit(0.01))
+    assert list(embeddings.unusable) == [5, 17, 18, 60]
+    assert np.flatnonzero(~embeddings.usable).tolist() == [5, 17, 18, 60]
+    assert np.isnan(embeddings.values[~embeddings.usable]).all()
+    assert np.isfinite(embeddings.values[embeddings.usable]).all()
+    assert [message.partition(" (")[0] for message in caplog.messages] == [
+        f"left out of the test: {broken}: cannot be read as a recording",
+        f"left out of the test: {short}: expected 500 samples, got 100",
+        f"left out of the test: {not_a_number}: holds samples that are not finite",
+        f"left out of the test: {loud}: its embedding is not finite",
+    ]
+
+
+def test_more_than_the_allowed_share_that_cannot_be_used_is_one_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding, "_READ_AHEAD", 100)
+    recordings = tones(tmp_path, 200)
+    for number in range(20):
+        Path(recordings[number][0].path).write_bytes(b"nothing")
+    assert len(embed(Sums(), nn.Identity(), recordings, title="test", limit=UnreadableLimit(0.1)).unusable) == 20
+    limit = UnreadableLimit(0.09, "--max-unreadable ")
+    message = r"--max-unreadable 0.09: more than 18 of the 200 recordings of the test cannot be used; first .*/0\.wav"
+    with pytest.raises(ValueError, match=message):
+        embed(Sums(), nn.Identity(), recordings, title="test", limit=limit)
+
+
+def test_a_few_of_a_small_set_may_be_unusable_but_none_where_none_is_allowed(tmp_path):
+    recordings = tones(tmp_path, 20)
+    Path(recordings[7][0].path).unlink()
+    assert list(embed(Sums(), nn.Identity(), recordings, title="test", limit=UnreadableLimit(0.01)).unusable) == [7]
+    with pytest.raises(
+        ValueError, match=r"more than 0 of the 20 recordings of the test cannot be used; first .*7\.wav"
+    ):
+        embed(Sums(), nn.Identity(), recordings, title="test", limit=UnreadableLimit(0.0))
+
+
+def test_where_no_recording_can_be_used_there_are_no_embeddings(tmp_path):
     (tmp_path / "broken.flac").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"broken\.flac"):
-        embed(Sums(), nn.Identity(), [recording(tmp_path / "broken.flac")], title="test")
+    recordings = [recording(tmp_path / "broken.flac")]
+    embeddings = embed(Sums(), nn.Identity(), recordings, title="test", limit=UnreadableLimit(1.0))
+    assert embeddings.values.shape == (1, 0)
+    assert not embeddings.usable.any()
 
 
 def test_the_mean_weighs_every_crop_alike():
     batches = [torch.ones(3, 10), torch.zeros(1, 10)]
     assert mean_embedding(Sums(), batches).tolist() == [7.5, 10.0]
+
+
+def test_a_mean_of_no_crops_is_refused():
+    with pytest.raises(ValueError, match="has no training crops that can be read"):
+        mean_embedding(Sums(), [])

@@ -11,6 +11,7 @@ from torch import nn
 
 from sv_sparse import embedding, embedding_cache
 from sv_sparse.data.audio import recording
+from sv_sparse.data.loader import UnreadableLimit
 from sv_sparse.embedding import embed
 from sv_sparse.embedding_cache import EmbeddingCache
 
@@ -40,8 +41,9 @@ def recordings(tmp_path):
 def heard(folder, utterances, network=None):
     """Embeddings by way of the cache, and how many were computed."""
     network = network or Counting()
-    found = embed(network, nn.Identity(), utterances, title="test", cache=EmbeddingCache(folder, network, MODEL))
-    return found, network.heard
+    cache = EmbeddingCache(folder, network, MODEL)
+    embeddings = embed(network, nn.Identity(), utterances, title="test", limit=UnreadableLimit(0.01), cache=cache)
+    return embeddings.values, network.heard
 
 
 def test_the_second_time_nothing_is_computed(recordings, tmp_path):
@@ -113,6 +115,37 @@ def test_a_damaged_file_is_named(recordings, tmp_path):
         heard(tmp_path / "cache", recordings)
 
 
-def test_a_recording_that_is_not_there_is_named_as_ever(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere\.wav"):
-        heard(tmp_path / "cache", [recording("nowhere.wav")])
+def test_a_recording_that_cannot_be_used_is_not_kept_and_tried_again(recordings, tmp_path):
+    path = recordings[3][0].path
+    samples, rate = soundfile.read(path)
+    soundfile.write(path, np.full(1000, np.nan), rate, subtype="FLOAT")
+    values, count = heard(tmp_path / "cache", recordings)
+    assert (count, np.isnan(values).any(axis=1).nonzero()[0].tolist()) == (149, [3])
+    assert heard(tmp_path / "cache", recordings)[1] == 0
+    soundfile.write(path, samples, rate)
+    values, count = heard(tmp_path / "cache", recordings)
+    assert (count, np.isfinite(values).all()) == (1, True)
+
+
+def test_a_recording_that_cannot_be_used_does_not_change_which_are_computed_together(recordings, tmp_path):
+    """After an interruption: in another batch the last bit of an embedding may differ."""
+
+    class Together(Counting):
+        def __init__(self, most: float) -> None:
+            super().__init__()
+            self.most, self.batches = most, []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.heard >= self.most:
+                raise KeyboardInterrupt
+            self.batches.append(sorted(x.sum(1).tolist()))
+            return super().forward(x)
+
+    soundfile.write(recordings[3][0].path, np.full(1000, np.nan), 16000, subtype="FLOAT")
+    uninterrupted, begun, continued = Together(np.inf), Together(70), Together(np.inf)
+    heard(tmp_path / "other", recordings, uninterrupted)
+    with pytest.raises(KeyboardInterrupt):
+        heard(tmp_path / "cache", recordings, begun)
+    heard(tmp_path / "cache", recordings, continued)
+    assert 0 < continued.heard < 149
+    assert all(batch in uninterrupted.batches for batch in continued.batches)

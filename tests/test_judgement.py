@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sv_sparse.data.manifest import Part
-from sv_sparse.data.prepared import Judged, concatenated
+from sv_sparse.data.prepared import Judged, concatenated, without
 from sv_sparse.data.trials import Trials
 from sv_sparse.judgement import Sides, judge
 from sv_sparse.scoring.backend import Backend
@@ -144,6 +144,34 @@ def test_enrolments_of_several_utterances_are_told_and_can_be_concatenated():
     assert trials.heard().tolist() == [0, 1, 2, 3, 4, 5]
     found = judge(joined, scores, PLAIN, replace(SCORING, enrolment="concatenated"), whole=False)
     assert (found.enrolment, found.key) == ("up to 3 utterances concatenated", "models_concatenated")
+
+
+def test_a_list_that_lost_recordings_is_judged_by_its_rest_and_says_how_much_it_lost():
+    complete, scores = listed(4000)
+    rest = without(complete, [0, 9])
+    trials = complete.trials
+    remains = ~(np.isin(trials.enrolment, [0, 9]) | np.isin(trials.test, [0, 9]))
+    evaluation = judge(rest, scores[remains], PLAIN, SCORING, whole=True)
+    assert (evaluation.trials, evaluation.trials_left_out) == (remains.sum(), 4000 - remains.sum())
+    assert evaluation.recordings_left_out == 2
+    assert rest.left_out.recordings == ["s0/v/0.wav", "s2/v/1.wav"]
+    assert (evaluation.list_digest, evaluation.digest) == (trials.digest, rest.trials.digest)
+    assert evaluation.digest != evaluation.list_digest
+    assert evaluation.eer == eer(rank_scores(scores[remains], trials.is_target[remains]))[0]
+    song = remains & (np.array(complete.genres)[trials.test] == "song")
+    assert evaluation.groups["genre"]["song"]["trials"] == song.sum()
+    assert rest.recordings[0] == complete.recordings[1]
+    nothing_lost = judge(complete, scores, PLAIN, SCORING, whole=False)
+    assert (nothing_lost.trials_left_out, nothing_lost.recordings_left_out) == (0, 0)
+    assert nothing_lost.digest == nothing_lost.list_digest == trials.digest
+
+
+def test_speakers_of_whom_nothing_can_be_used_are_not_counted():
+    complete, scores = listed(4000)
+    trials = complete.trials
+    rest = without(complete, [28, 29, 30, 31])
+    remains = (trials.enrolment < 28) & (trials.test < 28)
+    assert judge(rest, scores[remains], PLAIN, SCORING, whole=False).speakers == 7
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 import json
 
 import pytest
+import soundfile
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from tiny import ROOT, TINY
+from tiny import ROOT, TINY, write_tones, write_trial_list
 
-from sv_sparse import checkpoint
+from sv_sparse import checkpoint, landing
 from sv_sparse.build import build
 from sv_sparse.compute import Compute, bf16_gain, choose_compute, choose_precision, memory_advice
 from sv_sparse.corpus import prepare_corpus
@@ -179,3 +180,21 @@ def test_patience_needs_somebody_to_validate_on(train, tones):
     done = train(*TINY, *tones.settings(), "trainer.patience=2", "data.validation_share=0")
     assert done.status == 2
     assert "trainer.patience=2 needs speakers to validate on" in done.err
+
+
+def test_crops_of_another_rate_are_resampled_in_float32_whatever_the_precision_of_a_run(experiment, tmp_path):
+    keys = write_tones(tmp_path / "wav", [f"spk{number}" for number in range(6)])
+    for key in keys:
+        samples, _ = soundfile.read(tmp_path / "wav" / key)
+        soundfile.write(tmp_path / "wav" / key, samples, 22050)
+    write_trial_list(tmp_path / "trials.txt", [key for key in keys if key[3] in "45"])
+    words = [f"data.root={tmp_path / 'wav'}", f"data.trials={tmp_path / 'trials.txt'}"]
+    plain = experiment(*words)
+    expected = list(landing._crops(plain, plain.dataset))
+    reduced = experiment(*words, "trainer.precision=bf16")
+    with reduced.compute.autocast():
+        crops = list(landing._crops(reduced, reduced.dataset))
+        assert torch.is_autocast_enabled("cpu")
+    assert len(crops) == len(expected) > 0
+    for batch, other in zip(crops, expected, strict=True):
+        assert torch.equal(batch.waveforms, other.waveforms)

@@ -9,6 +9,7 @@ from pathlib import Path
 from sv_sparse.compute import choose_device
 from sv_sparse.corpus import refuse_known_to, run_of
 from sv_sparse.data.decoding import SAMPLE_RATE
+from sv_sparse.data.loader import UnreadableLimit
 from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.data.prepared import Judged, rows_of
 from sv_sparse.data.speakers import read_sexes
@@ -22,6 +23,7 @@ from sv_sparse.protocols import lists_named, lists_of_files, lists_of_run
 from sv_sparse.report import refresh_report
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.settings import ENROLMENTS, NORMALIZATIONS, Scoring
+from sv_sparse.settings import Settings
 from sv_sparse.validation import make_backend
 
 
@@ -49,6 +51,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--normalization", choices=NORMALIZATIONS, help="of scores; as RUN was set if not given")
     parser.add_argument("--top-n", type=int, help="closest training speakers that as_norm looks at")
     parser.add_argument("--enrolment", choices=ENROLMENTS, help="what becomes of several enrolment utterances")
+    parser.add_argument(
+        "--max-unreadable",
+        type=float,
+        metavar="SHARE",
+        help="largest share of the recordings that may be left out because they cannot be used; 0 for none; as RUN was "
+        "set if not given",
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--scores", type=Path, help="folder that the scores are written to; RUN/scores if not given")
 
@@ -90,6 +99,7 @@ def _evaluate(path: Path, chosen: argparse.Namespace) -> None:
     """Judge one network; what it trained on decides what it may be judged by."""
     network, given, settings = load_network(path / "checkpoints" / "model.pt" if path.is_dir() else path)
     scoring = _asked(Scoring(**settings["scoring"]), chosen)
+    limit = _limit(settings, chosen)
     folder = run_of(path)
     lists = _lists(folder, chosen)
     refuse_known_to(folder, lists)
@@ -105,9 +115,11 @@ def _evaluate(path: Path, chosen: argparse.Namespace) -> None:
         manifest = folder / "manifest.parquet"
         if not manifest.is_file():
             raise ValueError(f"--normalization {scoring.normalization}: {path} does not say what it was trained on")
-        backend = make_backend(network, filterbank, Manifest(manifest), given.mean, scoring, cache)
+        backend = make_backend(network, filterbank, Manifest(manifest), given.mean, scoring, limit, cache)
     scores_to = chosen.scores or folder / "scores"
-    evaluations = evaluate_lists(network, filterbank, lists, backend, scoring, scores_to=scores_to, cache=cache)
+    evaluations = evaluate_lists(
+        network, filterbank, lists, backend, scoring, limit=limit, scores_to=scores_to, cache=cache
+    )
     for evaluation in evaluations:
         print("\n".join(_lines(evaluation)))
     if chosen.scores is None and rank() == 0:
@@ -134,6 +146,13 @@ def _other_normalization(given: Backend, scoring: Scoring) -> bool:
     """Whether a network's back-end, its calibration included, was made for another normalization."""
     wanted = scoring.top_n if scoring.normalization == "as_norm" else 0
     return given.top_n != wanted
+
+
+def _limit(settings: Settings, chosen: argparse.Namespace) -> UnreadableLimit:
+    """How many recordings may be left out: as the command line says, or as the run was set."""
+    if chosen.max_unreadable is not None:
+        return UnreadableLimit(chosen.max_unreadable, "--max-unreadable ")
+    return UnreadableLimit(settings["data"]["max_unreadable"])
 
 
 def _asked(scoring: Scoring, chosen: argparse.Namespace) -> Scoring:
@@ -170,6 +189,11 @@ def _lines(evaluation: Evaluation) -> Iterator[str]:
     yield f"{evaluation.name}: EER {rate}{_range(evaluation.eer_interval, '.2%')} at {threshold}"
     speakers = f" of {evaluation.speakers:,} speakers" if evaluation.speakers is not None else ""
     yield f"  {evaluation.trials:,} trials, {evaluation.targets:,} targets{speakers}"
+    if evaluation.recordings_left_out:
+        yield (
+            f"  left out: {evaluation.trials_left_out:,} trials; recordings that cannot be used: "
+            f"{evaluation.recordings_left_out:,}"
+        )
     yield f"  enrolment: {evaluation.enrolment}; normalization: {evaluation.normalization}"
     for cost in evaluation.costs:
         name, point = f"p_target {cost['p_target']:g}", f"c_miss {cost['c_miss']:g}, c_fa {cost['c_fa']:g}"

@@ -5,7 +5,9 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from multiprocessing import forkserver
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -89,23 +91,56 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         return ([(epoch, position) for position in part.tolist()] for part in parts)
 
 
+@dataclass(frozen=True)
+class UnreadableLimit:
+    """How many recordings may be left out because they cannot be used.
+
+    Up to ``PATIENCE`` recordings are left out even where they are a larger share, since so few say little about a
+    share. With a share of 0 none is.
+
+    Args:
+        share: Largest share of the recordings, in [0, 1].
+        setting: What sets the share, for messages, up to where its value begins.
+
+    Raises:
+        ValueError: The share is not in [0, 1].
+
+    >>> [UnreadableLimit(0.01).most(recordings) for recordings in (20, 5000)]
+    [10, 50]
+    """
+
+    share: float
+    setting: str = "data.max_unreadable="
+
+    PATIENCE = 10
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.share, Real) or not 0 <= self.share <= 1:
+            raise ValueError(f"{self}: expected a share from 0 to 1")
+
+    def __str__(self) -> str:
+        return f"{self.setting}{self.share}"
+
+    def most(self, recordings: int) -> int:
+        """The largest number that may be left out of so many recordings."""
+        return max(self.PATIENCE, int(self.share * recordings)) if self.share > 0 else 0
+
+
 class UnreadableMeter:
     """Logs and counts unreadable utterances while training, and stops a run that loses too many.
 
     It is for the main process: workers have no log of their own.
 
     Args:
-        max_unreadable: Largest share of drawn utterances that may be unreadable, in [0, 1].
+        max_unreadable: Largest share of drawn utterances that may be unreadable, in [0, 1]; see ``UnreadableLimit``.
 
     Attributes:
         seen: Utterances drawn so far.
         unreadable: How many of them could not be read.
     """
 
-    PATIENCE = 10  # unreadable draws; a smaller number says little about a share
-
     def __init__(self, max_unreadable: float) -> None:
-        self.max_unreadable = max_unreadable
+        self.limit = UnreadableLimit(max_unreadable)
         self.seen = 0
         self.unreadable = 0
 
@@ -118,13 +153,13 @@ class UnreadableMeter:
         """Count what was drawn.
 
         Raises:
-            ValueError: More than ``PATIENCE`` utterances, and more than the allowed share, were unreadable.
+            ValueError: More utterances were unreadable than the limit allows.
         """
         self.seen += seen
         self.unreadable += unreadable
-        if self.unreadable > max(self.PATIENCE, self.max_unreadable * self.seen):
+        if self.unreadable > self.limit.most(self.seen):
             raise ValueError(
-                f"data.max_unreadable={self.max_unreadable}: {self.unreadable} of {self.seen} utterances drawn "
+                f"{self.limit}: {self.unreadable} of {self.seen} utterances drawn "
                 f"({self.unreadable / self.seen:.1%}) could not be read; the log names them"
             )
 

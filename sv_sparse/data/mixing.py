@@ -69,11 +69,13 @@ def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def play(waveforms: Tensor, speed: float) -> Tensor:
-    """Waveforms [B, S] at another speed, [B, ceil(S / speed)]; pitch moves with it."""
+    """Waveforms [B, S] at another speed, float32 [B, ceil(S / speed)], also under autocast; pitch moves with it."""
+    waveforms = waveforms.float()
     if speed == 1:
         return waveforms
     ratio = Fraction(speed).limit_denominator(100)  # unreduced, the filters would be thousands of samples long
-    return _resampler(ratio.numerator, ratio.denominator, waveforms.device)(waveforms)
+    with torch.autocast(waveforms.device.type, enabled=False):
+        return _resampler(ratio.numerator, ratio.denominator, waveforms.device)(waveforms)
 
 
 @functools.cache
@@ -82,15 +84,17 @@ def _resampler(rate: int, new_rate: int, device: torch.device) -> nn.Module:
 
 
 def reverberate(waveforms: Tensor, rooms: Tensor) -> Tensor:
-    """Waveforms [B, S] heard in rooms [B, L], as long and as loud at their peaks as before.
+    """Waveforms [B, S] heard in rooms [B, L], float32, as long and as loud at their peaks as before.
 
     The sum of lengths is brought to one with small prime factors, five of them 2, where the transform is many times
     faster.
     """
+    waveforms, rooms = waveforms.float(), rooms.float()
     samples = waveforms.shape[1]
     whole = 32 * next_fast_len(ceil((samples + rooms.shape[1] - 1) / 32))
     rooms = F.pad(rooms, (0, whole - samples + 1 - rooms.shape[1]))
-    heard = torchaudio.functional.fftconvolve(waveforms, rooms)[:, :samples]
+    with torch.autocast(waveforms.device.type, enabled=False):
+        heard = torchaudio.functional.fftconvolve(waveforms, rooms)[:, :samples]
     return heard.mul_(_peak(waveforms) / _peak(heard).clamp(min=torch.finfo(torch.float32).tiny))
 
 

@@ -1,6 +1,6 @@
 """A prepared folder to what a run trains on and is judged by."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,21 @@ _SAME_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """What a trial list lost because recordings cannot be used.
+
+    Attributes:
+        recordings: Names of those recordings, as the list has them.
+        trials: Number of trials that need them.
+        list_digest: Digest of the complete list's trials.
+    """
+
+    recordings: list[str]
+    trials: int
+    list_digest: str
+
+
+@dataclass(frozen=True)
 class Judged:
     """A trial list and where its utterances are.
 
@@ -31,6 +46,7 @@ class Judged:
         seconds: How long each of its utterances is, empty where that is not known.
         source: The manifest that it lies in; None where there is none.
         sexes: Of each of its utterances, ``f``, ``m`` or empty.
+        left_out: What the list lost; None where it is complete.
     """
 
     trials: Trials
@@ -40,6 +56,7 @@ class Judged:
     seconds: list[float]
     source: Path | None
     sexes: list[str] = field(default_factory=list)
+    left_out: LeftOut | None = None
 
 
 def judged(trials: Trials, manifest: Manifest, sexes: Mapping[str, str]) -> Judged:
@@ -84,6 +101,34 @@ def concatenated(one: Judged) -> Judged:
         speakers=longer(one.speakers, first),
         seconds=longer(one.seconds, joined),
         sexes=longer(one.sexes, first),
+    )
+
+
+def without(complete: Judged, unusable: Collection[int]) -> Judged:
+    """The list as it would be without the trials that need some of its utterances.
+
+    Args:
+        complete: The list.
+        unusable: Positions of utterances whose recordings cannot be used, at least one.
+    """
+    trials, rows = complete.trials.without(unusable)
+
+    def rest(values: list[Any]) -> list[Any]:
+        return [values[row] for row in rows] if values else []
+
+    return replace(
+        complete,
+        trials=trials,
+        recordings=rest(complete.recordings),
+        genres=rest(complete.genres),
+        speakers=rest(complete.speakers),
+        seconds=rest(complete.seconds),
+        sexes=rest(complete.sexes),
+        left_out=LeftOut(
+            recordings=[complete.trials.utterances[position] for position in unusable],
+            trials=len(complete.trials) - len(trials),
+            list_digest=complete.trials.digest,
+        ),
     )
 
 

@@ -5,7 +5,7 @@ The label comes first, 1 for a target, 0 for a nontarget.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -64,6 +64,46 @@ class Trials:
         models = list(self.models.values())
         members = [member for model in used[used >= count] for member in models[model - count]]
         return np.unique(np.concatenate([used[used < count], np.array(members, np.int64)]))
+
+    def without(self, unusable: Collection[int]) -> tuple["Trials", NDArray[np.int64]]:
+        """The trials that need none of some utterances, as if the others had never been in the list.
+
+        An enrolment of several utterances keeps those that can be used; one that has none loses its trials.
+
+        Args:
+            unusable: Indices into ``utterances``.
+
+        Returns:
+            The remaining trials, and for each of their utterances its index in this list, ascending.
+        """
+        count = len(self.utterances)
+        usable = np.ones(count, np.bool_)
+        usable[list(unusable)] = False
+        members = {model: [part for part in parts if usable[part]] for model, parts in self.models.items()}
+        usable_sides = np.concatenate([usable, np.array([bool(parts) for parts in members.values()], np.bool_)])
+        remains = usable_sides[self.enrolment] & usable_sides[self.test]
+        rest = Trials(
+            self.name,
+            self.is_target[remains],
+            self.enrolment[remains],
+            self.test[remains],
+            self.utterances,
+            members,
+        )
+        rows = rest.heard()
+        used_models = np.unique(rest.enrolment[rest.enrolment >= count])
+        position = np.full(len(usable_sides), -1)
+        position[rows] = np.arange(len(rows))
+        position[used_models] = len(rows) + np.arange(len(used_models))
+        names = list(members)
+        models = {
+            names[model - count]: [int(position[part]) for part in members[names[model - count]]]
+            for model in used_models
+        }
+        utterances = [self.utterances[row] for row in rows]
+        return Trials(
+            self.name, rest.is_target, position[rest.enrolment], position[rest.test], utterances, models
+        ), rows
 
     @property
     def sides(self) -> list[str]:

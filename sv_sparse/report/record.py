@@ -56,7 +56,15 @@ def read_record(folder: Path, results: Results) -> Record:
 
 
 def judged_lists(folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run was judged by: its own lists, and those it has been judged by since."""
+    """What a run was judged by: its own lists, and those it has been judged by since.
+
+    An own list whose trials are not the same any more, as after a recording was mended, is shown as it was judged last:
+    its scores are those of then.
+    """
     path = folder / "evaluations.json"
     later = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return results["evaluations"] | {key: one for key, one in later.items() if key not in results["evaluations"]}
+    lists = dict(results["evaluations"])
+    for key, one in later.items():
+        if key not in lists or lists[key]["digest"] != one["digest"]:
+            lists[key] = one
+    return lists

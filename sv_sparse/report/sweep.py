@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from sv_sparse.report.record import judged_lists
 from sv_sparse.report.tables import Table
 from sv_sparse.report.words import ABSENT, count, interval, number, percent, point_name
 from sv_sparse.score_files import difference_of
@@ -98,9 +99,7 @@ def read_entries(runs: Sequence[Path], wanted: str | None) -> tuple[list[Entry],
             left_out.append(f"{run}: evaluated by an earlier version, which measured less; left out")
             continue
         settings: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-        later = run / "evaluations.json"
-        lists = json.loads(later.read_text(encoding="utf-8")) if later.is_file() else {}
-        lists = results["evaluations"] | {key: one for key, one in lists.items() if key not in results["evaluations"]}
+        lists = judged_lists(run, results)
         known |= dict.fromkeys(lists)
         chosen = [key for key in lists if wanted in {None, key}]
         found += [Entry(run, name, results, settings, lists[key] | {"name": key}) for key in chosen]
@@ -139,11 +138,13 @@ def _names(runs: Sequence[Path]) -> list[str]:
 def differences_to_first(entries: Sequence[Entry]) -> Differences:
     """How each run's EER differs from that of the first run, on the lists that both scored."""
     first = entries[0].run
+    digests = {entry.one["key"]: entry.one["digest"] for entry in entries if entry.run == first}
     found: dict[Path, dict[str, tuple[float, float, float]]] = {}
     for entry in entries:
         name = f"{entry.one['key']}.txt"
         ours, theirs = entry.run / "scores" / name, first / "scores" / name
-        if entry.run != first and ours.is_file() and theirs.is_file():
+        same_trials = digests.get(entry.one["key"]) == entry.one["digest"]
+        if entry.run != first and same_trials and ours.is_file() and theirs.is_file():
             difference = difference_of(ours, theirs)
             if difference is not None:
                 found.setdefault(entry.run, {})[entry.one["name"]] = (difference[0], *difference[1])
@@ -173,12 +174,26 @@ def _settings_columns() -> list[Column]:
         Column("run", ("run",), lambda e: [e.name]),
         Column("list", ("list",), lambda e: [e.one["name"]]),
         Column("trials", ("trials",), lambda e: [e.one["trials"]], count),
+        Column("left out", ("trials_left_out", "recordings_left_out"), _left_out_values, _left_out_words),
         Column("model", ("model",), lambda e: [e.results["training"]["model"]]),
         Column("optimizer", ("optimizer",), lambda e: [e.optimizer]),
         Column("lr", ("lr",), lambda e: [e.results["training"]["lr"]], lambda value: number(value, "g")),
         Column("controller", ("controller",), lambda e: [e.controller]),
         Column("lambda", ("lambda",), lambda e: [None if e.dense else e.results["lambda"]], lambda v: number(v, ".3g")),
     ]
+
+
+def _left_out_values(entry: Entry) -> Sequence[Any]:
+    """Trials and recordings that were left out; None where none were."""
+    if not entry.one.get("recordings_left_out"):
+        return [None, None]
+    return [entry.one["trials_left_out"], entry.one["recordings_left_out"]]
+
+
+def _left_out_words(trials: int | None, recordings: int | None) -> str:
+    if trials is None:
+        return ABSENT
+    return f"{count(trials)} trials (unusable recordings: {count(recordings)})"
 
 
 def _sparsity_columns() -> list[Column]:

@@ -118,6 +118,15 @@ def decisions_table(one: Mapping[str, Any]) -> Table | None:
     return Table("Decisions, by thresholds from held-out speakers", heads, rows) if rows else None
 
 
+def left_out(one: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The trials of a list that were not scored, as a name and a value; nothing where all were."""
+    recordings = one.get("recordings_left_out", 0)
+    if not recordings:
+        return []
+    trials = one["trials_left_out"]
+    return [("left out", f"{count(trials)} trials; recordings that cannot be used: {count(recordings)}")]
+
+
 def conditions(one: Mapping[str, Any], scoring: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the error rates of a list were made of and by, as names and values."""
     targets = one["targets"]
@@ -126,6 +135,7 @@ def conditions(one: Mapping[str, Any], scoring: Mapping[str, Any]) -> list[tuple
     ]
     return [
         ("trials", f"{count(one['trials'])}: {count(targets)} targets, {count(one['trials'] - targets)} nontargets"),
+        *left_out(one),
         ("speakers", "not known" if one["speakers"] is None else count(one["speakers"])),
         ("enrolment", one["enrolment"]),
         ("scores", f"cosines of embeddings less the {scoring['subtracted']}"),

@@ -15,6 +15,7 @@ from sv_sparse.data.dataset import Crops
 from sv_sparse.data.loader import CropLoader, EpochBatches
 from sv_sparse.data.mixing import Mixer, mask_filterbank, play, reverberate
 from sv_sparse.data.noise import KINDS, ROOM, NoiseStore, build_store
+from sv_sparse.features import Filterbank
 
 CROP = 8000
 
@@ -161,11 +162,32 @@ def test_every_speed_makes_new_speakers(crops):
 
 
 def test_mixed_precision_around_it_changes_nothing(store, crops):
-    augmentation = Augmentation(store=str(store), probability=1.0, speeds=[1.0, 0.9, 1.1])
-    batch, mixer = drawn(crops(augmentation)), Mixer(CROP, augmentation.speeds)
-    plain = mixer(batch.waveforms, batch.extras)
+    augmentation = Augmentation(store=str(store), probability=0.8, speeds=[1.0, 0.9, 1.1], mask_probability=1.0)
+    batch, mixer, filterbank = drawn(crops(augmentation)), Mixer(CROP, augmentation.speeds), Filterbank()
+    assert len(batch.extras.room_rows) > 0
+    assert len(batch.extras.noise_rows) > 0
+    assert set(batch.extras.speed.tolist()) == {0, 1, 2}
+
+    def features() -> tuple[torch.Tensor, torch.Tensor]:
+        waveforms = mixer(batch.waveforms, batch.extras)
+        return waveforms, mask_filterbank(filterbank(waveforms), batch.extras.mask)
+
+    plain = features()
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(mixer(batch.waveforms, batch.extras), plain)
+        assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.bfloat16
+        for around, expected in zip(features(), plain, strict=True):
+            assert around.dtype == torch.float32
+            assert torch.equal(around, expected)
+
+
+def test_speeds_and_rooms_by_themselves_are_computed_in_float32_whatever_is_around():
+    speech, rooms = torch.randn(3, CROP), torch.randn(3, 700) * torch.exp(-torch.arange(700) / 80)
+    expected = play(speech, 0.9), reverberate(speech, rooms)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(play(speech, 0.9), expected[0])
+        assert torch.equal(reverberate(speech, rooms), expected[1])
+    halves = speech.bfloat16()
+    assert play(halves, 0.9).dtype == reverberate(halves, rooms.bfloat16()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("speed", [0.9, 1.0, 1.1])

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from sv_sparse.data.dataset import Batch
-from sv_sparse.data.loader import CropLoader, EpochBatches, UnreadableMeter
+from sv_sparse.data.loader import CropLoader, EpochBatches, UnreadableLimit, UnreadableMeter
 
 # torch warns on machines with fewer processors than workers, which changes no batch.
 few_processors = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -162,7 +162,20 @@ def test_a_run_names_what_it_leaves_out_and_stops_past_the_allowed_share(caplog)
 
 
 def test_a_run_is_patient_with_the_first_few_unreadable_draws():
-    meter = UnreadableMeter(0.0)
+    meter = UnreadableMeter(0.01)
     update(meter, counted(0, 10))
     with pytest.raises(ValueError, match="11 of 12 utterances"):
         update(meter, counted(1, 1))
+
+
+def test_a_run_that_allows_no_unreadable_draw_stops_at_the_first():
+    meter = UnreadableMeter(0.0)
+    update(meter, counted(100, 0))
+    with pytest.raises(ValueError, match=r"data.max_unreadable=0.0: 1 of 101 utterances"):
+        update(meter, counted(0, 1))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), "few"])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match=f"data.max_unreadable={share}: expected a share from 0 to 1"):
+        UnreadableLimit(share)

@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from sv_sparse.data.trials import read_trials, write_trials
+from sv_sparse.data.trials import Trials, read_trials, write_trials
 
 TWO = "1 a/s/1.wav a/s/2.wav\n0 a/s/1.wav b/s/1.wav\n"
 
@@ -76,3 +76,39 @@ def test_voxceleb1_e_is_read_in_seconds(tmp_path):
     assert time.perf_counter() - started < 10  # about 1 s on an idle core
     assert len(trials) == 580_000
     assert trials.utterances[trials.test[-1]] == names[right[-1]]
+
+
+def test_a_list_without_some_utterances_is_as_if_their_trials_had_never_been_in_it(tmp_path):
+    lines = ["1 a/1 a/2", "0 a/1 b/1", "1 b/2 b/1", "0 c/1 b/1", "0 a/2 c/1"]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    rest, rows = read_trials(tmp_path / "list.txt").without([1])  # a/2
+    (tmp_path / "rest" / "list.txt").parent.mkdir()
+    (tmp_path / "rest" / "list.txt").write_text("\n".join(lines[1:4]))
+    expected = read_trials(tmp_path / "rest" / "list.txt")
+    assert [(rest.sides[e], rest.sides[t]) for e, t in zip(rest.enrolment, rest.test, strict=True)] == [
+        ("a/1", "b/1"),
+        ("b/2", "b/1"),
+        ("c/1", "b/1"),
+    ]
+    assert rest.is_target.tolist() == expected.is_target.tolist()
+    assert (rest.name, sorted(rest.utterances)) == ("list", sorted(expected.utterances))
+    assert [["a/1", "a/2", "b/1", "b/2", "c/1"][row] for row in rows] == rest.utterances
+
+
+def test_enrolments_keep_the_utterances_that_can_be_used_and_lose_their_trials_with_the_last():
+    models = {"m0": [0, 1], "m1": [2, 3], "m2": [4]}
+    is_target = np.array([True, False, True, False])
+    complete = Trials("list", is_target, np.array([6, 7, 8, 0]), np.array([5, 5, 5, 5]), list("abcdef"), models)
+    rest, rows = complete.without([1, 2, 3])
+    assert rows.tolist() == [0, 4, 5]
+    assert rest.utterances == ["a", "e", "f"]
+    assert rest.models == {"m0": [0], "m2": [1]}
+    assert [(rest.sides[e], rest.sides[t]) for e, t in zip(rest.enrolment, rest.test, strict=True)] == [
+        ("m0", "f"),
+        ("m2", "f"),
+        ("a", "f"),
+    ]
+    assert rest.is_target.tolist() == [True, True, False]
+    fewer, _ = complete.without([1])
+    assert len(fewer) == len(complete)
+    assert fewer.digest != complete.digest  # an average of other utterances is another enrolment

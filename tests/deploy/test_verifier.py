@@ -45,7 +45,7 @@ def means(samples: np.ndarray, *lengths: int) -> np.ndarray:
 def test_an_utterance_has_the_embedding_that_it_is_judged_by(tmp_path):
     path = tmp_path / "one.flac"
     soundfile.write(path, tone(0, 0, 1.7), RATE)
-    expected = embed(NETWORK, Filterbank(), [recording(path)], title="")[0]
+    expected = embed(NETWORK, Filterbank(), [recording(path)], title="").values[0]
     found = verifier().embed_file(path)
     assert found.dtype == np.float32
     assert np.array_equal(found, expected)
