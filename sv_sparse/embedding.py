@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sv_sparse.data.audio import read_utterance
-from sv_sparse.data.loader import UnreadableLimit
 from sv_sparse.data.manifest import Part
+from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.distributed import from_first, gathered_objects, rank, ranks
 from sv_sparse.embedding_cache import EmbeddingCache
 from sv_sparse.scoring.cosine import Array

@@ -9,6 +9,7 @@ import os
 import secrets
 import time
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from sv_sparse.storage import atomic_write
 
 EMBEDDINGS = "embeddings"  # of a run folder
 _KEY_BYTES = 16
-_SOURCES = ("features.py", "embedding.py", "data/audio.py", "models/*.py")  # of this package
+_SOURCES = ("features.py", "embedding.py", "data/audio.py", "data/decoding.py", "models/*.py")  # of this package
+_DAMAGED = (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, zlib.error)
 _SECONDS = 10  # between files; what is younger is lost when the process is killed
 
 
@@ -75,10 +77,14 @@ class EmbeddingCache:
         found: dict[bytes, Array] = {}
         for path in sorted(self.folder.glob("*.npz")):
             try:
+                with zipfile.ZipFile(path) as archive:
+                    changed = archive.testzip()  # numpy compares the check sum of what it reads to the end alone
+                if changed is not None:
+                    raise ValueError(f"{changed} in it has changed since it was written")
                 with np.load(path) as file:
                     keys: NDArray[np.uint8] = file["keys"]
                     embeddings: Array = file["embeddings"]
-            except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+            except _DAMAGED as error:
                 raise ValueError(f"{path}: damaged ({error}); remove it, it will be computed again") from error
             found.update(zip(map(bytes, keys), embeddings, strict=True))
         return found

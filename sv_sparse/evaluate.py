@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from sv_sparse.data.loader import UnreadableLimit
 from sv_sparse.data.manifest import Part
 from sv_sparse.data.prepared import Judged, concatenated, without
+from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.distributed import rank
 from sv_sparse.embedding import embed
 from sv_sparse.embedding_cache import EmbeddingCache
@@ -100,7 +100,7 @@ def _usable(complete: Judged, needed: Rows, unusable: Collection[Recording]) -> 
     left_out = [k for k in needed.tolist() if tuple(complete.recordings[k]) in unusable]
     if not left_out:
         return complete
-    absent = [part.path for k in left_out for part in complete.recordings[k] if not os.path.exists(part.path)]
+    absent = [part.path for k in left_out for part in complete.recordings[k] if not os.path.lexists(part.path)]
     if absent:
         raise ValueError(f"list {trials.name}: {len(absent)} recordings are not there; first {absent[0]}")
     rest = without(complete, left_out)

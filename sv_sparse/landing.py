@@ -11,7 +11,8 @@ from torch.optim.swa_utils import update_bn
 
 from sv_sparse.build import Experiment
 from sv_sparse.data.dataset import Batch, Crops
-from sv_sparse.data.loader import CropLoader, EpochBatches, UnreadableLimit, UnreadableMeter
+from sv_sparse.data.loader import CropLoader, EpochBatches, UnreadableMeter
+from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.distributed import from_first, rank, share_first
 from sv_sparse.embedding import mean_embedding
 from sv_sparse.embedding_cache import EMBEDDINGS, EmbeddingCache

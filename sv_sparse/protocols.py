@@ -1,5 +1,7 @@
 """What a network is to be judged by, in the words of the command line, to trial lists with their recordings."""
 
+import os
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -8,7 +10,7 @@ from sv_sparse.data.audio import recording
 from sv_sparse.data.decoding import AUDIO_ENDINGS
 from sv_sparse.data.prepared import Judged, read_listed
 from sv_sparse.data.published import CN_PROTOCOLS
-from sv_sparse.data.trials import read_trials
+from sv_sparse.data.trials import read_trials, split_fields
 from sv_sparse.settings import read_settings
 
 EXPECTED = (
@@ -90,7 +92,7 @@ def _beside(folder: Path, sexes: Mapping[str, str]) -> list[Judged]:
 def _is_list(path: Path) -> bool:
     """Whether a text begins as a trial list does."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        fields = next((line.split() for line in file if line.strip()), [])
+        fields = next((split_fields(line, 3) for line in file if line.strip()), [])
     return len(fields) == 3 and fields[0] in {"0", "1"}
 
 
@@ -111,7 +113,7 @@ def lists_of_files(root: Path, paths: Sequence[Path], sexes: Mapping[str, str]) 
     for path in paths:
         trials = read_trials(path)
         files = [_there(root / name) for name in trials.utterances]
-        absent = [file for file in files if not file.is_file()]
+        absent = [file for file in files if not os.path.lexists(file)]
         if absent:
             raise ValueError(f"{path}: {len(absent)} of {len(files)} recordings are not in {root}; first {absent[0]}")
         recordings = [recording(file) for file in files]
@@ -121,6 +123,12 @@ def lists_of_files(root: Path, paths: Sequence[Path], sexes: Mapping[str, str]) 
 
 
 def _there(path: Path) -> Path:
-    """The recording, where lists name another ending than its file has."""
-    others = (path.with_suffix(ending) for ending in AUDIO_ENDINGS)
-    return path if path.is_file() else next((other for other in others if other.is_file()), path)
+    """Return the recording's path, where lists name another Unicode form or another ending than its file has."""
+    if os.path.lexists(path):
+        return path
+    for form in ("NFC", "NFD"):
+        same = Path(unicodedata.normalize(form, str(path)))
+        for other in (same, *(same.with_suffix(ending) for ending in AUDIO_ENDINGS)):
+            if os.path.lexists(other):
+                return other
+    return path

@@ -1,4 +1,7 @@
-"""Files of scored trials, for whoever wants to judge them otherwise: lines ``enrolment test score label``."""
+"""Files of scored trials, for whoever wants to judge them otherwise: lines ``enrolment test score label``.
+
+The fields are separated by a space, or by a tab where names have spaces.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import csv
 
-from sv_sparse.data.trials import Trials
+from sv_sparse.data.trials import Trials, delimiter
 from sv_sparse.scoring.bootstrap import Drawn, Interval, difference, eers, redraw
 from sv_sparse.scoring.cosine import Array
 from sv_sparse.scoring.metrics import eer, rank_scores
@@ -24,6 +27,7 @@ def write_scores(path: Path, trials: Trials, scores: Array) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     sides = pa.array(trials.sides, pa.string())
     labels = pa.array(["0", "1"])
+    space = delimiter(trials.sides)
     with atomic_write(path) as file:
         for start in range(0, len(trials), _LINES_AT_ONCE):
             part = slice(start, start + _LINES_AT_ONCE)
@@ -33,7 +37,7 @@ def write_scores(path: Path, trials: Trials, scores: Array) -> None:
                 pa.array(scores[part]).cast(pa.string()),
                 labels.take(pa.array(trials.is_target[part].astype(np.int8))),
             )
-            lines = pc.binary_join_element_wise(*words, " ")
+            lines = pc.binary_join_element_wise(*words, space)
             file.write("\n".join(lines.to_pylist()).encode() + b"\n")
 
 
@@ -108,9 +112,11 @@ def _drawn(table: pa.Table, path: Path) -> Drawn | None:
 
 
 def _read(path: Path, columns: list[str]) -> pa.Table:
+    with path.open("rb") as file:
+        space = "\t" if b"\t" in file.readline() else " "
     return csv.read_csv(
         path,
         csv.ReadOptions(column_names=list(_COLUMNS)),
-        csv.ParseOptions(delimiter=" ", quote_char=False),
+        csv.ParseOptions(delimiter=space, quote_char=False),
         csv.ConvertOptions(column_types=_COLUMNS, include_columns=columns),
     )

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from sv_sparse.data.loader import UnreadableLimit
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.trials import Trials
+from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.distributed import rank
 from sv_sparse.embedding import embed
 from sv_sparse.embedding_cache import EmbeddingCache

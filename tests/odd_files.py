@@ -135,16 +135,17 @@ def bad_files(speaker: int) -> dict[str, tuple[bytes, str]]:
     wav, flac = encoded(sound, "WAV"), encoded(sound, "FLAC")
     mp3, ogg = encoded(sound, "MP3"), encoded(sound, "OGG", "OPUS")
     halves = {name: encoded(sound, kind, subtype) for name, (kind, subtype) in CONTAINERS.items()}
-    cut = {f"cut_{name}": halves[name] for name in ("large.rf64", "large.w64", "apple.aiff", "plain.caf", "sun.au")}
-    files = {name: (content[: len(content) // 2], "") for name, content in cut.items()}
+    cut = {f"cut_{name}": halves[name] for name in ("large.rf64", "large.w64", "apple.aiff", "sun.au")}
+    files = {name: (content[: len(content) // 2], "is broken off") for name, content in cut.items()}
     return files | {
         "cut.wav": (wav[: len(wav) // 2], "is broken off"),
-        "cut.flac": (flac[: len(flac) // 2], ""),
-        "cut_without_count.flac": (without_count(flac)[: len(flac) // 2], ""),
+        "cut.flac": (flac[: len(flac) // 2], UNREADABLE),
+        "cut_without_count.flac": (without_count(flac)[: len(flac) // 2], UNREADABLE),
         "cut.mp3": (mp3[: len(mp3) // 2], "is broken off"),
-        "cut.opus": (ogg[: len(ogg) // 2], ""),
+        "cut.opus": (ogg[: len(ogg) // 2], UNREADABLE),
+        "cut.caf": (halves["plain.caf"][:5000], UNREADABLE),
         "empty.wav": (b"", "is empty"),
-        "only_a_header.wav": (wav[:44], ""),
+        "only_a_header.wav": (wav[:44], "has no samples"),
         "no_samples.wav": (encoded(sound[:0], "WAV"), "has no samples"),
         "page.wav": (PAGE, UNREADABLE),
         "page.mp3": (PAGE, UNREADABLE),
@@ -166,7 +167,7 @@ def bad_files(speaker: int) -> dict[str, tuple[bytes, str]]:
 
 
 def write_odd_files(folder: Path, speaker: int) -> dict[str, str | None]:
-    """Write everything into a folder; what is said of each file: None where it can be used, else the reason's words."""
+    """Write everything into a folder; by name, what the reason says for which a file cannot be used, None if it can."""
     folder.mkdir(parents=True, exist_ok=True)
     said: dict[str, str | None] = {}
     for name, content in good_files(speaker).items():

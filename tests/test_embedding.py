@@ -10,8 +10,8 @@ from torch import nn
 
 from sv_sparse import embedding
 from sv_sparse.data.audio import recording
-from sv_sparse.data.loader import UnreadableLimit
 from sv_sparse.data.manifest import Part
+from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.embedding import embed, mean_embedding
 
 

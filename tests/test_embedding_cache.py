@@ -11,7 +11,7 @@ from torch import nn
 
 from sv_sparse import embedding, embedding_cache
 from sv_sparse.data.audio import recording
-from sv_sparse.data.loader import UnreadableLimit
+from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.embedding import embed
 from sv_sparse.embedding_cache import EmbeddingCache
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from sv_sparse.compute import choose_device
 from sv_sparse.corpus import refuse_known_to, run_of
 from sv_sparse.data.decoding import SAMPLE_RATE
-from sv_sparse.data.loader import UnreadableLimit
 from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.data.prepared import Judged, rows_of
 from sv_sparse.data.speakers import read_sexes
+from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.deploy.trained import load_network
 from sv_sparse.distributed import end, processes, rank
 from sv_sparse.embedding_cache import EMBEDDINGS, EmbeddingCache

@@ -215,8 +215,10 @@ class AudioFile:
             sound = self._begin(number)
             if start > place and length is not None:
                 try:
-                    sound.seek(start - place)
-                    place = start
+                    # An MP3 frame takes bits of those before it, down to the shortest of which the decoder needs.
+                    lead = min(start - place, _MP3_LEAD if self.format == "MP3" else 0)
+                    sound.seek(start - place - lead)
+                    place = start - lead
                 except soundfile.LibsndfileError:  # some encodings cannot seek; what lies before is decoded
                     sound = self._begin(number)
             while end is None or place < end:
@@ -760,6 +762,8 @@ _BITRATES = {
 }
 _MPEG_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 _MP3_SLACK = 3 * 1152  # samples
+_MP3_LEAD = 32 * 1152  # samples that are decoded before the first one that is wanted
+_HEADER = 64  # bytes in which a frame says how many others there are
 _MP3_BITRATE = 64  # kbit/s of a frame that has room for a count
 
 
@@ -786,59 +790,91 @@ def _frame(head: bytes) -> _Frame | None:
     return _Frame((version, layer, rate), factor * kbits // hertz + padding)
 
 
+class _Mpeg(NamedTuple):
+    """Frames of an MP3 file from a header that counts them, or from the first one, up to the next such header.
+
+    Attributes:
+        first: First byte of the first frame.
+        last: The byte after the last whole frame.
+        frames: How many there are, the header among them.
+        tag: What the header is: ``Xing``, ``Info`` or ``VBRI``; empty for none.
+        announced: How many frames the header says there are, 0 where it does not.
+    """
+
+    first: int
+    last: int
+    frames: int
+    tag: bytes
+    announced: int
+
+
 def _mp3_layout(content: _Content, layout: Layout) -> Layout:
-    """Return a layout whose header counts all frames, so that libsndfile reads them all.
+    """Return a layout with headers that count all frames, so that libsndfile reads them all.
 
     Without a header libsndfile divides the bytes by the length of the first frame, and ends too early where the
     bitrate varies. Where files were joined, the header of the first one counts its own frames alone.
     """
     ((start, end),) = layout.streams[0]
-    first, last, count = _count_frames(content, start, end)
-    head = content.at(first, 4)
-    frame = _frame(head)
     layout = layout._replace(is_counted=True)
-    if frame is None or not count or frame.kind[1] != 3:
+    streams: list[list[Any]] = []
+    for part in _mpeg_parts(content, start, end):
+        head = content.at(part.first, 4)
+        frame = _frame(head)
+        if frame is None or frame.kind[1] != 3:
+            return layout
+        frames = part.frames - 1 if part.tag else part.frames  # the header is a frame of its own
+        if part.announced > frames + 1:  # some encoders count the header too
+            raise ValueError(f"is broken off: {frames:,} of {part.announced:,} frames are there")
+        if part.announced >= frames > 0:
+            streams.append([(part.first, part.last)])
+        elif frames > 0:
+            behind_header = part.first + (frame.length if part.tag else 0)
+            streams.append([_count_header(head, frames), (behind_header, part.last)])
+    if not streams:
         return layout
-    first_frame = content.at(first, frame.length)
-    tag = re.search(rb"Xing|Info|VBRI", first_frame[:64])
-    if tag is None:
-        return layout._replace(streams=[[_count_header(head, count), (first, last)]], is_plain=False)
-    count -= 1  # the header is a frame of its own
-    if tag[0] != b"VBRI":
-        flags, announced = struct.unpack(">II", first_frame[tag.end() : tag.end() + 8].ljust(8, b"\0"))
-        if flags & 1 and announced > count + 1:  # some encoders count the header too
-            raise ValueError(f"is broken off: {count:,} of {announced:,} frames are there")
-        if flags & 1 and announced >= count:
-            return layout._replace(streams=[[(first, last)]], is_plain=(first, last) == (0, content.size))
-    return layout._replace(streams=[[_count_header(head, count), (first + frame.length, last)]], is_plain=False)
+    return layout._replace(streams=streams, is_plain=streams == [[(0, content.size)]])
 
 
-def _count_frames(content: _Content, start: int, end: int) -> tuple[int, int, int]:
-    """Return the first byte of the first MPEG frame, the end of the last whole one, and how many there are."""
+def _mpeg_parts(content: _Content, start: int, end: int) -> list[_Mpeg]:
+    """Return the files that an MP3 file was joined from, one for most; bytes between frames are passed over."""
+    parts: list[_Mpeg] = []
     kind: tuple[int, int, int] | None = None
-    first, last, count = start, end, 0
     place, block, origin = start, b"", start
     while place + 4 <= end:
-        if not origin <= place <= origin + len(block) - 4:
+        if not origin <= place or place + _HEADER > origin + len(block) < end:
             origin, block = place, content.at(place, min(_CHUNK, end - place))
-            if len(block) < 4:
-                break
         frame = _frame(block[place - origin : place - origin + 4])
+        tag, announced = _frame_count(block[place - origin : place - origin + _HEADER]) if frame else (b"", 0)
         if frame is not None and kind is None:
             following = _frame(content.at(place + frame.length, 4))
             if following is not None and following.kind != frame.kind:
                 frame = None  # bytes that look like a frame by chance
-        if frame is None or kind not in {None, frame.kind}:
+        if frame is None or (frame.kind != kind and kind is not None and not tag):
             skip = block.find(b"\xff", place - origin + 1)
-            place = origin + (skip if skip >= 0 else len(block) - 3)
+            place = origin + skip if skip >= 0 else max(origin + len(block) - 3, place + 1)
             continue
         if place + frame.length > end:
             break
-        if kind is None:
-            kind, first = frame.kind, place
-        count += 1
-        place = last = place + frame.length
-    return first, last, count
+        if kind is None or tag:
+            kind = frame.kind
+            parts.append(_Mpeg(place, place, 0, tag, announced))
+        place += frame.length
+        parts[-1] = parts[-1]._replace(last=place, frames=parts[-1].frames + 1)
+    return parts
+
+
+def _frame_count(begin: bytes) -> tuple[bytes, int]:
+    """Return the tag of a frame that counts the others, and their number; empty and 0 for another frame.
+
+    Such a frame has zeros, no sound, before its tag.
+    """
+    if any(begin[4:13]):
+        return b"", 0
+    tag = re.match(rb".{4}\0{9,34}(Xing|Info|VBRI)", begin, re.DOTALL)
+    if tag is None:
+        return b"", 0
+    flags, announced = struct.unpack(">II", begin[tag.end() : tag.end() + 8].ljust(8, b"\0"))
+    return tag[1], announced if tag[1] != b"VBRI" and flags & 1 else 0
 
 
 def _count_header(head: bytes, count: int) -> bytes:

@@ -13,7 +13,8 @@ from sv_sparse.data.decoding import AUDIO_ENDINGS, OTHER_AUDIO_ENDINGS, SAMPLE_R
 from sv_sparse.data.headers import one_part, read_headers, unusable
 from sv_sparse.data.manifest import Manifest, match, refuse_missing
 from sv_sparse.data.scan import walk
-from sv_sparse.data.trials import read_trials
+from sv_sparse.data.trials import read_trials, split_fields
+from sv_sparse.data.unreadable import UnreadableLimit
 
 logger = logging.getLogger(__name__)
 
@@ -48,15 +49,16 @@ def scan_folder(
         validation_share: Share of the training speakers with two utterances or more, in [0, 1); 0 holds out
             none, any more holds out at least 2 speakers.
         seed: Chooses the validation speakers.
-        max_unreadable: Largest share of training utterances, and of those of the trial lists, that cannot be used, in
-            [0, 1]. One recording of each is always left out, unless it is 0.
+        max_unreadable: Largest share of training utterances, and of those of the trial lists, that may be left out, in
+            [0, 1]; see ``UnreadableLimit``.
         out: The manifest file to write.
 
     Raises:
         ValueError: A setting is out of range, a folder or list is not as expected, a listed utterance is missing,
             too many cannot be used, or fewer than two training speakers remain. It begins with the setting as typed.
     """
-    _check_shares(validation_share, max_unreadable)
+    check_validation_share(validation_share)
+    limit = UnreadableLimit(max_unreadable)
     found, unnamed = _find(Path(root))
     utterances = pa.array(found, pa.string())
     speaker, session = _parts(utterances)
@@ -72,7 +74,7 @@ def scan_folder(
         logger.warning("left out: %s: %s", found[row], reason)
     is_usable = ~np.isin(np.arange(len(found)), list(reasons))
     for setting, rows, others in (("data.trials", is_test, 0), ("training", is_train, unnamed)):
-        _refuse_unusable(setting, utterances, rows, is_usable, others, max_unreadable)
+        _refuse_unusable(setting, utterances, rows, is_usable, others, limit)
     held_out = validation_speakers(speaker[is_train & is_usable], validation_share, seed)
     is_validation = is_train & np.isin(speaker, held_out)
     _refuse_few_speakers(speaker[is_train & ~is_validation & is_usable], root, train_list, len(held_out))
@@ -98,12 +100,6 @@ def check_validation_share(share: float) -> None:
     """Refuse a share of speakers to hold out that is none, with a ValueError."""
     if not 0 <= share < 1:
         raise ValueError(f"data.validation_share={share}: expected a share from 0 to below 1")
-
-
-def _check_shares(validation_share: float, max_unreadable: float) -> None:
-    check_validation_share(validation_share)
-    if not 0 <= max_unreadable <= 1:
-        raise ValueError(f"data.max_unreadable={max_unreadable}: expected a share from 0 to 1")
 
 
 def _find(root: Path) -> tuple[list[str], int]:
@@ -190,8 +186,8 @@ def _listed_for_training(
 def _read_train_list(path: Path) -> tuple[list[str], list[str]]:
     """Speakers and paths, one pair per line."""
     names, wanted = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        fields = line.split()
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        fields = split_fields(line, 2)
         if len(fields) == 2:
             names.append(fields[0])
             wanted.append(fields[1])
@@ -223,16 +219,15 @@ def _refuse_unusable(
     rows: NDArray[np.bool_],
     is_usable: NDArray[np.bool_],
     others: int,
-    max_unreadable: float,
+    limit: UnreadableLimit,
 ) -> None:
     """Raise a ValueError if too many utterances in ``rows``, and ``others`` that are in no row, cannot be used."""
     names = utterances.filter(pa.array(rows & ~is_usable)).to_pylist()
     count, total = len(names) + others, int(rows.sum()) + others
-    if count > max_unreadable * total and not (count == 1 and max_unreadable > 0):
+    if count > limit.most(total):
         first = f"; first {', '.join(names[:10])}" if names else ""
         raise ValueError(
-            f"data.max_unreadable={max_unreadable}: {count} of {total} {setting} utterances cannot be used; the log "
-            f"gives the reasons{first}"
+            f"{limit}: {count} of {total} {setting} utterances cannot be used; the log gives the reasons{first}"
         )
 
 

@@ -112,7 +112,10 @@ class Trials:
 
 
 def read_trials(path: str | Path) -> Trials:
-    """Read a trial list, text or Parquet; tabs, blank lines and Windows line ends are tolerated in a text.
+    """Read a trial list, text or Parquet.
+
+    In a text, the fields may be separated by tabs, between which names may have spaces; blank lines and Windows line
+    ends are tolerated.
 
     Raises:
         ValueError: A line is not ``label enrolment test`` (named by its number), the file is not text, or the
@@ -125,8 +128,8 @@ def read_trials(path: str | Path) -> Trials:
     is_target: list[bool] = []
     sides: list[int] = []
     index: dict[str, int] = {}
-    for number, line in enumerate(_text(path).splitlines(), start=1):
-        fields = line.split()
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        fields = split_fields(line, 3)
         if len(fields) == 3 and fields[0] in _LABELS:
             is_target.append(_LABELS[fields[0]])
             sides.append(index.setdefault(fields[1], len(index)))
@@ -139,6 +142,16 @@ def read_trials(path: str | Path) -> Trials:
     _refuse_one_class(str(path), sum(is_target), len(is_target))
     pairs = np.array(sides, dtype=np.int64).reshape(-1, 2)
     return Trials(path.stem, np.array(is_target), pairs[:, 0].copy(), pairs[:, 1].copy(), list(index))
+
+
+def split_fields(line: str, count: int) -> list[str]:
+    r"""Return the fields of a line of a list: between tabs where they make ``count`` fields, else between spaces.
+
+    >>> split_fields("1\ta voice.wav\tb.wav", 3)
+    ['1', 'a voice.wav', 'b.wav']
+    """
+    fields = [field.strip() for field in line.split("\t")]
+    return fields if len(fields) == count and all(fields) else line.split()
 
 
 def _refuse_one_class(source: str, targets: int, trials: int) -> None:
@@ -230,8 +243,14 @@ def write_trials(path: str | Path, is_target: Sequence[bool], enrolment: Sequenc
     Raises:
         ValueError: The three differ in length.
     """
-    rows = zip(is_target, enrolment, test, strict=True)
-    write_text(path, "".join(f"{int(label)} {left} {right}\n" for label, left, right in rows))
+    rows = list(zip(is_target, enrolment, test, strict=True))
+    space = delimiter([*enrolment, *test])
+    write_text(path, "".join(f"{int(label)}{space}{left}{space}{right}\n" for label, left, right in rows))
+
+
+def delimiter(names: Sequence[str]) -> str:
+    """Return what stands between the fields of a list with these names: a space, or a tab where a name has spaces."""
+    return "\t" if any(" " in name for name in names) else " "
 
 
 def _text(path: Path) -> str:

@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import Dataset
 
 from sv_sparse.data.dataset import Batch
-from sv_sparse.data.loader import CropLoader, EpochBatches, UnreadableLimit, UnreadableMeter
+from sv_sparse.data.loader import CropLoader, EpochBatches, UnreadableMeter
+from sv_sparse.data.unreadable import UnreadableLimit
 
 # torch warns on machines with fewer processors than workers, which changes no batch.
 few_processors = pytest.mark.filterwarnings("ignore:This DataLoader will create")

@@ -26,6 +26,14 @@ def test_line_ends_tabs_blank_lines_and_a_byte_order_mark_do_not_matter(tmp_path
     assert read_trials(path).utterances == ["a/s/1.wav", "a/s/2.wav", "b/s/1.wav"]
 
 
+def test_between_tabs_names_may_have_spaces_and_are_written_so(tmp_path):
+    path = tmp_path / "list.txt"
+    write_trials(path, [True, False], ["a a/1.wav", "a a/1.wav"], ["b\u2028b.wav", "c.wav"])
+    trials = read_trials(path)
+    assert trials.utterances == ["a a/1.wav", "b\u2028b.wav", "c.wav"]
+    assert trials.test.tolist() == [1, 2]
+
+
 def test_what_is_written_reads_back(tmp_path):
     path = tmp_path / "list.txt"
     write_trials(path, [True, False], ["a/s/1.wav", "a/s/1.wav"], ["a/s/2.wav", "b/s/1.wav"])
