@@ -8,6 +8,7 @@ choice brings the run's ``target_sparsity`` (group ``origin_target``) and its mo
 
 import os
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from sv_sparse.settings import Settings, flat, read_settings
 GROUPS = ("model", "data", "optim", "sparsity")
 
 _ABSENT = object()
+_PROVIDER = "init_from"  # of stored choices
 _NAMED = 5  # settings in a line of the log
 
 
@@ -41,9 +43,7 @@ def offer_origins(arguments: Sequence[str], conf: Path) -> None:
         ValueError: the command line cannot be read, or ``init_from`` names neither a finished run nor a file of
             weights.
     """
-    store = ConfigStore.instance()
-    for group in ("init_from", "origin_target", "origin_groups"):
-        store.repo.pop(group, None)
+    _withdraw()
     for override in read_overrides(arguments):
         if override.key_or_group == "init_from" and override.type == OverrideType.CHANGE:
             paths = values_of(override)
@@ -51,7 +51,16 @@ def offer_origins(arguments: Sequence[str], conf: Path) -> None:
                 raise ValueError("init_from=null beside runs: give a command of its own for what starts from scratch")
             for number, path in enumerate(paths, start=1):
                 if isinstance(path, str) and path and "${" not in path:  # which is known only when it is composed
-                    _offer(path, number, conf)
+                    _offer(path, f"origin_{number}", conf)
+
+
+def _withdraw() -> None:
+    """Forget what earlier calls in this process have stored."""
+    repo = ConfigStore.instance().repo
+    for group in ("init_from", "origin_target", "origin_groups"):
+        repo.pop(group, None)
+    for group in GROUPS:
+        repo[group] = {name: node for name, node in repo.get(group, {}).items() if node.provider != _PROVIDER}
 
 
 def origin_settings(path: str | Path) -> Settings | None:
@@ -138,16 +147,15 @@ def _read_config(folder: Path, setting: str) -> Settings:
     return settings
 
 
-def _offer(path: str, number: int, conf: Path) -> None:
-    """Store a choice ``init_from=PATH``, and what it chooses."""
+def _offer(path: str, name: str, conf: Path) -> None:
+    """Store a choice ``init_from=PATH``, and under this name what it chooses."""
     store = ConfigStore.instance()
     theirs = origin_settings(path)
     node: Settings = {"init_from": path}
     if theirs is not None:
-        name = f"origin_{number}"
         dense = theirs["sparsity"]["regularizer"] == "none"  # with which no other target could be asked for
         groups = [group for group in GROUPS if not (group == "sparsity" and dense)]
-        choices = [{f"override /{group}": _choice(group, theirs[group], number, conf)} for group in groups]
+        choices = [{f"override /{group}": _choice(group, theirs[group], conf)} for group in groups]
         store.store(group="origin_groups", name=name, node={"defaults": choices}, package="_global_")
         target = {"target_sparsity": theirs["target_sparsity"]}
         store.store(group="origin_target", name=name, node=target, package="_global_")
@@ -158,7 +166,7 @@ def _offer(path: str, number: int, conf: Path) -> None:
         store.store(group=group, name=last, node=node, package="_global_")
 
 
-def _choice(group: str, theirs: Settings, number: int, conf: Path) -> str:
+def _choice(group: str, theirs: Settings, conf: Path) -> str:
     """Return the choice in conf/ that a run's settings are, or store the nearest one with what differs."""
     choices = {file.stem: _read_choice(file) for file in sorted((conf / group).glob("*.yaml"))}
     of_its_class = [name for name, choice in choices.items() if _classes(choice) == _classes(theirs)]
@@ -166,9 +174,14 @@ def _choice(group: str, theirs: Settings, number: int, conf: Path) -> str:
     differing = theirs if nearest is None else _differing(choices[nearest], theirs)
     if nearest is not None and not differing:
         return nearest
-    defaults = {} if nearest is None else {"defaults": [nearest, "_self_"]}
-    name = f"{nearest or group}_changed" + (f"_{number}" if number > 1 else "")
-    ConfigStore.instance().store(group=group, name=name, node=defaults | differing, package=group)
+    node = differing if nearest is None else {"defaults": [nearest, "_self_"]} | differing
+    store = ConfigStore.instance()
+    for number in count(1):
+        name = f"{nearest or group}_changed" + (f"_{number}" if number > 1 else "")
+        before = store.repo.get(group, {}).get(f"{name}.yaml")
+        if before is None or before.node == node:
+            break
+    store.store(group=group, name=name, node=node, package=group, provider=_PROVIDER)
     return name
 
 

@@ -156,6 +156,7 @@ def test_a_run_may_have_any_name_and_be_named_with_a_slash_at_its_end(origin, tm
 
 def test_each_job_of_a_sweep_has_the_settings_of_its_own_origin(origin):
     paths = [origin(*FOLDER, "model.channels=384", f"target_sparsity={t}", name=f"run {t}") for t in (0.5, 0.75)]
+    paths.append(origin(*FOLDER, "model.channels=128", name="narrow"))
     paths.append(origin("model=resnet34", "data=voxceleb", "data.prepared=/vox", name="vox"))
     words = ["-m", "init_from=" + ",".join(f"'{path}'" for path in paths), "experiment=lmft", "data.validation_share=0"]
     offer_origins(words, CONF)
@@ -163,9 +164,11 @@ def test_each_job_of_a_sweep_has_the_settings_of_its_own_origin(origin):
     found = []
     for path in paths:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("config", ["name=x", f"init_from='{path}'", *words[2:]])
-        found.append((config.target_sparsity, config.model._target_.rpartition(".")[2], config.data.corpus))
-    assert found == [(0.5, "ECAPA", "folder"), (0.75, "ECAPA", "folder"), (0.9, "ResNet34", "voxceleb")]
+            config = compose("config", [f"init_from='{path}'", *words[2:]], return_hydra_config=True)
+        found.append((config.hydra.runtime.choices.model, config.model.get("channels"), config.target_sparsity))
+        assert config.data.corpus == ("voxceleb" if path.endswith("vox") else "folder")
+    changed = [("ecapa_changed", 384, 0.5), ("ecapa_changed", 384, 0.75), ("ecapa_changed_2", 128, 0.9)]
+    assert found == [*changed, ("resnet34", None, 0.9)]
 
 
 @pytest.mark.parametrize(
