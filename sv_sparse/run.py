@@ -35,6 +35,7 @@ from sv_sparse.interrupts import stop_requests
 from sv_sparse.jobs import PROBLEMS
 from sv_sparse.settings import Settings, check, flat, resolve
 from sv_sparse.storage import LEFTOVERS, only_process, remove_leftovers, write_json, write_text
+from sv_sparse.text import ESCAPE
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +215,7 @@ def _logged(folder: Path) -> Iterator[None]:
     root = logging.getLogger()
     own = logging.getLogger("sv_sparse")
     before = root.level, own.level, root.handlers[:]
-    file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+    file = logging.FileHandler(folder / "train.log", encoding="utf-8", errors=ESCAPE)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     terminal = logging.StreamHandler(sys.stdout)
     terminal.setFormatter(logging.Formatter("%(message)s"))
