@@ -35,7 +35,7 @@ from sv_sparse.interrupts import stop_requests
 from sv_sparse.jobs import PROBLEMS
 from sv_sparse.settings import Settings, check, flat, resolve
 from sv_sparse.storage import LEFTOVERS, only_process, remove_leftovers, write_json, write_text
-from sv_sparse.text import ESCAPE
+from sv_sparse.text import ESCAPE, printable
 
 logger = logging.getLogger(__name__)
 
@@ -141,8 +141,12 @@ def new_folder(settings: Settings, precision: str) -> Path:
         precision: which was chosen, and why, in words.
 
     Raises:
-        ValueError: ``folder`` is there already and holds something else, or another process works there.
+        ValueError: ``folder`` is there already and holds something else, or another process works there, or its name is
+            not UTF-8.
     """
+    for name in ("folder", "runs", "name"):
+        if settings[name] is not None and printable(settings[name]) != settings[name]:
+            raise ValueError(f"{name}={printable(settings[name])}: expected a name in UTF-8, as tensorboard needs one")
     folder = Path(settings["folder"]) if settings["folder"] is not None else _claimed(settings)
     checkpoints = folder / "checkpoints"
     begun = checkpoints.is_dir() and not set(checkpoints.iterdir()) - set(checkpoints.glob(LEFTOVERS))

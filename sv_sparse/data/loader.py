@@ -5,7 +5,6 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver
 from typing import Any
 
 import numpy as np
@@ -207,6 +206,8 @@ def _worker_context() -> multiprocessing.context.BaseContext:
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver  # noqa: PLC0415  # for POSIX
+
     context = multiprocessing.get_context("forkserver")
     package = __name__.partition(".")[0]
     context.set_forkserver_preload([name for name in sys.modules if name.partition(".")[0] == package])

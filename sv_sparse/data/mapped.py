@@ -67,7 +67,7 @@ def _elsewhere(source: Path) -> Path:
 def _open(copy: Path, state: bytes) -> pa.Table | None:
     """A copy of that state; None where there is none."""
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(copy))).read_all()
+        table = pa.ipc.open_file(pa.memory_map(os.fsencode(copy))).read_all()
     except (FileNotFoundError, pa.ArrowInvalid):
         return None
     return table if (table.schema.metadata or {}).get(_COPIED) == state else None
