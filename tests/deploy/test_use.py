@@ -260,7 +260,8 @@ def test_files_whose_names_are_not_utf_8_are_embedded_and_named(use, folder, tmp
     assert use("embed", str(recording), "--to", str(to)).out.startswith(f"{tmp_path}/e\\xff.csv: 1 embeddings")
     assert to.read_text(encoding="utf-8").splitlines()[1].startswith(f"{tmp_path}/b\\xffd.flac,")
     assert use("verify", str(recording), "1_0.flac").status == 0
-    assert "error: " in use("enroll", os.fsdecode(b"\xff"), str(recording)).err
+    assert "a speaker's name must be one line" in use("enroll", os.fsdecode(b"\xff"), str(recording)).err
+    assert use("enroll", "--remove", os.fsdecode(b"\xff")).err.endswith("nobody is enrolled as \\xff\n")
 
 
 def test_what_an_earlier_attempt_left_is_not_trusted_when_it_is_damaged(use, tmp_path):
