@@ -18,6 +18,7 @@ from sv_sparse.origin_settings import offer_origins
 from sv_sparse.overrides import check_names
 from sv_sparse.report import collect, draw_run, write_report, write_results
 from sv_sparse.run import logged, open_run
+from sv_sparse.text import harden_output
 from sv_sparse.trainer import Trainer
 
 CONF = Path(__file__).resolve().parent / "conf"
@@ -51,6 +52,7 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    harden_output()
     with clear_errors():
         offer_origins(sys.argv[1:], CONF)
         check_names(sys.argv[1:], CONF)

@@ -1,6 +1,7 @@
 """The console script: ``sv-sparse COMMAND``; ``sv-sparse --help`` lists the commands."""
 
 import argparse
+import os
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sv_sparse import interrupts
+from sv_sparse.extras import install_command
+from sv_sparse.text import harden_output
 
 
 class Command(NamedTuple):
@@ -41,6 +44,7 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a subcommand; ``sv-sparse train`` takes the same settings as ``python train.py``."""
+    harden_output()
     arguments = sys.argv[1:] if arguments is None else arguments
     name = arguments[0] if arguments else ""
     if name == "train":
@@ -50,6 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
         with _train_extra(name):
             _run(arguments, import_module("sv_sparse.jobs").clear_errors)
     else:
+        # Threads that wait spin by default. Where another program has the cores, that takes the time of those that
+        # work: a comparison of 30 ms was up to a second. OpenMP reads this when torch is loaded, with the command.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         _run(arguments, interrupts.clear_errors)
 
 
@@ -67,7 +74,7 @@ def _train_extra(name: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "sv_sparse":
             raise
-        print(f"error: sv-sparse {name} needs {error.name}: pip install 'sv-sparse[train]'", file=sys.stderr)
+        print(f"error: sv-sparse {name} needs {error.name}: {install_command('train')}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

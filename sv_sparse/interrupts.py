@@ -9,7 +9,8 @@ from types import FrameType
 
 PROBLEMS = (ValueError, OSError, ArithmeticError)  # of input, hardware or numbers
 WHOLE_STORY = "HYDRA_FULL_ERROR"  # environment variable, 1: problems end a program as they are, with their frames
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, schedulers, and their early warning
+_STOP_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # Ctrl-C, schedulers, and their early warning, which Windows lacks
+STOP_SIGNALS = tuple(getattr(signal, name) for name in _STOP_NAMES if hasattr(signal, name))
 
 
 class Stopped(KeyboardInterrupt):

@@ -36,6 +36,7 @@ from sv_sparse.jobs import PROBLEMS
 from sv_sparse.origin_settings import describe_sources
 from sv_sparse.settings import Settings, check, flat, resolve
 from sv_sparse.storage import LEFTOVERS, only_process, remove_leftovers, write_json, write_text
+from sv_sparse.text import ESCAPE, printable
 
 logger = logging.getLogger(__name__)
 
@@ -142,8 +143,12 @@ def new_folder(settings: Settings, about: dict[str, str]) -> Path:
         about: what its log begins with, in words: its corpus, what it starts from, its precision.
 
     Raises:
-        ValueError: ``folder`` is there already and holds something else, or another process works there.
+        ValueError: ``folder`` is there already and holds something else, or another process works there, or its name is
+            not UTF-8.
     """
+    for name in ("folder", "runs", "name"):
+        if settings[name] is not None and printable(settings[name]) != settings[name]:
+            raise ValueError(f"{name}={printable(settings[name])}: expected a name in UTF-8, as tensorboard needs one")
     folder = Path(settings["folder"]) if settings["folder"] is not None else _claimed(settings)
     checkpoints = folder / "checkpoints"
     begun = checkpoints.is_dir() and not set(checkpoints.iterdir()) - set(checkpoints.glob(LEFTOVERS))
@@ -216,7 +221,7 @@ def _logged(folder: Path) -> Iterator[None]:
     root = logging.getLogger()
     own = logging.getLogger("sv_sparse")
     before = root.level, own.level, root.handlers[:]
-    file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+    file = logging.FileHandler(folder / "train.log", encoding="utf-8", errors=ESCAPE)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     terminal = logging.StreamHandler(sys.stdout)
     terminal.setFormatter(logging.Formatter("%(message)s"))

@@ -1,15 +1,25 @@
 """Files that are either whole or absent: write beside, flush to disk, then rename."""
 
 import errno
-import fcntl
 import hashlib
 import json
+import logging
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
+
+from sv_sparse.text import ESCAPE
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
 
 LEFTOVERS = ".*.tmp"  # temporaries, which a killed process leaves behind
 _SUM_BYTES = 16
@@ -26,7 +36,8 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
     Args:
         path: The file to write; its folder must exist.
-        mode: ``"wb"`` for bytes, ``"w"`` for UTF-8 text with newlines as ``LF``.
+        mode: ``"wb"`` for bytes, ``"w"`` for UTF-8 text with newlines as ``LF``. Names of files that are not UTF-8
+            are written as ``text.printable`` says.
 
     Raises:
         OSError: The folder is missing or read-only, or the disk is full.
@@ -41,7 +52,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     assert mode in {"wb", "w"}, mode
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    text = {"encoding": "utf-8", "newline": "\n"} if mode == "w" else {}
+    text = {"encoding": "utf-8", "newline": "\n", "errors": ESCAPE} if mode == "w" else {}
     try:
         with naming(path), open(temporary, mode.replace("w", "x"), **text) as file:  # type: ignore[call-overload]
             yield file
@@ -65,8 +76,8 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def only_process(folder: Path, refusal: str) -> Iterator[bool]:
-    """Hold a folder's lock; yields whether its file system has locks at all.
+def only_process(folder: Path, refusal: str) -> Iterator[None]:
+    """Hold a folder's lock. Windows and some file systems have none, which is warned of: nothing is held there.
 
     Args:
         folder: Gets a file ``.lock``.
@@ -76,16 +87,22 @@ def only_process(folder: Path, refusal: str) -> Iterator[bool]:
         ValueError: Another process does.
     """
     with open(folder / ".lock", "w") as file:
-        locked = True
         try:
+            if fcntl is None:
+                raise OSError(errno.ENOSYS, "no locks on this system")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(refusal) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            locked = False
-        yield locked
+            _warn_of_no_locks(folder)
+        yield
+
+
+@cache
+def _warn_of_no_locks(folder: Path) -> None:
+    logger.warning("%s: there are no file locks here; let no other process write into it", folder)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -95,7 +112,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replace ``path`` by ``text`` (UTF-8), whole or not at all."""
+    """Replace ``path`` by ``text``, whole or not at all: in UTF-8, names that are not UTF-8 as ``text.printable``."""
     with atomic_write(path, "w") as file:
         file.write(text)
 
@@ -103,11 +120,14 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Replace ``path`` by ``value`` as indented JSON, whole or not at all.
 
+    A name of a file that is not UTF-8 is written in JSON's own escapes, from which Python reads the same name.
+
     Raises:
         ValueError: ``value`` holds a NaN or an infinity, which JSON has no word for.
         TypeError: ``value`` holds something that JSON has no word for.
     """
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def check_sum(*parts: bytes) -> str:

@@ -33,7 +33,7 @@ def recordings(tmp_path):
     made = []
     for number in range(150):
         path = tmp_path / f"{number}.wav"
-        soundfile.write(path, np.random.default_rng(number).uniform(-0.5, 0.5, 1000 + number % 7), 16000)
+        soundfile.write(path, np.random.default_rng(number).uniform(-0.5, 0.5, 4000 + number % 7), 16000)
         made.append(recording(str(path)))
     return made
 
@@ -118,7 +118,7 @@ def test_a_damaged_file_is_named(recordings, tmp_path):
 def test_a_recording_that_cannot_be_used_is_not_kept_and_tried_again(recordings, tmp_path):
     path = recordings[3][0].path
     samples, rate = soundfile.read(path)
-    soundfile.write(path, np.full(1000, np.nan), rate, subtype="FLOAT")
+    soundfile.write(path, np.full(4000, np.nan), rate, subtype="FLOAT")
     values, count = heard(tmp_path / "cache", recordings)
     assert (count, np.isnan(values).any(axis=1).nonzero()[0].tolist()) == (149, [3])
     assert heard(tmp_path / "cache", recordings)[1] == 0
@@ -141,7 +141,7 @@ def test_a_recording_that_cannot_be_used_does_not_change_which_are_computed_toge
             self.batches.append(sorted(x.sum(1).tolist()))
             return super().forward(x)
 
-    soundfile.write(recordings[3][0].path, np.full(1000, np.nan), 16000, subtype="FLOAT")
+    soundfile.write(recordings[3][0].path, np.full(4000, np.nan), 16000, subtype="FLOAT")
     uninterrupted, begun, continued = Together(np.inf), Together(70), Together(np.inf)
     heard(tmp_path / "other", recordings, uninterrupted)
     with pytest.raises(KeyboardInterrupt):

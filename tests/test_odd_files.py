@@ -18,11 +18,12 @@ from odd_files import write_odd_files
 from tiny import ROOT, TINY
 
 from sv_sparse.data.audio import read_stretch, read_utterance, recording
-from sv_sparse.data.decoding import AudioFile, inspect, printable, resample
+from sv_sparse.data.decoding import AudioFile, inspect, resample
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.trials import read_trials
 from sv_sparse.deploy.audio import decode
 from sv_sparse.deploy.verifier import Verifier
+from sv_sparse.text import printable
 
 SPEAKERS = [f"s{number}" for number in range(8)]
 TRIAL_SPEAKERS = SPEAKERS[6:]

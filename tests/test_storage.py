@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from sv_sparse.storage import atomic_write, write_json, write_text
+from sv_sparse import storage
+from sv_sparse.storage import atomic_write, only_process, write_json, write_text
 
 
 def test_a_written_file_takes_the_place_of_the_old_one_and_leaves_nothing_beside_it(tmp_path):
@@ -70,3 +71,29 @@ def test_json_refuses_numbers_that_other_readers_would_choke_on_and_keeps_the_ol
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert (tmp_path / "a.json").read_text() == "1\n"
+
+
+def test_a_name_that_is_not_utf_8_is_written_escaped_and_read_from_json_as_it_was(tmp_path):
+    write_text(tmp_path / "a.txt", "b\udcffd.wav \u03bb\n")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "b\\xffd.wav \u03bb\n"
+    write_json(tmp_path / "a.json", {"file": "b\udcffd.wav"})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"file": "b\udcffd.wav"}
+
+
+def test_a_second_process_is_refused(tmp_path):
+    with (
+        only_process(tmp_path, "first"),
+        pytest.raises(ValueError, match="it is taken"),
+        only_process(tmp_path, "it is taken"),
+    ):
+        pass
+
+
+def test_a_system_without_locks_says_so_once_and_goes_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(storage, "fcntl", None)
+    for _ in range(2):
+        with only_process(tmp_path, "refused"):
+            write_text(tmp_path / "a.txt", "written")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: there are no file locks here; let no other process write into it"
+    ]

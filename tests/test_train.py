@@ -1,11 +1,13 @@
 """Laws of a whole run, on a tiny network and a tiny corpus."""
 
 import json
+import os
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import TINY
 
@@ -201,3 +203,22 @@ def test_a_sweep_leaves_a_folder_for_each_run(train, tones, tmp_path):
     assert train("-m", *TINY, *tones.settings(), "target_sparsity=0.5,0.75", "trainer.epochs=1").status == 0
     targets = sorted(results(file.parent)["target_sparsity"] for file in (tmp_path / "runs").glob("*/results.json"))
     assert targets == [0.5, 0.75]
+
+
+def test_a_folder_may_have_any_name(train, tones, tmp_path):
+    folder = tmp_path / "é $x 'y' \"z\" =1,2 #{a}%s"
+    quoted = "folder='{}'".format(str(folder).replace("'", "\\'"))
+    done = train(*TINY, *tones.settings(), "trainer.steps=2", quoted)
+    assert done.status == 0, done.err
+    assert f"{folder}/report.html" in done.out
+    assert OmegaConf.load(folder / "config.yaml").folder == str(folder)
+    assert {"train.log", "report.html", "tensorboard"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["folder", "runs"])
+def test_a_folder_whose_name_is_not_utf_8_is_refused_by_its_name(train, tones, tmp_path, name):
+    path = tmp_path / os.fsdecode(b"b\xffd")
+    done = train(*TINY, *tones.settings(), f"{name}='{path}'")
+    assert done.status == 2
+    assert done.err == f"error: {name}={tmp_path}/b\\xffd: expected a name in UTF-8, as tensorboard needs one\n"
+    assert not path.exists()

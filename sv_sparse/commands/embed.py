@@ -5,7 +5,7 @@ import csv
 import hashlib
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from sv_sparse.deploy.decision import Heard
 from sv_sparse.storage import atomic_write
 
 _ENDINGS = (".npz", ".csv")
+
+Row = tuple[str, Heard]  # a recording's name, and its embedding
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -44,27 +46,27 @@ def run(chosen: argparse.Namespace) -> None:
     verifier = load_model(chosen)
     begun = chosen.to.with_name(f".{chosen.to.name}.begun.npz")
     found = _begun(begun, verifier.fingerprint)
-    keys = {file: _key(file) for file in chosen.files}
-    unreadable = []
+    keys = [_key(file) for file in chosen.files]
+    tried = set(found)
     try:
-        for number, (file, key) in enumerate(keys.items(), start=1):
-            if key not in found:
+        for number, (file, key) in enumerate(zip(chosen.files, keys, strict=True), start=1):
+            if key not in tried:
+                tried.add(key)
                 try:
                     found[key] = verifier.hear(file)
                 except ValueError as error:
-                    unreadable.append(file)
                     print(f"left out: {error}", file=sys.stderr)
             _show(f"{number} of {len(keys)}")
-        done = {str(file): found[key] for file, key in keys.items() if key in found}
-        if done:
-            (_write_csv if chosen.to.suffix == ".csv" else _write_npz)(chosen.to, done)
-            print(f"{chosen.to}: {len(done)} embeddings of {len(verifier.backend.mean)} numbers")
+        rows = [(str(file), found[key]) for file, key in zip(chosen.files, keys, strict=True) if key in found]
+        if rows:
+            (_write_csv if chosen.to.suffix == ".csv" else _write_npz)(chosen.to, rows)
+            print(f"{chosen.to}: {len(rows)} embeddings of {len(verifier.backend.mean)} numbers")
     except BaseException:
         _keep(begun, found, verifier.fingerprint)
         raise
     begun.unlink(missing_ok=True)
-    if unreadable:
-        raise ValueError(f"{len(unreadable)} of {len(keys)} recordings could not be embedded")
+    if len(rows) < len(keys):
+        raise ValueError(f"{len(keys) - len(rows)} of {len(keys)} recordings could not be embedded")
 
 
 def _show(progress: str) -> None:
@@ -79,28 +81,28 @@ def _key(file: Path) -> str:
     return hashlib.sha256(told.encode(errors="surrogateescape")).hexdigest()
 
 
-def _write_npz(path: Path, done: Mapping[str, Heard]) -> None:
+def _write_npz(path: Path, rows: Sequence[Row]) -> None:
     with atomic_write(path) as file:
         np.savez(
             file,
-            files=np.array(list(done)),
-            embeddings=np.stack([each.embedding for each in done.values()]),
-            seconds=np.array([each.seconds for each in done.values()]),
+            files=np.array([name for name, _ in rows]),
+            embeddings=np.stack([heard.embedding for _, heard in rows]),
+            seconds=np.array([heard.seconds for _, heard in rows]),
         )
 
 
-def _write_csv(path: Path, done: Mapping[str, Heard]) -> None:
-    size = len(next(iter(done.values())).embedding)
+def _write_csv(path: Path, rows: Sequence[Row]) -> None:
+    size = len(rows[0][1].embedding)
     with atomic_write(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "seconds", *(f"e{index}" for index in range(size))])
-        for name, heard in done.items():
+        for name, heard in rows:
             writer.writerow([name, heard.seconds, *map(repr, heard.embedding.tolist())])
 
 
 def _keep(path: Path, found: Mapping[str, Heard], fingerprint: str) -> None:
     if found:
-        _write_npz(path, {f"{fingerprint} {key}": heard for key, heard in found.items()})
+        _write_npz(path, [(f"{fingerprint} {key}", heard) for key, heard in found.items()])
 
 
 def _begun(path: Path, fingerprint: str) -> dict[str, Heard]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from sv_sparse.commands.model import add_model, load_model
 from sv_sparse.deploy.decision import CONSENT
 from sv_sparse.deploy.store import Store, default_path, speaker_name
+from sv_sparse.text import printable
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +40,7 @@ def run(chosen: argparse.Namespace) -> None:
             print(f"{speaker.name}: {_amount(speaker.recordings, speaker.seconds)}, since {speaker.created[:10]}")
         print(f"{len(speakers) or 'nobody is'} enrolled in {path}")
     elif chosen.remove:
-        store.remove(chosen.name)
+        store.remove(printable(chosen.name))  # of which none is enrolled that is in no encoding
         print(f"{chosen.name} is removed from {path}")
     else:
         name = speaker_name(chosen.name)  # before recordings are read for nothing

@@ -7,6 +7,7 @@ from ipaddress import ip_address
 
 from sv_sparse.commands.model import add_model, load_model
 from sv_sparse.deploy.limits import Limits
+from sv_sparse.extras import install_command
 
 _USUAL = Limits(seconds=60.0, megabytes=20.0)
 _LIMITS = (
@@ -59,7 +60,7 @@ def run(chosen: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         if error.name not in {"starlette", "uvicorn"}:
             raise
-        raise ValueError(f"sv-sparse serve needs {error.name}: pip install 'sv-sparse[serve]'") from error
+        raise ValueError(f"sv-sparse serve needs {error.name}: {install_command('serve')}") from error
 
     if not 0 <= chosen.port < 65536:
         raise ValueError(f"--port must be 0 to 65535, got {chosen.port}")

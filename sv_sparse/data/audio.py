@@ -16,11 +16,11 @@ from sv_sparse.data.decoding import (
     Waveform,
     check_length,
     check_silence,
-    printable,
     read_at,
     resample,
 )
 from sv_sparse.data.manifest import Part
+from sv_sparse.text import printable
 
 Samples = NDArray[np.int16]
 

@@ -56,15 +56,6 @@ _UNKNOWN = 1 << 62  # libsndfile's number of frames, or more, where the header h
 _CHUNK = 1 << 20  # bytes that are searched at once
 
 
-def printable(path: str | os.PathLike[str]) -> str:
-    r"""Return a path as text that can be written anywhere, bytes that are not UTF-8 escaped.
-
-    >>> printable(os.fsdecode(b"caf\xe9.wav"))
-    'caf\\xe9.wav'
-    """
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 Piece = bytes | tuple[int, int]  # or the first byte and the end of a stretch of the file
 
 

@@ -18,6 +18,8 @@ from types import ModuleType
 
 import numpy as np
 
+from sv_sparse.extras import install_command
+
 SAMPLE_RATE = 22_050  # Hz, of what eSpeak NG makes
 
 _LANGUAGES = ("en-US", "en-US", "en", "en-GB-x-rp", "en-GB-scotland", "en-GB-x-gbclan", "en-GB-x-gbcwmd", "en-029")
@@ -221,7 +223,7 @@ def _package() -> ModuleType:
     try:
         return import_module("espeakng_loader")
     except ModuleNotFoundError as error:
-        raise ValueError('data=demo needs the package espeakng-loader: pip install "sv-sparse[demo]"') from error
+        raise ValueError(f"data=demo needs the package espeakng-loader: {install_command('demo')}") from error
 
 
 def _check(status: int, what: str) -> None:

@@ -9,12 +9,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sv_sparse.data.decoding import AUDIO_ENDINGS, OTHER_AUDIO_ENDINGS, SAMPLE_RATE, printable
+from sv_sparse.data.decoding import AUDIO_ENDINGS, OTHER_AUDIO_ENDINGS, SAMPLE_RATE
 from sv_sparse.data.headers import one_part, read_headers, unusable
 from sv_sparse.data.manifest import Manifest, match, refuse_missing
 from sv_sparse.data.scan import walk
 from sv_sparse.data.trials import read_trials, split_fields
 from sv_sparse.data.unreadable import UnreadableLimit
+from sv_sparse.text import printable
 
 logger = logging.getLogger(__name__)
 

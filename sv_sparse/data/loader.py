@@ -5,7 +5,6 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 from sv_sparse.data.dataset import Batch, Crops
 from sv_sparse.data.draws import generator
 from sv_sparse.data.unreadable import UnreadableLimit
+from sv_sparse.interrupts import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 
@@ -205,6 +205,8 @@ def _worker_context() -> multiprocessing.context.BaseContext:
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver  # noqa: PLC0415  # for POSIX
+
     context = multiprocessing.get_context("forkserver")
     package = __name__.partition(".")[0]
     context.set_forkserver_preload([name for name in sys.modules if name.partition(".")[0] == package])
@@ -220,9 +222,10 @@ def _worker_context() -> multiprocessing.context.BaseContext:
 
 def _leave_stopping_to_main(_worker: int) -> None:
     """Let Ctrl-C and a scheduler's signals stop the main process, which still needs this one to end its step."""
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
+    if hasattr(signal, "alarm"):  # not on Windows
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
 
 
 def _whole(batch: Any) -> Batch:

@@ -56,9 +56,10 @@ def _state(source: Path) -> bytes:
 
 
 def _elsewhere(source: Path) -> Path:
-    folder = Path(tempfile.gettempdir()) / f"sv-sparse-{os.getuid()}"
+    user = os.getuid() if hasattr(os, "getuid") else 0  # Windows has a folder of temporary files for each user
+    folder = Path(tempfile.gettempdir()) / f"sv-sparse-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
+    if folder.stat().st_uid != user:
         raise PermissionError(errno.EACCES, "belongs to somebody else", str(folder))
     return folder / f"{hashlib.sha256(os.fsencode(source)).hexdigest()[:32]}.arrow"
 
@@ -66,7 +67,7 @@ def _elsewhere(source: Path) -> Path:
 def _open(copy: Path, state: bytes) -> pa.Table | None:
     """A copy of that state; None where there is none."""
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(copy))).read_all()
+        table = pa.ipc.open_file(pa.memory_map(os.fsencode(copy))).read_all()
     except (FileNotFoundError, pa.ArrowInvalid):
         return None
     return table if (table.schema.metadata or {}).get(_COPIED) == state else None

@@ -38,9 +38,7 @@ def sole(out: Path) -> Iterator[None]:
         ValueError: Another process does.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with only_process(out, f"--out {out}: another process is preparing into this folder") as locked:
-        if not locked:
-            logger.warning("--out %s: its file system has no locks; let no other process prepare into it", out)
+    with only_process(out, f"--out {out}: another process is preparing into this folder"):
         for folder in (out, out / "trials", out / PIECES):  # what a killed run was writing
             for left in folder.glob(".*.tmp"):
                 left.unlink()

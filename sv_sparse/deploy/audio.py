@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
-from sv_sparse.data.decoding import MAX_SECONDS, Resampler, Source, check_loudness, iter_audio, printable
+from sv_sparse.data.decoding import MAX_SECONDS, Resampler, Source, check_loudness, iter_audio
 from sv_sparse.scoring.cosine import Array
+from sv_sparse.text import printable
 
 __all__ = ["LONGEST_SECONDS", "Resampler", "Source", "as_samples", "decode", "pieces"]
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sv_sparse.deploy.onnx_features import ConvolvedFilterbank
+from sv_sparse.extras import install_command
 from sv_sparse.features import crop_samples
 from sv_sparse.storage import atomic_write
 
@@ -84,7 +85,7 @@ def optional(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise ValueError(f"ONNX files need the package {error.name}: pip install 'sv-sparse[onnx]'") from error
+        raise ValueError(f"ONNX files need the package {error.name}: {install_command('onnx')}") from error
 
 
 @contextmanager

@@ -119,7 +119,7 @@ def test_a_file_system_without_locks_is_warned_about(root, tmp_path, monkeypatch
 
     monkeypatch.setattr(storage.fcntl, "flock", flock)
     prepare_voxceleb([root], tmp_path / "out", partial=True)
-    assert "its file system has no locks; let no other process prepare into it" in caplog.text
+    assert "there are no file locks here; let no other process write into it" in caplog.text
     assert (tmp_path / "out" / "manifest.parquet").is_file()
 
 

@@ -1,6 +1,7 @@
 """Laws of the demo corpus."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ import soundfile
 
 from sv_sparse.data import demo, espeak
 from sv_sparse.data.demo import make_demo
+from sv_sparse.extras import install_command
 
 pytest.importorskip("espeakng_loader")
 
@@ -160,7 +162,7 @@ def test_a_folder_that_cannot_be_written_gives_the_plain_error(tmp_path: Path):
 
 def test_a_missing_synthesizer_is_named_with_its_remedy(tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    with pytest.raises(ValueError, match=r'needs the package espeakng-loader: pip install "sv-sparse\[demo\]"'):
+    with pytest.raises(ValueError, match=re.escape(f"needs the package espeakng-loader: {install_command('demo')}")):
         make_demo(tmp_path, workers=1, **SETTINGS)
 
 

@@ -81,7 +81,7 @@ def test_a_command_that_needs_them_says_what_to_install(folder, command):
     assert "Traceback" not in done.err
     (line,) = done.err.splitlines()
     assert line.startswith(f"error: sv-sparse {command} needs ")
-    assert line.endswith(": pip install 'sv-sparse[train]'")
+    assert line.endswith(f': pip install -e "{ROOT}[train]"')
 
 
 def test_the_list_of_commands_needs_nothing(folder):

@@ -18,6 +18,7 @@ from sv_sparse.deploy.compact import compact
 from sv_sparse.deploy.onnx import OPSET, export_onnx
 from sv_sparse.deploy.onnx_features import ConvolvedFilterbank
 from sv_sparse.deploy.quantize import quantize_onnx
+from sv_sparse.extras import install_command
 from sv_sparse.features import Filterbank
 from sv_sparse.models import resnet, se_resnet
 from sv_sparse.models.ecapa import ECAPA
@@ -182,5 +183,5 @@ def test_what_does_not_fit_into_one_file_is_refused(tmp_path: Path):
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])
 def test_a_missing_package_is_named_with_what_installs_it(package: str, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=re.escape(f"need the package {package}: pip install 'sv-sparse[onnx]'")):
+    with pytest.raises(ValueError, match=re.escape(f"need the package {package}: {install_command('onnx')}")):
         export_onnx(trained(SMALL), tmp_path / "a.onnx", metadata={})

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from sv_sparse.deploy.onnx import export_onnx
 from sv_sparse.deploy.quantize import quantize_onnx
+from sv_sparse.extras import install_command
 
 
 def heard() -> list[np.ndarray]:
@@ -79,6 +80,6 @@ def test_only_our_files_in_float32_are_taken(files, tmp_path: Path):
 def test_a_missing_runtime_is_named_with_what_installs_it(files, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime.quantization", None)
     with pytest.raises(
-        ValueError, match=re.escape("need the package onnxruntime.quantization: pip install 'sv-sparse[onnx]'")
+        ValueError, match=re.escape(f"need the package onnxruntime.quantization: {install_command('onnx')}")
     ):
         quantize_onnx(files[0], tmp_path / "int8.onnx", heard())

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from serving import ask, audio, serving, tiny_verifier, verify
+from tiny import ROOT
 
 from sv_sparse.cli import parser
 from sv_sparse.deploy.limits import Limits
@@ -96,4 +97,4 @@ def test_what_hinders_the_server_is_named(folder, verifier, monkeypatch):
     assert "nowhere.safetensors" in refused("--model", str(folder / "nowhere.safetensors"))
     monkeypatch.delitem(sys.modules, "sv_sparse.deploy.serve")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert "needs uvicorn: pip install 'sv-sparse[serve]'" in refused(*model)
+    assert f'needs uvicorn: pip install -e "{ROOT}[serve]"' in refused(*model)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -290,6 +291,44 @@ def test_stopped_it_goes_on_where_it_was_and_knows_another_model_and_changed_rec
         assert written["files"].tolist() == files
 
 
+@pytest.mark.parametrize("ending", ["npz", "csv"])
+def test_each_argument_has_a_row_in_its_place_and_each_recording_is_embedded_once(use, tmp_path, monkeypatch, ending):
+    asked, hear = [], Verifier.hear
+    monkeypatch.setattr(Verifier, "hear", lambda self, side: asked.append(side.name) or hear(self, side))
+    to = tmp_path / f"e.{ending}"
+    files = ["0_0.flac", "absent.wav", "1_0.flac", "0_0.flac", "./1_0.flac", "absent.wav"]
+    done = use("embed", *files, "--to", str(to))
+    assert done.out == f"{to}: 4 embeddings of 16 numbers\n"
+    assert done.err.splitlines() == [
+        "left out: absent.wav: No such file or directory",
+        "error: 2 of 6 recordings could not be embedded",
+    ]
+    assert asked == ["0_0.flac", "absent.wav", "1_0.flac"]
+    if ending == "npz":
+        with np.load(to) as written:
+            names, rows = written["files"].tolist(), written["embeddings"].tolist()
+    else:
+        lines = list(csv.reader(to.read_text().splitlines()))[1:]
+        names, rows = [line[0] for line in lines], [line[2:] for line in lines]
+    assert names == ["0_0.flac", "1_0.flac", "0_0.flac", "1_0.flac"]
+    assert rows[0] == rows[2] != rows[1] == rows[3]
+
+
+def test_files_whose_names_are_not_utf_8_are_embedded_and_named(use, folder, tmp_path):
+    recording, absent = (tmp_path / os.fsdecode(name) for name in (b"b\xffd.flac", b"absent\xff.flac"))
+    shutil.copy(folder / "0_0.flac", recording)
+    done = use("embed", str(recording), str(absent), "--to", str(tmp_path / "e.npz"))
+    assert done.err.startswith(f"left out: {tmp_path}/absent\\xff.flac: No such file or directory\n")
+    with np.load(tmp_path / "e.npz") as written:
+        assert [Path(name) for name in written["files"].tolist()] == [recording]
+    to = tmp_path / os.fsdecode(b"e\xff.csv")
+    assert use("embed", str(recording), "--to", str(to)).out.startswith(f"{tmp_path}/e\\xff.csv: 1 embeddings")
+    assert to.read_text(encoding="utf-8").splitlines()[1].startswith(f"{tmp_path}/b\\xffd.flac,")
+    assert use("verify", str(recording), "1_0.flac").status == 0
+    assert "a speaker's name must be one line" in use("enroll", os.fsdecode(b"\xff"), str(recording)).err
+    assert use("enroll", "--remove", os.fsdecode(b"\xff")).err.endswith("nobody is enrolled as \\xff\n")
+
+
 def test_what_an_earlier_attempt_left_is_not_trusted_when_it_is_damaged(use, tmp_path):
     begun = tmp_path / ".e.npz.begun.npz"
     for content in (b"damaged", b"", b"PK\x03\x04 cut off"):
@@ -309,3 +348,12 @@ def test_the_program_itself_verifies(folder):
     done = subprocess.run(words, capture_output=True, text=True, cwd=folder, check=False, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     assert "log-likelihood ratio" in done.stdout
+
+
+def test_a_reader_that_goes_away_ends_no_command_with_a_message(folder):
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "-m", "sv_sparse.cli", "verify", "0_0.flac", "0_1.flac", "--model", "model.safetensors"]
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, cwd=folder, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
