@@ -1,26 +1,9 @@
 """Laws of the source itself."""
 
-import ast
 import re
 import tomllib
-from pathlib import Path
 
-import pytest
 from tiny import ROOT
-
-SOURCES = [
-    ROOT / "train.py",
-    *sorted(path for room in ("sv_sparse", "recipes", "scripts", "tests") for path in (ROOT / room).rglob("*.py")),
-]
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_and_functions_are_short(path: Path):
-    text = path.read_text()
-    assert len(text.splitlines()) <= 300
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 50, node.name
 
 
 def test_the_entry_point_is_a_paragraph():

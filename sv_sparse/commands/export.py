@@ -23,8 +23,9 @@ from sv_sparse.deploy.onnx import FEATURES, export_onnx
 from sv_sparse.deploy.package import write_package
 from sv_sparse.deploy.packing import VALUES
 from sv_sparse.deploy.quantize import quantize_onnx
-from sv_sparse.deploy.trained import is_synthetic, load_network
+from sv_sparse.deploy.trained import load_network
 from sv_sparse.features import MEL_BINS, Filterbank
+from sv_sparse.settings import is_synthetic
 
 _UTTERANCES, _SECONDS = 32, 6.0  # that tell int8 the range of values: so many, and at most so long
 _FIGURES = ("target_sparsity", "sparsity_network", "parameters", "kept_parameters", "seed")

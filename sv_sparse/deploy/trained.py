@@ -1,6 +1,5 @@
 """What a run delivers, read for use."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,3 @@ def load_network(path: Path) -> tuple[nn.Module, Backend, dict[str, Any]]:
         raise ValueError(f"{path}: {error}") from error
     network.load_state_dict(state["model"])
     return network.eval(), Backend.of(state["backend"]), settings
-
-
-def is_synthetic(settings: Mapping[str, Any]) -> bool:
-    """Return whether a run, by its settings, trained on synthetic voices only.
-
-    What ``init_from`` brought does not count: the thresholds are of synthetic voices all the same.
-    """
-    return "make" in settings["data"]  # of all corpora only the demo's is made, by eSpeak NG
