@@ -17,7 +17,8 @@ from types import FrameType
 
 from stages import HOME, RECIPES, Command, Stages
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # as a run's; without its imports, a dry run needs none
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # as a run's; without its imports, a dry run needs none
+STOP_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 
 def parse(name: str, words: Sequence[str]) -> argparse.Namespace:

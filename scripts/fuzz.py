@@ -118,7 +118,11 @@ def audio(generator: Generator) -> bytes:
     samples = (0.1 * generator.normal(size=(int(generator.integers(1, 4000)), channels))).astype(np.float32)
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=kind, subtype=subtype)
-    return file.getvalue()
+    content = file.getvalue()
+    oddity = generator.integers(8)  # tags before and behind, files joined, padding; half of all have none
+    before = b"ID3\x03\0\0\0\0\0\x40" + bytes(64) if oddity in {0, 1} else b""
+    behind = (b"TAG" + bytes(125), content, bytes(300))[oddity - 1] if 1 <= oddity <= 3 else b""
+    return before + content + behind
 
 
 def read_audio(content: bytes, path: Path) -> None:

@@ -229,6 +229,8 @@ def _convert(task: _Task, folder: Path, lines: int) -> str | None:
 
 
 def _by_ffmpeg(source: str, part: Path) -> str | None:
+    if not os.path.isfile(source):  # ffmpeg would wait for what writes to a pipe
+        return "is not a regular file"
     command = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-i", source, "-map", "0:a:0", *_FORM, str(part)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if "No space left on device" in done.stderr:

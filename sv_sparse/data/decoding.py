@@ -51,7 +51,8 @@ OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY"
 BLOCK = 1 << 18  # samples of all channels together that are decoded at once
 SILENT = "holds nothing but silence"
 
-_FEW = 1 << 10  # samples, of which some differ in all recordings but silent ones
+_FEW = 1 << 12  # samples, of which some differ in most recordings that are not silent
+_NOTHING = np.empty(0, np.float32)
 _UNKNOWN = 1 << 62  # libsndfile's number of frames, or more, where the header has none
 _CHUNK = 1 << 20  # bytes that are searched at once
 
@@ -281,26 +282,37 @@ def _usable_samples(file: AudioFile) -> int:
     Raises:
         ValueError: It has no samples, is silent, damaged as far as it was decoded, or too long.
     """
-    samples, value, is_silent = 0, None, True
-    whole = file.samples is None or file.subtype in {"FLOAT", "DOUBLE"}
-    for block in file.blocks(at_once=BLOCK if whole else _FEW):
-        samples += len(block)
-        value = block[0] if value is None else value
-        is_silent = is_silent and bool((block == value).all())
-        if not (whole or is_silent):
-            break
-    if not samples:
-        raise ValueError("has no samples")
-    if is_silent:
-        raise ValueError(SILENT)
-    samples = samples if file.samples is None else file.samples
-    if file.format == "FLAC" and not whole:
+    decoded = 0
+    is_whole = file.samples is None or file.subtype in {"FLOAT", "DOUBLE"}
+    if is_whole or is_constant(next(file.blocks(at_once=_FEW), _NOTHING)):
+        decoded = _decode_until_sound(file, is_whole=is_whole)
+    samples = decoded if file.samples is None else file.samples
+    if file.format == "FLAC" and not is_whole:
         try:
             file.read(start=samples - 1, count=1)
         except ValueError:
             samples = sum(map(len, file.blocks()))  # raises an error that says how much is there
     if samples > MAX_SECONDS * file.sample_rate:
         raise ValueError(f"is longer than {MAX_SECONDS:g} seconds")
+    return samples
+
+
+def _decode_until_sound(file: AudioFile, *, is_whole: bool) -> int:
+    """Return how many samples were decoded until two of them differed, or of the whole recording.
+
+    Raises:
+        ValueError: There are none, none differ, the data is damaged, or the recording is too long.
+    """
+    samples, lowest, highest = 0, np.inf, -np.inf
+    for block in file.blocks():
+        samples += len(block)
+        lowest, highest = min(lowest, block.min()), max(highest, block.max())
+        if samples > MAX_SECONDS * file.sample_rate or (lowest < highest and not is_whole):
+            break
+    if not samples:
+        raise ValueError("has no samples")
+    if lowest == highest:
+        raise ValueError(SILENT)
     return samples
 
 
@@ -357,8 +369,7 @@ class Resampler:
 
     def rest(self) -> Waveform:
         """Return what stayed behind; nothing can follow."""
-        nothing = np.empty(0, np.float32)
-        return nothing if self._stream is None else self._stream.resample_chunk(nothing, last=True)
+        return _NOTHING if self._stream is None else self._stream.resample_chunk(_NOTHING, last=True)
 
 
 def resample(samples: Waveform, rate: int, sample_rate: int) -> Waveform:
@@ -397,8 +408,8 @@ def check_silence(samples: NDArray[Any]) -> None:
 
 
 def is_constant(samples: NDArray[Any]) -> bool:
-    """Return whether samples [S], S > 0, are all the same."""
-    return bool(samples.min() == samples.max())
+    """Return whether samples [S] are all the same."""
+    return not len(samples) or bool(samples.min() == samples.max())
 
 
 def _frames(sound: soundfile.SoundFile) -> int | None:

@@ -211,6 +211,8 @@ def _fresh_library(data: Path) -> Iterator[ctypes.CDLL]:
 
 
 def _is_loaded(path: str) -> bool:
+    if not hasattr(os, "RTLD_NOLOAD"):
+        raise OSError("the demo corpus needs Linux or macOS: eSpeak NG is unloaded after each utterance")
     try:
         library = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
     except OSError:

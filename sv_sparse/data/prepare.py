@@ -26,6 +26,7 @@ from sv_sparse.data.known import PIECES, known_headers
 from sv_sparse.data.manifest import NAME
 from sv_sparse.data.published import LIST_FILES
 from sv_sparse.storage import only_process, write_text
+from sv_sparse.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,10 @@ def sole(out: Path) -> Iterator[None]:
     """Make a folder, and let no other process prepare into it at the same time, as far as its file system can tell.
 
     Raises:
-        ValueError: Another process does.
+        ValueError: Another process does, or the folder's name is not UTF-8.
     """
+    if printable(out) != str(out):
+        raise ValueError(f"--out {printable(out)}: expected a name in UTF-8")  # which Parquet's readers need
     out.mkdir(parents=True, exist_ok=True)
     with only_process(out, f"--out {out}: another process is preparing into this folder"):
         for folder in (out, out / "trials", out / PIECES):  # what a killed run was writing

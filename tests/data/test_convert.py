@@ -188,6 +188,14 @@ def test_what_cannot_be_converted_is_left_out_though_it_has_a_header(root, tmp_p
     assert problem.endswith("holds samples that are not finite, or beyond 2 ** 31)")
 
 
+@needs_ffmpeg
+def test_a_pipe_called_like_a_compressed_recording_is_named_and_waits_for_nobody(root, tmp_path):
+    (root / f"{KEY}.wav").unlink()
+    os.mkfifo(root / f"{KEY}.m4a")
+    out = prepare(tmp_path / "out", root)
+    assert problems(out) == {f"root/{KEY}.m4a": "left out: cannot be converted (is not a regular file)"}
+
+
 def test_of_files_that_are_all_broken_each_is_named(root, tmp_path):
     (root / f"{KEY}.flac").write_bytes(b"nothing")
     (root / f"{KEY}.wav").write_bytes(b"nothing")
