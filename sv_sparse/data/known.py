@@ -18,6 +18,7 @@ PIECES = "headers"  # folder of what was read since
 _KNOWN = "headers.parquet"
 _PIECE = 20_000  # files that are read again after a kill, at most
 _ROOT = b"root"  # what the files of a table are relative to
+_RULES, _NOW = b"rules", b"2"  # of what can be used; by others, files are opened again
 _FIELDS = [("file", pa.string()), ("size", pa.int64()), ("changed", pa.int64()), *((f.name, f.type) for f in HEADERS)]
 
 
@@ -88,8 +89,11 @@ def _load(out: Path, root: Path) -> pa.Table:
 
 
 def _below(table: pa.Table, root: str) -> pa.Table:
-    before = (table.schema.metadata or {}).get(_ROOT, b"").decode()
+    metadata = table.schema.metadata or {}
+    before = metadata.get(_ROOT, b"").decode()
     table = table.replace_schema_metadata()
+    if metadata.get(_RULES) != _NOW:
+        return table.slice(0, 0)
     if before == root:
         return table
     file = pc.binary_join_element_wise(before.rstrip("/"), table.column("file"), "/")
@@ -105,4 +109,4 @@ def text_of(folder: Path) -> str:
 
 def _write(path: Path, table: pa.Table, root: Path) -> None:
     with atomic_write(path) as file:
-        pq.write_table(table.replace_schema_metadata({_ROOT: text_of(root)}), file)
+        pq.write_table(table.replace_schema_metadata({_ROOT: text_of(root), _RULES: _NOW}), file)

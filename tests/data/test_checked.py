@@ -8,7 +8,7 @@ import pytest
 import trees
 
 from sv_sparse import storage
-from sv_sparse.data import archives, headers, published, voxceleb
+from sv_sparse.data import archives, headers, known, published, voxceleb
 from sv_sparse.data.archives import verify
 from sv_sparse.data.cnceleb import prepare_cnceleb
 from sv_sparse.data.voxceleb import prepare_voxceleb
@@ -110,6 +110,16 @@ def test_another_root_does_not_make_files_read_again(root, tmp_path, monkeypatch
     assert len(opened) == 41
     prepare_voxceleb([root / "wav"], out, partial=True)
     assert len(opened) == 41
+
+
+def test_where_the_rules_of_what_can_be_used_have_changed_files_are_opened_again(root, tmp_path, monkeypatch):
+    opened = []
+    real = headers._header
+    monkeypatch.setattr(headers, "_header", lambda root, file: opened.append(file) or real(root, file))
+    for rules in (b"1", b"1", b"2"):
+        monkeypatch.setattr(known, "_NOW", rules)
+        prepare_voxceleb([root / "wav"], tmp_path / "out", partial=True)
+    assert len(opened) == 2 * 40
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
