@@ -133,7 +133,7 @@ def bad_files(speaker: int) -> dict[str, tuple[bytes, str]]:
     sound = voice(speaker)
     silence = 0 * sound
     wav, flac = encoded(sound, "WAV"), encoded(sound, "FLAC")
-    mp3, ogg = encoded(sound, "MP3"), encoded(sound, "OGG", "OPUS")
+    mp3, ogg, opus = encoded(sound, "MP3"), encoded(voice(speaker, 5.0), "OGG"), encoded(sound, "OGG", "OPUS")
     halves = {name: encoded(sound, kind, subtype) for name, (kind, subtype) in CONTAINERS.items()}
     cut = {f"cut_{name}": halves[name] for name in ("large.rf64", "large.w64", "apple.aiff", "sun.au")}
     files = {name: (content[: len(content) // 2], "is broken off") for name, content in cut.items()}
@@ -142,7 +142,9 @@ def bad_files(speaker: int) -> dict[str, tuple[bytes, str]]:
         "cut.flac": (flac[: len(flac) // 2], UNREADABLE),
         "cut_without_count.flac": (without_count(flac)[: len(flac) // 2], UNREADABLE),
         "cut.mp3": (mp3[: len(mp3) // 2], "is broken off"),
-        "cut.opus": (ogg[: len(ogg) // 2], UNREADABLE),
+        "cut.opus": (opus[: len(opus) // 2], "is broken off: its last page is not whole"),
+        "cut.ogg": (ogg[: len(ogg) // 2], "is broken off: its last page is not whole"),
+        "cut.sph": (encoded(sound, "NIST")[:9000], "is broken off"),
         "cut.caf": (halves["plain.caf"][:5000], UNREADABLE),
         "empty.wav": (b"", "is empty"),
         "only_a_header.wav": (wav[:44], "has no samples"),

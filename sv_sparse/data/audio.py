@@ -10,15 +10,14 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from sv_sparse.data.decoding import (
-    OPEN_FLAGS,
     SAMPLE_RATE,
     AudioFile,
     Waveform,
     check_length,
     check_silence,
-    read_at,
     resample,
 )
+from sv_sparse.data.layout import OPEN_FLAGS, read_at
 from sv_sparse.data.manifest import Part
 from sv_sparse.text import printable
 
