@@ -50,6 +50,7 @@ _FEW = 1 << 12  # samples, of which some differ in most recordings that are not 
 _NOTHING = np.empty(0, np.float32)
 _UNKNOWN = 1 << 62  # libsndfile's number of frames, or more, where the header has none
 _MP3_SLACK = 3 * 1152  # samples that may be missing at the end
+_NEAR_SECONDS = 120.0  # of MP3 that are decoded, not passed over: in 0.1 s, and a seek makes libmpg123 complain aloud
 # Samples that are decoded before the first one that is wanted. An MP3 frame takes bits of those before it, and
 # libsndfile is some samples off where it seeks into the last page of an Ogg file.
 _LEAD = {"MP3": 32 * 1152, "OGG": 1 << 17}
@@ -192,7 +193,8 @@ class AudioFile:
                 place = end
                 continue
             sound = self._begin(number)
-            if start > place and length is not None:
+            is_near = self.format == "MP3" and start - place < _NEAR_SECONDS * self.sample_rate
+            if start > place and length is not None and not is_near:
                 try:
                     lead = min(start - place, _LEAD.get(self.format, 0))
                     sound.seek(start - place - lead)
