@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ def embed(
     title: str,
     limit: UnreadableLimit = _STRICT,
     cache: EmbeddingCache | None = None,
+    known_unusable: Mapping[int, str] = MappingProxyType({}),
 ) -> Embeddings:
     """Embeddings of whole utterances, in float32; equal lengths go together, nothing is padded.
 
@@ -78,6 +80,7 @@ def embed(
         title: what the utterances are for, in the progress bar and in messages.
         limit: how many of the utterances may be left out. The default is none.
         cache: where embeddings are taken from that are there, and kept.
+        known_unusable: why utterances are left out unread, by position.
 
     Raises:
         ValueError: more utterances cannot be used than ``limit`` allows; names the first files.
@@ -85,10 +88,11 @@ def embed(
     network.eval()
     device = next(network.parameters()).device
     cached = from_first(lambda: cache.find(utterances) if cache is not None else {})
+    cached = {position: row for position, row in cached.items() if position not in known_unusable}
     computed: dict[int, Array] = {}
-    unusable: dict[int, str] = {}
+    unusable = dict(known_unusable)
     most = limit.most(len(utterances))
-    own = _own_blocks(utterances, cached)
+    own = _own_blocks(utterances, {*cached, *known_unusable})
     hidden = rank() > 0 or not sys.stderr.isatty()
     title_bar = tqdm(total=sum(map(len, own)), desc=title, unit="utt", leave=False, disable=hidden)
     with title_bar as bar, _side_by_side(device) as pool, _kept(cache):
@@ -195,15 +199,15 @@ def _side_by_side(device: torch.device) -> Iterator[Callable[..., Iterable[Any]]
         torch.set_num_threads(threads)  # what a thread sets, some libraries take for all
 
 
-def _own_blocks(utterances: Sequence[Sequence[Part]], cached: Container[int]) -> list[list[int]]:
-    """This process's blocks of positions, the longest utterances first, without those in the cache.
+def _own_blocks(utterances: Sequence[Sequence[Part]], settled: Container[int]) -> list[list[int]]:
+    """This process's blocks of positions, the longest utterances first, without those that need no embedding.
 
     Blocks are cut before the cache is asked: an interruption, or a recording that is tried again each time, does not
     change which utterances are computed together, on which the last bit of an embedding may depend.
     """
     order = sorted(range(len(utterances)), key=lambda position: _samples(utterances[position]), reverse=True)
     blocks = [order[start : start + _READ_AHEAD] for start in range(0, len(order), _READ_AHEAD)]
-    missing = [[position for position in block if position not in cached] for block in blocks]
+    missing = [[position for position in block if position not in settled] for block in blocks]
     return [block for block in missing if block][rank() :: ranks()]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from sv_sparse.data.manifest import Part
+from sv_sparse.data.manifest import NO_SAMPLES, Part
 from sv_sparse.data.prepared import Judged, concatenated, without
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.distributed import rank
@@ -67,8 +67,22 @@ def evaluate_lists(
     chosen = _enrolled(lists, scoring)
     heard = [one.trials.heard() for one in chosen]
     utterances = dict.fromkeys(tuple(one.recordings[k]) for one, own in zip(chosen, heard, strict=True) for k in own)
-    embeddings = embed(network, filterbank, list(utterances), title="trial lists", limit=limit, cache=cache)
     index = {parts: position for position, parts in enumerate(utterances)}
+    without_samples = {
+        index[tuple(one.recordings[k])]: f"{one.trials.utterances[k]}: {NO_SAMPLES}"
+        for one, own in zip(chosen, heard, strict=True)
+        for k in own
+        if one.seconds and not one.seconds[k]  # its duration, which calibration may ask for, is not known
+    }
+    embeddings = embed(
+        network,
+        filterbank,
+        list(utterances),
+        title="trial lists",
+        limit=limit,
+        cache=cache,
+        known_unusable=without_samples,
+    )
     evaluations: list[Evaluation] = []
     if rank() > 0:
         return evaluations

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from sv_sparse.data.prepared import rows_of
 from sv_sparse.head import AAMSoftmax
 from sv_sparse.models.pretrained import convert
 from sv_sparse.settings import Settings
+from sv_sparse.text import composed
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +71,11 @@ class Origin:
             raise ValueError(f"init_from={self.path}: its network has {theirs}; choose the same model")
         network.load_state_dict(self.weights)
         speakers = manifest.speakers("train")
-        shared = _shared_speakers(self.manifest, manifest) if self.manifest is not None else set()
-        known = [row for row, speaker in enumerate(speakers) if speaker in self.rows and speaker in shared]
+        their_name = _shared_speakers(self.manifest, manifest) if self.manifest is not None else {}
+        known = [row for row, speaker in enumerate(speakers) if their_name.get(speaker) in self.rows]
         if known:
             with torch.no_grad():
-                head.weight[known] = torch.stack([self.rows[speakers[row]] for row in known])
+                head.weight[known] = torch.stack([self.rows[their_name[speakers[row]]] for row in known])
         logger.info("starting from %s; the head knows %d of %d training speakers", self.path, len(known), len(speakers))
 
 
@@ -151,14 +151,18 @@ def read_weights(path: Path) -> dict[str, Any]:
     return state
 
 
-def _shared_speakers(one: Manifest, other: Manifest) -> set[str]:
-    """Speakers of whom both train on some utterance of one name: of the same corpus, that is, whatever its files."""
+def _shared_speakers(one: Manifest, other: Manifest) -> dict[str, str]:
+    """Return the other's names of speakers, with the one's names for them.
+
+    They are those of whom both train on some utterance of one name: of the same corpus, that is, whatever its files.
+    """
     theirs, ours = (rows_of(manifest.source, "train") for manifest in (one, other))
     place = match(ours.column("utterance").to_pylist(), theirs.column("utterance").combine_chunks())
-    names, others = (table.column("speaker").cast(pa.string()) for table in (ours, theirs))
-    speakers = names.filter(pa.array(place >= 0))
-    same = pc.equal(speakers, others.take(place[place >= 0]))
-    return set(speakers.filter(same).unique().to_pylist())
+    in_both = place >= 0
+    names = ours.column("speaker").cast(pa.string()).filter(pa.array(in_both)).to_pylist()
+    their_names = theirs.column("speaker").cast(pa.string()).take(pa.array(place[in_both])).to_pylist()
+    pairs = dict.fromkeys(zip(names, their_names, strict=True))
+    return {name: their_name for name, their_name in pairs if composed(name) == composed(their_name)}
 
 
 def _head_rows(folder: Path, manifest: Manifest) -> dict[str, Tensor]:

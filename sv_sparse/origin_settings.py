@@ -14,7 +14,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import OverrideType
+from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -35,6 +35,9 @@ _NAMED = 5  # settings in a line of the log
 def offer_origins(arguments: Sequence[str], conf: Path) -> None:
     """Make each run that ``init_from`` names on a command line a choice of Hydra's, and those of earlier calls none.
 
+    Where ``folder`` names a run that was begun, which torchrun or SLURM start again with the same words, its own
+    settings are offered: it goes on without what it started from.
+
     Args:
         arguments: the command line without the program's name.
         conf: the configuration folder.
@@ -44,14 +47,25 @@ def offer_origins(arguments: Sequence[str], conf: Path) -> None:
             weights.
     """
     _withdraw()
-    for override in read_overrides(arguments):
+    overrides = read_overrides(arguments)
+    begun = _begun(overrides)
+    for override in overrides:
         if override.key_or_group == "init_from" and override.type == OverrideType.CHANGE:
             paths = values_of(override)
             if None in paths and len(paths) > 1:
                 raise ValueError("init_from=null beside runs: give a command of its own for what starts from scratch")
             for number, path in enumerate(paths, start=1):
                 if isinstance(path, str) and path and "${" not in path:  # which is known only when it is composed
-                    _offer(path, f"origin_{number}", conf)
+                    _offer(path, f"origin_{number}", conf, begun)
+
+
+def _begun(overrides: Sequence[Override]) -> Settings | None:
+    """Return the settings of the run that ``folder`` names, None where it has no checkpoint to go on from."""
+    folders = [folder for override in overrides if override.key_or_group == "folder" for folder in values_of(override)]
+    if len(folders) != 1 or not isinstance(folders[0], str):
+        return None
+    folder = Path(folders[0])
+    return _read_config(folder, f"folder={folder}") if (folder / "checkpoints" / "last.pt").is_file() else None
 
 
 def _withdraw() -> None:
@@ -78,6 +92,8 @@ def origin_settings(path: str | Path) -> Settings | None:
     else:
         return None
     settings["data"].setdefault("validation_seed", settings["seed"])  # one seed for everything in earlier versions
+    if "prepared" in settings["data"]:  # of which corpus, settings of earlier versions do not say
+        settings["data"].setdefault("corpus", describe_corpus(settings)["name"])
     return settings
 
 
@@ -147,10 +163,10 @@ def _read_config(folder: Path, setting: str) -> Settings:
     return settings
 
 
-def _offer(path: str, name: str, conf: Path) -> None:
-    """Store a choice ``init_from=PATH``, and under this name what it chooses."""
+def _offer(path: str, name: str, conf: Path, begun: Settings | None) -> None:
+    """Store a choice ``init_from=PATH``, and under this name what it chooses: what a begun run has, if there is one."""
     store = ConfigStore.instance()
-    theirs = origin_settings(path)
+    theirs = origin_settings(path) if begun is None else begun
     node: Settings = {"init_from": path}
     if theirs is not None:
         dense = theirs["sparsity"]["regularizer"] == "none"  # with which no other target could be asked for

@@ -12,6 +12,7 @@ from sv_sparse.data.prepared import Judged, read_listed
 from sv_sparse.data.published import CN_PROTOCOLS
 from sv_sparse.data.trials import read_trials, split_fields
 from sv_sparse.settings import read_settings
+from sv_sparse.text import composed
 
 EXPECTED = (
     "expected PREPARED:LIST[,LIST...] with lists of a prepared folder, LIST alone where RUN was trained on one, "
@@ -117,7 +118,7 @@ def lists_of_files(root: Path, paths: Sequence[Path], sexes: Mapping[str, str]) 
         if absent:
             raise ValueError(f"{path}: {len(absent)} of {len(files)} recordings are not in {root}; first {absent[0]}")
         recordings = [recording(file) for file in files]
-        known = [sexes.get(name.partition("/")[0], "") for name in trials.utterances]
+        known = [sexes.get(composed(name.partition("/")[0]), "") for name in trials.utterances]
         found.append(Judged(trials, recordings, [], [], [], None, known))
     return found
 

@@ -53,7 +53,7 @@ def read_speakers(path: Path) -> dict[str, str]:
     """Who speaks in each side, from a file that ``write_speakers`` wrote; nothing where there is none."""
     if not path.is_file():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # other ends of lines may lie in names
     return dict(line.split("\t") for line in lines)
 
 

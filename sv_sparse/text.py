@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import sys
+import unicodedata
 from typing import Any
 
 ESCAPE = "sv_sparse.escape"  # an error handler for ``open``, ``str.encode`` and the like
@@ -38,6 +39,15 @@ def printable(path: str | os.PathLike[str]) -> str:
     'caf\\xe9.wav'
     """
     return os.fspath(path).encode("utf-8", ESCAPE).decode("utf-8")
+
+
+def composed(name: str) -> str:
+    r"""Return a name in Unicode's composed form, in which names are compared, since macOS keeps them decomposed.
+
+    >>> composed("Jose\u0301") == "Jos\u00e9"
+    True
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def harden_output() -> None:

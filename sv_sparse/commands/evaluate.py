@@ -24,6 +24,7 @@ from sv_sparse.report import refresh_report
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.settings import ENROLMENTS, NORMALIZATIONS, Scoring
 from sv_sparse.settings import Settings
+from sv_sparse.text import composed
 from sv_sparse.validation import make_backend
 
 
@@ -171,10 +172,11 @@ def _warn_of_known(run: Path, lists: Sequence[Judged]) -> None:
     if not unknown or not manifest.is_file():
         return
     heard = rows_of(manifest, "train", "validation")
-    utterances, speakers = heard.column("utterance").combine_chunks(), set(heard.column("speaker").unique().to_pylist())
+    utterances = heard.column("utterance").combine_chunks()
+    speakers = set(map(composed, heard.column("speaker").unique().to_pylist()))
     for one in unknown:
         count = int((match(one.trials.utterances, utterances) >= 0).sum())
-        shared = len(speakers.intersection(Sides.of(one).speakers))
+        shared = len(speakers.intersection(map(composed, Sides.of(one).speakers)))
         if count or shared:
             print(
                 f"warning: list {one.trials.name} has {count} utterances and {shared} speakers of names that {run} was "

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sv_sparse.data.audio import Samples, fill_stretch, read_stretch, read_utterance, to_int16
+from sv_sparse.data.audio import Samples, fill_stretch, read_stretch, to_int16
 from sv_sparse.data.augment import Augmentation, Extras, Plan, merged_extras
-from sv_sparse.data.decoding import is_constant, resample
+from sv_sparse.data.decoding import resample
 from sv_sparse.data.draws import below
 from sv_sparse.data.manifest import Manifest
 
@@ -143,8 +143,6 @@ class Crops(Dataset[Batch]):
             crop = to_int16(resample(read_stretch(parts, rate, start, count), rate, self.sample_rate))[: len(out)]
             count = len(crop)
             out[:count] = crop
-        if is_constant(out[:count]):
-            read_utterance(parts, self.sample_rate)  # an utterance that is silent as a whole is refused
         if count < len(out):
             out[count:] = np.resize(out[:count], len(out) - count)
 

@@ -15,7 +15,7 @@ from sv_sparse.data.manifest import Manifest, match, refuse_missing
 from sv_sparse.data.scan import walk
 from sv_sparse.data.trials import read_trials, split_fields
 from sv_sparse.data.unreadable import UnreadableLimit
-from sv_sparse.text import printable
+from sv_sparse.text import composed, printable
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def scan_folder(
     _report_excluded(speaker, is_listed & is_evaluation, is_asked=train_list is not None)
     with tqdm(total=len(utterances), desc="reading headers", unit="file", disable=None) as progress:
         headers = read_headers(root, found, progress)
-    reasons = unusable(root, found, headers)
+    reasons = unusable(headers)
     for row, reason in reasons.items():
         logger.warning("left out: %s: %s", found[row], reason)
     is_usable = ~np.isin(np.arange(len(found)), list(reasons))
@@ -172,9 +172,13 @@ def _listed_for_training(
         raise ValueError(f"{setting}: the list is empty")
     found = match(wanted, utterances)
     refuse_missing(wanted, found, setting)
-    differs = np.flatnonzero(speaker[found] != np.array(names, dtype=object))
-    if len(differs):
-        name, key = names[differs[0]], wanted[differs[0]]
+    differs = [
+        (name, key)
+        for name, key, own in zip(names, wanted, speaker[found], strict=True)
+        if composed(name) != composed(own)
+    ]
+    if differs:
+        name, key = differs[0]
         raise ValueError(
             f"{setting}: expected 'speaker path' with the speaker's folder first in the path; "
             f"{len(differs)} lines differ, first '{name} {key}'"

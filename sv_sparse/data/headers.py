@@ -26,6 +26,7 @@ HEADERS = pa.schema(
         pa.field("pcm", pa.int64()),
     ]
 )
+READ = HEADERS.append(pa.field("problem", pa.string()))  # why a file cannot be used, which may change and is not stored
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,6 +44,7 @@ class Header(NamedTuple):
         channels: How many there are.
         bytes: Length of the file.
         pcm: Where mono 16-bit samples begin, in bytes; -1 where there are none in plain.
+        problem: Why the file cannot be used, in words; empty where it can.
     """
 
     samples: int
@@ -50,44 +52,33 @@ class Header(NamedTuple):
     channels: int
     bytes: int
     pcm: int
+    problem: str
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
     """Return the header of a recording; never raises for what is there, or is not. See ``decoding.inspect``."""
     info = inspect(path)
-    return Header(info.samples, info.sample_rate, info.channels, info.size, info.pcm)
+    return Header(info.samples, info.sample_rate, info.channels, info.size, info.pcm, info.problem)
 
 
-def why_no_samples(path: str | os.PathLike[str]) -> str:
-    """Return in words why ``read_header`` finds no samples in a file; empty where it finds some."""
-    return inspect(path).problem
-
-
-def unusable(root: str | Path, files: Sequence[str], headers: pa.Table) -> dict[int, str]:
-    """Return why files cannot be used, in words, by row, ascending.
-
-    Args:
-        root: The folder that files are relative to.
-        files: [rows].
-        headers: [rows], as of ``read_headers``.
-    """
+def unusable(headers: pa.Table) -> dict[int, str]:
+    """Return why files cannot be used, in words, by row, ascending; ``headers`` are as of ``read_headers``."""
     samples, rates = (headers.column(name).to_numpy() for name in ("samples", "sample_rate"))
+    problems = headers.column("problem")
     reasons = {}
     for row in np.flatnonzero((samples == 0) | (samples < MIN_SECONDS * rates)).tolist():
         if samples[row]:
             reasons[row] = too_short(samples[row], rates[row])
         else:
-            reasons[row] = (
-                why_no_samples(os.path.join(root, files[row])) or "could not be read when it was opened first"
-            )
+            reasons[row] = problems[row].as_py()
     return reasons
 
 
 def read_headers(root: str | Path, files: Sequence[str], progress: "tqdm[None]") -> pa.Table:
-    """The header of each file below ``root``, columns as in ``HEADERS``, in the order of ``files``."""
+    """The header of each file below ``root``, columns as in ``READ``, in the order of ``files``."""
     headers = in_threads(partial(_header, str(root)), files, progress)
-    columns = zip(*headers, strict=True) if headers else [[] for _ in HEADERS]
-    return pa.table([pa.array(column, field.type) for column, field in zip(columns, HEADERS, strict=True)], HEADERS)
+    columns = zip(*headers, strict=True) if headers else [[] for _ in READ]
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, READ, strict=True)], READ)
 
 
 def in_threads(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sv_sparse.data.headers import HEADERS, read_headers
+from sv_sparse.data.headers import HEADERS, READ, read_headers
 from sv_sparse.storage import atomic_write
 
 PIECES = "headers"  # folder of what was read since
@@ -23,12 +23,15 @@ _FIELDS = [("file", pa.string()), ("size", pa.int64()), ("changed", pa.int64()),
 
 
 def known_headers(table: pa.Table, root: Path, out: Path) -> pa.Table:
-    """The headers of all files, opening only those that are new or have changed since the last time.
+    """The headers of all files, opening only those that are new, have changed, or could not be used the last time.
 
     Args:
         table: Columns file (below ``root``), size and changed.
         root: Any folder above all of them; another one than the last time makes no difference.
         out: The prepared folder, where headers are kept.
+
+    Returns:
+        Columns as in ``READ``.
     """
     wanted = table.select(["file", "size", "changed"])
     known = _load(out, root)
@@ -37,16 +40,17 @@ def known_headers(table: pa.Table, root: Path, out: Path) -> pa.Table:
     for name in ("size", "changed"):
         same[same] = wanted.column(name).to_numpy()[same] == known.column(name).to_numpy()[place[same]]
     same[same] = known.column("samples").to_numpy()[place[same]] > 0  # what could not be read is tried again
-    columns = {name: np.zeros(len(wanted), HEADERS.field(name).type.to_pandas_dtype()) for name in HEADERS.names}
-    for name, column in columns.items():
-        column[same] = known.column(name).to_numpy()[place[same]]
+    columns = {name: np.zeros(len(wanted), READ.field(name).type.to_pandas_dtype()) for name in READ.names}
+    columns["problem"][:] = ""
+    for name in HEADERS.names:
+        columns[name][same] = known.column(name).to_numpy()[place[same]]
     is_other = len(known) != len(wanted)
     del known, place
     _read_missing(wanted, root, np.flatnonzero(~same), columns, out / PIECES)
-    headers = pa.table(columns, HEADERS)
+    headers = pa.table(columns, READ)
     pieces = out / PIECES
     if pieces.is_dir() or is_other:
-        _write(out / _KNOWN, pa.table({**_by_name(wanted), **_by_name(headers)}), root)
+        _write(out / _KNOWN, pa.table({**_by_name(wanted), **_by_name(headers.select(HEADERS.names))}), root)
     for piece in pieces.glob("*.parquet"):
         piece.unlink()
     if pieces.is_dir():
@@ -66,7 +70,7 @@ def _read_missing(
             for name, column in columns.items():
                 column[rows] = headers.column(name).to_numpy()
             pieces.mkdir(exist_ok=True)
-            whole = pa.table({**_by_name(files), **_by_name(headers)})
+            whole = pa.table({**_by_name(files), **_by_name(headers.select(HEADERS.names))})
             _write(pieces / f"{len(list(pieces.glob('*.parquet'))):06d}.parquet", whole, root)
 
 

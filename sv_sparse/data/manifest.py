@@ -15,6 +15,8 @@ from sv_sparse.data.mapped import map_table, write_copy
 from sv_sparse.storage import atomic_write
 
 SPLITS = ("train", "validation", "test", "unused")
+TRAINED = ("train", "validation")  # of which every utterance can be used
+NO_SAMPLES = "could not be used when its manifest was written"  # an utterance with 0 samples
 
 NAME = pa.dictionary(pa.int32(), pa.string())  # each distinct name stored once
 PART = pa.struct(
@@ -76,7 +78,8 @@ class Manifest:
     Attributes:
         source: The manifest's own file, absolute.
         root: The folder that utterances are relative to, absolute.
-        samples: int64 [rows], length of each utterance at its own rate; 0 for those of trial lists that cannot be used.
+        samples: int64 [rows], length of each utterance at its own rate; 0 where it could not be used
+            when the manifest was written, which is allowed outside ``TRAINED``.
         sample_rate: int32 [rows], Hz.
         channels: int16 [rows], of which the first is read.
 
@@ -262,9 +265,8 @@ def _validate(source: Path, table: pa.Table) -> None:
     unknown = set(table.column("split").unique().to_pylist()) - set(SPLITS)
     if unknown:
         raise ValueError(f"{source}: splits are {', '.join(SPLITS)}; found {', '.join(sorted(unknown))}")
-    fewest = pc.min(
-        table.filter(pc.not_equal(table.column("split").cast(pa.string()), "test")).column("samples")
-    ).as_py()
+    trained = pc.is_in(table.column("split").cast(pa.string()), value_set=pa.array(TRAINED))
+    fewest = pc.min(table.filter(trained).column("samples")).as_py()
     if fewest is not None and fewest < 1:
         raise ValueError(f"{source}: the manifest has utterances without samples")
     if pc.min(pc.list_value_length(table.column("parts"))).as_py() < 1:

@@ -54,7 +54,7 @@ class Opened:
 
     Attributes:
         found: The corpus; ``file`` names what was opened.
-        headers: Its headers, row by row, columns as in ``HEADERS``.
+        headers: Its headers, row by row, columns as in ``READ``.
         problems: File and problem of everything that is not as it should be.
         usable: bool [rows], what can be read.
     """
@@ -115,7 +115,7 @@ def _to_convert(found: Found, rows: NDArray[np.int64], *, flac: bool) -> NDArray
 
 def _useless(found: Found, headers: pa.Table, failed: dict[int, str]) -> dict[int, str]:
     """Why a file cannot be used, by row, ascending."""
-    why = unusable(found.root, found.table.column("file").to_pylist(), headers)
+    why = unusable(headers)
     why |= {row: f"cannot be converted ({reason})" for row, reason in failed.items()}
     return dict(sorted(why.items()))
 

@@ -14,6 +14,7 @@ from sv_sparse.data.folder import check_validation_share, validation_speakers
 from sv_sparse.data.manifest import Manifest, Part, match
 from sv_sparse.data.speakers import read_sexes
 from sv_sparse.data.trials import Trials, read_trials
+from sv_sparse.text import composed
 
 SPEAKERS = "speakers.csv"  # of a prepared folder, where something is known of them
 _SAME_SECONDS = 0.01
@@ -43,7 +44,8 @@ class Judged:
         recordings: The files of each of its utterances.
         genres: What each of its utterances is, empty where that is not known.
         speakers: Who speaks in each of its utterances, empty where that is not known.
-        seconds: How long each of its utterances is, empty where that is not known.
+        seconds: How long each of its utterances is, empty where that is not known; 0 for one that could not be used
+            when its manifest was written, which is left out whatever lies there now.
         source: The manifest that it lies in; None where there is none.
         sexes: Of each of its utterances, ``f``, ``m`` or empty.
         left_out: What the list lost; None where it is complete.
@@ -65,7 +67,7 @@ def judged(trials: Trials, manifest: Manifest, sexes: Mapping[str, str]) -> Judg
     Args:
         trials: The list.
         manifest: Where its utterances are.
-        sexes: Of speakers, as far as they are known.
+        sexes: Of speakers by their composed names, as far as they are known.
 
     Raises:
         ValueError: Some are not; names the first.
@@ -74,7 +76,7 @@ def judged(trials: Trials, manifest: Manifest, sexes: Mapping[str, str]) -> Judg
     columns = zip(*((manifest.parts(row), manifest.genre(row), manifest.speaker(row)) for row in rows), strict=True)
     recordings, genres, speakers = (list(column) for column in columns)
     seconds = (manifest.samples[rows] / manifest.sample_rate[rows]).tolist()
-    known = [sexes.get(speaker, "") for speaker in speakers]
+    known = [sexes.get(composed(speaker), "") for speaker in speakers]
     return Judged(trials, recordings, genres, speakers, seconds, manifest.source, known)
 
 
@@ -90,6 +92,9 @@ def concatenated(one: Judged) -> Judged:
     def first(values: list[Any], several: Sequence[int]) -> Any:
         return values[several[0]]
 
+    def duration(values: list[float], several: Sequence[int]) -> float:
+        return float(joined(values, several)) if all(values[k] for k in several) else 0.0
+
     def longer(values: list[Any], join: Callable[[list[Any], Sequence[int]], Any]) -> list[Any]:
         return [*values, *(join(values, several) for several in models.values())] if values else []
 
@@ -99,7 +104,7 @@ def concatenated(one: Judged) -> Judged:
         recordings=longer(one.recordings, joined),
         genres=longer(one.genres, first),
         speakers=longer(one.speakers, first),
-        seconds=longer(one.seconds, joined),
+        seconds=longer(one.seconds, duration),
         sexes=longer(one.sexes, first),
     )
 
@@ -177,7 +182,9 @@ def select(
     seed: int,
     out: str | Path,
 ) -> Manifest:
-    """The manifest of a run: some subsets to train on, without the speakers held out for validation.
+    """The manifest of a run: some subsets to train on, of which some speakers are held out for validation.
+
+    Utterances without samples are left out.
 
     Args:
         prepared: The prepared folder.
@@ -197,7 +204,8 @@ def select(
     unknown = [name for name in train if name not in present]
     if unknown or not train:
         raise ValueError(f"data.train={list(train)}: expected some of {', '.join(present)}, found in {prepared}")
-    chosen = table.filter(pc.is_in(subset, value_set=pa.array(train)))
+    is_chosen = pc.is_in(subset, value_set=pa.array(train))
+    chosen = table.filter(pc.and_(is_chosen, pc.greater(table.column("samples"), 0)))
     for one in lists:
         refuse_trained_on(one, chosen, source.source, f"data.train={list(train)}")
     check_validation_share(validation_share)

@@ -4,13 +4,15 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
+from sv_sparse.text import composed
+
 _NAMES = ("speaker", "voxceleb1 id", "voxceleb2 id")
 _SEX = ("sex", "gender")
 _KNOWN = {"f": "f", "female": "f", "m": "m", "male": "m"}
 
 
 def read_sexes(path: str | Path) -> dict[str, str]:
-    """Sex of each speaker, ``f`` or ``m``; whoever has another entry is left out.
+    """Sex of each speaker, ``f`` or ``m``, by the composed name; whoever has another entry is left out.
 
     The table is divided by tabs or commas and has a line of names on top, among them ``speaker`` (or ``VoxCeleb1 ID``,
     ``VoxCeleb2 ID``) and ``sex`` (or ``gender``).
@@ -20,16 +22,16 @@ def read_sexes(path: str | Path) -> dict[str, str]:
         OSError: It cannot be read.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # other ends of lines may lie in names
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected a text file in UTF-8; {error}") from error
-    head, *rows = csv.reader(lines, delimiter="\t" if lines and "\t" in lines[0] else ",") if lines else [[]]
+    head, *rows = csv.reader(lines, delimiter="\t" if "\t" in lines[0] else ",")
     names = [name.strip().lower() for name in head]
     speaker, sex = (next((names.index(name) for name in known if name in names), None) for known in (_NAMES, _SEX))
     if speaker is None or sex is None:
         raise ValueError(f"{path}: expected columns 'speaker' and 'sex', divided by commas or tabs; got {head}")
     entries = [(row[speaker].strip(), row[sex].strip().lower()) for row in rows if len(row) > max(speaker, sex)]
-    return {name: _KNOWN[entry] for name, entry in entries if entry in _KNOWN}
+    return {composed(name): _KNOWN[entry] for name, entry in entries if entry in _KNOWN}
 
 
 def sexes_table(sexes: Mapping[str, str]) -> str:

@@ -6,7 +6,7 @@ The label comes first, 1 for a target, 0 for a nontarget.
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -82,14 +82,15 @@ class Trials:
         members = {model: [part for part in parts if usable[part]] for model, parts in self.models.items()}
         usable_sides = np.concatenate([usable, np.array([bool(parts) for parts in members.values()], np.bool_)])
         remains = usable_sides[self.enrolment] & usable_sides[self.test]
-        rest = Trials(
-            self.name,
-            self.is_target[remains],
-            self.enrolment[remains],
-            self.test[remains],
-            self.utterances,
-            members,
+        # The trials that remain, still with this list's utterances and indices.
+        rest = replace(
+            self,
+            is_target=self.is_target[remains],
+            enrolment=self.enrolment[remains],
+            test=self.test[remains],
+            models=members,
         )
+        # The same with the utterances and models that they need alone, and indices into these.
         rows = rest.heard()
         used_models = np.unique(rest.enrolment[rest.enrolment >= count])
         position = np.full(len(usable_sides), -1)
@@ -97,12 +98,14 @@ class Trials:
         position[used_models] = len(rows) + np.arange(len(used_models))
         names = list(members)
         models = {
-            names[model - count]: [int(position[part]) for part in members[names[model - count]]]
-            for model in used_models
+            names[model - count]: position[members[names[model - count]]].tolist() for model in used_models.tolist()
         }
-        utterances = [self.utterances[row] for row in rows]
-        return Trials(
-            self.name, rest.is_target, position[rest.enrolment], position[rest.test], utterances, models
+        return replace(
+            rest,
+            enrolment=position[rest.enrolment],
+            test=position[rest.test],
+            utterances=[self.utterances[row] for row in rows],
+            models=models,
         ), rows
 
     @property
@@ -241,16 +244,29 @@ def write_trials(path: str | Path, is_target: Sequence[bool], enrolment: Sequenc
         test: [N] utterances.
 
     Raises:
-        ValueError: The three differ in length.
+        ValueError: The three differ in length, or a name could not be read back.
     """
     rows = list(zip(is_target, enrolment, test, strict=True))
-    space = delimiter([*enrolment, *test])
+    space = delimiter({*enrolment, *test})
     write_text(path, "".join(f"{int(label)}{space}{left}{space}{right}\n" for label, left, right in rows))
 
 
-def delimiter(names: Sequence[str]) -> str:
-    """Return what stands between the fields of a list with these names: a space, or a tab where a name has spaces."""
-    return "\t" if any(" " in name for name in names) else " "
+def delimiter(names: Collection[str]) -> str:
+    """Return what stands between the fields of a list with these names: a space, or a tab where a name has spaces.
+
+    Spaces are all characters that Unicode calls so, at which a line without tabs is split.
+
+    Raises:
+        ValueError: A name cannot be told from its neighbors: it is empty, begins or ends with a space, or has tabs or
+            ends of lines.
+    """
+    for name in names:
+        if not name or name != name.strip() or not {"\t", "\n", "\r"}.isdisjoint(name):
+            raise ValueError(
+                f"{name!r}: expected a name without tabs and ends of lines, and without spaces around it, as a list of "
+                f"trials needs it"
+            )
+    return "\t" if any(map(str.isspace, "".join(names))) else " "
 
 
 def _text(path: Path) -> str:

@@ -36,7 +36,7 @@ class Plan:
         """Read what ``save`` wrote.
 
         Raises:
-            ValueError: the file is missing, damaged or no plan; names it.
+            ValueError: the file is missing, damaged, no plan, or that of an earlier version; names it.
         """
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -44,6 +44,8 @@ class Plan:
             raise ValueError(f"{path} is not a readable plan: {error}") from error
         layers = found.get("layers") if isinstance(found, dict) else None
         tiles = list(layers.values()) if isinstance(layers, dict) else [None]
+        if layers is not None and set(found) == {"layers", "machine"}:
+            raise ValueError(f"{path} was measured by an earlier version: run sv-sparse tune again")
         fits = all(isinstance(tile, int) and 0 <= tile <= WIDEST_TILE for tile in tiles)
         if layers is None or not fits or set(found) != {"layers", "machine", "check_sum"}:
             raise ValueError(

@@ -22,9 +22,10 @@ from sv_sparse.data.dataset import Crops
 from sv_sparse.data.loader import CropLoader, EpochBatches
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.noise import build_store
-from sv_sparse.data.prepared import read_listed, select
+from sv_sparse.data.prepared import concatenated, read_listed, select
 from sv_sparse.data.shards import write_shards
 from sv_sparse.data.stream import ShardLoader
+from sv_sparse.data.unreadable import UnreadableLimit
 
 
 @pytest.fixture(scope="module")
@@ -55,23 +56,135 @@ def test_every_utterance_is_the_same_and_lies_in_a_tar_file(folders):
     assert tables[0].to_pylist() == tables[1].to_pylist()
 
 
-def test_a_recording_that_was_damaged_since_is_named_and_left_out(folders, tmp_path, caplog):
+@pytest.fixture
+def moved(folders, tmp_path):
+    """The manifest of a copy of the prepared corpus, with a copy of its recordings."""
     shutil.copytree(folders[0], tmp_path / "prepared")
     shutil.copytree(folders[0].parent / "root", tmp_path / "root")
-    manifest = Manifest(tmp_path / "prepared" / "manifest.parquet")
-    moved = pq.read_table(manifest.source)
-    Manifest.write(manifest.source, moved, tmp_path)
-    manifest = Manifest(manifest.source)
-    paths = [Path(manifest.parts(row)[0].path) for row in range(len(manifest)) if len(manifest.parts(row)) == 1]
-    damaged = [next(path for path in paths if path.suffix == ending) for ending in (".flac", ".wav")]
-    for path in damaged:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    write_shards(tmp_path / "prepared", tmp_path / "out", utterances=7)
-    shards = Manifest(tmp_path / "out" / "manifest.parquet")
-    assert len(shards) == len(manifest) - 2
-    assert all(f"left out: {path}: " in caplog.text for path in damaged)
+    source = tmp_path / "prepared" / "manifest.parquet"
+    return Manifest.write(source, pq.read_table(source), tmp_path)
+
+
+def files_of(manifest, ending):
+    """Rows and paths of the utterances that are one file with this ending."""
+    several = ((row, manifest.parts(row)) for row in range(len(manifest)))
+    return [(row, Path(parts[0].path)) for row, parts in several if len(parts) == 1 and parts[0].path.endswith(ending)]
+
+
+def half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def silence(path):
+    soundfile.write(path, np.zeros(soundfile.info(path).frames), 16000)
+
+
+def test_a_recording_that_cannot_be_used_is_named_left_out_and_tried_again(moved, tmp_path, caplog):
+    bad = [files_of(moved, ending)[place] for ending in (".flac", ".wav") for place in (0, 1)]
+    rows = [row for row, _ in bad]
+    content = [path.read_bytes() for _, path in bad]
+    for (_, path), spoil in zip(bad, [half, silence, half, silence], strict=True):
+        spoil(path)
+    out = tmp_path / "out"
+    write_shards(tmp_path / "prepared", out, utterances=7)
+    assert all(f"left out: {path}: " in caplog.text for _, path in bad)
+    assert all(f"left out: {path}: holds nothing but silence" in caplog.text for _, path in bad[1::2])
+    shards = Manifest(out / "manifest.parquet")
+    assert len(shards) == len(moved)
+    assert np.flatnonzero(shards.samples == 0).tolist() == sorted(rows)
+    before = [shards.parts(row) for row in range(len(shards))]
+    for row in np.flatnonzero(shards.samples):
+        assert torch.equal(read_utterance(before[row]), read_utterance(moved.parts(row)))
+    for (_, path), whole in zip(bad, content, strict=True):
+        path.write_bytes(whole)
+    write_shards(tmp_path / "prepared", out, utterances=7)
+    shards = Manifest(out / "manifest.parquet")
     for row in range(len(shards)):
-        read_utterance(shards.parts(row))
+        assert torch.equal(read_utterance(shards.parts(row)), read_utterance(moved.parts(row)))
+        assert row in rows or shards.parts(row) == before[row]  # which the manifests of earlier runs point at
+    assert not list(out.glob(".*.part"))
+    unchanged = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.glob("*.tar")}
+    write_shards(tmp_path / "prepared", out, utterances=7)
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.glob("*.tar")} == unchanged
+
+
+def test_lists_of_shards_know_recordings_that_were_left_out_and_no_run_trains_on_them(moved, tmp_path):
+    lists = read_listed(tmp_path / "prepared", ["cnceleb_average"])
+    tested = set(lists[0].trials.utterances)
+    bad = {}
+    for row, path in files_of(moved, ".flac") + files_of(moved, ".wav"):
+        bad.setdefault(moved.utterance(row) in tested, (moved.utterance(row), path))
+    for _, path in bad.values():
+        half(path)
+    write_shards(tmp_path / "prepared", tmp_path / "out")
+    (one,) = read_listed(tmp_path / "out", ["cnceleb_average"])
+    place = one.trials.utterances.index(bad[True][0])
+    assert [position for position, seconds in enumerate(one.seconds) if not seconds] == [place]
+    assert one.recordings[place][0].path.endswith(".tar")
+    assert concatenated(one).seconds[len(one.trials.utterances) :].count(0) == sum(
+        place in members for members in one.trials.models.values()
+    )
+    train = ["cn1_dev", "cn2_dev"]
+    run = select(tmp_path / "out", train=train, lists=[one], validation_share=0.0, seed=0, out=tmp_path / "run.parquet")
+    complete = select(
+        tmp_path / "prepared", train=train, lists=lists, validation_share=0.0, seed=0, out=tmp_path / "all.parquet"
+    )
+    names = [{manifest.utterance(row) for row in range(len(manifest))} for manifest in (complete, run)]
+    assert names[0] - names[1] == {bad[False][0]}
+
+
+def test_too_many_recordings_that_cannot_be_used_end_it_and_the_next_call_goes_on(moved, tmp_path):
+    row, path = files_of(moved, ".flac")[0]
+    whole = path.read_bytes()
+    half(path)
+    strict = UnreadableLimit(0.0, "--max-unreadable ")
+    message = f"^--max-unreadable 0.0: 1 of {len(moved)} recordings cannot be used; first {path}: "
+    for _ in range(2):  # a shard without it is not taken for whole
+        with pytest.raises(ValueError, match=message):
+            write_shards(tmp_path / "prepared", tmp_path / "out", limit=strict)
+        assert not (tmp_path / "out" / "manifest.parquet").exists()
+    path.write_bytes(whole)
+    write_shards(tmp_path / "prepared", tmp_path / "out", limit=strict)
+    shards = Manifest(tmp_path / "out" / "manifest.parquet")
+    assert torch.equal(read_utterance(shards.parts(row)), read_utterance(moved.parts(row)))
+
+
+@pytest.mark.parametrize("ending", [".flac", ".wav"])
+def test_a_disk_that_is_away_ends_it_and_leaves_no_shard_without_its_recordings(moved, tmp_path, ending):
+    for row in range(len(moved)):
+        for part in moved.parts(row):
+            if part.path.endswith(ending):
+                Path(part.path).unlink(missing_ok=True)
+    with pytest.raises((ValueError, OSError), match=f"{ending}.*No such file|No such file.*{ending}"):
+        write_shards(tmp_path / "prepared", tmp_path / "out", utterances=100)
+    assert not list((tmp_path / "out").glob("cn*_dev*.tar"))
+    assert not (tmp_path / "out" / "manifest.parquet").exists()
+
+
+@pytest.mark.parametrize("place", [-1, -3, 0])
+def test_a_shard_that_broke_off_is_filled_up_or_refused_by_name(moved, tmp_path, place):
+    """A tar file that was cut at the end of a recording looks whole to the library that reads it."""
+    out = tmp_path / "out"
+    write_shards(tmp_path / "prepared", out, utterances=100)
+    path = sorted(out.glob("*.tar"))[0]
+    whole = path.read_bytes()
+    with tarfile.open(path) as shard:
+        cut = shard.getmembers()[place].offset
+    with path.open("r+b") as file:
+        file.truncate(cut)
+    if cut:
+        write_shards(tmp_path / "prepared", out, utterances=100)
+        assert path.read_bytes() == whole
+    with path.open("r+b") as file:
+        file.truncate(cut + 512 + 10)
+    with pytest.raises(ValueError, match=rf"{path}: cannot be read as a shard \(.*\); remove it and run again"):
+        write_shards(tmp_path / "prepared", out, utterances=100)
+
+
+def test_shards_of_another_size_are_refused_by_name(folders, tmp_path):
+    out = shutil.copytree(folders[1], tmp_path / "out")
+    with pytest.raises(ValueError, match=r"000000.tar: was made with another --utterances; remove it and run again"):
+        write_shards(folders[0], out, utterances=5)
 
 
 @pytest.mark.filterwarnings(

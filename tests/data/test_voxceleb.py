@@ -191,7 +191,7 @@ def test_the_prepared_folder_may_lie_below_the_root_by_any_path(tmp_path):
 
 def test_what_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
     trees.merged(tmp_path / "root")
-    real, nothing = headers.read_header, Header(0, 0, 0, 0, -1)
+    real, nothing = headers.read_header, Header(0, 0, 0, 0, -1, "is away")
     monkeypatch.setattr(headers, "read_header", lambda path: nothing if "id00012" in path else real(path))
     assert len(rows(prepared(tmp_path / "root", tmp_path / "out"))) == 36
     monkeypatch.setattr(headers, "read_header", real)
