@@ -46,15 +46,18 @@ def test_an_empty_folder(refused, tmp_path, tones):
     assert "found an empty folder" in message
 
 
-def test_a_broken_flac_in_the_trials(refused, folder):
+def test_a_broken_flac_in_the_trials_where_none_may_be_left_out(refused, folder):
     (folder / "wav" / "spk4" / "s0" / "00001.flac").write_bytes(b"fLaC" + bytes(100))
-    assert "spk4/s0/00001.flac" in refused(*own(folder))
+    message = refused(*own(folder), "data.max_unreadable=0")
+    assert "data.max_unreadable=0: 1 of 12 data.trials utterances cannot be used" in message
+    assert "spk4/s0/00001.flac" in message
 
 
 def test_too_many_broken_flacs_for_training(refused, folder):
-    (folder / "wav" / "spk1" / "s0" / "00001.flac").write_bytes(b"no FLAC")
+    for path in sorted((folder / "wav").glob("spk[12]/*/*.flac"))[:11]:
+        path.write_bytes(b"no FLAC")
     message = refused(*own(folder))
-    assert "data.max_unreadable=0.01" in message
+    assert "data.max_unreadable=0.01: 11 of 24 training utterances cannot be used" in message
     assert "spk1/s0/00001.flac" in message
 
 

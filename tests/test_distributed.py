@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from tiny import ROOT, TINY, write_tones, write_trial_list
+from tiny import ROOT, TINY, damage_middle, write_tones, write_trial_list
 
 from sv_sparse import checkpoint
 from sv_sparse.distributed import name_of_start
@@ -64,9 +64,7 @@ def corpus(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("distributed")
     keys = write_tones(folder / "wav", [f"id1000{number}" for number in range(9)])
     for key in (keys[1], keys[7], keys[13]):
-        path = folder / "wav" / key
-        whole = path.read_bytes()
-        path.write_bytes(whole[: len(whole) // 3] + bytes(len(whole) // 3) + whole[len(whole) // 3 * 2 :])
+        damage_middle(folder / "wav" / key)
     write_trial_list(folder / "trials.txt", [key for key in keys if key[6] in "678"])
     shares = ["data.validation_share=0.3", "data.max_unreadable=0.2"]
     return ["data=folder", f"data.root={folder / 'wav'}", f"data.trials={folder / 'trials.txt'}", *shares]

@@ -43,12 +43,17 @@ def test_every_recording_keeps_its_place_and_its_whole_length(tmp_path):
     assert embeddings.usable.all()
 
 
-def tones(folder: Path, count: int) -> list[list[Part]]:
+def ramp(samples: int, peak: float = 0.1) -> np.ndarray:
+    """Samples that differ, since a recording of equal ones holds nothing."""
+    return np.linspace(0, peak, samples)
+
+
+def ramps(folder: Path, count: int) -> list[list[Part]]:
     """Recordings of several lengths."""
     recordings = []
     for number in range(count):
         path = folder / f"{number}.wav"
-        soundfile.write(path, np.full(800 + number % 3, 0.1), 16000, subtype="FLOAT")
+        soundfile.write(path, ramp(3600 + number % 3), 16000, subtype="FLOAT")
         recordings.append(recording(path))
     return recordings
 
@@ -57,35 +62,43 @@ class Refusing(Sums):
     """Refuses recordings that are too short, as networks do, and has no number for those that are too loud."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.shape[1] < 500:
-            raise ValueError(f"expected 500 samples, got {x.shape[1]}")
+        if x.shape[1] < 3500:
+            raise ValueError(f"expected 3500 samples, got {x.shape[1]}")
         loud = x.abs().amax(dim=1, keepdim=True) > 10
         return super().forward(x).masked_fill(loud, torch.inf)
 
 
 def test_recordings_that_cannot_be_used_are_named_with_the_reason_and_left_out(tmp_path, caplog):
-    recordings = tones(tmp_path, 100)
-    broken, short, not_a_number, loud = (Path(recordings[number][0].path) for number in (5, 17, 18, 60))
+    recordings = ramps(tmp_path, 100)
+    positions = [5, 6, 7, 17, 18, 60]
+    broken, too_short, silent, short, not_a_number, loud = (Path(recordings[row][0].path) for row in positions)
     broken.write_bytes(b"nothing")
-    soundfile.write(short, np.full(100, 0.1), 16000, subtype="FLOAT")
-    soundfile.write(not_a_number, np.full(800, np.nan), 16000, subtype="FLOAT")
-    soundfile.write(loud, np.full(800, 1e6), 16000, subtype="FLOAT")
+    for path, samples in (
+        (too_short, ramp(800)),
+        (silent, np.full(3600, 0.1)),
+        (short, ramp(3300)),
+        (not_a_number, np.full(3600, np.nan)),
+        (loud, ramp(3600, 1e6)),
+    ):
+        soundfile.write(path, samples, 16000, subtype="FLOAT")
     embeddings = embed(Refusing(), nn.Identity(), recordings, title="test", limit=UnreadableLimit(0.01))
-    assert list(embeddings.unusable) == [5, 17, 18, 60]
-    assert np.flatnonzero(~embeddings.usable).tolist() == [5, 17, 18, 60]
+    assert list(embeddings.unusable) == positions
+    assert np.flatnonzero(~embeddings.usable).tolist() == positions
     assert np.isnan(embeddings.values[~embeddings.usable]).all()
     assert np.isfinite(embeddings.values[embeddings.usable]).all()
     assert [message.partition(" (")[0] for message in caplog.messages] == [
         f"left out of the test: {broken}: cannot be read as a recording",
-        f"left out of the test: {short}: expected 500 samples, got 100",
-        f"left out of the test: {not_a_number}: holds samples that are not finite",
+        f"left out of the test: {too_short}: is too short: 0.05 seconds, at least 0.2 are needed",
+        f"left out of the test: {silent}: holds nothing but silence",
+        f"left out of the test: {short}: expected 3500 samples, got 3300",
+        f"left out of the test: {not_a_number}: holds samples that are not finite, or beyond 2 ** 31",
         f"left out of the test: {loud}: its embedding is not finite",
     ]
 
 
 def test_more_than_the_allowed_share_that_cannot_be_used_is_one_error(tmp_path, monkeypatch):
     monkeypatch.setattr(embedding, "_READ_AHEAD", 100)
-    recordings = tones(tmp_path, 200)
+    recordings = ramps(tmp_path, 200)
     for number in range(20):
         Path(recordings[number][0].path).write_bytes(b"nothing")
     assert len(embed(Sums(), nn.Identity(), recordings, title="test", limit=UnreadableLimit(0.1)).unusable) == 20
@@ -96,7 +109,7 @@ def test_more_than_the_allowed_share_that_cannot_be_used_is_one_error(tmp_path, 
 
 
 def test_a_few_of_a_small_set_may_be_unusable_but_none_where_none_is_allowed(tmp_path):
-    recordings = tones(tmp_path, 20)
+    recordings = ramps(tmp_path, 20)
     Path(recordings[7][0].path).unlink()
     assert list(embed(Sums(), nn.Identity(), recordings, title="test", limit=UnreadableLimit(0.01)).unusable) == [7]
     with pytest.raises(

@@ -69,6 +69,17 @@ def write_tones(root: Path, speakers: Sequence[str]) -> list[str]:
     return keys
 
 
+def damage_middle(path: Path) -> None:
+    """Damage a FLAC file of 0.6 seconds or more where only whoever reads it whole notices it.
+
+    It has blocks of 4096 samples: the first and the last, which are tried when a folder is scanned, remain.
+    """
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 100] = bytes(100)
+    path.write_bytes(content)
+
+
 def write_trial_list(path: Path, keys: Sequence[str]) -> None:
     lines = [f"{int(a.split('/')[0] == b.split('/')[0])} {a} {b}\n" for a, b in combinations(keys, 2)]
     path.write_text("".join(lines))

@@ -260,9 +260,15 @@ def test_unreadable_training_speech_within_the_allowed_share_is_named_and_left_o
 
 
 def test_unreadable_training_speech_past_the_allowed_share_is_an_error(scan, corpus, spoil):
-    spoil(corpus / "id00000" / "a" / "00002.wav")
-    spoil(corpus / "id00001" / "a" / "00001.wav")
-    message = r"data.max_unreadable=0.1: 2 of 16 training .* first id00000/a/00002.wav, id00001/a/00001.wav"
+    paths = sorted(corpus.glob("id0000[0-2]/*/*.wav"))
+    spoil(paths[1])
+    with pytest.raises(ValueError, match=r"data.max_unreadable=0.0: 1 of 16 training .* first id00000/a/00002.wav"):
+        scan(max_unreadable=0.0)
+    for path in paths[2:11]:
+        spoil(path)
+    assert len(scan(max_unreadable=0.1)) == 14
+    spoil(paths[11])
+    message = r"data.max_unreadable=0.1: 11 of 16 training .* first id00000/a/00002.wav, id00000/b/00001.wav"
     with pytest.raises(ValueError, match=message):
         scan(max_unreadable=0.1)
 
@@ -275,12 +281,18 @@ def test_an_unreadable_trial_utterance_stays_in_the_manifest_without_samples_and
     assert "left out: id00005/a/00001.wav: " in caplog.text
 
 
-def test_unreadable_trial_utterances_past_the_allowed_share_are_an_error(scan, corpus, spoil):
-    spoil(corpus / "id00005" / "a" / "00001.wav")
-    with pytest.raises(ValueError, match=r"data.max_unreadable=0.0: 1 of 3 data.trials .* first id00005/a/00001.wav"):
+def test_unreadable_trial_utterances_past_the_allowed_share_are_an_error(scan, corpus, trials, spoil):
+    paths = sorted(corpus.glob("id0000[3-5]/*/*.wav"))
+    keys = [path.relative_to(corpus).as_posix() for path in paths]
+    trials.write_text("".join(f"{int(key[:7] == keys[0][:7])} {keys[0]} {key}\n" for key in keys[1:]))
+    spoil(paths[2])
+    with pytest.raises(ValueError, match=r"data.max_unreadable=0.0: 1 of 12 data.trials .* first id00003/b/00001.wav"):
         scan(max_unreadable=0.0)
-    spoil(corpus / "id00004" / "a" / "00001.wav")
-    with pytest.raises(ValueError, match=r"data.max_unreadable=0.5: 2 of 3 data.trials utterances cannot be used"):
+    for path in paths[3:12]:
+        spoil(path)
+    assert len(scan(max_unreadable=0.5).split("test")) == 12
+    spoil(paths[1])
+    with pytest.raises(ValueError, match=r"data.max_unreadable=0.5: 11 of 12 data.trials utterances cannot be used"):
         scan(max_unreadable=0.5)
 
 

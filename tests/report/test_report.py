@@ -106,7 +106,8 @@ def test_a_report_names_its_corpus_its_path_and_its_lists(tmp_path):
     assert all("speakers of voxceleb, 1,296 utterances" in text for text in texts)
     for text in texts:
         assert all(word in text for word in ("/data/prepared", "vox2_dev", "vox1_O_cleaned"))
-        assert "synthetic" not in text
+        assert "(synthetic voices)" not in text
+        assert "trained on synthetic voices" not in text
 
 
 def test_a_report_says_that_voices_are_synthetic(tmp_path):
