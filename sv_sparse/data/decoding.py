@@ -23,7 +23,7 @@ import soundfile
 import soxr
 from numpy.typing import DTypeLike, NDArray
 
-from sv_sparse.data.layout import FileContent, MemoryContent, View, layout_of, mp3_layout
+from sv_sparse.data.layout import FileContent, MemoryContent, View, content_kind, layout_of, mp3_layout
 
 Waveform = NDArray[np.float32]
 Source = str | os.PathLike[str] | bytes
@@ -35,16 +35,15 @@ MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 384_000  # Hz
 MAX_CHANNELS = 64
 MAX_ABS = np.float32(2**31)  # of samples that should lie in [-1, 1]; energies of larger ones overflow
 
-# Files with these endings are taken for recordings where a folder is searched; their content decides what they are.
+# Files with these endings are taken for recordings where a folder is searched, and so is what has another ending but
+# begins like one; the content decides what they are.
 AUDIO_ENDINGS = (
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".w64"),
     *(".rf64", ".bwf", ".sph", ".nist", ".voc"),
 )
-# Recordings too, of formats that libsndfile does not read.
-OTHER_AUDIO_ENDINGS = (".m4a", ".aac", ".mp4", ".m4b", ".wma", ".amr", ".3gp", ".webm", ".mka", ".ape", ".wv")
-
 BLOCK = 1 << 18  # samples of all channels together that are decoded at once
 SILENT = "holds nothing but silence"
+FOREIGN = "is of a format that is not read here; convert it, for instance by ffmpeg"
 
 _FEW = 1 << 12  # samples, of which some differ in most recordings that are not silent
 _NOTHING = np.empty(0, np.float32)
@@ -92,7 +91,10 @@ class AudioFile:
         try:
             self._read_headers()
         except soundfile.LibsndfileError as error:
+            is_foreign = content_kind(self._content) == "foreign"
             self.close()
+            if is_foreign:
+                raise ValueError(FOREIGN) from error
             raise ValueError(f"cannot be read as a recording ({_words(error)})") from error
         except BaseException:
             self.close()
@@ -312,6 +314,20 @@ def _decode_until_sound(file: AudioFile, *, is_whole: bool) -> int:
     if lowest == highest:
         raise ValueError(SILENT)
     return samples
+
+
+def looks_like_audio(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file begins as a recording does, of a format that is read here or of another one."""
+    try:
+        content = FileContent(path)
+    except (OSError, ValueError):
+        return False
+    try:
+        return bool(content_kind(content))
+    except OSError:
+        return False
+    finally:
+        content.close()
 
 
 def iter_audio(source: Source, sample_rate: int, *, max_seconds: float = MAX_SECONDS) -> Iterator[Waveform]:

@@ -1,7 +1,8 @@
 """A folder of recordings to a manifest: scan, read headers, keep evaluation speakers out of training."""
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sv_sparse.data.decoding import AUDIO_ENDINGS, OTHER_AUDIO_ENDINGS, SAMPLE_RATE
+from sv_sparse.data.decoding import AUDIO_ENDINGS, SAMPLE_RATE, looks_like_audio
 from sv_sparse.data.headers import one_part, read_headers, unusable
 from sv_sparse.data.manifest import Manifest, match, refuse_missing
 from sv_sparse.data.scan import walk
-from sv_sparse.data.trials import read_trials, split_fields
+from sv_sparse.data.trials import Trials, read_trials, split_fields
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.text import composed, printable
 
@@ -43,8 +44,8 @@ def scan_folder(
     the manifest, with 0 samples, so that evaluation leaves out their trials by name.
 
     Args:
-        root: Folder of ``<speaker>/<session>/<utterance>``, with an ending of ``AUDIO_ENDINGS``; symbolic links are
-            followed.
+        root: Folder of ``<speaker>/<session>/<utterance>``, with an ending of ``AUDIO_ENDINGS``, or another one where
+            the content is a recording's; symbolic links are followed.
         trials: VoxCeleb-format trial lists.
         train_list: Lines of ``speaker path``, the path relative to ``root``; None to train on all speakers.
         validation_share: Share of the training speakers with two utterances or more, in [0, 1); 0 holds out
@@ -60,10 +61,11 @@ def scan_folder(
     """
     check_validation_share(validation_share)
     limit = UnreadableLimit(max_unreadable)
-    found, unnamed = _find(Path(root))
+    listed = {utterance for path in trials for utterance in _read_trials(path).utterances}
+    found, unnamed = _find(Path(root), listed)
     utterances = pa.array(found, pa.string())
     speaker, session = _parts(utterances)
-    is_test = _listed_in_trials(trials, utterances)
+    is_test = _listed_in_trials(trials, utterances, Path(root))
     is_evaluation = np.isin(speaker, np.unique(speaker[is_test]))
     is_listed = _listed_for_training(train_list, utterances, speaker)
     is_train = is_listed & ~is_evaluation
@@ -103,44 +105,47 @@ def check_validation_share(share: float) -> None:
         raise ValueError(f"data.validation_share={share}: expected a share from 0 to below 1")
 
 
-def _find(root: Path) -> tuple[list[str], int]:
+def _find(root: Path, listed: Collection[str]) -> tuple[list[str], int]:
     """Return sorted keys of the recordings in the expected layout, and how many have names that are no text.
 
     What is left out is counted and named in warnings.
+
+    Args:
+        root: The folder.
+        listed: Keys that are recordings whatever they look like.
     """
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
         raise ValueError(f"data.root={root}: expected a folder of {LAYOUT}; found {found} there")
-    keys: dict[str, list[str]] = {kind: [] for kind in ("usable", "outside", "unnamed", "foreign", "other")}
+    inside: list[str] = []
+    outside: list[str] = []
+    unnamed: list[str] = []
+    others: list[str] = []
     for key, _ in walk(root):
-        keys[_kind(key)].append(printable(key))
-    if not keys["usable"]:
-        found = ", ".join([name for names in keys.values() for name in names][:3]) or "an empty folder"
+        name = printable(key)
+        if key.count("/") != 2:
+            (outside if key.lower().endswith(AUDIO_ENDINGS) else others).append(name)
+        elif not (key.lower().endswith(AUDIO_ENDINGS) or key in listed or looks_like_audio(root / key)):
+            others.append(name)
+        else:
+            (inside if name == key else unnamed).append(name)
+    if not inside:
+        found = ", ".join([*outside, *unnamed, *others][:3]) or "an empty folder"
         raise ValueError(f"data.root={root}: expected recordings as {LAYOUT}; found {found}")
-    for kind, problem in (
-        ("outside", f"recordings are not laid out as {LAYOUT}"),
-        ("foreign", "recordings are of a format that is not read here; convert them, for instance by ffmpeg"),
-    ):
-        if keys[kind]:
-            logger.warning(
-                "data.root=%s: %d %s, and are left out; first %s",
-                *(root, len(keys[kind]), problem, ", ".join(sorted(keys[kind])[:3])),
-            )
-    for key in sorted(keys["unnamed"]):
-        logger.warning("left out: %s: its name is not UTF-8; rename it", key)
-    return sorted(keys["usable"]), len(keys["unnamed"])
+    if outside:
+        logger.warning(
+            "left out: %d recordings below data.root=%s that are not laid out as %s; first %s",
+            *(len(outside), root, LAYOUT, ", ".join(sorted(outside)[:3])),
+        )
+    for name in sorted(unnamed):
+        logger.warning("left out: %s: its name is not UTF-8; rename it", name)
+    return _without_sources(inside), len(unnamed)
 
 
-def _kind(key: str) -> str:
-    """Return what a file below the root is, by its name alone."""
-    ending = key.lower()
-    if ending.endswith(OTHER_AUDIO_ENDINGS):
-        return "foreign"
-    if not ending.endswith(AUDIO_ENDINGS):
-        return "other"
-    if key.count("/") != 2:
-        return "outside"
-    return "usable" if printable(key) == key else "unnamed"
+def _without_sources(keys: Sequence[str]) -> list[str]:
+    """Return sorted keys without those of other endings that lie there beside what was converted from them."""
+    stems = {os.path.splitext(key)[0] for key in keys if key.lower().endswith(AUDIO_ENDINGS)}
+    return sorted(key for key in keys if key.lower().endswith(AUDIO_ENDINGS) or os.path.splitext(key)[0] not in stems)
 
 
 def _parts(utterances: pa.StringArray) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
@@ -150,13 +155,22 @@ def _parts(utterances: pa.StringArray) -> tuple[NDArray[np.object_], NDArray[np.
     return columns[:, 0], columns[:, 1]
 
 
-def _listed_in_trials(lists: Sequence[str | Path], utterances: pa.StringArray) -> NDArray[np.bool_]:
+def _read_trials(path: str | Path) -> Trials:
+    _refuse_no_file("data.trials", path)
+    return read_trials(path)
+
+
+def _listed_in_trials(lists: Sequence[str | Path], utterances: pa.StringArray, root: Path) -> NDArray[np.bool_]:
     listed = np.zeros(len(utterances), dtype=bool)
     for path in lists:
-        setting = _refuse_no_file("data.trials", path)
-        wanted = read_trials(path).utterances
+        wanted = _read_trials(path).utterances
         found = match(wanted, utterances)
-        refuse_missing(wanted, found, setting)
+        outside = [wanted[k] for k in np.flatnonzero(found < 0) if os.path.lexists(root / wanted[k])]
+        if outside:
+            raise ValueError(
+                f"data.trials={path}: {outside[0]} is there, but not laid out as {LAYOUT}, which tells who speaks"
+            )
+        refuse_missing(wanted, found, f"data.trials={path}")
         listed[found] = True
     return listed
 
@@ -232,7 +246,8 @@ def _refuse_unusable(
     if count > limit.most(total):
         first = f"; first {', '.join(names[:10])}" if names else ""
         raise ValueError(
-            f"{limit}: {count} of {total} {setting} utterances cannot be used; the log gives the reasons{first}"
+            f"{limit}: {count} of {total} {setting} utterances cannot be used (mend them, or allow a "
+            f"larger share); the log gives the reasons{first}"
         )
 
 

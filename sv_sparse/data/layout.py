@@ -224,6 +224,24 @@ def layout_of(content: Content) -> Layout:
     return layout if container is None else _chunked_layout(content, start, container, layout)
 
 
+def content_kind(content: Content) -> str:
+    """Return what a file is by its first bytes: ``audio``; ``foreign`` where libsndfile cannot read it; or empty."""
+    start = _after_tags(content)
+    magic = content.at(start, 20)
+    is_form = magic[:4] in _FORMS and magic[8:12] in _FORMS[magic[:4]]
+    if is_form or magic.startswith(_MAGIC) or _is_run(_Window(content), start, content.size):
+        return "audio"
+    return "foreign" if magic[4:8] == b"ftyp" or magic.startswith(_FOREIGN) else ""
+
+
+_WAVE = (b"WAVE",)
+_FORMS = {b"RIFF": _WAVE, b"RIFX": _WAVE, b"RF64": _WAVE, b"BW64": _WAVE, b"FORM": (b"AIFF", b"AIFC")}
+_MAGIC = (b"fLaC", b"OggS", b"caff", b".snd", b"NIST_1A", b"riff\x2e\x91\xcf\x11", b"Creative Voice File")
+_FOREIGN = (  # AMR; Matroska and WebM; Windows Media; AAC in ADTS; Monkey's Audio; WavPack
+    *(b"#!AMR", b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"\xff\xf1", b"\xff\xf9", b"MAC ", b"wvpk"),
+)
+
+
 def mp3_layout(content: Content, layout: Layout) -> Layout:
     """Return a layout of an MP3 file with headers that count all frames, so that libsndfile reads them all.
 

@@ -161,17 +161,18 @@ def test_a_root_one_level_too_high_is_refused_with_examples(scan, tmp_path, corp
         scan(tmp_path)
 
 
-def test_a_root_with_other_files_is_refused_with_examples(scan, tmp_path, record):
-    record(tmp_path / "m4a" / "x" / "y" / "1.wav").rename(tmp_path / "m4a" / "x" / "y" / "1.m4a")
-    with pytest.raises(ValueError, match=r"found x/y/1.m4a$"):
-        scan(tmp_path / "m4a")
+def test_a_root_with_other_files_is_refused_with_examples(scan, tmp_path):
+    (tmp_path / "texts" / "x" / "y").mkdir(parents=True)
+    (tmp_path / "texts" / "x" / "y" / "1.txt").write_text("text")
+    with pytest.raises(ValueError, match=r"found x/y/1.txt$"):
+        scan(tmp_path / "texts")
 
 
 def test_recordings_in_another_layout_are_counted_and_named_in_a_warning(scan, corpus, record, caplog):
     record(corpus / "1.wav")
     record(corpus / "id00000" / "a" / "deeper" / "1.wav")
     assert len(scan()) == 24
-    assert "2 recordings are not laid out as <speaker>/<session>/" in caplog.text
+    assert "left out: 2 recordings below data.root=" in caplog.text
     assert "first 1.wav, id00000/a/deeper/1.wav" in caplog.text
 
 
@@ -305,3 +306,34 @@ def test_labels_of_the_training_split_count_its_speakers(scan):
     manifest = scan(validation_share=0.1)
     labels = manifest.labels(manifest.split("train"))
     assert np.unique(labels).tolist() == list(range(len(manifest.speakers("train"))))
+
+
+def test_what_begins_like_a_recording_is_one_whatever_its_name_ends_in_and_other_files_are_not(scan, corpus, record):
+    wav = record(corpus / "id00000" / "a" / "9.wav").read_bytes()
+    (corpus / "id00000" / "a" / "9.wav").unlink()
+    for name in ("none", "some.bak"):
+        (corpus / "id00000" / "a" / name).write_bytes(wav)
+    (corpus / "id00000" / "a" / "00001.txt").write_text("what is said in 00001.wav")
+    found = utterances(scan(), "train")
+    assert {"id00000/a/none", "id00000/a/some.bak"} <= set(found)
+    assert not any(name.endswith(".txt") for name in found)
+
+
+def test_a_format_that_is_not_read_is_named_with_the_remedy_unless_it_was_converted(scan, corpus, trials, caplog):
+    m4a = b"\0\0\0\x20ftypM4A " + bytes(100)
+    (corpus / "id00000" / "a" / "9.m4a").write_bytes(m4a)
+    (corpus / "id00000" / "a" / "00001.m4a").write_bytes(m4a)
+    (corpus / "id00005" / "a" / "00001.wav").unlink()
+    (corpus / "id00005" / "a" / "00001.m4a").write_bytes(m4a)
+    manifest = scan(max_unreadable=0.1)
+    reason = "is of a format that is not read here; convert it, for instance by ffmpeg"
+    assert f"left out: id00000/a/9.m4a: {reason}" in caplog.text
+    assert "id00000/a/00001.m4a" not in caplog.text
+    assert "id00005/a/00001.m4a" in utterances(manifest, "test")
+
+
+def test_a_listed_recording_that_is_laid_out_otherwise_is_said_to_be_there(scan, corpus, record, trials):
+    record(corpus / "id00004" / "a" / "deep" / "1.wav")
+    trials.write_text("1 id00004/a/deep/1.wav id00004/a/00001.wav\n0 id00004/a/00001.wav id00005/a/00001.wav\n")
+    with pytest.raises(ValueError, match=r"id00004/a/deep/1.wav is there, but not laid out as <speaker>/<session>/"):
+        scan()
