@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from sv_sparse.commands.model import add_model, load_model
-from sv_sparse.deploy.decision import CONSENT
+from sv_sparse.deploy.decision import CONSENT, Outcome
 from sv_sparse.deploy.store import Store, default_path, speaker_name
 from sv_sparse.text import printable
 
@@ -45,7 +45,10 @@ def run(chosen: argparse.Namespace) -> None:
     else:
         name = speaker_name(chosen.name)  # before recordings are read for nothing
         verifier = load_model(chosen)
-        heard = [verifier.hear(file) for file in chosen.files]
+        try:
+            heard = [verifier.hear(file) for file in chosen.files]
+        except ValueError as error:
+            raise ValueError(f"{Outcome.REFUSED_INPUT}: {error}") from error
         store.enroll(name, heard, verifier.fingerprint)
         print(f"{name}: {_amount(len(heard), sum(each.seconds or 0 for each in heard))} added to {path}")
 

@@ -85,6 +85,8 @@ def _kind(chosen: argparse.Namespace) -> str:
     kind: str = chosen.to.suffix
     if kind not in {".safetensors", ".onnx"}:
         raise ValueError(f"--to {chosen.to}: expected a name that ends in .safetensors or .onnx")
+    if not chosen.to.parent.is_dir():
+        raise ValueError(f"--to {chosen.to}: there is no folder {chosen.to.parent}")
     foreign = {".safetensors": ("features", "int8"), ".onnx": ("values",)}[kind]
     for name in foreign:
         if getattr(chosen, name):

@@ -51,7 +51,7 @@ def run(chosen: argparse.Namespace) -> None:
     top = ranked[: chosen.top]
     if chosen.json:
         speakers = [{"name": name} | each.as_dict() for name, each in top]
-        decision = {"outcome": best.outcome, "answer": answer, "known": bool(best.accepted)}
+        decision = {"outcome": best.outcome, "answer": answer, "known": best.accepted}
         print(json.dumps(decision | verifier.basis | {"speakers": speakers}, ensure_ascii=False))
         return
     print(answer or f"{best.outcome}: the model knows no threshold; --threshold gives one")

@@ -78,6 +78,8 @@ def model_path(chosen: argparse.Namespace) -> Path:
     path = chosen.model or os.environ.get(VARIABLE)
     if not path:
         raise ValueError(f"name a model with --model FILE, or with the environment variable {VARIABLE}")
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: there is no such model file; sv-sparse export RUN --to FILE writes one")
     return Path(path)
 
 

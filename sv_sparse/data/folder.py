@@ -211,7 +211,10 @@ def _read_train_list(path: Path) -> tuple[list[str], list[str]]:
             names.append(fields[0])
             wanted.append(fields[1])
         elif fields:
-            raise ValueError(f"data.train_list={path}, line {number}: expected 'speaker path', got {line[:200]!r}")
+            raise ValueError(
+                f"data.train_list={path}, line {number}: expected 'speaker path', got {line[:200]!r}; where paths have "
+                "spaces, separate by a tab"
+            )
     return names, wanted
 
 

@@ -140,7 +140,8 @@ def read_trials(path: str | Path) -> Trials:
         elif fields:
             raise ValueError(
                 f"{path}, line {number}: expected 'label enrolment test' with a label of 0 or 1, "
-                f"such as '1 id10270/x6uYqmx31kE/00001.wav id10270/8jEAjG6SegY/00008.wav'; got {line[:200]!r}"
+                f"such as '1 id10270/x6uYqmx31kE/00001.wav id10270/8jEAjG6SegY/00008.wav'; got {line[:200]!r}; "
+                "where paths have spaces, separate by tabs"
             )
     _refuse_one_class(str(path), sum(is_target), len(is_target))
     pairs = np.array(sides, dtype=np.int64).reshape(-1, 2)
