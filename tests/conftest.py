@@ -23,7 +23,10 @@ def _hide_lazy_modules() -> None:
 
 
 # Files that take a minute or more, the longest first: begun last, they would leave all processes but one without work.
-LONG = ("test_chaos.py", "test_readme.py", "test_distributed.py", "test_unusable.py", "test_odd_files.py")
+LONG = (
+    *("test_readme.py", "test_recipes.py", "test_distributed.py", "test_sweeps.py", "test_stopped.py", "test_chaos.py"),
+    *("test_unusable.py", "test_odd_files.py"),
+)
 
 
 @pytest.hookimpl(tryfirst=True)
