@@ -22,9 +22,18 @@ def _hide_lazy_modules() -> None:
         loaded.LazyModule.__file__ = None
 
 
+# Files that take a minute or more, the longest first: begun last, they would leave all processes but one without work.
+LONG = (
+    *("test_readme.py", "test_recipes.py", "test_distributed.py", "test_sweeps.py", "test_stopped.py", "test_chaos.py"),
+    *("test_unusable.py", "test_odd_files.py"),
+)
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems() -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     _hide_lazy_modules()
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
 
 
 @pytest.fixture(autouse=True)

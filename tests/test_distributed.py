@@ -186,28 +186,33 @@ def test_the_processes_of_a_start_agree_on_a_name_that_no_earlier_start_had():
     assert len(set.union(*starts)) == 4
 
 
-def test_restarts_need_a_folder_and_the_same_settings(corpus, alone):
-    done = run(sys.executable, str(ROOT / "train.py"), *SETTINGS, *corpus, TORCHELASTIC_MAX_RESTARTS="1")
-    assert done.returncode == 2
-    assert "torchrun --max-restarts needs folder=PATH" in done.stderr
+def test_restarts_need_a_folder_and_the_same_settings(corpus, alone, train, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    done = train(*SETTINGS, *corpus)
+    assert done.status == 2
+    assert "torchrun --max-restarts needs folder=PATH" in done.err
+    monkeypatch.delenv("TORCHELASTIC_MAX_RESTARTS")
     for variable in ("SLURM_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"):
-        words = (*SETTINGS, *corpus, f"folder={alone}", "head.scale=31")
-        done = run(sys.executable, str(ROOT / "train.py"), *words, **{variable: "1"})
-        assert done.returncode == 2
-        assert f"folder={alone} holds a run that was begun with other settings: head.scale" in done.stderr
-    done = run(sys.executable, str(ROOT / "train.py"), *SETTINGS, *corpus, f"folder={alone}")
-    assert done.returncode == 2
-    assert "is there already" in done.stderr
+        monkeypatch.setenv(variable, "1")
+        done = train(*SETTINGS, *corpus, f"folder={alone}", "head.scale=31")
+        assert done.status == 2
+        assert f"folder={alone} holds a run that was begun with other settings: head.scale" in done.err
+        monkeypatch.delenv(variable)
+    done = train(*SETTINGS, *corpus, f"folder={alone}")
+    assert done.status == 2
+    assert "is there already" in done.err
 
 
-def test_a_return_to_an_epoch_is_made_once_not_at_each_restart(alone, tmp_path):
+def test_a_return_to_an_epoch_is_made_once_not_at_each_restart(alone, tmp_path, train, monkeypatch):
     copy = shutil.copytree(alone, tmp_path / "copy")
-    words = (sys.executable, str(ROOT / "train.py"), f"resume={copy}/checkpoints/epoch_0002.pt")
-    done = run(*words, TORCHELASTIC_MAX_RESTARTS="1")
-    assert done.returncode == 2
-    assert f"return without it, or continue with resume={copy}" in done.stderr
-    done = run(*words, SLURM_RESTART_COUNT="1")
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    done = train(f"resume={copy}/checkpoints/epoch_0002.pt")
+    assert done.status == 2
+    assert f"return without it, or continue with resume={copy}" in done.err
+    monkeypatch.delenv("TORCHELASTIC_MAX_RESTARTS")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    done = train(f"resume={copy}/checkpoints/epoch_0002.pt")
+    assert done.status == 0, done.err
     assert not list(copy.rglob("replaced.pt"))
 
 

@@ -212,11 +212,9 @@ def test_fine_tuning_needs_nothing_but_the_run(train, finished, tmp_path):
     assert train(f"resume={tmp_path / 'after'}").status == 0
 
 
-def test_the_log_says_what_is_other_than_in_the_run(train, finished, tmp_path):
-    words = ["target_sparsity=0.5", "sparsity=quantile", "trainer.epochs=1"]
-    done = train(*SHORT, f"init_from={finished}", *words)
-    assert done.status == 0, done.err
-    line = done.out.splitlines()[1]
+def test_the_log_says_what_is_other_than_in_the_run(finished):
+    ours = composed(f"init_from={finished}", "target_sparsity=0.5", "sparsity=quantile")
+    line = describe_sources(ours)["init_from"]
     assert "as there: model, data, optim; other than there: sparsity.controller._target_, " in line
     assert line.endswith(" more")
 
@@ -225,20 +223,22 @@ def test_a_sweep_starts_each_run_from_its_own(train, finished, tmp_path):
     other = shutil.copytree(finished, tmp_path / "other")
     settings = read_settings(other) | {"target_sparsity": 0.5}
     (other / "config.yaml").write_text(OmegaConf.to_yaml(settings))
-    done = train("-m", *SHORT, f"init_from={finished},{other}", "trainer.epochs=1")
+    done = train("-m", *SHORT, f"init_from={finished},{other}", "trainer.steps=2")
     assert done.status == 0, done.err
     found = {read_settings(run)["init_from"]: read_settings(run) for run in (tmp_path / "runs").glob("2*")}
     assert {path: run["target_sparsity"] for path, run in found.items()} == {str(finished): 0.8, str(other): 0.5}
     assert {run["data"]["root"] for run in found.values()} == {settings["data"]["root"]}
 
 
-def test_a_network_file_brings_its_runs_settings_wherever_it_lies(train, finished, tmp_path):
+def test_a_network_file_brings_its_runs_settings_wherever_it_lies(finished, tmp_path):
+    before = read_settings(finished)
     elsewhere = shutil.copy(finished / "checkpoints" / "model.pt", tmp_path / "copy.pt")
-    for number, path in enumerate((finished / "checkpoints" / "model.pt", elsewhere)):
-        done = train(*SHORT, f"init_from={path}", "trainer.epochs=1", f"folder={tmp_path / str(number)}")
-        assert done.status == 0, done.err
-        before, after = read_settings(finished), read_settings(tmp_path / str(number))
+    for path in (finished / "checkpoints" / "model.pt", elsewhere):
+        after = composed(f"init_from={path}")
         assert {name: after[name] for name in TAKEN} == {name: before[name] for name in TAKEN}
+        assert describe_sources(after)["init_from"] == (
+            f"{path}; as there: model, data, optim, sparsity, target_sparsity"
+        )
 
 
 def test_weights_of_another_toolkit_bring_no_data_and_the_log_says_so(tmp_path):
@@ -256,7 +256,7 @@ def test_a_run_that_is_known_only_when_settings_are_composed_needs_its_data(trai
     assert done.status == 2
     assert "without ${...}; give model= and data= here" in done.err
     data = read_settings(finished)["data"]
-    words = ["data=folder", f"data.root={data['root']}", f"data.trials={data['trials']}", "trainer.epochs=1"]
+    words = ["data=folder", f"data.root={data['root']}", f"data.trials={data['trials']}", "trainer.steps=2"]
     done = train(*TINY, *words, f"init_from='{tmp_path}/run_${{seed}}'")
     assert done.status == 0, done.err
 
