@@ -72,7 +72,7 @@ def evaluate_lists(
         index[tuple(one.recordings[k])]: f"{one.trials.utterances[k]}: {NO_SAMPLES}"
         for one, own in zip(chosen, heard, strict=True)
         for k in own
-        if one.seconds and not one.seconds[k]  # its duration, which calibration may ask for, is not known
+        if _lacks_samples(one, k)
     }
     embeddings = embed(
         network,
@@ -114,7 +114,8 @@ def _usable(complete: Judged, needed: Rows, unusable: Collection[Recording]) -> 
     left_out = [k for k in needed.tolist() if tuple(complete.recordings[k]) in unusable]
     if not left_out:
         return complete
-    absent = [part.path for k in left_out for part in complete.recordings[k] if not os.path.lexists(part.path)]
+    read = [k for k in left_out if not _lacks_samples(complete, k)]
+    absent = [part.path for k in read for part in complete.recordings[k] if not os.path.lexists(part.path)]
     if absent:
         raise ValueError(f"list {trials.name}: {len(absent)} recordings are not there; first {absent[0]}")
     rest = without(complete, left_out)
@@ -134,6 +135,11 @@ def _usable(complete: Judged, needed: Rows, unusable: Collection[Recording]) -> 
         reason,
     )
     return rest
+
+
+def _lacks_samples(one: Judged, k: int) -> bool:
+    """Whether an utterance has none in its manifest: even if it can be read now, its duration is not known there."""
+    return bool(one.seconds) and not one.seconds[k]
 
 
 def _enrolled(lists: Sequence[Judged], scoring: Scoring) -> list[Judged]:

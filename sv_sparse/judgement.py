@@ -219,7 +219,8 @@ def _enrolment(one: Judged) -> str:
     several = max(map(len, one.trials.models.values()), default=1)
     if several > 1:
         return f"average of up to {several} utterances"
-    parts = max((len(one.recordings[k]) for k in np.unique(one.trials.enrolment)), default=1)
+    recordings = concatenated(one).recordings  # of models, too: each has one utterance, if it has lost the others
+    parts = max((len(recordings[k]) for k in np.unique(one.trials.enrolment)), default=1)
     return f"up to {parts} utterances concatenated" if parts > 1 else "one recording"
 
 

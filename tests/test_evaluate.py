@@ -4,11 +4,17 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pytest
+import soundfile
+import torch
 
 from sv_sparse.data.manifest import PART, Manifest
-from sv_sparse.data.prepared import Judged
+from sv_sparse.data.prepared import Judged, judged
 from sv_sparse.data.trials import Trials
-from sv_sparse.evaluate import keep_evaluations
+from sv_sparse.data.unreadable import UnreadableLimit
+from sv_sparse.embedding import embed
+from sv_sparse.embedding_cache import EmbeddingCache
+from sv_sparse.evaluate import evaluate_lists, keep_evaluations
 from sv_sparse.judgement import judge
 from sv_sparse.score_files import difference_of, read_scores, read_speakers, write_scores, write_speakers
 from sv_sparse.scoring.backend import Backend
@@ -25,6 +31,88 @@ def test_a_score_file_is_read_as_it_was_written_whatever_the_names(tmp_path):
     np.testing.assert_array_equal(read, scores)
     np.testing.assert_array_equal(is_target, trials.is_target)
     assert (tmp_path / "scores" / "odd.txt").read_text().splitlines()[0] == 'a#1/"x" b/2 0.25 1'
+
+
+@pytest.mark.parametrize("space", [" ", "\u3000", "\u00a0", "\u2028", "\u0085", "\x1c"])
+def test_score_files_keep_names_with_any_space_of_unicode(tmp_path, space):
+    names = [f"{speaker}{space}{number}" for speaker in "abcdefghijklmnop" for number in range(2)]
+    pairs = [(left, right) for left in range(len(names)) for right in range(left)]
+    sides, other_sides = (np.array(column) for column in zip(*pairs, strict=True))
+    is_target = sides // 2 == other_sides // 2
+    trials = Trials("odd", is_target, sides, other_sides, names)
+    scores = np.random.default_rng(0).normal(size=len(pairs)).astype(np.float32)
+    path = tmp_path / "odd.txt"
+    write_scores(path, trials, scores)
+    write_speakers(path.with_suffix(".speakers"), trials, [f"{name[0]}{space}" for name in names])
+    np.testing.assert_array_equal(read_scores(path)[0], scores)
+    assert read_speakers(path.with_suffix(".speakers")) == {name: f"{name[0]}{space}" for name in names}
+    gap, _ = difference_of(path, path)  # which asks for the names in both files
+    assert gap == 0
+
+
+def recorded(folder) -> Manifest:
+    """Four recordings of two speakers, of which the last could not be used when the manifest was written."""
+    keys = [f"{speaker}/s/{number}.wav" for speaker in "ab" for number in range(2)]
+    lengths = [8000, 8000, 8000, 0]
+    for number, key in enumerate(keys):
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / key, np.random.default_rng(number).uniform(-0.5, 0.5, 8000), 16000)
+    parts = [
+        [{"file": key, "samples": samples, "offset": 0, "bytes": 0, "pcm": -1}]
+        for key, samples in zip(keys, lengths, strict=True)
+    ]
+    columns = {"utterance": keys, "speaker": [key[0] for key in keys], "session": ["s"] * 4, "samples": lengths}
+    columns |= {"sample_rate": [16000] * 4, "channels": [1] * 4, "split": ["test"] * 4}
+    return Manifest.write(
+        folder / "manifest.parquet", pa.table(columns | {"parts": pa.array(parts, pa.list_(PART))}), folder
+    )
+
+
+class _Loudness(torch.nn.Module):
+    """Stands for a network and its features."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, waveforms):
+        return self.scale * waveforms[:, :4]
+
+
+@pytest.mark.parametrize("enrolment", ["average", "concatenated"])
+def test_a_recording_without_samples_in_the_manifest_is_left_out_though_it_can_be_read_now(tmp_path, enrolment):
+    """Its duration, of which calibrated scores may be a function, is not known."""
+    manifest = recorded(tmp_path)
+    names = [manifest.utterance(row) for row in range(4)]
+    # "pair" is the enrolment of the second and the last one.
+    is_target = np.array([True, False, False, True, False])
+    trials = Trials("mine", is_target, np.array([0, 0, 4, 2, 1]), np.array([1, 2, 0, 3, 2]), names, {"pair": [1, 3]})
+    one = judged(trials, manifest, {})
+    scoring = Scoring([0.01], 1.0, 1.0, "none", 300, 10, enrolment, [], [])
+    settings = {"limit": UnreadableLimit(0.5), "scores_to": None, "whole": False}
+    for cache in (None, EmbeddingCache(tmp_path / "cache", _Loudness(), {})):
+        if cache is not None:  # which may know its embedding from elsewhere
+            embed(_Loudness(), torch.nn.Identity(), one.recordings, title="others", cache=cache)
+        (found,) = evaluate_lists(
+            _Loudness(),
+            torch.nn.Identity(),
+            [one],
+            Backend(np.zeros(4, np.float32)),
+            scoring,
+            cache=cache,
+            **settings,
+        )
+        lost = 2 if enrolment == "concatenated" else 1  # averages do with the others
+        assert (found.trials, found.trials_left_out) == (5 - lost, lost)
+    with pytest.raises(ValueError, match=r"b/s/1.wav: could not be used when its manifest was written"):
+        evaluate_lists(
+            _Loudness(),
+            torch.nn.Identity(),
+            [one],
+            Backend(np.zeros(4, np.float32)),
+            scoring,
+            **settings | {"limit": UnreadableLimit(0.0)},
+        )
 
 
 def written(folder, sessions: int, utterances: int) -> Manifest:

@@ -13,8 +13,10 @@ from omegaconf import OmegaConf
 from tiny import TINY
 
 from sv_sparse import checkpoint, cli
-from sv_sparse.data.manifest import Manifest
+from sv_sparse.data.manifest import PART, Manifest
+from sv_sparse.head import AAMSoftmax
 from sv_sparse.monitor import read_rows
+from sv_sparse.origin import Origin
 from sv_sparse.storage import only_process
 
 
@@ -214,6 +216,44 @@ def test_a_run_goes_on_without_the_one_that_it_started_from(train, finished, ton
     shutil.rmtree(origin)
     done = train(f"resume={tmp_path / 'run'}")
     assert done.status == 0, done.err
+
+
+def test_a_run_that_is_started_again_goes_on_without_the_one_that_it_started_from(
+    train, finished, tones, tmp_path, monkeypatch
+):
+    origin, run = shutil.copytree(finished, tmp_path / "origin"), tmp_path / "run"
+    words = [*TINY, *tones.settings(), f"init_from={origin}", "target_sparsity=0.8", f"folder={run}"]
+    assert train(*words).status == 0
+    (run / "results.json").unlink()
+    shutil.rmtree(origin)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    done = train(*words)
+    assert done.status == 0, done.err
+    assert (run / "results.json").is_file()
+
+
+def test_a_head_knows_speakers_whose_names_are_composed_otherwise(tmp_path):
+    """As those of the same folder are on another machine."""
+    names = [("Jose\u0301", "Jos\u00e9"), ("Zoe\u0308", "Zoe\u0308"), ("Max", "Max"), ("Max", "Moritz")]
+    manifests = []
+    for side in (0, 1):
+        keys = [f"{pair[side]}/s/{number}.wav" for number, pair in enumerate(names)]
+        if side:
+            keys[3] = "Max/s/3.wav"  # the same utterance, of another speaker
+        part = {"file": "x.wav", "samples": 9, "offset": 0, "bytes": 9, "pcm": -1}
+        columns = {"utterance": keys, "speaker": [pair[side] for pair in names], "session": ["s"] * 4}
+        columns |= {"samples": [9] * 4, "sample_rate": [16000] * 4, "channels": [1] * 4, "split": ["train"] * 4}
+        table = pa.table(columns | {"parts": pa.array([[part]] * 4, pa.list_(PART))})
+        manifests.append(Manifest.write(tmp_path / f"{side}.parquet", table, tmp_path))
+    theirs, ours = manifests
+    rows = {name: torch.full((4,), float(number)) for number, name in enumerate(theirs.speakers("train"))}
+    network, model = torch.nn.Linear(1, 1), {"_target_": "any"}
+    head = AAMSoftmax(4, len(ours.speakers("train")))
+    before = head.weight.detach().clone()
+    Origin(tmp_path, model, network.state_dict(), rows=rows, manifest=theirs).put_into(network, model, head, ours)
+    for number, name in enumerate(ours.speakers("train")):
+        expected = {"Jos\u00e9": rows["Jose\u0301"], "Moritz": before[number]}.get(name, rows.get(name))
+        assert torch.equal(head.weight[number], expected), name
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_may_begin_again(train, tones, tmp_path):

@@ -171,6 +171,30 @@ def test_each_job_of_a_sweep_has_the_settings_of_its_own_origin(origin):
     assert found == [*changed, ("resnet34", None, 0.9)]
 
 
+def test_a_run_of_an_earlier_version_keeps_its_corpus_whatever_other_corpora_are_like(origin):
+    folder = origin("data=voxceleb", "data.prepared=/corpora/vox", "data.train=[vox1_dev]", "data.trials=[vox1_O]")
+    settings = OmegaConf.load(f"{folder}/config.yaml")
+    del settings.data.corpus
+    OmegaConf.save(settings, f"{folder}/config.yaml")
+    found = composed(f"init_from={folder}")["data"]
+    assert found == OmegaConf.to_container(settings.data) | {"corpus": "vox"}
+
+
+def test_a_begun_run_that_is_started_again_needs_no_more_of_what_it_started_from(origin, tmp_path):
+    path = origin(*FOLDER, "model.channels=384", "target_sparsity=0.75")
+    begun = tmp_path / "begun"
+    words = (f"init_from={path}", f"folder={begun}", "experiment=lmft", "trainer.epochs=2", "model.channels=128")
+    settings = composed(*words)
+    (begun / "checkpoints").mkdir(parents=True)
+    (begun / "config.yaml").write_text(OmegaConf.to_yaml(settings))
+    shutil.rmtree(path)
+    with pytest.raises(ValueError, match=f"^init_from={path}: expected the folder of a finished run"):
+        composed(*words)  # without a checkpoint it begins anew
+    (begun / "checkpoints" / "last.pt").touch()
+    assert composed(*words) == settings
+    assert composed(*words, "head.scale=31") == settings | {"head": settings["head"] | {"scale": 31}}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

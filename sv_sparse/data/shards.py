@@ -197,13 +197,15 @@ def _held(source: Manifest, rows: NDArray[np.int64], path: Path) -> dict[int, _P
 
 def _index(source: Manifest, table: pa.Table, chunks: dict[str, NDArray[np.int64]], out: Path) -> None:
     """Write the manifest of the shards, from what the tar files say of themselves."""
-    shard_of, offset, size, samples = (np.zeros(len(table), dtype=np.int64) for _ in range(4))
-    for number, (name, rows) in enumerate(tqdm(chunks.items(), desc="reading shards", unit="shard", disable=None)):
-        shard_of[rows] = number  # of an utterance that was left out, too: a manifest names a file for each
+    offset, size, samples = (np.zeros(len(table), dtype=np.int64) for _ in range(3))
+    files = np.empty(len(table), dtype=object)
+    for name, rows in tqdm(chunks.items(), desc="reading shards", unit="shard", disable=None):
+        # A manifest names a file for each utterance, one of its own even if it was left out.
+        files[rows] = [f"{name}/{row:08d}.flac" for row in rows]
         for row, place in _held(source, rows, out / name).items():
-            samples[row], offset[row], size[row] = place.samples, place.offset, place.bytes
+            files[row], samples[row], offset[row], size[row] = name, place.samples, place.offset, place.bytes
     columns = {
-        "file": pa.array(list(chunks), pa.string()).take(pa.array(shard_of)),
+        "file": pa.array(files, pa.string()),
         "samples": pa.array(samples),
         "offset": pa.array(offset),
         "bytes": pa.array(size),

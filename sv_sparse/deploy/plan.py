@@ -44,9 +44,9 @@ class Plan:
             raise ValueError(f"{path} is not a readable plan: {error}") from error
         layers = found.get("layers") if isinstance(found, dict) else None
         tiles = list(layers.values()) if isinstance(layers, dict) else [None]
-        if layers is not None and set(found) == {"layers", "machine"}:
-            raise ValueError(f"{path} was measured by an earlier version: run sv-sparse tune again")
         fits = all(isinstance(tile, int) and 0 <= tile <= WIDEST_TILE for tile in tiles)
+        if layers is not None and fits and set(found) == {"layers", "machine"}:
+            raise ValueError(f"{path} was measured by an earlier version: run sv-sparse tune again")
         if layers is None or not fits or set(found) != {"layers", "machine", "check_sum"}:
             raise ValueError(
                 f"{path} is not a plan: expected layers, each with a tile of 0 to {WIDEST_TILE}, machine, and check_sum"

@@ -3,6 +3,8 @@ import logging
 import numpy as np
 import pytest
 
+from sv_sparse.data import headers
+from sv_sparse.data.decoding import inspect
 from sv_sparse.data.folder import scan_folder
 
 
@@ -337,3 +339,27 @@ def test_a_listed_recording_that_is_laid_out_otherwise_is_said_to_be_there(scan,
     trials.write_text("1 id00004/a/deep/1.wav id00004/a/00001.wav\n0 id00004/a/00001.wav id00005/a/00001.wav\n")
     with pytest.raises(ValueError, match=r"id00004/a/deep/1.wav is there, but not laid out as <speaker>/<session>/"):
         scan()
+
+
+def test_a_training_list_may_compose_the_names_of_speakers_as_no_file_system_does(scan, corpus, record, tmp_path):
+    names = ["Jose\u0301", "Rene\u0301"]
+    for name in names:
+        record(corpus / name / "s" / "0.wav")
+    path = tmp_path / "train_list"
+    path.write_text("Jos\u00e9 Jos\u00e9/s/0.wav\nRene\u0301 Ren\u00e9/s/0.wav\n", encoding="utf-8")
+    assert scan(train_list=path).speakers("train") == names
+
+
+def test_a_recording_that_cannot_be_used_is_opened_once(scan, corpus, monkeypatch, caplog):
+    bad = corpus / "id00000" / "a" / "00002.wav"
+    bad.write_bytes(b"no recording")
+    opened = []
+
+    def counted(path):
+        opened.append(str(path))
+        return inspect(path)
+
+    monkeypatch.setattr(headers, "inspect", counted)
+    scan(max_unreadable=0.1)
+    assert opened.count(str(bad)) == 1
+    assert "left out: id00000/a/00002.wav: cannot be read as a recording" in caplog.text

@@ -144,6 +144,14 @@ def test_an_empty_manifest_is_refused(tmp_path):
 def test_utterances_without_samples_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"manifest.parquet: the manifest has utterances without samples"):
         refused(tmp_path, COLUMNS | {"samples": [1, 2, 3, 0, 5]})
+    with pytest.raises(ValueError, match=r"manifest.parquet: the manifest has utterances without samples"):
+        refused(tmp_path, COLUMNS | {"samples": [1, 2, 0, 4, 5]})
+
+
+def test_utterances_without_samples_stay_where_nothing_trains_on_them(tmp_path):
+    columns = COLUMNS | {"samples": [100, 200, 300, 0, 0], "split": ["train", "train", "validation", "unused", "test"]}
+    manifest = Manifest.write(tmp_path / "manifest.parquet", pa.table(columns), tmp_path)
+    assert manifest.samples.tolist() == columns["samples"]
 
 
 def test_unknown_splits_are_refused_by_name(tmp_path):

@@ -109,28 +109,27 @@ def test_a_recording_that_cannot_be_used_is_named_left_out_and_tried_again(moved
 
 
 def test_lists_of_shards_know_recordings_that_were_left_out_and_no_run_trains_on_them(moved, tmp_path):
-    lists = read_listed(tmp_path / "prepared", ["cnceleb_average"])
-    tested = set(lists[0].trials.utterances)
-    bad = {}
-    for row, path in files_of(moved, ".flac") + files_of(moved, ".wav"):
-        bad.setdefault(moved.utterance(row) in tested, (moved.utterance(row), path))
-    for _, path in bad.values():
-        half(path)
+    def trained_on(prepared):
+        lists = read_listed(prepared, ["cnceleb_average"])
+        train = ["cn1_dev", "cn2_dev"]
+        run = select(prepared, train=train, lists=lists, validation_share=0.0, seed=0, out=tmp_path / "run.parquet")
+        return {run.utterance(row) for row in range(len(run))}
+
+    (complete,) = read_listed(tmp_path / "prepared", ["cnceleb_average"])
+    path_of = {moved.utterance(row): path for row, path in files_of(moved, ".flac") + files_of(moved, ".wav")}
+    trained = trained_on(tmp_path / "prepared")
+    bad_trained = next(name for name in path_of if name in trained)
+    bad_tested = next(name for name in path_of if name in complete.trials.utterances)
+    for name in (bad_trained, bad_tested):
+        half(path_of[name])
     write_shards(tmp_path / "prepared", tmp_path / "out")
     (one,) = read_listed(tmp_path / "out", ["cnceleb_average"])
-    place = one.trials.utterances.index(bad[True][0])
+    place = one.trials.utterances.index(bad_tested)
     assert [position for position, seconds in enumerate(one.seconds) if not seconds] == [place]
-    assert one.recordings[place][0].path.endswith(".tar")
     assert concatenated(one).seconds[len(one.trials.utterances) :].count(0) == sum(
         place in members for members in one.trials.models.values()
     )
-    train = ["cn1_dev", "cn2_dev"]
-    run = select(tmp_path / "out", train=train, lists=[one], validation_share=0.0, seed=0, out=tmp_path / "run.parquet")
-    complete = select(
-        tmp_path / "prepared", train=train, lists=lists, validation_share=0.0, seed=0, out=tmp_path / "all.parquet"
-    )
-    names = [{manifest.utterance(row) for row in range(len(manifest))} for manifest in (complete, run)]
-    assert names[0] - names[1] == {bad[False][0]}
+    assert trained - trained_on(tmp_path / "out") == {bad_trained}
 
 
 def test_too_many_recordings_that_cannot_be_used_end_it_and_the_next_call_goes_on(moved, tmp_path):
@@ -161,22 +160,18 @@ def test_a_disk_that_is_away_ends_it_and_leaves_no_shard_without_its_recordings(
     assert not (tmp_path / "out" / "manifest.parquet").exists()
 
 
-@pytest.mark.parametrize("place", [-1, -3, 0])
+@pytest.mark.parametrize("place", [-1, -2, -4])
 def test_a_shard_that_broke_off_is_filled_up_or_refused_by_name(moved, tmp_path, place):
-    """A tar file that was cut at the end of a recording looks whole to the library that reads it."""
     out = tmp_path / "out"
     write_shards(tmp_path / "prepared", out, utterances=100)
     path = sorted(out.glob("*.tar"))[0]
     whole = path.read_bytes()
     with tarfile.open(path) as shard:
         cut = shard.getmembers()[place].offset
-    with path.open("r+b") as file:
-        file.truncate(cut)
-    if cut:
-        write_shards(tmp_path / "prepared", out, utterances=100)
-        assert path.read_bytes() == whole
-    with path.open("r+b") as file:
-        file.truncate(cut + 512 + 10)
+    path.write_bytes(whole[:cut])
+    write_shards(tmp_path / "prepared", out, utterances=100)
+    assert path.read_bytes().rstrip(b"\0") == whole.rstrip(b"\0")
+    path.write_bytes(whole[: cut + tarfile.BLOCKSIZE + 10])
     with pytest.raises(ValueError, match=rf"{path}: cannot be read as a shard \(.*\); remove it and run again"):
         write_shards(tmp_path / "prepared", out, utterances=100)
 

@@ -1,11 +1,14 @@
 """Laws of what is known of speakers: published tables are read as they are, and follow a corpus through preparation."""
 
+import numpy as np
 import pytest
 import trees
 
-from sv_sparse.data.prepared import read_listed
+from sv_sparse.data.prepared import judged, read_listed
 from sv_sparse.data.speakers import read_sexes, sexes_table
+from sv_sparse.data.trials import Trials
 from sv_sparse.data.voxceleb import prepare_voxceleb
+from sv_sparse.protocols import lists_of_files
 
 VOX1 = "VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tSet\nid10001\tX\tm\tIreland\tdev\nid10270\tY\tf\tUSA\ttest\n"
 VOX2 = "VoxCeleb2 ID ,VGGFace2 ID ,Gender ,Set \nid00012 ,n000012 ,m ,dev \nid00017 ,n000017 ,f ,test \n"
@@ -53,3 +56,19 @@ def test_a_prepared_corpus_knows_the_sexes_of_those_it_is_judged_by(tmp_path):
     known = dict(zip(one.speakers, one.sexes, strict=True))
     assert known["id10270"] == "f"
     assert known["id10309"] == ""
+
+
+def test_a_table_knows_speakers_whose_names_it_composes_otherwise(tmp_path, record, tabulate):
+    """As macOS and a spreadsheet do; other characters that end lines elsewhere belong to a name."""
+    speakers = {"Jose\u0301": "m", "Zoe\u0308": "f", "a\u2028b": "f"}
+    table = "speaker,sex\nJos\u00e9,m\nZoe\u0308,f\na\u2028b,f\n"
+    (tmp_path / "table.csv").write_text(table, encoding="utf-8")
+    sexes = read_sexes(tmp_path / "table.csv")
+    keys = [f"{speaker}/s/1.wav" for speaker in speakers]
+    manifest = tabulate(tmp_path, [record(tmp_path / key) for key in keys])
+    trials = Trials("mine", np.array([True, False, False]), np.array([0, 1, 2]), np.array([0, 0, 1]), keys)
+    assert judged(trials, manifest, sexes).sexes == list(speakers.values())
+    lines = "".join(f"{int(left == right)}\t{left}\t{right}\n" for left in keys for right in keys)
+    (tmp_path / "mine.txt").write_text(lines, encoding="utf-8")
+    (one,) = lists_of_files(tmp_path, [tmp_path / "mine.txt"], sexes)
+    assert one.sexes == list(speakers.values())

@@ -1,3 +1,4 @@
+import re
 import time
 
 import numpy as np
@@ -32,6 +33,20 @@ def test_between_tabs_names_may_have_spaces_and_are_written_so(tmp_path):
     trials = read_trials(path)
     assert trials.utterances == ["a a/1.wav", "b\u2028b.wav", "c.wav"]
     assert trials.test.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("space", [" ", "\u3000", "\u00a0", "\u2028", "\u0085", "\x1c", "\x0b"])
+def test_names_with_any_space_of_unicode_are_written_so_that_they_are_read_back(tmp_path, space):
+    path = tmp_path / "list.txt"
+    write_trials(path, [True, False], [f"a{space}a/1.wav", "b.wav"], ["b.wav", "c.wav"])
+    assert read_trials(path).utterances == [f"a{space}a/1.wav", "b.wav", "c.wav"]
+
+
+@pytest.mark.parametrize("name", ["a\tb.wav", "a\nb.wav", "a\rb.wav", " a.wav", "a.wav\u3000", ""])
+def test_a_name_that_could_not_be_read_back_is_refused_and_nothing_is_written(tmp_path, name):
+    with pytest.raises(ValueError, match=f"^{re.escape(repr(name))}: expected a name without tabs and ends of lines"):
+        write_trials(tmp_path / "list.txt", [True, False], ["b.wav", "b.wav"], ["b.wav", name])
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_written_reads_back(tmp_path):

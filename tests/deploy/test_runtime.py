@@ -143,6 +143,12 @@ def test_a_damaged_plan_is_named(tmp_path, text):
         Plan.load(tmp_path / "plan.json")
 
 
+def test_a_plan_without_its_check_sum_is_one_of_an_earlier_version(tmp_path):
+    (tmp_path / "plan.json").write_text('{"layers": {"a": 4}, "machine": "this machine"}')
+    with pytest.raises(ValueError, match=r"plan\.json was measured by an earlier version: run sv-sparse tune again"):
+        Plan.load(tmp_path / "plan.json")
+
+
 def test_a_plan_of_which_a_bit_changed_is_damaged(tmp_path):
     path = tmp_path / "plan.json"
     plan = Plan({"first": 4, "second": DENSE}, "this machine")
