@@ -61,6 +61,11 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     return Header(info.samples, info.sample_rate, info.channels, info.size, info.pcm, info.problem)
 
 
+def why_no_samples(path: str | os.PathLike[str]) -> str:
+    """Return in words why ``read_header`` finds no samples in a file; empty where it finds some."""
+    return read_header(path).problem
+
+
 def unusable(headers: pa.Table) -> dict[int, str]:
     """Return why files cannot be used, in words, by row, ascending; ``headers`` are as of ``read_headers``."""
     samples, rates = (headers.column(name).to_numpy() for name in ("samples", "sample_rate"))
