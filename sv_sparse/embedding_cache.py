@@ -25,7 +25,8 @@ from sv_sparse.storage import atomic_write
 
 EMBEDDINGS = "embeddings"  # of a run folder
 _KEY_BYTES = 16
-_SOURCES = ("features.py", "embedding.py", "data/audio.py", "data/decoding.py", "models/*.py")  # of this package
+# Of this package, what makes embeddings.
+_SOURCES = ("features.py", "embedding.py", "data/audio.py", "data/decoding.py", "data/layout.py", "models/*.py")
 _DAMAGED = (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, zlib.error)
 _SECONDS = 10  # between files; what is younger is lost when the process is killed
 
