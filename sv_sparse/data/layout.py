@@ -1,7 +1,7 @@
 """Where the audio lies in a file, and the file's bytes in another layout, for files that libsndfile reads only in part.
 
-``layout_of`` looks at the first bytes and at what the format says of lengths; nothing is decoded. ``open_stream`` is
-what soundfile opens then.
+``layout_of`` looks at the first bytes and at what the format says of lengths; nothing is decoded. A ``View`` is what
+soundfile reads then.
 """
 
 import io
