@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from sv_sparse.deploy.decision import CONSENT, LIMITS_OF_USE, NOT_DETECTED, NOT_DIFFERENT, Outcome, RefusedInputError
-from sv_sparse.deploy.runtime import check_threads
+from sv_sparse.deploy.runtime import Runtime, check_threads
 from sv_sparse.deploy.verifier import Verifier
 
 VARIABLE = "SV_SPARSE_MODEL"  # of the environment
@@ -31,7 +31,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"model.safetensors, from sv-sparse export; the environment variable {VARIABLE} if not given",
     )
-    parser.add_argument("--threads", type=int, help="that compute the network; all cores if not given")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="that compute the network; if not given, one for up to ten seconds, all cores for longer recordings",
+    )
 
 
 def add_decision(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +70,10 @@ def load_model(chosen: argparse.Namespace) -> Verifier:
     """
     if chosen.threads is not None:
         torch.set_num_threads(check_threads(chosen.threads))
-    return Verifier.from_pretrained(model_path(chosen), threads=chosen.threads)
+    verifier = Verifier.from_pretrained(model_path(chosen), threads=chosen.threads)
+    if chosen.threads is None and isinstance(verifier.engine, Runtime) and not verifier.engine.needs_torch_threads:
+        torch.set_num_threads(1)  # features of one thread are as fast, and wait for no core that another program has
+    return verifier
 
 
 def model_path(chosen: argparse.Namespace) -> Path:

@@ -34,6 +34,9 @@ def default_plan(program: Program) -> Plan:
     )
 
 
+SHORT_FRAMES = 1000  # 10 seconds
+
+
 class SparseEngine:
     """Filterbank [B, F, T] to embedding [B, E], float32, zeros left out.
 
@@ -44,6 +47,7 @@ class SparseEngine:
     Args:
         program: of the network.
         threads: that each utterance is shared by.
+        short_threads: that utterances of up to ``SHORT_FRAMES`` are shared by; as many as the others if not given.
         plan: how layers are computed; by their density if not given.
 
     Raises:
@@ -51,12 +55,15 @@ class SparseEngine:
         OSError: the kernels cannot be compiled; says how to do without.
     """
 
-    def __init__(self, program: Program, *, threads: int = 1, plan: Plan | None = None) -> None:
+    def __init__(
+        self, program: Program, *, threads: int = 1, short_threads: int | None = None, plan: Plan | None = None
+    ) -> None:
         native.library()
         self.plan = default_plan(program) if plan is None else plan
         if set(self.plan.layers) != {layer.name for layer in program.layers}:
             raise ValueError("the plan is one of another network: it names other layers")
-        self.threads = threads
+        self.threads = self._shared_by = threads
+        self.short_threads = threads if short_threads is None else short_threads
         self.mel_bins, self.embedding_dim, self._layout = program.mel_bins, program.embedding_dim, program.layout
         self._held: list[Any] = []  # arrays whose addresses steps hold
         self._alone: dict[str, list[Segment]] = {}
@@ -81,6 +88,7 @@ class SparseEngine:
         output = torch.empty(len(filterbank), self.embedding_dim)
         with self._lock:
             self._make_room(frames)
+            self._shared_by = self.short_threads if frames <= SHORT_FRAMES else self.threads
             for utterance, embedding in zip(filterbank, output, strict=True):
                 for segment in self._segments:
                     segment(utterance, embedding)
@@ -127,7 +135,7 @@ class SparseEngine:
         array = (Step * len(steps))(*steps)
 
         def run(utterance: Tensor, embedding: Tensor) -> None:
-            native.run_steps(array, self._levels, self._arena, self.threads, utterance, embedding)
+            native.run_steps(array, self._levels, self._arena, self._shared_by, utterance, embedding)
 
         return run
 

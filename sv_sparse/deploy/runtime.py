@@ -34,6 +34,11 @@ class Runtime:
     def __init__(self, engine: SparseEngine | TorchEngine, words: str, mel_bins: int) -> None:
         self.engine, self.words, self.mel_bins = engine, words, mel_bins
 
+    @property
+    def needs_torch_threads(self) -> bool:
+        """Whether torch computes layers of the network; else it computes nothing but features, which are little."""
+        return isinstance(self.engine, TorchEngine) or DENSE in self.engine.plan.layers.values()
+
     def __call__(self, filterbank: Tensor) -> Tensor:
         """Map filterbank [B, F, T] to embedding [B, E], float32.
 
@@ -52,8 +57,9 @@ class Runtime:
 
         Args:
             package: as ``read_package`` returns it.
-            threads: that the sparse kernels use; torch's own number if not given. Layers that torch computes use
-                torch's.
+            threads: that the sparse kernels use. If not given, one for utterances of up to ten seconds, where a second
+                one gains little and loses much beside programs that have the cores, and torch's own number for longer
+                ones. Layers that torch computes use torch's.
             engine: ``sparse``, the kernels of this project; ``torch``, compressed rows where they gain; ``auto``:
                 sparse, and torch where there is no program for the kind of network or, with a warning, no compiler or
                 a network too wide for the kernels.
@@ -67,6 +73,7 @@ class Runtime:
         """
         if engine not in ENGINES:
             raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+        short_threads = 1 if threads is None else threads
         threads = check_threads(torch.get_num_threads() if threads is None else threads)
         bins = package.features["mel_bins"]
         network = package.network()
@@ -75,7 +82,7 @@ class Runtime:
         try:
             program = lower(network)
             plan = stored_plan(package, program, threads) if plan is None else plan
-            found = SparseEngine(program, threads=threads, plan=plan)
+            found = SparseEngine(program, threads=threads, short_threads=short_threads, plan=plan)
         except (OSError, NoProgramError) as error:
             if engine == "sparse":
                 raise
@@ -83,7 +90,8 @@ class Runtime:
             return cls(*_by_torch(network), bins)
         dense = sum(tile == DENSE for tile in found.plan.layers.values())
         how = f"planned by measurement on {found.plan.machine}" if found.plan.machine else "planned by density"
-        words = f"sparse kernels, {threads} threads, {dense} of {len(found.plan.layers)} layers dense, {how}"
+        by = f"{threads} threads" + (f", {short_threads} for up to 10 seconds" if short_threads < threads else "")
+        words = f"sparse kernels, {by}, {dense} of {len(found.plan.layers)} layers dense, {how}"
         return cls(found, words, bins)
 
 

@@ -63,7 +63,7 @@ class Verifier:
     ) -> None:
         self.backend, self.card, self.fingerprint = backend, card, fingerprint
         self.sample_rate, self.window_seconds = features["sample_rate"], window_seconds
-        self._engine = engine
+        self.engine = engine
         self._filterbank = Filterbank(features["sample_rate"], features["mel_bins"])
         self._windows(window_seconds)
 
@@ -73,7 +73,7 @@ class Verifier:
 
         Args:
             path: the file.
-            threads: that the network is computed by; torch's own number if not given.
+            threads: that the network is computed by; see ``Runtime.of``.
 
         Raises:
             ValueError: the package cannot be read; names it.
@@ -264,7 +264,7 @@ class Verifier:
     @torch.no_grad()
     def _embedded(self, waveforms: Array) -> Array:
         """Waveforms [B, S] to embeddings [B, E]."""
-        found: Array = self._engine(self._filterbank(torch.from_numpy(waveforms))).float().numpy()
+        found: Array = self.engine(self._filterbank(torch.from_numpy(waveforms))).float().numpy()
         if not np.isfinite(found).all():
             raise ValueError("its embedding is not finite")
         return found

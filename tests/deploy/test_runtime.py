@@ -6,6 +6,7 @@ import deployed
 import pytest
 import torch
 
+from sv_sparse.deploy import native
 from sv_sparse.deploy.engine import SparseEngine
 from sv_sparse.deploy.fold import folded
 from sv_sparse.deploy.lower import lower
@@ -161,3 +162,23 @@ def test_a_plan_of_which_a_bit_changed_is_damaged(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"plan\.json is not a readable plan: it is damaged"):
             Plan.load(path)
+
+
+def test_short_utterances_are_computed_by_one_thread_and_long_ones_by_all_unless_a_number_is_given(
+    package, monkeypatch
+):
+    used = []
+    real = native.run_steps
+
+    def run_steps(steps, levels, arena, threads, *ends):
+        used.append(threads)
+        real(steps, levels, arena, threads, *ends)
+
+    monkeypatch.setattr(native, "run_steps", run_steps)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for threads, expected in ((None, {300: {1}, 1200: {2}}), (2, {300: {2}, 1200: {2}})):
+        runtime = Runtime.of(package, threads=threads, engine="sparse")
+        for frames, numbers in expected.items():
+            used.clear()
+            runtime(torch.randn(1, 80, frames))
+            assert set(used) == numbers, (threads, frames)
