@@ -42,7 +42,8 @@ def from_resnet(network: ResNet34, round_to: int) -> tuple[dict[str, Any], dict[
             live = live | _rows(block.conv2.weight)
         begun = torch.relu(bias) if number == 0 else None
         shifts = [torch.where(live, 0.0, shift) for shift in _shifts(blocks, begun)]
-        one = any(bool(shift.any()) for shift in shifts)
+        heard = shifts if begun is None else [torch.where(live, 0.0, begun), *shifts]  # by the blocks
+        one = any(bool(shift.any()) for shift in heard)
         slots = filled(slots_for(live, round_to, one=one), round_to)
         if number == 0:
             _put(state, "conv", *assembled([Term(weight, image)], bias, slots))

@@ -87,6 +87,11 @@ def test_outputs_are_those_of_the_original_whatever_is_dead(kind: str, share: fl
     assert_equal_outputs(kind, network, compact(network, round_to))
 
 
+def test_a_shift_that_only_the_first_block_hears_is_kept():
+    network = worn("resnet34", 0.7, 2097152)  # whose later blocks cut it off
+    assert_equal_outputs("resnet34", network, compact(network))
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 @pytest.mark.parametrize("kind", KINDS)
 def test_outputs_are_those_of_the_original_where_nothing_or_everything_is_dead(kind: str, share: float):
