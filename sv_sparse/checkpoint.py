@@ -14,11 +14,11 @@ import zipfile
 import zlib
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
-from sv_sparse.storage import atomic_write
+from sv_sparse.storage import atomic_write, compare_zip_sums
 
 FORMAT = 4
 TRAINING_KEYS = {
@@ -61,7 +61,7 @@ def load(path: Path, keys: set[str]) -> dict[str, Any]:
         raise ValueError(f"no checkpoint at {path}")
     try:
         with path.open("rb") as file:  # one file, whatever takes its name meanwhile
-            _compare_sums(file)
+            compare_zip_sums(file)
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
     except DAMAGED as error:
@@ -80,20 +80,6 @@ def load(path: Path, keys: set[str]) -> dict[str, Any]:
     if set(state) != keys:
         raise ValueError(f"{path} lacks {sorted(keys - set(state))} and has unknown {sorted(set(state) - keys)}")
     return state
-
-
-def _compare_sums(file: BinaryIO) -> None:
-    """Compare the file's contents with the check sums in it, which torch writes and does not read.
-
-    Raises:
-        BadZipFile: they differ; other errors of DAMAGED, where the file cannot be walked through.
-    """
-    if not zipfile.is_zipfile(file):
-        raise zipfile.BadZipFile("damaged, or another kind of file")
-    with zipfile.ZipFile(file) as archive:
-        changed = archive.testzip()
-    if changed is not None:
-        raise zipfile.BadZipFile(f"{changed} in it has changed since it was written")
 
 
 class Checkpoints:

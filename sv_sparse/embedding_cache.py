@@ -21,12 +21,13 @@ from torch import nn
 
 from sv_sparse.data.manifest import Part
 from sv_sparse.scoring.cosine import Array
-from sv_sparse.storage import atomic_write
+from sv_sparse.storage import atomic_write, compare_zip_sums
 
 EMBEDDINGS = "embeddings"  # of a run folder
 _KEY_BYTES = 16
 # Of this package, what makes embeddings.
 _SOURCES = ("features.py", "embedding.py", "data/audio.py", "data/decoding.py", "data/layout.py", "models/*.py")
+# What zipfile, zlib and numpy raise for damaged bytes, the last two where a header names what they do not know.
 _DAMAGED = (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, zlib.error)
 _SECONDS = 10  # between files; what is younger is lost when the process is killed
 
@@ -78,13 +79,11 @@ class EmbeddingCache:
         found: dict[bytes, Array] = {}
         for path in sorted(self.folder.glob("*.npz")):
             try:
-                with zipfile.ZipFile(path) as archive:
-                    changed = archive.testzip()  # numpy compares the check sum of what it reads to the end alone
-                if changed is not None:
-                    raise ValueError(f"{changed} in it has changed since it was written")
-                with np.load(path) as file:
-                    keys: NDArray[np.uint8] = file["keys"]
-                    embeddings: Array = file["embeddings"]
+                with path.open("rb") as file:
+                    compare_zip_sums(file)
+                with np.load(path) as arrays:
+                    keys: NDArray[np.uint8] = arrays["keys"]
+                    embeddings: Array = arrays["embeddings"]
             except _DAMAGED as error:
                 raise ValueError(f"{path}: damaged ({error}); remove it, it will be computed again") from error
             found.update(zip(map(bytes, keys), embeddings, strict=True))

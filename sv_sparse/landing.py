@@ -6,7 +6,6 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-import torch
 from torch.optim.swa_utils import update_bn
 
 from sv_sparse.build import Experiment
@@ -75,7 +74,7 @@ def validate_held_out(experiment: Experiment) -> tuple[float, Array] | None:
 
 
 def _limit(experiment: Experiment) -> UnreadableLimit:
-    """How many recordings may be left out wherever whole utterances are embedded."""
+    """Return the limit on recordings that are left out wherever whole utterances are embedded."""
     return UnreadableLimit(experiment.settings["data"]["max_unreadable"])
 
 
@@ -94,22 +93,12 @@ def _crops(experiment: Experiment, dataset: Crops) -> Iterator[Batch]:
     batches.epoch = trainer["epochs"]
     loader = CropLoader(dataset, batches, 0, device)
     meter = UnreadableMeter(experiment.settings["data"]["max_unreadable"])
-    for batch in _read_in_float32(islice(loader, -(-trainer["statistics_crops"] // trainer["batch_size"]))):
+    for batch in islice(loader, -(-trainer["statistics_crops"] // trainer["batch_size"])):
         if rank() == 0:  # all processes read the same crops
             meter.report(batch)
         meter.count(len(batch.labels) + len(batch.unreadable), len(batch.unreadable))
         if len(batch.labels) >= 2:
             yield batch
-
-
-def _read_in_float32(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches, each read outside of autocast, under which resampling would lose most of the digits."""
-    while True:
-        with torch.autocast("cpu", enabled=False):
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
 
 
 def evaluate_at_start(experiment: Experiment, mean: Array) -> list[dict[str, Any]]:

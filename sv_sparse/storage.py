@@ -6,11 +6,12 @@ import json
 import logging
 import os
 import secrets
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from sv_sparse.text import ESCAPE
 
@@ -143,6 +144,20 @@ def check_sum(*parts: bytes) -> str:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()
+
+
+def compare_zip_sums(file: BinaryIO) -> None:
+    """Compare the contents of a zip file with the check sums in it, which torch and numpy write and do not all read.
+
+    Raises:
+        BadZipFile: They differ, or it is another kind of file. Damage can raise other errors of zipfile and zlib too.
+    """
+    if not zipfile.is_zipfile(file):
+        raise zipfile.BadZipFile("damaged, or another kind of file")
+    with zipfile.ZipFile(file) as archive:
+        changed = archive.testzip()
+    if changed is not None:
+        raise zipfile.BadZipFile(f"{changed} in it has changed since it was written")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,6 +8,13 @@ from typing import Any
 import numpy as np
 
 COMMAND = "python train.py model=ecapa target_sparsity=0.9"
+DEMO_CORPUS = {
+    "name": "demo",
+    "synthetic": True,
+    "path": "/cache/wav",
+    "train": None,
+    "trials": ["/cache/veri_test.txt"],
+}
 
 
 def evaluation(name: str, **changes: Any) -> dict[str, Any]:

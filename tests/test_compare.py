@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reported import evaluation, results, run_folder, unknown
+from reported import DEMO_CORPUS, evaluation, results, run_folder, unknown
 from tiny import ROOT
 
 from sv_sparse import cli
@@ -54,14 +54,7 @@ def test_a_row_for_each_finished_run_and_a_word_on_the_others(swept, capsys):
 
 
 def test_a_comparison_names_the_corpora(tmp_path):
-    corpus = {
-        "name": "demo",
-        "synthetic": True,
-        "path": "/cache/wav",
-        "train": None,
-        "trials": ["/cache/veri_test.txt"],
-    }
-    runs = [run_folder(tmp_path / "one", results()), run_folder(tmp_path / "two", results(corpus=corpus))]
+    runs = [run_folder(tmp_path / "one", results()), run_folder(tmp_path / "two", results(corpus=DEMO_CORPUS))]
     write_comparison(tmp_path / "out", read_entries(runs, None)[0], {})
     for name in ("compare.html", "compare.md"):
         text = (tmp_path / "out" / name).read_text()

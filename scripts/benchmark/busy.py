@@ -37,7 +37,7 @@ FOREVER = "while True: pass"
 
 
 class Way(NamedTuple):
-    """How the command is started: words that it gets beside the recordings, and variables of its environment."""
+    """A way to start the command: words beside the recordings, and variables of its environment."""
 
     words: tuple[str, ...]
     variables: Mapping[str, str]

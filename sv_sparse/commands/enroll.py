@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from sv_sparse.commands.model import add_model, load_model
-from sv_sparse.deploy.decision import CONSENT, Outcome
+from sv_sparse.deploy.decision import CONSENT_SENTENCE, Outcome
 from sv_sparse.deploy.store import Store, default_path, speaker_name
 from sv_sparse.text import printable
 
@@ -19,7 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="say who is enrolled")
     parser.add_argument("--remove", action="store_true", help="remove NAME and all that was kept of the recordings")
     add_model(parser)
-    parser.epilog = f"{CONSENT[0].upper()}{CONSENT[1:]}."
+    parser.epilog = CONSENT_SENTENCE
 
 
 def run(chosen: argparse.Namespace) -> None:

@@ -150,7 +150,7 @@ def _other_normalization(given: Backend, scoring: Scoring) -> bool:
 
 
 def _limit(settings: Settings, chosen: argparse.Namespace) -> UnreadableLimit:
-    """How many recordings may be left out: as the command line says, or as the run was set."""
+    """Return the limit on recordings that are left out: that of the command line, or of the run's settings."""
     if chosen.max_unreadable is not None:
         return UnreadableLimit(chosen.max_unreadable, "--max-unreadable ")
     return UnreadableLimit(settings["data"]["max_unreadable"])

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import torch
 
-from sv_sparse.deploy.decision import CONSENT, LIMITS_OF_USE, NOT_DETECTED, NOT_DIFFERENT, Outcome, RefusedInputError
+from sv_sparse.deploy.decision import (
+    CONSENT_SENTENCE,
+    LIMITS_OF_USE,
+    NOT_DETECTED,
+    NOT_DIFFERENT,
+    Outcome,
+    RefusedInputError,
+)
 from sv_sparse.deploy.runtime import Runtime, check_threads
 from sv_sparse.deploy.verifier import Verifier
 
@@ -19,7 +26,7 @@ _OUTCOMES = (
     f'{NOT_DIFFERENT}), "{Outcome.NO_DECISION}" (no threshold is known) or "{Outcome.REFUSED_INPUT}" (a recording '
     "cannot be judged; the reason is on stderr, and with --json on stdout too). Exit status: 0 with an outcome of the "
     "first three, 2 with refused input and after any other error, 128 + N after signal N. "
-    f"Limits of use: {NOT_DETECTED}. {CONSENT[0].upper()}{CONSENT[1:]}."
+    f"Limits of use: {NOT_DETECTED}. {CONSENT_SENTENCE}"
 )
 
 

@@ -94,7 +94,7 @@ def fill_stretch(
 
 def _fill(part: Part, rate: int, start: int, out: Waveform | Samples, held: bytes | None) -> None:
     if held is None and part.pcm >= 0 and out.dtype == np.int16:
-        _read_bytes(part, part.pcm + 2 * start, out.data.cast("B"))
+        out.data.cast("B")[:] = _read_bytes(part, part.pcm + 2 * start, out.nbytes)
         return
     samples, found = _read(part, start, len(out), out.dtype, held)
     if found != rate:
@@ -102,23 +102,23 @@ def _fill(part: Part, rate: int, start: int, out: Waveform | Samples, held: byte
     out[:] = samples if samples.dtype == out.dtype else to_int16(samples)
 
 
-def _read_bytes(part: Part, start: int, out: memoryview) -> None:
-    """Fill ``out`` with what is in a part's file from byte ``start`` on."""
+def _read_bytes(part: Part, start: int, count: int) -> bytes:
+    """Return ``count`` bytes of a part's file from byte ``start`` on."""
     try:
         file = os.open(part.path, OPEN_FLAGS)
         try:
             size = os.fstat(file).st_size
-            content = read_at(file, len(out), start)
+            content = read_at(file, count, start)
         finally:
             os.close(file)
     except OSError as error:
         raise ValueError(f"{printable(part.path)}: cannot be read as a recording ({error.strerror})") from error
     changed = size < part.offset + part.bytes if part.offset else size != part.bytes
-    if changed or len(content) != len(out):
+    if changed or len(content) != count:
         raise ValueError(
             f"{printable(part.path)}: is not as long as when its manifest was written; it has {size} bytes now"
         )
-    out[:] = content
+    return content
 
 
 def _read(
@@ -143,11 +143,7 @@ def _read(
 
 def _source(part: Part) -> str | bytes:
     """Return what is decoded: the file, or what a tar file holds of it."""
-    if not part.offset:
-        return part.path
-    content = bytearray(part.bytes)
-    _read_bytes(part, part.offset, memoryview(content))
-    return bytes(content)
+    return _read_bytes(part, part.offset, part.bytes) if part.offset else part.path
 
 
 def to_int16(waveform: Waveform) -> Samples:

@@ -239,7 +239,7 @@ class AudioFile:
 
 
 class AudioInfo(NamedTuple):
-    """What is known of a recording without decoding all of it.
+    """Facts about a recording that are known without decoding all of it.
 
     Attributes:
         samples: Length of a channel; 0 where the recording cannot be used.

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,21 +61,21 @@ def scan_folder(
     """
     check_validation_share(validation_share)
     limit = UnreadableLimit(max_unreadable)
-    listed = {utterance for path in trials for utterance in _read_trials(path).utterances}
-    found, unnamed = _find(Path(root), listed)
-    utterances = pa.array(found, pa.string())
+    lists = {path: _read_trials(path).utterances for path in trials}
+    keys, unnamed = _find(Path(root), {utterance for listed in lists.values() for utterance in listed})
+    utterances = pa.array(keys, pa.string())
     speaker, session = _parts(utterances)
-    is_test = _listed_in_trials(trials, utterances, Path(root))
+    is_test = _listed_in_trials(lists, utterances, Path(root))
     is_evaluation = np.isin(speaker, np.unique(speaker[is_test]))
     is_listed = _listed_for_training(train_list, utterances, speaker)
     is_train = is_listed & ~is_evaluation
     _report_excluded(speaker, is_listed & is_evaluation, is_asked=train_list is not None)
     with tqdm(total=len(utterances), desc="reading headers", unit="file", disable=None) as progress:
-        headers = read_headers(root, found, progress)
+        headers = read_headers(root, keys, progress)
     reasons = unusable(headers)
     for row, reason in reasons.items():
-        logger.warning("left out: %s: %s", found[row], reason)
-    is_usable = ~np.isin(np.arange(len(found)), list(reasons))
+        logger.warning("left out: %s: %s", keys[row], reason)
+    is_usable = ~np.isin(np.arange(len(keys)), list(reasons))
     for setting, rows, others in (("data.trials", is_test, 0), ("training", is_train, unnamed)):
         _refuse_unusable(setting, utterances, rows, is_usable, others, limit)
     held_out = validation_speakers(speaker[is_train & is_usable], validation_share, seed)
@@ -130,8 +130,8 @@ def _find(root: Path, listed: Collection[str]) -> tuple[list[str], int]:
         else:
             (inside if name == key else unnamed).append(name)
     if not inside:
-        found = ", ".join([*outside, *unnamed, *others][:3]) or "an empty folder"
-        raise ValueError(f"data.root={root}: expected recordings as {LAYOUT}; found {found}")
+        examples = ", ".join([*outside, *unnamed, *others][:3]) or "an empty folder"
+        raise ValueError(f"data.root={root}: expected recordings as {LAYOUT}; found {examples}")
     if outside:
         logger.warning(
             "left out: %d recordings below data.root=%s that are not laid out as %s; first %s",
@@ -160,12 +160,13 @@ def _read_trials(path: str | Path) -> Trials:
     return read_trials(path)
 
 
-def _listed_in_trials(lists: Sequence[str | Path], utterances: pa.StringArray, root: Path) -> NDArray[np.bool_]:
+def _listed_in_trials(
+    lists: Mapping[str | Path, Sequence[str]], utterances: pa.StringArray, root: Path
+) -> NDArray[np.bool_]:
     listed = np.zeros(len(utterances), dtype=bool)
-    for path in lists:
-        wanted = _read_trials(path).utterances
+    for path, wanted in lists.items():
         found = match(wanted, utterances)
-        outside = [wanted[k] for k in np.flatnonzero(found < 0) if os.path.lexists(root / wanted[k])]
+        outside = [wanted[k] for k in np.flatnonzero(found < 0).tolist() if os.path.lexists(root / wanted[k])]
         if outside:
             raise ValueError(
                 f"data.trials={path}: {outside[0]} is there, but not laid out as {LAYOUT}, which tells who speaks"

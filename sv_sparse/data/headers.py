@@ -8,15 +8,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from sv_sparse.data.decoding import MIN_SECONDS, inspect, too_short
+from sv_sparse.data.decoding import MIN_SECONDS, AudioInfo, inspect, too_short
 from sv_sparse.data.manifest import PART
 
+# In the order of ``AudioInfo``.
 HEADERS = pa.schema(
     [
         pa.field("samples", pa.int64()),  # 0 where a file cannot be used
@@ -35,30 +36,9 @@ _THREADS = 16
 _CHUNK = 256  # files per task
 
 
-class Header(NamedTuple):
-    """What a manifest keeps of a file.
-
-    Attributes:
-        samples: Length of one channel; 0 where the file cannot be used, for whatever reason.
-        sample_rate: In Hz.
-        channels: How many there are.
-        bytes: Length of the file.
-        pcm: Where mono 16-bit samples begin, in bytes; -1 where there are none in plain.
-        problem: Why the file cannot be used, in words; empty where it can.
-    """
-
-    samples: int
-    sample_rate: int
-    channels: int
-    bytes: int
-    pcm: int
-    problem: str
-
-
-def read_header(path: str | os.PathLike[str]) -> Header:
+def read_header(path: str | os.PathLike[str]) -> AudioInfo:
     """Return the header of a recording; never raises for what is there, or is not. See ``decoding.inspect``."""
-    info = inspect(path)
-    return Header(info.samples, info.sample_rate, info.channels, info.size, info.pcm, info.problem)
+    return inspect(path)
 
 
 def why_no_samples(path: str | os.PathLike[str]) -> str:
@@ -104,7 +84,7 @@ def in_threads(
     return results
 
 
-def _header(root: str, file: str) -> Header:
+def _header(root: str, file: str) -> AudioInfo:
     return read_header(os.path.join(root, file))
 
 

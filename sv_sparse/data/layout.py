@@ -1,4 +1,4 @@
-"""Where the audio lies in a file, and the file's bytes in another layout, for files that libsndfile reads only in part.
+"""The place of the audio in a file, and other layouts of its bytes, for files that libsndfile reads only in part.
 
 ``layout_of`` looks at the first bytes and at what the format says of lengths; nothing is decoded. A ``View`` is what
 soundfile reads then.
@@ -27,7 +27,7 @@ Piece = bytes | tuple[int, int]  # or the first byte and the end of a stretch of
 
 
 class Layout(NamedTuple):
-    """Where the audio of a file lies.
+    """The place of the audio in a file.
 
     Attributes:
         streams: Each stream as its pieces in order. Several streams are one recording.
@@ -336,7 +336,7 @@ def _before_tags(content: Content, start: int) -> int:
 
 
 class _Chunks(NamedTuple):
-    """How a container tells where its samples are.
+    """Format of the chunks of a container, one of which holds the samples.
 
     Attributes:
         magic: Its first bytes.

@@ -33,6 +33,7 @@ class Outcome(StrEnum):
 NOT_DIFFERENT = 'this does not mean "different speakers"'
 NOT_DETECTED = "replayed, converted or synthetic voices (spoofing, deepfakes) are not detected"
 CONSENT = "enroll or compare a person's voice only with that person's consent"
+CONSENT_SENTENCE = f"{CONSENT[0].upper()}{CONSENT[1:]}."
 LIMITS_OF_USE = f"{NOT_DETECTED}; {CONSENT}"
 SYNTHETIC = "synthetic_voices_only"  # key of a model's card
 SYNTHETIC_WARNING = "trained on synthetic voices only (demo corpus): decisions about people mean nothing"

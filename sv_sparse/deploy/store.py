@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sv_sparse.deploy.decision import Heard
+from sv_sparse.deploy.decision import Heard, Outcome
 from sv_sparse.storage import check_sum
 
 UNKNOWN = "unknown"  # the answer for a recording of nobody who is enrolled
-RESERVED = (UNKNOWN, "nobody", "no decision")  # what the program says instead of a name
+RESERVED = (UNKNOWN, "nobody", Outcome.NO_DECISION.value)  # what the program says instead of a name
 
 _APPLICATION = 0x53565350  # "SVSP", which SQLite keeps in the file's header
 _VERSION = 2

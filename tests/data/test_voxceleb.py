@@ -9,7 +9,7 @@ import pytest
 import trees
 
 from sv_sparse.data import headers, published
-from sv_sparse.data.headers import Header
+from sv_sparse.data.decoding import AudioInfo
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.prepared import read_listed, select
 from sv_sparse.data.voxceleb import parse, prepare_voxceleb
@@ -191,7 +191,7 @@ def test_the_prepared_folder_may_lie_below_the_root_by_any_path(tmp_path):
 
 def test_what_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
     trees.merged(tmp_path / "root")
-    real, nothing = headers.read_header, Header(0, 0, 0, 0, -1, "is away")
+    real, nothing = headers.read_header, AudioInfo(0, 0, 0, 0, -1, "is away")
     monkeypatch.setattr(headers, "read_header", lambda path: nothing if "id00012" in path else real(path))
     out = prepared(tmp_path / "root", tmp_path / "out")
     assert len(rows(out)) == 36

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
-from reported import COMMAND, evaluation, results, rows, run_folder, unknown, write_scores
+from reported import COMMAND, DEMO_CORPUS, evaluation, results, rows, run_folder, unknown, write_scores
 
 from sv_sparse.report import draw_run, refresh_report, write_report, write_results
 
@@ -111,14 +111,7 @@ def test_a_report_names_its_corpus_its_path_and_its_lists(tmp_path):
 
 
 def test_a_report_says_that_voices_are_synthetic(tmp_path):
-    corpus = {
-        "name": "demo",
-        "synthetic": True,
-        "path": "/cache/wav",
-        "train": None,
-        "trials": ["/cache/veri_test.txt"],
-    }
-    page = reported(tmp_path / "run", results(corpus=corpus))
+    page = reported(tmp_path / "run", results(corpus=DEMO_CORPUS))
     assert "speakers of demo (synthetic voices), 1,296 utterances" in page.text
     assert "demo (synthetic voices)" in (tmp_path / "run" / "report.md").read_text()
 
