@@ -21,11 +21,13 @@ read-out. native.py has the same in one pass over memory for the CPU, compiled.p
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from sv_sparse.optim.prox import group_shrink, shrink
+from sv_sparse.optim.state_checks import is_plain
 
 _FUSED_DEVICES = {"cpu", "cuda"}
 
@@ -49,15 +51,48 @@ class ReadOut:
             weight = dual
         return weight if self.delta == 1 else self.delta * weight
 
+    def at(self, lambda_: Tensor) -> "ReadOut":
+        """Return the same with another lambda."""
+        return replace(self, lambda_=lambda_)
+
     def write(self, params: Sequence[Tensor], duals: Sequence[Tensor], masks: Sequence[Tensor] = ()) -> None:
         """Set ``params`` from ``duals``, in place. ``masks`` hold zeros in both, where there are any."""
         for dual, mask in zip(duals, masks, strict=False):
             dual.masked_fill_(~mask, 0)
-        for param, dual in zip(params, duals, strict=True):
-            if param is not dual:
-                weight = self(dual, out=param if param.dtype == dual.dtype else None)
-                if weight is not param:
-                    param.copy_(weight)
+        pairs = [(param, dual) for param, dual in zip(params, duals, strict=True) if param is not dual]
+        if pairs and self.regularizer == "l1" and all(self._launches_cost(*pair) for pair in pairs):
+            self._write_together([param for param, _ in pairs], [dual for _, dual in pairs])
+            return
+        for param, dual in pairs:
+            # a group may lie on several devices
+            here = self if dual.device == self.lambda_.device else self.at(self.lambda_.to(dual.device))
+            weight = here(dual, out=param if _takes_output(param, dual) else None)
+            if weight is not param:
+                param.copy_(weight)
+
+    def _launches_cost(self, param: Tensor, dual: Tensor) -> bool:
+        """Return whether operations on lists take this weight, and are faster."""
+        return param.device == dual.device == self.lambda_.device and param.device.type not in {"cpu", "meta"}
+
+    def _write_together(self, params: list[Tensor], duals: list[Tensor]) -> None:
+        """Set all weights by a few operations on lists: on a GPU a launch for each tensor costs more than the work.
+
+        The same bits as one after the other: ``sign(v) * max(|v| - lambda, 0)``, where the last addition makes a
+        positive zero of a negative one.
+        """
+        weights = list(torch._foreach_abs(duals))
+        torch._foreach_add_(weights, self.lambda_, alpha=-1)
+        torch._foreach_clamp_min_(weights, 0.0)
+        torch._foreach_mul_(weights, torch._foreach_sign(duals))
+        torch._foreach_add_(weights, 0.0)
+        if self.delta != 1:
+            torch._foreach_mul_(weights, self.delta)
+        torch._foreach_copy_(params, weights)
+
+
+def _takes_output(param: Tensor, dual: Tensor) -> bool:
+    """Return whether operations may write into the weight: subclasses do not take ``out``."""
+    return not torch.compiler.is_compiling() and param.dtype == dual.dtype and is_plain(param)
 
 
 def linbreg(
@@ -116,7 +151,7 @@ def adabreg(
     lr: float | Tensor,
     betas: tuple[float, float],
     eps: float,
-    weight_decay: float,
+    weight_decay: float | Tensor,
     maximize: bool,
     fused: bool = True,
 ) -> None:
@@ -126,7 +161,7 @@ def adabreg(
     ``v <- v - lr * weight_decay * w``; it is nothing off the support, where w is zero.
     ``fused`` takes torch's fused kernel where the device has one; it cannot be under torch.compile.
     """
-    if weight_decay:
+    if isinstance(weight_decay, Tensor) or weight_decay:  # a tensor's value need not come to the host
         for param, dual in zip(params, duals, strict=True):
             if param is dual:
                 dual.mul_(1 - lr * weight_decay)  # as torch.optim.AdamW writes it

@@ -1,13 +1,15 @@
 """Gradient clipping that knows about sparsity."""
 
 from collections.abc import Iterable, Iterator
+from numbers import Real
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sv_sparse.optim import native
-from sv_sparse.optim.optimizer import IMPLEMENTATIONS, check
+from sv_sparse.optim.optimizer import IMPLEMENTATIONS
+from sv_sparse.optim.state_checks import check
 
 CLIP_CHOICES = ("support", "all")
 _PIECE = 2**17  # values
@@ -20,7 +22,7 @@ def clip_grad_norm_(
     *,
     on: str = "support",
     sparse: Iterable[Tensor] | None = None,
-    implementation: str = "fused",
+    implementation: str = "auto",
 ) -> Tensor:
     """Scale the gradients in place so that their global norm is at most ``max_norm``.
 
@@ -34,24 +36,25 @@ def clip_grad_norm_(
         on: ``"support"`` or ``"all"``.
         sparse: the parameters that have a support, ``controller.params`` for instance; all gradients of others count.
             None: those with two axes or more.
-        implementation: that of the optimizer. With ``"fused"`` and ``"native"`` a kernel takes what is on the CPU in
-            float32 in one pass, and rounds otherwise than torch does.
+        implementation: that of the optimizer. With all but ``"compile"`` and ``"foreach"`` a kernel takes what is on
+            the CPU in float32 in one pass, and rounds otherwise than torch does.
 
     Returns:
         The norm before clipping, 0-dim on the device.
 
     Raises:
         ValueError: ``on`` or ``implementation`` is none of its choices, or ``max_norm`` is not positive.
-        OSError: the kernel cannot be compiled; says how to do without.
+        OSError: the kernel cannot be compiled, and ``"auto"`` was not asked for; says how to do without.
     """
     check(on in CLIP_CHOICES, "clip on", on, f"one of {', '.join(CLIP_CHOICES)}")
-    check(max_norm > 0, "max_norm", max_norm, "above 0")
+    check(isinstance(max_norm, Real) and max_norm > 0, "max_norm", max_norm, "a number above 0")
     check(implementation in IMPLEMENTATIONS, "implementation", implementation, f"one of {', '.join(IMPLEMENTATIONS)}")
     params = [params] if isinstance(params, Tensor) else params
     live = [(param, param.grad) for param in params if param.grad is not None]
     chosen = {param for param, _ in live if param.ndim > 1} if sparse is None else set(sparse)
     supported = chosen if on == "support" else set()
-    by_kernel = implementation in {"fused", "native"} and not torch.compiler.is_compiling()
+    on_cpu = any(param.device.type == "cpu" for param in supported)
+    by_kernel = on_cpu and not torch.compiler.is_compiling() and native.takes_over(implementation)
     norm = _norm(live, supported, by_kernel=by_kernel)
     clip_grads_with_norm_([param for param, _ in live], max_norm, norm)
     return norm

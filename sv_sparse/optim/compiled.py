@@ -1,8 +1,8 @@
 """The functions of bregman.py under torch.compile: update, read-out and count in a few kernels, for any device.
 
-Learning rate, lambda and betas are 0-dim tensors here, so that a change of them compiles nothing again. The first step
-of each parameter group compiles, which takes from seconds to a minute. A change of LinBreg's momentum, or of weight
-decay, compiles anew; the compiler allows eight of these.
+Every hyperparameter is a 0-dim tensor here, so that a change of it compiles nothing again. Only flags (nesterov,
+maximize, whether weights decay) are part of the code. The first step of each set of parameters compiles, which takes
+from seconds to a minute.
 """
 
 from collections.abc import Callable
@@ -17,17 +17,47 @@ from sv_sparse.optim.bregman import ReadOut
 
 
 def _adabreg(
-    params: list[Tensor], *state: list[Tensor], read_out: tuple[Tensor, float, str], **settings: Any
+    params: list[Tensor],
+    grads: list[Tensor],
+    duals: list[Tensor],
+    *state: list[Tensor],
+    read_out: tuple[Tensor, float, str],
+    weight_decay: Tensor,
+    decays: bool,
+    **settings: Any,
 ) -> Tensor:
-    bregman.adabreg(params, *state, fused=False, **settings)
-    return _finish(params, state[1], read_out)
+    decay = weight_decay if decays else 0.0
+    bregman.adabreg(params, grads, duals, *state, fused=False, weight_decay=decay, **settings)
+    return _finish(params, duals, read_out)
 
 
 def _linbreg(
-    params: list[Tensor], *state: list[Tensor], read_out: tuple[Tensor, float, str], **settings: Any
+    params: list[Tensor],
+    grads: list[Tensor],
+    duals: list[Tensor],
+    buffers: list[Tensor],
+    *,
+    read_out: tuple[Tensor, float, str],
+    lr: Tensor,
+    momentum: Tensor,
+    dampening: Tensor,
+    weight_decay: Tensor,
+    nesterov: bool,
+    maximize: bool,
+    decays: bool,
 ) -> Tensor:
-    bregman.linbreg(params, *state, fused=False, **settings)  # type: ignore[arg-type]  # the buffers exist
-    return _finish(params, state[1], read_out)
+    """Torch's SGD takes numbers where these are tensors, so it is written out here."""
+    directions = tuple(torch._foreach_neg(grads) if maximize else grads)
+    if decays:
+        weights = [param.to(grad.dtype) for param, grad in zip(params, grads, strict=True)]
+        directions = torch._foreach_add(directions, torch._foreach_mul(weights, weight_decay))
+    if buffers:  # momentum is not zero
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, torch._foreach_mul(directions, 1 - dampening))
+        looked_ahead = torch._foreach_add(directions, torch._foreach_mul(buffers, momentum))
+        directions = looked_ahead if nesterov else tuple(buffers)
+    torch._foreach_add_(duals, torch._foreach_mul(directions, -lr))
+    return _finish(params, duals, read_out)
 
 
 def _finish(params: list[Tensor], duals: list[Tensor], read_out: tuple[Tensor, float, str]) -> Tensor:
@@ -36,15 +66,16 @@ def _finish(params: list[Tensor], duals: list[Tensor], read_out: tuple[Tensor, f
 
 
 def adabreg() -> Callable[..., Tensor]:
-    """A compiled AdaBreg step; it takes the lists of ``bregman.adabreg`` and its settings.
+    """Return a step of AdaBreg, to be compiled at its first call.
 
-    ``read_out`` are the first three of ReadOut. It returns the nonzero weights of each parameter, int64.
+    It takes the lists of ``bregman.adabreg`` and its settings as tensors; ``read_out``, the first three of ReadOut; and
+    ``decays``, whether weight decay is not zero. It returns the nonzero weights of each parameter, int64.
     """
     return _compiled(_adabreg)
 
 
 def linbreg() -> Callable[..., Tensor]:
-    """A compiled LinBreg step, likewise."""
+    """Return a step of LinBreg, likewise; it takes momentum buffers where momentum is not zero."""
     return _compiled(_linbreg)
 
 

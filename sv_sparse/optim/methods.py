@@ -9,12 +9,18 @@ These and ProxSGD take these settings, in the constructor or in a parameter grou
   that a MagnitudeController sets; ``"none"``, for parameters that stay dense whatever lambda is.
 - ``grouping``: of ``"group"``: ``"output"`` and ``"input"`` channels (rows and columns of a linear layer), or
   ``"kernel"``, one pair of both.
-- ``implementation``: ``"fused"`` touches each byte once: ``"native"``, kernels compiled by g++, on a CPU, and
-  ``"compile"``, torch.compile, elsewhere. ``"foreach"`` is torch's own operations and needs no compiler. What the
-  kernels do not know (groups, masks, weights in 16 bits or with gaps in memory) always goes the last way.
+- ``implementation``: ``"auto"`` takes the first that can be had of ``"native"``, kernels compiled by g++ that touch
+  each byte once, for parameters on a CPU, and ``"foreach"``, torch's own fused and foreach operations, which need no
+  compiler. ``"compile"`` is torch.compile; ``"fused"`` is ``"native"`` on a CPU and ``"compile"`` elsewhere. All but
+  ``"auto"`` raise where they cannot be had. What the kernels do not know (groups, masks, weights in 16 bits, with gaps
+  in memory or of a tensor subclass) always goes the foreach way.
 - ``maximize``: ascend instead of descend.
+
+Edits of weights from outside: see ``BregmanOptimizer``.
 """
 
+import functools
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,9 +28,12 @@ import torch
 from torch import Tensor
 
 from sv_sparse.optim import bregman, compiled, native
-from sv_sparse.optim.optimizer import BregmanOptimizer, Group, Tensors, check, check_common, like_dual
+from sv_sparse.optim.optimizer import BregmanOptimizer, Group, Tensors, check_common, like_dual
+from sv_sparse.optim.state_checks import PLAIN_TYPES, check, check_flag, check_number
 
 Shape = tuple[Tensor, float, str]  # what reads weights off duals: lambda, delta, regularizer
+_TORCHS_OWN = {"FakeTensor", "FunctionalTensor"}  # of tracing, where nothing is computed
+_MOST_COMPILED = 8  # steps of one group, each for another set of parameters that have a gradient
 
 
 class _WithDuals(BregmanOptimizer):
@@ -34,8 +43,9 @@ class _WithDuals(BregmanOptimizer):
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
         check_common(group)
-        check(group["delta"] > 0, "delta", group["delta"], "above 0")
-        check(group["weight_decay"] >= 0, "weight_decay", group["weight_decay"], "0 or more")
+        check_number("delta", group["delta"], "a finite number above 0", lambda delta: delta > 0)
+        decay = group["weight_decay"]
+        check_number("weight_decay", decay, "a finite number, 0 or more", lambda value: value >= 0)
 
     def _start(self, group: Group, param: Tensor, dual: Tensor) -> None:
         """Make the parameter's further state, at its first step."""
@@ -46,66 +56,110 @@ class _WithDuals(BregmanOptimizer):
 
     def _compiled(
         self, group: Group, lists: tuple[Tensors, Tensors, Tensors], settings: dict[str, Any], read_out: Shape
-    ) -> Tensor:
+    ) -> Tensor | None:
+        """Return the nonzero weights of each parameter; None where nothing is done, and torch has to."""
         raise NotImplementedError
 
     def _plain(self, lists: tuple[Tensors, Tensors, Tensors], settings: dict[str, Any]) -> None:
         raise NotImplementedError
 
-    def _step_of(self, group: Group, make: Callable[[], Callable[..., Tensor]]) -> Callable[..., Tensor]:
-        """The group's own compiled step, made at its first."""
-        index = next(i for i, other in enumerate(self.param_groups) if other is group)
-        if index not in self._steps:
-            self._steps[index] = make()
-        return self._steps[index]
+    def _step_of(
+        self, group: Group, params: Tensors, flags: tuple[Any, ...], make: Callable[[], Callable[..., Tensor]]
+    ) -> Callable[..., Tensor] | None:
+        """Return the compiled step for these parameters, made at its first; None where there are too many already.
+
+        The compiler makes code for one list of tensors, and layers that are skipped at random make many lists.
+
+        Args:
+            group: whose parameters have a gradient.
+            params: those that have one.
+            flags: settings that the code depends on; others are tensors in it.
+            make: returns a step to be compiled at its first call.
+        """
+        own = self._steps.setdefault(id(group), {})
+        key = (flags, tuple(id(param) for param in params))
+        if key not in own:
+            if len(own) == _MOST_COMPILED:
+                _warn_of_many_steps()
+                return None
+            own[key] = make()
+        return own[key]
 
     def _lay_out(self, param: Tensor, dual: Tensor, *names: str) -> None:
-        """Bring state into the dual's memory layout, where the parameter's has changed since."""
+        """Bring state to the dual's device, precision and memory layout, where the parameter's have changed since."""
         state = self.state[param]
         for name in names:
             if name in state:
                 state[name] = like_dual(state[name], dual)
+        if "step" in state and state["step"].device != dual.device:
+            state["step"] = state["step"].to(dual.device)
 
     def _move(self, group: Group, params: Tensors, grads: Tensors) -> None:
         duals = [self._dual(group, param) for param in params]
         grads = [like_dual(grad, dual) for grad, dual in zip(grads, duals, strict=True)]
-        ways: dict[str, tuple[Tensors, Tensors, Tensors]] = {}
+        ways: dict[tuple[str, torch.device], tuple[Tensors, Tensors, Tensors]] = {}
         for param, grad, dual in zip(params, grads, duals, strict=True):
             self._start(group, param, dual)
-            lists = ways.setdefault(_way(group, param, dual), ([], [], []))
+            lists = ways.setdefault((_way(group, param, dual), param.device), ([], [], []))
             for entry, tensor in zip(lists, (param, grad, dual), strict=True):
                 entry.append(tensor)
         how = self._how(group)
         settings = {key: group[key] for key in self._settings}
         if how.regularizer in {"mask", "none"}:
             settings["lr"] = settings["lr"] * group["delta"]
-        for way, lists in ways.items():
-            if way == "foreach":
-                self._plain(lists, settings)
-                how.write(lists[0], lists[2], self._masks(group, lists[0]))
-                continue
+        for (way, _), lists in ways.items():
+            counts = None
             if way == "native":
                 counts = self._native(lists, settings | {"lambda_": float(how.lambda_), "delta": how.delta})
-            else:
-                settings["lr"] = _on_device(settings["lr"], how.lambda_)
+            elif way == "compile":
                 counts = self._compiled(group, lists, settings, (how.lambda_, how.delta, how.regularizer))
-            if how.regularizer == "l1":
+            if counts is None:
+                self._plain(lists, settings)
+                how.write(lists[0], lists[2], self._masks(group, lists[0]))
+            elif how.regularizer == "l1":
                 versions = [param._version for param in lists[0]]
                 self._counts.update(zip(lists[0], zip(versions, counts.unbind(), strict=True), strict=True))
 
 
 def _way(group: Group, param: Tensor, dual: Tensor) -> str:
-    """Which implementation this parameter's step takes."""
+    """Return which implementation this parameter's step takes."""
     asked: str = group["implementation"]
     if torch.compiler.is_compiling() or asked == "foreach" or group["regularizer"] in {"group", "mask"}:
         return "foreach"
+    if type(param) not in PLAIN_TYPES:
+        _warn_of_subclass(type(param).__name__)
+        return "foreach"
     if asked == "compile" or (asked == "fused" and param.device.type != "cpu"):
         return "compile"
-    return "native" if native.fits(param, dual) else "foreach"
+    fits = param.device.type == "cpu" and native.fits(param, dual)
+    return "native" if fits and native.takes_over(asked) else "foreach"
 
 
-def _on_device(lr: float | Tensor, like: Tensor) -> Tensor:
-    return lr if isinstance(lr, Tensor) else torch.full((), lr, dtype=like.dtype, device=like.device)
+@functools.cache
+def _warn_of_subclass(name: str) -> None:
+    if name not in _TORCHS_OWN:
+        warnings.warn(
+            f"parameters of type {name}, a tensor subclass, are stepped by implementation='foreach': on a CPU it is "
+            f"about three times as slow as the kernels",
+            stacklevel=2,
+        )
+
+
+@functools.cache
+def _warn_of_many_steps() -> None:
+    warnings.warn(
+        f"more than {_MOST_COMPILED} sets of parameters have had a gradient (layers that are skipped at random?) or "
+        f"settings have changed: the others are stepped by implementation='foreach', in more and smaller kernels; "
+        f"choose it from the start to save the time to compile",
+        stacklevel=2,
+    )
+
+
+def _on_device(number: float | Tensor, like: Tensor) -> Tensor:
+    """Return a number as a 0-dim tensor, a change of which compiles nothing again."""
+    if isinstance(number, Tensor):
+        return number.to(like.device, like.dtype).reshape(())
+    return torch.full((), number, dtype=like.dtype, device=like.device)
 
 
 class LinBreg(_WithDuals):
@@ -134,6 +188,8 @@ class LinBreg(_WithDuals):
     """
 
     _settings = ("lr", "momentum", "dampening", "nesterov", "weight_decay", "maximize")
+    _saved_settings = (*BregmanOptimizer._saved_settings, "momentum", "dampening", "nesterov")
+    _saved_state = ("?momentum_buffer", "?dual", "?mask")
 
     def __init__(
         self,
@@ -149,7 +205,7 @@ class LinBreg(_WithDuals):
         lambda_scale: float = 1.0,
         regularizer: str = "l1",
         grouping: str = "output",
-        implementation: str = "fused",
+        implementation: str = "auto",
         maximize: bool = False,
     ) -> None:
         defaults = {key: value for key, value in locals().items() if key not in {"self", "params", "__class__"}}
@@ -157,7 +213,9 @@ class LinBreg(_WithDuals):
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
         super()._check_group(group)
-        check(group["momentum"] >= 0, "momentum", group["momentum"], "0 or more")
+        check_number("momentum", group["momentum"], "a finite number, 0 or more", lambda momentum: momentum >= 0)
+        check_number("dampening", group["dampening"], "a finite number", lambda dampening: True)
+        check_flag("nesterov", group["nesterov"])
         plain = group["momentum"] > 0 and group["dampening"] == 0
         check(plain or not group["nesterov"], "nesterov", True, "used with momentum above 0 and dampening 0")
 
@@ -191,13 +249,18 @@ class LinBreg(_WithDuals):
 
     def _compiled(
         self, group: Group, lists: tuple[Tensors, Tensors, Tensors], settings: dict[str, Any], read_out: Shape
-    ) -> Tensor:
-        buffers = self._buffers(lists[0])
-        if settings["momentum"] and any(buffer is None for buffer in buffers):
-            self._plain(lists, settings)  # a first step makes the buffers; the one after it compiles
-            bregman.ReadOut(*read_out).write(lists[0], lists[2])
-            return torch.stack([torch.count_nonzero(param) for param in lists[0]])
-        return self._step_of(group, compiled.linbreg)(*lists, buffers, read_out=read_out, **settings)
+    ) -> Tensor | None:
+        lambda_, *rest = read_out
+        buffers = self._buffers(lists[0]) if settings["momentum"] else []
+        if any(buffer is None for buffer in buffers):
+            return None  # a first step makes the buffers; the one after it compiles
+        flags = {name: settings[name] for name in ("nesterov", "maximize")} | {"decays": settings["weight_decay"] != 0}
+        step = self._step_of(group, lists[0], (*flags.values(), *rest, len(buffers) > 0), compiled.linbreg)
+        if step is None:
+            return None
+        names = ("lr", "momentum", "dampening", "weight_decay")
+        numbers = {name: _on_device(settings[name], lambda_) for name in names}
+        return step(*lists, buffers, read_out=read_out, **numbers, **flags)
 
     def _plain(self, lists: tuple[Tensors, Tensors, Tensors], settings: dict[str, Any]) -> None:
         buffers = self._buffers(lists[0])
@@ -231,6 +294,8 @@ class AdaBreg(_WithDuals):
     """
 
     _settings = ("lr", "betas", "eps", "weight_decay", "maximize")
+    _saved_settings = (*BregmanOptimizer._saved_settings, "betas", "eps")
+    _saved_state = ("step", "exp_avg", "exp_avg_sq", "?dual", "?mask")
 
     def __init__(
         self,
@@ -245,17 +310,19 @@ class AdaBreg(_WithDuals):
         lambda_scale: float = 1.0,
         regularizer: str = "l1",
         grouping: str = "output",
-        implementation: str = "fused",
+        implementation: str = "auto",
         maximize: bool = False,
     ) -> None:
-        betas = (betas[0], betas[1])
         defaults = {key: value for key, value in locals().items() if key not in {"self", "params", "__class__"}}
         super().__init__(params, defaults)
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
         super()._check_group(group)
-        check(all(0 <= beta < 1 for beta in group["betas"]), "betas", group["betas"], "in [0, 1)")
-        check(group["eps"] >= 0, "eps", group["eps"], "0 or more")
+        betas = group["betas"]
+        check(isinstance(betas, Sequence) and len(betas) == 2, "betas", betas, "two numbers in [0, 1)")
+        for beta in betas:
+            check_number("betas", beta, "two numbers in [0, 1)", lambda value: 0 <= value < 1)
+        check_number("eps", group["eps"], "a finite number, 0 or more", lambda eps: eps >= 0)
 
     def _start(self, group: Group, param: Tensor, dual: Tensor) -> None:
         state = self.state[param]
@@ -276,10 +343,15 @@ class AdaBreg(_WithDuals):
 
     def _compiled(
         self, group: Group, lists: tuple[Tensors, Tensors, Tensors], settings: dict[str, Any], read_out: Shape
-    ) -> Tensor:
-        settings["betas"] = tuple(_on_device(beta, read_out[0]) for beta in settings["betas"])
-        step = self._step_of(group, compiled.adabreg)
-        return step(*lists, *self._moments(lists[0]), read_out=read_out, **settings)
+    ) -> Tensor | None:
+        lambda_, *rest = read_out
+        flags = {"maximize": settings["maximize"], "decays": settings["weight_decay"] != 0}
+        step = self._step_of(group, lists[0], (*flags.values(), *rest), compiled.adabreg)
+        if step is None:
+            return None
+        numbers = {name: _on_device(settings[name], lambda_) for name in ("lr", "eps", "weight_decay")}
+        betas = tuple(_on_device(beta, lambda_) for beta in settings["betas"])
+        return step(*lists, *self._moments(lists[0]), read_out=read_out, betas=betas, **numbers, **flags)
 
     def _plain(self, lists: tuple[Tensors, Tensors, Tensors], settings: dict[str, Any]) -> None:
         bregman.adabreg(*lists, *self._moments(lists[0]), fused=not torch.compiler.is_compiling(), **settings)

@@ -14,12 +14,15 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sv_sparse.optim.state_checks import is_plain
 
 SOURCE = Path(__file__).with_name("kernel.cpp")
 _FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
@@ -32,11 +35,41 @@ Tensors = Sequence[Tensor]
 def fits(param: Tensor, other: Tensor) -> bool:
     """Whether the kernels take this weight: float32 on the CPU, without gaps, laid out like its dual or gradient."""
     return (
-        param.device.type == "cpu"
+        param.device.type == other.device.type == "cpu"
         and param.dtype == other.dtype == torch.float32
+        and is_plain(param)
+        and is_plain(other)
         and (param is other or same_layout(param, other))
-        and (param.is_contiguous() or _without_gaps(param))
+        and fills_memory(param)
     )
+
+
+def takes_over(implementation: str) -> bool:
+    """Return whether the kernels are to be used for parameters on the CPU.
+
+    Warns:
+        UserWarning: ``"auto"``, and they cannot be compiled; once in a process.
+    """
+    return implementation in {"fused", "native"} or (implementation == "auto" and _available())
+
+
+@functools.cache
+def _available() -> bool:
+    try:
+        library()
+    except OSError as error:
+        warnings.warn(
+            f"implementation='auto' takes torch's own operations: the same results but for rounding, and a step takes "
+            f"about three times as long. {error}",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def fills_memory(tensor: Tensor) -> bool:
+    """Return whether the tensor's values fill a stretch of memory, in whatever order of axes."""
+    return tensor.is_contiguous() or _without_gaps(tensor)
 
 
 def same_layout(one: Tensor, other: Tensor) -> bool:
@@ -122,8 +155,8 @@ def linbreg(
 
 
 def readable(dual: Tensor) -> bool:
-    """Whether ``largest`` takes this tensor."""
-    return dual.device.type == "cpu" and dual.dtype == torch.float32 and (dual.is_contiguous() or _without_gaps(dual))
+    """Return whether ``largest`` takes this tensor."""
+    return dual.device.type == "cpu" and dual.dtype == torch.float32 and is_plain(dual) and fills_memory(dual)
 
 
 def largest(duals: Sequence[tuple[Tensor, float]], rank: int) -> Tensor:
@@ -143,6 +176,23 @@ def support_norm(params: Tensors, grads: Tensors) -> Tensor:
     result = torch.empty((), dtype=torch.float32, device="cpu")
     library().support_norm(*_handed_over(params, grads), ctypes.c_void_p(result.data_ptr()))
     return result
+
+
+def samples_match(pairs: Sequence[tuple[Tensor, Tensor]], lambda_: float, delta: float) -> list[bool]:
+    """Return which weights are what their duals say, looked at in a sixteenth of their memory.
+
+    Args:
+        pairs: of weight and dual, laid out alike (``fits``), regularized by l1.
+        lambda_: that the weights were read out with.
+        delta: likewise.
+    """
+    if not pairs:
+        return []
+    params, duals = zip(*pairs, strict=True)
+    same = torch.empty(len(pairs), dtype=torch.int64, device="cpu")
+    numbers = ctypes.c_float(lambda_), ctypes.c_float(delta)
+    library().samples_match(*_handed_over(params, duals), *numbers, ctypes.c_void_p(same.data_ptr()))
+    return [bool(value) for value in same.tolist()]
 
 
 def _handed_over(*lists: Tensors) -> list[Any]:
@@ -170,7 +220,7 @@ def library() -> ctypes.CDLL:
     Raises:
         OSError: there is no compiler, it fails, or the cache cannot be written; says how to do without.
     """
-    functions = ("adabreg", "linbreg", "largest", "support_norm")
+    functions = ("adabreg", "linbreg", "largest", "support_norm", "samples_match")
     return compiled(SOURCE, functions, "the optimizer's kernels", _WITHOUT)
 
 

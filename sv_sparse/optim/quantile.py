@@ -39,8 +39,8 @@ def bracket(optimizer: BregmanOptimizer, groups: Sequence[Group], kept: int) -> 
         low, high = ordered.gather(0, survivors.view(1) + 1), ordered.gather(0, survivors.view(1))  # without waiting
         return low.squeeze(0), high.squeeze(0)
     duals = [(dual, group["lambda_scale"]) for group in groups for dual in optimizer.duals(group)]
-    asked = {group["implementation"] for group in groups}
-    if asked <= {"fused", "native"} and all(native.readable(dual) for dual, _ in duals):
+    readable = all(native.readable(dual) for dual, _ in duals)
+    if readable and all(native.takes_over(group["implementation"]) for group in groups):
         low, high = native.largest(duals, kept)
     else:
         magnitudes = torch.cat([(dual.abs() / scale).flatten() for dual, scale in duals])

@@ -1,0 +1,153 @@
+"""Checks of settings and of saved states, so that what cannot work is refused before anything changes."""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Group = dict[str, Any]
+PLAIN_TYPES = (Tensor, nn.Parameter)  # subclasses may hold no memory of their own
+
+
+def check(allowed: bool, name: str, value: object, meaning: str) -> None:
+    """Raise a ValueError with a setting's name, what is allowed and what came, unless ``allowed``."""
+    if not allowed:
+        raise ValueError(f"{name} must be {meaning}, got {value!r}")
+
+
+def check_number(name: str, value: object, meaning: str, allowed: Callable[[float], bool]) -> None:
+    """Raise a ValueError unless a setting is a finite number, or a tensor of one, for which ``allowed`` holds."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if isinstance(value, Tensor):
+        is_number = value.numel() == 1
+    number = float(value) if is_number else math.nan  # type: ignore[arg-type]  # mypy cannot see the check
+    check(is_number and math.isfinite(number) and allowed(number), name, value, meaning)
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise a ValueError unless a setting is true or false."""
+    check(isinstance(value, bool), name, value, "True or False")
+
+
+def name_of(group: Mapping[str, Any], position: int, number: int) -> str:
+    """Return a parameter's name for an error.
+
+    Args:
+        group: its group, which knows the name if parameters came with names.
+        position: of the parameter in the group.
+        number: of the group in the optimizer.
+    """
+    names = group.get("param_names")
+    return names[position] if names else f"parameter {position} of group {number}"
+
+
+def check_parameter(param: Tensor, name: str, optimizer: str) -> None:
+    """Refuse a parameter that no step can be made of.
+
+    Raises:
+        ValueError: it is not initialized yet, complex, or distributed over processes.
+    """
+    if nn.parameter.is_lazy(param):
+        raise ValueError(
+            f"{name} has no shape yet (a lazy layer): run a batch through the model before making {optimizer}"
+        )
+    if param.is_complex():
+        raise ValueError(f"{name} must be real, got {param.dtype}: train torch.view_as_real of it")
+    # by name, since importing torch.distributed.tensor takes long and may not be possible
+    if any(kind.__name__ == "DTensor" for kind in type(param).__mro__):
+        raise ValueError(
+            f"{name} is a DTensor, sharded over processes (fully_shard, tensor parallelism), which {optimizer} does "
+            f"not support: use DistributedDataParallel"
+        )
+
+
+def check_shape(name: str, param: Tensor, state: Mapping[str, Any]) -> None:
+    """Refuse a state of other shapes than the parameter has.
+
+    Raises:
+        ValueError: names the parameter and both shapes.
+    """
+    for key, value in state.items():
+        if isinstance(value, Tensor) and key != "step" and value.shape != param.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(param.shape)} and its {key} {tuple(value.shape)}: the state is of another "
+                f"parameter, or this one was resized. Make a new optimizer, or del optimizer.state[param] to start "
+                f"this parameter anew"
+            )
+    if param.grad is not None and param.grad.shape != param.shape:
+        raise ValueError(f"{name} has shape {tuple(param.shape)} and its gradient {tuple(param.grad.shape)}")
+
+
+def check_saved_state(
+    saved: Mapping[str, Any],
+    groups: Sequence[Group],
+    *,
+    optimizer: str,
+    settings: Collection[str],
+    keys: Collection[str],
+) -> None:
+    """Refuse a saved state that is not of this optimizer's parameters.
+
+    Args:
+        saved: what ``state_dict`` returned, after all hooks.
+        groups: the optimizer's own.
+        optimizer: name of its class.
+        settings: that groups of this class have, and those of other classes lack.
+        keys: of the state of one parameter; those that start with "?" may be missing.
+
+    Raises:
+        ValueError: it is of another optimizer, another regularizer, other shapes or another order of parameters.
+    """
+    required = {key for key in keys if not key.startswith("?")}
+    known = {key.removeprefix("?") for key in keys}
+    for number, (old, group) in enumerate(zip(saved["param_groups"], groups, strict=False)):
+        if not set(settings) <= set(old):
+            raise ValueError(f"this is a state of {_kind_of(old)}, and {optimizer} loads its own only")
+        for key in ("regularizer", "grouping"):
+            check(old[key] == group[key], f"a saved group's {key}", old[key], f"the group's own, {group[key]!r}")
+        _check_order(old, group)
+        for position, (index, param) in enumerate(zip(old["params"], group["params"], strict=False)):
+            state = saved["state"].get(index, {})
+            name = name_of(group, position, number)
+            present = {key for key, value in state.items() if value is not None}
+            started = present & required  # a dual or a mask may be there before the first step
+            if (started and started != required) or not present <= known:
+                raise ValueError(
+                    f"the saved state of {name} has {sorted(present)}, and {optimizer} expects {sorted(known)}: it is "
+                    f"of another optimizer"
+                )
+            check_shape(name, param, {key: state[key] for key in present})
+
+
+def _kind_of(group: Mapping[str, Any]) -> str:
+    """Return in words which optimizer a saved group is of, as far as its settings tell."""
+    ours = "lambda_" in group
+    if "betas" in group:
+        kind = "AdaBreg" if ours else "torch.optim.Adam or AdamW"
+    elif "momentum" in group:
+        kind = "LinBreg" if ours else "torch.optim.SGD"
+    else:
+        kind = "ProxSGD" if ours else "another optimizer"
+    settings = sorted(key for key in group if key not in {"params", "param_names"})
+    return f"{kind} (its groups have {', '.join(settings)})"
+
+
+def _check_order(saved: Mapping[str, Any], group: Mapping[str, Any]) -> None:
+    """Raise a ValueError if the same names are in another order; names that differ may be of a wrapped model."""
+    before, now = saved.get("param_names"), group.get("param_names")
+    if not before or not now or sorted(before) != sorted(now):
+        return
+    for position, (old, name) in enumerate(zip(before, now, strict=True)):
+        if old != name:
+            raise ValueError(
+                f"the saved state has {old} where the optimizer has {name} (position {position} of the group): "
+                f"parameters must be in the same order; register_load_state_dict_pre_hook can reorder them"
+            )
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Return whether a tensor has memory that a kernel may walk: no subclass, no lazy negation, strided."""
+    return type(tensor) in PLAIN_TYPES and tensor.layout == torch.strided and not tensor.is_neg()
