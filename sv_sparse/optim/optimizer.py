@@ -28,8 +28,9 @@ Tensors = list[Tensor]
 
 IMPLEMENTATIONS = ("auto", "fused", "native", "compile", "foreach")
 _WITH_DUAL = ("l1", "group")  # elsewhere a weight is its own dual
-_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}  # relative; devices round differently
-_TOLERANCE_16_BIT = 1e-2
+# Relative to the weight and to delta * lambda, which were subtracted to make it. Devices round differently.
+_TOLERANCE = {torch.float64: (1e-12, 1e-14), torch.float32: (1e-5, 1e-6)}
+_TOLERANCE_16_BIT = 1e-2, 1e-6
 _SAMPLE_ROWS, _SAMPLE_COLUMNS = 8, 64  # of a weight, where looking at all of it would cost a pass over memory
 
 
@@ -64,6 +65,7 @@ class BregmanOptimizer(Optimizer):
     """
 
     _counts: dict[Tensor, tuple[int, Tensor]]  # nonzero weights, with the version of the parameter that was counted
+    _by_kernel: dict[Tensor, Tensor]  # duals of the weights that the CPU's kernels have read out, as they lay then
     _steps: dict[int, dict[Any, Callable[..., Tensor]]]  # compiled steps, by group
     _written: dict[Tensor, _Written]
     _settings_before: dict[int, tuple[Group, tuple[str, str, float]]]  # regularizer, grouping, delta of the last step
@@ -78,6 +80,7 @@ class BregmanOptimizer(Optimizer):
     def _reset(self) -> None:
         """Forget what is remembered from one step to the next, and is not part of the state."""
         self._counts, self._steps, self._written, self._settings_before = {}, {}, {}, {}
+        self._by_kernel = {}
         self._warned = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -183,6 +186,8 @@ class BregmanOptimizer(Optimizer):
                 self._check_shapes(group, number)
                 self._follow_settings(group)
                 self._adopt_edits(group, [*moving, *resting])
+            for param in moving:
+                self._by_kernel.pop(param, None)
             if moving:
                 self._move(group, moving, [_gradient(param) for param in moving])
             self._read_out(group, resting)
@@ -270,6 +275,7 @@ class BregmanOptimizer(Optimizer):
         if "dual" not in state:
             state["dual"] = self._new_dual(group, param, self._how(group).lambda_)
         elif not _matches(state["dual"], param, precise):
+            self._by_kernel.pop(param, None)
             state["dual"] = torch.empty_like(param, dtype=precise).copy_(state["dual"])
         return state["dual"]
 
@@ -333,9 +339,7 @@ class BregmanOptimizer(Optimizer):
         if dual is param:
             return False
         lambda_ = lambda_.to(dual.device, dual.dtype)
-        expected = self._how(group).at(lambda_)(dual).to(param.dtype)
-        tolerance = _TOLERANCE.get(param.dtype, _TOLERANCE_16_BIT)
-        same = torch.isclose(param, expected, rtol=tolerance, atol=0.0, equal_nan=True)
+        same = _close(param, dual, self._how(group).at(lambda_))
         if bool(same.all()):
             return False
         fresh = self._new_dual(group, param, lambda_)
@@ -353,19 +357,15 @@ class BregmanOptimizer(Optimizer):
         On the CPU only; elsewhere it would wait for the device.
         """
         lambda_ = group["weights_lambda"]
-        looked_at = [param for param in params if is_plain(param) and param.device.type == "cpu"]
-        if lambda_ is None or not looked_at or group["regularizer"] not in _WITH_DUAL:
+        if lambda_ is None or lambda_.device.type != "cpu" or group["regularizer"] not in _WITH_DUAL:
             return []
-        pairs = [(param, self._dual(group, param)) for param in looked_at]
-        if group["regularizer"] == "l1" and native.takes_over(group["implementation"]):
-            quick = [pair for pair in pairs if native.fits(*pair)]
-            same = native.samples_match(quick, float(lambda_), group["delta"])
-            differing = [param for (param, _), equal in zip(quick, same, strict=True) if not equal]
-            pairs = [pair for pair in pairs if not native.fits(*pair)]
-        else:
-            differing = []
+        by_kernel = [(param, self._by_kernel[param]) for param in params if param in self._by_kernel]
+        same = native.samples_match(by_kernel, float(lambda_), group["delta"]) if by_kernel else []
+        differing = [param for (param, _), equal in zip(by_kernel, same, strict=True) if not equal]
         read = self._how(group).at(lambda_)
-        return differing + [param for param, dual in pairs if not _sample_matches(param, dual, read)]
+        others = [param for param in params if param not in self._by_kernel]
+        others = [param for param in others if is_plain(param) and param.device.type == "cpu"]
+        return differing + [param for param in others if not _sample_matches(param, self._dual(group, param), read)]
 
     def _follow_settings(self, group: Group) -> None:
         """Leave the weights as they are where regularizer, grouping or delta were changed since the last step."""
@@ -385,6 +385,7 @@ class BregmanOptimizer(Optimizer):
             if "mask" in state:
                 state["mask"].logical_or_(param != 0)
             if "dual" in state:
+                self._by_kernel.pop(param, None)
                 del state["dual"]  # made anew from the weights
 
     def _check_shapes(self, group: Group, number: int) -> None:
@@ -484,17 +485,21 @@ def _matches(state: Tensor, param: Tensor, dtype: torch.dtype) -> bool:
     return state.dtype == dtype and state.device == param.device and same_layout(param, state)
 
 
-def _sample_matches(param: Tensor, dual: Tensor, read: ReadOut) -> bool:
-    """Return whether a weight, or some of a large one, is what its dual says."""
-    rows = [param.detach(), dual]
-    dense = native.fills_memory(param) and same_layout(param, dual)
-    if read.regularizer == "l1" and dense and param.numel() > _SAMPLE_ROWS * _SAMPLE_COLUMNS:
-        shape, stride = (_SAMPLE_ROWS, _SAMPLE_COLUMNS), (param.numel() // _SAMPLE_ROWS, 1)
-        rows = [tensor.as_strided(shape, stride) for tensor in rows]
-    weights, duals = rows
-    tolerance = _TOLERANCE.get(param.dtype, _TOLERANCE_16_BIT)
-    expected = read(duals).to(param.dtype)
-    return torch.allclose(weights, expected, rtol=tolerance, atol=0.0, equal_nan=True)
+def _close(weight: Tensor, dual: Tensor, read: ReadOut) -> Tensor:
+    """Return where a weight is what its dual says, but for rounding, as a mask."""
+    relative, of_lambda = _TOLERANCE.get(weight.dtype, _TOLERANCE_16_BIT)
+    expected = read(dual).to(weight.dtype)
+    allowed = relative * expected.abs() + of_lambda * read.delta * read.lambda_
+    return ((weight - expected).abs() <= allowed) | (weight.isnan() & expected.isnan())
+
+
+def _sample_matches(weight: Tensor, dual: Tensor, read: ReadOut) -> bool:
+    """Return whether a weight, or some places of a large one, are what the dual says."""
+    walks_alike = native.fills_memory(weight) and same_layout(weight, dual)
+    if read.regularizer == "l1" and walks_alike and weight.numel() > _SAMPLE_ROWS * _SAMPLE_COLUMNS:
+        shape, stride = (_SAMPLE_ROWS, _SAMPLE_COLUMNS), (weight.numel() // _SAMPLE_ROWS, 1)
+        weight, dual = weight.as_strided(shape, stride), dual.as_strided(shape, stride)
+    return bool(_close(weight, dual, read).all())
 
 
 def like_dual(grad: Tensor, dual: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ def check_saved_state(
                     f"the saved state of {name} has {sorted(present)}, and {optimizer} expects {sorted(known)}: it is "
                     f"of another optimizer"
                 )
-            check_shape(name, param, {key: state[key] for key in present})
+            check_shape(name, param, {key: state[key] for key in sorted(present)})
 
 
 def _kind_of(group: Mapping[str, Any]) -> str:

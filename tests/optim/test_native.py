@@ -1,5 +1,6 @@
 """The compiled kernels: where they apply, what they count, and what is said where they cannot be had."""
 
+import ast
 import copy
 import subprocess
 import sys
@@ -117,31 +118,64 @@ def run_without_compiler(code: str, tmp_path, compiler: str) -> subprocess.Compl
 
 
 @pytest.mark.parametrize(("compiler", "reason"), [("no-such-compiler", "No such file"), ("false", "failed")])
-def test_without_a_compiler_the_constructor_says_how_to_do_without(tmp_path, compiler, reason):
-    code = "import torch; from sv_sparse.optim import AdaBreg; AdaBreg([torch.nn.Parameter(torch.ones(3))])"
+def test_without_a_compiler_fused_says_in_the_constructor_how_to_do_without(tmp_path, compiler, reason):
+    code = (
+        "import torch; from sv_sparse.optim import AdaBreg\n"
+        "AdaBreg([torch.nn.Parameter(torch.ones(3))], implementation='fused')"
+    )
     done = run_without_compiler(code, tmp_path, compiler)
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("OSError: ")
     assert compiler in last
     assert reason in last
     assert 'implementation="foreach"' in last
-    foreach = code.replace("])", '], implementation="foreach")')
-    assert run_without_compiler(foreach, tmp_path, compiler).returncode == 0
+    assert run_without_compiler(code.replace("fused", "foreach"), tmp_path, compiler).returncode == 0
 
 
-def test_without_a_compiler_clipping_says_how_to_do_without(tmp_path):
+def test_without_a_compiler_the_default_trains_and_warns_once_what_that_costs(tmp_path):
+    code = """
+import warnings, torch
+from torch import nn
+from sv_sparse.optim import AdaBreg, FeedbackController, LinBreg, QuantileController, clip_grad_norm_
+model = nn.Sequential(nn.Linear(8, 20), nn.ReLU(), nn.Linear(20, 3))
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    for kind, control in ((AdaBreg, FeedbackController), (LinBreg, QuantileController)):
+        optimizer = kind([{"params": [model[0].weight, model[2].weight]}], lr=0.01, lambda_=0.01)
+        controller = control(optimizer, 0.5, 10, ramp=None)
+        for _ in range(10):
+            optimizer.zero_grad()
+            model(torch.randn(4, 8)).square().mean().backward()
+            clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            controller.step()
+        controller.land()
+        print(float(controller.sparsity()))
+print([str(warning.message) for warning in seen if "takes" in str(warning.message)])
+"""
+    done = run_without_compiler(code, tmp_path, "no-such-compiler")
+    assert done.returncode == 0, done.stderr
+    first, second, warned = done.stdout.splitlines()
+    assert (first, second) == ("0.5", "0.5")
+    (message,) = ast.literal_eval(warned)
+    assert "a step takes about twice as long" in message
+    assert "no-such-compiler" in message
+
+
+def test_without_a_compiler_clipping_by_its_kernel_says_how_to_do_without(tmp_path):
     code = (
         "import torch; from sv_sparse.optim import clip_grad_norm_\n"
         "weight = torch.nn.Parameter(torch.tensor([[1.0, 0.0, 2.0]]))\n"
         "weight.grad = torch.tensor([[3.0, 7.0, 4.0]])\n"
-        "print(clip_grad_norm_([weight], 1.0).item())"
+        "print(clip_grad_norm_([weight], 1.0, implementation='fused').item())"
     )
     done = run_without_compiler(code, tmp_path, "no-such-compiler")
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("OSError: ")
     assert 'choose implementation="foreach"' in last
-    foreach = run_without_compiler(code.replace("1.0)", '1.0, implementation="foreach")'), tmp_path, "no-such-compiler")
-    assert float(foreach.stdout) == pytest.approx(5.0, rel=1e-6)
+    for other in ("foreach", "auto"):
+        done = run_without_compiler(code.replace("fused", other), tmp_path, "no-such-compiler")
+        assert float(done.stdout) == pytest.approx(5.0, rel=1e-6)
 
 
 def test_ctrl_c_of_the_terminal_does_not_reach_the_compiler(tmp_path):

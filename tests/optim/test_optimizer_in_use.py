@@ -252,15 +252,15 @@ def test_parameters_without_gradient_are_left_alone():
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        (AdaBreg, {"lr": -1.0}, "lr must be 0 or more, got -1.0"),
-        (AdaBreg, {"lambda_": -0.1}, "lambda_ must be 0 or more, and finite, got -0.1"),
-        (AdaBreg, {"lambda_": float("inf")}, "lambda_ must be 0 or more, and finite, got inf"),
-        (AdaBreg, {"delta": 0.0}, "delta must be above 0, got 0.0"),
-        (AdaBreg, {"weight_decay": -1.0}, "weight_decay must be 0 or more, got -1.0"),
-        (AdaBreg, {"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\), got \(0.9, 1.0\)"),
-        (AdaBreg, {"eps": -1e-8}, "eps must be 0 or more, got -1e-08"),
+        (AdaBreg, {"lr": -1.0}, "lr must be a finite number, 0 or more, got -1.0"),
+        (AdaBreg, {"lambda_": -0.1}, "lambda_ must be a finite number, 0 or more, got -0.1"),
+        (AdaBreg, {"lambda_": float("inf")}, "lambda_ must be a finite number, 0 or more, got inf"),
+        (AdaBreg, {"delta": 0.0}, "delta must be a finite number above 0, got 0.0"),
+        (AdaBreg, {"weight_decay": -1.0}, "weight_decay must be a finite number, 0 or more, got -1.0"),
+        (AdaBreg, {"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\), got 1.0"),
+        (AdaBreg, {"eps": -1e-8}, "eps must be a finite number, 0 or more, got -1e-08"),
         (AdaBreg, {"regularizer": "l2"}, "regularizer must be one of l1, group, mask, none, got 'l2'"),
-        (LinBreg, {"momentum": -0.5}, "momentum must be 0 or more, got -0.5"),
+        (LinBreg, {"momentum": -0.5}, "momentum must be a finite number, 0 or more, got -0.5"),
         (LinBreg, {"nesterov": True}, "nesterov must be used with momentum above 0 and dampening 0, got True"),
     ],
 )
