@@ -1,10 +1,12 @@
 """The step under torch.compile, which is what fused means off the CPU."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
-from sv_sparse.optim import AdaBreg, LinBreg
+from sv_sparse.optim import AdaBreg, LinBreg, methods
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from the compiler's own imports
 
@@ -50,3 +52,53 @@ def test_cycled_betas_and_many_groups_stay_within_what_the_compiler_allows():
             optimizer.step()
     for a, b in zip(*models, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_layers_skipped_at_random_train_on_with_one_warning(monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr(methods, "_MOST_COMPILED", 2)
+    methods._warn_of_many_steps.cache_clear()
+    models = [[nn.Parameter(torch.linspace(-1, 1, 5 + size)) for size in range(3)] for _ in range(2)]
+    pair = [
+        AdaBreg(params, lr=0.1, lambda_=0.2, implementation=way)
+        for params, way in zip(models, ("compile", "foreach"), strict=True)
+    ]
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for step in range(7):
+            for optimizer, params in zip(pair, models, strict=True):
+                for index, param in enumerate(params):
+                    param.grad = param.detach() + step if (step + 1) >> index & 1 else None
+                optimizer.step()
+    for a, b in zip(*models, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    (message,) = (str(warning.message) for warning in seen if "sets of parameters" in str(warning.message))
+    assert "more than 2 sets of parameters have had a gradient" in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "changes"),
+    [
+        (
+            LinBreg,
+            {"momentum": 0.9, "weight_decay": 0.01},
+            {"momentum": 0.01, "dampening": 0.02, "weight_decay": 0.001},
+        ),
+        (AdaBreg, {"weight_decay": 0.01}, {"eps": 1e-5, "weight_decay": 0.001}),
+    ],
+)
+def test_settings_that_change_at_every_step_compile_nothing_again(kind, settings, changes):
+    torch._dynamo.reset()
+    models = [[nn.Parameter(torch.linspace(-1, 1, 6))] for _ in range(2)]
+    pair = [
+        kind(params, lr=0.1, lambda_=0.2, implementation=way, **settings)
+        for params, way in zip(models, ("compile", "foreach"), strict=True)
+    ]
+    for step in range(12):
+        for optimizer, params in zip(pair, models, strict=True):
+            for name, change in changes.items():
+                optimizer.param_groups[0][name] = settings.get(name, 0.0) + change * step / 12
+            params[0].grad = params[0].detach() + step
+            with torch._dynamo.config.patch(error_on_recompile=step > 2):
+                optimizer.step()
+    torch.testing.assert_close(models[0][0], models[1][0], rtol=1e-4, atol=1e-6)
