@@ -55,7 +55,8 @@ class DualAverage:
         self.added += 1
         for means, tensors in zip(self._means, states, strict=True):
             for mean, tensor in zip(means, tensors, strict=True):
-                mean.add_((tensor - mean) / self.added)  # of equal states it is that state to the bit
+                here = tensor.to(mean.device)  # the model may have moved since the first
+                mean.add_((here - mean) / self.added)  # of equal states it is that state to the bit
 
     @torch.no_grad()
     def put_into(self, optimizer: BregmanOptimizer) -> None:

@@ -21,7 +21,7 @@ Edits of weights from outside: see ``BregmanOptimizer``.
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ class _WithDuals(BregmanOptimizer):
 
     _settings: tuple[str, ...]
 
-    def _check_group(self, group: Mapping[str, Any]) -> None:
+    def _check_group(self, group: Group) -> None:
         check_common(group)
         check_number("delta", group["delta"], "a finite number above 0", lambda delta: delta > 0)
         decay = group["weight_decay"]
@@ -213,7 +213,7 @@ class LinBreg(_WithDuals):
         defaults = {key: value for key, value in locals().items() if key not in {"self", "params", "__class__"}}
         super().__init__(params, defaults)
 
-    def _check_group(self, group: Mapping[str, Any]) -> None:
+    def _check_group(self, group: Group) -> None:
         super()._check_group(group)
         check_number("momentum", group["momentum"], "a finite number, 0 or more", lambda momentum: momentum >= 0)
         check_number("dampening", group["dampening"], "a finite number", lambda dampening: True)
@@ -318,12 +318,13 @@ class AdaBreg(_WithDuals):
         defaults = {key: value for key, value in locals().items() if key not in {"self", "params", "__class__"}}
         super().__init__(params, defaults)
 
-    def _check_group(self, group: Mapping[str, Any]) -> None:
+    def _check_group(self, group: Group) -> None:
         super()._check_group(group)
         betas = group["betas"]
         check(isinstance(betas, Sequence) and len(betas) == 2, "betas", betas, "two numbers in [0, 1)")
         for beta in betas:
             check_number("betas", beta, "two numbers in [0, 1)", lambda value: 0 <= value < 1)
+        group["betas"] = tuple(betas)  # plain data, which a state can be saved with
         check_number("eps", group["eps"], "a finite number, 0 or more", lambda eps: eps >= 0)
 
     def _start(self, group: Group, param: Tensor, dual: Tensor) -> None:

@@ -151,7 +151,7 @@ class BregmanOptimizer(Optimizer):
             return lambda_.detach().to(first.device, dtype, copy=True).reshape(())
         return torch.full((), float(lambda_), dtype=dtype, device=first.device)
 
-    def _check_group(self, group: Mapping[str, Any]) -> None:
+    def _check_group(self, group: Group) -> None:
         raise NotImplementedError
 
     def _move(self, group: Group, params: Tensors, grads: Tensors) -> None:

@@ -1,6 +1,6 @@
 """The baseline without a dual."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ class ProxSGD(BregmanOptimizer):
         defaults = {key: value for key, value in locals().items() if key not in {"self", "params", "__class__"}}
         super().__init__(params, defaults | {"implementation": "foreach", "delta": 1.0})
 
-    def _check_group(self, group: Mapping[str, Any]) -> None:
+    def _check_group(self, group: Group) -> None:
         check_common(group)
         check(group["implementation"] == "foreach", "implementation", group["implementation"], "foreach")
         check(group["delta"] == 1, "delta", group["delta"], "1, since there is no dual")
