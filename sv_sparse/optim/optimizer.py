@@ -89,8 +89,7 @@ class BregmanOptimizer(Optimizer):
         self._reset()
         self._constructed = True
         for group in self.param_groups:
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
+            group.setdefault("weights_lambda", None)  # of a state that an earlier version saved
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; the caller's dict stays as it is.
