@@ -172,10 +172,14 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """The convolution without its bias; of one tap, as a product of matrices."""
-    if conv.kernel_size != (1, 1):
-        return conv._conv_forward(x, conv.weight, None)
-    return _Product.apply(x, conv.weight, compute_dtype(x))
+    """Return the convolution without its bias; in bfloat16 that of one tap as a product of matrices.
+
+    In float32 torch's convolutions, by oneDNN, are twice as fast as its products, by MKL, on some AMD processors.
+    """
+    dtype = compute_dtype(x)
+    if dtype == torch.bfloat16 and conv.kernel_size == (1, 1):
+        return _Product.apply(x, conv.weight, dtype)
+    return conv._conv_forward(x, conv.weight, None)
 
 
 class _Product(torch.autograd.Function):

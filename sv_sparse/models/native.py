@@ -22,7 +22,7 @@ class _Matrix(ctypes.Structure):
 
 
 TYPES = frozenset({torch.float32, torch.bfloat16})  # of the kernels' matrices
-_COST = "training goes on by torch's operations, by which a step of ECAPA-TDNN takes about X times as long"
+_COST = "meanwhile torch's operations train the network, and a step takes up to a tenth longer"
 
 
 @cache
