@@ -27,7 +27,7 @@ from sv_sparse.models.bypass import (
     keeps_frames,
     moves_steadily,
 )
-from sv_sparse.models.native import call, image, rows, small_rows, transposed
+from sv_sparse.models.native import call, empty_image, image, rows, small_rows, transposed
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 IMPLEMENTATIONS = ("auto", "fused", "torch")
@@ -234,9 +234,9 @@ class _NormalizedRelu(torch.autograd.Function):
         ctx.unit = _Unit(rows(x), bias, norm, excitation)
         ctx.residual = None if residual is None else residual.dtype
         added = None if residual is None else rows(residual.to(x.dtype))
-        out = torch.empty_like(ctx.unit.frames, memory_format=torch.contiguous_format)
-        ctx.unit.write(out, added=added)
-        return image(out)
+        out = empty_image(ctx.unit.frames)
+        ctx.unit.write(rows(out), added=added)
+        return out
 
     @staticmethod
     @first_order
@@ -309,9 +309,9 @@ class _Res2(torch.autograd.Function):
         ctx: Any, x: Tensor, dtype: torch.dtype, convs: Any, norms: Any, identity_first: bool, *own: Tensor
     ) -> Tensor:
         frames = rows(x.to(dtype))
-        out = torch.empty_like(frames, memory_format=torch.contiguous_format)
+        out = empty_image(frames)
         ctx.identity_first, ctx.dtype, ctx.saved = identity_first, x.dtype, []
-        ins, outs = (_chunks(each, len(convs) + 1, identity_first) for each in (frames, out))
+        ins, outs = (_chunks(each, len(convs) + 1, identity_first) for each in (frames, rows(out)))
         outs.pop().copy_(ins.pop())
         arriving: Any = ins[0].contiguous()
         for conv, norm, after, to in zip(convs, norms, [*ins[1:], None], outs, strict=True):
@@ -321,7 +321,7 @@ class _Res2(torch.autograd.Function):
             ctx.saved.append((arriving, weight, how, unit))
             arriving = None if after is None else torch.empty_like(arriving)
             unit.write(to, more=after, onward=arriving)
-        return image(out)
+        return out
 
     @staticmethod
     @first_order

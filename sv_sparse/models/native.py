@@ -33,7 +33,7 @@ def library() -> ctypes.CDLL:
         OSError: There is no compiler, it fails, or the cache cannot be written; says how to do without.
     """
     names = ("moments", "affine", "sums", "gradient", "attend", "attend_gradient", "transpose")
-    without = "choose model.implementation=torch, which needs no compiler and is slower"
+    without = 'choose model.implementation=torch (in Python implementation="torch"), which needs no compiler'
     return compiled(Path(__file__).with_name("kernel.cpp"), names, "the network's kernels", without)
 
 
@@ -109,6 +109,13 @@ def _is_row(matrix: Tensor, row: Tensor) -> bool:
 def image(frames: Tensor) -> Tensor:
     """[B, T, C] as [B, C, 1, T]."""
     return frames.unsqueeze(1).permute(0, 3, 1, 2)
+
+
+def empty_image(frames: Tensor) -> Tensor:
+    """Return uninitialized memory for [B, T, C] as [B, C, 1, T], no view, so that hooks may change it in place."""
+    batch, length, channels = frames.shape
+    shape = batch, channels, 1, length
+    return torch.empty(shape, dtype=frames.dtype, device=frames.device, memory_format=torch.channels_last)
 
 
 def transposed(matrix: Tensor) -> Tensor:

@@ -140,6 +140,16 @@ def test_what_a_hook_holds_is_not_changed_afterwards(name: str) -> None:
     assert all(torch.equal(held.detach(), value) for held, value in pairs)
 
 
+@pytest.mark.parametrize("place", ["first", "blocks.0", "blocks.0.enter", "blocks.0.res2", "blocks.0.leave"])
+def test_a_hook_may_change_an_output_in_place(place: str) -> None:
+    results = []
+    for implementation in ("auto", "torch"):
+        model = network("ECAPA", implementation)
+        model.get_submodule(place).register_forward_hook(lambda _module, _ins, out: out.mul_(2))
+        results.append(trained(model))
+    assert_same(*results)
+
+
 def test_global_hooks_fire_for_every_module() -> None:
     counts = []
     for implementation in ("auto", "torch"):
@@ -441,6 +451,16 @@ def test_fake_tensors_counters_subclasses_and_traces_see_torchs_operations(name:
     assert traced(FILTERBANK).shape == (3, 8)
     exported = torch.export.export(model, (FILTERBANK,))
     assert exported.module()(FILTERBANK).shape == (3, 8)
+
+
+def test_torch_compile_makes_one_graph_that_has_the_hooks() -> None:
+    embeddings = []
+    for implementation in ("auto", "torch"):
+        model = network("ECAPA", implementation)
+        model.blocks[0].leave.conv.register_forward_hook(lambda _module, _ins, out: 2 * out + 1)
+        called = torch.compile(model, backend="eager", fullgraph=True) if implementation == "auto" else model
+        embeddings.append(called(FILTERBANK))
+    torch.testing.assert_close(*embeddings, rtol=1e-3, atol=1e-3)
 
 
 def test_a_unit_can_be_traced_by_fx() -> None:
