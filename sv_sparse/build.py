@@ -23,6 +23,7 @@ from sv_sparse.data.stream import ShardLoader
 from sv_sparse.distributed import rank, ranks
 from sv_sparse.features import MEL_BINS, Filterbank, crop_samples
 from sv_sparse.head import AAMSoftmax
+from sv_sparse.models.fused import prepare
 from sv_sparse.optim import BregmanOptimizer, Controller, describe, partition
 from sv_sparse.origin import read_origin
 from sv_sparse.scoring.settings import Scoring
@@ -87,6 +88,7 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
 
     Raises:
         ValueError: a setting is not allowed or does not fit the data.
+        OSError: ``model.implementation=fused`` asks for kernels that cannot be compiled.
     """
     trainer = settings["trainer"]
     torch.manual_seed(settings["seed"])
@@ -108,6 +110,8 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     if origin is None and started_sparse:
         start_sparse(groups, settings)
     nn.ModuleList([network, head]).to(compute.device)
+    if not compute.compiled:
+        prepare(network)  # before the evaluation of the untrained network, which may take an hour
     first = {"lr": rates["others"]} | ({} if begun else first_lambda(settings, origin, groups))
     optimizer = instantiate(settings["optim"] | first)(groups)
     steps = trainer["steps"] or sum(loader.steps(epoch) for epoch in range(trainer["epochs"]))

@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -191,14 +192,30 @@ def logged(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: Another process works on this run.
     """
-    if rank() > 0:
-        with _warnings_alone():
-            yield
-        return
-    with only_process(folder, _BUSY.format(folder)):
-        remove_leftovers(folder)
-        with _logged(folder):
-            yield
+    with _logged_warnings():
+        if rank() > 0:
+            with _warnings_alone():
+                yield
+            return
+        with only_process(folder, _BUSY.format(folder)):
+            remove_leftovers(folder)
+            with _logged(folder):
+                yield
+
+
+@contextmanager
+def _logged_warnings() -> Iterator[None]:
+    """Inside, Python's warnings are lines of the log: their text alone, without a line of source."""
+
+    def log(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:
+        logger.warning("%s", message)
+
+    before = warnings.showwarning
+    warnings.showwarning = log
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 @contextmanager

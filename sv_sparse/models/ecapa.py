@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sv_sparse.models import fused
 from sv_sparse.models.autocast import without_autocast
+from sv_sparse.models.bypass import relu_after
 from sv_sparse.models.layers import (
     ConvUnit,
     SERes2Block,
@@ -53,7 +53,9 @@ class ECAPA(fused.Fusable):
         dilations: Frames between two taps, as many as ``kernel_sizes``.
         embedding_dim: E.
         layout: ``wespeaker`` or ``speechbrain``.
-        implementation: ``fused``: training on a CPU takes kernels that g++ compiles on first use; ``torch``: never.
+        implementation: How training on a CPU computes. ``auto``: by kernels that g++ compiles on first use, or by
+            torch's operations, with a warning, where they cannot be compiled. ``fused``: by the kernels, else OSError.
+            ``torch``: by torch's operations. No embedding depends on it beyond rounding.
 
     Raises:
         ValueError: An argument is not allowed.
@@ -78,7 +80,7 @@ class ECAPA(fused.Fusable):
         dilations: Iterable[int] = (1, 2, 3, 4),
         embedding_dim: int = 192,
         layout: str = "wespeaker",
-        implementation: str = "fused",
+        implementation: str = "auto",
     ) -> None:
         super().__init__()
         check_at_least(1, mel_bins=mel_bins, channels=channels, mfa_channels=mfa_channels)
@@ -125,10 +127,10 @@ class ECAPA(fused.Fusable):
             x = block(x)
             outputs.append(x)
         x = torch.cat(outputs, dim=1)
-        if self.fuses(x, others=[self.mfa]):
+        if self.fuses(x, [self.mfa]):
             x = fused.relu(fused.convolve(x, self.mfa), self.mfa.bias)
         else:
-            x = F.relu_(self.mfa(x))
+            x = relu_after(self.mfa, x)
         if self.mfa_norm is not None:
             x = self.mfa_norm(x)
         statistics = self.pooling(x.squeeze(2))

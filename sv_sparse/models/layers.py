@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sv_sparse.models import fused
+from sv_sparse.models.bypass import is_ordinary, is_untouched, relu_after
 
 
 def check_at_least(minimum: int, **settings: int) -> None:
@@ -76,9 +76,9 @@ class ConvUnit(fused.Fusable):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C_in, 1, T] to [B, C_out, 1, T]."""
-        if self.fuses(x, [self.norm], [self.conv]):
+        if self.fuses(x, [self.conv], [self.norm]):
             return fused.normalized_relu(fused.convolve(x, self.conv), self.conv.bias, self.norm)
-        return self.norm(F.relu_(self.conv(x)))
+        return self.norm(relu_after(self.conv, x))
 
 
 class Res2Conv(fused.Fusable):
@@ -119,9 +119,10 @@ class Res2Conv(fused.Fusable):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, 1, T] to [B, C, 1, T]."""
         units: list[Any] = list(self.units)
-        convs, norms = [unit.conv for unit in units], [unit.norm for unit in units]
-        if self.fuses(x, norms, convs) and all(conv.padding_mode == "zeros" for conv in convs):
-            return fused.res2(x, convs, norms, identity_first=self.identity_first)
+        if all(is_untouched(unit, ConvUnit) for unit in units):
+            convs, norms = [unit.conv for unit in units], [unit.norm for unit in units]
+            if self.fuses(x, convs, norms) and all(conv.padding_mode == "zeros" for conv in convs):
+                return fused.res2(x, convs, norms, identity_first=self.identity_first)
         chunks = list(x.chunk(self.scale, dim=1))
         identity = chunks.pop(0 if self.identity_first else -1)
         outputs = [self.units[0](chunks[0])]
@@ -149,7 +150,7 @@ class SqueezeExcitation(nn.Module):
 
     def gains(self, means: Tensor) -> Tensor:
         """Map means over time [B, C] to gains [B, C]."""
-        return torch.sigmoid(self.expand(F.relu_(self.squeeze(means))))
+        return torch.sigmoid(self.expand(relu_after(self.squeeze, means)))
 
 
 class SERes2Block(fused.Fusable):
@@ -180,9 +181,15 @@ class SERes2Block(fused.Fusable):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, 1, T] to [B, C, 1, T]."""
         y = self.res2(self.enter(x))
-        leave = self.leave
-        if self.fuses(x, [leave.norm], [leave.conv, self.excitation]):
-            return fused.normalized_relu(fused.convolve(y, leave.conv), leave.conv.bias, leave.norm, self.excitation, x)
+        leave, excitation = self.leave, self.excitation
+        if (
+            is_untouched(leave, ConvUnit)
+            and is_untouched(excitation, SqueezeExcitation)
+            and self.fuses(y, [leave.conv], [leave.norm], [excitation.squeeze, excitation.expand])
+            and is_ordinary(x)
+            and x.dtype == fused.compute_dtype(y)  # in which the sum is written
+        ):
+            return fused.normalized_relu(fused.convolve(y, leave.conv), leave.conv.bias, leave.norm, excitation, x)
         y = leave(y)
         return torch.addcmul(x, y, self.excitation(y))  # x + y * gain in one pass over memory
 

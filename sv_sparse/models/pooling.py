@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sv_sparse.models import fused
 from sv_sparse.models.autocast import without_autocast
-from sv_sparse.models.native import call
+from sv_sparse.models.bypass import is_ordinary, is_untouched
+from sv_sparse.models.native import call, small_rows
 
 
 class TemporalStatisticsPooling(nn.Module):
@@ -91,14 +91,18 @@ class AttentiveStatisticsPooling(fused.Fusable):
         return statistics(frames, scores, correction=0, variance_floor=floor, kernels=kernels)
 
     def _hidden(self, frames: Tensor, context: Tensor) -> Tensor:
-        """The hidden layer on [x, mean, deviation], without repeating the constant two thirds T times."""
-        channels = frames.shape[2]
-        weight = self.hidden.weight
-        constant = F.linear(context, weight[:, channels:], self.hidden.bias)
-        hidden = F.linear(frames, weight[:, :channels]) + constant.unsqueeze(1)
+        """Return the hidden layer's output for [x, mean, deviation], before tanh: [B, T, hidden]."""
+        if is_untouched(self.hidden, nn.Linear):  # without repeating the constant two thirds T times
+            channels = frames.shape[2]
+            weight = self.hidden.weight
+            constant = F.linear(context, weight[:, channels:], self.hidden.bias)
+            hidden = F.linear(frames, weight[:, :channels]) + constant.unsqueeze(1)
+        else:
+            repeated = context.unsqueeze(1).expand(-1, frames.shape[1], -1)
+            hidden = self.hidden(torch.cat([frames.to(context.dtype), repeated], dim=2))
         if self.norm is None:
             return hidden
-        return self.norm(F.relu_(hidden).flatten(0, 1)).view_as(hidden)
+        return self.norm(F.relu(hidden).flatten(0, 1)).view_as(hidden)
 
 
 def statistics(
@@ -124,7 +128,7 @@ def statistics(
         raise ValueError(f"pooling needs at least 2 frames at its input, got {count}; use longer utterances")
     factor = count / (count - correction)
     with without_autocast(frames.device):
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if torch.is_grad_enabled() and is_ordinary(frames) and (scores is None or is_ordinary(scores)):
             mean, variance = (_FusedMoments if kernels else _Moments).apply(frames, scores)
         else:
             mean, variance = _moments(frames, scores)
@@ -139,7 +143,7 @@ def _moments(frames: Tensor, scores: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean and mean square deviation over T, each [B, C]."""
     x, weight = frames.float(), _weight(frames, scores)
     mean = (x * weight).sum(dim=1, keepdim=True)
-    return mean.squeeze(1), (x - mean).square_().mul_(weight).sum(dim=1)
+    return mean.squeeze(1), ((x - mean).square() * weight).sum(dim=1)
 
 
 def _pieces(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
@@ -168,9 +172,10 @@ class _Moments(torch.autograd.Function):
         return mean, variance
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor | None, Tensor | None]:
         frames, scores, mean, variance = ctx.saved_tensors
+        if torch.is_grad_enabled() or not is_ordinary(grad_mean):  # create_graph=True, is_grads_batched=True
+            return _gradients_by_autograd(frames, scores, (grad_mean, grad_variance), ctx.needs_input_grad)
         grad_frames = torch.empty_like(frames)
         grad_scores = None if scores is None else torch.empty_like(scores)
         rows = (tensor.unsqueeze(1) for tensor in (mean, variance, grad_mean, grad_variance))
@@ -184,6 +189,20 @@ class _Moments(torch.autograd.Function):
         return grad_frames, grad_scores
 
 
+def _gradients_by_autograd(
+    frames: Tensor, scores: Tensor | None, grads: tuple[Tensor, Tensor], needed: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return those of `_moments`, which can be differentiated again and computed for many gradients at once."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Scores come from frames: as views of their own, each has its own gradient alone.
+        frames, scores = frames.view_as(frames), None if scores is None else scores.view_as(scores)
+        ends = [tensor for tensor, need in zip((frames, scores), needed, strict=True) if need and tensor is not None]
+        to_ends = iter(torch.autograd.grad(_moments(frames, scores), ends, grads, create_graph=create_graph))
+    to_frames = next(to_ends) if needed[0] else None
+    return to_frames, next(to_ends) if needed[1] else None
+
+
 class _FusedMoments(torch.autograd.Function):
     """The same by kernels, in the type of frames; ``scores`` may be None."""
 
@@ -191,9 +210,9 @@ class _FusedMoments(torch.autograd.Function):
     def forward(ctx: Any, frames: Tensor, scores: Tensor | None) -> tuple[Tensor, Tensor]:
         frames = frames.contiguous()
         batch, _, channels = frames.shape
-        most, total, mean, square = torch.empty(4, batch, channels)
+        most, total, mean, square = small_rows(4, batch, channels)
         if scores is None:
-            call("moments", (frames,), torch.zeros(channels), mean, square, floor=-inf)
+            call("moments", (frames,), torch.zeros_like(mean[0]), mean, square, floor=-inf)
             ctx.save_for_backward(frames, None, mean)
         else:
             scores = scores.to(frames.dtype).contiguous()
@@ -202,7 +221,7 @@ class _FusedMoments(torch.autograd.Function):
         return mean, square
 
     @staticmethod
-    @once_differentiable
+    @fused.first_order
     def backward(ctx: Any, grad_mean: Tensor, grad_square: Tensor) -> tuple[Tensor, Tensor | None]:
         frames, scores, *kept = ctx.saved_tensors
         to_frames = torch.empty_like(frames)

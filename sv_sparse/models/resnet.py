@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sv_sparse.models.autocast import without_autocast
+from sv_sparse.models.bypass import relu_after
 from sv_sparse.models.layers import check_at_least, keep_channels_last
 from sv_sparse.models.pooling import TemporalStatisticsPooling
 
@@ -33,9 +34,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C_in, F, T] to [B, C_out, F/stride, T/stride], rounded up."""
-        y = F.relu_(self.norm1(self.conv1(x)))
-        y = self.norm2(self.conv2(y))
-        y += self.shortcut(x)
+        y = relu_after(self.norm1, self.conv1(x))
+        y = self.norm2(self.conv2(y)) + self.shortcut(x)
         return F.relu_(y)
 
 
@@ -98,7 +98,7 @@ class ResNet34(nn.Module):
             ValueError: T is less than 9, which leaves one frame for the pooling.
         """
         x = filterbank.unsqueeze(1).contiguous(memory_format=torch.channels_last)
-        x = F.relu_(self.norm(self.conv(x)))
+        x = relu_after(self.norm, self.conv(x))
         statistics = self.pooling(self.stages(x))
         with without_autocast(statistics.device):
             return self.embedding(self.statistics_norm(statistics))

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sv_sparse.models.autocast import without_autocast
+from sv_sparse.models.bypass import relu_after
 from sv_sparse.models.layers import SqueezeExcitation, check_at_least, keep_channels_last
 from sv_sparse.models.pooling import statistics
 
@@ -46,9 +46,9 @@ class PreActivationBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C_in, F, T] to [B, C_out, F/stride, T/stride], rounded up."""
-        y = self.conv1(F.relu_(self.norm1(x)))
-        y = self.conv2(F.relu_(self.norm2(y)))
-        y = self.conv3(F.relu_(self.norm3(y)))
+        y = self.conv1(relu_after(self.norm1, x))
+        y = self.conv2(relu_after(self.norm2, y))
+        y = self.conv3(relu_after(self.norm3, y))
         if self.excitation is not None:
             y = y * self.excitation(y)
         return y + self.shortcut(x)
@@ -80,7 +80,7 @@ class FramePooling(nn.Module):
             ValueError: T is less than 2.
         """
         frames = x.flatten(1, 2).transpose(1, 2)
-        hidden = F.relu_(self.hidden(frames))
+        hidden = relu_after(self.hidden, frames)
         hidden = self.norm(hidden.flatten(0, 1)).view_as(hidden)
         return statistics(frames, self.score(hidden), correction=0, variance_floor=self.variance_floor)
 
@@ -143,7 +143,7 @@ class SEResNet(nn.Module):
             ValueError: T is less than 9, which leaves one frame for the pooling.
         """
         x = filterbank.unsqueeze(1).contiguous(memory_format=torch.channels_last)
-        x = F.relu_(self.norm(self.conv(x)))
+        x = relu_after(self.norm, self.conv(x))
         statistics = self.pooling(self.stages(x))
         with without_autocast(statistics.device):
             return self.embedding_norm(self.embedding(self.statistics_norm(statistics)))

@@ -38,6 +38,21 @@ def test_embeddings_are_those_of_the_network_with_its_zeros(model, density):
         assert difference(network, engine, torch.randn(2, 80, frames)) < 1e-5, frames
 
 
+def test_another_default_type_and_device_of_torch_change_nothing():
+    network = folded(deployed.trained(deployed.ECAPA, 0.3))
+    program = lower(network)
+    x = torch.randn(2, 80, 50)
+    expected = SparseEngine(program)(x)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            embeddings = SparseEngine(program)(x)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(embeddings, expected)
+
+
 @settings(deadline=None, max_examples=25)
 @given(st.data())
 def test_any_ecapa_is_computed(data):

@@ -33,6 +33,19 @@ def test_values_and_gradients_are_those_of_the_formula(weighted: bool, correctio
     torch.testing.assert_close(ours, without_grad)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_second_derivatives_are_those_of_the_formula(weighted: bool) -> None:
+    frames = (3 + torch.randn(3, 50, 7, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    penalties = []
+    for function in (statistics, written_out):
+        scores = frames.roll(1, dims=2).sin() if weighted else None  # as a network's depend on the frames
+        pooled = function(frames, scores, correction=1, variance_floor=1e-10)
+        (slope,) = torch.autograd.grad(pooled.square().sum(), frames, create_graph=True)
+        penalties.append([slope.detach(), *torch.autograd.grad(slope.square().sum(), frames)])
+    for ours, theirs in zip(*penalties, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0, 1000.3])
 @pytest.mark.parametrize("pooling", ["temporal", "attentive", "attentive with norm"])
 def test_constant_input_has_finite_gradients(pooling: str, value: float) -> None:
