@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from attempts import Attempts
+from fake_cuda import fake_cuda_process  # noqa: F401  # a fixture
 from hydra.core.global_hydra import GlobalHydra
 from tiny import ROOT, THREE_EPOCHS, TINY, Outcome, Tones, write_tones, write_trial_list
 
