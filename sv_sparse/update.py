@@ -67,13 +67,16 @@ class Update:
         experiment: what is trained.
         diagnostics: told before the weights of a logged step move.
         scaler: of fp16.
+
+    Attributes:
+        failed: number of the first step whose loss or gradient was not finite, 0-dim on the device; 0 for none.
     """
 
     def __init__(self, experiment: Experiment, diagnostics: SupportDiagnostics, scaler: torch.amp.GradScaler) -> None:
         self.experiment, self.diagnostics, self.scaler = experiment, diagnostics, scaler
         self.settings = experiment.settings["trainer"]
         self._model: Any = None
-        self._failed = torch.zeros((), dtype=torch.int64, device=experiment.compute.device)
+        self.failed = torch.zeros((), dtype=torch.int64, device=experiment.compute.device)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -106,9 +109,9 @@ class Update:
             loss is this process's own share then.
 
         Raises:
-            ArithmeticError: the loss or the gradient is not finite. On a CPU the update was not made; on a GPU this is
-                noticed where the host waits for it anyhow, on logged steps, and ``refuse_non_finite`` tells sooner.
-                In fp16 the host reads the scale at every step.
+            ArithmeticError: the loss or the gradient is not finite, on a CPU, where the update was not made. On a GPU
+                nothing waits for that: the caller reads ``failed`` with its other figures. In fp16 the host reads the
+                scale at every step.
         """
         experiment = self.experiment
         experiment.optimizer.zero_grad()
@@ -119,7 +122,7 @@ class Update:
         how = experiment.optimizer.param_groups[0]["implementation"]
         norm = clip_grad_norm_(params, most, on=self.settings["clip_on"], sparse=sparse, implementation=how)
         self._watch(loss, norm, step)
-        if logged or experiment.compute.device.type == "cpu":
+        if experiment.compute.device.type == "cpu":
             self.refuse_non_finite()
         if logged:
             self.diagnostics.mark()
@@ -166,7 +169,7 @@ class Update:
         finite = loss.isfinite() & norm.isfinite()  # the norm is the same in all processes
         if self.scaler.is_enabled():
             finite = distributed.average(loss).isfinite()
-        self._failed = torch.where((self._failed == 0) & ~finite, step, self._failed)
+        self.failed = torch.where((self.failed == 0) & ~finite, step, self.failed)
 
     def refuse_non_finite(self) -> None:
         """Raise if the loss or the gradient of some step was not finite; waits for the device.
@@ -174,7 +177,7 @@ class Update:
         Raises:
             ArithmeticError: it was; names the step.
         """
-        failed = int(self._failed)
+        failed = int(self.failed)
         if failed:
             raise ArithmeticError(
                 f"step {failed}: the loss or its gradient is not finite; no checkpoint was written since. A "

@@ -76,6 +76,7 @@ _SHAPED_BY_VALUES = {
 }
 _COPIES = {_aten._to_copy, _aten.copy_, _aten.copy}
 _INDEXES = {_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_, _aten._unsafe_index}
+_WITHOUT_SHAPES = {_aten._fused_sgd_}  # in place, and torch has no fake kernel for it
 _ONE_DEVICE = {_aten.cat, _aten.stack, *_INDEXES}  # these take no CPU scalars either
 _ROOT, _TORCH = Path(__file__).parent.parent, Path(torch.__file__).parent
 
@@ -151,6 +152,8 @@ class Device(TorchDispatchMode):
         if packet in _COPIES:
             return self._copy(function, args, kwargs)
         self._check(packet, args, tensors)
+        if packet in _WITHOUT_SHAPES:
+            return None
         args, kwargs = tree_map(self.as_fake, (args, kwargs))
         return function(*args, **kwargs)
 
@@ -258,10 +261,12 @@ def _as_list(tensor: FakeTensor, device: Device) -> Any:
 
 def _move_module(module: nn.Module, device: Device, *args: Any, **kwargs: Any) -> nn.Module:
     """``module.to``, which leaves parameters the objects that they are, as torch does with tensors that have values."""
-    goal, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+    goal, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
     if goal is None or goal.type == "cpu":
         return _plain_to(module, *args, **kwargs)
     assert memory_format is None
+    if not non_blocking:
+        device.record("waits for a copy to the device, which is not non_blocking")
     for child in module.modules():
         for name, param in child._parameters.items():
             if param is None:
