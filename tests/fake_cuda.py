@@ -76,7 +76,8 @@ _SHAPED_BY_VALUES = {
 }
 _COPIES = {_aten._to_copy, _aten.copy_, _aten.copy}
 _INDEXES = {_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_, _aten._unsafe_index}
-_WITHOUT_SHAPES = {_aten._fused_sgd_}  # in place, and torch has no fake kernel for it
+# These work in place, and torch has no fake kernels for them.
+_WITHOUT_SHAPES = {_aten._fused_sgd_.default, _aten._fused_sgd_.tensor_lr, _aten._fused_adam_.tensor_lr}
 _ONE_DEVICE = {_aten.cat, _aten.stack, *_INDEXES}  # these take no CPU scalars either
 _ROOT, _TORCH = Path(__file__).parent.parent, Path(torch.__file__).parent
 
@@ -152,7 +153,7 @@ class Device(TorchDispatchMode):
         if packet in _COPIES:
             return self._copy(function, args, kwargs)
         self._check(packet, args, tensors)
-        if packet in _WITHOUT_SHAPES:
+        if function in _WITHOUT_SHAPES:
             return None
         args, kwargs = tree_map(self.as_fake, (args, kwargs))
         return function(*args, **kwargs)
@@ -284,6 +285,7 @@ def _move_module(module: nn.Module, device: Device, *args: Any, **kwargs: Any) -
 
 def _run(module: str, name: str, arguments: dict[str, Any]) -> None:
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by copy.deepcopy of a state
     getattr(importlib.import_module(module), name).here(**arguments)
 
 
