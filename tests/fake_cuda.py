@@ -38,6 +38,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+import sv_sparse
+
 CUDA = torch.device("cuda", 0)
 _CPU = torch.device("cpu")
 _GUARD = """
@@ -79,7 +81,7 @@ _INDEXES = {_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_imp
 # These work in place, and torch has no fake kernels for them.
 _WITHOUT_SHAPES = {_aten._fused_sgd_.default, _aten._fused_sgd_.tensor_lr, _aten._fused_adam_.tensor_lr}
 _ONE_DEVICE = {_aten.cat, _aten.stack, *_INDEXES}  # these take no CPU scalars either
-_ROOT, _TORCH = Path(__file__).parent.parent, Path(torch.__file__).parent
+_ROOT, _TORCH = (Path(package.__file__ or "").parent for package in (sv_sparse, torch))
 
 
 class WaitsError(AssertionError):
@@ -123,12 +125,14 @@ class Device(TorchDispatchMode):
 
     def __enter__(self) -> "Device":
         self._stack.enter_context(self.fakes)
-        for owner, name, function in (
+        replaced: tuple[tuple[Any, str, Any], ...] = (
             (nn.Module, "to", functools.partialmethod(_move_module, self)),
             (FakeTensor, "tolist", functools.partialmethod(_as_list, self)),
+            (FakeTensor, "__deepcopy__", _copied),
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
             (torch.cuda, "is_bf16_supported", lambda *_: True),
-        ):
+        )
+        for owner, name, function in replaced:
             self._stack.enter_context(mock.patch.object(owner, name, function))
         super().__enter__()
         return self
@@ -251,13 +255,18 @@ def _place() -> str:
     ours = own or [frame for frame in frames if not Path(frame.filename).is_relative_to(_TORCH)]
     frame = ours[-1]
     path = Path(frame.filename)
-    return f"{path.relative_to(_ROOT) if own else path}:{frame.lineno} {frame.name}"
+    return f"{path.relative_to(_ROOT.parent) if own else path}:{frame.lineno} {frame.name}"
 
 
 def _as_list(tensor: FakeTensor, device: Device) -> Any:
     """Read all values at once, as ``tolist`` does."""
     device.record("reads by tolist")
     return device.values(tensor)
+
+
+def _copied(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:
+    """Copy for ``copy.deepcopy``, which would copy the mode of the fake tensor as well."""
+    return memo.setdefault(id(tensor), tensor.detach().clone().requires_grad_(tensor.requires_grad))
 
 
 def _move_module(module: nn.Module, device: Device, *args: Any, **kwargs: Any) -> nn.Module:
@@ -285,7 +294,6 @@ def _move_module(module: nn.Module, device: Device, *args: Any, **kwargs: Any) -
 
 def _run(module: str, name: str, arguments: dict[str, Any]) -> None:
     warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by copy.deepcopy of a state
     getattr(importlib.import_module(module), name).here(**arguments)
 
 
