@@ -29,7 +29,7 @@ from sv_sparse.optim import (
 from sv_sparse.optim.optimizer import IMPLEMENTATIONS
 
 STEPS = 4
-WAYS = [name for name in ("auto", "foreach") if name in IMPLEMENTATIONS]
+AUTO = "auto" if "auto" in IMPLEMENTATIONS else "foreach"
 OPTIMIZERS = {
     "AdaBreg": (AdaBreg, {}),
     "AdaBreg, decay": (AdaBreg, {"weight_decay": 0.1, "delta": 2.0, "maximize": True}),
@@ -57,11 +57,11 @@ ON_DUALS = [
 ]
 
 
-def made(device, optimizer, regularizer="l1", way=WAYS[0], dtype=None, **settings):
+def made(device, optimizer, regularizer="l1", dtype=None, **settings):
     """A network on the device, and its optimizer."""
     model = network()
     kind, own = OPTIMIZERS[optimizer]
-    how = {} if kind is ProxSGD else {"implementation": way}
+    how = {} if kind is ProxSGD else {"implementation": AUTO}
     with device.waiting():
         model.to(CUDA, dtype)
         return model, kind(partition(model, regularizer=regularizer), lr=0.01, **own, **how, **settings)
@@ -82,20 +82,19 @@ def land(device, control):
         control.land()
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("optimizer", "regularizer", "controller"), ON_DUALS)
 @on_fake_cuda
-def test_steps_do_not_wait_and_a_run_ends(optimizer, regularizer, controller, way):
+def test_steps_do_not_wait_and_a_run_ends(optimizer, regularizer, controller):
     kind, settings = CONTROLLERS[controller]
     with Device() as device:
-        model, bregman = made(device, optimizer, regularizer, way)
+        model, bregman = made(device, optimizer, regularizer)
         with device.waiting():
             control = kind(bregman, 0.5, STEPS, **settings)
         diagnostics = SupportDiagnostics(control)
         with device.not_waiting():
             for _ in range(STEPS):
                 backward(model)
-                clip_grad_norm_(model.parameters(), 1.0, sparse=control.params, implementation=way)
+                clip_grad_norm_(model.parameters(), 1.0, sparse=control.params, implementation=AUTO)
                 diagnostics.mark()
                 bregman.step()
                 control.step()
@@ -122,12 +121,11 @@ def test_steps_do_not_wait_and_a_run_ends(optimizer, regularizer, controller, wa
                 assert value.device == CUDA, name
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @on_fake_cuda
-def test_weights_in_16_bits_and_a_rate_on_the_device_do_not_wait(optimizer, way):
+def test_weights_in_16_bits_and_a_rate_on_the_device_do_not_wait(optimizer):
     with Device() as device:
-        model, bregman = made(device, optimizer, way=way, dtype=torch.bfloat16)
+        model, bregman = made(device, optimizer, dtype=torch.bfloat16)
         for group in bregman.param_groups:
             group["lr"] = torch.full((), 0.01, device=CUDA)
         with device.not_waiting():
@@ -143,7 +141,7 @@ def test_clipping_does_not_wait(on):
         model, _ = made(device, "LinBreg")
         with device.not_waiting():
             backward(model)
-            assert clip_grad_norm_(model.parameters(), 1.0, on=on, implementation=WAYS[0]).device == CUDA
+            assert clip_grad_norm_(model.parameters(), 1.0, on=on, implementation=AUTO).device == CUDA
 
 
 @pytest.mark.parametrize("optimizer", ["AdaBreg", "LinBreg, momentum"])
