@@ -67,16 +67,13 @@ class Update:
         experiment: what is trained.
         diagnostics: told before the weights of a logged step move.
         scaler: of fp16.
-
-    Attributes:
-        failed: number of the first step whose loss or gradient was not finite, 0-dim on the device; 0 for none.
     """
 
     def __init__(self, experiment: Experiment, diagnostics: SupportDiagnostics, scaler: torch.amp.GradScaler) -> None:
         self.experiment, self.diagnostics, self.scaler = experiment, diagnostics, scaler
         self.settings = experiment.settings["trainer"]
         self._model: Any = None
-        self.failed = torch.zeros((), dtype=torch.int64, device=experiment.compute.device)
+        self._failed = torch.zeros((), dtype=torch.int64, device=experiment.compute.device)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -169,7 +166,12 @@ class Update:
         finite = loss.isfinite() & norm.isfinite()  # the norm is the same in all processes
         if self.scaler.is_enabled():
             finite = distributed.average(loss).isfinite()
-        self.failed = torch.where((self.failed == 0) & ~finite, step, self.failed)
+        self._failed = torch.where((self._failed == 0) & ~finite, step, self._failed)
+
+    @property
+    def failed(self) -> Tensor:
+        """Number of the first step whose loss or gradient was not finite, 0-dim on the device; 0 for none."""
+        return self._failed
 
     def refuse_non_finite(self) -> None:
         """Raise if the loss or the gradient of some step was not finite; waits for the device.
@@ -177,7 +179,7 @@ class Update:
         Raises:
             ArithmeticError: it was; names the step.
         """
-        failed = int(self.failed)
+        failed = int(self._failed)
         if failed:
             raise ArithmeticError(
                 f"step {failed}: the loss or its gradient is not finite; no checkpoint was written since. A "

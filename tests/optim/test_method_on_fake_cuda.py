@@ -89,7 +89,7 @@ def test_steps_do_not_wait_and_a_run_ends(optimizer, regularizer, controller):
     with Device() as device:
         model, bregman = made(device, optimizer, regularizer)
         with device.waiting():
-            control = kind(bregman, 0.5, STEPS, **settings)
+            control = kind(bregman, 0.5, STEPS + 2, **settings)
         diagnostics = SupportDiagnostics(control)
         with device.not_waiting():
             for _ in range(STEPS):
