@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sv_sparse.compute import Compute, choose_compute
 from sv_sparse.corpus import Corpus, describe_corpus
-from sv_sparse.data.augment import Augmentation, Extras
+from sv_sparse.data.augment import Augmentation
 from sv_sparse.data.dataset import Batch, Crops
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.loader import CropLoader, EpochBatches
@@ -58,7 +58,7 @@ class Experiment:
         waveforms, extras = batch.waveforms.to(device, non_blocking=True), batch.extras
         if extras is None:
             return self.filterbank(self.mixer(waveforms, None))
-        extras = Extras(*(tensor.to(device, non_blocking=True) for tensor in extras))
+        extras = extras.to(device)
         return mask_filterbank(self.filterbank(self.mixer(waveforms, extras)), extras.mask)
 
     @property

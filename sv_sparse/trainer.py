@@ -148,7 +148,11 @@ class Trainer:
             "sparsity/all": self._sparsity(list(experiment.network.parameters())),
         }
         measured |= {f"support/{name}": value for name, value in self.state.diagnostics.read().items()}
-        values = torch.stack([value.float().to(loss.device) for value in measured.values()]).tolist()
+        figures = [value.float().to(loss.device, non_blocking=True) for value in measured.values()]
+        # The only place where a step waits for a GPU: what says whether a step failed comes with the figures.
+        *values, failed = torch.stack([*figures, self.update.failed.float()]).tolist()
+        if failed:
+            self.update.refuse_non_finite()
         target = controller.target
         row = {"step": self.state.progress.step + 1, "epoch": self.state.progress.epoch} | dict(
             zip(measured, values, strict=True)

@@ -106,9 +106,9 @@ class Update:
             loss is this process's own share then.
 
         Raises:
-            ArithmeticError: the loss or the gradient is not finite. On a CPU the update was not made; on a GPU this is
-                noticed where the host waits for it anyhow, on logged steps, and ``refuse_non_finite`` tells sooner.
-                In fp16 the host reads the scale at every step.
+            ArithmeticError: the loss or the gradient is not finite, on a CPU, where the update was not made. On a GPU
+                nothing waits for that: the caller reads ``failed`` with its other figures. In fp16 the host reads the
+                scale at every step.
         """
         experiment = self.experiment
         experiment.optimizer.zero_grad()
@@ -119,7 +119,7 @@ class Update:
         how = experiment.optimizer.param_groups[0]["implementation"]
         norm = clip_grad_norm_(params, most, on=self.settings["clip_on"], sparse=sparse, implementation=how)
         self._watch(loss, norm, step)
-        if logged or experiment.compute.device.type == "cpu":
+        if experiment.compute.device.type == "cpu":
             self.refuse_non_finite()
         if logged:
             self.diagnostics.mark()
@@ -167,6 +167,11 @@ class Update:
         if self.scaler.is_enabled():
             finite = distributed.average(loss).isfinite()
         self._failed = torch.where((self._failed == 0) & ~finite, step, self._failed)
+
+    @property
+    def failed(self) -> Tensor:
+        """Number of the first step whose loss or gradient was not finite, 0-dim on the device; 0 for none."""
+        return self._failed
 
     def refuse_non_finite(self) -> None:
         """Raise if the loss or the gradient of some step was not finite; waits for the device.

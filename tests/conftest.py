@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from attempts import Attempts
+from fake_cuda import fake_cuda_process  # noqa: F401  # a fixture
 from hydra.core.global_hydra import GlobalHydra
 from tiny import ROOT, THREE_EPOCHS, TINY, Outcome, Tones, write_tones, write_trial_list
 
@@ -25,7 +26,7 @@ def _hide_lazy_modules() -> None:
 # Files that take a minute or more, the longest first: begun last, they would leave all processes but one without work.
 LONG = (
     *("test_readme.py", "test_recipes.py", "test_distributed.py", "test_sweeps.py", "test_stopped.py", "test_chaos.py"),
-    *("test_unusable.py", "test_odd_files.py"),
+    *("test_unusable.py", "test_odd_files.py", "test_fake_cuda.py"),
 )
 
 

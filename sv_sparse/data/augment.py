@@ -46,7 +46,7 @@ class Extras(NamedTuple):
     """What augmentation adds to a batch [B, S].
 
     Attributes:
-        speed: int64 [B], index into the speeds.
+        speed: int64 [B], index into the speeds; always on the CPU.
         room_rows: int64 [R], the rows that get a room.
         rooms: float32 [R, L], impulse responses, zeros at their ends.
         noise_rows: int64 [N], the rows that get noise.
@@ -62,6 +62,14 @@ class Extras(NamedTuple):
     noises: Tensor
     snr: Tensor
     mask: Tensor
+
+    def to(self, device: torch.device | str) -> "Extras":
+        """The same on a device, as soon as that gets to it.
+
+        ``speed`` stays where it is: its values say what is to be done, and to read them from a GPU is to wait for it.
+        """
+        moved = {name: value.to(device, non_blocking=True) for name, value in self._asdict().items() if name != "speed"}
+        return self._replace(**moved)
 
 
 def merged_extras(several: Sequence[Extras]) -> Extras:

@@ -33,7 +33,8 @@ class Mixer(nn.Module):
 
         Args:
             waveforms: int16; rows at another speed than 1 are longer or shorter than S, with zeros at their ends.
-            extras: On the same device; None leaves the samples as they are.
+            extras: On the same device, but for ``speed``, which stays on the CPU (``Extras.to``), so that nothing
+                waits for a GPU to say which rows are played faster; None leaves the samples as they are.
         """
         with torch.autocast(waveforms.device.type, enabled=False):
             if extras is None:
@@ -49,13 +50,14 @@ class Mixer(nn.Module):
         return found
 
     def _at_speed(self, waveforms: Tensor, speed: Tensor) -> Tensor:
-        """int16 [B, S'] to float32 [B, S], each row at its speed."""
+        """int16 [B, S'] to float32 [B, S], each row at its speed; ``speed`` is on the CPU."""
         if len(self.speeds) == 1:
             return waveforms[:, : self.crop_samples] / 32768
         found = torch.zeros(len(waveforms), self.crop_samples, device=waveforms.device)
         for index, factor in enumerate(self.speeds):
             rows = torch.nonzero(speed == index).squeeze(1)
             if len(rows):
+                rows = rows.to(waveforms.device, non_blocking=True)
                 played = play(waveforms[rows] / 32768, factor)[:, : self.crop_samples]
                 found[rows, : played.shape[1]] = played
         return found
@@ -80,7 +82,7 @@ def play(waveforms: Tensor, speed: float) -> Tensor:
 
 @functools.cache
 def _resampler(rate: int, new_rate: int, device: torch.device) -> nn.Module:
-    return torchaudio.transforms.Resample(rate, new_rate).to(device)
+    return torchaudio.transforms.Resample(rate, new_rate).to(device, non_blocking=True)
 
 
 def reverberate(waveforms: Tensor, rooms: Tensor) -> Tensor:

@@ -1,0 +1,197 @@
+"""The method on a fake CUDA device: no step of an optimizer or a controller waits for it, whatever the settings."""
+
+import warnings
+from itertools import product
+
+import pytest
+import torch
+from fake_cuda import CUDA, Device, on_fake_cuda
+from small import network
+from torch import nn
+
+from sv_sparse.optim import (
+    AdaBreg,
+    DampedFeedbackController,
+    DecayingFeedbackController,
+    DualAverage,
+    FeedbackController,
+    FixedController,
+    LinBreg,
+    MagnitudeController,
+    ProxSGD,
+    QuantileController,
+    SupportDiagnostics,
+    clip_grad_norm_,
+    count_zeros,
+    partition,
+    sparsity,
+)
+from sv_sparse.optim.optimizer import IMPLEMENTATIONS
+
+STEPS = 4
+AUTO = "auto" if "auto" in IMPLEMENTATIONS else "foreach"
+OPTIMIZERS = {
+    "AdaBreg": (AdaBreg, {}),
+    "AdaBreg, decay": (AdaBreg, {"weight_decay": 0.1, "delta": 2.0, "maximize": True}),
+    "LinBreg": (LinBreg, {}),
+    "LinBreg, momentum": (LinBreg, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    "ProxSGD": (ProxSGD, {}),
+}
+CONTROLLERS = {
+    "feedback": (FeedbackController, {}),
+    "ramp": (FeedbackController, {"ramp": (0.0, 0.5)}),
+    "damped": (DampedFeedbackController, {"every": 1}),
+    "decaying": (DecayingFeedbackController, {"every": 1}),
+    "fixed": (FixedController, {}),
+    "quantile": (QuantileController, {}),
+    "magnitude": (MagnitudeController, {"ramp": None, "updates": STEPS}),
+    "layerwise": (MagnitudeController, {"ramp": None, "updates": STEPS, "layerwise": True}),
+    "channels": (MagnitudeController, {"ramp": None, "updates": STEPS, "layerwise": True, "whole": True}),
+}
+MASKED = {"magnitude", "layerwise", "channels"}
+ON_DUALS = [
+    (optimizer, regularizer, controller)
+    for optimizer, regularizer, controller in product(OPTIMIZERS, ("l1", "group", "mask"), CONTROLLERS)
+    if (regularizer == "mask") == (controller in MASKED)
+    and not (optimizer == "ProxSGD" and (regularizer == "mask" or controller == "quantile"))
+]
+
+
+def made(device, optimizer, regularizer="l1", dtype=None, **settings):
+    """A network on the device, and its optimizer."""
+    model = network()
+    kind, own = OPTIMIZERS[optimizer]
+    how = {} if kind is ProxSGD else {"implementation": AUTO}
+    with device.waiting():
+        model.to(CUDA, dtype)
+        return model, kind(partition(model, regularizer=regularizer), lr=0.01, **own, **how, **settings)
+
+
+def backward(model):
+    """Gradients of a batch."""
+    x = torch.randn(16, 4, 8, device=CUDA, dtype=next(model.parameters()).dtype)
+    y = torch.randint(5, (16,), device=CUDA)
+    model.zero_grad()
+    nn.functional.cross_entropy(model(x).float(), y).backward()
+
+
+def land(device, control):
+    """End a run; what is counted on a fake device is no count, which landing warns of."""
+    with device.waiting(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "land")
+        control.land()
+
+
+@pytest.mark.parametrize(("optimizer", "regularizer", "controller"), ON_DUALS)
+@on_fake_cuda
+def test_steps_do_not_wait_and_a_run_ends(optimizer, regularizer, controller):
+    kind, settings = CONTROLLERS[controller]
+    with Device() as device:
+        model, bregman = made(device, optimizer, regularizer)
+        with device.waiting():
+            control = kind(bregman, 0.5, STEPS + 2, **settings)
+        diagnostics = SupportDiagnostics(control)
+        with device.not_waiting():
+            for _ in range(STEPS):
+                backward(model)
+                clip_grad_norm_(model.parameters(), 1.0, sparse=control.params, implementation=AUTO)
+                diagnostics.mark()
+                bregman.step()
+                control.step()
+                diagnostics.read()
+            diagnostics.histogram()
+            control.rearm()
+            control.sparsity()
+        with device.waiting():
+            control.take_over()
+            state = bregman.state_dict(), control.state_dict(), diagnostics.state_dict()
+            bregman.load_state_dict(state[0])
+            control.load_state_dict(state[1])
+            diagnostics.load_state_dict(state[2])
+            backward(model)
+            bregman.step()  # the first step after loading may compare the weights with those that it wrote
+            control.step()
+        with device.not_waiting():
+            backward(model)
+            bregman.step()
+            control.step()
+        land(device, control)
+        for param in model.parameters():
+            for name, value in bregman.state[param].items():
+                assert value.device == CUDA, name
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@on_fake_cuda
+def test_weights_in_16_bits_and_a_rate_on_the_device_do_not_wait(optimizer):
+    with Device() as device:
+        model, bregman = made(device, optimizer, dtype=torch.bfloat16)
+        for group in bregman.param_groups:
+            group["lr"] = torch.full((), 0.01, device=CUDA)
+        with device.not_waiting():
+            for _ in range(2):
+                backward(model)
+                bregman.step()
+
+
+@pytest.mark.parametrize("on", ["support", "all"])
+@on_fake_cuda
+def test_clipping_does_not_wait(on):
+    with Device() as device:
+        model, _ = made(device, "LinBreg")
+        with device.not_waiting():
+            backward(model)
+            assert clip_grad_norm_(model.parameters(), 1.0, on=on, implementation=AUTO).device == CUDA
+
+
+@pytest.mark.parametrize("optimizer", ["AdaBreg", "LinBreg, momentum"])
+@on_fake_cuda
+def test_an_average_of_duals_does_not_wait(optimizer):
+    with Device() as device:
+        model, bregman = made(device, optimizer)
+        average = DualAverage()
+        with device.not_waiting():
+            for _ in range(2):
+                backward(model)
+                bregman.step()
+                average.add(bregman)
+            average.put_into(bregman)
+
+
+@on_fake_cuda
+def test_counting_zeros_does_not_wait():
+    with Device() as device:
+        model, _ = made(device, "LinBreg")
+        params = list(model.parameters())
+        with device.not_waiting():
+            assert count_zeros(params).device == sparsity(params).device == CUDA
+
+
+@on_fake_cuda
+def test_a_number_set_as_lambda_from_outside_does_not_wait():
+    with Device() as device:
+        model, bregman = made(device, "AdaBreg")
+        with device.not_waiting():
+            bregman.param_groups[0]["lambda_"] = 0.2
+            backward(model)
+            bregman.step()
+
+
+@pytest.mark.parametrize("controller", sorted(set(CONTROLLERS) - MASKED))
+@on_fake_cuda
+def test_a_network_that_moves_after_its_optimizer_was_made_takes_lambda_and_the_controller_along(controller):
+    kind, settings = CONTROLLERS[controller]
+    with Device() as device:
+        model = network()
+        bregman = AdaBreg(partition(model), implementation="foreach")
+        control = kind(bregman, 0.5, STEPS, **settings)
+        with device.waiting():
+            model.to(CUDA)
+            backward(model)
+            bregman.step()
+            control.step()
+        with device.not_waiting():
+            backward(model)
+            bregman.step()
+            control.step()
+        land(device, control)
