@@ -131,7 +131,10 @@ def test_the_proximal_baseline_lands_from_below_and_has_no_duals_to_come_back_by
         (["sparsity.regularizer=group"], "sparsity.density must be 1, got 0.01"),
         (["sparsity.regularizer=mask"], "FeedbackController regulates ('l1', 'group'), got groups with ['mask']"),
         (["sparsity.grouping=row"], "sparsity.grouping must be one of output, input, kernel, got 'row'"),
-        (["optim.implementation=fast"], "implementation must be one of auto, fused, native, compile, foreach, got 'fast'"),
+        (
+            ["optim.implementation=fast"],
+            "implementation must be one of auto, fused, native, compile, foreach, got 'fast'",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_refused_in_words(train, tones, settings, message):

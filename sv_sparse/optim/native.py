@@ -240,8 +240,12 @@ def compiled(
     Raises:
         OSError: there is no compiler, it fails, or the cache cannot be written; says how to do without.
     """
-    compiler = shlex.split(os.environ.get("CXX", "g++"))
     help_ = f"install g++ (or set CXX), or {without}"
+    setting = os.environ.get("CXX", "g++")
+    try:
+        compiler = shlex.split(setting)
+    except ValueError as error:
+        raise OSError(f"CXX={setting!r} is no command ({error}); {help_}") from error
     try:
         version = _run([*compiler, "--version"])
         about = repr([sys.platform, platform.machine(), _FLAGS, *flags, _THREADS]).encode()
@@ -252,12 +256,14 @@ def compiled(
         if not path.is_file():
             _compile([*compiler, *_FLAGS, *flags, *_THREADS], source, path)
         loaded = ctypes.CDLL(str(path))
+        for name in functions:
+            getattr(loaded, name).restype = None
     except subprocess.CalledProcessError as error:
-        raise OSError(f"{' '.join(compiler)} failed: {error.stderr.decode().strip()[-500:]}; {help_}") from error
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home for the cache
+        said = error.stderr.decode(errors="replace").strip()[-500:]
+        raise OSError(f"{' '.join(compiler)} failed: {said}; {help_}") from error
+    # RuntimeError: there is no home for the cache; AttributeError: what was compiled is not our library
+    except (OSError, RuntimeError, AttributeError) as error:
         raise OSError(f"{what} cannot be compiled with {' '.join(compiler)}: {error}; {help_}") from error
-    for name in functions:
-        getattr(loaded, name).restype = None
     return loaded
 
 

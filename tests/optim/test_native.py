@@ -117,7 +117,10 @@ def run_without_compiler(code: str, tmp_path, compiler: str) -> subprocess.Compl
     return subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
 
 
-@pytest.mark.parametrize(("compiler", "reason"), [("no-such-compiler", "No such file"), ("false", "failed")])
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [("no-such-compiler", "No such file"), ("false", "failed"), ("g++ '", "is no command (No closing quotation)")],
+)
 def test_without_a_compiler_fused_says_in_the_constructor_how_to_do_without(tmp_path, compiler, reason):
     code = (
         "import torch; from sv_sparse.optim import AdaBreg\n"
