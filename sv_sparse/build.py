@@ -112,6 +112,7 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     optimizer = instantiate(settings["optim"] | first)(groups)
     steps = trainer["steps"] or sum(loader.steps(epoch) for epoch in range(trainer["epochs"]))
     controller = instantiate(settings["sparsity"]["controller"])(optimizer, settings["target_sparsity"], steps)
+    controller.reminders.active = False  # the trainer steps and lands, and has its own warnings
     if origin is not None:
         controller.take_over()
     _say(groups, corpus, describe_corpus(settings)["trials"], optimizer)

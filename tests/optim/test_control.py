@@ -32,7 +32,7 @@ def test_lambda_grows_while_too_dense_and_shrinks_while_too_sparse():
     for weight, grows in ((torch.ones(10, 10), True), (torch.eye(10), False)):
         param = nn.Parameter(weight)
         optimizer = LinBreg([param], lr=0.0, lambda_=0.1)
-        controller = FeedbackController(optimizer, 0.5, 100, trend=0.0)
+        controller = FeedbackController(optimizer, 0.5, 100, trend=0.0, ramp=None, initial_sparsity=0.99)
         param.grad = torch.zeros_like(param)
         optimizer.step()
         controller.step()
