@@ -6,6 +6,7 @@ Every optimizer has parameters and gradients of its own. On a GPU each row ends 
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from interleaved import medians
