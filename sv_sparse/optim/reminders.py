@@ -147,16 +147,17 @@ class _Run:
 
 def _count_updates(optimizer: torch.optim.Optimizer, reminders: Reminders) -> None:
     """Have the optimizer's updates counted by the latest of its controllers, as long as that lives."""
-    last = weakref.ref(reminders)
-    optimizer.__dict__["_reminders"] = last  # which copies and pickles of a torch optimizer leave behind
+    earlier = optimizer.__dict__.get("_reminders_hook")
+    if earlier is not None:
+        earlier.remove()
+    reference = weakref.ref(reminders)
 
-    def hook(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+    def hook(_optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         if torch.compiler.is_compiling():  # a counter would be compiled anew at every step
             return
-        alive = last()
-        if alive is None or optimizer.__dict__.get("_reminders") is not last:
-            handle.remove()
-        else:
+        alive = reference()
+        if alive is not None:
             alive.count_update()
 
-    handle = optimizer.register_step_post_hook(hook)
+    # Copies and pickles of a torch optimizer leave hooks behind, and attributes with them.
+    optimizer.__dict__["_reminders_hook"] = optimizer.register_step_post_hook(hook)
