@@ -50,6 +50,17 @@ def start_sparse(groups: Sequence[dict[str, Any]], settings: Settings) -> None:
     sparse_init_(groups, density=chosen["density"], rescale=chosen["rescale"], generator=generator)
 
 
+def network_groups(network: nn.Module, settings: Settings, *, regularizer: str = "l1") -> list[dict[str, Any]]:
+    """Return the network's sparse and dense groups, by type and by the names in ``sparsity.sparse`` and ``.dense``.
+
+    Raises:
+        ValueError: see ``partition``.
+    """
+    chosen = settings["sparsity"]  # without names in runs from before there were any
+    names = {kind: chosen.get(kind, ()) for kind in ("sparse", "dense")}
+    return partition(network, regularizer=regularizer, **names)
+
+
 def parameter_groups(
     network: nn.Module, head: AAMSoftmax, settings: Settings, rates: dict[str, float]
 ) -> list[dict[str, Any]]:
@@ -68,7 +79,7 @@ def parameter_groups(
             "sparsity.include_head=true with sparsity.grouping=output makes speakers zero; it must be false"
         )
     regularizer = chosen["regularizer"] if settings["target_sparsity"] > 0 else "none"
-    groups = partition(network, regularizer=regularizer)
+    groups = network_groups(network, settings, regularizer=regularizer)
     if chosen["include_head"]:
         own = partition(head, sparse_types=(*SPARSE_TYPES, AAMSoftmax), regularizer=regularizer)
     else:
