@@ -24,11 +24,11 @@ from sv_sparse.distributed import rank, ranks
 from sv_sparse.features import MEL_BINS, Filterbank, crop_samples
 from sv_sparse.head import AAMSoftmax
 from sv_sparse.models.fused import prepare
-from sv_sparse.optim import BregmanOptimizer, Controller, describe, partition
+from sv_sparse.optim import BregmanOptimizer, Controller, describe
 from sv_sparse.origin import read_origin
 from sv_sparse.scoring.settings import Scoring
 from sv_sparse.settings import Settings, automatic_workers
-from sv_sparse.start import first_lambda, learning_rates, parameter_groups, start_sparse, starts_sparse
+from sv_sparse.start import first_lambda, learning_rates, network_groups, parameter_groups, start_sparse, starts_sparse
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,10 @@ class Experiment:
     def sparse_params(self) -> dict[str, Tensor]:
         """The network's convolution and linear weights by name."""
         return {
-            name: p for group in partition(self.network) if group["name"] == "sparse" for name, p in group["params"]
+            name: p
+            for group in network_groups(self.network, self.settings)
+            if group["name"] == "sparse"
+            for name, p in group["params"]
         }
 
     def target_params(self) -> list[Tensor]:
@@ -116,6 +119,7 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     optimizer = instantiate(settings["optim"] | first)(groups)
     steps = trainer["steps"] or sum(loader.steps(epoch) for epoch in range(trainer["epochs"]))
     controller = instantiate(settings["sparsity"]["controller"])(optimizer, settings["target_sparsity"], steps)
+    controller.reminders.active = False  # the trainer steps and lands, and has its own warnings
     if origin is not None:
         controller.take_over()
     _say(groups, corpus, describe_corpus(settings)["trials"], optimizer)

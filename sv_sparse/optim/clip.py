@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sv_sparse.optim import native
+from sv_sparse.optim.checks import check
 from sv_sparse.optim.optimizer import IMPLEMENTATIONS
-from sv_sparse.optim.state_checks import check
 
 CLIP_CHOICES = ("support", "all")
 _PIECE = 2**17  # values

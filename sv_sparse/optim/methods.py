@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from sv_sparse.optim import bregman, compiled, native
+from sv_sparse.optim.checks import check, check_flag, check_number
 from sv_sparse.optim.optimizer import BregmanOptimizer, Group, Tensors, check_common, like_dual
-from sv_sparse.optim.state_checks import PLAIN_TYPES, check, check_flag, check_number
+from sv_sparse.optim.state_checks import PLAIN_TYPES
 
 Shape = tuple[Tensor, float, str]  # what reads weights off duals: lambda, delta, regularizer
 _TORCHS_OWN = {"FakeTensor", "FunctionalTensor"}  # of tracing, where nothing is computed
@@ -43,9 +44,8 @@ class _WithDuals(BregmanOptimizer):
 
     def _check_group(self, group: Group) -> None:
         check_common(group)
-        check_number("delta", group["delta"], "a finite number above 0", lambda delta: delta > 0)
-        decay = group["weight_decay"]
-        check_number("weight_decay", decay, "a finite number, 0 or more", lambda value: value >= 0)
+        check_number("delta", group["delta"], "a finite number above 0", above=0, or_tensor=True)
+        check_number("weight_decay", group["weight_decay"], "a finite number, 0 or more", at_least=0, or_tensor=True)
 
     def _start(self, group: Group, param: Tensor, dual: Tensor) -> None:
         """Make the parameter's further state, at its first step."""
@@ -215,8 +215,8 @@ class LinBreg(_WithDuals):
 
     def _check_group(self, group: Group) -> None:
         super()._check_group(group)
-        check_number("momentum", group["momentum"], "a finite number, 0 or more", lambda momentum: momentum >= 0)
-        check_number("dampening", group["dampening"], "a finite number", lambda dampening: True)
+        check_number("momentum", group["momentum"], "a finite number, 0 or more", at_least=0, or_tensor=True)
+        check_number("dampening", group["dampening"], "a finite number", or_tensor=True)
         check_flag("nesterov", group["nesterov"])
         plain = group["momentum"] > 0 and group["dampening"] == 0
         check(plain or not group["nesterov"], "nesterov", True, "used with momentum above 0 and dampening 0")
@@ -323,9 +323,9 @@ class AdaBreg(_WithDuals):
         betas = group["betas"]
         check(isinstance(betas, Sequence) and len(betas) == 2, "betas", betas, "two numbers in [0, 1)")
         for beta in betas:
-            check_number("betas", beta, "two numbers in [0, 1)", lambda value: 0 <= value < 1)
+            check_number("betas", beta, "two numbers in [0, 1)", at_least=0, below=1, or_tensor=True)
         group["betas"] = tuple(betas)  # plain data, which a state can be saved with
-        check_number("eps", group["eps"], "a finite number, 0 or more", lambda eps: eps >= 0)
+        check_number("eps", group["eps"], "a finite number, 0 or more", at_least=0, or_tensor=True)
 
     def _start(self, group: Group, param: Tensor, dual: Tensor) -> None:
         state = self.state[param]

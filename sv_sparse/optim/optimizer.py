@@ -10,13 +10,11 @@ from torch.optim import Optimizer
 
 from sv_sparse.optim import native
 from sv_sparse.optim.bregman import ReadOut
+from sv_sparse.optim.checks import check, check_flag, check_number
 from sv_sparse.optim.native import same_layout
 from sv_sparse.optim.prox import GROUPINGS, REGULARIZERS, subgradient
 from sv_sparse.optim.state_checks import (
     Group,
-    check,
-    check_flag,
-    check_number,
     check_parameter,
     check_saved_state,
     check_shape,
@@ -44,9 +42,9 @@ class _Written(NamedTuple):
 
 def check_common(group: Mapping[str, Any]) -> None:
     """Check the hyperparameters that every Bregman optimizer has."""
-    check_number("lr", group["lr"], "a finite number, 0 or more", lambda lr: lr >= 0)
-    check_number("lambda_", group["lambda_"], "a finite number, 0 or more", lambda lambda_: lambda_ >= 0)
-    check_number("lambda_scale", group["lambda_scale"], "a finite number above 0", lambda scale: scale > 0)
+    check_number("lr", group["lr"], "a finite number, 0 or more", at_least=0, or_tensor=True)
+    check_number("lambda_", group["lambda_"], "a finite number, 0 or more", at_least=0, or_tensor=True)
+    check_number("lambda_scale", group["lambda_scale"], "a finite number above 0", above=0, or_tensor=True)
     check_flag("maximize", group["maximize"])
     choices = {"regularizer": REGULARIZERS, "grouping": GROUPINGS, "implementation": IMPLEMENTATIONS}
     for name, allowed in choices.items():
@@ -132,7 +130,7 @@ class BregmanOptimizer(Optimizer):
         """
         lambda_ = group["lambda_"]
         if not isinstance(lambda_, Tensor):
-            check_number("lambda_", lambda_, "a finite number, 0 or more", lambda value: value >= 0)
+            check_number("lambda_", lambda_, "a finite number, 0 or more", at_least=0, or_tensor=True)
             group["lambda_"] = self._lambda_tensor(group)
         elif group["params"]:
             first = group["params"][0]

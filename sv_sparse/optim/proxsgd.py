@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sv_sparse.optim import bregman
+from sv_sparse.optim.checks import check
 from sv_sparse.optim.optimizer import BregmanOptimizer, Group, Tensors, check_common
-from sv_sparse.optim.state_checks import check
 
 
 class ProxSGD(BregmanOptimizer):

@@ -1,35 +1,15 @@
-"""Checks of settings and of saved states, so that what cannot work is refused before anything changes."""
+"""Check parameters and saved states, so that what cannot work is refused before anything changes."""
 
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from numbers import Real
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sv_sparse.optim.checks import check
+
 Group = dict[str, Any]
 PLAIN_TYPES = (Tensor, nn.Parameter)  # subclasses may hold no memory of their own
-
-
-def check(allowed: bool, name: str, value: object, meaning: str) -> None:
-    """Raise a ValueError with a setting's name, what is allowed and what came, unless ``allowed``."""
-    if not allowed:
-        raise ValueError(f"{name} must be {meaning}, got {value!r}")
-
-
-def check_number(name: str, value: object, meaning: str, allowed: Callable[[float], bool]) -> None:
-    """Raise a ValueError unless a setting is a finite number, or a tensor of one, for which ``allowed`` holds."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if isinstance(value, Tensor):
-        is_number = value.numel() == 1
-    number = float(value) if is_number else math.nan  # type: ignore[arg-type]  # mypy cannot see the check
-    check(is_number and math.isfinite(number) and allowed(number), name, value, meaning)
-
-
-def check_flag(name: str, value: object) -> None:
-    """Raise a ValueError unless a setting is true or false."""
-    check(isinstance(value, bool), name, value, "True or False")
 
 
 def name_of(group: Mapping[str, Any], position: int, number: int) -> str:
