@@ -58,10 +58,8 @@ struct Hooks : at::CUDAHooksInterface {
   bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
 };
 static_assert(sizeof(Hooks) == sizeof(at::CUDAHooksInterface));
-const auto hooks = [] {  // torch made its own when it was imported; these take the place
-  auto& own = const_cast<at::CUDAHooksInterface&>(at::detail::getCUDAHooks());
-  return own.isBuilt() ? &own : new (&own) Hooks;
-}();
+// torch made its own when it was imported; these take their place in memory
+const auto hooks = new (const_cast<at::CUDAHooksInterface*>(&at::detail::getCUDAHooks())) Hooks;
 """
 _plain_to = nn.Module.to
 _aten = torch.ops.aten

@@ -72,7 +72,8 @@ SMALL = {
     "resnet_speechbrain": ("channels=[16,16,32,32]", "attention_channels=16"),
 }
 MODELS = ("ecapa", "ecapa_speechbrain", "resnet34", "resnet_speechbrain")
-_WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::_local_scalar_dense")
+# Calls of the CUDA runtime that wait; cudaDeviceSynchronize is called by the profiler itself.
+_WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy", "Memcpy DtoH")
 
 
 class Row(NamedTuple):
@@ -263,8 +264,8 @@ def _profiled_waits(options: Options) -> Row:
                 step()
     if options.device.type != "cuda":
         return needs_cuda(check)
-    counts = {event.key: event.count for event in profiler.key_averages() if event.key in _WAITS}
-    counts.pop("cudaDeviceSynchronize", None)  # the profiler's own, at its end
+    events = profiler.key_averages()
+    counts = {event.key: event.count for event in events if event.key.partition(" (")[0] in _WAITS}
     return row(check, not counts, json.dumps(counts) if counts else "none")
 
 
