@@ -106,9 +106,9 @@ class Update:
             loss is this process's own share then.
 
         Raises:
-            ArithmeticError: the loss or the gradient is not finite, on a CPU, where the update was not made. On a GPU
-                nothing waits for that: the caller reads ``failed`` with its other figures. In fp16 the host reads the
-                scale at every step.
+            ArithmeticError: the loss or the gradient is not finite. On a CPU the update was not made.
+                On a GPU nothing waits for that: the caller reads ``failed`` with its other figures.
+                In fp16 the host reads the scale at every step.
         """
         experiment = self.experiment
         experiment.optimizer.zero_grad()
@@ -170,7 +170,7 @@ class Update:
 
     @property
     def failed(self) -> Tensor:
-        """Number of the first step whose loss or gradient was not finite, 0-dim on the device; 0 for none."""
+        """Number of the first step with a loss or gradient that is not finite, 0-dim; 0 for none."""
         return self._failed
 
     def refuse_non_finite(self) -> None:

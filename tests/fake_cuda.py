@@ -1,16 +1,18 @@
-"""A CUDA device on a machine without a GPU: shapes and devices are checked, and every wait of the host is recorded.
+"""A CUDA device on a machine without a GPU, on which every wait of the host is recorded.
 
-Tensors on a CPU are ordinary. Tensors on ``cuda`` are torch's fake tensors: operations on them run the real code down
-to the kernels, of which only shapes, types and devices are computed. `Device` sees each operation and
+Tensors on a CPU are ordinary. Tensors on ``cuda`` are torch's fake tensors: operations on them run
+the real code down to the kernels, of which only shapes, types and devices are computed. `Device`
+sees each operation and
 
-- records where the host reads from the device (``item``, ``tolist``, ``bool(tensor)``, ``torch.equal``, copies to the
-  host) or waits for a copy to it (one that is not ``non_blocking``),
-- raises where the shape of a result depends on values (``nonzero``, ``unique``, an index of booleans), or where
-  tensors of two devices meet other than as torch allows it without waiting: a 0-dim CPU tensor beside CUDA tensors.
+- records where the host reads from the device (``item``, ``tolist``, ``bool(tensor)``,
+  ``torch.equal``, copies to the host) or waits for a copy to it (one that is not ``non_blocking``),
+- raises where the shape of a result depends on values (``nonzero``, ``unique``, an index of
+  booleans), or where tensors of two devices meet. A 0-dim CPU tensor beside CUDA tensors is allowed:
+  torch passes its value to the kernel.
 
-torch without CUDA has no guard of the device, which autograd needs. `load_guard` compiles one that does nothing. It is
-there for the whole process, starts a thread of autograd, and forbids forks that train. Hence tests that need it run in
-a process of their own: `on_fake_cuda` sends them there.
+torch without CUDA has no guard of the device, which autograd needs. `load_guard` compiles one that
+does nothing. It is there for the whole process, starts a thread of autograd, and forbids forks that
+train. Hence tests that need it run in a process of their own: `on_fake_cuda` sends them there.
 """
 
 import ctypes
@@ -58,10 +60,8 @@ struct Hooks : at::CUDAHooksInterface {
   bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
 };
 static_assert(sizeof(Hooks) == sizeof(at::CUDAHooksInterface));
-const auto hooks = [] {  // torch made its own when it was imported; these take the place
-  auto& own = const_cast<at::CUDAHooksInterface&>(at::detail::getCUDAHooks());
-  return own.isBuilt() ? &own : new (&own) Hooks;
-}();
+// torch made its own when it was imported; these take their place in memory
+const auto hooks = new (const_cast<at::CUDAHooksInterface*>(&at::detail::getCUDAHooks())) Hooks;
 """
 _plain_to = nn.Module.to
 _aten = torch.ops.aten
@@ -270,7 +270,7 @@ def _copied(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:
 
 
 def _move_module(module: nn.Module, device: Device, *args: Any, **kwargs: Any) -> nn.Module:
-    """``module.to``, which leaves parameters the objects that they are, as torch does with tensors that have values."""
+    """``module.to``, which leaves parameters the objects that they are, as torch does otherwise."""
     goal, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
     if goal is None or goal.type == "cpu":
         return _plain_to(module, *args, **kwargs)

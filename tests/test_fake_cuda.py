@@ -1,4 +1,4 @@
-"""Training on a fake CUDA device: an unlogged step never waits for it, a logged step once, to fetch its figures."""
+"""Training on a fake CUDA device: only a logged step waits for it, once, to fetch its figures."""
 
 import re
 import time
@@ -58,30 +58,32 @@ def training(
 ) -> Iterator[tuple[Trainer, Experiment]]:
     """A run on the device that can be stepped."""
     general = [word for word in TINY if word.startswith("trainer.") and "log_every" not in word]
-    made = make(device, folder, *general, "trainer.log_every=2", *words, precision=precision)
+    experiment = make(device, folder, *general, "trainer.log_every=2", *words, precision=precision)
     with ExitStack() as stack:
         with device.waiting():
-            trainer = Trainer(made, time.monotonic())
+            trainer = Trainer(experiment, time.monotonic())
             stack.enter_context(trainer.update.ready())
             stack.enter_context(trainer.monitor.progress(0, 3))
-        made.network.train()
-        yield trainer, made
+        experiment.network.train()
+        yield trainer, experiment
         trainer.monitor.close()
 
 
 def train(folder: Path, *words: str, precision: str = "fp32") -> dict[bool, list[str]]:
     """Train for three steps, of which the second is logged; the waits of logged and of other steps."""
     waits: dict[bool, list[str]] = {True: [], False: []}
-    with Device() as device, training(device, folder, *words, precision=precision) as (trainer, made):
+    with Device() as device, training(device, folder, *words, precision=precision) as (trainer, experiment):
         device.value = 0  # no step failed
-        size = made.settings["trainer"]["batch_size"] // made.settings["trainer"]["accumulate"]
+        size = experiment.settings["trainer"]["batch_size"] // experiment.settings["trainer"]["accumulate"]
         for step in range(3):
-            indices = [[(0, number * size + row) for row in range(size)] for number in range(made.batches.accumulate)]
-            parts = [made.dataset.__getitems__(part) for part in indices]
+            indices = [
+                [(0, number * size + row) for row in range(size)] for number in range(experiment.batches.accumulate)
+            ]
+            parts = [experiment.dataset.__getitems__(part) for part in indices]
             crops = sum(len(part.labels) for part in parts)
-            with device.waiting() as found:
+            with device.waiting() as of_step:
                 trainer._train_step(parts, Heard(crops, 0, size, 0))
-            waits[step == 1] += found
+            waits[step == 1] += of_step
     return waits
 
 
@@ -159,8 +161,8 @@ def test_a_step_in_fp16_reads_the_scale_alone(tones, tmp_path):
 @on_fake_cuda
 def test_a_step_that_failed_ends_the_run_where_figures_are_fetched_and_before_they_are_kept(tones, tmp_path):
     words = [*tones.settings(), *ECAPA, f"optim.implementation={AUTO}", "trainer.log_every=1"]
-    with Device() as device, training(device, tmp_path, *words) as (trainer, made):
-        batch = made.dataset.__getitems__([(0, row) for row in range(4)])
+    with Device() as device, training(device, tmp_path, *words) as (trainer, experiment):
+        batch = experiment.dataset.__getitems__([(0, row) for row in range(4)])
         device.value = 1  # the first step failed, says whatever is read
         with device.waiting() as waits, pytest.raises(ArithmeticError, match="step 1: the loss or its gradient is not"):
             trainer._train_step([batch], Heard(4, 0, 4, 0))
@@ -172,16 +174,16 @@ def test_a_step_that_failed_ends_the_run_where_figures_are_fetched_and_before_th
 @on_fake_cuda
 def test_a_run_ends_on_one_device(sparsity, tones, tmp_path):
     words = [*tones.settings(), *ECAPA, f"optim.implementation={AUTO}", f"sparsity={sparsity}"]
-    with Device() as device, training(device, tmp_path, *words) as (trainer, made):
-        batch = made.dataset.__getitems__([(0, row) for row in range(4)])
+    with Device() as device, training(device, tmp_path, *words) as (trainer, experiment):
+        batch = experiment.dataset.__getitems__([(0, row) for row in range(4)])
         device.value = 0
         trainer._train_step([batch], Heard(4, 0, 4, 0))
         device.value = 1  # zeros have no direction for a score
         plain = mock.patch.object(loader, "worker_settings", lambda workers, _: worker_settings(workers, "cpu"))
         with plain, device.waiting(), warnings.catch_warnings():  # without a GPU nothing is pinned
             warnings.filterwarnings("ignore", "land")  # what is counted on a fake device is no count
-            land(made)
-        for name, value in made.network.state_dict().items():
+            land(experiment)
+        for name, value in experiment.network.state_dict().items():
             assert value.device == CUDA, name
 
 

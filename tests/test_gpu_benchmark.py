@@ -1,4 +1,4 @@
-"""scripts/benchmark/gpu.py, as far as it goes without a GPU: users with one run it for us, so it must not rot."""
+"""scripts/benchmark/gpu.py as far as it goes without a GPU: users run it for us, it must not rot."""
 
 import subprocess
 import sys

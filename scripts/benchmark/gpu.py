@@ -1,14 +1,14 @@
-"""Check on a CUDA GPU what could not be checked without one, and end with a table to paste into an issue.
+"""Check on a CUDA GPU what could not be checked without one; the end is a table for an issue.
 
 Each section makes rows of the table; one that fails says why in its row, and the others go on:
 
-- ``method``: optimizers, penalties and controllers compute on the GPU what they compute on the CPU, in float64.
+- ``method``: optimizers, penalties and controllers compute what they compute on the CPU, in float64.
 - ``networks``: features, augmentation, and each network's loss and gradient are those of the CPU.
 - ``waits``: a training step does not wait for the GPU unless it is logged; a logged one waits once.
 - ``precision``: bf16 and fp16 learn what fp32 learns.
 - ``compile``: so does what torch.compile makes of a step, which is compiled once.
 - ``processes``: two processes over NCCL, on two GPUs, end as one process does.
-- ``speed``: utterances per second against SpeechBrain; the optimizer's step against torch's fused Adam.
+- ``speed``: utterances per second against SpeechBrain; the optimizer against torch's fused Adam.
 """
 
 import argparse
@@ -72,7 +72,8 @@ SMALL = {
     "resnet_speechbrain": ("channels=[16,16,32,32]", "attention_channels=16"),
 }
 MODELS = ("ecapa", "ecapa_speechbrain", "resnet34", "resnet_speechbrain")
-_WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::_local_scalar_dense")
+# Calls of the CUDA runtime that wait; cudaDeviceSynchronize is called by the profiler itself.
+_WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy", "Memcpy DtoH")
 
 
 class Row(NamedTuple):
@@ -108,7 +109,7 @@ def needs_cuda(check: str) -> Row:
 
 
 def method(options: Options) -> Iterator[Row]:
-    """Weights after some steps and the landing, against the CPU; float64, so that no weight is at the threshold."""
+    """Compare weights after some steps with the CPU's, in float64: none is at the threshold there."""
     optimizers = {
         "AdaBreg": partial(AdaBreg, lr=0.01, weight_decay=0.01),
         "LinBreg": partial(LinBreg, lr=0.05, momentum=0.9, nesterov=True),
@@ -227,11 +228,11 @@ def _waits_of_steps(options: Options, words: list[str]) -> tuple[dict[str, int],
     counts, places = {"logged": 0, "other": 0}, Counter[str]()
     with _training(options, *words, "trainer.log_every=3") as step:
         for number in range(1, 7):
-            with _sync_debug_mode(options.device) as found:
+            with _sync_debug_mode(options.device) as messages:
                 step()
             if number > 3:
-                counts["logged" if number % 3 == 0 else "other"] += len(found)
-                places.update(f"{Path(each.filename).name}:{each.lineno}" for each in found)
+                counts["logged" if number % 3 == 0 else "other"] += len(messages)
+                places.update(f"{Path(each.filename).name}:{each.lineno}" for each in messages)
     return counts, ", ".join(f"{place} x {count}" for place, count in places.most_common(5))
 
 
@@ -240,15 +241,15 @@ def _sync_debug_mode(device: torch.device) -> Iterator[list[warnings.WarningMess
     """Inside, each wait for the GPU is a warning in the list."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found: list[warnings.WarningMessage] = []
+        messages: list[warnings.WarningMessage] = []
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("warn")
         try:
-            yield found
+            yield messages
         finally:
             if device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
-            found += [warning for warning in caught if "synchronizing CUDA operation" in str(warning.message)]
+            messages += [warning for warning in caught if "synchronizing CUDA operation" in str(warning.message)]
 
 
 def _profiled_waits(options: Options) -> Row:
@@ -263,13 +264,13 @@ def _profiled_waits(options: Options) -> Row:
                 step()
     if options.device.type != "cuda":
         return needs_cuda(check)
-    counts = {event.key: event.count for event in profiler.key_averages() if event.key in _WAITS}
-    counts.pop("cudaDeviceSynchronize", None)  # the profiler's own, at its end
+    events = profiler.key_averages()
+    counts = {event.key: event.count for event in events if event.key.partition(" (")[0] in _WAITS}
     return row(check, not counts, json.dumps(counts) if counts else "none")
 
 
 def precision(options: Options) -> Iterator[Row]:
-    """Losses of the first steps in bf16 beside those in fp32; in fp16, whose first steps overflow, that they fall."""
+    """Compare losses in bf16 with those in fp32; in fp16, whose first steps overflow, they fall."""
     plain = _losses(options, "trainer.precision=fp32")
     yield _alike("training in bf16", _losses(options, "trainer.precision=bf16"), plain, 0.1)
     losses = _losses(options, "trainer.precision=fp16")
@@ -278,7 +279,7 @@ def precision(options: Options) -> Iterator[Row]:
 
 
 def compile_(options: Options) -> Iterator[Row]:
-    """Losses of compiled steps beside those of plain ones, and how many graphs were compiled after the first steps."""
+    """Compare losses of compiled steps with those of plain ones, and count what is compiled late."""
     plain = _losses(options)
     ways = [["trainer.compile=true"], ["trainer.compile=true", "optim.implementation=compile"]]
     for words in ways[:1] if options.quick else ways:
@@ -351,8 +352,8 @@ def processes(options: Options) -> Iterator[Row]:
 class _Step:
     """One step of a run at each call."""
 
-    def __init__(self, trainer: Trainer, made: Experiment, batches: Iterator[object]) -> None:
-        self.trainer, self.batches, self.folder = trainer, batches, made.folder
+    def __init__(self, trainer: Trainer, experiment: Experiment, batches: Iterator[object]) -> None:
+        self.trainer, self.batches, self.folder = trainer, batches, experiment.folder
 
     def __call__(self) -> None:
         parts = [next(self.batches)]
@@ -364,20 +365,20 @@ def _training(options: Options, *words: str) -> Iterator[_Step]:
     """A run of a narrow network on made-up speech, to be stepped by hand."""
     folder = Path(tempfile.mkdtemp(dir=options.folder))
     settings = _settings(*_words(options), *words)
-    made = build(settings, folder, prepare_corpus(settings, folder))
-    trainer = Trainer(made, time.monotonic())
-    made.network.train()
-    with trainer.update.ready(), trainer.monitor.progress(0, made.total_steps):
-        yield _Step(trainer, made, _endless(made))
+    experiment = build(settings, folder, prepare_corpus(settings, folder))
+    trainer = Trainer(experiment, time.monotonic())
+    experiment.network.train()
+    with trainer.update.ready(), trainer.monitor.progress(0, experiment.total_steps):
+        yield _Step(trainer, experiment, _endless(experiment))
     trainer.monitor.close()
 
 
-def _endless(made: Experiment) -> Iterator[object]:
+def _endless(experiment: Experiment) -> Iterator[object]:
     """Batches of one epoch after the other."""
     while True:
-        yield from made.loader
-        made.batches.epoch += 1
-        made.batches.start = 0
+        yield from experiment.loader
+        experiment.batches.epoch += 1
+        experiment.batches.start = 0
 
 
 def _settings(*words: str) -> dict:
@@ -514,14 +515,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer cases and repeats")
     parser.add_argument("--only", nargs="+", default=list(SECTIONS), choices=list(SECTIONS), help="these sections")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu tries the script itself out")
-    chosen = parser.parse_args()
-    if chosen.device == "cuda" and not torch.cuda.is_available():
+    arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("gpu.py checks a CUDA GPU, and torch finds none here; --device cpu tries the script itself out")
-    device = torch.device(chosen.device)
+    device = torch.device(arguments.device)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in chosen.only:
-            for each in rows_of(name, Options(device, chosen.quick, Path(folder))):
+        for name in arguments.only:
+            for each in rows_of(name, Options(device, arguments.quick, Path(folder))):
                 print(f"{each.result:8} {each.check}: {each.detail}", flush=True)
                 rows.append(each)
     print(f"\n{machine(device)}\n\n{table(rows)}")

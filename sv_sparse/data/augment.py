@@ -64,9 +64,10 @@ class Extras(NamedTuple):
     mask: Tensor
 
     def to(self, device: torch.device | str) -> "Extras":
-        """The same on a device, as soon as that gets to it.
+        """Return the same on a device, copied without waiting.
 
-        ``speed`` stays where it is: its values say what is to be done, and to read them from a GPU is to wait for it.
+        ``speed`` stays where it is. Its values say what is to be done, and reading them from a GPU
+        would wait for it.
         """
         moved = {name: value.to(device, non_blocking=True) for name, value in self._asdict().items() if name != "speed"}
         return self._replace(**moved)

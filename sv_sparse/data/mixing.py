@@ -33,8 +33,9 @@ class Mixer(nn.Module):
 
         Args:
             waveforms: int16; rows at another speed than 1 are longer or shorter than S, with zeros at their ends.
-            extras: On the same device, but for ``speed``, which stays on the CPU (``Extras.to``), so that nothing
-                waits for a GPU to say which rows are played faster; None leaves the samples as they are.
+            extras: On the same device, but for ``speed``, which stays on the CPU (``Extras.to``).
+                Nothing waits for a GPU to say which rows are played faster. None leaves the samples
+                as they are.
         """
         with torch.autocast(waveforms.device.type, enabled=False):
             if extras is None:

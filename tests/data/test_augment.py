@@ -151,6 +151,14 @@ def test_workers_draw_the_same(store, crops):
         assert all(torch.equal(a, b) for a, b in zip(one.extras, other.extras, strict=True))
 
 
+def test_what_is_added_goes_to_a_device_and_what_says_how_to_do_it_stays(store):
+    augmentation = Augmentation(store=str(store), probability=1.0, speeds=[1.0, 0.9])
+    extras = augmentation.gather([augmentation.plan(0, 0, f"id{n}") for n in range(9)], CROP)
+    moved = extras.to("meta")._asdict()
+    assert moved.pop("speed") is extras.speed
+    assert {value.device.type for value in moved.values()} == {"meta"}
+
+
 def test_every_speed_makes_new_speakers(crops):
     chosen = crops(Augmentation(speeds=[1.0, 0.9, 1.1]))
     batch = drawn(chosen)

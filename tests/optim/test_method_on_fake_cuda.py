@@ -1,4 +1,4 @@
-"""The method on a fake CUDA device: no step of an optimizer or a controller waits for it, whatever the settings."""
+"""The method on a fake CUDA device: no step of an optimizer or a controller waits for it."""
 
 import warnings
 from itertools import product
@@ -57,7 +57,7 @@ ON_DUALS = [
 ]
 
 
-def made(device, optimizer, regularizer="l1", dtype=None, **settings):
+def network_and_optimizer(device, optimizer, regularizer="l1", dtype=None, **settings):
     """A network on the device, and its optimizer."""
     model = network()
     kind, own = OPTIMIZERS[optimizer]
@@ -87,7 +87,7 @@ def land(device, control):
 def test_steps_do_not_wait_and_a_run_ends(optimizer, regularizer, controller):
     kind, settings = CONTROLLERS[controller]
     with Device() as device:
-        model, bregman = made(device, optimizer, regularizer)
+        model, bregman = network_and_optimizer(device, optimizer, regularizer)
         with device.waiting():
             control = kind(bregman, 0.5, STEPS + 2, **settings)
         diagnostics = SupportDiagnostics(control)
@@ -125,7 +125,7 @@ def test_steps_do_not_wait_and_a_run_ends(optimizer, regularizer, controller):
 @on_fake_cuda
 def test_weights_in_16_bits_and_a_rate_on_the_device_do_not_wait(optimizer):
     with Device() as device:
-        model, bregman = made(device, optimizer, dtype=torch.bfloat16)
+        model, bregman = network_and_optimizer(device, optimizer, dtype=torch.bfloat16)
         for group in bregman.param_groups:
             group["lr"] = torch.full((), 0.01, device=CUDA)
         with device.not_waiting():
@@ -138,7 +138,7 @@ def test_weights_in_16_bits_and_a_rate_on_the_device_do_not_wait(optimizer):
 @on_fake_cuda
 def test_clipping_does_not_wait(on):
     with Device() as device:
-        model, _ = made(device, "LinBreg")
+        model, _ = network_and_optimizer(device, "LinBreg")
         with device.not_waiting():
             backward(model)
             assert clip_grad_norm_(model.parameters(), 1.0, on=on, implementation=AUTO).device == CUDA
@@ -148,7 +148,7 @@ def test_clipping_does_not_wait(on):
 @on_fake_cuda
 def test_an_average_of_duals_does_not_wait(optimizer):
     with Device() as device:
-        model, bregman = made(device, optimizer)
+        model, bregman = network_and_optimizer(device, optimizer)
         average = DualAverage()
         with device.not_waiting():
             for _ in range(2):
@@ -161,7 +161,7 @@ def test_an_average_of_duals_does_not_wait(optimizer):
 @on_fake_cuda
 def test_counting_zeros_does_not_wait():
     with Device() as device:
-        model, _ = made(device, "LinBreg")
+        model, _ = network_and_optimizer(device, "LinBreg")
         params = list(model.parameters())
         with device.not_waiting():
             assert count_zeros(params).device == sparsity(params).device == CUDA
@@ -170,7 +170,7 @@ def test_counting_zeros_does_not_wait():
 @on_fake_cuda
 def test_a_number_set_as_lambda_from_outside_does_not_wait():
     with Device() as device:
-        model, bregman = made(device, "AdaBreg")
+        model, bregman = network_and_optimizer(device, "AdaBreg")
         with device.not_waiting():
             bregman.param_groups[0]["lambda_"] = 0.2
             backward(model)
