@@ -1,75 +1,292 @@
 """Which parameters are sparse, how a sparse run starts, and how sparsity is counted.
 
-Every parameter lands in exactly one group, decided by the type of the module that holds it. A type in neither list
-is an error, never a guess.
+Every parameter that is trained lands in exactly one group.
+The type of the module that holds it decides, or its name where the caller gives it.
+What neither decides is an error, never a guess.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
+from torch.nn.utils.parametrize import ParametrizationList
 
-SPARSE_TYPES: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-DENSE_TYPES: tuple[type[nn.Module], ...] = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
+from sv_sparse.optim.checks import check_number
+
+SPARSE_TYPES: tuple[type[nn.Module], ...] = (
+    _ConvNd,  # Conv1d to Conv3d and ConvTranspose1d to ConvTranspose3d
+    nn.Linear,
+    nn.Bilinear,
+    nn.MultiheadAttention,
+    nn.RNNBase,  # RNN, LSTM, GRU
+    nn.RNNCellBase,
+)
+DENSE_TYPES: tuple[type[nn.Module], ...] = (
+    _BatchNorm,
+    _InstanceNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.PReLU,
+    nn.Embedding,
+    nn.EmbeddingBag,
+)
+
+# Types that a program may have without torch having them: Hugging Face's, or a copy of them. Nothing is imported.
+_SPARSE_NAMES = ("Conv1D",)  # of GPT-2: a linear layer whose weight is [inputs, outputs]
+_DENSE_ENDINGS = ("RMSNorm", "LayerNorm")
+
+_NAMES_SHOWN = 3  # of each type in an error
+
+
+class _Use(NamedTuple):
+    """One place at which a parameter lies in a network."""
+
+    name: str
+    param: nn.Parameter
+    kind: str | None  # "sparse", "dense", or None where the place does not decide
+    transposed: bool
+    type_name: str
+    problem: str | None  # why a place of a known type does not decide
 
 
 def partition(
     module: nn.Module,
     *,
+    sparse: str | Sequence[str] = (),
+    dense: str | Sequence[str] = (),
     sparse_types: Sequence[type[nn.Module]] = SPARSE_TYPES,
     dense_types: Sequence[type[nn.Module]] = DENSE_TYPES,
     regularizer: str = "l1",
 ) -> list[dict[str, Any]]:
-    """Parameter groups for LinBreg and AdaBreg: ``sparse`` (regularized) and ``dense`` (never touched by lambda).
+    """Return parameter groups for LinBreg and AdaBreg: ``sparse`` (regularized) and ``dense`` (lambda leaves it alone).
 
-    Weights of ``sparse_types`` with two or more axes are sparse; their biases, and everything in ``dense_types``,
-    are dense. Shared parameters appear once.
+    - Weights of ``sparse_types`` are sparse, and so are those of any class named ``Conv1D`` (GPT-2's).
+    - Everything in ``dense_types`` is dense, and so is any class whose name ends in ``RMSNorm`` or ``LayerNorm``.
+    - A parameter with at most one axis longer than 1 (a bias, a gain) is dense wherever it lies.
+    - A tied parameter appears once, under its first name. It is dense if any of its uses is dense: an output layer
+      that shares its weight with an embedding is dense, unless ``sparse`` names it.
+    - Frozen parameters (``requires_grad=False``) are left out. Once they are trained, add them with
+      ``optimizer.add_param_group``.
+    - Of a pruned or spectrally normalized weight, the original is sparse: its zeros are zeros of the weight.
 
     Args:
         module: the network.
+        sparse: names of parameters that may become zero, whatever holds them. The name of a module stands for all
+            its parameters with two or more axes longer than 1. The longest name that fits decides.
+        dense: names of parameters, or of modules with all their parameters, that stay dense.
         sparse_types: module types whose weights may become zero.
         dense_types: module types whose parameters stay dense.
         regularizer: of the sparse group; ``"none"`` trains the whole network dense.
 
     Returns:
         Groups with ``name``, ``params`` as (name, parameter) pairs, and ``regularizer``; empty groups are left out.
+        Sparse weights laid out as [input channels, output channels, ...] (ConvTranspose, Conv1D) are a second group
+        of the name ``sparse``, which also has ``transposed=True``.
 
     Raises:
-        ValueError: a module that holds parameters is of a type in neither list.
+        ValueError: parameters of which nothing says what they are (all are listed), a name that fits nothing, or a
+            lazy layer that has not been initialized.
 
     >>> groups = partition(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
     >>> [(group["name"], [name for name, _ in group["params"]]) for group in groups]
     [('sparse', ['0.weight']), ('dense', ['0.bias', '1.weight', '1.bias'])]
     """
-    sparse: dict[str, nn.Parameter] = {}
-    dense: dict[str, nn.Parameter] = {}
-    seen: set[nn.Parameter] = set()
-    for prefix, child in module.named_modules():
-        for name, param in child.named_parameters(prefix, recurse=False):
-            if param in seen:
-                continue
-            seen.add(param)
-            if isinstance(child, tuple(sparse_types)):
-                (sparse if param.ndim > 1 else dense)[name] = param
-            elif isinstance(child, tuple(dense_types)):
-                dense[name] = param
-            else:
-                raise ValueError(
-                    f"cannot tell whether {name} is sparse or dense: {type(child).__name__} is in neither list; "
-                    f"pass partition(..., dense_types=(*DENSE_TYPES, {type(child).__name__})), or sparse_types likewise"
-                )
-    groups = [
-        {"name": "sparse", "params": list(sparse.items()), "regularizer": regularizer},
-        {"name": "dense", "params": list(dense.items()), "regularizer": "none"},
+    named = {"sparse": _as_names(sparse, "sparse"), "dense": _as_names(dense, "dense")}
+    _check_names(module, named)
+    uses: dict[nn.Parameter, list[_Use]] = {}
+    for use in _uses(module, tuple(sparse_types), tuple(dense_types)):
+        if is_lazy(use.param):
+            raise ValueError(f"{use.name} has no shape yet: run a forward pass first")
+        uses.setdefault(use.param, []).append(use)
+    ordinary: list[tuple[str, nn.Parameter]] = []
+    transposed: list[tuple[str, nn.Parameter]] = []
+    rest: list[tuple[str, nn.Parameter]] = []
+    undecided: list[_Use] = []
+    for param, places in uses.items():
+        if not param.requires_grad:
+            continue
+        kind = _by_name(places, named) or _by_type(places)
+        pair = (places[0].name, param)
+        if kind is None:
+            undecided.append(next(use for use in places if use.kind is None))
+        elif kind == "dense":
+            rest.append(pair)
+        elif places[0].transposed:
+            transposed.append(pair)
+        else:
+            ordinary.append(pair)
+    if undecided:
+        raise ValueError(_undecided_message(undecided))
+    groups: list[dict[str, Any]] = [
+        {"name": "sparse", "params": ordinary, "regularizer": regularizer},
+        {"name": "sparse", "params": transposed, "regularizer": regularizer, "transposed": True},
+        {"name": "dense", "params": rest, "regularizer": "none"},
     ]
     return [group for group in groups if group["params"]]
 
 
+def _as_names(names: str | Sequence[str], argument: str) -> tuple[str, ...]:
+    listed = (names,) if isinstance(names, str) else tuple(names)
+    for name in listed:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{argument} must be names of parameters or modules, got {name!r}")
+    return listed
+
+
+def _check_names(module: nn.Module, named: Mapping[str, Sequence[str]]) -> None:
+    """Refuse names that fit no parameter, and names that are said to be both."""
+    params = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    for argument, names in named.items():
+        for name in names:
+            if not any(_fits(name, param) for param in params):
+                raise ValueError(f"{argument} names {name!r}, which is no parameter or module with parameters; "
+                                 f"{_near(name, params)}")  # fmt: skip
+    both = sorted(set(named["sparse"]) & set(named["dense"]))
+    if both:
+        raise ValueError(f"named both sparse and dense: {', '.join(both)}")
+
+
+def _fits(name: str, param: str) -> bool:
+    return param == name or param.startswith(f"{name}.")
+
+
+def _near(name: str, params: Sequence[str]) -> str:
+    """Say which names are near."""
+    parts = [param.split(".") for param in params]
+    prefixes = {".".join(each[:end]) for each in parts for end in range(1, len(each) + 1)}
+    ordered = sorted(prefixes, key=lambda prefix: (prefix.count("."), prefix))
+    near = [prefix for prefix in ordered if f".{prefix}.".find(f".{name}.") >= 0]
+    near += [prefix for prefix in difflib.get_close_matches(name, ordered, 5) if prefix not in near]
+    return f"near are {', '.join(near[:5])}" if near else f"names begin with {', '.join(ordered[:5])}"
+
+
+def _by_name(places: Sequence[_Use], named: Mapping[str, Sequence[str]]) -> str | None:
+    """Return what the longest name that fits says; of tied parameters, any of their names."""
+    fitting: list[tuple[int, str]] = []
+    for kind, names in named.items():
+        for name in names:
+            exact = any(use.name == name for use in places)
+            within = any(_fits(name, use.name) for use in places)
+            if exact or (within and (kind == "dense" or not _is_thin(places[0].param))):
+                fitting.append((len(name), kind))
+    return max(fitting)[1] if fitting else None
+
+
+def _by_type(places: Sequence[_Use]) -> str | None:
+    kinds = {use.kind for use in places}
+    if "dense" in kinds:
+        return "dense"
+    return None if None in kinds else "sparse"
+
+
+def _is_thin(param: Tensor) -> bool:
+    """Return whether at most one axis is longer than 1, as of a bias or a gain."""
+    return sum(length > 1 for length in param.shape) <= 1
+
+
+def _uses(
+    module: nn.Module, sparse_types: tuple[type[nn.Module], ...], dense_types: tuple[type[nn.Module], ...]
+) -> Iterator[_Use]:
+    """Yield every place of every parameter, under every name, in the order of ``named_parameters``."""
+    modules = dict(module.named_modules(remove_duplicate=False))
+    for prefix, child in modules.items():
+        owner, problem = child, None
+        if isinstance(child, ParametrizationList):
+            owner_name, _, tensor_name = prefix.rpartition(".parametrizations.")
+            if not prefix.startswith("parametrizations."):
+                owner = modules[owner_name]
+            else:
+                owner, tensor_name = module, prefix.removeprefix("parametrizations.")
+            problem = _parametrization_problem(child, tensor_name)
+        kind = _type_kind(owner, sparse_types, dense_types)
+        for name, param in child.named_parameters(prefix, recurse=False, remove_duplicate=False):
+            trouble = problem
+            last = name.rpartition(".")[2]
+            if last.endswith("_v") and f"{last[:-2]}_g" in child._parameters:
+                trouble = _WEIGHT_NORM
+            if not is_lazy(param) and _is_thin(param):
+                decided, trouble = "dense", None
+            elif kind == "sparse" and trouble is not None:
+                decided = None
+            else:
+                decided = kind
+            type_name = type(owner).__name__
+            yield _Use(name, param, decided, _is_transposed(owner), type_name, trouble if decided is None else None)
+
+
+_WEIGHT_NORM = (
+    "weight normalization divides by the norm of a row, so that a row of zeros would be NaN: "
+    "remove the normalization or keep it dense"
+)
+
+
+def _parametrization_problem(parametrizations: ParametrizationList, tensor_name: str) -> str | None:
+    """Say why zeros of the original are no zeros of the weight; None where they are."""
+    for each in parametrizations:
+        if isinstance(each, _WeightNorm):
+            return _WEIGHT_NORM
+        if not isinstance(each, _SpectralNorm):  # which divides the whole weight by one number
+            name = type(each).__name__.removeprefix("_")
+            return f"zeros of the original are no zeros of the {tensor_name} that {name} makes of it: keep it dense"
+    return None
+
+
+def _type_kind(
+    module: nn.Module, sparse_types: tuple[type[nn.Module], ...], dense_types: tuple[type[nn.Module], ...]
+) -> str | None:
+    if isinstance(module, sparse_types):
+        return "sparse"
+    if isinstance(module, dense_types):
+        return "dense"
+    names = [each.__name__ for each in type(module).__mro__]
+    if any(name in _SPARSE_NAMES for name in names):
+        return "sparse"
+    if any(name.endswith(_DENSE_ENDINGS) for name in names):
+        return "dense"
+    return None
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Return whether weights are [input channels, output channels, ...]."""
+    if isinstance(module, _ConvTransposeNd):
+        return module.groups == 1  # else the output channels of a group are on the second axis, and groups on the first
+    return any(each.__name__ in _SPARSE_NAMES for each in type(module).__mro__)
+
+
+def _undecided_message(undecided: Sequence[_Use]) -> str:
+    """List what nothing decides, by type, and say how to decide it."""
+    kinds: dict[tuple[str, str | None], list[_Use]] = {}
+    for use in undecided:
+        kinds.setdefault((use.type_name, use.problem), []).append(use)
+    lines = ["cannot tell which of these parameters may become zero:"]
+    for (type_name, problem), uses in kinds.items():
+        names = ", ".join(use.name for use in uses[:_NAMES_SHOWN])
+        more = f" and {len(uses) - _NAMES_SHOWN} more" if len(uses) > _NAMES_SHOWN else ""
+        count = sum(use.param.numel() for use in uses)
+        reason = f"; {problem}" if problem is not None else ""
+        lines.append(f"  {type_name}: {names}{more}, {count:,} parameters{reason}")
+    first = undecided[0].name
+    types = dict.fromkeys(use.type_name for use in undecided if use.problem is None)
+    lines.append(f'say it by name, partition(..., dense=("{first}",)) or sparse=("{first}",)')
+    if types:
+        listed = ", ".join(types)
+        lines[-1] += f", or by type, dense_types=(*DENSE_TYPES, {listed}) or sparse_types=(*SPARSE_TYPES, {listed})"
+    return "\n".join(lines)
+
+
 def describe(groups: Iterable[dict[str, Any]]) -> str:
-    """The partition as a Markdown table; ``groups`` as partition() returns them, or an optimizer's ``param_groups``."""
+    """The partition as a Markdown table; ``groups`` as partition() returns them, or an optimizer's ``param_groups``.
+
+    Frozen parameters are in no group, and so not in the table.
+    """
     sizes: dict[tuple[str, str], list[int]] = {}
     for group in groups:
         params = [param[1] if isinstance(param, tuple) else param for param in group["params"]]
@@ -81,7 +298,7 @@ def describe(groups: Iterable[dict[str, Any]]) -> str:
 
 @torch.no_grad()
 def sparse_init_(
-    params: Iterable[Tensor],
+    params: Iterable[Any],
     *,
     density: float = 0.01,
     rescale: bool = True,
@@ -89,11 +306,15 @@ def sparse_init_(
 ) -> None:
     """Zero each weight with probability ``1 - density``, in place: a Bregman run starts sparse.
 
-    Every output channel (row of the first axis) keeps at least one weight: a channel of zeros behind batch
-    normalization and ReLU would pass no gradient, so none of its weights could ever come alive.
+    Call it before the optimizer is made, and not on pretrained weights, which it would destroy.
+
+    Every output channel keeps at least one weight: a channel of zeros behind batch normalization and ReLU would pass
+    no gradient, so none of its weights could ever come alive.
 
     Args:
-        params: the sparse parameters, [output channels, ...], on the device of ``generator``.
+        params: the groups that ``partition`` returns, of which the regularized ones are taken; or sparse parameters,
+            or (name, parameter) pairs. They are [output channels, ...], in groups with ``transposed`` [input channels,
+            output channels, ...], on the device of ``generator``.
         density: probability that a weight stays, in (0, 1].
         rescale: multiply what stays by ``1 / sqrt(share that stays)``, so that the variance of each layer's output,
             and with it the forward signal, is kept.
@@ -102,16 +323,27 @@ def sparse_init_(
     Raises:
         ValueError: ``density`` is out of bounds, or a parameter has fewer than two axes.
     """
-    if not 0 < density <= 1:
-        raise ValueError(f"density must be above 0 and at most 1, got {density}")
-    for param in params:
+    check_number("density", density, "above 0 and at most 1", above=0, at_most=1)
+    for param, transposed in _weights(params):
         if param.ndim < 2:
             raise ValueError(f"sparse parameters have two axes or more, got one of shape {tuple(param.shape)}")
-        kept = torch.empty(param.shape, device=param.device).bernoulli_(density, generator=generator)
+        shape = param.transpose(0, 1).shape if transposed else param.shape
+        kept = torch.empty(shape, device=param.device).bernoulli_(density, generator=generator)
         rows = kept.view(len(kept), -1)
         one = torch.randint(rows.shape[1], (len(rows), 1), generator=generator, device=param.device)
         rows.scatter_(1, one, torch.where(rows.any(1, keepdim=True), rows.gather(1, one), 1.0))
-        param.mul_(kept / kept.mean().sqrt() if rescale else kept)
+        mask = kept / kept.mean().sqrt() if rescale else kept
+        param.mul_(mask.transpose(0, 1) if transposed else mask)
+
+
+def _weights(params: Iterable[Any]) -> Iterator[tuple[Tensor, bool]]:
+    """Yield each weight to make sparse, and whether its output channels are on the second axis."""
+    for entry in [params] if isinstance(params, (Tensor, dict)) else params:
+        if not isinstance(entry, dict):
+            yield entry[1] if isinstance(entry, tuple) else entry, False
+        elif entry.get("regularizer", "l1") != "none":
+            for param, _ in _weights(entry["params"]):
+                yield param, bool(entry.get("transposed", False))
 
 
 def count_zeros(params: Sequence[Tensor]) -> Tensor:
