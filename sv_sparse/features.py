@@ -29,12 +29,14 @@ def crop_samples(crop_seconds: float, sample_rate: int = 16000) -> int:
     """Samples of a crop that has ``round(100 * crop_seconds)`` frames: N frames are (N - 1)·shift + window.
 
     Raises:
-        ValueError: The crop has no frame, or ``sample_rate`` is not allowed.
+        ValueError: ``crop_seconds`` is not finite or too short for a frame, or ``sample_rate`` is not allowed.
 
     >>> crop_samples(2.0)
     32240
     """
     window, shift = _frame_geometry(sample_rate)
+    if not math.isfinite(crop_seconds):
+        raise ValueError(f"crop_seconds must be a finite number, got {crop_seconds}")
     frames = round(FRAMES_PER_SECOND * crop_seconds)
     if frames < 1:
         raise ValueError(f"crop_seconds must be at least {1 / FRAMES_PER_SECOND}, got {crop_seconds}")

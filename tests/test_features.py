@@ -140,6 +140,8 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(settings: dict[str, int],
 def test_a_crop_without_frames_is_refused() -> None:
     with pytest.raises(ValueError, match=r"crop_seconds must be at least 0.01, got 0.001"):
         crop_samples(0.001)
+    with pytest.raises(ValueError, match="crop_seconds must be a finite number, got nan"):
+        crop_samples(float("nan"))
 
 
 def test_a_waveform_shorter_than_a_window_is_refused() -> None:
