@@ -210,6 +210,8 @@ def _constructed(setting: str, settings: Settings, *arguments: Any, **named: Any
         (first,) = re.findall(r"^[\w.]*", words)
         if first in node:
             raise ValueError(f"{setting}.{words}") from error
+        if first in settings["sparsity"]:  # by which the optimizer's groups are made
+            raise ValueError(f"sparsity.{words}") from error
         named_already = first in settings or first.startswith(f"{setting.partition('.')[0]}.")
         raise ValueError(words if named_already else f"{setting}: {words}") from error
 

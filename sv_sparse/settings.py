@@ -347,5 +347,10 @@ def check(settings: Settings) -> None:
     needed = max(trainer["average"] if trainer["average"] > 1 else 0, int(trainer["patience"] is not None))
     if trainer["keep"] < needed:
         raise ValueError(f"trainer.keep must be at least {needed}, the epochs that are needed, got {trainer['keep']}")
+    if trainer["patience"] is not None and settings["data"]["validation_share"] == 0:
+        raise ValueError(
+            f"trainer.patience={trainer['patience']} needs speakers to validate on; "
+            f"choose data.validation_share above 0"
+        )
     if trainer["patience"] is not None and trainer["average"] > 1:
         raise ValueError("trainer.patience delivers the best epoch, trainer.average the last ones: choose one of them")

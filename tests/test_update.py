@@ -147,6 +147,8 @@ def test_averaging_without_duals_is_refused_before_data_are_read(train, tones, t
         (["optim.betas=[0.9,1.5]"], "optim.betas must be in [0, 1), got "),
         (["sparsity.controller.alpha=-1"], "sparsity.controller.alpha must be above 0, got -1"),
         (["sparsity.controller.settle=1"], "sparsity.controller.settle must be at least 0 and below 1, got 1"),
+        (["trainer.patience=2", "data.validation_share=0"], "trainer.patience=2 needs speakers to validate on"),
+        (["sparsity=magnitude", "optim=proxsgd"], "sparsity.regularizer must be one of l1, group, none; AdaBreg"),
         (["sparsity=quantile", "optim=proxsgd"], "sparsity.controller: QuantileController orders duals"),
         (
             ["sparsity=channels", "sparsity.include_head=true"],
