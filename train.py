@@ -8,7 +8,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from sv_sparse.build import build
+from sv_sparse.build import build, check_buildable
 from sv_sparse.compute import keep_freed_memory
 from sv_sparse.corpus import prepare_corpus
 from sv_sparse.distributed import end, first_before_others, from_first, processes, rank
@@ -33,6 +33,7 @@ def main(config: DictConfig) -> None:
     with clear_errors(), processes():
         settings, folder = from_first(lambda: open_run(config))
         with logged(folder):
+            check_buildable(settings)
             corpus = first_before_others(lambda: prepare_corpus(settings, folder))
             experiment = build(settings, folder, corpus)
             trainer = Trainer(experiment, started)

@@ -1,6 +1,7 @@
 """Settings to objects: network, head, optimizer, controller, loader."""
 
 import logging
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from sv_sparse.compute import Compute, choose_compute
+from sv_sparse.contract import CONTRACT, check_network
 from sv_sparse.corpus import Corpus, describe_corpus
 from sv_sparse.data.augment import Augmentation
 from sv_sparse.data.dataset import Batch, Crops
@@ -24,11 +27,18 @@ from sv_sparse.distributed import rank, ranks
 from sv_sparse.features import MEL_BINS, Filterbank, crop_samples
 from sv_sparse.head import AAMSoftmax
 from sv_sparse.models.fused import prepare
-from sv_sparse.optim import BregmanOptimizer, Controller, describe
+from sv_sparse.optim import BregmanOptimizer, Controller, ProxSGD, describe
 from sv_sparse.origin import read_origin
 from sv_sparse.scoring.settings import Scoring
 from sv_sparse.settings import Settings, automatic_workers
-from sv_sparse.start import first_lambda, learning_rates, network_groups, parameter_groups, start_sparse, starts_sparse
+from sv_sparse.start import (
+    first_lambda,
+    learning_rates,
+    network_groups,
+    parameter_groups,
+    start_sparse,
+    starts_sparse,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +83,9 @@ class Experiment:
 
     @cached_property
     def sparse_params(self) -> dict[str, Tensor]:
-        """The network's convolution and linear weights by name."""
-        return {
-            name: p
-            for group in network_groups(self.network, self.settings)
-            if group["name"] == "sparse"
-            for name, p in group["params"]
-        }
+        """The network's weights that may become zero, by name."""
+        groups = network_groups(self.network, self.settings)
+        return {name: param for group in groups if group["name"] == "sparse" for name, param in group["params"]}
 
     def target_params(self) -> list[Tensor]:
         """What ``target_sparsity`` speaks of: the weights that lambda acts on; the network's in a dense run."""
@@ -97,10 +103,10 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     torch.manual_seed(settings["seed"])
     compute = choose_compute(trainer["device"], trainer["precision"], trainer["compile"])
     _refuse_small_cohort(Scoring(**settings["scoring"]), corpus.manifest)
-    network: nn.Module = instantiate(settings["model"], mel_bins=MEL_BINS)
-    augmentation: Augmentation = instantiate(settings["augment"])
+    network, embedding_dim = _network(settings, compute.device)
+    augmentation: Augmentation = _constructed("augment", settings)
     dataset = _crops(settings, corpus.manifest, augmentation if augmentation.active else None)
-    head: AAMSoftmax = instantiate(settings["head"])(network.embedding_dim, dataset.speakers)
+    head: AAMSoftmax = _constructed("head", settings, embedding_dim, dataset.speakers)
     batches = _batches(settings, len(dataset))
     loader = _loader(settings, dataset, batches, compute.device)
     begun = (folder / "checkpoints" / "last.pt").is_file()  # which has all that an origin gives
@@ -116,9 +122,8 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     if not compute.compiled:
         prepare(network)  # before the evaluation of the untrained network, which may take an hour
     first = {"lr": rates["others"]} | ({} if begun else first_lambda(settings, origin, groups))
-    optimizer = instantiate(settings["optim"] | first)(groups)
     steps = trainer["steps"] or sum(loader.steps(epoch) for epoch in range(trainer["epochs"]))
-    controller = instantiate(settings["sparsity"]["controller"])(optimizer, settings["target_sparsity"], steps)
+    optimizer, controller = _method(settings, groups, first, steps)
     controller.reminders.active = False  # the trainer steps and lands, and has its own warnings
     if origin is not None:
         controller.take_over()
@@ -140,6 +145,81 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
         loader=loader,
         started_sparse=started_sparse,
     )
+
+
+def check_buildable(settings: Settings) -> None:
+    """Build what needs no data, and let it go: what cannot be built is refused before data are read.
+
+    Raises:
+        ValueError: a setting is not allowed, or settings do not go together; names them.
+    """
+    trainer = settings["trainer"]
+    compute = choose_compute(trainer["device"], trainer["precision"], trainer["compile"])
+    network, embedding_dim = _network(settings, compute.device)
+    _constructed("augment", settings)
+    head: AAMSoftmax = _constructed("head", settings, embedding_dim, 2)
+    rates = learning_rates(settings, started_sparse=starts_sparse(settings))
+    groups = parameter_groups(network, head, settings, rates)
+    nn.ModuleList([network, head]).to(compute.device)
+    optimizer, _ = _method(settings, groups, {"lr": rates["others"]}, trainer["steps"] or trainer["epochs"])
+    if trainer["average"] > 1 and isinstance(optimizer, ProxSGD):
+        raise ValueError(
+            f"trainer.average={trainer['average']} averages dual variables, and optim=proxsgd has none; "
+            f"choose trainer.average=1, or optim=adabreg, linbreg or sgd"
+        )
+
+
+def _network(settings: Settings, device: torch.device) -> tuple[nn.Module, int]:
+    """Build the network on the CPU, and return it with the size of its embeddings; a class of the user's is checked.
+
+    Raises:
+        ValueError: it cannot be built, or does not do what ``contract.CONTRACT`` says.
+    """
+    network: Any = _constructed("model", settings, mel_bins=MEL_BINS)
+    if settings["model"]["_target_"].startswith("sv_sparse.models."):
+        return network, network.embedding_dim
+    size = check_network(network, device)
+    return network.cpu(), size  # where weights are drawn, so that they do not depend on the device
+
+
+def _method(
+    settings: Settings, groups: list[dict[str, Any]], first: dict[str, float], steps: int
+) -> tuple[BregmanOptimizer, Controller]:
+    """Build the optimizer, where lambda or the learning rate is another one at first, and the controller."""
+    optimizer: BregmanOptimizer = _constructed("optim", settings | {"optim": settings["optim"] | first}, groups)
+    target = settings["target_sparsity"]
+    controller: Controller = _constructed("sparsity.controller", settings, optimizer, target, steps)
+    controller.reminders.active = False  # the trainer steps and lands, and has its own warnings
+    return optimizer, controller
+
+
+def _constructed(setting: str, settings: Settings, *arguments: Any, **named: Any) -> Any:
+    """Build what a group of settings describes.
+
+    Raises:
+        ValueError: it cannot be built; begins with the setting, as typed.
+        OSError: a file cannot be read.
+    """
+    node: Any = settings
+    for part in setting.split("."):
+        node = node[part]
+    try:
+        built = instantiate(node, **named)
+        return built(*arguments) if node.get("_partial_") else built
+    except (InstantiationException, ValueError, TypeError) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        if isinstance(cause, OSError):
+            raise cause from error
+        words = str(cause) if isinstance(cause, ValueError) else f"{type(cause).__name__}: {cause}"
+        if "mel_bins" in words and setting == "model":
+            words += f"\n{CONTRACT}"
+        (first,) = re.findall(r"^[\w.]*", words)
+        if first in node:
+            raise ValueError(f"{setting}.{words}") from error
+        if first in settings["sparsity"]:  # by which the optimizer's groups are made
+            raise ValueError(f"sparsity.{words}") from error
+        named_already = first in settings or first.startswith(f"{setting.partition('.')[0]}.")
+        raise ValueError(words if named_already else f"{setting}: {words}") from error
 
 
 def _refuse_small_cohort(scoring: Scoring, manifest: Manifest) -> None:

@@ -1,9 +1,9 @@
 """Waveform to filterbank: Kaldi's log-mel energies, mean-normalized, batched and on any device."""
 
+import math
+
 import torch
 from torch import Tensor, nn
-
-from sv_sparse.torchaudio_guard import torchaudio
 
 FRAMES_PER_SECOND = 100
 MEL_BINS = 80  # that networks here are trained on
@@ -29,12 +29,14 @@ def crop_samples(crop_seconds: float, sample_rate: int = 16000) -> int:
     """Samples of a crop that has ``round(100 * crop_seconds)`` frames: N frames are (N - 1)·shift + window.
 
     Raises:
-        ValueError: The crop has no frame, or ``sample_rate`` is not allowed.
+        ValueError: ``crop_seconds`` is not finite or too short for a frame, or ``sample_rate`` is not allowed.
 
     >>> crop_samples(2.0)
     32240
     """
     window, shift = _frame_geometry(sample_rate)
+    if not math.isfinite(crop_seconds):
+        raise ValueError(f"crop_seconds must be a finite number, got {crop_seconds}")
     frames = round(FRAMES_PER_SECOND * crop_seconds)
     if frames < 1:
         raise ValueError(f"crop_seconds must be at least {1 / FRAMES_PER_SECOND}, got {crop_seconds}")
@@ -68,17 +70,9 @@ class Filterbank(nn.Module):
         filters = _mel_filters(mel_bins, fft_size, sample_rate)
         self.mel_bins = mel_bins
         # Together these two are torchaudio's MelSpectrogram; apart, the power needs no square root on its way.
-        self.spectrogram = torchaudio.transforms.Spectrogram(
-            fft_size,
-            win_length=self.window,
-            hop_length=shift,
-            pad=(fft_size - self.window) // 2,  # the window is in the middle of the transform: frame 0 at sample 0
-            window_fn=_symmetric_hamming,
-            power=None,
-            center=False,
-        )
-        self.mel_scale = torchaudio.transforms.MelScale(mel_bins, sample_rate, f_min=LOW_HZ, n_stft=fft_size // 2 + 1)
-        self.mel_scale.fb.copy_(filters)
+        # Their names, and those of their buffers, are torchaudio's too: states that were saved with it load.
+        self.spectrogram = _Spectrogram(fft_size, self.window, shift)
+        self.mel_scale = _MelScale(filters)
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Map waveform [B, S] to filterbank [B, F, T].
@@ -99,22 +93,78 @@ class Filterbank(nn.Module):
         return (filterbank - filterbank.mean(dim=-1, keepdim=True)).contiguous()
 
 
-def _symmetric_hamming(window: int) -> Tensor:
-    return torch.hamming_window(window, periodic=False)
+class _Spectrogram(nn.Module):
+    """Waveform [B, S] to its complex spectrum [B, fft_size / 2 + 1, T], frame 0 beginning at sample 0.
+
+    Args:
+        fft_size: Points of the Fourier transform, even.
+        window: Samples in a frame, at most ``fft_size``.
+        shift: Samples from one frame to the next.
+    """
+
+    window: Tensor
+
+    def __init__(self, fft_size: int, window: int, shift: int) -> None:
+        super().__init__()
+        self.n_fft, self.hop_length = fft_size, shift
+        self.register_buffer("window", torch.hamming_window(window, periodic=False))
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Transform each frame."""
+        margin = (self.n_fft - len(self.window)) // 2  # torch puts the window in the middle of the transform
+        padded = nn.functional.pad(waveform, (margin, margin))
+        return torch.stft(
+            padded,
+            self.n_fft,
+            hop_length=self.hop_length,
+            win_length=len(self.window),
+            window=self.window,
+            center=False,
+            return_complex=True,
+        )
+
+
+class _MelScale(nn.Module):
+    """Power spectrum [B, bins, T] to energies [B, F, T] in the filters ``fb`` [bins, F]."""
+
+    fb: Tensor
+
+    def __init__(self, filters: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("fb", filters)
+
+    def forward(self, power: Tensor) -> Tensor:
+        """Sum the power in each filter."""
+        return (power.transpose(-1, -2) @ self.fb).transpose(-1, -2)
+
+
+def _mel(hz: float) -> float:
+    return 1127 * math.log(1 + hz / 700)
 
 
 def _mel_filters(mel_bins: int, fft_size: int, sample_rate: int) -> Tensor:
-    """Kaldi's filters [fft_size / 2 + 1, F]: triangles over the mel axis; torchaudio's own are over the Hz axis."""
+    """Return Kaldi's filters [fft_size / 2 + 1, F]: triangles over the mel axis.
+
+    They are those of ``torchaudio.compliance.kaldi.get_mel_banks`` to the bit; torchaudio's ``MelScale`` has triangles
+    over the Hz axis.
+
+    Raises:
+        ValueError: ``mel_bins`` is below 4, or a filter covers no bin of the spectrum.
+    """
     problem = (
         f"mel_bins must be at least 4 and few enough that each filter covers a bin of the {fft_size}-point "
         f"spectrum at {sample_rate} Hz, got {mel_bins}"
     )
     if mel_bins < 4:
         raise ValueError(problem)
-    nyquist, no_warp = sample_rate / 2, (100.0, -500.0, 1.0)
-    filters, _ = torchaudio.compliance.kaldi.get_mel_banks(
-        mel_bins, fft_size, float(sample_rate), LOW_HZ, nyquist, *no_warp
-    )
+    lowest = _mel(LOW_HZ)
+    width = (_mel(sample_rate / 2) - lowest) / (mel_bins + 1)  # the last triangle ends at the Nyquist frequency
+    number = torch.arange(mel_bins).unsqueeze(1)
+    left, center, right = lowest + number * width, lowest + (number + 1.0) * width, lowest + (number + 2.0) * width
+    hz = sample_rate / fft_size * torch.arange(fft_size / 2)  # Kaldi leaves out the Nyquist bin
+    mel = 1127.0 * (1.0 + hz / 700.0).log()
+    rising, falling = (mel - left) / (center - left), (right - mel) / (right - center)
+    filters = torch.minimum(rising, falling).clamp(min=0)
     if (filters.amax(dim=1) == 0).any():
         raise ValueError(problem)
-    return nn.functional.pad(filters, (0, 1)).T  # Kaldi leaves out the Nyquist bin
+    return nn.functional.pad(filters, (0, 1)).T.contiguous()

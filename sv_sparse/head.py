@@ -3,7 +3,7 @@
 Deng, Guo, Xue, Zafeiriou, "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", CVPR 2019.
 """
 
-from math import cos, pi, sin
+from math import cos, inf, pi, sin
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +36,8 @@ class AAMSoftmax(nn.Module):
             raise ValueError(
                 f"the head needs at least 2 training speakers, got {speakers}; data.validation_share=0 holds none out"
             )
-        if not scale > 0:
-            raise ValueError(f"head.scale must be above 0, got {scale}")
+        if not 0 < scale < inf:
+            raise ValueError(f"head.scale must be a finite number above 0, got {scale}")
         if not 0 <= margin < pi / 2:
             raise ValueError(f"head.margin must be at least 0 and below pi / 2, got {margin}")
         self.scale = scale

@@ -23,7 +23,7 @@ from sv_sparse import checkpoint
 from sv_sparse.corpus import describe_corpus
 from sv_sparse.origin import network_file, read_weights
 from sv_sparse.overrides import read_overrides, values_of
-from sv_sparse.settings import Settings, flat, read_settings
+from sv_sparse.settings import Settings, flat, read_choice, read_settings
 
 GROUPS = ("model", "data", "optim", "sparsity")
 
@@ -184,7 +184,7 @@ def _offer(path: str, name: str, conf: Path, begun: Settings | None) -> None:
 
 def _choice(group: str, theirs: Settings, conf: Path) -> str:
     """Return the choice in conf/ that a run's settings are, or store the nearest one with what differs."""
-    choices = {file.stem: _read_choice(file) for file in sorted((conf / group).glob("*.yaml"))}
+    choices = {file.stem: read_choice(file) for file in sorted((conf / group).glob("*.yaml"))}
     of_its_class = [name for name, choice in choices.items() if _classes(choice) == _classes(theirs)]
     nearest = max(of_its_class, key=lambda name: _likeness(choices[name], theirs), default=None)
     differing = theirs if nearest is None else _differing(choices[nearest], theirs)
@@ -199,14 +199,6 @@ def _choice(group: str, theirs: Settings, conf: Path) -> str:
             break
     store.store(group=group, name=name, node=node, package=group, provider=_PROVIDER)
     return name
-
-
-def _read_choice(file: Path) -> DictConfig:
-    """Read a choice of a group, with those that it begins with, interpolations as they are written."""
-    choice: Any = OmegaConf.load(file)
-    before = [name for name in choice.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
-    merged: Any = OmegaConf.merge(*(_read_choice(file.with_stem(name)) for name in before), choice)
-    return merged
 
 
 def _plain(choice: DictConfig | Settings) -> Settings:

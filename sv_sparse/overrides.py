@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
-from sv_sparse.settings import Settings, check_value, is_number, refuse_dense_target
+from sv_sparse.settings import Settings, check_value, refuse_dense_target
 
 
 def check_names(arguments: Sequence[str], conf: Path) -> None:
@@ -50,7 +50,7 @@ def _check_overrides(overrides: Sequence[Override], known: Settings, groups: Seq
             raise ValueError(f"{override.input_line}: settings cannot be removed, only given another value")
         default = _default(override.key_or_group, known, groups)
         for value in values_of(override):
-            _refuse_value(override.key_or_group, value, default)
+            _refuse_value(override.key_or_group, value, default, known)
             if override.key_or_group == "target_sparsity":
                 refuse_dense_target(value, known["sparsity"])
 
@@ -135,8 +135,14 @@ def _leaves(node: Settings, prefix: str = "") -> Iterator[str]:
             yield from _leaves(value, f"{prefix}{name}.")
 
 
-def _refuse_value(key: str, value: Any, default: Any) -> None:
-    """Refuse a value of another kind than a number, and whatever the checks of single settings refuse."""
-    if is_number(default) and not (is_number(value) or value is None):
-        raise ValueError(f"{key} must be a number, got {value!r}")
-    check_value(key, value)
+def _refuse_value(key: str, value: Any, default: Any, known: Settings) -> None:
+    """Refuse what the checks of single settings refuse; an interpolation's value is known, and checked, later."""
+    if isinstance(value, str) and "${" in value:
+        return
+    if isinstance(value, dict) and isinstance(default, dict):
+        for name, inner in value.items():
+            if name not in default:
+                raise ValueError(f"unknown setting {f'{key}.{name}'!r}; valid under {key}: {', '.join(default)}")
+            _refuse_value(f"{key}.{name}", inner, default[name], known)
+    else:
+        check_value(key, value, known)

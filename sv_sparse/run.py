@@ -103,6 +103,8 @@ def resumed(path: Path, arguments: list[str]) -> tuple[Settings, Path]:
 def _stored(config: Path) -> Settings:
     settings: Any = OmegaConf.to_container(OmegaConf.load(config))
     check(settings)
+    for name in ("dense", "sparse"):  # runs of earlier versions named no modules
+        settings["sparsity"].setdefault(name, [])
     return settings
 
 

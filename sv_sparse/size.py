@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from sv_sparse.features import FRAMES_PER_SECOND
+from sv_sparse.features import FRAMES_PER_SECOND, MEL_BINS
 
 SECONDS = 3.0  # of speech, for multiply-accumulates and latency
 _ROUNDS = 9
@@ -34,7 +34,7 @@ def size_of(network: nn.Module, weights: Mapping[str, Tensor], head: nn.Module) 
     """
     network.eval()
     device = next(network.parameters()).device
-    bins: Any = network.mel_bins
+    bins: Any = getattr(network, "mel_bins", MEL_BINS)
     speech = torch.ones(1, bins, round(FRAMES_PER_SECOND * SECONDS), device=device)
     with _Products(weights) as products:
         network(speech)

@@ -11,7 +11,7 @@ from torch import nn
 from sv_sparse.head import AAMSoftmax
 from sv_sparse.optim import DENSE_TYPES, SPARSE_TYPES, largest_start, partition, sparse_init_
 from sv_sparse.origin import Origin
-from sv_sparse.settings import Settings
+from sv_sparse.settings import RATES, Settings, check_value
 
 _SWAPPED = {"output": "input", "input": "output"}  # of weights [input channels, output channels, ...]
 
@@ -29,11 +29,8 @@ def learning_rates(settings: Settings, *, started_sparse: bool) -> dict[str, flo
         ValueError: ``optim.lr`` is neither one number above 0 nor one for each of its names.
     """
     lr = settings["optim"]["lr"]
-    names = ("sparse", "others", "dense")
-    rates = lr if isinstance(lr, dict) else dict.fromkeys(names, lr)
-    if set(rates) != set(names) or not all(isinstance(rate, (int, float)) and rate > 0 for rate in rates.values()):
-        listed = ", ".join(f"{name}: number" for name in names)
-        raise ValueError(f"optim.lr must be above 0, one number or {{{listed}}}, got {lr!r}")
+    check_value("optim.lr", lr, settings)
+    rates = lr if isinstance(lr, dict) else dict.fromkeys(RATES, lr)
     chosen = {"weights": "sparse", "others": "others"} if started_sparse else {"weights": "dense", "others": "dense"}
     return {kind: settings["trainer"]["lr_factor"] * rates[name] for kind, name in chosen.items()}
 
@@ -50,15 +47,24 @@ def start_sparse(groups: Sequence[dict[str, Any]], settings: Settings) -> None:
     sparse_init_(groups, density=chosen["density"], rescale=chosen["rescale"], generator=generator)
 
 
-def network_groups(network: nn.Module, settings: Settings, *, regularizer: str = "l1") -> list[dict[str, Any]]:
-    """Return the network's sparse and dense groups, by type and by the names in ``sparsity.sparse`` and ``.dense``.
+def network_groups(network: nn.Module, settings: Settings, regularizer: str = "none") -> list[dict[str, Any]]:
+    """Return the network's sparse and dense groups, as ``sparsity.dense``, ``sparsity.sparse`` and types say.
+
+    Args:
+        network: whatever is trained.
+        settings: of the run; those of earlier versions name no modules.
+        regularizer: of the sparse group.
 
     Raises:
-        ValueError: see ``partition``.
+        ValueError: a name fits nothing, or neither a name nor a type says what a parameter is.
     """
-    chosen = settings["sparsity"]  # without names in runs from before there were any
-    names = {kind: chosen.get(kind, ()) for kind in ("sparse", "dense")}
-    return partition(network, regularizer=regularizer, **names)
+    names = {kind: tuple(settings["sparsity"].get(kind, ())) for kind in ("dense", "sparse")}
+    try:
+        return partition(network, **names, regularizer=regularizer)
+    except ValueError as error:
+        raise ValueError(
+            f"sparsity.dense={list(names['dense'])}, sparsity.sparse={list(names['sparse'])}: {error}"
+        ) from error
 
 
 def parameter_groups(
@@ -79,7 +85,7 @@ def parameter_groups(
             "sparsity.include_head=true with sparsity.grouping=output makes speakers zero; it must be false"
         )
     regularizer = chosen["regularizer"] if settings["target_sparsity"] > 0 else "none"
-    groups = network_groups(network, settings, regularizer=regularizer)
+    groups = network_groups(network, settings, regularizer)
     if chosen["include_head"]:
         own = partition(head, sparse_types=(*SPARSE_TYPES, AAMSoftmax), regularizer=regularizer)
     else:

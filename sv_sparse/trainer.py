@@ -52,7 +52,7 @@ class Trainer:
 
         Raises:
             Stopped: a stop signal came; everything up to the last update is saved.
-            ArithmeticError: the loss is not finite; see ``Update.make``.
+            ArithmeticError: the loss is not finite, see ``Update.make``; or no step made an update.
             ValueError: too many recordings cannot be read, or the device has too little memory.
             OSError: something cannot be written, or processes that read crops died again and again.
         """
@@ -73,10 +73,31 @@ class Trainer:
                 while self._goes_on():
                     self._train_epoch()
                     self._judge()
+        self._refuse_no_update()
         if self.state.choose():
             self.judged = None
             with stopped_afterwards():
                 self._save()  # the head that belongs to the network
+
+    def _steps_without_update(self) -> int:
+        """Return how many of the steps so far left the weights alone."""
+        return self.state.progress.step - self.experiment.controller.steps
+
+    def _refuse_no_update(self) -> None:
+        """Raise an ArithmeticError if the whole run left the weights as they were."""
+        steps = self.state.progress.step
+        if not steps or self._steps_without_update() < steps:
+            return
+        if self.state.scaler.is_enabled():
+            raise ArithmeticError(
+                f"trainer.precision=fp16: gradients overflowed at each of the {steps} steps, so none made an update; "
+                f"the loss is scaled by {self.state.scaler.get_scale():g} now, and by half after each overflow: "
+                f"train longer, or take bf16 or fp32"
+            )
+        raise ArithmeticError(
+            f"none of the {steps} steps made an update: each had fewer than 2 crops that could be read for a process, "
+            f"and batch normalization needs 2"
+        )
 
     def _train_epoch(self) -> None:
         """Train to the end of an epoch, or of the run; a stop signal waits for the end of a step."""
@@ -180,6 +201,8 @@ class Trainer:
             if validated is not None:
                 row["validation_eer"] = self.judged = validated[0]
                 self._keep_best(*validated, measured)
+            if self._steps_without_update():
+                row["steps_without_update"] = self._steps_without_update()
             logger.info("%s", as_words(row))
             histogram = self.state.diagnostics.histogram()
             own = self.experiment.sparse_params

@@ -1,5 +1,6 @@
 """One update: the parts of a batch to gradients, gradients to weights, weights to lambda."""
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,7 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from sv_sparse import distributed
 from sv_sparse.build import Experiment
 from sv_sparse.data.dataset import Batch
+from sv_sparse.distributed import rank
 from sv_sparse.optim import SupportDiagnostics, clip_grad_norm_
+
+logger = logging.getLogger(__name__)
 
 _SMALLEST_SCALE = 2.0**-10  # of the loss in fp16
 
@@ -73,6 +77,7 @@ class Update:
         self.experiment, self.diagnostics, self.scaler = experiment, diagnostics, scaler
         self.settings = experiment.settings["trainer"]
         self._model: Any = None
+        self._told = rank() > 0  # of the first step that an overflow in fp16 left out
         self._failed = torch.zeros((), dtype=torch.int64, device=experiment.compute.device)
 
     @contextmanager
@@ -123,7 +128,7 @@ class Update:
             self.refuse_non_finite()
         if logged:
             self.diagnostics.mark()
-        self._step()
+        self._step(step)
         if not logged:
             return loss, None
         loss, accuracy = distributed.average(torch.stack([loss, hits * distributed.ranks() / crops])).unbind()
@@ -147,7 +152,7 @@ class Update:
                 hits += (cosine.argmax(dim=1) == labels).sum()
         return total, hits
 
-    def _step(self) -> None:
+    def _step(self, step: int) -> None:
         """Update weights and lambda; in fp16 an overflow may leave both, and lowers the scale."""
         before = self.scaler.get_scale()
         self.scaler.step(self.experiment.optimizer)
@@ -155,7 +160,17 @@ class Update:
         after = self.scaler.get_scale()
         if after >= before:
             self.experiment.controller.step()
-        elif after < _SMALLEST_SCALE:
+            return
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "step %d made no update: in fp16 a gradient overflowed, with the loss scaled by %g; the scale is now "
+                "%g. That is usual in the first steps; the log counts such steps after each epoch",
+                step,
+                before,
+                after,
+            )
+        if after < _SMALLEST_SCALE:
             raise ArithmeticError(
                 f"trainer.precision=fp16: gradients overflow although the loss is scaled by {after:g}; "
                 "bf16 or fp32 may help"

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sv_sparse.features import Filterbank, crop_samples
+from sv_sparse.features import ENERGY_FLOOR, Filterbank, crop_samples
 from sv_sparse.torchaudio_guard import torchaudio
 
 
@@ -38,6 +38,36 @@ def test_the_filterbank_is_kaldis(waveform: Tensor) -> None:
     for ours, sound in zip(filterbank, waveform, strict=True):
         torch.testing.assert_close(ours, kaldi(sound), rtol=0, atol=1e-3)
         assert (ours - kaldi(sound)).abs().mean() < 1e-5
+
+
+@pytest.mark.parametrize(("sample_rate", "mel_bins"), [(16000, 80), (8000, 40), (44000, 23)])
+def test_window_spectrum_and_filters_are_torchaudios_to_the_bit(sample_rate: int, mel_bins: int) -> None:
+    ours = Filterbank(sample_rate, mel_bins)
+    window, fft_size = sample_rate // 40, ours.spectrogram.n_fft
+    spectrogram = torchaudio.transforms.Spectrogram(
+        fft_size,
+        win_length=window,
+        hop_length=sample_rate // 100,
+        pad=(fft_size - window) // 2,
+        window_fn=lambda length: torch.hamming_window(length, periodic=False),
+        power=None,
+        center=False,
+    )
+    mel_scale = torchaudio.transforms.MelScale(mel_bins, sample_rate, n_stft=fft_size // 2 + 1)
+    filters, _ = torchaudio.compliance.kaldi.get_mel_banks(
+        mel_bins, fft_size, float(sample_rate), 20.0, sample_rate / 2, 100.0, -500.0, 1.0
+    )
+    mel_scale.fb.copy_(torch.nn.functional.pad(filters, (0, 1)).T)
+    theirs = torch.nn.ModuleDict({"spectrogram": spectrogram, "mel_scale": mel_scale}).state_dict()
+    assert list(ours.state_dict()) == list(theirs)
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, theirs[name]), name
+    sound = 0.1 * torch.randn(3, sample_rate, generator=torch.Generator().manual_seed(0))
+    spectrum = spectrogram(sound)
+    assert torch.equal(ours.spectrogram(sound), spectrum)
+    power = spectrum.real.square() + spectrum.imag.square()
+    energies = mel_scale(power).clamp(min=ENERGY_FLOOR).log()
+    assert torch.equal(ours(sound), energies - energies.mean(dim=-1, keepdim=True))
 
 
 def test_digital_silence_is_floored_as_kaldi_floors_it(waveform: Tensor) -> None:
@@ -110,6 +140,8 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(settings: dict[str, int],
 def test_a_crop_without_frames_is_refused() -> None:
     with pytest.raises(ValueError, match=r"crop_seconds must be at least 0.01, got 0.001"):
         crop_samples(0.001)
+    with pytest.raises(ValueError, match="crop_seconds must be a finite number, got nan"):
+        crop_samples(float("nan"))
 
 
 def test_a_waveform_shorter_than_a_window_is_refused() -> None:

@@ -82,7 +82,9 @@ def test_a_row_of_zeros_has_a_bounded_gradient():
     ("settings", "message"),
     [
         ({"speakers": 1}, "at least 2 training speakers, got 1"),
-        ({"scale": 0.0}, "head.scale must be above 0, got 0.0"),
+        ({"scale": float("inf")}, "head.scale must be a finite number above 0, got inf"),
+        ({"margin": float("nan")}, "head.margin must be .*, got nan"),
+        ({"scale": 0.0}, "head.scale must be a finite number above 0, got 0.0"),
         ({"margin": 1.6}, "head.margin must be at least 0 and below pi / 2, got 1.6"),
     ],
 )

@@ -1,6 +1,7 @@
 """Laws of one update, and of the choices that a run's end depends on."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import soundfile
@@ -88,6 +89,82 @@ def test_an_overflow_in_fp16_leaves_the_weights_and_lambda_and_lowers_the_scale(
     assert scaler.get_scale() == 2.0**39
     assert made.controller.steps == 0
     assert all(torch.equal(value, before[name]) for name, value in made.network.state_dict().items())
+
+
+def scaled_by(scale: float, factor: float = 0.5):
+    """Return a GradScaler's maker that begins at a scale at which fp16 overflows."""
+    return lambda _: torch.amp.GradScaler("cpu", init_scale=scale, backoff_factor=factor)
+
+
+def test_a_run_all_of_whose_steps_overflow_ends_with_an_error_before_landing(train, tones, tmp_path, monkeypatch):
+    monkeypatch.setattr(Compute, "scaler", scaled_by(2.0**60))
+    words = [*TINY, *tones.settings(), "trainer.precision=fp16", "trainer.steps=3", f"folder={tmp_path / 'run'}"]
+    done = train(*words, "data.validation_share=0")
+    assert done.status == 2
+    message = "error: trainer.precision=fp16: gradients overflowed at each of the 3 steps, so none made an update"
+    assert message in done.err
+    assert done.out.count("made no update: in fp16 a gradient overflowed, with the loss scaled by 1.15292e+18") == 1
+    assert "step 3, sparsity" in done.out
+    assert "steps_without_update 3" in done.out
+    assert "landed" not in done.out
+    assert not (tmp_path / "run" / "checkpoints" / "model.pt").exists()
+    again = train(f"resume={tmp_path / 'run'}")
+    assert (again.status, message in again.err) == (2, True)
+
+
+def test_steps_that_overflow_are_counted_after_each_epoch(train, tones, tmp_path, monkeypatch):
+    monkeypatch.setattr(Compute, "scaler", scaled_by(2.0**60, 2.0**-58))
+    words = [*TINY, *tones.settings(), "trainer.precision=fp16", "trainer.epochs=1", f"folder={tmp_path / 'run'}"]
+    done = train(*words, "data.validation_share=0")
+    assert done.status == 0, done.err
+    assert "step 1 made no update: in fp16 a gradient overflowed" in done.out
+    (row,) = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "layers" in row]
+    assert row["steps_without_update"] == 1
+
+
+def test_a_run_none_of_whose_batches_has_two_crops_that_can_be_read_ends_with_an_error(
+    train, tones, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("sv_sparse.trainer.hear", lambda parts, signals: replace(hear(parts, signals), fewest=1))
+    done = train(*TINY, *tones.settings(), "trainer.steps=2", "data.validation_share=0", f"folder={tmp_path / 'run'}")
+    assert done.status == 2
+    assert "error: none of the 2 steps made an update: each had fewer than 2 crops that could be read" in done.err
+
+
+def test_averaging_without_duals_is_refused_before_data_are_read(train, tones, tmp_path):
+    words = [*TINY, "data=folder", "data.root=/nowhere", f"data.trials={tones.trials}", f"folder={tmp_path / 'run'}"]
+    done = train(*words, "optim=proxsgd", "trainer.average=2")
+    assert done.status == 2
+    assert "error: trainer.average=2 averages dual variables, and optim=proxsgd has none; choose" in done.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.res2net_scale=3"], "model.channels must be divisible by res2net_scale=3, got 16"),
+        (["model.layout=other"], "model.layout must be one of wespeaker, speechbrain, got 'other'"),
+        (["optim.betas=[0.9,1.5]"], "optim.betas must be in [0, 1), got "),
+        (["sparsity.controller.alpha=-1"], "sparsity.controller.alpha must be above 0, got -1"),
+        (["sparsity.controller.settle=1"], "sparsity.controller.settle must be at least 0 and below 1, got 1"),
+        (["trainer.patience=2", "data.validation_share=0"], "trainer.patience=2 needs speakers to validate on"),
+        (["sparsity=magnitude", "optim=proxsgd"], "sparsity.regularizer must be one of l1, group, none; AdaBreg"),
+        (["sparsity=quantile", "optim=proxsgd"], "sparsity.controller: QuantileController orders duals"),
+        (
+            ["sparsity=channels", "sparsity.include_head=true"],
+            "sparsity.include_head=true with sparsity.grouping=output",
+        ),
+        (["head.margin=2"], "head.margin must be at least 0 and below pi / 2, got 2"),
+        (["augment.probability=0.5"], "augment.probability=0.5 needs augment.store"),
+        (["sparsity.dense=[nothing]"], "sparsity.dense=['nothing'], sparsity.sparse=[]: dense names 'nothing'"),
+    ],
+)
+def test_what_a_constructor_refuses_is_named_as_typed_before_data_are_read(train, tones, tmp_path, words, message):
+    data = ["data=folder", "data.root=/nowhere", f"data.trials={tones.trials}", f"folder={tmp_path / 'run'}"]
+    done = train(*TINY, *data, *words)
+    assert done.status == 2
+    assert f"error: {message}" in done.err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of what torch's compiler imports

@@ -112,7 +112,8 @@ class Augmentation:
         for name, share in (("probability", probability), ("mask_probability", mask_probability)):
             if not 0 <= share <= 1:
                 raise ValueError(f"augment.{name} must be from 0 to 1, got {share}")
-        if not speeds or speeds[0] != 1 or len(set(speeds)) < len(speeds) or min(speeds) < 0.5 or max(speeds) > 2:
+        in_range = all(0.5 <= speed <= 2 for speed in speeds)  # which NaN is not
+        if not speeds or speeds[0] != 1 or len(set(speeds)) < len(speeds) or not in_range:
             raise ValueError(f"augment.speeds must be different, from 0.5 to 2, the first 1.0, got {list(speeds)}")
         if probability and store is None:
             raise ValueError(f"augment.probability={probability} needs augment.store, a folder of noise and rooms")

@@ -28,7 +28,7 @@ class UnreadableLimit:
     PATIENCE = 10
 
     def __post_init__(self) -> None:
-        if not isinstance(self.share, Real) or not 0 <= self.share <= 1:
+        if not isinstance(self.share, Real) or isinstance(self.share, bool) or not 0 <= self.share <= 1:
             raise ValueError(f"{self}: expected a share from 0 to 1")
 
     def __str__(self) -> str:

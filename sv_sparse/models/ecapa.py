@@ -13,6 +13,7 @@ from sv_sparse.models.layers import (
     SERes2Block,
     as_odd_sizes,
     check_at_least,
+    is_whole,
     keep_channels_last,
     same_conv,
     to_image,
@@ -142,8 +143,8 @@ def _taps(kernel_sizes: Iterable[int], dilations: Iterable[int]) -> list[tuple[i
     """Pairs of kernel size and dilation, checked: the first convolution's, then each block's."""
     sizes = as_odd_sizes("kernel_sizes", kernel_sizes)
     steps = tuple(dilations)
-    if any(step < 1 for step in steps):
-        raise ValueError(f"dilations must be at least 1, got {list(steps)}")
+    if not all(is_whole(step) and step >= 1 for step in steps):
+        raise ValueError(f"dilations must be whole numbers of at least 1, got {list(steps)}")
     if len(sizes) != len(steps) or len(sizes) < 2:
         raise ValueError(
             "kernel_sizes and dilations must be equally long and name the first convolution and at least one "

@@ -11,15 +11,22 @@ from sv_sparse.models.bypass import is_ordinary, is_untouched, relu_after
 
 
 def check_at_least(minimum: int, **settings: int) -> None:
-    """Raise ``ValueError`` for the first setting below ``minimum``.
+    """Raise ``ValueError`` for the first setting that is no whole number, or below ``minimum``.
 
     >>> check_at_least(1, channels=0)
     Traceback (most recent call last):
     ValueError: channels must be at least 1, got 0
     """
     for name, value in settings.items():
+        if not is_whole(value):
+            raise ValueError(f"{name} must be a whole number, got {value}")
         if value < minimum:
             raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def is_whole(value: Any) -> bool:
+    """Return whether a value is a whole number of some type; true and false are none, NaN is none."""
+    return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
 def keep_channels_last(model: nn.Module) -> None:
@@ -201,6 +208,6 @@ def as_odd_sizes(name: str, values: Iterable[int]) -> tuple[int, ...]:
         ValueError: One of them is not a positive odd number.
     """
     sizes = tuple(values)
-    if any(size < 1 or size % 2 == 0 for size in sizes):
+    if not all(is_whole(size) and size > 0 and size % 2 == 1 for size in sizes):
         raise ValueError(f"{name} must be positive odd numbers, got {list(sizes)}")
     return sizes

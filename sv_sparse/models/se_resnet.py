@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sv_sparse.models.autocast import without_autocast
 from sv_sparse.models.bypass import relu_after
-from sv_sparse.models.layers import SqueezeExcitation, check_at_least, keep_channels_last
+from sv_sparse.models.layers import SqueezeExcitation, check_at_least, is_whole, keep_channels_last
 from sv_sparse.models.pooling import statistics
 
 BLOCKS = (3, 4, 6, 3)
@@ -117,8 +117,8 @@ class SEResNet(nn.Module):
     ) -> None:
         super().__init__()
         widths = tuple(channels)
-        if len(widths) != len(BLOCKS) or min(widths) < 1:
-            raise ValueError(f"channels must be {len(BLOCKS)} numbers of at least 1, got {list(widths)}")
+        if len(widths) != len(BLOCKS) or not all(is_whole(width) and width >= 1 for width in widths):
+            raise ValueError(f"channels must be {len(BLOCKS)} whole numbers of at least 1, got {list(widths)}")
         check_at_least(1, attention_channels=attention_channels, embedding_dim=embedding_dim, mel_bins=mel_bins)
         self.mel_bins = mel_bins
         self.embedding_dim = embedding_dim

@@ -29,8 +29,10 @@ class OperatingPoint:
     def __post_init__(self) -> None:
         if not 0 < self.p_target < 1:
             raise ValueError(f"scoring.p_target must be above 0 and below 1, got {self.p_target}")
-        if not (self.c_miss > 0 and self.c_fa > 0):
-            raise ValueError(f"scoring.c_miss and scoring.c_fa must be above 0, got {self.c_miss} and {self.c_fa}")
+        if not (0 < self.c_miss < np.inf and 0 < self.c_fa < np.inf):
+            raise ValueError(
+                f"scoring.c_miss and scoring.c_fa must be finite numbers above 0, got {self.c_miss} and {self.c_fa}"
+            )
 
     @property
     def weights(self) -> tuple[float, float]:

@@ -45,7 +45,8 @@ class Scoring:
         for name in ("p_target", "false_alarms", "c_miss", "c_fa"):
             given = getattr(self, name)
             several = listed(given) if name in {"p_target", "false_alarms"} else [given]
-            if not all(isinstance(value, (int, float)) and isfinite(value) for value in several):
+            numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in several)
+            if not numbers or not all(map(isfinite, several)):
                 raise ValueError(f"scoring.{name}={given}: expected a number{' or several' * (several is not given)}")
         if isinstance(self.quality, str) or self.quality is None:
             raise ValueError(f"scoring.quality={self.quality}: expected a list, of {', '.join(QUALITIES)} or empty: []")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -17,7 +18,7 @@ from sv_sparse.deploy.package import write_package
 
 TRAINING = (
     *("hydra", "omegaconf", "speechbrain", "scipy", "sklearn", "tensorboard", "pyarrow", "matplotlib", "jinja2"),
-    *("tqdm", "joblib", "webdataset", "onnx", "onnxruntime", "onnxscript", "starlette", "uvicorn"),
+    *("tqdm", "joblib", "webdataset", "onnx", "onnxruntime", "onnxscript", "starlette", "uvicorn", "torchaudio"),
 )
 # Runs sv-sparse as if these packages were not installed.
 PROGRAM = f"""
@@ -84,6 +85,13 @@ def test_a_command_that_needs_them_says_what_to_install(folder, command):
     assert line.endswith(f': pip install -e "{ROOT}[train]"')
 
 
+def test_nothing_that_uses_a_network_or_the_optimizers_imports_torchaudio():
+    # Beside a torch for CPUs its import fails, and whoever finds it installed imports it too: transformers does.
+    modules = "sv_sparse.optim, sv_sparse.features, sv_sparse.models.ecapa, sv_sparse.deploy.serve, sv_sparse.cli"
+    program = f"import sys, {modules}; sys.exit('torchaudio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
 def test_the_list_of_commands_needs_nothing(folder):
     done = light(folder, ["--help"])
     assert done.status == 0, done.err
@@ -93,7 +101,7 @@ def test_the_list_of_commands_needs_nothing(folder):
 def test_every_package_of_the_extra_is_kept_away_here():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = {entry.partition(">")[0] for name in ("train", "onnx", "serve") for entry in extras[name]}
+    wanted = {re.split("[<>=]", entry)[0] for name in ("train", "onnx", "serve") for entry in extras[name]}
     imports: dict[str, set[str]] = {}
     for module, distributions in packages_distributions().items():
         for distribution in distributions:

@@ -146,7 +146,14 @@ def test_it_can_be_exported_with_any_batch_size_and_length() -> None:
         ({"res2net_scale": 1}, "res2net_scale must be at least 2, got 1"),
         ({"layout": "kaldi"}, "layout must be one of wespeaker, speechbrain, got 'kaldi'"),
         ({"kernel_sizes": [5, 3, 3, 2]}, r"kernel_sizes must be positive odd numbers, got \[5, 3, 3, 2\]"),
-        ({"dilations": [1, 2, 3, 0]}, r"dilations must be at least 1, got \[1, 2, 3, 0\]"),
+        (
+            {"dilations": [1, 2, 3, float("nan")]},
+            r"dilations must be whole numbers of at least 1, got \[1, 2, 3, nan\]",
+        ),
+        ({"kernel_sizes": [5, 3, 3, float("nan")]}, "kernel_sizes must be positive odd numbers"),
+        ({"embedding_dim": float("nan")}, "embedding_dim must be a whole number, got nan"),
+        ({"se_channels": True}, "se_channels must be a whole number, got True"),
+        ({"dilations": [1, 2, 3, 0]}, r"dilations must be whole numbers of at least 1, got \[1, 2, 3, 0\]"),
         ({"dilations": [1, 2]}, r"equally long .* got \[5, 3, 3, 3\] and \[1, 2\]"),
     ],
 )

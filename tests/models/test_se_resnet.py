@@ -97,8 +97,9 @@ def test_it_can_be_exported_with_any_batch_size_and_length() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"channels": [4, 4, 8]}, r"channels must be 4 numbers of at least 1, got \[4, 4, 8\]"),
-        ({"channels": [4, 0, 8, 8]}, r"channels must be 4 numbers of at least 1, got \[4, 0, 8, 8\]"),
+        ({"channels": [4, 4, 8]}, r"channels must be 4 whole numbers of at least 1, got \[4, 4, 8\]"),
+        ({"channels": [4, float("nan"), 8, 8]}, "channels must be 4 whole numbers of at least 1"),
+        ({"channels": [4, 0, 8, 8]}, r"channels must be 4 whole numbers of at least 1, got \[4, 0, 8, 8\]"),
         ({"attention_channels": 0}, "attention_channels must be at least 1, got 0"),
         ({"embedding_dim": 0}, "embedding_dim must be at least 1, got 0"),
         ({"mel_bins": 0}, "mel_bins must be at least 1, got 0"),
