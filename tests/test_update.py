@@ -144,7 +144,7 @@ def test_averaging_without_duals_is_refused_before_data_are_read(train, tones, t
     [
         (["model.res2net_scale=3"], "model.channels must be divisible by res2net_scale=3, got 16"),
         (["model.layout=other"], "model.layout must be one of wespeaker, speechbrain, got 'other'"),
-        (["optim.betas=[0.9,1.5]"], "optim.betas must be in [0, 1), got "),
+        (["optim.betas=[0.9,1.5]"], "optim.betas must be two numbers in [0, 1), got "),
         (["sparsity.controller.alpha=-1"], "sparsity.controller.alpha must be above 0, got -1"),
         (["sparsity.controller.settle=1"], "sparsity.controller.settle must be at least 0 and below 1, got 1"),
         (["trainer.patience=2", "data.validation_share=0"], "trainer.patience=2 needs speakers to validate on"),
