@@ -1,10 +1,10 @@
 """Augmentation of a batch on the training device: speed, rooms, noise, masks."""
 
-import functools
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from math import ceil
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.fft import next_fast_len
@@ -14,6 +14,7 @@ from sv_sparse.data.augment import Extras
 from sv_sparse.torchaudio_guard import torchaudio
 
 _CPU_ROWS = 8
+_ROLLOFF, _ZERO_CROSSINGS = 0.99, 6  # of the resampling filters: torchaudio's defaults
 
 
 class Mixer(nn.Module):
@@ -51,17 +52,26 @@ class Mixer(nn.Module):
         return found
 
     def _at_speed(self, waveforms: Tensor, speed: Tensor) -> Tensor:
-        """int16 [B, S'] to float32 [B, S], each row at its speed; ``speed`` is on the CPU."""
+        """Play int16 [B, S'] as float32 [B, S], each row at its speed.
+
+        ``speed`` [B] is on the CPU: elsewhere, where its values cannot be known without waiting, all rows are played
+        at all speeds.
+        """
         if len(self.speeds) == 1:
             return waveforms[:, : self.crop_samples] / 32768
-        found = torch.zeros(len(waveforms), self.crop_samples, device=waveforms.device)
+        result = torch.zeros(len(waveforms), self.crop_samples, device=waveforms.device)
         for index, factor in enumerate(self.speeds):
+            if speed.device.type != "cpu":
+                played = play(waveforms / 32768, factor)[:, : self.crop_samples]
+                played = F.pad(played, (0, self.crop_samples - played.shape[1]))
+                result = torch.where((speed == index).unsqueeze(1), played, result)
+                continue
             rows = torch.nonzero(speed == index).squeeze(1)
             if len(rows):
                 rows = rows.to(waveforms.device, non_blocking=True)
                 played = play(waveforms[rows] / 32768, factor)[:, : self.crop_samples]
-                found[rows, : played.shape[1]] = played
-        return found
+                result[rows, : played.shape[1]] = played
+        return result
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -72,18 +82,33 @@ def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def play(waveforms: Tensor, speed: float) -> Tensor:
-    """Waveforms [B, S] at another speed, float32 [B, ceil(S / speed)], also under autocast; pitch moves with it."""
+    """Play waveforms [B, S] at another speed: float32 [B, ceil(S / speed)], also under autocast.
+
+    Pitch moves with it. The filters are those of torchaudio.transforms.Resample, without its constructor, which reads
+    tensors on the host.
+    """
     waveforms = waveforms.float()
     if speed == 1:
         return waveforms
     ratio = Fraction(speed).limit_denominator(100)  # unreduced, the filters would be thousands of samples long
+    rate, new_rate = ratio.numerator, ratio.denominator
+    filters, width = _resampling_filters(rate, new_rate)
+    filters = filters.to(waveforms.device, non_blocking=True)
     with torch.autocast(waveforms.device.type, enabled=False):
-        return _resampler(ratio.numerator, ratio.denominator, waveforms.device)(waveforms)
+        phases = F.conv1d(F.pad(waveforms, (width, width + rate)).unsqueeze(1), filters, stride=rate)
+    return phases.transpose(1, 2).flatten(1)[:, : ceil(new_rate * waveforms.shape[1] / rate)]
 
 
-@functools.cache
-def _resampler(rate: int, new_rate: int, device: torch.device) -> nn.Module:
-    return torchaudio.transforms.Resample(rate, new_rate).to(device, non_blocking=True)
+def _resampling_filters(rate: int, new_rate: int) -> tuple[Tensor, int]:
+    """Return a filter for each sample in a period of the new rate, [new_rate, 1, taps], and the taps before it."""
+    cutoff = _ROLLOFF * min(rate, new_rate)
+    width = ceil(_ZERO_CROSSINGS * rate / cutoff)
+    taps = np.arange(-width, width + rate) / rate
+    times = (taps - np.arange(new_rate)[:, None] / new_rate) * cutoff
+    times = times.clip(-_ZERO_CROSSINGS, _ZERO_CROSSINGS)
+    window = np.cos(np.pi * times / _ZERO_CROSSINGS / 2) ** 2
+    filters = np.sinc(times) * window * (cutoff / rate)
+    return torch.tensor(filters, dtype=torch.float32).unsqueeze(1), width
 
 
 def reverberate(waveforms: Tensor, rooms: Tensor) -> Tensor:
