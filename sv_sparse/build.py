@@ -184,6 +184,7 @@ def _method(
     optimizer: BregmanOptimizer = _constructed("optim", settings | {"optim": settings["optim"] | first}, groups)
     target = settings["target_sparsity"]
     controller: Controller = _constructed("sparsity.controller", settings, optimizer, target, steps)
+    controller.reminders.active = False  # the trainer steps and lands, and has its own warnings
     return optimizer, controller
 
 

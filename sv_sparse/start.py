@@ -1,19 +1,19 @@
 """How the weights of a run start: their groups, their learning rates, their zeros, and lambda."""
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sv_sparse.head import AAMSoftmax
-from sv_sparse.optim import DENSE_TYPES, SPARSE_TYPES, partition, sparse_init_, sparsity
+from sv_sparse.optim import DENSE_TYPES, SPARSE_TYPES, largest_start, partition, sparse_init_
 from sv_sparse.origin import Origin
 from sv_sparse.settings import RATES, Settings, check_value
 
-_LOW = 0.01  # of the root mean square of weights that are dense at the start
-_MOSTLY = 0.5  # of the weights: where more are zero, a start is no dense one
+_SWAPPED = {"output": "input", "input": "output"}  # of weights [input channels, output channels, ...]
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +44,7 @@ def start_sparse(groups: Sequence[dict[str, Any]], settings: Settings) -> None:
     """Make most of the regularized weights zero, by the run's seed."""
     generator = torch.Generator().manual_seed(settings["seed"])
     chosen = settings["sparsity"]
-    sparse_init_(_regularized(groups), density=chosen["density"], rescale=chosen["rescale"], generator=generator)
-
-
-def _regularized(groups: Sequence[dict[str, Any]]) -> list[Tensor]:
-    """The weights that may become zero."""
-    return [param for group in groups if group["regularizer"] != "none" for _, param in group["params"]]
+    sparse_init_(groups, density=chosen["density"], rescale=chosen["rescale"], generator=generator)
 
 
 def network_groups(network: nn.Module, settings: Settings, regularizer: str = "none") -> list[dict[str, Any]]:
@@ -100,6 +95,8 @@ def parameter_groups(
         groups = [one for group in groups for one in _by_layer(group)]
     for group in groups:
         group["grouping"] = chosen["grouping"]
+        if group.get("transposed") and group["grouping"] in _SWAPPED:
+            group["grouping"] = _SWAPPED[group["grouping"]]
         group["initial_lr"] = rates["others" if group["regularizer"] == "none" else "weights"]
     return groups
 
@@ -120,24 +117,16 @@ def _by_layer(group: dict[str, Any]) -> list[dict[str, Any]]:
 def first_lambda(settings: Settings, origin: Origin | None, groups: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Where lambda starts, if not at ``optim.lambda_``, which a lambda that is fixed always does.
 
-    An origin that lambda made sparse gives the lambda that its sparsity was reached with. Elsewhere weights begin as
-    they are, with duals that lie lambda beyond them, and each then moves by ``delta`` times what lambda does. A start
-    above their size is lowered to it: on its way down it would make them as large as itself, after which none of them
-    dies or is outgrown. Where weights are dense at the start, one on its way to the other sign is dead for 2 lambda,
-    and channels turn slower by what lambda is beside them: there a controller, which finds lambda from anywhere, starts
-    low.
+    An origin that lambda made sparse gives the lambda that its sparsity was reached with. Elsewhere a start above
+    ``sv_sparse.optim.largest_start`` of the weights is lowered to it.
     """
     if settings["sparsity"]["controller"]["_target_"].endswith(".FixedController"):
         return {}
     if origin is not None and origin.lambda_ > 0:
         return {"lambda_": origin.lambda_}
     chosen = [param for group in groups if group["regularizer"] in {"l1", "group"} for _, param in group["params"]]
-    living = sum(int(param.count_nonzero()) for param in chosen)
-    if not living:
+    largest = largest_start(chosen, delta=settings["optim"].get("delta", 1.0)) if chosen else math.inf
+    if largest >= settings["optim"]["lambda_"]:
         return {}
-    size = (sum(float(param.detach().square().sum()) for param in chosen) / living) ** 0.5
-    most = (size if sparsity(chosen) > _MOSTLY else _LOW * size) / settings["optim"].get("delta", 1.0)
-    if most >= settings["optim"]["lambda_"]:
-        return {}
-    logger.info("lambda starts at %.3g, below optim.lambda_, beside weights of %.3g", most, size)
-    return {"lambda_": most}
+    logger.info("lambda starts at %.3g, below optim.lambda_, which is large beside the weights", largest)
+    return {"lambda_": largest}

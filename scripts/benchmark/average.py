@@ -60,7 +60,7 @@ def run(name: str, target: float, steps: int, seed: int, decay: bool) -> list[fl
     train, held = batches[:steps], batches[steps:]
     model = network(64, seed)
     groups = partition(model)
-    sparse_init_([param for _, param in groups[0]["params"]], generator=torch.Generator().manual_seed(seed))
+    sparse_init_(groups, generator=torch.Generator().manual_seed(seed))
     kind, lr = OPTIMIZERS[name]
     optimizer: BregmanOptimizer = kind(groups, lr=lr)
     controller = FeedbackController(optimizer, target, steps)

@@ -79,7 +79,7 @@ def gaps(cell: Cell) -> tuple[list[float], float]:
     """Distance from the target in points after every update of a run, and the last lambda."""
     model = network(cell.width, cell.seed)
     groups = partition(model)
-    sparse_init_([param for _, param in groups[0]["params"]], generator=torch.Generator().manual_seed(cell.seed))
+    sparse_init_(groups, generator=torch.Generator().manual_seed(cell.seed))
     kind, lr = OPTIMIZERS[cell.optimizer]
     optimizer: BregmanOptimizer = kind(groups, lr=lr, lambda_=cell.start)
     controller = RULES[cell.rule](optimizer, cell.target, cell.steps)

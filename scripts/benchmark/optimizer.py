@@ -6,6 +6,7 @@ Every optimizer has parameters and gradients of its own. On a GPU each row ends 
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from interleaved import medians
@@ -20,6 +21,7 @@ CONTROL = "FeedbackController alone"
 LINBREG = "LinBreg momentum 0.9"
 FALLBACK = "AdaBreg foreach"
 ENDLESS = 10**6  # updates: the controllers never settle here
+AT_ONCE: dict[str, Any] = {"ramp": None, "initial_sparsity": 0.99}  # work as in the middle of a run
 Step = Callable[[], object]
 
 
@@ -101,7 +103,7 @@ def our_rows(device: str) -> dict[str, Step]:
         return kind(partition(network(device)), lr=1e-4, **settings)
 
     controlled, exact = start(AdaBreg), start(AdaBreg)
-    controller = FeedbackController(controlled, 0.9, ENDLESS)
+    controller = FeedbackController(controlled, 0.9, ENDLESS, **AT_ONCE)
     exact.step()
     return {
         "AdaBreg": start(AdaBreg).step,
@@ -110,7 +112,7 @@ def our_rows(device: str) -> dict[str, Step]:
         LINBREG: start(LinBreg, momentum=0.9).step,
         "LinBreg": start(LinBreg).step,
         FALLBACK: start(AdaBreg, implementation="foreach").step,
-        "QuantileController alone": QuantileController(exact, 0.9, ENDLESS).step,
+        "QuantileController alone": QuantileController(exact, 0.9, ENDLESS, **AT_ONCE).step,
     }
 
 

@@ -58,7 +58,7 @@ class Ours:
         self.head = AAMSoftmax(network.embedding_dim, SPEAKERS).to(self.device)  # type: ignore[arg-type]
         self.mixer, self.filterbank = Mixer(self.crops.shape[1]), Filterbank().to(self.device)
         own, rest = partition(network), partition(self.head, dense_types=(*DENSE_TYPES, AAMSoftmax))
-        sparse_init_([param for _, param in own[0]["params"]])
+        sparse_init_(own)
         self.optimizer = AdaBreg([*own, *(group | {"name": "head"} for group in rest)], lr=1e-3)
         self.controller = FeedbackController(self.optimizer, 0.9, 10_000)
         self.params = [param for group in self.optimizer.param_groups for param in group["params"]]

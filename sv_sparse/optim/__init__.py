@@ -3,8 +3,8 @@
 In your own training loop::
 
     groups = partition(model)
-    sparse_init_(param for group in groups if group["name"] == "sparse" for _, param in group["params"])
-    optimizer = AdaBreg(groups, lr=1e-2, lambda_=0.1)
+    sparse_init_(groups)                  # leave out for pretrained weights, and take lr=3e-3
+    optimizer = AdaBreg(groups, lr=1e-2)
     controller = FeedbackController(optimizer, target_sparsity=0.9, total_steps=steps)
     ...
     optimizer.step(); controller.step()   # at every update
@@ -14,7 +14,7 @@ In your own training loop::
 
 from sv_sparse.optim.average import DualAverage
 from sv_sparse.optim.clip import clip_grad_norm_
-from sv_sparse.optim.control import Controller, FixedController
+from sv_sparse.optim.control import Controller, FixedController, largest_start
 from sv_sparse.optim.diagnostics import SupportDiagnostics
 from sv_sparse.optim.exact import MagnitudeController, QuantileController
 from sv_sparse.optim.feedback import DampedFeedbackController, DecayingFeedbackController, FeedbackController
@@ -51,6 +51,7 @@ __all__ = [
     "clip_grad_norm_",
     "count_zeros",
     "describe",
+    "largest_start",
     "partition",
     "sparse_init_",
     "sparsity",

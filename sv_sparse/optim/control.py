@@ -12,29 +12,74 @@ does not hold: nothing says that the closed loop itself converges to the target,
 lambda path; that is measured (scripts/benchmark/controller.py).
 """
 
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sv_sparse.optim.checks import check_number, whole_number
 from sv_sparse.optim.optimizer import BregmanOptimizer, Group
+from sv_sparse.optim.partition import sparsity
 from sv_sparse.optim.prox import group_size
 from sv_sparse.optim.quantile import nearest
+from sv_sparse.optim.reminders import Reminders
+
+Ramp = tuple[float, float] | str | None
+
+AUTO_RAMP = (0.0, 0.5)  # of a network that starts dense
+_MOSTLY = 0.5  # of the weights: where more are zero, a start is no dense one
+_LOW = 0.01  # of the root mean square of weights that are dense at the start
+
+
+def starts_dense(params: Sequence[Tensor]) -> bool:
+    """Return whether at most half of the weights are zero; waits for the device."""
+    return float(sparsity(params)) <= _MOSTLY
+
+
+def largest_start(params: Sequence[Tensor], *, delta: float = 1.0) -> float:
+    """Return the largest lambda that a controller should start from beside these weights; waits for the device.
+
+    Weights begin as they are, with duals that lie lambda beyond them, and each then moves by ``delta`` times what
+    lambda does. A lambda above their size would make them as large as itself on its way down, after which none of them
+    dies or is outgrown. Where weights are dense at the start, one on its way to the other sign is dead for 2 lambda,
+    and channels turn slower by what lambda is beside them: there a controller, which finds lambda from anywhere,
+    starts at a hundredth of their root mean square.
+
+    Args:
+        params: the regulated weights.
+        delta: elastic-net scale of their optimizer.
+
+    Returns:
+        The largest lambda; infinity where all weights are zero.
+    """
+    nonzero = sum(float(param.count_nonzero()) for param in params)
+    if not nonzero:
+        return math.inf
+    size = math.sqrt(sum(float(param.detach().square().sum()) for param in params) / nonzero)
+    return (_LOW * size if starts_dense(params) else size) / delta
 
 
 class Controller:
     """What every controller shares: the groups it regulates, the measurement, ramp, settling and landing.
 
+    A controller warns (UserWarning, once each) of what a training loop forgets: ``step()``, ``land()``, a
+    ``total_steps`` that is not the length of the run, groups that ``partition`` has not made. Set ``reminders.active``
+    to False to be left alone.
+
     Args:
         optimizer: its groups with a regularizer are regulated, with one common lambda.
         target_sparsity: fraction of exact zeros wanted in those groups, in [0, 1). At 0 nothing may be regularized.
-        total_steps: length of the run in updates.
+        total_steps: length of the run in updates, a whole number of 1 or more.
         settle: share of the run, at its end, during which lambda is left alone, in [0, 1).
         ramp: shares of the run between which the target moves from ``initial_sparsity`` to ``target_sparsity``,
-            along ``1 - (1 - p)**3``; None: the target stands from the start.
-        initial_sparsity: where a ramp starts, in [0, 1).
+            along ``1 - (1 - p)**3``. None: the target stands from the start. ``"auto"``: (0, 0.5) where at most half
+            of the regulated weights are zero at the start (a pretrained network), else None.
+        initial_sparsity: where a ramp starts, in [0, 1). None: at the sparsity of the network as it is; and where at
+            most half of its weights are zero, ``lambda_`` is lowered to a hundredth of their root mean square, unless
+            it is lower already or the optimizer has made updates.
 
     Raises:
         ValueError: a setting is out of its bounds, or target and regularizers contradict each other.
@@ -50,28 +95,44 @@ class Controller:
         total_steps: int,
         *,
         settle: float = 0.01,
-        ramp: tuple[float, float] | None = None,
-        initial_sparsity: float = 0.99,
+        ramp: Ramp = "auto",
+        initial_sparsity: float | None = None,
     ) -> None:
         for name, share in (
             ("target_sparsity", target_sparsity),
             ("settle", settle),
             ("initial_sparsity", initial_sparsity),
         ):
-            if not 0 <= share < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, got {share}")
-        if total_steps < 1:
-            raise ValueError(f"total_steps must be 1 or more, got {total_steps}")
-        if ramp is not None and not 0 <= ramp[0] < ramp[1] <= 1:
-            raise ValueError(f"ramp must be two rising shares of the run, from 0 to 1, got {ramp}")
+            if name != "initial_sparsity" or share is not None:
+                check_number(name, share, "at least 0 and below 1", at_least=0, below=1)
         self.optimizer = optimizer
         self.target_sparsity = target_sparsity
-        self.total_steps = total_steps
-        self.settles_at = total_steps - round(settle * total_steps)
-        self.ramp = ramp
-        self.initial_sparsity = initial_sparsity
+        self.total_steps = whole_number("total_steps", total_steps)
+        self.settles_at = self.total_steps - round(settle * self.total_steps)
         self.steps = 0
+        self._ramp_is_auto = isinstance(ramp, str) and ramp == "auto"
+        self.ramp = None if self._ramp_is_auto else _checked_ramp(ramp)
         self._check_groups()
+        self.initial_sparsity = 0.0 if initial_sparsity is None else initial_sparsity
+        if self.lands and self.groups:
+            self._begin(initial_sparsity)
+        self.reminders = Reminders(self)
+
+    def _begin(self, initial_sparsity: float | None) -> None:
+        """Start from the network as it is, as far as nobody said otherwise."""
+        params = self.params
+        dense = starts_dense(params)
+        if self._ramp_is_auto and dense:
+            self.ramp = AUTO_RAMP
+        if initial_sparsity is not None:
+            return
+        self.initial_sparsity = float(self.sparsity())
+        if not dense or "mask" in self.regularizers or any(self.optimizer.state.get(param) for param in params):
+            return
+        delta = min(group.get("delta", 1.0) for group in self.groups)
+        largest = largest_start(params, delta=delta)
+        if float(self.lambda_) > largest:
+            self._set_lambda(torch.full_like(self.lambda_, largest))
 
     def _check_groups(self) -> None:
         kinds = {group["regularizer"] for group in self.optimizer.param_groups} - {"none", *self.regularizers}
@@ -106,7 +167,11 @@ class Controller:
     @property
     def groups(self) -> list[Group]:
         """The regulated parameter groups."""
-        return [group for group in self.optimizer.param_groups if group["regularizer"] in self.regularizers]
+        return [
+            group
+            for group in self.optimizer.param_groups
+            if group["regularizer"] in self.regularizers and group["params"]
+        ]
 
     @property
     def params(self) -> list[Tensor]:
@@ -145,7 +210,9 @@ class Controller:
         Call it where an update was made, not where a GradScaler skipped it: lambda would move with nothing to show.
         """
         self.steps += 1
+        self.reminders.count_step()
         if self.groups and self.steps <= self.settles_at:
+            self._follow()
             self._adapt()
 
     def take_over(self) -> None:
@@ -154,6 +221,9 @@ class Controller:
 
     def rearm(self) -> None:
         """Say that the regime has changed (learning rate, margin, data): the lambda that holds the target moves."""
+
+    def _follow(self) -> None:
+        """Take own state to where the model is by now: another device, or another precision."""
 
     def _adapt(self) -> None:
         raise NotImplementedError
@@ -178,10 +248,12 @@ class Controller:
 
         Warns:
             UserWarning: fewer survive, since more duals than that are exactly zero (their weights never had a
-                gradient) or equal to the last bit.
+                gradient) or equal to the last bit; or the run was no more than half over, or its sparsity further than
+                half a point from the target.
         """
         if not self.groups:
             return
+        self.reminders.before_landing(int(self._alive()), self._wanted(), self._size(), max(self._unit_sizes()))
         self._threshold(self.target_sparsity)
         if self._missed():
             kept, reason = int(self._alive()), "too many duals are zero or equal"
@@ -204,13 +276,73 @@ class Controller:
                 yield from (group_size(param, group["grouping"]) for param in group["params"])
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs beside the optimizer's state (where lambda is): tensors and numbers."""
-        return {"steps": self.steps, "initial_sparsity": self.initial_sparsity}
+        """Return what resuming needs beside the optimizer's state (where lambda is): tensors and plain data."""
+        self.reminders.state_was_saved()
+        return {
+            "controller": type(self).__name__,
+            "steps": self.steps,
+            "initial_sparsity": self.initial_sparsity,
+            "ramp": None if self.ramp is None else list(self.ramp),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
-        self.steps = state["steps"]
+        """Restore what ``state_dict`` returned.
+
+        Args:
+            state: of a controller of this class. A ramp that is ``"auto"`` becomes the saved one.
+
+        Raises:
+            ValueError: the state is of another class, or lacks what this class needs; nothing is restored.
+        """
+        self._check_state(state)
+        self.steps = whole_number("steps of a saved controller", state["steps"] + 1) - 1
         self.initial_sparsity = state.get("initial_sparsity", self.initial_sparsity)  # saved before there was the other
+        if self._ramp_is_auto:
+            self.ramp = _checked_ramp(state.get("ramp"))  # a state saved before there was "auto" had none
+        self.reminders.state_was_loaded()
+
+    def _state_names(self) -> tuple[str, ...]:
+        """Return the entries that a saved state must have."""
+        return ("steps",)
+
+    def _check_state(self, state: Any) -> None:
+        own = type(self).__name__
+        if not isinstance(state, Mapping):
+            raise ValueError(f"the state of a {own} must be a dict, got {type(state).__name__}")
+        name = state.get("controller", own)  # a state saved before it had a name
+        if name != own:
+            raise ValueError(f"the state is of a {name}, expected that of a {own}")
+        missing = [entry for entry in self._state_names() if entry not in state]
+        if missing:
+            entries = ", ".join(map(str, state)) or "nothing"
+            raise ValueError(f"the state of a {own} must have {', '.join(missing)}, got one with {entries}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: everything but the reminders, which watch one controller and its optimizer."""
+        return {name: value for name, value in self.__dict__.items() if name != "reminders"} | {
+            "_reminded": self.reminders.active
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state, as copying and unpickling do."""
+        active = state.pop("_reminded")
+        self.__dict__.update(state)
+        self.reminders = Reminders(self)
+        self.reminders.active = active
+
+
+def _checked_ramp(ramp: Any) -> tuple[float, float] | None:
+    """Return a ramp as two numbers, or None."""
+    if ramp is None:
+        return None
+    if not isinstance(ramp, str) and isinstance(ramp, Iterable):
+        shares = tuple(ramp)
+        if len(shares) == 2:
+            for share in shares:
+                check_number("a share of ramp", share, "from 0 to 1", at_least=0, at_most=1)
+            if shares[0] < shares[1]:
+                return shares
+    raise ValueError(f'ramp must be two rising shares of the run, from 0 to 1, or "auto", or None, got {ramp!r}')
 
 
 class FixedController(Controller):

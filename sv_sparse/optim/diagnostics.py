@@ -48,11 +48,15 @@ class SupportDiagnostics:
 
         Returns:
             ``births`` and ``deaths``, shares of all regulated weights; ``turnover``, the share of the nonzero weights
-            that were zero at the last ``read()`` (0 at the first). Empty where nothing is regulated or marked.
+            that were zero at the last ``read()`` (0 at the first). Empty where nothing is regulated or marked, or where
+            other weights are regulated than at the mark.
         """
-        if not self._marked:
-            return {}
         before, now = self._marked, _support(self.controller.params)
+        if not before or not _alike(before, now):
+            self._marked = ()
+            return {}
+        if not _alike(self._seen, now):
+            self._seen = ()
         size = sum(param.numel() for param in self.controller.params)
         alive = _total(now).clamp(min=1)
         kept = _total([old & new for old, new in zip(self._seen or now, now, strict=True)])
@@ -92,6 +96,11 @@ class SupportDiagnostics:
 
 def _support(params: Sequence[Tensor]) -> list[Tensor]:
     return [param != 0 for param in params]
+
+
+def _alike(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    """Return whether masks are of the same weights, as far as shapes tell."""
+    return [(mask.shape, mask.device) for mask in left] == [(mask.shape, mask.device) for mask in right]
 
 
 def _total(masks: Sequence[Tensor]) -> Tensor:

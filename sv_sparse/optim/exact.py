@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from sv_sparse.optim.control import Controller
+from sv_sparse.optim.checks import whole_number
+from sv_sparse.optim.control import Controller, Ramp
 from sv_sparse.optim.optimizer import BregmanOptimizer, Group
 from sv_sparse.optim.prox import group_norms
 from sv_sparse.optim.proxsgd import ProxSGD
@@ -34,17 +35,15 @@ class QuantileController(Controller):
         *,
         every: int = 1,
         settle: float = 0.0,
-        ramp: tuple[float, float] | None = None,
-        initial_sparsity: float = 0.99,
+        ramp: Ramp = "auto",
+        initial_sparsity: float | None = None,
     ) -> None:
         if isinstance(optimizer, ProxSGD):
             raise ValueError("QuantileController orders duals, and ProxSGD has none; use LinBreg or AdaBreg")
         super().__init__(
             optimizer, target_sparsity, total_steps, settle=settle, ramp=ramp, initial_sparsity=initial_sparsity
         )
-        if every < 1:
-            raise ValueError(f"every must be 1 or more, got {every}")
-        self.every = every
+        self.every = whole_number("every", every)
 
     def _adapt(self) -> None:
         if self.steps % self.every == 0:
@@ -102,10 +101,9 @@ class MagnitudeController(Controller):
         super().__init__(
             optimizer, target_sparsity, total_steps, settle=settle, ramp=ramp, initial_sparsity=initial_sparsity
         )
-        if updates < 1:
-            raise ValueError(f"updates must be 1 or more, got {updates}")
-        self.span = ramp or (0.0, 1.0)
-        self.every = max(1, int((self.span[1] - self.span[0]) * total_steps) // updates)
+        updates = whole_number("updates", updates)
+        self.span = self.ramp or (0.0, 1.0)
+        self.every = max(1, int((self.span[1] - self.span[0]) * self.total_steps) // updates)
         if not any("mask" in optimizer.state.get(param, {}) for param in self.params):
             self._set_lambda(torch.zeros_like(self.lambda_))
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sv_sparse.optim.control import Controller
+from sv_sparse.optim.checks import check_number, whole_number
+from sv_sparse.optim.control import Controller, Ramp
 from sv_sparse.optim.optimizer import BregmanOptimizer
 
 _SMALLEST_LAMBDA = 1e-10  # of a rule that multiplies: at 0 it could never come back
@@ -43,6 +44,13 @@ class _Feedback(Controller):
         """What to add to log lambda."""
         raise NotImplementedError
 
+    def _follow(self) -> None:
+        like = self.lambda_
+        for name in self._state:
+            tensor = getattr(self, name)
+            if tensor.device != like.device or tensor.dtype != like.dtype:
+                setattr(self, name, tensor.to(like))
+
     def _lr(self) -> float:
         """The regulated groups' learning rate; 0 where it is a tensor, since reading that would wait for the device."""
         lr = self.groups[0]["lr"] if self.groups else 0.0
@@ -56,19 +64,19 @@ class _Feedback(Controller):
         """See Controller."""
         super().load_state_dict(state)
         for name in self._state:
-            getattr(self, name).copy_(state[name])
+            setattr(self, name, torch.as_tensor(state[name]).to(self.lambda_, copy=True))
+
+    def _state_names(self) -> tuple[str, ...]:
+        return (*super()._state_names(), *self._state)
 
 
 def _check(above: dict[str, float], at_least: dict[str, float], at_most: tuple[tuple[str, float, float], ...]) -> None:
     for name, value in above.items():
-        if value <= 0:
-            raise ValueError(f"{name} must be above 0, got {value}")
+        check_number(name, value, "above 0", above=0)
     for name, value in at_least.items():
-        if value < 0:
-            raise ValueError(f"{name} must be 0 or more, got {value}")
+        check_number(name, value, "0 or more", at_least=0)
     for name, value, most in at_most:
-        if value > most:
-            raise ValueError(f"{name} must be at most {most}, got {value}")
+        check_number(name, value, f"at most {most}", at_most=most)
 
 
 class FeedbackController(_Feedback):
@@ -119,8 +127,8 @@ class FeedbackController(_Feedback):
         band: float = 0.001,
         trend: float = 0.05,
         settle: float = 0.01,
-        ramp: tuple[float, float] | None = None,
-        initial_sparsity: float = 0.99,
+        ramp: Ramp = "auto",
+        initial_sparsity: float | None = None,
     ) -> None:
         super().__init__(
             optimizer, target_sparsity, total_steps, settle=settle, ramp=ramp, initial_sparsity=initial_sparsity
@@ -165,6 +173,9 @@ class FeedbackController(_Feedback):
         super().load_state_dict(state)
         self.armed_lr = state["armed_lr"]
 
+    def _state_names(self) -> tuple[str, ...]:
+        return (*super()._state_names(), "armed_lr")
+
 
 class DecayingFeedbackController(_Feedback):
     """The authors' newest rule: ``a = alpha * gamma ** max(C - 1, 0)``, C the sign changes of the gap.
@@ -193,14 +204,15 @@ class DecayingFeedbackController(_Feedback):
         gamma: float = 0.95,
         every: int = 50,
         settle: float = 0.01,
-        ramp: tuple[float, float] | None = None,
-        initial_sparsity: float = 0.99,
+        ramp: Ramp = "auto",
+        initial_sparsity: float | None = None,
     ) -> None:
         super().__init__(
             optimizer, target_sparsity, total_steps, settle=settle, ramp=ramp, initial_sparsity=initial_sparsity
         )
-        _check({"alpha": alpha, "gamma": gamma, "every": every}, {}, (("gamma", gamma, 1),))
-        self.alpha, self.gamma, self.every = alpha, gamma, every
+        _check({"alpha": alpha, "gamma": gamma}, {}, (("gamma", gamma, 1),))
+        self.alpha, self.gamma = alpha, gamma
+        self.every = whole_number("every", every)
         self.crossings = torch.zeros_like(self.lambda_)
         self.side = torch.zeros_like(self.lambda_)
 
@@ -241,14 +253,15 @@ class DampedFeedbackController(_Feedback):
         zone: float = 0.005,
         every: int = 10,
         settle: float = 0.01,
-        ramp: tuple[float, float] | None = None,
-        initial_sparsity: float = 0.99,
+        ramp: Ramp = "auto",
+        initial_sparsity: float | None = None,
     ) -> None:
         super().__init__(
             optimizer, target_sparsity, total_steps, settle=settle, ramp=ramp, initial_sparsity=initial_sparsity
         )
-        _check({"alpha": alpha, "every": every}, {"zone": zone}, ())
-        self.alpha, self.zone, self.every = alpha, zone, every
+        _check({"alpha": alpha}, {"zone": zone}, ())
+        self.alpha, self.zone = alpha, zone
+        self.every = whole_number("every", every)
         self.first_lambda = self.lambda_.clone()
         self.first_lr = self._lr()
 
@@ -271,3 +284,6 @@ class DampedFeedbackController(_Feedback):
         """See Controller."""
         super().load_state_dict(state)
         self.first_lr = state["first_lr"]
+
+    def _state_names(self) -> tuple[str, ...]:
+        return (*super()._state_names(), "first_lr")

@@ -1,5 +1,7 @@
 """Open-loop schedules: pure functions of the step, so that resuming needs the step and nothing else."""
 
+from sv_sparse.optim.checks import check_number
+
 
 def warmup_exponential(step: int, total_steps: int, *, warmup: float = 0.04, final: float = 0.01) -> float:
     """Factor on the learning rate at update number ``step`` (from 0): linear warm-up, then exponential decay.
@@ -15,10 +17,8 @@ def warmup_exponential(step: int, total_steps: int, *, warmup: float = 0.04, fin
     >>> [round(warmup_exponential(step, 101, warmup=0.01, final=0.01), 3) for step in (0, 50, 100)]
     [1.0, 0.1, 0.01]
     """
-    if not 0 <= warmup < 1:
-        raise ValueError(f"warmup must be at least 0 and below 1, got {warmup}")
-    if not 0 < final <= 1:
-        raise ValueError(f"final must be above 0 and at most 1, got {final}")
+    check_number("warmup", warmup, "at least 0 and below 1", at_least=0, below=1)
+    check_number("final", final, "above 0 and at most 1", above=0, at_most=1)
     rising = max(1, round(warmup * total_steps))
     if step < rising:
         return (step + 1) / rising

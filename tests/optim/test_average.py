@@ -94,7 +94,7 @@ def test_averaging_duals_keeps_the_sparsity_that_averaging_weights_loses(kind, t
 def test_averaging_duals_keeps_whole_groups_zero(kind):
     model = network()
     optimizer = kind(partition(model, regularizer="group"), lr=0.01 if kind is AdaBreg else 0.3, lambda_=0.01)
-    controller = QuantileController(optimizer, 0.5, STEPS)
+    controller = QuantileController(optimizer, 0.5, STEPS, ramp=None)
     duals, weights, path = averaged(model, optimizer, controller, batches(STEPS))
     duals.put_into(optimizer)
     channel = max(param[0].numel() for param in controller.params) / sum(param.numel() for param in controller.params)

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 
 import pytest
@@ -11,11 +12,22 @@ from torch import nn
 
 from sv_sparse.optim import (
     AdaBreg,
+    DampedFeedbackController,
+    DecayingFeedbackController,
     FeedbackController,
+    FixedController,
     LinBreg,
+    MagnitudeController,
+    QuantileController,
+    SupportDiagnostics,
+    largest_start,
     partition,
+    sparse_init_,
     sparsity,
+    warmup_exponential,
 )
+
+FEEDBACK = [FeedbackController, DecayingFeedbackController, DampedFeedbackController]
 
 
 @pytest.mark.parametrize("lambda_", [1e-4, 1e-1, 1e2])
@@ -32,7 +44,7 @@ def test_lambda_grows_while_too_dense_and_shrinks_while_too_sparse():
     for weight, grows in ((torch.ones(10, 10), True), (torch.eye(10), False)):
         param = nn.Parameter(weight)
         optimizer = LinBreg([param], lr=0.0, lambda_=0.1)
-        controller = FeedbackController(optimizer, 0.5, 100, trend=0.0)
+        controller = FeedbackController(optimizer, 0.5, 100, trend=0.0, ramp=None, initial_sparsity=0.99)
         param.grad = torch.zeros_like(param)
         optimizer.step()
         controller.step()
@@ -153,6 +165,229 @@ def test_copies_of_network_optimizer_and_controller_go_on_alike():
     third = pickle.loads(pickle.dumps(one))
     paths = [run(*each, data[30:]) for each in (one, other, third)]
     assert paths[0] == paths[1] == paths[2]
+
+
+@pytest.mark.parametrize("kind", [*FEEDBACK, QuantileController])
+def test_a_network_that_starts_dense_is_taken_over_from_where_it_is(kind):
+    model = network()
+    with torch.no_grad():
+        model[0].weight[:, ::2] = 0  # half of the smaller layer
+    params = [param for _, param in partition(model)[0]["params"]]
+    before = sparsity(params).item()
+    controller = kind(AdaBreg(partition(model), lr=3e-3), 0.9, 100)
+    assert controller.ramp == (0.0, 0.5)
+    assert controller.initial_sparsity == controller.target == pytest.approx(before)
+    size = torch.cat([param.detach().flatten() for param in params])
+    assert controller.lambda_.item() == pytest.approx(0.01 * size[size != 0].square().mean().sqrt().item())
+    assert controller.lambda_.item() == pytest.approx(largest_start(params))
+
+
+@pytest.mark.parametrize("kind", [*FEEDBACK, QuantileController])
+def test_a_network_that_starts_sparse_goes_for_its_target_at_once(kind):
+    groups = partition(network())
+    sparse_init_(groups)
+    controller = kind(AdaBreg(groups), 0.9, 100)
+    assert controller.ramp is None
+    assert controller.target == 0.9
+    assert controller.lambda_.item() == pytest.approx(0.1)
+
+
+def test_what_is_said_about_the_start_is_what_holds():
+    for settings, ramp, initial, lambda_ in (
+        ({"ramp": None, "initial_sparsity": 0.99}, None, 0.99, 0.1),
+        ({"ramp": (0.2, 0.6), "initial_sparsity": 0.3}, (0.2, 0.6), 0.3, 0.1),
+        ({"ramp": [0.2, 0.6]}, (0.2, 0.6), 0.0, None),
+        ({"initial_sparsity": 0.3}, (0.0, 0.5), 0.3, 0.1),
+    ):
+        controller = FeedbackController(AdaBreg(partition(network()), lambda_=0.1), 0.9, 100, **settings)
+        assert (controller.ramp, controller.initial_sparsity) == (ramp, initial)
+        assert lambda_ is None or controller.lambda_.item() == pytest.approx(lambda_)
+    low = FeedbackController(AdaBreg(partition(network()), lambda_=1e-6), 0.9, 100)
+    assert low.lambda_.item() == pytest.approx(1e-6)
+    fixed = FixedController(AdaBreg(partition(network()), lambda_=0.1), 0.9, 100)
+    assert fixed.lambda_.item() == pytest.approx(0.1)
+    pruning = MagnitudeController(AdaBreg(partition(network(), regularizer="mask")), 0.9, 100)
+    assert (pruning.ramp, pruning.initial_sparsity) == ((0.1, 0.6), 0.0)
+
+
+def test_a_second_controller_leaves_the_lambda_that_the_optimizer_works_with():
+    model, data = network(), batches(20)
+    optimizer = AdaBreg(partition(model), lambda_=0.01)
+    run(model, optimizer, FixedController(optimizer, 0.5, 20), data)
+    before = optimizer.param_groups[0]["lambda_"].item()
+    assert FeedbackController(optimizer, 0.9, 20).lambda_.item() == before
+
+
+@pytest.mark.parametrize("kind", [FeedbackController, QuantileController])
+def test_a_pretrained_network_never_falls_back_to_chance_on_its_way_to_the_target(kind):
+    torch.manual_seed(0)
+    x = torch.randn(256, 20)
+    y = (x @ torch.randn(20, 4)).argmax(1)
+    chance = math.log(4)
+
+    def losses(model, optimizer, steps: int, after=lambda: None) -> list[float]:
+        path = []
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            after()
+            path.append(loss.item())
+        return path
+
+    def worst(**settings) -> float:
+        model = copy.deepcopy(pretrained)
+        controller = kind(AdaBreg(partition(model), lr=3e-3, implementation="foreach"), 0.9, 600, **settings)
+        path = losses(model, controller.optimizer, 600, controller.step)
+        controller.land()
+        assert nn.functional.cross_entropy(model(x), y) < 0.03
+        return max(path)
+
+    pretrained = nn.Sequential(nn.Linear(20, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 4))
+    assert losses(pretrained, torch.optim.AdamW(pretrained.parameters(), lr=3e-3), 300)[-1] < 1e-3
+    assert worst() < 0.85 * chance
+    assert worst(ramp=None, initial_sparsity=0.99) > 0.98 * chance  # which the default spares it
+
+
+@pytest.mark.parametrize("kind", [*FEEDBACK, QuantileController])
+def test_a_resumed_controller_has_the_ramp_that_it_began_with(kind):
+    model, data = network(), batches(20)
+    controller = kind(AdaBreg(partition(model), lr=3e-3), 0.9, 40)
+    run(model, controller.optimizer, controller, data)
+    sparse = partition(network())
+    sparse_init_(sparse)
+    other = kind(AdaBreg(sparse, lr=3e-3), 0.9, 40)
+    assert other.ramp is None
+    file = io.BytesIO()
+    torch.save(controller.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert (other.ramp, other.target) == (controller.ramp, controller.target)
+    stated = kind(AdaBreg(partition(network())), 0.9, 40, ramp=(0.1, 0.3))
+    stated.load_state_dict(controller.state_dict())
+    assert stated.ramp == (0.1, 0.3)
+    old = {name: value for name, value in controller.state_dict().items() if name not in {"ramp", "controller"}}
+    other.load_state_dict(old)  # as states were when None was the default
+    assert other.ramp is None
+
+
+@pytest.mark.parametrize("kind", [*FEEDBACK, QuantileController, FixedController])
+def test_a_state_of_another_kind_or_without_its_entries_is_refused_in_words(kind):
+    def fresh(kind=kind):
+        return kind(AdaBreg(partition(network())), 0.9, 40)
+
+    controller = fresh()
+    before = controller.state_dict()
+    other = QuantileController if kind is FeedbackController else FeedbackController
+    with pytest.raises(ValueError, match=f"is of a {other.__name__}, expected that of a {kind.__name__}"):
+        controller.load_state_dict(fresh(other).state_dict())
+    with pytest.raises(ValueError, match=f"the state of a {kind.__name__} must have steps.*, got one with state, "):
+        controller.load_state_dict(controller.optimizer.state_dict())
+    with pytest.raises(ValueError, match="must be a dict, got list"):
+        controller.load_state_dict([])
+    with pytest.raises(ValueError, match="steps of a saved controller must be"):
+        controller.load_state_dict(before | {"steps": 2.5})
+    assert controller.state_dict() == before
+
+
+@pytest.mark.parametrize("kind", FEEDBACK)
+def test_a_controller_follows_its_model_to_another_precision(kind):
+    model = network()
+    controller = kind(AdaBreg(partition(model), lr=3e-3, implementation="foreach"), 0.9, 40)
+    model.double()
+    for group in controller.optimizer.param_groups:
+        group["lambda_"] = float(group["lambda_"])  # made anew for the parameters as they are
+    data = [(x.double(), y) for x, y in batches(20)]
+    path = run(model, controller.optimizer, controller, data)
+    assert controller.lambda_.dtype == torch.float64
+    assert {getattr(controller, name).dtype for name in controller._state} == {torch.float64}
+    assert len(path) == 20
+
+
+@pytest.mark.parametrize("kind", [*FEEDBACK, QuantileController])
+def test_groups_may_come_and_go_while_training(kind):
+    model, data = network(), batches(40)
+    optimizer = AdaBreg(partition(model[:3]) + partition(model[3:8]), lr=3e-3, implementation="foreach")
+    controller = kind(optimizer, 0.5, 100)
+    diagnostics = SupportDiagnostics(controller)
+
+    def go_on(part) -> None:
+        diagnostics.mark()
+        run(model, optimizer, controller, part)
+        diagnostics.read()
+
+    go_on(data[:10])
+    diagnostics.mark()
+    optimizer.add_param_group(partition(model[8])[0] | {"lambda_": float(controller.lambda_)})
+    assert model[8].weight in set(controller.params)
+    assert diagnostics.read() == {}  # of what was not marked
+    go_on(data[10:20])
+    gone = [optimizer.param_groups.pop(0) for _ in range(len(optimizer.param_groups))]
+    assert controller.params == []
+    lambda_ = controller.lambda_.item()
+    controller.step()
+    controller.land()
+    assert (lambda_, controller.sparsity().item()) == (0, 0)
+    optimizer.param_groups += gone
+    go_on(data[20:])
+    assert controller.steps == 41
+    assert len(controller.params) == 3
+    controller.reminders.active = False
+    controller.land()
+    assert controller.sparsity().item() == pytest.approx(0.5, abs=1e-3)
+
+
+WRONG = [float("nan"), float("inf"), None, True, "0.5", torch.tensor(0.5), [0.5]]
+NUMBERS = {
+    FeedbackController: ("target_sparsity", "total_steps", "settle", "alpha", "gamma", "floor", "band", "trend"),
+    DecayingFeedbackController: ("target_sparsity", "total_steps", "settle", "alpha", "gamma", "every"),
+    DampedFeedbackController: ("target_sparsity", "total_steps", "settle", "alpha", "zone", "every"),
+    QuantileController: ("target_sparsity", "total_steps", "settle", "every"),
+    MagnitudeController: ("target_sparsity", "total_steps", "settle", "updates"),
+    FixedController: ("target_sparsity", "total_steps"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in NUMBERS.items() for name in names])
+def test_what_is_no_number_is_refused_by_the_settings_name(kind, name, wrong):
+    regularizer = "mask" if kind is MagnitudeController else "l1"
+    optimizer = AdaBreg(partition(network(), regularizer=regularizer))
+    with pytest.raises(ValueError, match=f"^{name} must be .*, got "):
+        kind(optimizer, **{"target_sparsity": 0.5, "total_steps": 10} | {name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"total_steps": 10.5}, "total_steps must be a whole number, got 10.5"),
+        ({"every": 2.5}, "every must be a whole number, got 2.5"),
+        ({"ramp": "slow"}, "ramp must be two rising shares of the run, from 0 to 1, or \"auto\", or None, got 'slow'"),
+        ({"ramp": (0.1, float("nan"))}, "a share of ramp must be from 0 to 1, got nan"),
+        ({"ramp": (0.1, None)}, "a share of ramp must be from 0 to 1, got None"),
+        ({"ramp": 0.5}, "ramp must be two rising"),
+        ({"ramp": (0.1, 0.2, 0.3)}, "ramp must be two rising"),
+        ({"initial_sparsity": float("nan")}, "initial_sparsity must be at least 0 and below 1, got nan"),
+        ({"initial_sparsity": False}, "initial_sparsity must be at least 0 and below 1, got False"),
+    ],
+)
+def test_a_wrong_setting_says_what_is_allowed(settings, message):
+    with pytest.raises(ValueError, match=message):
+        QuantileController(AdaBreg(partition(network())), **{"target_sparsity": 0.5, "total_steps": 10} | settings)
+
+
+def test_a_whole_number_of_steps_may_come_as_a_float():
+    controller = QuantileController(AdaBreg(partition(network())), 0.5, 300.0)
+    assert controller.total_steps == 300
+    assert isinstance(controller.total_steps, int)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), None, True, "0.1"])
+@pytest.mark.parametrize("name", ["warmup", "final"])
+def test_a_schedule_refuses_what_is_no_number(name, wrong):
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        warmup_exponential(0, 100, **{name: wrong})
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="asks for a CUDA device: that nothing waits for it")

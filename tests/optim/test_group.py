@@ -16,11 +16,11 @@ from sv_sparse.optim import (
 from sv_sparse.optim.prox import group_norms, group_size
 
 
-def start(kind, grouping, controller, target=0.5, steps=300):
+def start(kind, grouping, controller, target=0.5, steps=300, **settings):
     model = network()
     groups = [group | {"grouping": grouping} for group in partition(model, regularizer="group")]
     optimizer = kind(groups, lr=0.002 if kind is AdaBreg else 0.05, lambda_=0.01)
-    return model, optimizer, controller(optimizer, target, steps)
+    return model, optimizer, controller(optimizer, target, steps, **settings)
 
 
 @pytest.mark.parametrize("grouping", ["output", "input", "kernel"])
@@ -35,7 +35,7 @@ def test_groups_are_zero_as_a_whole_or_not_at_all(grouping):
 
 @pytest.mark.parametrize("grouping", ["output", "input", "kernel"])
 def test_the_quantile_of_groups_is_exact_to_within_a_group(grouping):
-    model, optimizer, controller = start(AdaBreg, grouping, QuantileController, steps=20)
+    model, optimizer, controller = start(AdaBreg, grouping, QuantileController, steps=20, ramp=None)
     largest = max(group_size(param, grouping) for param in controller.params)
     size = sum(param.numel() for param in controller.params)
     for share in run(model, optimizer, controller, batches(20)):

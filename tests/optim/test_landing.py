@@ -61,14 +61,14 @@ def test_a_target_of_zero_regulates_nothing():
         ({"alpha": 0.0}, "alpha must be above 0, got 0.0"),
         ({"gamma": 1.5}, "gamma must be at most 1, got 1.5"),
         ({"floor": 2.0}, "floor must be at most 1.0, got 2.0"),
-        ({"target_sparsity": 0.99}, "target_sparsity=0.99 of 20 weights keeps 0 of them"),
-        ({"target_sparsity": 0.001}, "target_sparsity=0.001 of 20 weights keeps 20 of them"),
+        ({"target_sparsity": 0.99}, "target_sparsity=0.99 of 16 weights keeps 0 of them"),
+        ({"target_sparsity": 0.001}, "target_sparsity=0.001 of 16 weights keeps 16 of them"),
         ({"floor": -1.0}, "floor must be 0 or more, got -1.0"),
         ({"band": -1.0}, "band must be 0 or more, got -1.0"),
     ],
 )
 def test_a_setting_out_of_bounds_is_named_with_its_bounds(settings, message):
-    optimizer = AdaBreg(nn.Linear(4, 4).parameters(), lambda_=0.1)
+    optimizer = AdaBreg(nn.Linear(4, 4, bias=False).parameters(), lambda_=0.1)
     with pytest.raises(ValueError, match=message):
         FeedbackController(optimizer, **{"target_sparsity": 0.9, "total_steps": 10} | settings)
 
@@ -126,7 +126,7 @@ def test_landing_is_exact_in_float64():
 def test_landing_moves_lambda_no_further_than_it_must(implementation):
     param = nn.Parameter(torch.tensor([1.0, 1.0, 1.0, 1.0, -0.5, 0.0, 0.0, 0.0, 0.0, 0.0]))
     optimizer = LinBreg([param], lr=1.0, lambda_=2.0, regularizer="l1", implementation=implementation)
-    controller = FeedbackController(optimizer, target_sparsity=0.5, total_steps=10)
+    controller = FeedbackController(optimizer, target_sparsity=0.5, total_steps=10, initial_sparsity=0.5)
     param.grad = torch.zeros(10)
     param.grad[4] = -0.51  # its dual falls to 1.99: dead, by a hundredth, beside others whose duals are zero
     optimizer.step()

@@ -120,7 +120,7 @@ def lambdas(controller, gaps: list[float], target: float, rates: list[float] | N
 
 
 def regulated(kind=LinBreg, **settings):
-    param = nn.Parameter(torch.ones(SIZE, dtype=torch.float64))
+    param = nn.Parameter(torch.zeros(SIZE, dtype=torch.float64))  # a sparse start, which is left as it is
     return kind([param], lr=1.0, lambda_=0.1, **settings)
 
 

@@ -1,0 +1,163 @@
+"""Warnings of what a training loop of one's own forgets, which would otherwise end in a wrong network in silence."""
+
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from sv_sparse.optim.control import Controller
+
+_MANY_UPDATES = 50  # of the optimizer without the controller: no loop leaves it out that long on purpose
+_FAR = 0.005  # of the sparsity from the target, as a fraction
+_FEW = 3  # groups of weights: so many fall or come back where duals are averaged or lambda moves a little
+_EARLY = 0.5  # of total_steps: a run that ends before was planned longer, not stopped early
+_BEYOND = 1.2  # times total_steps
+
+
+class Reminders:
+    """Watch one controller and its optimizer, and warn once of each mistake.
+
+    Nothing is said of a controller that does not land (FixedController) or regulates nothing.
+
+    Args:
+        controller: what to watch; held by a weak reference only.
+    """
+
+    def __init__(self, controller: "Controller") -> None:
+        self._run = _Run(controller.total_steps)
+        self._controller = weakref.ref(controller)
+        self._said: set[str] = set()
+        self._updates = 0  # of the optimizer since the controller's last step
+        self._watches = controller.lands and bool(controller.groups)
+        if self._watches:
+            _count_updates(controller.optimizer, self)
+            weakref.finalize(controller, self._run.end)
+            self._check_groups(controller)
+
+    @property
+    def active(self) -> bool:
+        """Whether it warns; True unless set to False."""
+        return self._run.active
+
+    @active.setter
+    def active(self, value: bool) -> None:
+        self._run.active = value
+
+    def _say(self, topic: str, text: str) -> None:
+        if self._watches and self.active and topic not in self._said:
+            self._said.add(topic)
+            warnings.warn(text, UserWarning, stacklevel=4)
+
+    def _check_groups(self, controller: "Controller") -> None:
+        """Warn where everything is in one group, as in ``AdaBreg(model.parameters())``."""
+        if len(controller.optimizer.param_groups) > 1:
+            return
+        thin = [sum(length > 1 for length in param.shape) <= 1 for param in controller.params]
+        if any(thin) and not all(thin):
+            self._say(
+                "groups",
+                f"the only group has weights together with {sum(thin)} biases or gains, which would become zero too: "
+                "make the groups by partition(model)",
+            )
+
+    def count_update(self) -> None:
+        """Count an update of the optimizer."""
+        self._updates += 1
+        if self._updates == _MANY_UPDATES and not self._run.landed:
+            self._say(
+                "step",
+                f"the optimizer has made {_MANY_UPDATES} updates since the controller's last step, so that nothing "
+                "leads to the target sparsity: call controller.step() after every optimizer.step()",
+            )
+
+    def count_step(self) -> None:
+        """Count a step of the controller, which has counted it before."""
+        controller = self._controller()
+        assert controller is not None, "a controller that steps is alive"
+        self._updates = 0
+        self._run.landed = False
+        self._run.over = controller.steps >= controller.total_steps
+        if controller.steps > _BEYOND * controller.total_steps + 1:
+            self._say(
+                "beyond",
+                f"the controller has made {controller.steps} steps of total_steps={controller.total_steps}, and has "
+                "left lambda alone since: total_steps must be the number of optimizer updates in the whole run",
+            )
+
+    def before_landing(self, nonzero: int, wanted: int, size: int, unit: int) -> None:
+        """Warn of a landing from far away or long before the end of the run.
+
+        Args:
+            nonzero: weights that are not zero.
+            wanted: how many should survive.
+            size: number of regulated weights.
+            unit: most weights that become zero together.
+        """
+        controller = self._controller()
+        assert controller is not None, "a controller that lands is alive"
+        self._run.landed, self._run.over = True, False
+        if controller.steps == 0:  # one cut of a finished network is no run
+            return
+        steps = f"after {controller.steps} of total_steps={controller.total_steps}"
+        far = abs(nonzero - wanted) > max(_FAR * size, _FEW * unit)
+        if far:
+            before, target = 100 * (1 - nonzero / size), 100 * (1 - wanted / size)
+            self._say(
+                "landing",
+                f"landing in one jump from {before:.2f} % zeros to {target:.2f} %, {steps}: the network has not "
+                "been trained at its target; total_steps must be the number of optimizer updates in the whole run, and "
+                "controller.step() must follow each of them",
+            )
+        elif controller.steps < _EARLY * controller.total_steps:
+            self._say(
+                "landing",
+                f"landing {steps}: total_steps must be the number of optimizer updates in the whole run",
+            )
+
+    def state_was_saved(self) -> None:
+        """Note that a finished run may be landed elsewhere, from its state."""
+        self._run.over = False
+
+    def state_was_loaded(self) -> None:
+        """Note that a loaded run may have been landed where it was made."""
+        self._run.over, self._updates = False, 0
+
+
+class _Run:
+    """How far a run has come, apart from its controller, so that it can be asked once that is gone."""
+
+    def __init__(self, total_steps: int) -> None:
+        self.total_steps = total_steps
+        self.active = True
+        self.landed = False  # and not trained on since
+        self.over = False  # all steps were made here, and not landed
+
+    def end(self) -> None:
+        """Warn, when the controller goes, that it never landed."""
+        if self.over and self.active:
+            warnings.warn(
+                f"a run of total_steps={self.total_steps} ended without controller.land(), which makes the sparsity "
+                "exact: call it once after the last step",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+def _count_updates(optimizer: torch.optim.Optimizer, reminders: Reminders) -> None:
+    """Have the optimizer's updates counted by the latest of its controllers, as long as that lives."""
+    earlier = optimizer.__dict__.get("_reminders_hook")
+    if earlier is not None:
+        earlier.remove()
+    reference = weakref.ref(reminders)
+
+    def hook(_optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        if torch.compiler.is_compiling():  # a counter would be compiled anew at every step
+            return
+        alive = reference()
+        if alive is not None:
+            alive.count_update()
+
+    # Copies and pickles of a torch optimizer leave hooks behind, and attributes with them.
+    optimizer.__dict__["_reminders_hook"] = optimizer.register_step_post_hook(hook)
