@@ -3,7 +3,6 @@
 import multiprocessing
 import sys
 import time
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
@@ -18,13 +17,12 @@ from sv_sparse.origin_settings import offer_origins
 from sv_sparse.overrides import check_names
 from sv_sparse.report import collect, draw_run, write_report, write_results
 from sv_sparse.run import logged, open_run
+from sv_sparse.settings import configuration
 from sv_sparse.text import harden_output
 from sv_sparse.trainer import Trainer
 
-CONF = Path(__file__).resolve().parent / "conf"
 
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+@hydra.main(version_base="1.3", config_path=str(configuration()), config_name="config")
 def main(config: DictConfig) -> None:
     """Compose, check, build, train, land, evaluate, report."""
     started = time.monotonic()
@@ -55,7 +53,7 @@ def main(config: DictConfig) -> None:
 if __name__ == "__main__":
     harden_output()
     with clear_errors():
-        offer_origins(sys.argv[1:], CONF)
-        check_names(sys.argv[1:], CONF)
+        offer_origins(sys.argv[1:], configuration())
+        check_names(sys.argv[1:], configuration())
     main()
     end()

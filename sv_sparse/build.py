@@ -124,7 +124,6 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     first = {"lr": rates["others"]} | ({} if begun else first_lambda(settings, origin, groups))
     steps = trainer["steps"] or sum(loader.steps(epoch) for epoch in range(trainer["epochs"]))
     optimizer, controller = _method(settings, groups, first, steps)
-    controller.reminders.active = False  # the trainer steps and lands, and has its own warnings
     if origin is not None:
         controller.take_over()
     _say(groups, corpus, describe_corpus(settings)["trials"], optimizer)

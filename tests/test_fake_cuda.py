@@ -23,15 +23,12 @@ from sv_sparse.compute import Compute
 from sv_sparse.corpus import prepare_corpus
 from sv_sparse.data import loader
 from sv_sparse.data.loader import worker_settings
-from sv_sparse.data.mixing import _resampler
 from sv_sparse.data.noise import KINDS, build_store
 from sv_sparse.landing import land
-from sv_sparse.optim.optimizer import IMPLEMENTATIONS
 from sv_sparse.settings import resolve
 from sv_sparse.trainer import Trainer
 from sv_sparse.update import Heard
 
-AUTO = "auto" if "auto" in IMPLEMENTATIONS else "foreach"
 MODELS, OPTIMIZERS, SPARSITIES = (
     sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml")) for group in ("model", "optim", "sparsity")
 )
@@ -44,7 +41,6 @@ SMALL = {"resnet34": RESNET, "resnet_speechbrain": SE_RESNET}
 def make(device: Device, folder: Path, *words: str, precision: str = "fp32") -> Experiment:
     """An experiment on the device, built by the code of a run; constructors may read."""
     GlobalHydra.instance().clear()
-    _resampler.cache_clear()  # of the device of another test
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         settings = resolve(compose("config", ["name=test", *words]))
     compute = Compute(CUDA, precision, compiled=False)
@@ -110,14 +106,14 @@ def store(tmp_path_factory):
 @on_fake_cuda
 def test_a_step_on_augmented_speech_does_not_wait(augment, store, tones, tmp_path):
     words = [f"augment={augment}", f"augment.store={store}", "augment.probability=1", "augment.mask_probability=1"]
-    words += ["trainer.batch_size=12", *tones.settings(), *ECAPA, f"optim.implementation={AUTO}"]
+    words += ["trainer.batch_size=12", *tones.settings(), *ECAPA]
     check(train(tmp_path, *words))
 
 
 @pytest.mark.parametrize("model", MODELS)
 @on_fake_cuda
 def test_a_step_of_every_model_does_not_wait(model, tones, tmp_path):
-    words = [*tones.settings(), f"model={model}", *SMALL.get(model, ECAPA), f"optim.implementation={AUTO}"]
+    words = [*tones.settings(), f"model={model}", *SMALL.get(model, ECAPA)]
     check(train(tmp_path, *words))
 
 
@@ -127,32 +123,31 @@ def test_a_step_of_every_way_to_sparsity_does_not_wait(sparsity, tones, tmp_path
     target = [] if sparsity == "dense" else ["target_sparsity=0.5"]
     often = {"feedback_decaying": "every", "feedback_damped": "every"}
     controller = [f"sparsity.controller.{often[sparsity]}=1"] if sparsity in often else []
-    words = [*tones.settings(), *ECAPA, f"optim.implementation={AUTO}", f"sparsity={sparsity}", *target, *controller]
+    words = [*tones.settings(), *ECAPA, f"sparsity={sparsity}", *target, *controller]
     check(train(tmp_path, *words))
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 @on_fake_cuda
 def test_a_step_of_every_optimizer_does_not_wait(optim, tones, tmp_path):
-    own = [] if optim == "proxsgd" else [f"optim.implementation={AUTO}"]  # which has no other
-    check(train(tmp_path, *tones.settings(), *ECAPA, f"optim={optim}", *own, "trainer.accumulate=2"))
+    check(train(tmp_path, *tones.settings(), *ECAPA, f"optim={optim}", "trainer.accumulate=2"))
 
 
 @pytest.mark.parametrize("grouping", ["output", "input", "kernel"])
 @on_fake_cuda
 def test_a_step_under_a_group_penalty_does_not_wait(grouping, tones, tmp_path):
     words = ["sparsity.regularizer=group", f"sparsity.grouping={grouping}", "sparsity.density=1"]
-    check(train(tmp_path, *tones.settings(), *ECAPA, f"optim.implementation={AUTO}", *words))
+    check(train(tmp_path, *tones.settings(), *ECAPA, *words))
 
 
 @on_fake_cuda
 def test_a_step_in_bf16_does_not_wait(tones, tmp_path):
-    check(train(tmp_path, *tones.settings(), *ECAPA, f"optim.implementation={AUTO}", precision="bf16"))
+    check(train(tmp_path, *tones.settings(), *ECAPA, precision="bf16"))
 
 
 @on_fake_cuda
 def test_a_step_in_fp16_reads_the_scale_alone(tones, tmp_path):
-    waits = train(tmp_path, *tones.settings(), *ECAPA, f"optim.implementation={AUTO}", precision="fp16")
+    waits = train(tmp_path, *tones.settings(), *ECAPA, precision="fp16")
     assert waits[False]
     for wait in waits[False]:
         assert "update.py" in wait
@@ -160,7 +155,7 @@ def test_a_step_in_fp16_reads_the_scale_alone(tones, tmp_path):
 
 @on_fake_cuda
 def test_a_step_that_failed_ends_the_run_where_figures_are_fetched_and_before_they_are_kept(tones, tmp_path):
-    words = [*tones.settings(), *ECAPA, f"optim.implementation={AUTO}", "trainer.log_every=1"]
+    words = [*tones.settings(), *ECAPA, "trainer.log_every=1"]
     with Device() as device, training(device, tmp_path, *words) as (trainer, experiment):
         batch = experiment.dataset.__getitems__([(0, row) for row in range(4)])
         device.value = 1  # the first step failed, says whatever is read
@@ -173,7 +168,7 @@ def test_a_step_that_failed_ends_the_run_where_figures_are_fetched_and_before_th
 @pytest.mark.parametrize("sparsity", ["feedback", "quantile", "channels"])
 @on_fake_cuda
 def test_a_run_ends_on_one_device(sparsity, tones, tmp_path):
-    words = [*tones.settings(), *ECAPA, f"optim.implementation={AUTO}", f"sparsity={sparsity}"]
+    words = [*tones.settings(), *ECAPA, f"sparsity={sparsity}"]
     with Device() as device, training(device, tmp_path, *words) as (trainer, experiment):
         batch = experiment.dataset.__getitems__([(0, row) for row in range(4)])
         device.value = 0

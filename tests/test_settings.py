@@ -226,3 +226,15 @@ def test_a_stored_run_with_a_value_that_is_not_allowed_is_refused_by_its_setting
     (tmp_path / "checkpoints" / "last.pt").touch()
     with pytest.raises(ValueError, match="head.scale must be a number, got nan"):
         resumed(tmp_path, [])
+
+
+def test_a_run_that_an_earlier_version_stored_goes_on_without_the_settings_that_came_since(tmp_path):
+    settings = OmegaConf.to_container(composed("data=folder", "data.root=/a", "data.trials=/b"), resolve=True)
+    for name in ("dense", "sparse"):
+        del settings["sparsity"][name]
+    del settings["data"]["validation_seed"], settings["runs"]
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(settings))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.pt").touch()
+    stored, _ = resumed(tmp_path, [])
+    assert (stored["sparsity"]["dense"], stored["sparsity"]["sparse"]) == ([], [])

@@ -134,7 +134,7 @@ def partition(
 
 
 def _as_names(names: str | Sequence[str], argument: str) -> tuple[str, ...]:
-    listed = (names,) if isinstance(names, str) else tuple(names)
+    listed = tuple(names) if isinstance(names, Iterable) and not isinstance(names, str) else (names,)
     for name in listed:
         if not isinstance(name, str) or not name:
             raise ValueError(f"{argument} must be names of parameters or modules, got {name!r}")

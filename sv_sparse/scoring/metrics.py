@@ -31,7 +31,7 @@ class OperatingPoint:
             raise ValueError(f"scoring.p_target must be above 0 and below 1, got {self.p_target}")
         if not (0 < self.c_miss < np.inf and 0 < self.c_fa < np.inf):
             raise ValueError(
-                f"scoring.c_miss and scoring.c_fa must be finite numbers above 0, got {self.c_miss} and {self.c_fa}"
+                f"scoring.c_miss and scoring.c_fa must be above 0 and finite, got {self.c_miss} and {self.c_fa}"
             )
 
     @property

@@ -284,3 +284,9 @@ def test_masks_hide_some_frames_and_bins_and_nothing_else():
 def test_settings_out_of_bounds_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         Augmentation(**settings)
+
+
+@pytest.mark.parametrize("speeds", [[1.0, float("nan")], [1.0, float("inf")], [1.0, 0.4], [0.9, 1.0]])
+def test_speeds_that_are_not_from_a_half_to_two_are_refused(speeds):
+    with pytest.raises(ValueError, match="augment.speeds must be different, from 0.5 to 2, the first 1.0, got"):
+        Augmentation(speeds=speeds)

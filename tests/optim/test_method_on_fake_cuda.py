@@ -26,10 +26,8 @@ from sv_sparse.optim import (
     partition,
     sparsity,
 )
-from sv_sparse.optim.optimizer import IMPLEMENTATIONS
 
 STEPS = 4
-AUTO = "auto" if "auto" in IMPLEMENTATIONS else "foreach"
 OPTIMIZERS = {
     "AdaBreg": (AdaBreg, {}),
     "AdaBreg, decay": (AdaBreg, {"weight_decay": 0.1, "delta": 2.0, "maximize": True}),
@@ -61,10 +59,9 @@ def network_and_optimizer(device, optimizer, regularizer="l1", dtype=None, **set
     """A network on the device, and its optimizer."""
     model = network()
     kind, own = OPTIMIZERS[optimizer]
-    how = {} if kind is ProxSGD else {"implementation": AUTO}
     with device.waiting():
         model.to(CUDA, dtype)
-        return model, kind(partition(model, regularizer=regularizer), lr=0.01, **own, **how, **settings)
+        return model, kind(partition(model, regularizer=regularizer), lr=0.01, **own, **settings)
 
 
 def backward(model):
@@ -94,7 +91,7 @@ def test_steps_do_not_wait_and_a_run_ends(optimizer, regularizer, controller):
         with device.not_waiting():
             for _ in range(STEPS):
                 backward(model)
-                clip_grad_norm_(model.parameters(), 1.0, sparse=control.params, implementation=AUTO)
+                clip_grad_norm_(model.parameters(), 1.0, sparse=control.params)
                 diagnostics.mark()
                 bregman.step()
                 control.step()
@@ -141,7 +138,7 @@ def test_clipping_does_not_wait(on):
         model, _ = network_and_optimizer(device, "LinBreg")
         with device.not_waiting():
             backward(model)
-            assert clip_grad_norm_(model.parameters(), 1.0, on=on, implementation=AUTO).device == CUDA
+            assert clip_grad_norm_(model.parameters(), 1.0, on=on).device == CUDA
 
 
 @pytest.mark.parametrize("optimizer", ["AdaBreg", "LinBreg, momentum"])

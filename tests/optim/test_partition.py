@@ -118,6 +118,9 @@ def test_a_name_that_fits_nothing_is_refused_with_the_near_ones():
         partition(model, dense="class")
     with pytest.raises(ValueError, match="dense must be names of parameters or modules, got 3"):
         partition(model, dense=(3,))
+    for wrong in (None, 3, ""):
+        with pytest.raises(ValueError, match=f"sparse must be names of parameters or modules, got {wrong!r}"):
+            partition(model, sparse=wrong)
     with pytest.raises(ValueError, match="named both sparse and dense: vit"):
         partition(model, dense="vit", sparse="vit")
 

@@ -206,7 +206,11 @@ def test_a_score_that_is_not_finite_is_refused_and_its_trial_named(case, data, v
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"p_target": 0.0}, r"scoring.p_target must be above 0 and below 1, got 0.0"), ({"c_fa": 0.0}, "must be above 0")],
+    [
+        ({"p_target": 0.0}, r"scoring.p_target must be above 0 and below 1, got 0.0"),
+        ({"c_fa": 0.0}, "must be above 0"),
+        ({"c_miss": float("inf")}, "must be above 0 and finite, got inf and 1.0"),
+    ],
 )
 def test_an_operating_point_checks_itself(wrong, message):
     with pytest.raises(ValueError, match=message):
