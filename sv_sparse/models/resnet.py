@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from sv_sparse.models.autocast import without_autocast
 from sv_sparse.models.bypass import relu_after
-from sv_sparse.models.layers import check_at_least, keep_channels_last
+from sv_sparse.models.layers import check_at_least, keep_channels_last, safe_order
 from sv_sparse.models.pooling import TemporalStatisticsPooling
 
 BLOCKS = (3, 4, 6, 3)
@@ -89,7 +89,9 @@ class ResNet34(nn.Module):
         size = 2 * channels * bins
         self.statistics_norm = nn.BatchNorm1d(size, affine=False) if statistics_norm else nn.Identity()
         self.embedding = nn.Linear(size, embedding_dim)
-        keep_channels_last(self)
+        self.order = safe_order(base_channels)
+        if self.order == torch.channels_last:
+            keep_channels_last(self)
 
     def forward(self, filterbank: Tensor) -> Tensor:
         """Map filterbank [B, F, T] to embedding [B, E].
@@ -97,7 +99,7 @@ class ResNet34(nn.Module):
         Raises:
             ValueError: T is less than 9, which leaves one frame for the pooling.
         """
-        x = filterbank.unsqueeze(1).contiguous(memory_format=torch.channels_last)
+        x = filterbank.unsqueeze(1).contiguous(memory_format=self.order)
         x = relu_after(self.norm, self.conv(x))
         statistics = self.pooling(self.stages(x))
         with without_autocast(statistics.device):

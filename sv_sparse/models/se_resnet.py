@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sv_sparse.models.autocast import without_autocast
 from sv_sparse.models.bypass import relu_after
-from sv_sparse.models.layers import SqueezeExcitation, check_at_least, is_whole, keep_channels_last
+from sv_sparse.models.layers import SqueezeExcitation, check_at_least, is_whole, keep_channels_last, safe_order
 from sv_sparse.models.pooling import statistics
 
 BLOCKS = (3, 4, 6, 3)
@@ -134,7 +134,9 @@ class SEResNet(nn.Module):
         self.statistics_norm = nn.BatchNorm1d(2 * size)
         self.embedding = nn.Linear(2 * size, embedding_dim)
         self.embedding_norm = nn.BatchNorm1d(embedding_dim)
-        keep_channels_last(self)
+        self.order = safe_order(*widths)
+        if self.order == torch.channels_last:
+            keep_channels_last(self)
 
     def forward(self, filterbank: Tensor) -> Tensor:
         """Map filterbank [B, F, T] to embedding [B, E].
@@ -142,7 +144,7 @@ class SEResNet(nn.Module):
         Raises:
             ValueError: T is less than 9, which leaves one frame for the pooling.
         """
-        x = filterbank.unsqueeze(1).contiguous(memory_format=torch.channels_last)
+        x = filterbank.unsqueeze(1).contiguous(memory_format=self.order)
         x = relu_after(self.norm, self.conv(x))
         statistics = self.pooling(self.stages(x))
         with without_autocast(statistics.device):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from sv_sparse.models.resnet import ResNet34
+from sv_sparse.models.se_resnet import SEResNet
 from sv_sparse.optim import partition, sparse_init_
 
 
@@ -66,14 +67,14 @@ def test_bins_and_frames_are_halved_three_times_rounding_up() -> None:
 
 def test_copies_and_loaded_states_stay_channels_last() -> None:
     torch.manual_seed(0)
-    model = small()
+    model = ResNet34(base_channels=16, embedding_dim=8, mel_bins=20)
     assert in_channels_last(model)
     assert in_channels_last(copy.deepcopy(model))
     file = io.BytesIO()
     plain = {name: value.contiguous() for name, value in model.state_dict().items()}
     torch.save(plain, file)
     file.seek(0)
-    twin = small()
+    twin = ResNet34(base_channels=16, embedding_dim=8, mel_bins=20)
     twin.load_state_dict(torch.load(file, weights_only=True))
     assert in_channels_last(twin)
     filterbank = torch.randn(2, 20, 40)
@@ -117,3 +118,14 @@ def test_too_short_input_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 2 frames at its input, got 1"):
         small()(torch.zeros(2, 20, 8))
     assert small()(torch.zeros(2, 20, 9)).shape == (2, 8)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [ResNet34(base_channels=8, mel_bins=20), SEResNet(channels=(4, 4, 8, 8), attention_channels=8, mel_bins=20)],
+    ids=["resnet34", "se_resnet"],
+)
+def test_narrow_networks_have_gradients(model) -> None:
+    assert not in_channels_last(model)  # in that order the backward pass of torch 2.13 crashes
+    model(torch.randn(4, 20, 60)).square().mean().backward()
+    assert all(param.grad is not None and param.grad.isfinite().all() for param in model.parameters())
