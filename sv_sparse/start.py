@@ -13,8 +13,6 @@ from sv_sparse.optim import DENSE_TYPES, SPARSE_TYPES, largest_start, partition,
 from sv_sparse.origin import Origin
 from sv_sparse.settings import RATES, Settings, check_value
 
-_SWAPPED = {"output": "input", "input": "output"}  # of weights [input channels, output channels, ...]
-
 logger = logging.getLogger(__name__)
 
 
@@ -95,8 +93,6 @@ def parameter_groups(
         groups = [one for group in groups for one in _by_layer(group)]
     for group in groups:
         group["grouping"] = chosen["grouping"]
-        if group.get("transposed") and group["grouping"] in _SWAPPED:
-            group["grouping"] = _SWAPPED[group["grouping"]]
         group["initial_lr"] = rates["others" if group["regularizer"] == "none" else "weights"]
     return groups
 

@@ -72,7 +72,7 @@ class DualAverage:
         for means, tensors in zip(self._means, states, strict=True):
             for mean, tensor in zip(means, tensors, strict=True):
                 tensor.copy_(mean)
-        optimizer.read_out()
+        optimizer.read_out(frozen=True)
 
     def _check(self, states: list[list[Tensor]]) -> None:
         known, found = ([[tuple(dual.shape) for dual in group[1:]] for group in kind] for kind in (self._means, states))

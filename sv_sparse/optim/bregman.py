@@ -10,7 +10,7 @@ reads the weights off v::
     AdaBreg:  v <- v - lr * m / (sqrt(u) + eps)   m, u: Adam's bias-corrected moments
     both:     w <- delta * prox(v, lambda)     prox: the soft threshold, of weights or of groups
 
-An edit of such weights from outside is overwritten by the next step. A weight that nothing regularizes is its own
+An edit of such weights from outside makes a new dual (optimizer.py). A weight that nothing regularizes is its own
 dual: then the step is torch's SGD or Adam with learning rate ``delta * lr``. ``lambda_`` is a 0-dim tensor on the
 parameters' device that a controller may change in place at any time.
 
@@ -26,10 +26,11 @@ from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
+from sv_sparse.optim.memory import is_plain
 from sv_sparse.optim.prox import group_shrink, shrink
-from sv_sparse.optim.state_checks import is_plain
 
 _FUSED_DEVICES = {"cpu", "cuda"}
+_TOGETHER = 32  # weights that are read out by one operation on a list
 
 
 @dataclass
@@ -80,14 +81,16 @@ class ReadOut:
         The same bits as one after the other: ``sign(v) * max(|v| - lambda, 0)``, where the last addition makes a
         positive zero of a negative one.
         """
-        weights = list(torch._foreach_abs(duals))
-        torch._foreach_add_(weights, self.lambda_, alpha=-1)
-        torch._foreach_clamp_min_(weights, 0.0)
-        torch._foreach_mul_(weights, torch._foreach_sign(duals))
-        torch._foreach_add_(weights, 0.0)
-        if self.delta != 1:
-            torch._foreach_mul_(weights, self.delta)
-        torch._foreach_copy_(params, weights)
+        for first in range(0, len(params), _TOGETHER):  # in turns, for the memory of what lies in between
+            part = duals[first : first + _TOGETHER]
+            weights = list(torch._foreach_abs(part))
+            torch._foreach_add_(weights, self.lambda_, alpha=-1)
+            torch._foreach_clamp_min_(weights, 0.0)
+            torch._foreach_mul_(weights, torch._foreach_sign(part))
+            torch._foreach_add_(weights, 0.0)
+            if self.delta != 1:
+                torch._foreach_mul_(weights, self.delta)
+            torch._foreach_copy_(params[first : first + _TOGETHER], weights)
 
 
 def _takes_output(param: Tensor, dual: Tensor) -> bool:

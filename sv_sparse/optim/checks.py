@@ -2,6 +2,9 @@
 
 import math
 import numbers
+import sys
+import warnings
+from types import FrameType
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +18,18 @@ def check(allowed: bool, name: str, value: object, meaning: str) -> None:
 
 def check_flag(name: str, value: object) -> None:
     """Raise a ValueError unless a setting is true or false."""
-    check(isinstance(value, bool), name, value, "True or False")
+    is_flag = isinstance(value, (bool, int)) or type(value).__name__ in {"bool", "bool_"}  # numpy's
+    check(is_flag and value in (True, False), name, value, "True or False")
+
+
+def warn(message: str) -> None:
+    """Warn (UserWarning) at the line of the caller outside of torch and this package."""
+    own = {"torch", __name__.partition(".")[0]}
+    frame: FrameType | None = sys._getframe(1)
+    depth = 2
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in own:
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, UserWarning, stacklevel=depth)
 
 
 def check_number(

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from sv_sparse.optim.checks import check_number, whole_number
 from sv_sparse.optim.optimizer import BregmanOptimizer, Group
-from sv_sparse.optim.partition import sparsity
-from sv_sparse.optim.prox import group_size
+from sv_sparse.optim.prox import group_size, grouping_of
 from sv_sparse.optim.quantile import nearest
 from sv_sparse.optim.reminders import Reminders
 
@@ -32,11 +31,6 @@ Ramp = tuple[float, float] | str | None
 AUTO_RAMP = (0.0, 0.5)  # of a network that starts dense
 _MOSTLY = 0.5  # of the weights: where more are zero, a start is no dense one
 _LOW = 0.01  # of the root mean square of weights that are dense at the start
-
-
-def starts_dense(params: Sequence[Tensor]) -> bool:
-    """Return whether at most half of the weights are zero; waits for the device."""
-    return float(sparsity(params)) <= _MOSTLY
 
 
 def largest_start(params: Sequence[Tensor], *, delta: float = 1.0) -> float:
@@ -59,7 +53,8 @@ def largest_start(params: Sequence[Tensor], *, delta: float = 1.0) -> float:
     if not nonzero:
         return math.inf
     size = math.sqrt(sum(float(param.detach().square().sum()) for param in params) / nonzero)
-    return (_LOW * size if starts_dense(params) else size) / delta
+    dense = nonzero >= (1 - _MOSTLY) * sum(param.numel() for param in params)
+    return (_LOW * size if dense else size) / delta
 
 
 class Controller:
@@ -87,6 +82,7 @@ class Controller:
 
     regularizers: tuple[str, ...] = ("l1", "group")
     lands = True
+    exact = False  # whether every update ends at the target, so that there is nothing left to land
 
     def __init__(
         self,
@@ -117,16 +113,18 @@ class Controller:
         if self.lands and self.groups:
             self._begin(initial_sparsity)
         self.reminders = Reminders(self)
+        self.reminders.check_groups()
 
     def _begin(self, initial_sparsity: float | None) -> None:
         """Start from the network as it is, as far as nobody said otherwise."""
         params = self.params
-        dense = starts_dense(params)
+        present = float(self.sparsity())
+        dense = present <= _MOSTLY
         if self._ramp_is_auto and dense:
             self.ramp = AUTO_RAMP
         if initial_sparsity is not None:
             return
-        self.initial_sparsity = float(self.sparsity())
+        self.initial_sparsity = present
         if not dense or "mask" in self.regularizers or any(self.optimizer.state.get(param) for param in params):
             return
         delta = min(group.get("delta", 1.0) for group in self.groups)
@@ -232,10 +230,10 @@ class Controller:
         for group in self.groups:
             self.optimizer.lambda_of(group).copy_(value)
 
-    def _threshold(self, target: float) -> None:
-        """Set lambda to the quantile of the duals at a target, and read the weights out."""
+    def _threshold(self, target: float, *, frozen: bool = False) -> None:
+        """Set lambda to the quantile of the duals at a target, and read the weights out; also those that are frozen."""
         self._set_lambda(nearest(self.optimizer, self.groups, self._kept(target)))
-        self.optimizer.read_out()
+        self.optimizer.read_out(frozen=frozen)
 
     @torch.no_grad()
     def land(self) -> None:
@@ -254,7 +252,7 @@ class Controller:
         if not self.groups:
             return
         self.reminders.before_landing(int(self._alive()), self._wanted(), self._size(), max(self._unit_sizes()))
-        self._threshold(self.target_sparsity)
+        self._threshold(self.target_sparsity, frozen=True)
         if self._missed():
             kept, reason = int(self._alive()), "too many duals are zero or equal"
             warnings.warn(f"landed on {kept} weights instead of {self._wanted()}: {reason}", stacklevel=2)
@@ -273,7 +271,7 @@ class Controller:
         yield 1
         for group in self.groups:
             if group["regularizer"] == "group":
-                yield from (group_size(param, group["grouping"]) for param in group["params"])
+                yield from (group_size(param, grouping_of(group)) for param in group["params"])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs beside the optimizer's state (where lambda is): tensors and plain data."""
@@ -319,16 +317,17 @@ class Controller:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy has: everything but the reminders, which watch one controller and its optimizer."""
-        return {name: value for name, value in self.__dict__.items() if name != "reminders"} | {
-            "_reminded": self.reminders.active
-        }
+        state = {name: value for name, value in self.__dict__.items() if name != "reminders"}
+        state["_reminded"] = self.reminders.active, self.reminders.said
+        self.reminders.state_was_saved()  # the copy may land instead
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state, as copying and unpickling do."""
-        active = state.pop("_reminded")
+        state = dict(state)
+        active, said = state.pop("_reminded")
         self.__dict__.update(state)
-        self.reminders = Reminders(self)
-        self.reminders.active = active
+        self.reminders = Reminders(self, active=active, said=said)
 
 
 def _checked_ramp(ramp: Any) -> tuple[float, float] | None:

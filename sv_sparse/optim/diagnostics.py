@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sv_sparse.optim.control import Controller
-from sv_sparse.optim.prox import group_norms
+from sv_sparse.optim.prox import group_norms, grouping_of
 
 Figures = dict[str, Tensor]
 
@@ -89,7 +89,7 @@ class SupportDiagnostics:
         for group in groups:
             lambda_ = group["lambda_scale"] * group["lambda_"]
             for dual in self.controller.optimizer.duals(group):
-                sizes = group_norms(dual, group["grouping"]) if group["regularizer"] == "group" else dual.abs()
+                sizes = group_norms(dual, grouping_of(group)) if group["regularizer"] == "group" else dual.abs()
                 counts.append(torch.histc((sizes.float() / lambda_).clamp_(max=HISTOGRAM_END), bins, 0, HISTOGRAM_END))
         return torch.stack(counts).sum(0) if counts else None
 

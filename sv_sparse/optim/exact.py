@@ -6,7 +6,7 @@ from torch import Tensor
 from sv_sparse.optim.checks import whole_number
 from sv_sparse.optim.control import Controller, Ramp
 from sv_sparse.optim.optimizer import BregmanOptimizer, Group
-from sv_sparse.optim.prox import group_norms
+from sv_sparse.optim.prox import group_norms, grouping_of
 from sv_sparse.optim.proxsgd import ProxSGD
 from sv_sparse.optim.quantile import bracket
 
@@ -44,6 +44,7 @@ class QuantileController(Controller):
             optimizer, target_sparsity, total_steps, settle=settle, ramp=ramp, initial_sparsity=initial_sparsity
         )
         self.every = whole_number("every", every)
+        self.exact = self.every == 1 and self.settles_at == self.total_steps
 
     def _adapt(self) -> None:
         if self.steps % self.every == 0:
@@ -122,7 +123,7 @@ class MagnitudeController(Controller):
             kept += int(alive.sum())
         self.initial_sparsity = 1 - kept / self._size() if self.groups else 0.0
 
-    def _threshold(self, target: float) -> None:
+    def _threshold(self, target: float, *, frozen: bool = False) -> None:
         common = None if self.layerwise else bracket(self.optimizer, self.groups, self._kept(target))[0]
         fallen = []
         for group in self.groups:
@@ -135,11 +136,11 @@ class MagnitudeController(Controller):
                     fallen.append(torch.where(alive, 0, sizes).max() / group["lambda_scale"])
                 self.optimizer.state[param]["mask"] = alive.expand_as(param).clone()
         self._set_lambda(common if common is not None else torch.stack(fallen).max())
-        self.optimizer.read_out()
+        self.optimizer.read_out(frozen=frozen)
 
     def _sizes(self, weight: Tensor, group: Group) -> Tensor:
         """Of what falls together."""
-        return group_norms(weight, group["grouping"]) if self.whole else weight.abs()
+        return group_norms(weight, grouping_of(group)) if self.whole else weight.abs()
 
     def _missed(self) -> bool:
         if not self.layerwise:

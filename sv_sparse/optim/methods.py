@@ -20,17 +20,16 @@ Edits of weights from outside: see ``BregmanOptimizer``.
 """
 
 import functools
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sv_sparse.optim import bregman, compiled, native
-from sv_sparse.optim.checks import check, check_flag, check_number
+from sv_sparse.optim.checks import check, check_flag, check_number, warn
+from sv_sparse.optim.memory import PLAIN_TYPES
 from sv_sparse.optim.optimizer import BregmanOptimizer, Group, Tensors, check_common, like_dual
-from sv_sparse.optim.state_checks import PLAIN_TYPES
 
 Shape = tuple[Tensor, float, str]  # what reads weights off duals: lambda, delta, regularizer
 _TORCHS_OWN = {"FakeTensor", "FunctionalTensor"}  # of tracing, where nothing is computed
@@ -44,8 +43,8 @@ class _WithDuals(BregmanOptimizer):
 
     def _check_group(self, group: Group) -> None:
         check_common(group)
-        check_number("delta", group["delta"], "a finite number above 0", above=0, or_tensor=True)
-        check_number("weight_decay", group["weight_decay"], "a finite number, 0 or more", at_least=0, or_tensor=True)
+        check_number("delta", group["delta"], "a finite number above 0", above=0)
+        check_number("weight_decay", group["weight_decay"], "a finite number, 0 or more", at_least=0)
 
     def _start(self, group: Group, param: Tensor, dual: Tensor) -> None:
         """Make the parameter's further state, at its first step."""
@@ -94,25 +93,23 @@ class _WithDuals(BregmanOptimizer):
         if "step" in state and state["step"].device != dual.device:
             state["step"] = state["step"].to(dual.device)
 
-    def _move(self, group: Group, params: Tensors, grads: Tensors) -> None:
-        duals = [self._dual(group, param) for param in params]
-        grads = [like_dual(grad, dual) for grad, dual in zip(grads, duals, strict=True)]
-        ways: dict[tuple[str, torch.device], tuple[Tensors, Tensors, Tensors]] = {}
-        for param, grad, dual in zip(params, grads, duals, strict=True):
-            self._start(group, param, dual)
-            lists = ways.setdefault((_way(group, param, dual), param.device), ([], [], []))
-            for entry, tensor in zip(lists, (param, grad, dual), strict=True):
-                entry.append(tensor)
+    def _move(self, group: Group, params: Tensors, grads: Tensors, *, lie_still: bool) -> None:
+        plan = self._plans.get(id(group)) if lie_still else None
+        if plan is None or not plan.holds(group, params, self.state):
+            plan = self._plans[id(group)] = self._plan(group, params)
+        grads = [like_dual(grad, dual) for grad, dual in zip(grads, plan.duals, strict=True)]
         how = self._how(group)
         settings = {key: group[key] for key in self._settings}
         if how.regularizer in {"mask", "none"}:
             settings["lr"] = settings["lr"] * group["delta"]
-        for (way, _), lists in ways.items():
+        for way, places in plan.ways:
+            whole = len(places) == len(params)
+            lists = params, grads, plan.duals
+            if not whole:
+                lists = tuple([entry[place] for place in places] for entry in lists)  # type: ignore[assignment]
             counts = None
             if way == "native":
                 counts = self._native(lists, settings | {"lambda_": float(how.lambda_), "delta": how.delta})
-                if how.regularizer == "l1":
-                    self._by_kernel.update(zip(lists[0], lists[2], strict=True))
             elif way == "compile":
                 counts = self._compiled(group, lists, settings, (how.lambda_, how.delta, how.regularizer))
             if counts is None:
@@ -121,6 +118,51 @@ class _WithDuals(BregmanOptimizer):
             elif how.regularizer == "l1":
                 versions = [param._version for param in lists[0]]
                 self._counts.update(zip(lists[0], zip(versions, counts.unbind(), strict=True), strict=True))
+
+    def _plan(self, group: Group, params: Tensors) -> "_Plan":
+        """Make what the step needs, and choose the implementation of each parameter."""
+        duals = [self._dual(group, param) for param in params]
+        ways: dict[tuple[str, torch.device], list[int]] = {}
+        for place, (param, dual) in enumerate(zip(params, duals, strict=True)):
+            self._start(group, param, dual)
+            ways.setdefault((_way(group, param, dual), param.device), []).append(place)
+        states = [self.state[param] for param in params]
+        entries = [list(map(id, state.values())) for state in states]
+        by_way = [(way, places) for (way, _), places in ways.items()]
+        return _Plan(group["implementation"], list(params), duals, states, entries, by_way)
+
+
+class _Plan(NamedTuple):
+    """How a group is stepped, for as long as its weights and their state stay where they are.
+
+    Attributes:
+        implementation: that was asked for.
+        params: that have a gradient.
+        duals: theirs.
+        states: theirs.
+        entries: identities of what is in each state.
+        ways: each implementation that is taken, with the places of its parameters in these lists.
+    """
+
+    implementation: str
+    params: Tensors
+    duals: Tensors
+    states: list[dict[str, Any]]
+    entries: list[list[int]]
+    ways: list[tuple[str, list[int]]]
+
+    def holds(self, group: Group, params: Tensors, state: Mapping[Tensor, dict[str, Any]]) -> bool:
+        """Return whether nothing has changed that the plan stands on, beside the memory of the weights."""
+        if group["implementation"] != self.implementation or len(params) != len(self.params):
+            return False
+        for param, before, own, dual, entries in zip(
+            params, self.params, self.states, self.duals, self.entries, strict=True
+        ):
+            if param is not before or state.get(param) is not own or list(map(id, own.values())) != entries:
+                return False
+            if own.get("dual", param) is not dual:
+                return False
+        return True
 
 
 def _way(group: Group, param: Tensor, dual: Tensor) -> str:
@@ -140,20 +182,18 @@ def _way(group: Group, param: Tensor, dual: Tensor) -> str:
 @functools.cache
 def _warn_of_subclass(name: str) -> None:
     if name not in _TORCHS_OWN:
-        warnings.warn(
+        warn(
             f"parameters of type {name}, a tensor subclass, are stepped by implementation='foreach': on a CPU a step "
-            f"takes about twice as long as by the kernels",
-            stacklevel=2,
+            f"takes about twice as long as by the kernels"
         )
 
 
 @functools.cache
 def _warn_of_many_steps() -> None:
-    warnings.warn(
+    warn(
         f"more than {_MOST_COMPILED} sets of parameters have had a gradient (layers that are skipped at random?) or "
         f"settings have changed: the others are stepped by implementation='foreach', in more and smaller kernels; "
-        f"choose it from the start to save the time to compile",
-        stacklevel=2,
+        f"choose it from the start to save the time to compile"
     )
 
 
@@ -191,7 +231,6 @@ class LinBreg(_WithDuals):
 
     _settings = ("lr", "momentum", "dampening", "nesterov", "weight_decay", "maximize")
     _saved_settings = (*BregmanOptimizer._saved_settings, "momentum", "dampening", "nesterov")
-    _saved_state = ("?momentum_buffer", "?dual", "?mask")
 
     def __init__(
         self,
@@ -215,8 +254,8 @@ class LinBreg(_WithDuals):
 
     def _check_group(self, group: Group) -> None:
         super()._check_group(group)
-        check_number("momentum", group["momentum"], "a finite number, 0 or more", at_least=0, or_tensor=True)
-        check_number("dampening", group["dampening"], "a finite number", or_tensor=True)
+        check_number("momentum", group["momentum"], "a finite number, 0 or more", at_least=0)
+        check_number("dampening", group["dampening"], "a finite number")
         check_flag("nesterov", group["nesterov"])
         plain = group["momentum"] > 0 and group["dampening"] == 0
         check(plain or not group["nesterov"], "nesterov", True, "used with momentum above 0 and dampening 0")
@@ -297,7 +336,7 @@ class AdaBreg(_WithDuals):
 
     _settings = ("lr", "betas", "eps", "weight_decay", "maximize")
     _saved_settings = (*BregmanOptimizer._saved_settings, "betas", "eps")
-    _saved_state = ("step", "exp_avg", "exp_avg_sq", "?dual", "?mask")
+    _saved_state = ("step", "exp_avg", "exp_avg_sq")
 
     def __init__(
         self,
@@ -325,7 +364,7 @@ class AdaBreg(_WithDuals):
         for beta in betas:
             check_number("betas", beta, "two numbers in [0, 1)", at_least=0, below=1, or_tensor=True)
         group["betas"] = tuple(betas)  # plain data, which a state can be saved with
-        check_number("eps", group["eps"], "a finite number, 0 or more", at_least=0, or_tensor=True)
+        check_number("eps", group["eps"], "a finite number, 0 or more", at_least=0)
 
     def _start(self, group: Group, param: Tensor, dual: Tensor) -> None:
         state = self.state[param]

@@ -14,7 +14,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sv_sparse.optim.state_checks import is_plain
+from sv_sparse.optim.checks import warn
+from sv_sparse.optim.memory import fills_memory, is_plain, same_layout
 
 SOURCE = Path(__file__).with_name("kernel.cpp")
 _FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
@@ -52,41 +52,21 @@ def takes_over(implementation: str) -> bool:
     return implementation in {"fused", "native"} or (implementation == "auto" and _available())
 
 
+def is_loaded() -> bool:
+    """Return whether somebody in this process has needed the kernels, and could have them."""
+    return library.cache_info().currsize > 0
+
+
 @functools.cache
 def _available() -> bool:
     try:
         library()
     except OSError as error:
-        warnings.warn(
+        warn(
             f"implementation='auto' takes torch's own operations: the same results but for rounding, and a step takes "
-            f"about twice as long. {error}",
-            stacklevel=2,
+            f"about twice as long. {error}"
         )
         return False
-    return True
-
-
-def fills_memory(tensor: Tensor) -> bool:
-    """Return whether the tensor's values fill a stretch of memory, in whatever order of axes."""
-    return tensor.is_contiguous() or _without_gaps(tensor)
-
-
-def same_layout(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one shape walk memory alike; the stride of an axis of size 1 says nothing."""
-    if one.stride() == other.stride():
-        return True
-    axes = zip(one.shape, one.stride(), other.stride(), strict=True)
-    return all(size == 1 or left == right for size, left, right in axes)
-
-
-def _without_gaps(tensor: Tensor) -> bool:
-    """Whether the tensor's values fill a stretch of memory, in whatever order of axes."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
-            if stride != expected:
-                return False
-            expected *= size
     return True
 
 
@@ -177,19 +157,18 @@ def support_norm(params: Tensors, grads: Tensors) -> Tensor:
     return result
 
 
-def samples_match(pairs: Sequence[tuple[Tensor, Tensor]], lambda_: float, delta: float) -> list[bool]:
-    """Return which weights are what their duals say, looked at in some places of each.
+def sample(params: Tensors, rows: int, columns: int) -> Tensor:
+    """Return values of float32 weights as a vector: all of small ones, of large ones those of a few places.
 
     Args:
-        pairs: of weight and dual, one or more, laid out alike (``fits``), regularized by l1.
-        lambda_: that the weights were read out with.
-        delta: likewise.
+        params: plain tensors on the CPU that fill their memory.
+        rows: places in a large weight, 2 or more; the last is at its end.
+        columns: values in a place.
     """
-    params, duals = zip(*pairs, strict=True)
-    same = torch.empty(len(pairs), dtype=torch.int64, device="cpu")
-    numbers = ctypes.c_float(lambda_), ctypes.c_float(delta)
-    library().samples_match(*_handed_over(params, duals), *numbers, ctypes.c_void_p(same.data_ptr()))
-    return [bool(value) for value in same.tolist()]
+    result = torch.empty(sum(min(param.numel(), rows * columns) for param in params), device="cpu", dtype=torch.float32)
+    numbers = ctypes.c_int64(rows), ctypes.c_int64(columns)
+    library().sample(*_handed_over(params), *numbers, ctypes.c_void_p(result.data_ptr()))
+    return result
 
 
 def _handed_over(*lists: Tensors) -> list[Any]:
@@ -217,7 +196,7 @@ def library() -> ctypes.CDLL:
     Raises:
         OSError: there is no compiler, it fails, or the cache cannot be written; says how to do without.
     """
-    functions = ("adabreg", "linbreg", "largest", "support_norm", "samples_match")
+    functions = ("adabreg", "linbreg", "largest", "support_norm", "sample")
     return compiled(SOURCE, functions, "the optimizer's kernels", _WITHOUT)
 
 

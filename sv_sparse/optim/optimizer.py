@@ -1,8 +1,7 @@
-"""What all Bregman optimizers share: groups with a lambda tensor, duals in float32, the frame of a step."""
+"""Base class of the Bregman optimizers: groups with a lambda tensor, duals in float32, the frame of a step."""
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,41 +9,23 @@ from torch.optim import Optimizer
 
 from sv_sparse.optim import native
 from sv_sparse.optim.bregman import ReadOut
-from sv_sparse.optim.checks import check, check_flag, check_number
-from sv_sparse.optim.native import same_layout
-from sv_sparse.optim.prox import GROUPINGS, REGULARIZERS, subgradient
-from sv_sparse.optim.state_checks import (
-    Group,
-    check_parameter,
-    check_saved_state,
-    check_shape,
-    is_plain,
-    name_of,
-)
+from sv_sparse.optim.checks import check, check_flag, check_number, warn
+from sv_sparse.optim.edits import Record, Samples, address_of, anchored, record, settings_of, unchanged
+from sv_sparse.optim.memory import is_plain, same_layout
+from sv_sparse.optim.prox import GROUPINGS, REGULARIZERS, grouping_of, subgradient
+from sv_sparse.optim.state_checks import Group, check_parameter, check_saved_state, check_shapes, name_of
 
 Tensors = list[Tensor]
 
 IMPLEMENTATIONS = ("auto", "fused", "native", "compile", "foreach")
 _WITH_DUAL = ("l1", "group")  # elsewhere a weight is its own dual
-# Relative to the weight and to delta * lambda, which were subtracted to make it. Devices round differently.
-_TOLERANCE = {torch.float64: (1e-12, 1e-14), torch.float32: (1e-5, 1e-6)}
-_TOLERANCE_16_BIT = 1e-2, 1e-6
-_SAMPLE_ROWS, _SAMPLE_COLUMNS = 8, 64  # of a weight, where looking at all of it would cost a pass over memory
-
-
-class _Written(NamedTuple):
-    """A weight as the optimizer left it: what tells that somebody else has written to it since."""
-
-    version: int
-    address: int
-    dtype: torch.dtype
 
 
 def check_common(group: Mapping[str, Any]) -> None:
     """Check the hyperparameters that every Bregman optimizer has."""
     check_number("lr", group["lr"], "a finite number, 0 or more", at_least=0, or_tensor=True)
     check_number("lambda_", group["lambda_"], "a finite number, 0 or more", at_least=0, or_tensor=True)
-    check_number("lambda_scale", group["lambda_scale"], "a finite number above 0", above=0, or_tensor=True)
+    check_number("lambda_scale", group["lambda_scale"], "a finite number above 0", above=0)
     check_flag("maximize", group["maximize"])
     choices = {"regularizer": REGULARIZERS, "grouping": GROUPINGS, "implementation": IMPLEMENTATIONS}
     for name, allowed in choices.items():
@@ -56,19 +37,19 @@ def check_common(group: Mapping[str, Any]) -> None:
 class BregmanOptimizer(Optimizer):
     """A torch optimizer whose groups have a ``lambda_``; see LinBreg, AdaBreg and ProxSGD.
 
-    The weights of regularized groups are read off their duals. A change of such weights from outside is noticed at the
-    next step, which makes their duals anew from the weights and warns once; ``adopt_weights()`` does so without a
-    warning. Three changes go unnoticed: through ``.data`` in place on another device than the CPU, through ``.data`` of
-    single weights, and under torch.compile.
+    The weights of regularized groups are read off their duals. A change of such weights from
+    outside is noticed at the next step, which goes on from the weights as they are and warns once.
+    ``adopt_weights()`` does so without a warning. Two changes are not noticed: of few weights
+    through ``.data`` in place, and of any through ``.data`` in place on another device than the CPU.
     """
 
     _counts: dict[Tensor, tuple[int, Tensor]]  # nonzero weights, with the version of the parameter that was counted
-    _by_kernel: dict[Tensor, Tensor]  # duals of the weights that the CPU's kernels have read out, as they lay then
     _steps: dict[int, dict[Any, Callable[..., Tensor]]]  # compiled steps, by group
-    _written: dict[Tensor, _Written]
-    _settings_before: dict[int, tuple[Group, tuple[str, str, float]]]  # regularizer, grouping, delta of the last step
+    _plans: dict[int, Any]  # of each group: how it is stepped
+    _records: dict[Tensor, Record]  # of the weights as they were left
+    _lambdas: dict[int, tuple[Group, str, Tensor, int]]  # of each group: regularizer, lambda, its version
     _saved_settings: tuple[str, ...] = ("lambda_", "regularizer", "grouping")  # which a state of this class has
-    _saved_state: tuple[str, ...] = ()  # keys of a parameter's state; see check_saved_state
+    _saved_state: tuple[str, ...] = ()  # which the state of a parameter has after its first step
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._reset()
@@ -77,8 +58,8 @@ class BregmanOptimizer(Optimizer):
 
     def _reset(self) -> None:
         """Forget what is remembered from one step to the next, and is not part of the state."""
-        self._counts, self._steps, self._written, self._settings_before = {}, {}, {}, {}
-        self._by_kernel = {}
+        self._counts, self._steps, self._plans, self._records, self._lambdas = {}, {}, {}, {}, {}
+        self._samples = Samples()
         self._warned = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -151,8 +132,15 @@ class BregmanOptimizer(Optimizer):
     def _check_group(self, group: Group) -> None:
         raise NotImplementedError
 
-    def _move(self, group: Group, params: Tensors, grads: Tensors) -> None:
-        """Update the parameters' state and weights, and keep what was counted on the way."""
+    def _move(self, group: Group, params: Tensors, grads: Tensors, *, lie_still: bool) -> None:
+        """Update the parameters' state and weights, and keep what was counted on the way.
+
+        Args:
+            group: whose parameters move.
+            params: those that do.
+            grads: theirs.
+            lie_still: whether all the group's weights lie in the memory where the last step left them.
+        """
         raise NotImplementedError
 
     @torch.no_grad()
@@ -176,28 +164,50 @@ class BregmanOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._counts.clear()
-        for number, group in enumerate(self.param_groups):
+        if not torch.compiler.is_compiling():
+            for number, group in enumerate(self.param_groups):  # all, before any weight moves
+                self._check_params(group, number)
+        for group in self.param_groups:
             moving = [param for param in group["params"] if param.grad is not None]
             resting = [param for param in group["params"] if param.grad is None and param.requires_grad]
-            if not torch.compiler.is_compiling():
-                self._check_shapes(group, number)
-                self._follow_settings(group)
-                self._adopt_edits(group, [*moving, *resting])
-            for param in moving:
-                self._by_kernel.pop(param, None)
+            lie_still = not torch.compiler.is_compiling() and self._follow(group, [*moving, *resting])
             if moving:
-                self._move(group, moving, [_gradient(param) for param in moving])
+                self._move(group, moving, [param.grad for param in moving], lie_still=lie_still)
             self._read_out(group, resting)
-            self._remember(group, [*moving, *resting])
+            self._remember(group, [*moving, *resting], lie_still=lie_still)
+        self._forget_removed()
         return loss
 
+    def _check_params(self, group: Group, number: int) -> None:
+        """Refuse what the step would stumble over."""
+        for position, param in enumerate(group["params"]):
+            grad, left = param.grad, self._records.get(param)
+            shape = param.shape
+            if (left is None or left.shape != shape) and param in self.state:
+                check_shapes(name_of(group, position, number), param, self.state[param])
+            if grad is None:
+                continue
+            if grad.shape != shape:
+                name = name_of(group, position, number)
+                raise ValueError(f"{name} has shape {tuple(shape)} and its gradient {tuple(grad.shape)}")
+            if grad.layout != torch.strided:
+                name = name_of(group, position, number)
+                raise RuntimeError(
+                    f"the gradient of {name} is sparse; Bregman optimizers do not support sparse gradients"
+                )
+
     @torch.no_grad()
-    def read_out(self) -> None:
-        """Read the weights off the duals again, after lambda or masks were changed in between two steps."""
+    def read_out(self, *, frozen: bool = False) -> None:
+        """Read the weights off the duals again, after lambda or masks were changed in between two steps.
+
+        Args:
+            frozen: whether weights that are frozen (``requires_grad=False``) follow too.
+        """
         self._counts.clear()
         for group in self.param_groups:
-            self._read_out(group, group["params"])
-            self._remember(group, group["params"])
+            params = [param for param in group["params"] if frozen or param.requires_grad]
+            self._read_out(group, params)
+            self._remember(group, params)
 
     def _read_out(self, group: Group, params: Sequence[Tensor]) -> None:
         """Read out those that have begun to move."""
@@ -209,7 +219,7 @@ class BregmanOptimizer(Optimizer):
         scale = group["lambda_scale"]
         lambda_ = self.lambda_of(group) if scale == 1 else scale * self.lambda_of(group)
         regularizer = group["regularizer"]
-        return ReadOut(lambda_, group["delta"] if regularizer in _WITH_DUAL else 1.0, regularizer, group["grouping"])
+        return ReadOut(lambda_, group["delta"] if regularizer in _WITH_DUAL else 1.0, regularizer, grouping_of(group))
 
     def _masks(self, group: Group, params: Sequence[Tensor]) -> Tensors:
         if group["regularizer"] != "mask":
@@ -227,36 +237,30 @@ class BregmanOptimizer(Optimizer):
 
         The kernels count in the same pass as the update; otherwise it is counted here.
         """
-        stale = self._edited_since_counted(params)
-        counts = [self._count_nonzero(param, fresh=param in stale) for param in params]
+        counts = [self._count_nonzero(param) for param in params]
+        if any(param in self._counts for param in params) and self._may_be_edited():
+            counts = [torch.count_nonzero(param) for param in params]
         device = counts[0].device
         return torch.stack([count if count.device == device else count.to(device) for count in counts])
 
-    def _count_nonzero(self, param: Tensor, *, fresh: bool) -> Tensor:
-        if param in self._counts and not fresh:
+    def _count_nonzero(self, param: Tensor) -> Tensor:
+        if param in self._counts:
             version, count = self._counts[param]
-            if version == param._version:
+            if version == param._version and self._records[param].lies_still(param):
                 return count
         return torch.count_nonzero(param)
 
-    def _edited_since_counted(self, params: Sequence[Tensor]) -> set[Tensor]:
-        """Return those whose count is of a step, and whose weights were changed through ``.data`` since."""
-        if not self._counts:
-            return set()
-        counted = {param for param in params if param in self._counts}
-        edited: set[Tensor] = set()
-        for group in self.param_groups:
-            own = [param for param in group["params"] if param in counted]
-            edited.update(param for param in own if self._address_changed(param))
-            edited.update(self._differing_samples(group, [param for param in own if param not in edited]))
-        return edited
+    def _may_be_edited(self) -> bool:
+        """Return whether weights that were counted may have been changed through ``.data`` since."""
+        if not all(self._records[param].lies_still(param) for param in self._counts):
+            return True
+        return any(self._samples.differ(group) for group in self.param_groups)
 
     @torch.no_grad()
     def duals(self, group: Group) -> Tensors:
         """Return the duals of a group's parameters; those that never had a gradient get theirs now."""
         if not torch.compiler.is_compiling():
-            self._follow_settings(group)
-            self._adopt_edits(group, group["params"])
+            self._follow(group, group["params"])
         return [self._dual(group, param) for param in group["params"]]
 
     def _dual(self, group: Group, param: Tensor) -> Tensor:
@@ -270,9 +274,11 @@ class BregmanOptimizer(Optimizer):
             state.pop("dual", None)  # of the time when the group was regularized, or in 16 bits
             return param
         if "dual" not in state:
-            state["dual"] = self._new_dual(group, param, self._how(group).lambda_)
+            lambda_ = self._how(group).lambda_
+            state["dual"] = self._new_dual(group, param, lambda_)
+            if not torch.compiler.is_compiling():
+                self._records[param] = record(group, param, lambda_.clone())
         elif not _matches(state["dual"], param, precise):
-            self._by_kernel.pop(param, None)
             state["dual"] = torch.empty_like(param, dtype=precise).copy_(state["dual"])
         return state["dual"]
 
@@ -282,131 +288,181 @@ class BregmanOptimizer(Optimizer):
         weight = param.detach().to(precise)
         if group["regularizer"] not in _WITH_DUAL:
             return weight
-        grouping = group["grouping"] if group["regularizer"] == "group" else None
+        grouping = grouping_of(group) if group["regularizer"] == "group" else None
         return subgradient(weight, lambda_.to(param.device, precise), group["delta"], grouping=grouping)
 
     @torch.no_grad()
     def adopt_weights(self) -> None:
-        """Take the weights over as they are, after a deliberate change from outside: their duals are made anew.
+        """Go on from the weights as they are, after a deliberate change from outside.
 
-        For instance after restoring the best weights. The step that follows goes on from them; momentum and moments
-        stay. Where weights are as the optimizer left them, nothing changes.
+        For instance after restoring the best weights. Duals are made anew where weights differ from them, and masks
+        let through what is not zero. Momentum and moments stay.
         """
         for group in self.param_groups:
-            self._follow_settings(group)
-            for param in self._with_dual(group, group["params"]):
-                self._adopt(group, param)
-            self._remember(group, group["params"], moved=False)
+            self._follow(group, group["params"], warns=False)
+            for param in group["params"]:
+                state = self.state.get(param, {})
+                if "mask" in state:
+                    state["mask"].logical_or_(param != 0)
+                if "dual" in state:
+                    self._adopt(group, param, loose=False)
+                if param in self._records:
+                    self._records[param] = record(group, param, self._records[param].lambda_)
+            self._take_samples(group, lie_still=False)
 
-    def _adopt_edits(self, group: Group, params: Sequence[Tensor]) -> None:
-        """Make the duals anew of weights that somebody else has changed, and warn once."""
-        unsure, sampled, silent = [], [], set()
-        for param in self._with_dual(group, params):
-            written = self._written.get(param)
-            if written is None or written.dtype != param.dtype:
-                unsure.append(param)  # loaded, copied, unfrozen or in another precision: nobody's fault
-                silent.add(param)
-            elif written.version != param._version or self._address_changed(param):
-                unsure.append(param)
-            else:
-                sampled.append(param)
-        unsure += self._differing_samples(group, sampled)
-        edited = [param for param in unsure if self._adopt(group, param) and param not in silent]
-        if edited and not self._warned:
+    def _follow(self, group: Group, params: Sequence[Tensor], *, warns: bool = True) -> bool:
+        """Make duals anew of weights that were edited, frozen or given other settings since they were left.
+
+        Returns:
+            Whether all weights lie in the same memory, and nothing but lambda has happened to them.
+        """
+        self._follow_lambda(group)
+        settings, records = settings_of(group), self._records
+        suspects, moved = [], False
+        for param in params:
+            left = records.get(param)
+            explained = left is None or left.group is not group or left.settings != settings or left.frozen
+            if left is None or explained or not left.lies_still(param):
+                moved = True
+                if self._is_suspect(group, param):
+                    suspects.append(param)
+            elif left.version != param._version:
+                suspects.append(param)
+        if not moved and self._samples.differ(group):
+            suspects = list(params)
+        edited = [param for param in suspects if "dual" in self.state.get(param, {})]
+        edited = [param for param in edited if self._adopt(group, param, loose=False)]
+        if edited and warns and not self._warned and group["regularizer"] in _WITH_DUAL:
             self._warned = True
             position = next(index for index, param in enumerate(group["params"]) if param is edited[0])
             number = next(index for index, other in enumerate(self.param_groups) if other is group)
-            warnings.warn(
+            warn(
                 f"weights were changed outside the optimizer ({name_of(group, position, number)} and perhaps others); "
                 f"{type(self).__name__} goes on from them as they are now. Call optimizer.adopt_weights() after a "
-                f"deliberate change",
-                stacklevel=4,
+                f"deliberate change"
             )
+        return not moved
 
-    def _with_dual(self, group: Group, params: Sequence[Tensor]) -> Tensors:
-        """Return those that are not their own dual."""
-        return [param for param in params if "dual" in self.state.get(param, {})]
-
-    def _adopt(self, group: Group, param: Tensor) -> bool:
-        """Make the dual anew where the weights are not those read off it; return whether there were any."""
-        lambda_ = group["weights_lambda"]
-        if lambda_ is None:  # a state of an earlier version: nothing is known
+    def _is_suspect(self, group: Group, param: Tensor) -> bool:
+        """Return whether the weight may have been edited; what explains itself is followed at once."""
+        state = self.state.get(param, {})
+        left = self._records.get(param)
+        if left is None:  # loaded or copied
+            if "dual" in state:
+                self._adopt(group, param, loose=True)
             return False
+        if left.settings != settings_of(group):
+            self._use_settings(group, param)
+            return False
+        if "dual" not in state:
+            return False
+        if left.frozen or left.group is not group:
+            self._anchor(group, param)
+            return False
+        if left.dtype != param.dtype or left.device != param.device:
+            self._adopt(group, param, loose=True)
+            return False
+        return left.version != param._version or left.address != address_of(param)
+
+    def _use_settings(self, group: Group, param: Tensor) -> None:
+        """Leave a weight as it is where regularizer, grouping or delta were changed since the last step."""
+        state = self.state.get(param, {})
+        state.pop("dual", None)  # made anew from the weight
+        if "mask" in state:
+            state["mask"].logical_or_(param != 0)
+        self._records[param] = record(group, param, self._how(group).lambda_.clone())
+
+    def _anchor(self, group: Group, param: Tensor) -> None:
+        """Leave a weight as it is where lambda has moved without it."""
+        how, dual = self._how(group), self._dual(group, param)
+        if dual is not param:
+            lambda_ = how.lambda_.to(dual.device, dual.dtype)
+            fresh = self._new_dual(group, param, lambda_)
+            dual.copy_(anchored(param, dual, fresh, how.at(lambda_)))
+            frozen = self._records[param].frozen
+            self._records[param] = record(group, param, lambda_.clone())
+            self._records[param].frozen = frozen
+
+    def _adopt(self, group: Group, param: Tensor, *, loose: bool) -> bool:
+        """Make the dual anew where the weights are not those read off it; return whether there were any."""
+        left = self._records.get(param)
+        lambda_ = group["weights_lambda"] if left is None else left.lambda_
         dual = self._dual(group, param)
-        if dual is param:
+        if lambda_ is None or dual is param:  # a state of an earlier version: nothing is known
             return False
         lambda_ = lambda_.to(dual.device, dual.dtype)
-        same = _close(param, dual, self._how(group).at(lambda_))
-        if bool(same.all()):
+        same = unchanged(param, dual, self._how(group).at(lambda_), loose=loose)
+        if group["regularizer"] in _WITH_DUAL and bool(same.all()):
             return False
-        fresh = self._new_dual(group, param, lambda_)
-        in_groups = group["regularizer"] == "group"
-        dual.copy_(fresh if in_groups else torch.where(same, dual, fresh))
+        dual.copy_(torch.where(same, dual, self._new_dual(group, param, lambda_)))
         return True
 
-    def _address_changed(self, param: Tensor) -> bool:
-        written = self._written.get(param)
-        return written is not None and written.address != _address(param)
-
-    def _differing_samples(self, group: Group, params: Sequence[Tensor]) -> Tensors:
-        """Return those of which a sample is not what their dual says: an edit through ``.data`` leaves no other trace.
-
-        On the CPU only; elsewhere it would wait for the device.
-        """
-        lambda_ = group["weights_lambda"]
-        if lambda_ is None or lambda_.device.type != "cpu" or group["regularizer"] not in _WITH_DUAL:
-            return []
-        by_kernel = [(param, self._by_kernel[param]) for param in params if param in self._by_kernel]
-        same = native.samples_match(by_kernel, float(lambda_), group["delta"]) if by_kernel else []
-        differing = [param for (param, _), equal in zip(by_kernel, same, strict=True) if not equal]
-        read = self._how(group).at(lambda_)
-        others = [param for param in params if param not in self._by_kernel]
-        others = [param for param in others if is_plain(param) and param.device.type == "cpu"]
-        return differing + [param for param in others if not _sample_matches(param, self._dual(group, param), read)]
-
-    def _follow_settings(self, group: Group) -> None:
-        """Leave the weights as they are where regularizer, grouping or delta were changed since the last step."""
-        settings = (group["regularizer"], group["grouping"], group["delta"])
-        _, before = self._settings_before.setdefault(id(group), (group, settings))
-        if before == settings:
+    def _follow_lambda(self, group: Group) -> None:
+        """Take the lambda of the other groups where this one is regularized from now on, and nobody has set it."""
+        seen = self._lambdas.get(id(group))
+        if seen is None or seen[0] is not group:
             return
-        self._settings_before[id(group)] = (group, settings)
-        if before[0] not in _WITH_DUAL and settings[0] in _WITH_DUAL and isinstance(group["lambda_"], Tensor):
+        _, before, lambda_, version = seen
+        untouched = group["lambda_"] is lambda_ and lambda_._version == version
+        if before not in _WITH_DUAL and group["regularizer"] in _WITH_DUAL and untouched:
             others = [other for other in self.param_groups if other is not group and other["regularizer"] in _WITH_DUAL]
-            if others:  # whose lambda a controller has moved while this group was not regularized
+            if others:  # a controller has moved it while this group was not regularized
                 self.lambda_of(group).copy_(self.lambda_of(others[0]))
-        lambda_ = self._how(group).lambda_
-        group["weights_lambda"] = lambda_.clone()
-        for param in group["params"]:
-            state = self.state.get(param, {})
-            if "mask" in state:
-                state["mask"].logical_or_(param != 0)
-            if "dual" in state:
-                self._by_kernel.pop(param, None)
-                del state["dual"]  # made anew from the weights
 
-    def _check_shapes(self, group: Group, number: int) -> None:
-        for position, param in enumerate(group["params"]):
-            state = self.state.get(param)
-            if state or param.grad is not None:
-                check_shape(name_of(group, position, number), param, state or {})
-
-    def _remember(self, group: Group, params: Sequence[Tensor], *, moved: bool = True) -> None:
+    def _remember(self, group: Group, params: Sequence[Tensor], *, lie_still: bool = False) -> None:
         """Remember how the weights were left, and with which lambda they were read out."""
-        if moved:
-            lambda_ = self._how(group).lambda_
-            if torch.compiler.is_compiling() and group["weights_lambda"] is not None:
-                group["weights_lambda"].copy_(lambda_)
-            else:
+        lambda_ = self._how(group).lambda_
+        if torch.compiler.is_compiling():
+            if group["weights_lambda"] is None:
                 group["weights_lambda"] = lambda_.clone()
+            else:
+                group["weights_lambda"].copy_(lambda_)
+            return
+        lambda_ = lambda_.clone()
+        group["weights_lambda"] = lambda_
+        own = self.lambda_of(group)
+        self._lambdas[id(group)] = (group, group["regularizer"], own, own._version)
+        records = self._records
+        for param in params:
+            left = records.get(param) if lie_still else None
+            if left is None:
+                records[param] = record(group, param, lambda_)
+            else:
+                left.version, left.lambda_ = param._version, lambda_
+        if len(params) < len(group["params"]):
+            left_alone = set(group["params"]) - set(params)
+            for param in left_alone & records.keys():
+                records[param].frozen = True
+        self._take_samples(group, lie_still=lie_still)
+
+    def _take_samples(self, group: Group, *, lie_still: bool) -> None:
+        """Copy a few of the weights that have duals."""
+        if lie_still or group["regularizer"] in _WITH_DUAL:
+            params = [] if lie_still else [param for param in group["params"] if "dual" in self.state.get(param, {})]
+            self._samples.take(group, params, lie_still=lie_still)
+
+    def _forget_removed(self) -> None:
+        """Let go of parameters and groups that the optimizer does not have any more."""
         if torch.compiler.is_compiling():
             return
-        left = set(params)
-        for param in group["params"]:
-            if param in left:
-                self._written[param] = _Written(param._version, _address(param), param.dtype)
-            else:
-                self._written.pop(param, None)  # frozen: what happens to it meanwhile is nobody's fault
+        if len(self._records) > sum(len(group["params"]) for group in self.param_groups):
+            present = {param for group in self.param_groups for param in group["params"]}
+            self._records = {param: left for param, left in self._records.items() if param in present}
+            self._plans = {}
+        if len(self._lambdas) > len(self.param_groups):
+            groups = {id(group) for group in self.param_groups}
+            self._lambdas = {key: seen for key, seen in self._lambdas.items() if key in groups}
+            self._samples.keep_only(self.param_groups)
+            self._plans = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as torch.optim does; lambdas in it are copies."""
+        state: dict[str, Any] = super().state_dict()
+        for group in state["param_groups"]:
+            for name, value in group.items():
+                if isinstance(value, Tensor):
+                    group[name] = value.clone()
+        return state
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -467,41 +523,14 @@ def _check_implementation(group: Mapping[str, Any]) -> None:
         native.library()
 
 
-def _gradient(param: Tensor) -> Tensor:
-    if param.grad is None or param.grad.layout != torch.strided:
-        raise RuntimeError("Bregman optimizers do not support sparse gradients")
-    return param.grad
-
-
-def _address(param: Tensor) -> int:
-    """Return where the weights lie; 0 for a subclass, which may have no memory of its own."""
-    return param.data_ptr() if is_plain(param) else 0
-
-
 def _matches(state: Tensor, param: Tensor, dtype: torch.dtype) -> bool:
     return state.dtype == dtype and state.device == param.device and same_layout(param, state)
 
 
-def _close(weight: Tensor, dual: Tensor, read: ReadOut) -> Tensor:
-    """Return where a weight is what its dual says, but for rounding, as a mask."""
-    relative, of_lambda = _TOLERANCE.get(weight.dtype, _TOLERANCE_16_BIT)
-    expected = read(dual).to(weight.dtype)
-    allowed = relative * expected.abs() + of_lambda * read.delta * read.lambda_
-    return ((weight - expected).abs() <= allowed) | (weight.isnan() & expected.isnan())
-
-
-def _sample_matches(weight: Tensor, dual: Tensor, read: ReadOut) -> bool:
-    """Return whether a weight, or some places of a large one, are what the dual says."""
-    walks_alike = native.fills_memory(weight) and same_layout(weight, dual)
-    if read.regularizer == "l1" and walks_alike and weight.numel() > _SAMPLE_ROWS * _SAMPLE_COLUMNS:
-        shape, stride = (_SAMPLE_ROWS, _SAMPLE_COLUMNS), (weight.numel() // _SAMPLE_ROWS, 1)
-        weight, dual = weight.as_strided(shape, stride), dual.as_strided(shape, stride)
-    return bool(_close(weight, dual, read).all())
-
-
 def like_dual(grad: Tensor, dual: Tensor) -> Tensor:
     """Return a gradient in the dual's precision and memory layout: fused kernels walk both in storage order."""
-    if grad.dtype == dual.dtype and grad.device == dual.device and same_layout(grad, dual):
+    walkable = torch.compiler.is_compiling() or is_plain(grad)
+    if walkable and grad.dtype == dual.dtype and grad.device == dual.device and same_layout(grad, dual):
         return grad
     return torch.empty_like(dual).copy_(grad)
 

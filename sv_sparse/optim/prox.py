@@ -6,12 +6,15 @@ zero: a group is an output channel, an input channel or a kernel (one pair of bo
 """
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 REGULARIZERS = ("l1", "group", "mask", "none")
 GROUPINGS = ("output", "input", "kernel")
+_SWAPPED = {"output": "input", "input": "output"}
 
 
 def shrink(v: Tensor, lambda_: Tensor, out: Tensor | None = None) -> Tensor:
@@ -71,6 +74,29 @@ def group_size(v: Tensor, grouping: str) -> int:
     12
     """
     return math.prod(v.shape[axis] for axis in _axes(v.ndim, grouping))
+
+
+def over_group(mask: Tensor, grouping: str, reduce: Callable[..., Tensor]) -> Tensor:
+    """Return a mask that says of every weight what ``reduce`` (torch.all, torch.any) says of its group.
+
+    >>> over_group(torch.tensor([[True, False], [True, True]]), "output", torch.all)
+    tensor([[False, False],
+            [ True,  True]])
+    """
+    axes = _axes(mask.ndim, grouping)
+    return reduce(mask, dim=axes, keepdim=True).expand_as(mask) if axes else mask
+
+
+def grouping_of(group: Mapping[str, Any]) -> str:
+    """Return the grouping of a parameter group by the axes of its weights.
+
+    A group that ``partition`` calls ``transposed`` has weights [input channels, output channels, ...].
+
+    >>> grouping_of({"grouping": "output", "transposed": True})
+    'input'
+    """
+    grouping: str = group["grouping"]
+    return _SWAPPED.get(grouping, grouping) if group.get("transposed") else grouping
 
 
 def _axes(ndim: int, grouping: str) -> tuple[int, ...]:

@@ -54,7 +54,7 @@ class ProxSGD(BregmanOptimizer):
             "one of l1, group, none; AdaBreg and LinBreg take masks",
         )
 
-    def _move(self, group: Group, params: Tensors, grads: Tensors) -> None:
+    def _move(self, group: Group, params: Tensors, grads: Tensors, *, lie_still: bool) -> None:
         how = self._how(group)
         bregman.proxsgd(params, grads, lr=group["lr"], how=how, maximize=group["maximize"])
 
@@ -66,10 +66,11 @@ class ProxSGD(BregmanOptimizer):
         return list(group["params"])
 
     @torch.no_grad()
-    def read_out(self) -> None:
+    def read_out(self, *, frozen: bool = False) -> None:
         """Zero what is not above lambda, and leave the rest as it is: how a run lands."""
         self._counts.clear()
         for group in self.param_groups:
             how = self._how(group)
             for param in group["params"]:
-                param.masked_fill_(how(param) == 0, 0)
+                if param.requires_grad or frozen:
+                    param.masked_fill_(how(param) == 0, 0)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sv_sparse.optim import native
 from sv_sparse.optim.optimizer import BregmanOptimizer, Group
-from sv_sparse.optim.prox import group_norms, group_size
+from sv_sparse.optim.prox import group_norms, group_size, grouping_of
 
 _BELOW = 1 - 2**-20  # times a float32, some bits less
 
@@ -56,8 +56,8 @@ def _units(optimizer: BregmanOptimizer, group: Group) -> tuple[Tensor, Tensor]:
     values, sizes = [], []
     for dual in optimizer.duals(group):
         in_groups = group["regularizer"] == "group"
-        size = group_size(dual, group["grouping"]) if in_groups else 1
-        units = group_norms(dual, group["grouping"]) if in_groups else dual.abs()
+        size = group_size(dual, grouping_of(group)) if in_groups else 1
+        units = group_norms(dual, grouping_of(group)) if in_groups else dual.abs()
         values.append(units.flatten() / group["lambda_scale"])
         sizes.append(torch.full_like(values[-1], size, dtype=torch.int64))
     return torch.cat(values), torch.cat(sizes)

@@ -2,9 +2,12 @@
 
 import warnings
 import weakref
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from sv_sparse.optim.checks import warn
 
 if TYPE_CHECKING:
     from sv_sparse.optim.control import Controller
@@ -23,22 +26,23 @@ class Reminders:
 
     Args:
         controller: what to watch; held by a weak reference only.
+        active: whether to warn.
+        said: topics of warnings that were given before.
     """
 
-    def __init__(self, controller: "Controller") -> None:
-        self._run = _Run(controller.total_steps)
+    def __init__(self, controller: "Controller", *, active: bool = True, said: Iterable[str] = ()) -> None:
+        self._run = _Run(controller.total_steps, active=active)
         self._controller = weakref.ref(controller)
-        self._said: set[str] = set()
+        self.said: set[str] = set(said)
         self._updates = 0  # of the optimizer since the controller's last step
         self._watches = controller.lands and bool(controller.groups)
         if self._watches:
             _count_updates(controller.optimizer, self)
             weakref.finalize(controller, self._run.end)
-            self._check_groups(controller)
 
     @property
     def active(self) -> bool:
-        """Whether it warns; True unless set to False."""
+        """Return whether it warns; True unless set to False."""
         return self._run.active
 
     @active.setter
@@ -46,15 +50,16 @@ class Reminders:
         self._run.active = value
 
     def _say(self, topic: str, text: str) -> None:
-        if self._watches and self.active and topic not in self._said:
-            self._said.add(topic)
-            warnings.warn(text, UserWarning, stacklevel=4)
+        if self._watches and self.active and topic not in self.said:
+            self.said.add(topic)
+            warn(text)
 
-    def _check_groups(self, controller: "Controller") -> None:
+    def check_groups(self) -> None:
         """Warn where everything is in one group, as in ``AdaBreg(model.parameters())``."""
-        if len(controller.optimizer.param_groups) > 1:
+        controller = self._controller()
+        if controller is None or len(controller.optimizer.param_groups) > 1:
             return
-        thin = [sum(length > 1 for length in param.shape) <= 1 for param in controller.params]
+        thin = [param.ndim < 2 for param in controller.params]
         if any(thin) and not all(thin):
             self._say(
                 "groups",
@@ -78,7 +83,7 @@ class Reminders:
         assert controller is not None, "a controller that steps is alive"
         self._updates = 0
         self._run.landed = False
-        self._run.over = controller.steps >= controller.total_steps
+        self._run.over = controller.steps >= controller.total_steps and not controller.exact
         if controller.steps > _BEYOND * controller.total_steps + 1:
             self._say(
                 "beyond",
@@ -126,11 +131,11 @@ class Reminders:
 
 
 class _Run:
-    """How far a run has come, apart from its controller, so that it can be asked once that is gone."""
+    """Progress of a run apart from its controller, so that it can be asked once that is gone."""
 
-    def __init__(self, total_steps: int) -> None:
+    def __init__(self, total_steps: int, *, active: bool) -> None:
         self.total_steps = total_steps
-        self.active = True
+        self.active = active
         self.landed = False  # and not trained on since
         self.over = False  # all steps were made here, and not landed
 
