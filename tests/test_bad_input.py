@@ -114,7 +114,7 @@ def test_a_lambda_that_could_never_grow(refused, folder):
         ("trainer.epoch=3", "error: unknown setting 'trainer.epoch'; valid under trainer: epochs, steps, batch_size"),
         ("head.margin=abc", "error: head.margin must be a number, got 'abc'"),
         ("target_sparsity=0.5,90", "error: target_sparsity must be a number, at least 0 and below 1, got 90"),
-        ("resume=", "error: resume= needs a run folder"),
+        ("resume=", "error: resume must be a run's folder or one of its checkpoints, or null for none, got ''"),
         ("data=folder", "error: data.root, data.trials must be given, for instance data.root=..."),
     ],
 )

@@ -72,7 +72,6 @@ def whole_number(name: str, value: Any) -> int:
     Raises:
         ValueError: it is not a whole number of 1 or more.
     """
-    check_number(name, value, "1 or more", at_least=1)
-    if value != int(value):
-        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    check_number(name, value, "a whole number, 1 or more", at_least=1)
+    check(value == int(value), name, value, "a whole number, 1 or more")
     return int(value)

@@ -108,7 +108,8 @@ class FeedbackController(_Feedback):
         floor: smallest gain, at least 0 and at most ``alpha``.
         band: half width of the dead band, a fraction (0.001 is 0.1 points).
         trend: how fast the drift is learnt, at least 0; 0 for none.
-        settle: see Controller.
+        settle: see Controller. Where the learning rate does not fall towards the end, weights go on growing, and a
+            lambda that stands still loses the target.
         ramp: see Controller.
         initial_sparsity: see Controller.
     """
@@ -126,7 +127,7 @@ class FeedbackController(_Feedback):
         floor: float = 0.05,
         band: float = 0.001,
         trend: float = 0.05,
-        settle: float = 0.01,
+        settle: float = 0.0,
         ramp: Ramp = "auto",
         initial_sparsity: float | None = None,
     ) -> None:

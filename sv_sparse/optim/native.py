@@ -220,7 +220,7 @@ def compiled(
         OSError: there is no compiler, it fails, or the cache cannot be written; says how to do without.
     """
     help_ = f"install g++ (or set CXX), or {without}"
-    setting = os.environ.get("CXX", "g++")
+    setting = os.environ.get("CXX") or "g++"
     try:
         compiler = shlex.split(setting)
     except ValueError as error:

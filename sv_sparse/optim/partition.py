@@ -40,7 +40,7 @@ DENSE_TYPES: tuple[type[nn.Module], ...] = (
 )
 
 # Types that a program may have without torch having them: Hugging Face's, or a copy of them. Nothing is imported.
-_SPARSE_NAMES = ("Conv1D",)  # of GPT-2: a linear layer whose weight is [inputs, outputs]
+_GPT2_LINEAR = "Conv1D"
 _DENSE_ENDINGS = ("RMSNorm", "LayerNorm")
 
 _NAMES_SHOWN = 3  # of each type in an error
@@ -68,7 +68,8 @@ def partition(
 ) -> list[dict[str, Any]]:
     """Return parameter groups for LinBreg and AdaBreg: ``sparse`` (regularized) and ``dense`` (lambda leaves it alone).
 
-    - Weights of ``sparse_types`` are sparse, and so are those of any class named ``Conv1D`` (GPT-2's).
+    - Weights of ``sparse_types`` are sparse. So are those of a class named ``Conv1D`` with a weight of two axes
+      (GPT-2's linear layer, [inputs, outputs]).
     - Everything in ``dense_types`` is dense, and so is any class whose name ends in ``RMSNorm`` or ``LayerNorm``.
     - A parameter with at most one axis longer than 1 (a bias, a gain) is dense wherever it lies.
     - A tied parameter appears once, under its first name. It is dense if any of its uses is dense: an output layer
@@ -78,9 +79,10 @@ def partition(
     - Of a pruned or spectrally normalized weight, the original is sparse: its zeros are zeros of the weight.
 
     Args:
-        module: the network.
-        sparse: names of parameters that may become zero, whatever holds them. The name of a module stands for all
-            its parameters with two or more axes longer than 1. The longest name that fits decides.
+        module: the network; of one that torch.compile returned, names are those of the network inside.
+        sparse: full names, as ``named_parameters`` has them, of parameters that may become zero, whatever holds them.
+            The name of a module stands for all its parameters with two or more axes longer than 1. The longest name
+            that fits decides.
         dense: names of parameters, or of modules with all their parameters, that stay dense.
         sparse_types: module types whose weights may become zero.
         dense_types: module types whose parameters stay dense.
@@ -99,6 +101,7 @@ def partition(
     >>> [(group["name"], [name for name, _ in group["params"]]) for group in groups]
     [('sparse', ['0.weight']), ('dense', ['0.bias', '1.weight', '1.bias'])]
     """
+    module = getattr(module, "_orig_mod", module)  # of torch.compile
     named = {"sparse": _as_names(sparse, "sparse"), "dense": _as_names(dense, "dense")}
     _check_names(module, named)
     uses: dict[nn.Parameter, list[_Use]] = {}
@@ -247,7 +250,7 @@ def _type_kind(
     if isinstance(module, dense_types):
         return "dense"
     names = [each.__name__ for each in type(module).__mro__]
-    if any(name in _SPARSE_NAMES for name in names):
+    if _is_gpt2_linear(module):
         return "sparse"
     if any(name.endswith(_DENSE_ENDINGS) for name in names):
         return "dense"
@@ -258,7 +261,14 @@ def _is_transposed(module: nn.Module) -> bool:
     """Return whether weights are [input channels, output channels, ...]."""
     if isinstance(module, _ConvTransposeNd):
         return module.groups == 1  # else the output channels of a group are on the second axis, and groups on the first
-    return any(each.__name__ in _SPARSE_NAMES for each in type(module).__mro__)
+    return _is_gpt2_linear(module)
+
+
+def _is_gpt2_linear(module: nn.Module) -> bool:
+    """Return whether this is GPT-2's linear layer or a copy: called Conv1D, with a weight [inputs, outputs]."""
+    weight = getattr(module, "weight", None)
+    named = any(each.__name__ == _GPT2_LINEAR for each in type(module).__mro__)
+    return named and isinstance(weight, Tensor) and weight.ndim == 2
 
 
 def _undecided_message(undecided: Sequence[_Use]) -> str:
@@ -273,12 +283,17 @@ def _undecided_message(undecided: Sequence[_Use]) -> str:
         count = sum(use.param.numel() for use in uses)
         reason = f"; {problem}" if problem is not None else ""
         lines.append(f"  {type_name}: {names}{more}, {count:,} parameters{reason}")
-    first = undecided[0].name
-    types = dict.fromkeys(use.type_name for use in undecided if use.problem is None)
-    lines.append(f'say it by name, partition(..., dense=("{first}",)) or sparse=("{first}",)')
-    if types:
-        listed = ", ".join(types)
-        lines[-1] += f", or by type, dense_types=(*DENSE_TYPES, {listed}) or sparse_types=(*SPARSE_TYPES, {listed})"
+    problems = [use.name for use in undecided if use.problem is not None]
+    free = [use for use in undecided if use.problem is None]
+    if problems:
+        lines.append(f"keep dense what is said to have to be: partition(..., dense={tuple(problems)})")
+    if free:
+        listed = ", ".join(dict.fromkeys(use.type_name for use in free))
+        first = free[0].name
+        lines.append(
+            f'say it by name, partition(..., dense=("{first}",)) or sparse=("{first}",), or by type, '
+            f"dense_types=(*DENSE_TYPES, {listed}) or sparse_types=(*SPARSE_TYPES, {listed})"
+        )
     return "\n".join(lines)
 
 
@@ -328,16 +343,20 @@ def sparse_init_(
         if param.ndim < 2:
             raise ValueError(f"sparse parameters have two axes or more, got one of shape {tuple(param.shape)}")
         shape = param.transpose(0, 1).shape if transposed else param.shape
-        kept = torch.empty(shape, device=param.device).bernoulli_(density, generator=generator)
-        rows = kept.view(len(kept), -1)
-        one = torch.randint(rows.shape[1], (len(rows), 1), generator=generator, device=param.device)
-        rows.scatter_(1, one, torch.where(rows.any(1, keepdim=True), rows.gather(1, one), 1.0))
-        mask = kept / kept.mean().sqrt() if rescale else kept
-        param.mul_(mask.transpose(0, 1) if transposed else mask)
+        if not param.numel():
+            continue
+        mask = torch.empty(shape, device=param.device).bernoulli_(density, generator=generator)
+        rows = mask.view(len(mask), -1)
+        places = torch.randint(rows.shape[1], (len(rows), 1), generator=generator, device=param.device)
+        rows.scatter_(1, places, torch.where(rows.any(1, keepdim=True), rows.gather(1, places), 1.0))
+        factors = mask / mask.mean().sqrt() if rescale else mask
+        param.mul_(factors.transpose(0, 1) if transposed else factors)
 
 
 def _weights(params: Iterable[Any]) -> Iterator[tuple[Tensor, bool]]:
     """Yield each weight to make sparse, and whether its output channels are on the second axis."""
+    if isinstance(params, nn.Module):
+        raise ValueError("sparse_init_ takes groups or weights, got a module: call sparse_init_(partition(module))")
     for entry in [params] if isinstance(params, (Tensor, dict)) else params:
         if not isinstance(entry, dict):
             yield entry[1] if isinstance(entry, tuple) else entry, False

@@ -16,7 +16,10 @@ _MANY_UPDATES = 50  # of the optimizer without the controller: no loop leaves it
 _FAR = 0.005  # of the sparsity from the target, as a fraction
 _FEW = 3  # groups of weights: so many fall or come back where duals are averaged or lambda moves a little
 _EARLY = 0.5  # of total_steps: a run that ends before was planned longer, not stopped early
+_RUN = 10  # updates: fewer are no run that is steered
 _BEYOND = 1.2  # times total_steps
+_FOLLOW = "controller.step() must follow every optimizer.step()"
+_LENGTH = "total_steps must be the number of optimizer updates in the whole run"
 
 
 class Reminders:
@@ -88,7 +91,7 @@ class Reminders:
             self._say(
                 "beyond",
                 f"the controller has made {controller.steps} steps of total_steps={controller.total_steps}, and has "
-                "left lambda alone since: total_steps must be the number of optimizer updates in the whole run",
+                f"left lambda alone since: {_LENGTH}",
             )
 
     def before_landing(self, nonzero: int, wanted: int, size: int, unit: int) -> None:
@@ -103,23 +106,25 @@ class Reminders:
         controller = self._controller()
         assert controller is not None, "a controller that lands is alive"
         self._run.landed, self._run.over = True, False
-        if controller.steps == 0:  # one cut of a finished network is no run
-            return
         steps = f"after {controller.steps} of total_steps={controller.total_steps}"
+        if controller.steps == 0:
+            if self._updates >= _RUN:  # else it is one cut of a network, which is no run
+                self._say("landing", f"landing {steps}: {_FOLLOW}")
+            return
         far = abs(nonzero - wanted) > max(_FAR * size, _FEW * unit)
-        if far:
-            before, target = 100 * (1 - nonzero / size), 100 * (1 - wanted / size)
+        early = controller.steps < _EARLY * controller.total_steps
+        start = f"landing from {100 * (1 - nonzero / size):.2f} % zeros to {100 * (1 - wanted / size):.2f} %, {steps}"
+        if far and not all(bool(param.isfinite().all()) for param in controller.params):
+            self._say("landing", f"{start}: some weights are not finite, so the network is of no use")
+        elif far and not early:
             self._say(
                 "landing",
-                f"landing in one jump from {before:.2f} % zeros to {target:.2f} %, {steps}: the network has not "
-                "been trained at its target; total_steps must be the number of optimizer updates in the whole run, and "
-                "controller.step() must follow each of them",
+                f"{start}: lambda has not brought the sparsity to the target, or not held it there. Reasons can be "
+                "a learning rate that is too small, or that stays high to the end (settle=0 then); frozen layers; "
+                f"weights edited from outside; or a loop that leaves out steps: {_FOLLOW}",
             )
-        elif controller.steps < _EARLY * controller.total_steps:
-            self._say(
-                "landing",
-                f"landing {steps}: total_steps must be the number of optimizer updates in the whole run",
-            )
+        elif early:
+            self._say("landing", f"{start}: {_LENGTH}")
 
     def state_was_saved(self) -> None:
         """Note that a finished run may be landed elsewhere, from its state."""

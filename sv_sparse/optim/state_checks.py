@@ -82,6 +82,8 @@ def check_saved_state(
     Raises:
         ValueError: it is of another optimizer, another regularizer, other shapes or another order of parameters.
     """
+    if not {"state", "param_groups"} <= set(saved):
+        raise ValueError(f"the state of an optimizer has state and param_groups, got {', '.join(map(str, saved))}")
     for number, (old, group) in enumerate(zip(saved["param_groups"], groups, strict=False)):
         if not set(settings) <= set(old) or (_TELLING & set(old)) - set(settings):
             raise ValueError(f"this is a state of {_kind_of(old)}, and {optimizer} loads its own only")

@@ -361,8 +361,8 @@ def test_what_is_no_number_is_refused_by_the_settings_name(kind, name, wrong):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"total_steps": 10.5}, "total_steps must be a whole number, got 10.5"),
-        ({"every": 2.5}, "every must be a whole number, got 2.5"),
+        ({"total_steps": 10.5}, "total_steps must be a whole number, 1 or more, got 10.5"),
+        ({"every": 2.5}, "every must be a whole number, 1 or more, got 2.5"),
         ({"ramp": "slow"}, "ramp must be two rising shares of the run, from 0 to 1, or \"auto\", or None, got 'slow'"),
         ({"ramp": (0.1, float("nan"))}, "a share of ramp must be from 0 to 1, got nan"),
         ({"ramp": (0.1, None)}, "a share of ramp must be from 0 to 1, got None"),

@@ -56,7 +56,7 @@ def test_a_target_of_zero_regulates_nothing():
         ({"target_sparsity": 1.0}, "target_sparsity must be at least 0 and below 1, got 1.0"),
         ({"target_sparsity": -0.1}, "target_sparsity must be at least 0 and below 1, got -0.1"),
         ({"target_sparsity": 0.0}, r"target_sparsity=0 is dense training: groups \[None\] need regularizer='none'"),
-        ({"total_steps": 0}, "total_steps must be 1 or more, got 0"),
+        ({"total_steps": 0}, "total_steps must be a whole number, 1 or more, got 0"),
         ({"settle": 1.0}, "settle must be at least 0 and below 1, got 1.0"),
         ({"alpha": 0.0}, "alpha must be above 0, got 0.0"),
         ({"gamma": 1.5}, "gamma must be at most 1, got 1.5"),

@@ -168,7 +168,7 @@ def test_a_landing_long_before_the_end_says_so_once():
     model, optimizer, controller = controlled(1000)
     controller.ramp = None
     train(model, optimizer, 30, after=controller.step)
-    with pytest.warns(UserWarning, match="landing after 30 of total_steps=1000: total_steps must be the number of"):
+    with pytest.warns(UserWarning, match="after 30 of total_steps=1000: total_steps must be the number of"):
         controller.land()
     assert said(controller.land) == []
 
