@@ -53,8 +53,6 @@ def open_run(config: DictConfig) -> tuple[Settings, Path]:
         OSError: the folder cannot be made.
     """
     if config.resume is not None:
-        if not str(config.resume):
-            raise ValueError("resume= needs a run folder")
         return resumed(Path(config.resume), HydraConfig.get().overrides.task)
     settings = resolve(config)
     folder = Path(settings["folder"]) if settings["folder"] is not None else None
