@@ -83,7 +83,7 @@ class Experiment:
 
     @cached_property
     def sparse_params(self) -> dict[str, Tensor]:
-        """The network's weights that may become zero, by name."""
+        """Return the network's weights that may become zero, by name."""
         groups = network_groups(self.network, self.settings)
         return {name: param for group in groups if group["name"] == "sparse" for name, param in group["params"]}
 

@@ -1,4 +1,4 @@
-"""What a network must do to be trained here, checked on two made-up utterances before training."""
+"""Contract of a network that can be trained here, checked on two made-up utterances before training."""
 
 import logging
 from collections.abc import Iterator

@@ -120,8 +120,9 @@ def first_lambda(settings: Settings, origin: Origin | None, groups: Sequence[dic
         return {}
     if origin is not None and origin.lambda_ > 0:
         return {"lambda_": origin.lambda_}
-    chosen = [param for group in groups if group["regularizer"] in {"l1", "group"} for _, param in group["params"]]
-    largest = largest_start(chosen, delta=settings["optim"].get("delta", 1.0)) if chosen else math.inf
+    regularized = [group for group in groups if group["regularizer"] in {"l1", "group"}]
+    params = [param for group in regularized for _, param in group["params"]]
+    largest = largest_start(params, delta=settings["optim"].get("delta", 1.0)) if params else math.inf
     if largest >= settings["optim"]["lambda_"]:
         return {}
     logger.info("lambda starts at %.3g, below optim.lambda_, which is large beside the weights", largest)

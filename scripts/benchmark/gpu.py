@@ -85,7 +85,7 @@ class Row(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What the sections are told.
+    """Settings of the sections.
 
     Attributes:
         device: where to compute.
@@ -483,7 +483,7 @@ SECTIONS: dict[str, Callable[[Options], Iterator[Row]]] = {
 
 
 def machine(device: torch.device) -> str:
-    """What was checked, in words."""
+    """Say in words what was checked."""
     words = [f"torch {torch.__version__}", f"Python {sys.version.split()[0]}"]
     if device.type == "cuda":
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

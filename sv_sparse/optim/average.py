@@ -75,9 +75,9 @@ class DualAverage:
         optimizer.read_out(frozen=True)
 
     def _check(self, states: list[list[Tensor]]) -> None:
-        known, found = ([[tuple(dual.shape) for dual in group[1:]] for group in kind] for kind in (self._means, states))
-        if known != found:
-            raise ValueError(f"an average of groups of {known} takes no other parameters, got {found}")
+        before, now = ([[tuple(dual.shape) for dual in group[1:]] for group in kind] for kind in (self._means, states))
+        if before != now:
+            raise ValueError(f"an average of groups of {before} takes no other parameters, got {now}")
 
 
 def _states(optimizer: BregmanOptimizer) -> list[list[Tensor]]:

@@ -43,7 +43,7 @@ class ReadOut:
     grouping: str = "output"
 
     def __call__(self, dual: Tensor, out: Tensor | None = None) -> Tensor:
-        """The weight of a dual; in ``out``, where that fits and saves memory."""
+        """Return the weight of a dual; in ``out``, where that fits and saves memory."""
         if self.regularizer == "l1":
             weight = shrink(dual, self.lambda_, out=out)
         elif self.regularizer == "group":
@@ -124,11 +124,11 @@ def linbreg(
         grads = [grad.add(param.to(grad.dtype), alpha=sign * weight_decay) for grad, param in pairs]
     fresh = [index for index, buffer in enumerate(momentum_buffers) if buffer is None]
     going = [index for index, buffer in enumerate(momentum_buffers) if buffer is not None]
-    for chosen in filter(None, (fresh, going)):  # torch's fused kernel takes buffers that exist all or not at all
-        buffers = [momentum_buffers[index] for index in chosen]
+    for places in filter(None, (fresh, going)):  # torch's fused kernel takes buffers that exist all or not at all
+        buffers = [momentum_buffers[index] for index in places]
         sgd(
-            [duals[index] for index in chosen],
-            [grads[index] for index in chosen],
+            [duals[index] for index in places],
+            [grads[index] for index in places],
             buffers,
             fused=fused and duals[0].device.type in _FUSED_DEVICES,
             foreach=None if fused else True,
@@ -139,7 +139,7 @@ def linbreg(
             nesterov=nesterov,
             maximize=maximize,
         )
-        for index, buffer in zip(chosen, buffers, strict=True):
+        for index, buffer in zip(places, buffers, strict=True):
             momentum_buffers[index] = buffer
 
 

@@ -51,8 +51,8 @@ def clip_grad_norm_(
     check(implementation in IMPLEMENTATIONS, "implementation", implementation, f"one of {', '.join(IMPLEMENTATIONS)}")
     params = [params] if isinstance(params, Tensor) else params
     live = [(param, param.grad) for param in params if param.grad is not None]
-    chosen = {param for param, _ in live if param.ndim > 1} if sparse is None else set(sparse)
-    supported = chosen if on == "support" else set()
+    with_support = {param for param, _ in live if param.ndim > 1} if sparse is None else set(sparse)
+    supported = with_support if on == "support" else set()
     on_cpu = any(param.device.type == "cpu" for param in supported)
     by_kernel = on_cpu and not torch.compiler.is_compiling() and native.takes_over(implementation)
     norm = _norm(live, supported, by_kernel=by_kernel)

@@ -27,7 +27,7 @@ _LOOSE_16_BIT = 1e-2, 1e-6
 
 @dataclass(slots=True)
 class Record:
-    """A weight as the optimizer left it.
+    """Record of a weight as the optimizer left it.
 
     Attributes:
         group: its group.

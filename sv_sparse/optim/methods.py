@@ -103,9 +103,8 @@ class _WithDuals(BregmanOptimizer):
         if how.regularizer in {"mask", "none"}:
             settings["lr"] = settings["lr"] * group["delta"]
         for way, places in plan.ways:
-            whole = len(places) == len(params)
             lists = params, grads, plan.duals
-            if not whole:
+            if len(places) < len(params):
                 lists = tuple([entry[place] for place in places] for entry in lists)  # type: ignore[assignment]
             counts = None
             if way == "native":
@@ -133,7 +132,7 @@ class _WithDuals(BregmanOptimizer):
 
 
 class _Plan(NamedTuple):
-    """How a group is stepped, for as long as its weights and their state stay where they are.
+    """Plan of a group's step, for as long as its weights and their state stay where they are.
 
     Attributes:
         implementation: that was asked for.
@@ -276,16 +275,16 @@ class LinBreg(_WithDuals):
         if not settings["momentum"]:
             return native.linbreg(*lists, lists[2], fresh=False, **settings)
         counts = torch.empty(len(lists[0]), dtype=torch.int64, device="cpu")
-        found = self._buffers(lists[0])
+        present = self._buffers(lists[0])
         for fresh in (True, False):
-            chosen = [index for index, buffer in enumerate(found) if (buffer is None) == fresh]
-            if not chosen:
+            places = [index for index, buffer in enumerate(present) if (buffer is None) == fresh]
+            if not places:
                 continue
-            params, grads, duals = ([entry[index] for index in chosen] for entry in lists)
+            params, grads, duals = ([entry[index] for index in places] for entry in lists)
             if fresh:
                 self._keep(params, [torch.zeros_like(dual) for dual in duals])
             buffers = [self.state[param]["momentum_buffer"] for param in params]
-            counts[chosen] = native.linbreg(params, grads, duals, buffers, fresh=fresh, **settings)
+            counts[places] = native.linbreg(params, grads, duals, buffers, fresh=fresh, **settings)
         return counts
 
     def _compiled(

@@ -33,7 +33,7 @@ Tensors = Sequence[Tensor]
 
 
 def fits(param: Tensor, other: Tensor) -> bool:
-    """Whether the kernels take this weight: float32 on the CPU, without gaps, laid out like its dual or gradient."""
+    """Return whether the kernels take this weight: float32 on the CPU, without gaps, laid out like ``other``."""
     if not (param.device.type == "cpu" and param.dtype == torch.float32 and is_plain(param)):
         return False
     if param is not other:
@@ -228,8 +228,7 @@ def compiled(
     try:
         version = _run([*compiler, "--version"])
         about = repr([sys.platform, platform.machine(), _FLAGS, *flags, _THREADS]).encode()
-        known = [*compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull]  # all that is known of the processor
-        macros = _run(known)
+        macros = _run([*compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull])  # all that is known of the processor
         key = hashlib.sha256(b"\0".join([version, macros, source.read_bytes(), about]))
         path = _cache() / f"kernel-{key.hexdigest()[:16]}.so"
         if not path.is_file():
@@ -259,6 +258,6 @@ def _compile(compiler: Sequence[str], source: Path, path: Path) -> None:
     """Compile to a temporary name and rename: several processes may do so at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
-        _run([*compiler, "-o", str(made), str(source)])
-        made.replace(path)
+        temporary = Path(folder) / path.name
+        _run([*compiler, "-o", str(temporary), str(source)])
+        temporary.replace(path)

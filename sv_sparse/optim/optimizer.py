@@ -35,7 +35,7 @@ def check_common(group: Mapping[str, Any]) -> None:
 
 
 class BregmanOptimizer(Optimizer):
-    """A torch optimizer whose groups have a ``lambda_``; see LinBreg, AdaBreg and ProxSGD.
+    """Torch optimizer whose groups have a ``lambda_``; see LinBreg, AdaBreg and ProxSGD.
 
     The weights of regularized groups are read off their duals. A change of such weights from
     outside is noticed at the next step, which goes on from the weights as they are and warns once.

@@ -298,9 +298,12 @@ def _undecided_message(undecided: Sequence[_Use]) -> str:
 
 
 def describe(groups: Iterable[dict[str, Any]]) -> str:
-    """The partition as a Markdown table; ``groups`` as partition() returns them, or an optimizer's ``param_groups``.
+    """Return the partition as a Markdown table.
 
     Frozen parameters are in no group, and so not in the table.
+
+    Args:
+        groups: as ``partition`` returns them, or an optimizer's ``param_groups``.
     """
     sizes: dict[tuple[str, str], list[int]] = {}
     for group in groups:
@@ -366,7 +369,7 @@ def _weights(params: Iterable[Any]) -> Iterator[tuple[Tensor, bool]]:
 
 
 def count_zeros(params: Sequence[Tensor]) -> Tensor:
-    """Number of exact zeros, a 0-dim int64 tensor on the device: nothing waits for the device."""
+    """Count exact zeros: a 0-dim int64 tensor on the device: nothing waits for the device."""
     counts = torch.stack([torch.count_nonzero(param) for param in params])
     return sum(param.numel() for param in params) - counts.sum()
 

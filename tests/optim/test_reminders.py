@@ -103,7 +103,8 @@ def test_a_compiled_update_is_not_counted_nor_compiled_anew():
         for param in model.parameters():
             param.grad = torch.randn_like(param)
         compiled()
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] in {1, 2}
+    assert controller.reminders._updates == 0
 
 
 def finished(kind=QuantileController, regularizer="l1", target=0.5):
