@@ -96,21 +96,23 @@ class Samples:
         """
         before = self._by_group.get(id(group))
         if lie_still and before is not None:
-            values = _values(before.by_kernel, before.others)
-            self._by_group[id(group)] = before._replace(values=values)
-            return
+            if before.lies_still():
+                self._by_group[id(group)] = before._replace(values=_values(before.by_kernel, before.others))
+                return
+            params = [*before.by_kernel, *before.others]  # one that is frozen has moved
         on_cpu = [param for param in params if param.device.type == "cpu" and is_plain(param)]
         by_kernel = [param for param in on_cpu if param.dtype == torch.float32 and fills_memory(param)]
         if not (native.is_loaded() or native.takes_over(group["implementation"])):
             by_kernel = []
         own = set(by_kernel)
         others = [param for param in on_cpu if param not in own]
-        self._by_group[id(group)] = _Sample(by_kernel, others, _values(by_kernel, others))
+        addresses = [param.data_ptr() for param in (*by_kernel, *others)]
+        self._by_group[id(group)] = _Sample(by_kernel, others, addresses, _values(by_kernel, others))
 
     def differ(self, group: Group) -> bool:
-        """Return whether any of these values has changed; the weights must lie where they were."""
+        """Return whether any of these values has changed; of weights that lie elsewhere the records tell."""
         sample = self._by_group.get(id(group))
-        if sample is None:
+        if sample is None or not sample.lies_still():
             return False
         now = _values(sample.by_kernel, sample.others)
         return not all(_equal(*pair) for pair in zip(now, sample.values, strict=True))
@@ -126,7 +128,12 @@ class _Sample(NamedTuple):
 
     by_kernel: list[Tensor]
     others: list[Tensor]
+    addresses: list[int]
     values: list[Tensor]
+
+    def lies_still(self) -> bool:
+        """Return whether all weights are where they were, which the kernel walks by address."""
+        return [param.data_ptr() for param in (*self.by_kernel, *self.others)] == self.addresses
 
 
 def _values(by_kernel: list[Tensor], others: list[Tensor]) -> list[Tensor]:

@@ -320,3 +320,19 @@ def test_an_embedding_that_keeps_its_rows_short_warns_of_nothing():
     for _ in range(4):
         table(torch.tensor([0, 1])).sum().backward()
         optimizer.step()
+
+
+@each_way
+def test_a_frozen_layer_in_another_precision_is_no_trouble(way):
+    params = [nn.Parameter(torch.randn(300, 40)) for _ in range(2)]
+    optimizer = trained(params, way)
+    params[1].requires_grad_(False)
+    params[1].grad = None
+    give_gradients(params[:1], 5)
+    optimizer.step()
+    params[1].data = params[1].data.bfloat16()
+    for step in range(6, 9):
+        give_gradients(params[:1], step)
+        optimizer.step()
+        optimizer.count_nonzero(params)
+    assert params[1].dtype == torch.bfloat16
