@@ -336,3 +336,5 @@ def test_a_frozen_layer_in_another_precision_is_no_trouble(way):
         optimizer.step()
         optimizer.count_nonzero(params)
     assert params[1].dtype == torch.bfloat16
+    walked = [weight for sample in optimizer._samples._by_group.values() for weight in sample.by_kernel]
+    assert {weight.dtype for weight in walked} == {torch.float32}  # the kernel takes four bytes for each value
