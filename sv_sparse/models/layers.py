@@ -30,7 +30,12 @@ def is_whole(value: Any) -> bool:
 
 
 def keep_channels_last(model: nn.Module) -> None:
-    """Put the convolutions' weights in channels-last order; copies and loaded states keep it."""
+    """Put the convolutions' weights in channels-last order, unless the model has another ``order``.
+
+    Copies and loaded states keep it.
+    """
+    if getattr(model, "order", torch.channels_last) != torch.channels_last:
+        return
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs miss it
 
 

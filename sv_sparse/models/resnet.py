@@ -90,8 +90,7 @@ class ResNet34(nn.Module):
         self.statistics_norm = nn.BatchNorm1d(size, affine=False) if statistics_norm else nn.Identity()
         self.embedding = nn.Linear(size, embedding_dim)
         self.order = safe_order(base_channels)
-        if self.order == torch.channels_last:
-            keep_channels_last(self)
+        keep_channels_last(self)
 
     def forward(self, filterbank: Tensor) -> Tensor:
         """Map filterbank [B, F, T] to embedding [B, E].

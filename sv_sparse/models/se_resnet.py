@@ -135,8 +135,7 @@ class SEResNet(nn.Module):
         self.embedding = nn.Linear(2 * size, embedding_dim)
         self.embedding_norm = nn.BatchNorm1d(embedding_dim)
         self.order = safe_order(*widths)
-        if self.order == torch.channels_last:
-            keep_channels_last(self)
+        keep_channels_last(self)
 
     def forward(self, filterbank: Tensor) -> Tensor:
         """Map filterbank [B, F, T] to embedding [B, E].

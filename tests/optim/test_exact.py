@@ -243,7 +243,10 @@ def test_a_scale_makes_a_group_sparser_under_the_common_lambda():
     ("make", "message"),
     [
         (lambda p: QuantileController(ProxSGD([p]), 0.5, 10), "ProxSGD has none; use LinBreg or AdaBreg"),
-        (lambda p: QuantileController(AdaBreg([p]), 0.5, 10, every=0), "every must be 1 or more, got 0"),
+        (
+            lambda p: QuantileController(AdaBreg([p]), 0.5, 10, every=0),
+            "every must be a whole number, 1 or more, got 0",
+        ),
         (lambda p: MagnitudeController(AdaBreg([p]), 0.5, 10), r"regulates \('mask',\), got groups with \['l1'\]"),
         (lambda p: QuantileController(AdaBreg([p], regularizer="mask"), 0.5, 10), r"got groups with \['mask'\]"),
         (lambda p: QuantileController(AdaBreg([p]), 0.5, 10, ramp=(0.5, 0.2)), "ramp must be two rising shares"),
@@ -253,7 +256,7 @@ def test_a_scale_makes_a_group_sparser_under_the_common_lambda():
         ),
         (
             lambda p: MagnitudeController(AdaBreg([p], regularizer="mask"), 0.5, 10, updates=0),
-            "updates must be 1 or more, got 0",
+            "updates must be a whole number, 1 or more, got 0",
         ),
     ],
 )

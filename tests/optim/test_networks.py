@@ -8,7 +8,7 @@ import pytest
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "benchmark" / "networks.py"))
 
 
-@pytest.mark.filterwarnings("ignore:landing in one jump:UserWarning")  # 80 updates bring some only to within a point
+@pytest.mark.filterwarnings("ignore:landing from:UserWarning")  # 80 updates bring some only to within a point
 @pytest.mark.parametrize("start", SCRIPT["LRS"])
 @pytest.mark.parametrize("network", SCRIPT["NETWORKS"])
 def test_at_ninety_percent_zeros_the_loss_is_at_most_twice_that_of_adamw(network, start):
