@@ -1,6 +1,5 @@
 """ResNet34 over the filterbank as an image, in WeSpeaker's layout."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -133,7 +133,7 @@ def test_an_edited_group_leaves_the_duals_of_other_groups_alone(way):
     assert not torch.equal(optimizer.state[weight]["dual"][row], dual[row])
 
 
-@pytest.mark.filterwarnings("ignore:landing in one jump")
+@pytest.mark.filterwarnings("ignore:landing from")
 def test_masks_let_through_what_is_adopted():
     weight = nn.Parameter(torch.randn(10, 10))
     optimizer = AdaBreg([{"params": [weight], "regularizer": "mask"}], lr=0.01)
