@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from evidence.__main__ import main
 from evidence.figures import FIGURES
 from evidence.noisy import Condition, make_noisy, open_store
 from evidence.plan import FULL, QUESTIONS, QUICK, plan
@@ -145,7 +146,7 @@ def test_other_settings_than_a_cell_was_begun_with_are_refused_and_the_others_st
 
 def test_a_stop_leaves_checkpoints_and_the_same_command_goes_on(listed, tmp_path):
     words = ["--quick", "--questions", "control", *listed, "--out", tmp_path, *TINY, "--stages", "train"]
-    words += ["trainer.epochs=12", "--jobs", "1"]
+    words += ["trainer.epochs=3", "--jobs", "1"]
     folder = tmp_path / "runs" / "control_ecapa_256_adabreg_0.9_s0"
     environment = os.environ | {"PYTHON": sys.executable}
     with subprocess.Popen(command(*words), stdout=subprocess.PIPE, text=True, env=environment) as it:
@@ -177,27 +178,28 @@ def test_what_a_run_is_about_is_not_changed_by_the_command_line(listed):
         assert "trainer.epochs=1" in words
 
 
-def test_what_is_missing_is_said(tones: Tones, tmp_path):
-    assert "--root and --trials go together" in evidence("--root", tones.root).stderr
-    refused = evidence("--root", tones.root, "--trials", tones.trials, "seed=5").stderr
-    assert "seed=5: that is what the plan decides" in refused
-    for word in ("optim.lambda_=0.05", "optim.lr=0.01", "optim.lr.sparse=0.01"):
-        told = evidence("--root", tones.root, "--trials", tones.trials, word).stderr
-        assert f"{word}: that is what the plan decides" in told
-    assert "--seeds: expected some of 0, got 7" in evidence("--quick", "--seeds", "7").stderr
-    assert "no such file" in evidence("--root", tones.root, "--trials", tmp_path / "no.txt").stderr
-    assert "no such folder" in evidence("--root", tones.trials, "--trials", tones.trials).stderr
+def test_what_is_missing_is_said(tones: Tones, tmp_path, capsys):
+    def refused(*words: object) -> str:
+        """Return what the recipe says, run in this process."""
+        with pytest.raises(SystemExit) as end:
+            raise SystemExit(main([str(word) for word in words]))
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
     lists = ["--root", tones.root, "--trials", tones.trials]
-    assert "needs --foreign-list" in evidence(*lists, "--questions", "foreign").stderr
-    assert "is not among --stages" in evidence("--stages", "tables", "--dry-run").stderr
-    unknown = evidence(*lists, "trainr.precision=bf16", "--dry-run")
-    assert unknown.returncode == 2
-    assert "trainr" in unknown.stderr
-    assert "are for --root" in evidence("--train-list", tones.trials).stderr
-    nothing = evidence("--root", tones.root, "--trials", tones.trials, "--stages", "tables", "--out", tmp_path)
-    assert nothing.returncode == 2
-    assert "no run of these questions is finished yet" in nothing.stderr
-    assert "foreign: left out" in nothing.stderr
+    assert "--root and --trials go together" in refused("--root", tones.root)
+    for word in ("seed=5", "optim.lambda_=0.05", "optim.lr=0.01", "optim.lr.sparse=0.01"):
+        assert f"{word}: that is what the plan decides" in refused(*lists, word)
+    assert "--seeds: expected some of 0, got 7" in refused("--quick", "--seeds", "7")
+    assert "no such file" in refused("--root", tones.root, "--trials", tmp_path / "no.txt")
+    assert "no such folder" in refused("--root", tones.trials, "--trials", tones.trials)
+    assert "needs --foreign-list" in refused(*lists, "--questions", "foreign")
+    assert "is not among --stages" in refused("--stages", "tables", "--dry-run")
+    assert "trainr" in refused(*lists, "trainr.precision=bf16", "--dry-run")
+    assert "are for --root" in refused("--train-list", tones.trials)
+    nothing = refused(*lists, "--stages", "tables", "--out", tmp_path)
+    assert "no run of these questions is finished yet" in nothing
+    assert "foreign: left out" in nothing
 
 
 def test_noise_is_as_loud_as_its_condition_says_and_the_same_every_time(tones: Tones, tmp_path):

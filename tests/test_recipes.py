@@ -172,7 +172,7 @@ def test_a_stop_is_left_to_the_run_which_saves_and_the_same_command_goes_on(
     tones: Tones, tmp_path, extra, stop, status
 ):
     words = ["--root", tones.root, "--trials", tones.trials, "--out", tmp_path, "--tiny", "--targets", "0", *extra]
-    command = ["sh", str(ROOT / "recipes" / "own_data" / "run.sh"), *map(str, words), "trainer.epochs=20"]
+    command = ["sh", str(ROOT / "recipes" / "own_data" / "run.sh"), *map(str, words), "trainer.epochs=3"]
     environment = os.environ | {"PYTHON": sys.executable}
     with subprocess.Popen(
         command,
@@ -190,6 +190,6 @@ def test_a_stop_is_left_to_the_run_which_saves_and_the_same_command_goes_on(
     assert process.returncode == status, err
     assert f"continue with: {'torchrun --nproc-per-node=2' if extra else 'python'} train.py resume=" in out + err
     assert "the same command goes on" in err
-    done = recipe("own_data", *words, "trainer.epochs=20")
+    done = recipe("own_data", *words, "trainer.epochs=3")
     assert done.returncode == 0, done.stderr
     assert "train.py resume=" in done.stdout

@@ -1,5 +1,6 @@
 """ResNet34 over the filterbank as an image, in WeSpeaker's layout."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -88,7 +89,7 @@ class ResNet34(nn.Module):
         size = 2 * channels * bins
         self.statistics_norm = nn.BatchNorm1d(size, affine=False) if statistics_norm else nn.Identity()
         self.embedding = nn.Linear(size, embedding_dim)
-        self.order = safe_order(base_channels)
+        self.order: torch.memory_format = safe_order(base_channels)
         keep_channels_last(self)
 
     def forward(self, filterbank: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from sv_sparse.models.autocast import without_autocast
@@ -133,7 +134,7 @@ class SEResNet(nn.Module):
         self.statistics_norm = nn.BatchNorm1d(2 * size)
         self.embedding = nn.Linear(2 * size, embedding_dim)
         self.embedding_norm = nn.BatchNorm1d(embedding_dim)
-        self.order = safe_order(*widths)
+        self.order: torch.memory_format = safe_order(*widths)
         keep_channels_last(self)
 
     def forward(self, filterbank: Tensor) -> Tensor:
