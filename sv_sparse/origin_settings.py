@@ -23,7 +23,7 @@ from sv_sparse import checkpoint
 from sv_sparse.corpus import describe_corpus
 from sv_sparse.origin import network_file, read_weights
 from sv_sparse.overrides import read_overrides, values_of
-from sv_sparse.settings import Settings, flat, read_choice, read_settings
+from sv_sparse.settings import Settings, classes, flat, plain, read_choice, read_settings
 
 GROUPS = ("model", "data", "optim", "sparsity")
 
@@ -185,7 +185,7 @@ def _offer(path: str, name: str, conf: Path, begun: Settings | None) -> None:
 def _choice(group: str, theirs: Settings, conf: Path) -> str:
     """Return the choice in conf/ that a run's settings are, or store the nearest one with what differs."""
     choices = {file.stem: read_choice(file) for file in sorted((conf / group).glob("*.yaml"))}
-    of_its_class = [name for name, choice in choices.items() if _classes(choice) == _classes(theirs)]
+    of_its_class = [name for name, choice in choices.items() if classes(choice) == classes(theirs)]
     nearest = max(of_its_class, key=lambda name: _likeness(choices[name], theirs), default=None)
     differing = theirs if nearest is None else _differing(choices[nearest], theirs)
     if nearest is not None and not differing:
@@ -201,18 +201,9 @@ def _choice(group: str, theirs: Settings, conf: Path) -> str:
     return name
 
 
-def _plain(choice: DictConfig | Settings) -> Settings:
-    container: Any = OmegaConf.to_container(choice) if isinstance(choice, DictConfig) else choice
-    return flat(container)
-
-
-def _classes(choice: DictConfig | Settings) -> Settings:
-    return {name: value for name, value in _plain(choice).items() if name.endswith("_target_")}
-
-
 def _likeness(choice: DictConfig, theirs: Settings) -> tuple[int, int]:
     """Return how near a run's settings are to a choice: best is one that adds no names, and has most of its values."""
-    ours, known = _plain(choice), _plain(theirs)
+    ours, known = plain(choice), plain(theirs)
     added = len(ours.keys() - known.keys())
     same = sum(known.get(name, _ABSENT) == value for name, value in ours.items())
     return -added, same
@@ -220,7 +211,7 @@ def _likeness(choice: DictConfig, theirs: Settings) -> tuple[int, int]:
 
 def _differing(choice: DictConfig, theirs: Settings) -> Settings:
     """Return the values of a run that a choice does not have; its interpolations follow the run's other values."""
-    ours, known = _plain(choice), _plain(theirs)
+    ours, known = plain(choice), plain(theirs)
     followed = [name for name in known if isinstance(ours.get(name), str) and "${" in ours[name]]
     filled = OmegaConf.create({"group": choice})
     for name in known.keys() - set(followed):

@@ -145,9 +145,8 @@ def _plain_choice(group: str, file: Path) -> Settings:
     """Return a choice's defaults by name; what is interpolated from outside the choice is left out."""
     choice = read_choice(file)
     own = choice.get(group, choice)  # sparsity=dense is written from the top
-    names = flat(_container(own))
     defaults: Settings = {}
-    for name, value in names.items():
+    for name, value in plain(own).items():
         if not isinstance(value, str) or "${" not in value:
             defaults[name] = value
             continue
@@ -158,13 +157,15 @@ def _plain_choice(group: str, file: Path) -> Settings:
     return defaults
 
 
-def _container(config: DictConfig) -> Settings:
-    container: Any = OmegaConf.to_container(config)
-    return container
+def plain(choice: DictConfig | Settings) -> Settings:
+    """Return a group's settings by their names inside it, interpolations as they are written."""
+    container: Any = OmegaConf.to_container(choice) if isinstance(choice, DictConfig) else choice
+    return flat(container)
 
 
-def _classes(flat_settings: Settings) -> Settings:
-    return {name: value for name, value in flat_settings.items() if name.endswith("_target_")}
+def classes(choice: DictConfig | Settings) -> Settings:
+    """Return the classes that a group's settings name, by the names of these settings."""
+    return {name: value for name, value in plain(choice).items() if name.endswith("_target_")}
 
 
 def _of_default(name: str, settings: Settings) -> "Check | None":
@@ -174,7 +175,7 @@ def _of_default(name: str, settings: Settings) -> "Check | None":
     if not inner or not isinstance(node, dict):
         return None
     present = flat(node)
-    of_same_classes = [choice for choice in _choices(group) if _classes(choice) == _classes(present)]
+    of_same_classes = [choice for choice in _choices(group) if classes(choice) == classes(present)]
     same = [choice for choice in of_same_classes if choice.keys() == present.keys()] or of_same_classes
     if any(known.startswith(f"{inner}.") for choice in same for known in choice):
         return lambda value: isinstance(value, dict), "settings by their names"

@@ -201,8 +201,8 @@ class Trainer:
             if validated is not None:
                 row["validation_eer"] = self.judged = validated[0]
                 self._keep_best(*validated, measured)
-            if self._steps_without_update():
-                row["steps_without_update"] = self._steps_without_update()
+            if without := self._steps_without_update():
+                row["steps_without_update"] = without
             logger.info("%s", as_words(row))
             histogram = self.state.diagnostics.histogram()
             own = self.experiment.sparse_params

@@ -71,6 +71,9 @@ class Update:
         experiment: what is trained.
         diagnostics: told before the weights of a logged step move.
         scaler: of fp16.
+
+    Attributes:
+        failed: number of the first step with a loss or gradient that is not finite, 0-dim on the device; 0 for none.
     """
 
     def __init__(self, experiment: Experiment, diagnostics: SupportDiagnostics, scaler: torch.amp.GradScaler) -> None:
@@ -78,7 +81,7 @@ class Update:
         self.settings = experiment.settings["trainer"]
         self._model: Any = None
         self._told = rank() > 0  # of the first step that an overflow in fp16 left out
-        self._failed = torch.zeros((), dtype=torch.int64, device=experiment.compute.device)
+        self.failed = torch.zeros((), dtype=torch.int64, device=experiment.compute.device)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -181,12 +184,7 @@ class Update:
         finite = loss.isfinite() & norm.isfinite()  # the norm is the same in all processes
         if self.scaler.is_enabled():
             finite = distributed.average(loss).isfinite()
-        self._failed = torch.where((self._failed == 0) & ~finite, step, self._failed)
-
-    @property
-    def failed(self) -> Tensor:
-        """Number of the first step with a loss or gradient that is not finite, 0-dim; 0 for none."""
-        return self._failed
+        self.failed = torch.where((self.failed == 0) & ~finite, step, self.failed)
 
     def refuse_non_finite(self) -> None:
         """Raise if the loss or the gradient of some step was not finite; waits for the device.
@@ -194,7 +192,7 @@ class Update:
         Raises:
             ArithmeticError: it was; names the step.
         """
-        failed = int(self._failed)
+        failed = int(self.failed)
         if failed:
             raise ArithmeticError(
                 f"step {failed}: the loss or its gradient is not finite; no checkpoint was written since. A "

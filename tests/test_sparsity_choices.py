@@ -144,9 +144,9 @@ def test_what_does_not_fit_together_is_refused_in_words(train, tones, settings, 
 
 
 def test_names_of_the_network_say_what_stays_dense_and_what_may_become_zero(train, tones, tmp_path):
-    found, _ = run(train, tones, tmp_path, "sparsity.dense=[embedding]", "sparsity.sparse=[blocks]")
-    assert "embedding.weight" not in found["layers"]
-    assert any(name.startswith("blocks") for name in found["layers"])
+    results, _ = run(train, tones, tmp_path, "sparsity.dense=[embedding]", "sparsity.sparse=[blocks]")
+    assert "embedding.weight" not in results["layers"]
+    assert any(name.startswith("blocks") for name in results["layers"])
 
 
 def test_a_name_that_the_network_lacks_is_refused_before_training(train, tones):

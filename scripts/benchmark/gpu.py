@@ -422,8 +422,8 @@ def _corpus(folder: Path) -> Path:
         keys.append(f"speaker{speaker}/session{utterance % 2}/{utterance}.wav")
         (folder / keys[-1]).parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(folder / keys[-1], 0.1 * voice + 0.02 * draw.normal(size=RATE), RATE)
-    judged = keys[-16:]
-    lines = [f"{int(a.split('/')[0] == b.split('/')[0])} {a} {b}\n" for a, b in product(judged, judged) if a < b]
+    test_keys = keys[-16:]
+    lines = [f"{int(a.split('/')[0] == b.split('/')[0])} {a} {b}\n" for a, b in product(test_keys, test_keys) if a < b]
     (folder / "trials.txt").write_text("".join(lines))
     return folder
 

@@ -1,5 +1,6 @@
 """Augmentation of a batch on the training device: speed, rooms, noise, masks."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from math import ceil
@@ -92,14 +93,15 @@ def play(waveforms: Tensor, speed: float) -> Tensor:
         return waveforms
     ratio = Fraction(speed).limit_denominator(100)  # unreduced, the filters would be thousands of samples long
     rate, new_rate = ratio.numerator, ratio.denominator
-    filters, width = _resampling_filters(rate, new_rate)
-    filters = filters.to(waveforms.device, non_blocking=True)
+    values, width = _resampling_filters(rate, new_rate)
+    filters = torch.tensor(values).to(waveforms.device, non_blocking=True)
     with torch.autocast(waveforms.device.type, enabled=False):
         phases = F.conv1d(F.pad(waveforms, (width, width + rate)).unsqueeze(1), filters, stride=rate)
     return phases.transpose(1, 2).flatten(1)[:, : ceil(new_rate * waveforms.shape[1] / rate)]
 
 
-def _resampling_filters(rate: int, new_rate: int) -> tuple[Tensor, int]:
+@functools.cache
+def _resampling_filters(rate: int, new_rate: int) -> tuple[np.ndarray, int]:
     """Return a filter for each sample in a period of the new rate, [new_rate, 1, taps], and the taps before it."""
     cutoff = _ROLLOFF * min(rate, new_rate)
     width = ceil(_ZERO_CROSSINGS * rate / cutoff)
@@ -108,7 +110,7 @@ def _resampling_filters(rate: int, new_rate: int) -> tuple[Tensor, int]:
     times = times.clip(-_ZERO_CROSSINGS, _ZERO_CROSSINGS)
     window = np.cos(np.pi * times / _ZERO_CROSSINGS / 2) ** 2
     filters = np.sinc(times) * window * (cutoff / rate)
-    return torch.tensor(filters, dtype=torch.float32).unsqueeze(1), width
+    return filters[:, None].astype(np.float32), width
 
 
 def reverberate(waveforms: Tensor, rooms: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from sv_sparse.deploy import native
 from sv_sparse.deploy.native import Step, address
 from sv_sparse.deploy.plan import DENSE, Plan
 from sv_sparse.deploy.program import Area, Layer, Program
+from sv_sparse.optim.memory import empty_float32
 
 _FINISH = native.OPERATIONS.index("finish")
 _DENSE_FROM = 0.5  # density from which torch's product is the faster one, where nothing was measured
@@ -68,7 +69,7 @@ class SparseEngine:
         self._held: list[Any] = []  # arrays whose addresses steps hold
         self._alone: dict[str, list[Segment]] = {}
         self._segments = list(self._compiled(program))
-        self._frames, self._arena = 0, _empty(0)
+        self._frames, self._arena = 0, empty_float32(0)
         self._levels: Any = None
         self._lock = threading.Lock()
 
@@ -85,7 +86,7 @@ class SparseEngine:
                 f"expected at least {self._layout.least_frames} frames, got {frames}; use longer utterances"
             )
         filterbank = filterbank.float().contiguous()
-        output = _empty(len(filterbank), self.embedding_dim)
+        output = empty_float32(len(filterbank), self.embedding_dim)
         with self._lock:
             self._make_room(frames)
             self._shared_by = self.short_threads if frames <= SHORT_FRAMES else self.threads
@@ -100,13 +101,13 @@ class SparseEngine:
         self._frames = 0  # of an arena that is whole
         levels, size = self._layout.levels(frames)
         if size > len(self._arena) or size < len(self._arena) // 8:
-            self._arena = _empty(size)
+            self._arena = empty_float32(size)
         native.clear_around(levels, self._layout.planes, self._arena)
         self._levels, self._frames = levels, frames
 
     def alone(self, name: str) -> Callable[[], None]:
         """A call that computes one layer, on whatever the last utterance has left in memory."""
-        nothing = _empty(0)
+        nothing = empty_float32(0)
 
         def run() -> None:
             for segment in self._alone[name]:
@@ -163,11 +164,6 @@ class SparseEngine:
         rows, cols = level.rows + 2 * reach[0], level.cols + 2 * reach[1]
         start = level.base + area.plane * level.plane + level.lead - reach[0] * level.stride - reach[1]
         return self._arena.as_strided((area.count, rows, cols), (level.plane, level.stride, 1), start)
-
-
-def _empty(*shape: int) -> Tensor:
-    """Return uninitialized float32 on the CPU, which the kernels write, whatever torch's default type and device."""
-    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 class _Dense:

@@ -14,7 +14,8 @@ from torch.nn.modules import module as torch_module
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-_PLAIN = (Tensor, nn.Parameter)
+from sv_sparse.optim.memory import PLAIN_TYPES
+
 _WITH_NEW_OUTPUT = (nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.Linear)
 _Kind = TypeVar("_Kind", bound=nn.Module)
 
@@ -38,7 +39,7 @@ def is_ordinary(x: Tensor) -> bool:
 def has_address(x: Tensor) -> bool:
     """Return whether a tensor's values lie where it says: it is no subclass, and in none of torch.func's transforms."""
     return (
-        type(x) in _PLAIN
+        type(x) in PLAIN_TYPES
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._functorch.is_legacy_batchedtensor(x)  # of is_grads_batched=True
     )

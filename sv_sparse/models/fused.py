@@ -27,7 +27,8 @@ from sv_sparse.models.bypass import (
     keeps_frames,
     moves_steadily,
 )
-from sv_sparse.models.native import call, empty_image, image, rows, small_rows, transposed
+from sv_sparse.models.native import call, empty_image, image, rows, transposed
+from sv_sparse.optim.memory import empty_float32
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 IMPLEMENTATIONS = ("auto", "fused", "torch")
@@ -260,7 +261,7 @@ class _Unit:
     def __init__(self, frames: Tensor, bias: Tensor, norm: Norm, excitation: Any = None) -> None:
         self.frames: Tensor | None = frames
         self.bias = bias.detach().contiguous()
-        self.means, squares = small_rows(2, frames.shape[0], frames.shape[2])
+        self.means, squares = empty_float32(2, frames.shape[0], frames.shape[2])
         call("moments", (frames,), self.bias, self.means, squares, floor=0)
         self.own = _own(norm, excitation)
         self.inner = self.means.clone().requires_grad_(), squares.requires_grad_()
@@ -287,7 +288,7 @@ class _Unit:
         if not again:
             self.frames = None  # its memory becomes the gradient's
         count, gain = frames.shape[1], self.outer[0].detach()
-        slope, total = small_rows(2, *self.means.shape)
+        slope, total = empty_float32(2, *self.means.shape)
         call("sums", (frames, grad, more), self.bias, self.means, slope, total, floor=0)
         ends = (*self.inner, *self.own)
         to_means, to_squares, *to_own = torch.autograd.grad(self.outer, ends, (slope, total), retain_graph=again)
@@ -382,7 +383,7 @@ class _Relu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
         frames = rows(x.detach())
-        zeros = small_rows(*x.shape[:2]).zero_()
+        zeros = empty_float32(*x.shape[:2]).zero_()
         small = bias.detach().contiguous(), zeros, torch.ones_like(zeros), zeros
         call("affine", (frames, None, None, frames, None), *small, floor=0)
         ctx.save_for_backward(frames)
@@ -392,7 +393,7 @@ class _Relu(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         (frames,), grads = ctx.saved_tensors, rows(grad)
-        zeros = small_rows(len(grads), grads.shape[2]).zero_()
+        zeros = empty_float32(len(grads), grads.shape[2]).zero_()
         total, out = torch.empty_like(zeros), torch.empty_like(frames)
         small = zeros[0], zeros, torch.ones_like(zeros), zeros, zeros
         call("gradient", (frames, grads, None, out), *small, total, floor=0)

@@ -1,7 +1,6 @@
 """The kernels of kernel.cpp, compiled once on this machine and called with the addresses of tensors."""
 
 import ctypes
-import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sv_sparse.models.bypass import has_address
-from sv_sparse.optim.native import compiled
+from sv_sparse.optim.native import compiled, loads
 
 
 class _Shape(ctypes.Structure):
@@ -43,17 +42,7 @@ def available() -> bool:
 
     The answer holds for the life of the process: no step compiles anew.
     """
-    try:
-        library()
-    except OSError as error:
-        warnings.warn(f"{error}; {_COST}", UserWarning, stacklevel=2)
-        return False
-    return True
-
-
-def small_rows(*shape: int) -> Tensor:
-    """Return uninitialized float32 on the CPU, whatever type and device are torch's default."""
-    return torch.empty(shape, dtype=torch.float32, device="cpu")
+    return loads(library, f"{{error}}; {_COST}")
 
 
 def rows(x: Tensor) -> Tensor:

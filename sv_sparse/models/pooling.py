@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from sv_sparse.models import fused
 from sv_sparse.models.autocast import without_autocast
 from sv_sparse.models.bypass import is_ordinary, is_untouched
-from sv_sparse.models.native import call, small_rows
+from sv_sparse.models.native import call
+from sv_sparse.optim.memory import empty_float32
 
 
 class TemporalStatisticsPooling(nn.Module):
@@ -210,7 +211,7 @@ class _FusedMoments(torch.autograd.Function):
     def forward(ctx: Any, frames: Tensor, scores: Tensor | None) -> tuple[Tensor, Tensor]:
         frames = frames.contiguous()
         batch, _, channels = frames.shape
-        most, total, mean, square = small_rows(4, batch, channels)
+        most, total, mean, square = empty_float32(4, batch, channels)
         if scores is None:
             call("moments", (frames,), torch.zeros_like(mean[0]), mean, square, floor=-inf)
             ctx.save_for_backward(frames, None, mean)

@@ -13,14 +13,13 @@ lambda path; that is measured (scripts/benchmark/controller.py).
 """
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sv_sparse.optim.checks import check_number, whole_number
+from sv_sparse.optim.checks import check_number, warn, whole_number
 from sv_sparse.optim.optimizer import BregmanOptimizer, Group
 from sv_sparse.optim.prox import group_size, grouping_of
 from sv_sparse.optim.quantile import nearest
@@ -94,13 +93,11 @@ class Controller:
         ramp: Ramp = "auto",
         initial_sparsity: float | None = None,
     ) -> None:
-        for name, share in (
-            ("target_sparsity", target_sparsity),
-            ("settle", settle),
-            ("initial_sparsity", initial_sparsity),
-        ):
-            if name != "initial_sparsity" or share is not None:
-                check_number(name, share, "at least 0 and below 1", at_least=0, below=1)
+        shares = {"target_sparsity": target_sparsity, "settle": settle}
+        if initial_sparsity is not None:
+            shares["initial_sparsity"] = initial_sparsity
+        for name, share in shares.items():
+            check_number(name, share, "at least 0 and below 1", at_least=0, below=1)
         self.optimizer = optimizer
         self.target_sparsity = target_sparsity
         self.total_steps = whole_number("total_steps", total_steps)
@@ -255,7 +252,7 @@ class Controller:
         self._threshold(self.target_sparsity, frozen=True)
         if self._missed():
             kept, reason = int(self._alive()), "too many duals are zero or equal"
-            warnings.warn(f"landed on {kept} weights instead of {self._wanted()}: {reason}", stacklevel=2)
+            warn(f"landed on {kept} weights instead of {self._wanted()}: {reason}")
 
     def _missed(self) -> bool:
         """Whether landing ended elsewhere than it should, but for the size of what becomes zero together."""

@@ -51,6 +51,10 @@ class Record:
     device: torch.device
     frozen: bool = False
 
+    def stands(self, group: Group, settings: Settings, param: Tensor) -> bool:
+        """Return whether the weight is in the same group, with the same settings, in the same memory, not frozen."""
+        return self.group is group and self.settings == settings and not self.frozen and self.lies_still(param)
+
     def lies_still(self, param: Tensor) -> bool:
         """Return whether the weight is the same stretch of memory as it was; False for a tensor subclass."""
         return (
@@ -86,20 +90,8 @@ class Samples:
     def __init__(self) -> None:
         self._by_group: dict[int, _Sample] = {}
 
-    def take(self, group: Group, params: Sequence[Tensor], *, lie_still: bool = False) -> None:
-        """Copy a few values of each weight of a group.
-
-        Args:
-            group: whose weights they are.
-            params: the weights.
-            lie_still: whether they are those of the last time, in the same memory.
-        """
-        before = self._by_group.get(id(group))
-        if lie_still and before is not None:
-            if before.lies_still():
-                self._by_group[id(group)] = before._replace(values=_values(before.by_kernel, before.others))
-                return
-            params = [*before.by_kernel, *before.others]  # one that is frozen has moved
+    def take(self, group: Group, params: Sequence[Tensor]) -> None:
+        """Copy a few values of each of these weights of a group."""
         on_cpu = [param for param in params if param.device.type == "cpu" and is_plain(param)]
         by_kernel = [param for param in on_cpu if param.dtype == torch.float32 and fills_memory(param)]
         if not (native.is_loaded() or native.takes_over(group["implementation"])):
@@ -108,6 +100,16 @@ class Samples:
         others = [param for param in on_cpu if param not in own]
         addresses = [param.data_ptr() for param in (*by_kernel, *others)]
         self._by_group[id(group)] = _Sample(by_kernel, others, addresses, _values(by_kernel, others))
+
+    def renew(self, group: Group) -> None:
+        """Copy the values of the same weights again."""
+        sample = self._by_group.get(id(group))
+        if sample is None:
+            return
+        if sample.lies_still():
+            self._by_group[id(group)] = sample._replace(values=_values(sample.by_kernel, sample.others))
+        else:  # one that is frozen has moved
+            self.take(group, [*sample.by_kernel, *sample.others])
 
     def differ(self, group: Group) -> bool:
         """Return whether any of these values has changed; of weights that lie elsewhere the records tell."""
@@ -137,20 +139,18 @@ class _Sample(NamedTuple):
 
 
 def _values(by_kernel: list[Tensor], others: list[Tensor]) -> list[Tensor]:
-    values = [_places(param.detach()).clone() for param in others]
-    return [native.sample(by_kernel, _SAMPLE_ROWS, _SAMPLE_COLUMNS), *values] if by_kernel else values
+    values = [native.sample(by_kernel, _SAMPLE_ROWS, _SAMPLE_COLUMNS)] if by_kernel else []
+    return [*values, torch.cat([place for param in others for place in _places(param)])] if others else values
 
 
-def _places(weight: Tensor) -> Tensor:
-    """Return a few places of a large weight, all of a small one."""
+def _places(weight: Tensor) -> list[Tensor]:
+    """Return a few places of a large weight, the last at its end, or all of a small one, as vectors."""
     size = weight.numel()
     if size <= _SAMPLE_ROWS * _SAMPLE_COLUMNS or not fills_memory(weight):
-        return weight
-    values = weight.as_strided((size,), (1,))
-    starts = [
-        row * (size - _SAMPLE_COLUMNS) // (_SAMPLE_ROWS - 1) for row in range(_SAMPLE_ROWS)
-    ]  # the last at the end
-    return torch.cat([values[start : start + _SAMPLE_COLUMNS] for start in starts])
+        return [weight.reshape(-1)]
+    starts = [row * (size - _SAMPLE_COLUMNS) // (_SAMPLE_ROWS - 1) for row in range(_SAMPLE_ROWS)]
+    first = weight.storage_offset()
+    return [weight.as_strided((_SAMPLE_COLUMNS,), (1,), first + start) for start in starts]
 
 
 def _equal(now: Tensor, before: Tensor) -> bool:

@@ -11,6 +11,11 @@ def is_plain(tensor: Tensor) -> bool:
     return type(tensor) in PLAIN_TYPES and tensor.layout == torch.strided and not tensor.is_neg()
 
 
+def empty_float32(*shape: int) -> Tensor:
+    """Return uninitialized float32 on the CPU, whatever type and device are torch's default."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
 def same_layout(first: Tensor, second: Tensor) -> bool:
     """Return whether two tensors of one shape walk memory alike; the stride of an axis of size 1 says nothing."""
     if first.stride() == second.stride():

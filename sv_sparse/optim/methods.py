@@ -174,8 +174,7 @@ def _way(group: Group, param: Tensor, dual: Tensor) -> str:
         return "foreach"
     if asked == "compile" or (asked == "fused" and param.device.type != "cpu"):
         return "compile"
-    fits = param.device.type == "cpu" and native.fits(param, dual)
-    return "native" if fits and native.takes_over(asked) else "foreach"
+    return "native" if native.fits(param, dual) and native.takes_over(asked) else "foreach"
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sv_sparse.optim.checks import warn
-from sv_sparse.optim.memory import fills_memory, is_plain, same_layout
+from sv_sparse.optim.memory import empty_float32, fills_memory, is_plain, same_layout
 
 SOURCE = Path(__file__).with_name("kernel.cpp")
 _FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
@@ -59,13 +59,24 @@ def is_loaded() -> bool:
 
 @functools.cache
 def _available() -> bool:
+    return loads(
+        library,
+        "implementation='auto' takes torch's own operations: the same results but for rounding, and a step takes "
+        "about twice as long. {error}",
+    )
+
+
+def loads(load: Callable[[], ctypes.CDLL], message: str) -> bool:
+    """Return whether kernels can be had here.
+
+    Args:
+        load: compiles and loads them, or raises OSError.
+        message: UserWarning where they cannot; ``{error}`` in it is why.
+    """
     try:
-        library()
+        load()
     except OSError as error:
-        warn(
-            f"implementation='auto' takes torch's own operations: the same results but for rounding, and a step takes "
-            f"about twice as long. {error}"
-        )
+        warn(message.format(error=error))
         return False
     return True
 
@@ -143,7 +154,7 @@ def largest(duals: Sequence[tuple[Tensor, float]], rank: int) -> Tensor:
 
     The first is the one that ``rank`` others exceed or equal, the second the next above it; infinity for rank 0.
     """
-    result = torch.empty(2, dtype=torch.float32, device="cpu")
+    result = empty_float32(2)
     scales = (ctypes.c_float * len(duals))(*[scale for _, scale in duals])
     out = ctypes.c_void_p(result.data_ptr())
     library().largest(*_handed_over([dual for dual, _ in duals]), scales, ctypes.c_int64(rank), out)
@@ -152,7 +163,7 @@ def largest(duals: Sequence[tuple[Tensor, float]], rank: int) -> Tensor:
 
 def support_norm(params: Tensors, grads: Tensors) -> Tensor:
     """The norm of the gradients of nonzero weights, 0-dim; each pair laid out alike (``fits``)."""
-    result = torch.empty((), dtype=torch.float32, device="cpu")
+    result = empty_float32()
     library().support_norm(*_handed_over(params, grads), ctypes.c_void_p(result.data_ptr()))
     return result
 
@@ -165,7 +176,7 @@ def sample(params: Tensors, rows: int, columns: int) -> Tensor:
         rows: places in a large weight, 2 or more; the last is at its end.
         columns: values in a place.
     """
-    result = torch.empty(sum(min(param.numel(), rows * columns) for param in params), device="cpu", dtype=torch.float32)
+    result = empty_float32(sum(min(param.numel(), rows * columns) for param in params))
     numbers = ctypes.c_int64(rows), ctypes.c_int64(columns)
     library().sample(*_handed_over(params), *numbers, ctypes.c_void_p(result.data_ptr()))
     return result

@@ -308,7 +308,7 @@ class BregmanOptimizer(Optimizer):
                     self._adopt(group, param, loose=False)
                 if param in self._records:
                     self._records[param] = record(group, param, self._records[param].lambda_)
-            self._take_samples(group, lie_still=False)
+            self._take_samples(group)
 
     def _follow(self, group: Group, params: Sequence[Tensor], *, warns: bool = True) -> bool:
         """Make duals anew of weights that were edited, frozen or given other settings since they were left.
@@ -321,8 +321,7 @@ class BregmanOptimizer(Optimizer):
         suspects, moved = [], False
         for param in params:
             left = records.get(param)
-            explained = left is None or left.group is not group or left.settings != settings or left.frozen
-            if left is None or explained or not left.lies_still(param):
+            if left is None or not left.stands(group, settings, param):
                 moved = True
                 if self._is_suspect(group, param):
                     suspects.append(param)
@@ -433,13 +432,15 @@ class BregmanOptimizer(Optimizer):
             left_alone = set(group["params"]) - set(params)
             for param in left_alone & records.keys():
                 records[param].frozen = True
-        self._take_samples(group, lie_still=lie_still)
+        if lie_still:
+            self._samples.renew(group)
+        else:
+            self._take_samples(group)
 
-    def _take_samples(self, group: Group, *, lie_still: bool) -> None:
-        """Copy a few of the weights that have duals."""
-        if lie_still or group["regularizer"] in _WITH_DUAL:
-            params = [] if lie_still else [param for param in group["params"] if "dual" in self.state.get(param, {})]
-            self._samples.take(group, params, lie_still=lie_still)
+    def _take_samples(self, group: Group) -> None:
+        """Copy a few values of each weight that is read off a dual."""
+        if group["regularizer"] in _WITH_DUAL:
+            self._samples.take(group, [param for param in group["params"] if "dual" in self.state.get(param, {})])
 
     def _forget_removed(self) -> None:
         """Let go of parameters and groups that the optimizer does not have any more."""

@@ -150,8 +150,8 @@ def _check_names(module: nn.Module, named: Mapping[str, Sequence[str]]) -> None:
     for argument, names in named.items():
         for name in names:
             if not any(_fits(name, param) for param in params):
-                raise ValueError(f"{argument} names {name!r}, which is no parameter or module with parameters; "
-                                 f"{_near(name, params)}")  # fmt: skip
+                near = _near(name, params)
+                raise ValueError(f"{argument} names {name!r}, which is no parameter or module with parameters; {near}")
     both = sorted(set(named["sparse"]) & set(named["dense"]))
     if both:
         raise ValueError(f"named both sparse and dense: {', '.join(both)}")
@@ -249,10 +249,9 @@ def _type_kind(
         return "sparse"
     if isinstance(module, dense_types):
         return "dense"
-    names = [each.__name__ for each in type(module).__mro__]
     if _is_gpt2_linear(module):
         return "sparse"
-    if any(name.endswith(_DENSE_ENDINGS) for name in names):
+    if any(each.__name__.endswith(_DENSE_ENDINGS) for each in type(module).__mro__):
         return "dense"
     return None
 

@@ -1,6 +1,5 @@
 """Warnings of what a training loop of one's own forgets, which would otherwise end in a wrong network in silence."""
 
-import warnings
 import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -147,11 +146,9 @@ class _Run:
     def end(self) -> None:
         """Warn, when the controller goes, that it never landed."""
         if self.over and self.active:
-            warnings.warn(
+            warn(
                 f"a run of total_steps={self.total_steps} ended without controller.land(), which makes the sparsity "
-                "exact: call it once after the last step",
-                UserWarning,
-                stacklevel=2,
+                "exact: call it once after the last step"
             )
 
 

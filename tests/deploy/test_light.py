@@ -101,9 +101,9 @@ def test_the_list_of_commands_needs_nothing(folder):
 def test_every_package_of_the_extra_is_kept_away_here():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = {re.split("[<>=]", entry)[0] for name in ("train", "onnx", "serve") for entry in extras[name]}
+    required = {re.split("[<>=]", entry)[0] for name in ("train", "onnx", "serve") for entry in extras[name]}
     imports: dict[str, set[str]] = {}
     for module, distributions in packages_distributions().items():
         for distribution in distributions:
             imports.setdefault(distribution.lower(), set()).add(module)
-    assert {name for name in wanted if not imports[name] & set(TRAINING)} == set()
+    assert {name for name in required if not imports[name] & set(TRAINING)} == set()

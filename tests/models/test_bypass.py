@@ -321,9 +321,9 @@ def test_checkpointed_activations_give_the_same_gradients(use_reentrant: bool) -
             return checkpoint(plain, x, use_reentrant=use_reentrant)
 
     model.blocks[0] = Checkpointed()
-    found = trained(model)
+    results = trained(model)
     gradients = sum(p.grad is not None for p in model.parameters())
-    assert_same(found[: 1 + gradients], expected[: 1 + gradients])
+    assert_same(results[: 1 + gradients], expected[: 1 + gradients])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -357,15 +357,15 @@ def test_a_batch_of_gradients_works_by_torchs_operations_and_the_kernels_refuse_
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 def test_each_precision_computes_as_torchs_operations_do(dtype: torch.dtype | None) -> None:
-    found = []
+    results = []
     for implementation in ("auto", "torch"):
         model = network("ECAPA", implementation)
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             embedding = model(FILTERBANK)
         embedding.square().sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-        found.append(embedding)
-    torch.testing.assert_close(*found, rtol=0.1, atol=0.1 if dtype else 1e-4)
+        results.append(embedding)
+    torch.testing.assert_close(*results, rtol=0.1, atol=0.1 if dtype else 1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -403,10 +403,10 @@ def loss_of(model: nn.Module, parameters: dict[str, Tensor], buffers: dict[str, 
 def test_functional_gradients_are_those_of_a_backward_pass(name: str) -> None:
     model = network(name)
     parameters, buffers = state(model)
-    found = torch.func.grad(lambda weights: loss_of(model, weights, copy.deepcopy(buffers)))(parameters)
+    results = torch.func.grad(lambda weights: loss_of(model, weights, copy.deepcopy(buffers)))(parameters)
     other = network(name)
     trained(other)
-    assert_same(list(found.values()), [p.grad for p in other.parameters() if p.grad is not None])
+    assert_same(list(results.values()), [p.grad for p in other.parameters() if p.grad is not None])
 
 
 def test_parameters_swapped_for_tensors_are_the_ones_that_count() -> None:

@@ -93,6 +93,13 @@ class Pair:
     def check(self, **tolerance) -> None:
         assert_same(self.ours, self.theirs, **tolerance)
 
+    def check_around(self, act: Callable[[], Any], **tolerance) -> None:
+        """Steps, the event, and steps again end alike."""
+        self.steps(3)
+        act()
+        self.steps(3, start=3)
+        self.check(**tolerance)
+
 
 # --- the same as torch.optim ------------------------------------------------------------------------------------------
 
@@ -129,23 +136,19 @@ def test_settings_changed_between_steps_train_as_in_torch(family, way):
             group["eps"] = 1e-4
 
     pair = Pair(family, way)
-    pair.steps(3)
-    pair.both(change)
-    pair.steps(3, start=3)
-    pair.check()
+    pair.check_around(lambda: pair.both(change))
 
 
 @each_optimizer
 @each_way
 def test_a_group_added_while_training_trains_as_in_torch(family, way):
+    def add(optimizer, params) -> None:
+        late = nn.Parameter(torch.ones(3, 2))
+        optimizer.add_param_group({"params": [late], "lr": 0.02})
+        params.append(late)
+
     pair = Pair(family, way)
-    pair.steps(3)
-    late = [nn.Parameter(torch.ones(3, 2)) for _ in range(2)]
-    for optimizer, params, param in ((pair.optimizer, pair.ours, late[0]), (pair.peer, pair.theirs, late[1])):
-        optimizer.add_param_group({"params": [param], "lr": 0.02})
-        params.append(param)
-    pair.steps(3, start=3)
-    pair.check()
+    pair.check_around(lambda: pair.both(add))
 
 
 @each_optimizer
@@ -162,24 +165,24 @@ def test_layers_frozen_and_trained_again_train_as_in_torch(family, way):
 @each_way
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
 def test_copies_go_on_as_in_torch(family, way, copied):
+    def copy_both() -> None:
+        pair.ours, pair.optimizer, pair.theirs, pair.peer = copied((pair.ours, pair.optimizer, pair.theirs, pair.peer))
+
     pair = Pair(family, way)
-    pair.steps(3)
-    pair.ours, pair.optimizer, pair.theirs, pair.peer = copied((pair.ours, pair.optimizer, pair.theirs, pair.peer))
-    pair.steps(3, start=3)
-    pair.check()
+    pair.check_around(copy_both)
 
 
 @each_optimizer
 @each_way
 def test_another_precision_while_training_trains_as_in_torch(family, way):
+    def cast() -> None:
+        pair.both(lambda _, params: [setattr(param, "data", param.data.double()) for param in params])
+        # torch's own state stays float32, and its kernels refuse the mixture: it is cast as load_state_dict does
+        pair.peer.load_state_dict(pair.peer.state_dict())
+
     pair = Pair(family, way)
-    pair.steps(3)
-    pair.both(lambda _, params: [setattr(param, "data", param.data.double()) for param in params])
-    # torch's own state stays float32, and its kernels refuse the mixture: it is cast as load_state_dict does
-    pair.peer.load_state_dict(pair.peer.state_dict())
-    pair.steps(3, start=3)
+    pair.check_around(cast, rtol=1e-4, atol=1e-5)
     assert {param.dtype for param in pair.ours} == {torch.float64}
-    pair.check(rtol=1e-4, atol=1e-5)
 
 
 @each_optimizer

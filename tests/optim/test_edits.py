@@ -1,4 +1,4 @@
-"""What happens to weights between two steps: edits, freezing, other settings; and what is let go of."""
+"""Laws of what may happen to weights between two steps: edits, freezing, other settings, removal."""
 
 import gc
 import warnings

@@ -72,6 +72,13 @@ def backward(model):
     nn.functional.cross_entropy(model(x).float(), y).backward()
 
 
+def update(model, bregman, control):
+    """One update of a training loop."""
+    backward(model)
+    bregman.step()
+    control.step()
+
+
 def land(device, control):
     """End a run; what is counted on a fake device is no count, which landing warns of."""
     with device.waiting(), warnings.catch_warnings():
@@ -105,13 +112,9 @@ def test_steps_do_not_wait_and_a_run_ends(optimizer, regularizer, controller):
             bregman.load_state_dict(state[0])
             control.load_state_dict(state[1])
             diagnostics.load_state_dict(state[2])
-            backward(model)
-            bregman.step()  # the first step after loading may compare the weights with those that it wrote
-            control.step()
+            update(model, bregman, control)  # the first after loading may compare the weights with the duals
         with device.not_waiting():
-            backward(model)
-            bregman.step()
-            control.step()
+            update(model, bregman, control)
         land(device, control)
         for param in model.parameters():
             for name, value in bregman.state[param].items():
@@ -184,11 +187,7 @@ def test_a_network_that_moves_after_its_optimizer_was_made_takes_lambda_and_the_
         control = kind(bregman, 0.5, STEPS, **settings)
         with device.waiting():
             model.to(CUDA)
-            backward(model)
-            bregman.step()
-            control.step()
+            update(model, bregman, control)
         with device.not_waiting():
-            backward(model)
-            bregman.step()
-            control.step()
+            update(model, bregman, control)
         land(device, control)

@@ -1,4 +1,4 @@
-"""What a training loop forgets is said once, and nothing is said where all is well."""
+"""Laws of the reminders: what a training loop forgets is said once, and nothing where all is well."""
 
 import copy
 import gc
@@ -32,7 +32,7 @@ def controlled(total: int = 100, target: float = 0.5, kind=QuantileController, r
 
 
 def said(action) -> list[str]:
-    """What is warned of while something happens, and what it held is collected."""
+    """Return the warnings while something happens and what it held is collected."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         action()
@@ -124,7 +124,7 @@ def test_nothing_is_said_at_the_end_of_other_runs():
         model, optimizer, controller = controlled(20)
         train(model, optimizer, 19, after=controller.step)
 
-    def resumed() -> None:
+    def resume() -> None:
         controlled(20)[2].load_state_dict(controller.state_dict())
 
     controller = finished()
@@ -135,7 +135,7 @@ def test_nothing_is_said_at_the_end_of_other_runs():
         lambda: finished(FixedController, "none", 0.0),
         lambda: copy.deepcopy(controller),
         short,
-        resumed,
+        resume,
     ):
         assert said(action) == []
     controller.reminders.active = False
