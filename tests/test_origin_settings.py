@@ -60,7 +60,7 @@ FOLDER = ("data=folder", "data.root=/corpus/wav", "data.trials=[/corpus/a.txt,/c
         ("model=resnet34", "data=voxceleb", "data.prepared=/vox", "data.train=[vox1_dev,vox2_dev]", "optim=linbreg"),
         ("model=ecapa_512", "model.channels=384", "optim=sgd", "optim.lr=0.005", "data.cache=/demo", "seed=3"),
         (*FOLDER, "sparsity=magnitude", "sparsity.controller.layerwise=true", "optim.lr.dense=0.4"),
-        ("data=cnceleb", "data.prepared=/cn", "data.validation_share=0", "sparsity=channels", "target_sparsity=0"),
+        ("data=cnceleb", "data.prepared=/cn", "data.validation_share=0", "target_sparsity=0"),
     ],
 )
 def test_a_run_has_the_settings_of_the_run_that_it_starts_from(origin, words):

@@ -88,19 +88,6 @@ def test_a_lambda_above_the_living_weights_starts_where_it_does_not_make_them_la
     assert delta * first_lambda(settings, None, groups)["lambda_"] == pytest.approx(0.125**0.5)
 
 
-def test_channels_of_the_head_are_speakers_and_are_not_cut(train, tones):
-    done = train(*TINY, *tones.settings(), "sparsity=channels", "target_sparsity=0.5", "sparsity.include_head=true")
-    assert done.status == 2
-    assert "sparsity.include_head=true with sparsity.grouping=output makes speakers zero" in done.err
-
-
-def test_of_every_layer_the_same_share_of_channels_dies(train, tones, tmp_path):
-    found, _ = run(train, tones, tmp_path, "sparsity=channels", "target_sparsity=0.5")
-    for name, layer in found["layers"].items():
-        assert abs(layer["dead_channels"] - 0.5 * layer["channels"]) <= 1, name
-        assert layer["zeros"] * layer["channels"] == layer["dead_channels"] * layer["parameters"], name
-
-
 def test_a_fixed_lambda_ends_where_it_ends(train, tones, tmp_path):
     found, _ = run(train, tones, tmp_path, "sparsity=fixed", "optim.lambda_=0.02", "target_sparsity=0.7")
     assert found["sparsity"] == pytest.approx(found["sparsity_before_landing"])

@@ -151,7 +151,7 @@ def test_averaging_without_duals_is_refused_before_data_are_read(train, tones, t
         (["sparsity=magnitude", "optim=proxsgd"], "sparsity.regularizer must be one of l1, group, none; AdaBreg"),
         (["sparsity=quantile", "optim=proxsgd"], "sparsity.controller: QuantileController orders duals"),
         (
-            ["sparsity=channels", "sparsity.include_head=true"],
+            ["sparsity.regularizer=group", "sparsity.density=1", "sparsity.include_head=true"],
             "sparsity.include_head=true with sparsity.grouping=output",
         ),
         (["head.margin=2"], "head.margin must be at least 0 and below pi / 2, got 2"),

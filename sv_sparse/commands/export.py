@@ -17,7 +17,6 @@ from sv_sparse import __version__
 from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.deploy.compact import compact
 from sv_sparse.deploy.decision import LIMITS_OF_USE, SYNTHETIC
 from sv_sparse.deploy.onnx import FEATURES, export_onnx
 from sv_sparse.deploy.package import write_package
@@ -36,11 +35,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``sv-sparse export``."""
     parser.add_argument("trained", type=Path, metavar="RUN", help="a run folder, or a network file of one")
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="model.safetensors or model.onnx")
-    parser.add_argument(
-        "--compact",
-        action="store_true",
-        help="without dead channels: for runs with sparsity=channels, which become a smaller dense network",
-    )
     parser.add_argument(
         "--values",
         choices=list(VALUES),
@@ -67,9 +61,6 @@ def run(chosen: argparse.Namespace) -> None:
     dense = _bytes(network)
     card = make_card(folder, settings, licence=chosen.licence, trained_on=chosen.trained_on)
     model = settings["model"]
-    if chosen.compact:
-        small = compact(network)
-        network, model = small, small.settings
     if kind == ".safetensors":
         features = {"sample_rate": SAMPLE_RATE, "mel_bins": MEL_BINS}
         write_package(chosen.to, network, model, backend, card, features=features, values=chosen.values or "fp32")

@@ -5,19 +5,16 @@ from typing import Any
 
 from torch import nn
 
-from sv_sparse.deploy.compact_ecapa import CompactECAPA
-from sv_sparse.deploy.compact_resnet import CompactResNet34
 from sv_sparse.models.ecapa import ECAPA
 from sv_sparse.models.resnet import ResNet34
 from sv_sparse.models.se_resnet import SEResNet
 
 _KNOWN: dict[str, type[nn.Module]] = {
     f"{network.__module__}.{network.__qualname__}": network
-    for network in (ECAPA, ResNet34, SEResNet, CompactECAPA, CompactResNet34)
+    for network in (ECAPA, ResNet34, SEResNet)
 }
 _WIDEST, _LONGEST = 1 << 16, 64  # value of a setting, and values of one
 _MOST = {"res2net_scale": 64, "kernel_sizes": 255, "dilations": 64}
-_BY_CHUNK = {"chunk_channels", "unit_channels", "shared_channels"}  # res2net_scale values for each block
 # What constructors raise for settings that are allowed by themselves and do not fit together.
 _CONTRADICTIONS = (TypeError, LookupError, ArithmeticError, RuntimeError, StopIteration, AssertionError)
 
@@ -47,8 +44,8 @@ def build_network(model: Mapping[str, Any], mel_bins: int) -> nn.Module:
 def _check(name: str, value: Any) -> None:
     """Raise a ValueError unless a setting is a plain value of a size in which networks are built."""
     several = value if isinstance(value, list) else [value]
-    most, longest = _MOST.get(name, _WIDEST), _LONGEST**2 if name in _BY_CHUNK else _LONGEST
-    if len(several) > longest or not all(_plain(each, most) for each in several):
+    most = _MOST.get(name, _WIDEST)
+    if len(several) > _LONGEST or not all(_plain(each, most) for each in several):
         raise ValueError(f"its network's {name} is {str(value)[:60]}, which is not allowed")
 
 

@@ -99,13 +99,6 @@ def test_an_onnx_file_may_have_eight_bits(finished, tmp_path):
         assert any(node.op_type == "QuantizeLinear" for node in model.graph.node)
 
 
-def test_a_network_may_be_compact(finished, tones, tmp_path):
-    whole = Verifier.from_pretrained(export(finished, tmp_path / "m.safetensors"))
-    small = Verifier.from_pretrained(export(finished, tmp_path / "c.safetensors", "--compact"))
-    recording = next(tones.root.rglob("*.flac"))
-    np.testing.assert_allclose(small.embed_file(recording), whole.embed_file(recording), rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

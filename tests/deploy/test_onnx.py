@@ -14,7 +14,6 @@ import torch
 from deployed import MODELS, trained
 from torch import Tensor, nn
 
-from sv_sparse.deploy.compact import compact
 from sv_sparse.deploy.onnx import OPSET, export_onnx
 from sv_sparse.deploy.onnx_features import ConvolvedFilterbank
 from sv_sparse.deploy.quantize import quantize_onnx
@@ -118,13 +117,6 @@ def test_the_filterbank_can_be_given_in_float32_and_in_int8(tmp_path: Path):
     assert shapes(path) == ["filterbank [batch, 80, frames]", "embedding [batch, 16]"]
     quantize_onnx(path, small, [filterbank.numpy() for filterbank in filterbanks[:2]])
     assert nn.functional.cosine_similarity(run(small, filterbanks[2]), truth).min() > 0.99
-
-
-def test_a_network_without_its_dead_channels_can_be_exported(tmp_path: Path):
-    network, path = trained(SMALL), tmp_path / "compact.onnx"
-    export_onnx(compact(network), path, metadata={})
-    waveform = voice(3)
-    torch.testing.assert_close(run(path, waveform), embed(network, waveform), rtol=0, atol=1e-4)
 
 
 def shapes(path: Path) -> list[str]:
