@@ -7,19 +7,19 @@ import time
 import hydra
 from omegaconf import DictConfig
 
-from sv_sparse.build import build, check_buildable
-from sv_sparse.compute import keep_freed_memory
-from sv_sparse.corpus import prepare_corpus
+from sv_sparse.config.overrides import check_names
+from sv_sparse.config.settings import configuration
 from sv_sparse.distributed import end, first_before_others, from_first, processes, rank
-from sv_sparse.jobs import clear_errors
-from sv_sparse.landing import evaluate, finish_backend, land
-from sv_sparse.origin_settings import offer_origins
-from sv_sparse.overrides import check_names
+from sv_sparse.evaluation.corpus import prepare_corpus
+from sv_sparse.io import harden_output
 from sv_sparse.report import collect, draw_run, write_report, write_results
-from sv_sparse.run import logged, open_run
-from sv_sparse.settings import configuration
-from sv_sparse.text import harden_output
-from sv_sparse.trainer import Trainer
+from sv_sparse.training.device import keep_freed_memory
+from sv_sparse.training.errors import clear_errors
+from sv_sparse.training.finalize import evaluate, finish_backend, land
+from sv_sparse.training.init_from_config import offer_origins
+from sv_sparse.training.run_dir import logged, open_run
+from sv_sparse.training.setup import build, check_buildable
+from sv_sparse.training.trainer import Trainer
 
 
 @hydra.main(version_base="1.3", config_path=str(configuration()), config_name="config")

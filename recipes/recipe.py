@@ -125,7 +125,11 @@ def execute(command: Command) -> int:
     Returns:
         Its exit status; 128 + the signal where it was asked to stop and had just finished, or cannot tell: torchrun.
     """
-    programs = {"python": [], "sv-sparse": ["-m", "sv_sparse.cli"], "torchrun": ["-m", "torch.distributed.run"]}
+    programs = {
+        "python": [],
+        "sv-sparse": ["-m", "sv_sparse.commands.main"],
+        "torchrun": ["-m", "torch.distributed.run"],
+    }
     came: list[int] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:

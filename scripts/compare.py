@@ -8,7 +8,7 @@ The same as ``sv-sparse compare``::
 
 import sys
 
-from sv_sparse.cli import main
+from sv_sparse.commands.main import main
 
 if __name__ == "__main__":
     main(["compare", *sys.argv[1:]])

@@ -26,14 +26,14 @@ import numpy as np
 import soundfile
 import torch
 
-from sv_sparse.deploy.audio import decode
-from sv_sparse.deploy.description import with_check_sum
-from sv_sparse.deploy.networks import build_network
-from sv_sparse.deploy.package import read_package, write_package
-from sv_sparse.deploy.runtime import Runtime
+from sv_sparse.io import check_sum
+from sv_sparse.models.registry import build_network
+from sv_sparse.runtime.audio import decode
+from sv_sparse.runtime.engine.runtime import Runtime
+from sv_sparse.runtime.package import read_package, write_package
+from sv_sparse.runtime.package_header import with_check_sum
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.calibration import Calibration
-from sv_sparse.storage import check_sum
 
 SECONDS, MEGABYTES = 10.0, 512  # that a case may take
 _LONGEST = 10.0  # seconds of a recording
@@ -52,7 +52,7 @@ _EXTREMES = (
 )
 _MODELS = (
     {
-        "_target_": "sv_sparse.models.ecapa.ECAPA",
+        "_target_": "sv_sparse.models.ecapa_tdnn.ECAPA",
         **{"channels": 16, "mfa_channels": 24, "attention_channels": 8, "se_channels": 8, "res2net_scale": 4},
         **{"kernel_sizes": [5, 3], "dilations": [1, 2], "embedding_dim": 16, "layout": "speechbrain"},
     },

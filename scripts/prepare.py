@@ -2,7 +2,7 @@
 
 import sys
 
-from sv_sparse.cli import main
+from sv_sparse.commands.main import main
 
 if __name__ == "__main__":
     main(["prepare", *sys.argv[1:]])

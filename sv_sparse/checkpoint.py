@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from sv_sparse.storage import atomic_write, compare_zip_sums
+from sv_sparse.io import atomic_write, compare_zip_sums
 
 FORMAT = 4
 TRAINING_KEYS = {

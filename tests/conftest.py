@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from attempts import Attempts
-from fake_cuda import fake_cuda_process  # noqa: F401  # a fixture
+from helpers.attempts import Attempts
+from helpers.fake_cuda import fake_cuda_process  # noqa: F401  # a fixture
+from helpers.tiny import ROOT, THREE_EPOCHS, TINY, Outcome, Tones, write_tones, write_trial_list
 from hydra.core.global_hydra import GlobalHydra
-from tiny import ROOT, THREE_EPOCHS, TINY, Outcome, Tones, write_tones, write_trial_list
 
-from sv_sparse.origin_settings import offer_origins
+from sv_sparse.training.init_from_config import offer_origins
 
 
 def _hide_lazy_modules() -> None:

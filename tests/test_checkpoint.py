@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sv_sparse import checkpoint
-from sv_sparse.deploy.trained import load_network
+from sv_sparse.evaluation.load import load_network
 
 STATE = {
     "config": {"seed": 0},

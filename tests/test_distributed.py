@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from tiny import ROOT, TINY, damage_middle, write_tones, write_trial_list
+from helpers.tiny import ROOT, TINY, damage_middle, write_tones, write_trial_list
 
 from sv_sparse import checkpoint
 from sv_sparse.distributed import name_of_start
-from sv_sparse.monitor import read_rows
+from sv_sparse.training.logging import read_rows
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 # LinBreg, whose step is linear in the gradient: Adam's first steps are signs, which rounding flips

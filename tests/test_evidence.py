@@ -22,12 +22,12 @@ from evidence.noisy import Condition, make_noisy, open_store
 from evidence.plan import FULL, QUESTIONS, QUICK, plan
 from evidence.results import Finished, Group, Run, near_target
 from evidence.tables import TABLES, control_table
+from helpers.tiny import ROOT, TINY, Tones
 from hydra import compose, initialize_config_dir
-from tiny import ROOT, TINY, Tones
 
-from sv_sparse.monitor import read_rows
+from sv_sparse.config.settings import resolve
 from sv_sparse.report.style import house_style
-from sv_sparse.settings import resolve
+from sv_sparse.training.logging import read_rows
 
 WORDS = ["--quick", "--questions", "structure", "finetuning"]
 

@@ -1,8 +1,8 @@
 from pathlib import Path
 
-from tiny import ROOT
+from helpers.tiny import ROOT
 
-from sv_sparse import extras
+from sv_sparse import io as extras
 
 
 def test_a_checkout_is_installed_from_where_it_is():

@@ -3,7 +3,7 @@
 import re
 import tomllib
 
-from tiny import ROOT
+from helpers.tiny import ROOT
 
 
 def test_the_entry_point_is_a_paragraph():

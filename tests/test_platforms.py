@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import deployed
 import pytest
 import soundfile
-from tiny import ROOT, tone
+from helpers import deployed
+from helpers.tiny import ROOT, tone
 
-from sv_sparse.deploy.package import write_package
+from sv_sparse.runtime.package import write_package
 
 # Windows has none of these. Other packages may use what they use on this system: they have ways of their own there.
 MODULES = ("fcntl", "resource", "pwd", "grp", "termios")
@@ -55,7 +55,7 @@ for name in names:
 print(json.dumps(names))
 """
 COMMANDS = """
-from sv_sparse.cli import main
+from sv_sparse.commands.main import main
 for words in json.loads(sys.argv[1]):
     main(words)
 """
@@ -78,7 +78,9 @@ def test_what_is_hidden_is_hidden_from_this_package_alone(tmp_path):
 def test_every_module_is_imported_without_what_only_posix_has(tmp_path):
     done = windows(EVERY_MODULE, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert {"sv_sparse.storage", "sv_sparse.deploy.serve", "sv_sparse.trainer"} <= set(json.loads(done.stdout))
+    assert {"sv_sparse.io", "sv_sparse.runtime.server.app", "sv_sparse.training.trainer"} <= set(
+        json.loads(done.stdout)
+    )
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ def folder(tmp_path) -> Path:
 
 def test_a_network_is_used_and_files_are_written_without_what_only_posix_has(folder):
     lock = (
-        "from pathlib import Path\nfrom sv_sparse.storage import only_process, write_text\n"
+        "from pathlib import Path\nfrom sv_sparse.io import only_process, write_text\n"
         "with only_process(Path('.'), 'refused'):\n    write_text('written.txt', 'whole')\n"
     )
     model = ("--model", "model.safetensors")

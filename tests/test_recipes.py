@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-import trees
+from helpers import trees
+from helpers.tiny import ROOT, Tones
 from hydra import compose, initialize_config_dir
-from tiny import ROOT, Tones
 
-from sv_sparse import cli
-from sv_sparse.settings import resolve
+from sv_sparse.commands import main as cli
+from sv_sparse.config.settings import resolve
 
 CONF = ROOT / "conf"
 SMALL = ["--tiny", "--models", "ecapa", "--optims", "linbreg", "--targets", "0", "0.8"]

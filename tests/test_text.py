@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import ROOT
+from helpers.tiny import ROOT
 
-from sv_sparse.text import ESCAPE, harden_output, printable
+from sv_sparse.io import ESCAPE, harden_output, printable
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def run(tmp_path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """Run lines of a program after its output was hardened; what it says of its work is in the file ``done``."""
 
     def run(lines: str, *flags: str, **how: object) -> "subprocess.CompletedProcess[str]":
-        program = f"from sv_sparse.text import harden_output\nharden_output()\n{lines}\nopen('done', 'w').close()"
+        program = f"from sv_sparse.io import harden_output\nharden_output()\n{lines}\nopen('done', 'w').close()"
         words = [sys.executable, *flags, "-c", program]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii:strict"}
         how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how

@@ -22,7 +22,7 @@ from evidence.results import Finished, Run
 from evidence.tables import NOISY
 from evidence.workers import Shared, Workers
 from evidence.write import write_evidence
-from sv_sparse.overrides import check_names
+from sv_sparse.config.overrides import check_names
 
 OWN = (
     r"(seed|folder|resume|init_from|name|experiment|model|optim(\.lr.*|\.lambda_)?|sparsity|scoring|target_sparsity|"

@@ -8,9 +8,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from stages import HOME, quoted
 
-from sv_sparse.data.draws import generator
+from sv_sparse.data.rng import generator
 from sv_sparse.data.speakers import read_sexes
-from sv_sparse.storage import write_text
+from sv_sparse.io import write_text
 
 
 @dataclass(frozen=True)

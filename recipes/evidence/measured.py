@@ -9,19 +9,19 @@ from typing import Any
 
 import onnxruntime
 import torch
+from sv_sparse.runtime.compact import compact
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
 from sv_sparse.commands.export import make_card
 from sv_sparse.data.decoding import SAMPLE_RATE
-from sv_sparse.deploy.compact import compact
-from sv_sparse.deploy.onnx import export_onnx
-from sv_sparse.deploy.package import read_package, write_package
-from sv_sparse.deploy.runtime import Runtime, machine
-from sv_sparse.deploy.trained import load_network
-from sv_sparse.features import MEL_BINS
-from sv_sparse.storage import write_json
+from sv_sparse.evaluation.load import load_network
+from sv_sparse.export.onnx import export_onnx
+from sv_sparse.io import write_json
+from sv_sparse.models.features import MEL_BINS
+from sv_sparse.runtime.engine.runtime import Runtime, machine
+from sv_sparse.runtime.package import read_package, write_package
 
 FRAMES = 300  # 3 s of speech
 FILE = "measured.json"

@@ -12,13 +12,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sv_sparse.data.audio import read_utterance, recording
+from sv_sparse.data.augment_ops import reverberate
 from sv_sparse.data.decoding import SAMPLE_RATE
-from sv_sparse.data.draws import generator
-from sv_sparse.data.mixing import reverberate
 from sv_sparse.data.noise import ROOM, NoiseStore, build_store
+from sv_sparse.data.rng import generator
+from sv_sparse.data.torchaudio_guard import torchaudio
 from sv_sparse.data.trials import read_trials
-from sv_sparse.storage import atomic_write, write_text
-from sv_sparse.torchaudio_guard import torchaudio
+from sv_sparse.io import atomic_write, write_text
 
 MADE_UP = "nowhere: it is made up (sloped noise, babble of six training speakers, rooms of noise that dies away)"
 LEVELS = (20, 10, 5, 0)  # dB

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evidence.plan import Cell
-from sv_sparse.monitor import read_rows
+from sv_sparse.config.settings import flat, read_settings
+from sv_sparse.evaluation.score_files import redrawn_eers
 from sv_sparse.report.record import judged_lists
-from sv_sparse.score_files import redrawn_eers
 from sv_sparse.scoring.bootstrap import Interval, interval
-from sv_sparse.settings import flat, read_settings
+from sv_sparse.training.logging import read_rows
 
 BAND = 0.005  # of the sparsity around its target: half a point
 _OWN = ("seed", "data.validation_seed", "folder", "name", "init_from", "optim.lambda_")

@@ -10,12 +10,12 @@ from typing import Any
 from evidence.figures import FIGURES
 from evidence.results import Finished, near_target
 from evidence.tables import TABLES, curves, structure_table
+from sv_sparse.io import write_text
 from sv_sparse.report.compare import as_csv
 from sv_sparse.report.page import figure_links
 from sv_sparse.report.style import Drawn, house_style
 from sv_sparse.report.sweep import Column, columns, read_entries
 from sv_sparse.report.write import write_figures
-from sv_sparse.storage import write_text
 
 TITLES = {
     "control": "Does every run reach its target, with one default setting?",

@@ -16,17 +16,17 @@ import numpy as np
 import onnxruntime
 import torch
 from interleaved import medians
+from sv_sparse.runtime.compact import compact
 
 from sv_sparse.commands.export import heard, write_onnx
 from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.prepared import Judged
-from sv_sparse.deploy.compact import compact
-from sv_sparse.deploy.package import read_package, write_package
-from sv_sparse.deploy.runtime import Runtime
-from sv_sparse.deploy.trained import load_network
-from sv_sparse.features import MEL_BINS, Filterbank
-from sv_sparse.protocols import lists_of_run
+from sv_sparse.evaluation.load import load_network
+from sv_sparse.evaluation.trial_sets import lists_of_run
+from sv_sparse.models.features import MEL_BINS, Filterbank
+from sv_sparse.runtime.engine.runtime import Runtime
+from sv_sparse.runtime.package import read_package, write_package
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.metrics import eer, rank_scores
 

@@ -27,12 +27,12 @@ import numpy as np
 import soundfile
 import torch
 
-from sv_sparse.deploy.networks import build_network
-from sv_sparse.deploy.package import write_package
+from sv_sparse.models.registry import build_network
+from sv_sparse.runtime.package import write_package
 from sv_sparse.scoring.backend import Backend
 
 RATE, MEL_BINS, SECONDS, DENSITY = 16000, 80, 3, 0.1
-MODEL = {"_target_": "sv_sparse.models.ecapa.ECAPA"}
+MODEL = {"_target_": "sv_sparse.models.ecapa_tdnn.ECAPA"}
 FOREVER = "while True: pass"
 
 
@@ -104,7 +104,7 @@ def measured(folder: Path, rounds: int) -> dict[str, list[tuple[float, float]]]:
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
     for counted in range(-1, rounds):
         for name, way in WAYS.items():
-            words = [sys.executable, "-m", "sv_sparse.cli", "verify", "a.wav", "b.wav", "--json", *way.words]
+            words = [sys.executable, "-m", "sv_sparse.commands.main", "verify", "a.wav", "b.wav", "--json", *way.words]
             environment = os.environ | {"SV_SPARSE_MODEL": "model.safetensors"} | way.variables
             began = time.perf_counter()
             done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=True)

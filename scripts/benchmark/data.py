@@ -18,14 +18,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sv_sparse.data.augment import SNR, Augmentation
+from sv_sparse.data.augment_ops import Mixer, play, reverberate
+from sv_sparse.data.corpora.headers import one_part, read_headers
 from sv_sparse.data.dataset import Crops
-from sv_sparse.data.headers import one_part, read_headers
 from sv_sparse.data.loader import CropLoader, EpochBatches
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.data.mixing import Mixer, play, reverberate
 from sv_sparse.data.noise import ROOM, build_store
 from sv_sparse.data.shards import write_shards
-from sv_sparse.torchaudio_guard import torchaudio
+from sv_sparse.data.torchaudio_guard import torchaudio
 
 RATE, SECONDS, CROP, BATCH = 16000, 8, 32240, 32
 

@@ -24,12 +24,12 @@ import openvino
 import torch
 
 from sv_sparse.commands.export import make_card
-from sv_sparse.deploy.lower import lower
-from sv_sparse.deploy.onnx import export_onnx
-from sv_sparse.deploy.package import read_package, write_package
-from sv_sparse.deploy.runtime import Runtime, machine
-from sv_sparse.deploy.trained import load_network
-from sv_sparse.deploy.tune import measured_plan, torch_threads
+from sv_sparse.evaluation.load import load_network
+from sv_sparse.export.onnx import export_onnx
+from sv_sparse.runtime.engine.autotune import measured_plan, torch_threads
+from sv_sparse.runtime.engine.lowering import lower
+from sv_sparse.runtime.engine.runtime import Runtime, machine
+from sv_sparse.runtime.package import read_package, write_package
 
 FEATURES = {"sample_rate": 16000, "mel_bins": 80}
 TARGETS = {"ECAPA": {0.9: (3.4, 1.5), 0.95: (5.5, 2.4), 0.99: (10, 4.5)}, "ResNet34": {0.9: (3.3, None)}}
@@ -147,14 +147,14 @@ def latency(about: Mapping[str, Any], threads: int, seconds: float, rounds: int)
 
 LOADERS = {
     "ours": """
-from sv_sparse.deploy.package import read_package
-from sv_sparse.deploy.runtime import Runtime
+from sv_sparse.runtime.package import read_package
+from sv_sparse.runtime.engine.runtime import Runtime
 def load():
     runtime = Runtime.of(read_package(folder / "fp32.safetensors"), threads=1)
     return lambda x: runtime(torch.from_numpy(x))
 """,
     "torch": """
-from sv_sparse.deploy.networks import build_network
+from sv_sparse.models.registry import build_network
 def load():
     network = build_network(model, 80).eval()
     network.load_state_dict(torch.load(folder / "dense.pt", weights_only=True))

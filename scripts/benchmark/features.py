@@ -10,10 +10,10 @@ import soundfile
 import torch
 from torch import Tensor
 
-from sv_sparse.data.folder import ENDINGS
-from sv_sparse.features import Filterbank
-from sv_sparse.models.pretrained import DECIBELS
-from sv_sparse.torchaudio_guard import torchaudio
+from sv_sparse.data.corpora.folder import ENDINGS
+from sv_sparse.data.torchaudio_guard import torchaudio
+from sv_sparse.models.features import Filterbank
+from sv_sparse.models.pretrained.convert import DECIBELS
 
 RATE, BINS, LOWEST = 16000, 80, 10
 Features = Callable[[Tensor], Tensor]  # waveform [1, S] to [F, T]

@@ -39,15 +39,14 @@ from interleaved import medians
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from sv_sparse.build import Experiment, build
-from sv_sparse.corpus import prepare_corpus
+from sv_sparse.config.settings import resolve
 from sv_sparse.data.augment import Augmentation
-from sv_sparse.data.mixing import Mixer, mask_filterbank
+from sv_sparse.data.augment_ops import Mixer, mask_filterbank
 from sv_sparse.data.noise import KINDS, build_store
-from sv_sparse.features import MEL_BINS, Filterbank, crop_samples
-from sv_sparse.head import AAMSoftmax
-from sv_sparse.models.ecapa import ECAPA
-from sv_sparse.monitor import read_rows
+from sv_sparse.evaluation.corpus import prepare_corpus
+from sv_sparse.models.ecapa_tdnn import ECAPA
+from sv_sparse.models.features import MEL_BINS, Filterbank, crop_samples
+from sv_sparse.models.heads import AAMSoftmax
 from sv_sparse.optim import (
     AdaBreg,
     FeedbackController,
@@ -59,9 +58,10 @@ from sv_sparse.optim import (
     partition,
 )
 from sv_sparse.optim.optimizer import IMPLEMENTATIONS
-from sv_sparse.settings import resolve
-from sv_sparse.trainer import Trainer
-from sv_sparse.update import hear
+from sv_sparse.training.logging import read_rows
+from sv_sparse.training.setup import Experiment, build
+from sv_sparse.training.trainer import Trainer
+from sv_sparse.training.update import hear
 
 ROOT = Path(__file__).parents[2]
 RATE = 16000

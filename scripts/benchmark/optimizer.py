@@ -12,7 +12,7 @@ import torch
 from interleaved import medians
 from torch import Tensor, nn
 
-from sv_sparse.models.ecapa import ECAPA
+from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.optim import AdaBreg, BregmanOptimizer, FeedbackController, LinBreg, QuantileController, partition
 
 PEER = "torch Adam fused"

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from sv_sparse.data.collect import collect
-from sv_sparse.data.voxceleb import parse, prepare_voxceleb
+from sv_sparse.data.corpora.collect import collect
+from sv_sparse.data.corpora.voxceleb import parse, prepare_voxceleb
 
 _LINKS = 30_000  # to one file; file systems allow 65,000
 _SESSIONS, _UTTERANCES = 20, 10

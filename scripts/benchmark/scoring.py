@@ -18,10 +18,10 @@ from sklearn.metrics import roc_curve
 from sklearn.metrics.pairwise import cosine_similarity
 from threadpoolctl import threadpool_limits
 
+from sv_sparse.data.torchaudio_guard import torchaudio  # before speechbrain, which fails on CPU-only torch otherwise
 from sv_sparse.scoring.as_norm import as_norm, cohort_statistics
 from sv_sparse.scoring.cosine import centred_unit, cosine_scores
 from sv_sparse.scoring.metrics import OperatingPoint, eer, min_dcf, rank_scores
-from sv_sparse.torchaudio_guard import torchaudio  # before speechbrain, which fails on CPU-only torch otherwise
 
 assert torchaudio is not None
 from speechbrain.utils.metric_stats import EER, minDCF  # noqa: E402

@@ -18,10 +18,11 @@ from interleaved import medians
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sv_sparse.data.mixing import Mixer
-from sv_sparse.features import Filterbank, crop_samples
-from sv_sparse.head import AAMSoftmax
-from sv_sparse.models.ecapa import ECAPA
+from sv_sparse.data.augment_ops import Mixer
+from sv_sparse.data.torchaudio_guard import torchaudio  # noqa: F401  # lets speechbrain import it
+from sv_sparse.models.ecapa_tdnn import ECAPA
+from sv_sparse.models.features import Filterbank, crop_samples
+from sv_sparse.models.heads import AAMSoftmax
 from sv_sparse.models.resnet import ResNet34
 from sv_sparse.optim import (
     DENSE_TYPES,
@@ -31,7 +32,6 @@ from sv_sparse.optim import (
     partition,
     sparse_init_,
 )
-from sv_sparse.torchaudio_guard import torchaudio  # noqa: F401  # lets speechbrain import it
 
 SPEAKERS = 1000
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

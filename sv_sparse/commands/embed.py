@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sv_sparse.commands.model import add_model, load_model
-from sv_sparse.deploy.decision import Heard
-from sv_sparse.storage import atomic_write
+from sv_sparse.commands.common import add_model, load_model
+from sv_sparse.io import atomic_write
+from sv_sparse.runtime.decision import Heard
 
 _ENDINGS = (".npz", ".csv")
 

@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from sv_sparse.commands.model import add_model, load_model
-from sv_sparse.deploy.decision import CONSENT_SENTENCE, Outcome
-from sv_sparse.deploy.store import Store, default_path, speaker_name
-from sv_sparse.text import printable
+from sv_sparse.commands.common import add_model, load_model
+from sv_sparse.io import printable
+from sv_sparse.runtime.decision import CONSENT_SENTENCE, Outcome
+from sv_sparse.runtime.speaker_db import Store, default_path, speaker_name
 
 
 def add(parser: argparse.ArgumentParser) -> None:

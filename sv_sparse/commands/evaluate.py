@@ -6,26 +6,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sv_sparse.compute import choose_device
-from sv_sparse.corpus import refuse_known_to, run_of
+from sv_sparse.config.settings import Settings
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.data.prepared import Judged, rows_of
 from sv_sparse.data.speakers import read_sexes
 from sv_sparse.data.unreadable import UnreadableLimit
-from sv_sparse.deploy.trained import load_network
 from sv_sparse.distributed import end, processes, rank
-from sv_sparse.embedding_cache import EMBEDDINGS, EmbeddingCache
-from sv_sparse.evaluate import evaluate_lists, keep_evaluations, refuse_other_lists
-from sv_sparse.features import MEL_BINS, Filterbank
-from sv_sparse.judgement import Evaluation, Sides
-from sv_sparse.protocols import lists_named, lists_of_files, lists_of_run
+from sv_sparse.evaluation.corpus import refuse_known_to, run_of
+from sv_sparse.evaluation.embedding_cache import EMBEDDINGS, EmbeddingCache
+from sv_sparse.evaluation.evaluate import evaluate_lists, keep_evaluations, refuse_other_lists
+from sv_sparse.evaluation.load import load_network
+from sv_sparse.evaluation.result import Evaluation, Sides
+from sv_sparse.evaluation.trial_sets import lists_named, lists_of_files, lists_of_run
+from sv_sparse.evaluation.validation import make_backend
+from sv_sparse.io import composed
+from sv_sparse.models.features import MEL_BINS, Filterbank
 from sv_sparse.report import refresh_report
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.settings import ENROLMENTS, NORMALIZATIONS, Scoring
-from sv_sparse.settings import Settings
-from sv_sparse.text import composed
-from sv_sparse.validation import make_backend
+from sv_sparse.scoring.config import ENROLMENTS, NORMALIZATIONS, Scoring
+from sv_sparse.training.device import choose_device
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -14,17 +14,17 @@ import torch
 from torch import nn
 
 from sv_sparse import __version__
+from sv_sparse.config.settings import is_synthetic
 from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.deploy.decision import LIMITS_OF_USE, SYNTHETIC
-from sv_sparse.deploy.onnx import FEATURES, export_onnx
-from sv_sparse.deploy.package import write_package
-from sv_sparse.deploy.packing import VALUES
-from sv_sparse.deploy.quantize import quantize_onnx
-from sv_sparse.deploy.trained import load_network
-from sv_sparse.features import MEL_BINS, Filterbank
-from sv_sparse.settings import is_synthetic
+from sv_sparse.evaluation.load import load_network
+from sv_sparse.export.onnx import FEATURES, export_onnx
+from sv_sparse.export.quantize import quantize_onnx
+from sv_sparse.models.features import MEL_BINS, Filterbank
+from sv_sparse.runtime.decision import LIMITS_OF_USE, SYNTHETIC
+from sv_sparse.runtime.package import write_package
+from sv_sparse.runtime.sparse_codec import VALUES
 
 _UTTERANCES, _SECONDS = 32, 6.0  # that tell int8 the range of values: so many, and at most so long
 _FIGURES = ("target_sparsity", "sparsity_network", "parameters", "kept_parameters", "seed")

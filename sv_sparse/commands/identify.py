@@ -5,9 +5,9 @@ import json
 import time
 from pathlib import Path
 
-from sv_sparse.commands.model import add_decision, add_model, limit_lines, load_model, refused_input
-from sv_sparse.deploy.decision import NOT_DIFFERENT, Outcome, Verification
-from sv_sparse.deploy.store import UNKNOWN, Store, default_path
+from sv_sparse.commands.common import add_decision, add_model, limit_lines, load_model, refused_input
+from sv_sparse.runtime.decision import NOT_DIFFERENT, Outcome, Verification
+from sv_sparse.runtime.speaker_db import UNKNOWN, Store, default_path
 
 
 def add(parser: argparse.ArgumentParser) -> None:

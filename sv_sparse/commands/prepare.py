@@ -5,9 +5,9 @@ import logging
 import sys
 from pathlib import Path
 
-from sv_sparse.data.archives import verify
-from sv_sparse.data.cnceleb import prepare_cnceleb
-from sv_sparse.data.voxceleb import prepare_voxceleb
+from sv_sparse.data.corpora.archives import verify
+from sv_sparse.data.corpora.cnceleb import prepare_cnceleb
+from sv_sparse.data.corpora.voxceleb import prepare_voxceleb
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -5,9 +5,9 @@ import socket
 import sys
 from ipaddress import ip_address
 
-from sv_sparse.commands.model import add_model, load_model
-from sv_sparse.deploy.limits import Limits
-from sv_sparse.extras import install_command
+from sv_sparse.commands.common import add_model, load_model
+from sv_sparse.io import install_command
+from sv_sparse.runtime.server.limits import Limits
 
 _USUAL = Limits(seconds=60.0, megabytes=20.0)
 _LIMITS = (
@@ -56,7 +56,7 @@ def run(chosen: argparse.Namespace) -> None:
             not installed.
     """
     try:
-        from sv_sparse.deploy.serve import make_app, make_server  # noqa: PLC0415  # needs the extra serve
+        from sv_sparse.runtime.server.app import make_app, make_server  # noqa: PLC0415  # needs the extra serve
     except ModuleNotFoundError as error:
         if error.name not in {"starlette", "uvicorn"}:
             raise

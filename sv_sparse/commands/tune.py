@@ -4,12 +4,12 @@ import argparse
 
 import torch
 
-from sv_sparse.commands.model import add_model, model_path
-from sv_sparse.deploy.lower import LOWERED, lower
-from sv_sparse.deploy.package import read_package
-from sv_sparse.deploy.plan import DENSE
-from sv_sparse.deploy.runtime import check_threads, machine, plan_path
-from sv_sparse.deploy.tune import measured_plan, milliseconds
+from sv_sparse.commands.common import add_model, model_path
+from sv_sparse.runtime.engine.autotune import measured_plan, milliseconds
+from sv_sparse.runtime.engine.lowering import LOWERED, lower
+from sv_sparse.runtime.engine.plan import DENSE
+from sv_sparse.runtime.engine.runtime import check_threads, machine, plan_path
+from sv_sparse.runtime.package import read_package
 
 
 def add(parser: argparse.ArgumentParser) -> None:

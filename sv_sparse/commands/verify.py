@@ -5,9 +5,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from sv_sparse.commands.model import add_decision, add_model, limit_lines, load_model, refused_input
-from sv_sparse.deploy.decision import NOT_DIFFERENT, Outcome, Verification
-from sv_sparse.deploy.verifier import Verifier
+from sv_sparse.commands.common import add_decision, add_model, limit_lines, load_model, refused_input
+from sv_sparse.runtime.decision import NOT_DIFFERENT, Outcome, Verification
+from sv_sparse.runtime.verifier import Verifier
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ from sv_sparse.data.decoding import (
 )
 from sv_sparse.data.layout import OPEN_FLAGS, read_at
 from sv_sparse.data.manifest import Part
-from sv_sparse.text import printable
+from sv_sparse.io import printable
 
 Samples = NDArray[np.int16]
 

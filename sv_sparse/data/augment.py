@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sv_sparse.data.audio import Waveform
-from sv_sparse.data.draws import generator
 from sv_sparse.data.noise import KINDS, ROOM, NoiseStore
+from sv_sparse.data.rng import generator
 
 SNR = {"noise": (0.0, 15.0), "music": (5.0, 15.0), "speech": (10.0, 30.0)}  # dB
 TALKERS = (3, 7)  # in the babble that speech makes, both included

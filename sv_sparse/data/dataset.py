@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from sv_sparse.data.audio import Samples, fill_stretch, read_stretch, to_int16
 from sv_sparse.data.augment import Augmentation, Extras, Plan, merged_extras
 from sv_sparse.data.decoding import resample
-from sv_sparse.data.draws import below
 from sv_sparse.data.manifest import Manifest
+from sv_sparse.data.rng import below
 
 
 class Batch(NamedTuple):

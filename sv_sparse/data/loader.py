@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
 from sv_sparse.data.dataset import Batch, Crops
-from sv_sparse.data.draws import generator
+from sv_sparse.data.rng import generator
 from sv_sparse.data.unreadable import UnreadableLimit
-from sv_sparse.interrupts import STOP_SIGNALS
+from sv_sparse.signals import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sv_sparse.data.mapped import map_table, write_copy
-from sv_sparse.storage import atomic_write
+from sv_sparse.data.mmap_table import map_table, write_copy
+from sv_sparse.io import atomic_write
 
 SPLITS = ("train", "validation", "test", "unused")
 TRAINED = ("train", "validation")  # of which every utterance can be used

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sv_sparse.data.audio import read_samples, recording, to_int16
+from sv_sparse.data.corpora.pipeline import sole
+from sv_sparse.data.corpora.scan import walk
 from sv_sparse.data.decoding import AUDIO_ENDINGS, SAMPLE_RATE
-from sv_sparse.data.prepare import sole
-from sv_sparse.data.scan import walk
-from sv_sparse.storage import atomic_write
-from sv_sparse.text import printable
+from sv_sparse.io import atomic_write, printable
 
 logger = logging.getLogger(__name__)
 

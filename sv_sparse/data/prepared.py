@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sv_sparse.data.folder import check_validation_share, validation_speakers
+from sv_sparse.data.corpora.folder import check_validation_share, validation_speakers
 from sv_sparse.data.manifest import Manifest, Part, match
 from sv_sparse.data.speakers import read_sexes
 from sv_sparse.data.trials import Trials, read_trials
-from sv_sparse.text import composed
+from sv_sparse.io import composed
 
 SPEAKERS = "speakers.csv"  # of a prepared folder, where something is known of them
 _SAME_SECONDS = 0.01

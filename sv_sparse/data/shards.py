@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sv_sparse.data.audio import read_utterance, to_int16
+from sv_sparse.data.corpora.pipeline import sole
 from sv_sparse.data.decoding import SAMPLE_RATE, inspect
 from sv_sparse.data.manifest import NO_SAMPLES, PART, TRAINED, Manifest
-from sv_sparse.data.prepare import sole
 from sv_sparse.data.unreadable import UnreadableLimit
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from sv_sparse.text import composed
+from sv_sparse.io import composed
 
 _NAMES = ("speaker", "voxceleb1 id", "voxceleb2 id")
 _SEX = ("sex", "gender")

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sv_sparse.storage import atomic_write, write_text
+from sv_sparse.io import atomic_write, write_text
 
 _LABELS = {"0": False, "1": True}
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sv_sparse.models import fused
-from sv_sparse.models.bypass import is_ordinary, is_untouched, relu_after
+from sv_sparse.models.cpu_kernels import fused
+from sv_sparse.models.cpu_kernels.bypass import is_ordinary, is_untouched, relu_after
 
 
 def check_at_least(minimum: int, **settings: int) -> None:

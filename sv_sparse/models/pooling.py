@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sv_sparse.models import fused
 from sv_sparse.models.autocast import without_autocast
-from sv_sparse.models.bypass import is_ordinary, is_untouched
-from sv_sparse.models.native import call
+from sv_sparse.models.cpu_kernels import fused
+from sv_sparse.models.cpu_kernels.bindings import call
+from sv_sparse.models.cpu_kernels.bypass import is_ordinary, is_untouched
 from sv_sparse.optim.memory import empty_float32
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sv_sparse.models.autocast import without_autocast
-from sv_sparse.models.bypass import relu_after
+from sv_sparse.models.cpu_kernels.bypass import relu_after
 from sv_sparse.models.layers import check_at_least, keep_channels_last, safe_order
 from sv_sparse.models.pooling import TemporalStatisticsPooling
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sv_sparse.models.autocast import without_autocast
-from sv_sparse.models.bypass import relu_after
+from sv_sparse.models.cpu_kernels.bypass import relu_after
 from sv_sparse.models.layers import SqueezeExcitation, check_at_least, is_whole, keep_channels_last, safe_order
 from sv_sparse.models.pooling import statistics
 

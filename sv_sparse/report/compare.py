@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from sv_sparse.io import write_text
 from sv_sparse.report.cost import cost_table, ways
 from sv_sparse.report.page import figure_links, render
 from sv_sparse.report.style import house_style
@@ -12,7 +13,6 @@ from sv_sparse.report.sweep import Column, Differences, Entry, columns, conditio
 from sv_sparse.report.sweep_figures import sweep_figures
 from sv_sparse.report.tables import corpus_name
 from sv_sparse.report.write import write_figures
-from sv_sparse.storage import write_text
 
 
 def compare_table(entries: Sequence[Entry], differences: Differences) -> str:

@@ -4,13 +4,13 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from sv_sparse.evaluation.score_files import read_scores
 from sv_sparse.report.error_figures import error_figures
 from sv_sparse.report.figures import layers_figure, training_figures
 from sv_sparse.report.record import read_record
 from sv_sparse.report.results import Results
 from sv_sparse.report.scored import Scored, look_at
 from sv_sparse.report.style import Drawn, house_style
-from sv_sparse.score_files import read_scores
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from sv_sparse.monitor import Row
 from sv_sparse.report.record import Record
 from sv_sparse.report.style import INK, SERIES, SOFT, Drawn, drawn, legend_above, log_ticks, new_figure, shortened
 from sv_sparse.report.words import percent
+from sv_sparse.training.logging import Row
 
 _MOST = 600  # points of a curve
 _CLOSE = 2.0  # points of sparsity around the target that are looked at closely

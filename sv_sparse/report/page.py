@@ -7,14 +7,14 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sv_sparse.deploy.decision import LIMITS_OF_USE, NOT_DIFFERENT, SYNTHETIC_WARNING, Outcome
+from sv_sparse.config.settings import is_synthetic
 from sv_sparse.report import tables
 from sv_sparse.report.error_figures import group_rows
 from sv_sparse.report.record import Record
 from sv_sparse.report.style import Drawn, inline, theme
 from sv_sparse.report.tables import Table
 from sv_sparse.report.words import count, interval, percent, share
-from sv_sparse.settings import is_synthetic
+from sv_sparse.runtime.decision import LIMITS_OF_USE, NOT_DIFFERENT, SYNTHETIC_WARNING, Outcome
 
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),

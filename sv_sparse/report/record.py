@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sv_sparse.monitor import Row, read_rows
+from sv_sparse.config.settings import read_settings
 from sv_sparse.report.results import Results
-from sv_sparse.settings import read_settings
+from sv_sparse.training.logging import Row, read_rows
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sv_sparse.build import Experiment, split_size
-from sv_sparse.corpus import describe_corpus
 from sv_sparse.distributed import ranks
-from sv_sparse.judgement import Evaluation
+from sv_sparse.evaluation.complexity import size_of
+from sv_sparse.evaluation.corpus import describe_corpus
+from sv_sparse.evaluation.result import Evaluation
 from sv_sparse.optim import sparsity
-from sv_sparse.size import size_of
+from sv_sparse.training.setup import Experiment, split_size
 
 Results = dict[str, Any]
 

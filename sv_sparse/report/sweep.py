@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from sv_sparse.evaluation.score_files import difference_of
 from sv_sparse.report.record import judged_lists
 from sv_sparse.report.tables import Table
 from sv_sparse.report.words import ABSENT, count, interval, number, percent, point_name
-from sv_sparse.score_files import difference_of
 
 Differences = Mapping[Path, Mapping[str, tuple[float, float, float]]]  # of EERs by run and list: itself, low, high
 

@@ -4,13 +4,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from sv_sparse.io import write_json, write_text
 from sv_sparse.report.draw import draw_run
 from sv_sparse.report.page import run_markdown, run_page
 from sv_sparse.report.record import judged_lists, read_record
 from sv_sparse.report.results import Results
 from sv_sparse.report.style import Drawn, standalone
 from sv_sparse.report.tables import results_table
-from sv_sparse.storage import write_json, write_text
 
 
 def write_results(folder: Path, results: Results) -> str:

@@ -8,8 +8,8 @@ import soundfile
 import torch
 from tqdm import tqdm
 
+from sv_sparse.data.corpora.headers import one_part, read_headers
 from sv_sparse.data.dataset import Crops
-from sv_sparse.data.headers import one_part, read_headers
 from sv_sparse.data.manifest import Manifest
 
 Record = Callable[..., Path]

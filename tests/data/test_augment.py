@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from trees import RATE, noise
+from helpers.trees import RATE, noise
 
 from sv_sparse.data.augment import SNR, TALKERS, Augmentation
+from sv_sparse.data.augment_ops import Mixer, mask_filterbank, play, reverberate
 from sv_sparse.data.dataset import Crops
 from sv_sparse.data.loader import CropLoader, EpochBatches
-from sv_sparse.data.mixing import Mixer, mask_filterbank, play, reverberate
 from sv_sparse.data.noise import KINDS, ROOM, NoiseStore, build_store
-from sv_sparse.features import Filterbank
+from sv_sparse.models.features import Filterbank
 
 CROP = 8000
 

@@ -5,13 +5,14 @@ import hashlib
 import shutil
 
 import pytest
-import trees
+from helpers import trees
 
-from sv_sparse import storage
-from sv_sparse.data import archives, headers, known, published, voxceleb
-from sv_sparse.data.archives import verify
-from sv_sparse.data.cnceleb import prepare_cnceleb
-from sv_sparse.data.voxceleb import prepare_voxceleb
+from sv_sparse import io as storage
+from sv_sparse.data.corpora import archives, headers, published, voxceleb
+from sv_sparse.data.corpora import header_cache as known
+from sv_sparse.data.corpora.archives import verify
+from sv_sparse.data.corpora.cnceleb import prepare_cnceleb
+from sv_sparse.data.corpora.voxceleb import prepare_voxceleb
 
 
 @pytest.fixture

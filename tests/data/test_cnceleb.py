@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import trees
+from helpers import trees
 
-from sv_sparse.data import cnceleb
 from sv_sparse.data.audio import read_stretch, read_utterance
-from sv_sparse.data.cnceleb import prepare_cnceleb
+from sv_sparse.data.corpora import cnceleb
+from sv_sparse.data.corpora.cnceleb import prepare_cnceleb
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.prepared import list_path, read_listed, select
 from sv_sparse.data.trials import read_trials

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import trees
+from helpers import trees
 
-from sv_sparse.data import convert
-from sv_sparse.data.headers import read_header, why_no_samples
+from sv_sparse.data.corpora import convert
+from sv_sparse.data.corpora.headers import read_header, why_no_samples
+from sv_sparse.data.corpora.voxceleb import prepare_voxceleb
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.data.voxceleb import prepare_voxceleb
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="converting m4a needs ffmpeg, which is absent")
 KEY = trees.utterances("vox2_dev")[0]
@@ -280,6 +280,6 @@ def test_a_long_silence_in_flac_is_whole_if_anything_else_is_in_it(tmp_path):
 
 
 def test_preparing_a_corpus_does_not_load_torch():
-    words = "import sys, sv_sparse.cli, sv_sparse.commands.prepare; print(*sys.modules)"
+    words = "import sys, sv_sparse.commands.main, sv_sparse.commands.prepare; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
     assert not {"torch", "scipy", "sklearn", "matplotlib", "webdataset"} & set(done.stdout.split())

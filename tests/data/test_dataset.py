@@ -8,8 +8,8 @@ import torch
 from sv_sparse.data.audio import read_utterance, recording
 from sv_sparse.data.dataset import Crops
 from sv_sparse.data.decoding import AudioFile
-from sv_sparse.data.draws import below, generator
 from sv_sparse.data.loader import CropLoader, EpochBatches
+from sv_sparse.data.rng import below, generator
 
 CROP = 800
 

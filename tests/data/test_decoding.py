@@ -8,7 +8,7 @@ import struct
 
 import numpy as np
 import pytest
-from odd_files import ID3_BEFORE, ID3_BEHIND, encoded, voice, wav_of_a_pipe, without_count, without_xing
+from helpers.odd_files import ID3_BEFORE, ID3_BEHIND, encoded, voice, wav_of_a_pipe, without_count, without_xing
 
 from sv_sparse.data import layout
 from sv_sparse.data.decoding import AudioFile, inspect

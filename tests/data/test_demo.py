@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from sv_sparse.data import demo, espeak
-from sv_sparse.data.demo import make_demo
-from sv_sparse.extras import install_command
+from sv_sparse.data.synthetic import demo, espeak
+from sv_sparse.data.synthetic.demo import make_demo
+from sv_sparse.io import install_command
 
 pytest.importorskip("espeakng_loader")
 

@@ -3,9 +3,9 @@ import logging
 import numpy as np
 import pytest
 
-from sv_sparse.data import headers
+from sv_sparse.data.corpora import headers
+from sv_sparse.data.corpora.folder import scan_folder
 from sv_sparse.data.decoding import inspect
-from sv_sparse.data.folder import scan_folder
 
 
 @pytest.fixture

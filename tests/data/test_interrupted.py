@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import trees
-from tiny import ROOT
+from helpers import trees
+from helpers.tiny import ROOT
 
-from sv_sparse.data import headers, known, prepare
-from sv_sparse.data.cnceleb import prepare_cnceleb
-from sv_sparse.data.voxceleb import prepare_voxceleb
+from sv_sparse.data.corpora import header_cache as known
+from sv_sparse.data.corpora import headers
+from sv_sparse.data.corpora import pipeline as prepare
+from sv_sparse.data.corpora.cnceleb import prepare_cnceleb
+from sv_sparse.data.corpora.voxceleb import prepare_voxceleb
 
 
 def command(what: str, root: Path, out: Path) -> list[str]:
@@ -23,7 +25,7 @@ def command(what: str, root: Path, out: Path) -> list[str]:
     return [
         sys.executable,
         "-m",
-        "sv_sparse.cli",
+        "sv_sparse.commands.main",
         "prepare",
         what,
         "--root",
@@ -73,7 +75,16 @@ def test_shards_killed_again_and_again_end_as_if_they_had_not_been(tmp_path):
     trees.write_cnceleb(tmp_path / "root", ending=".wav")
     prepare_cnceleb([tmp_path / "root"], tmp_path / "prepared", partial=True)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", "sv_sparse.cli", "shard", str(tmp_path / "prepared"), "--utterances", "5", "--out"]
+    words = [
+        sys.executable,
+        "-m",
+        "sv_sparse.commands.main",
+        "shard",
+        str(tmp_path / "prepared"),
+        "--utterances",
+        "5",
+        "--out",
+    ]
     started = time.monotonic()
     subprocess.run([*words, str(tmp_path / "whole")], env=environment, check=True, capture_output=True)
     seconds = time.monotonic() - started

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sv_sparse.data import mapped
+from sv_sparse.data import mmap_table as mapped
 from sv_sparse.data.manifest import SCHEMA, Manifest, Part, match
 
 COLUMNS = {

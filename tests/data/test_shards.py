@@ -12,19 +12,19 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-import trees
 import webdataset
+from helpers import trees
 
 from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.augment import Augmentation
-from sv_sparse.data.cnceleb import prepare_cnceleb
+from sv_sparse.data.corpora.cnceleb import prepare_cnceleb
 from sv_sparse.data.dataset import Crops
 from sv_sparse.data.loader import CropLoader, EpochBatches
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.noise import build_store
 from sv_sparse.data.prepared import concatenated, read_listed, select
+from sv_sparse.data.shard_loader import ShardLoader
 from sv_sparse.data.shards import write_shards
-from sv_sparse.data.stream import ShardLoader
 from sv_sparse.data.unreadable import UnreadableLimit
 
 

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-import trees
+from helpers import trees
 
+from sv_sparse.data.corpora.voxceleb import prepare_voxceleb
 from sv_sparse.data.prepared import judged, read_listed
 from sv_sparse.data.speakers import read_sexes, sexes_table
 from sv_sparse.data.trials import Trials
-from sv_sparse.data.voxceleb import prepare_voxceleb
-from sv_sparse.protocols import lists_of_files
+from sv_sparse.evaluation.trial_sets import lists_of_files
 
 VOX1 = "VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tSet\nid10001\tX\tm\tIreland\tdev\nid10270\tY\tf\tUSA\ttest\n"
 VOX2 = "VoxCeleb2 ID ,VGGFace2 ID ,Gender ,Set \nid00012 ,n000012 ,m ,dev \nid00017 ,n000017 ,f ,test \n"

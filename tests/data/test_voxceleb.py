@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import trees
+from helpers import trees
 
-from sv_sparse.data import headers, published
+from sv_sparse.data.corpora import headers, published
+from sv_sparse.data.corpora.voxceleb import parse, prepare_voxceleb
 from sv_sparse.data.decoding import AudioInfo
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.prepared import read_listed, select
-from sv_sparse.data.voxceleb import parse, prepare_voxceleb
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="converting m4a needs ffmpeg, which is absent")
 

@@ -13,9 +13,9 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from sv_sparse.models import fused
-from sv_sparse.models.bypass import relu_after
-from sv_sparse.models.ecapa import ECAPA
+from sv_sparse.models.cpu_kernels import fused
+from sv_sparse.models.cpu_kernels.bypass import relu_after
+from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.layers import ConvUnit
 from sv_sparse.models.resnet import ResNet34
 from sv_sparse.models.se_resnet import SEResNet

@@ -9,11 +9,11 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from sv_sparse.models.ecapa import ECAPA
-from sv_sparse.models.pretrained import convert
+from sv_sparse.data.torchaudio_guard import torchaudio  # noqa: F401  (importing SpeechBrain needs the guard)
+from sv_sparse.models.ecapa_tdnn import ECAPA
+from sv_sparse.models.pretrained.convert import convert
 from sv_sparse.models.resnet import ResNet34
 from sv_sparse.models.se_resnet import SEResNet
-from sv_sparse.torchaudio_guard import torchaudio  # noqa: F401  (importing SpeechBrain needs the guard)
 
 DECIBELS = 10 / math.log(10)
 CONF = Path(__file__).parents[2] / "conf" / "model"

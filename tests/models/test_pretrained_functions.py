@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from torch import Tensor
 from torch.nn import functional as F
 
-from sv_sparse.models.pretrained import convert
+from sv_sparse.models.pretrained.convert import convert
 
 State = dict[str, Tensor]
 BINS, FRAMES = 80, 60
@@ -167,7 +167,7 @@ def test_wespeakers_resnet34_computes_what_its_formulas_say() -> None:
 def test_the_head_is_left_out_and_that_is_said(make, caplog) -> None:
     state = make()
     _, without, weights = convert(state)
-    with caplog.at_level(logging.INFO, logger="sv_sparse.models.pretrained"):
+    with caplog.at_level(logging.INFO, logger="sv_sparse.models.pretrained.convert"):
         _, settings, same = convert(state | {"projection.weight": torch.randn(5, 16)})
     assert "left out the head" in caplog.text
     assert settings == without

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from fake_cuda import CUDA, Device, on_fake_cuda
+from helpers.fake_cuda import CUDA, Device, on_fake_cuda
 from small import network
 from torch import nn
 

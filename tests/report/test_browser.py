@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from reported import evaluation, results, run_folder, unknown
+from helpers.reported import evaluation, results, run_folder, unknown
 
 from sv_sparse.report import draw_run, write_report
 from sv_sparse.report.compare import write_comparison

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
-from reported import COMMAND, DEMO_CORPUS, evaluation, results, rows, run_folder, unknown, write_scores
+from helpers.reported import COMMAND, DEMO_CORPUS, evaluation, results, rows, run_folder, unknown, write_scores
 
 from sv_sparse.report import draw_run, refresh_report, write_report, write_results
 

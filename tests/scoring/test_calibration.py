@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from sv_sparse.scoring.calibration import Calibration, qualities_of
+from sv_sparse.scoring.fit_calibration import calibrate
 from sv_sparse.scoring.metrics import OperatingPoint, act_dcf, cllr, min_cllr, min_dcf, rank_scores
-from sv_sparse.scoring.regression import calibrate
 
 
 def scored(count: int = 40_000, seed: int = 0):

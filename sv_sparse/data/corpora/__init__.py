@@ -1,0 +1,1 @@
+"""VoxCeleb, CN-Celeb and folders of recordings to manifests and trial lists."""

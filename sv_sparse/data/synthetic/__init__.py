@@ -1,0 +1,1 @@
+"""The demo corpus: synthetic speech."""

@@ -1,0 +1,178 @@
+"""Settings to what a run listens to: the manifest, and the trial lists it is judged by."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from sv_sparse.config.settings import Settings, is_synthetic
+from sv_sparse.data.corpora.folder import scan_folder
+from sv_sparse.data.manifest import Manifest, match
+from sv_sparse.data.prepared import Judged, judged, read_listed, refuse_trained_on, rows_of, select
+from sv_sparse.data.speakers import read_sexes
+from sv_sparse.data.trials import read_trials
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Corpus:
+    """What a run trains on, and what it is judged by."""
+
+    manifest: Manifest
+    lists: list[Judged]
+
+
+def describe_corpus(settings: Settings) -> dict[str, Any]:
+    """Return what a run trains on and is judged by, as plain data.
+
+    Returns:
+        ``name`` of the corpus; ``synthetic``, whether its voices are; ``path``, the prepared folder or that of the
+        recordings; ``train``, the subsets that are trained on, or None where there are none; ``trials``, the lists.
+    """
+    data = settings["data"]
+    train, trials = data.get("train"), data["trials"]
+    path = data["prepared"] if "prepared" in data else data["root"]
+    return {
+        "name": data.get("corpus") or Path(path).name,  # runs of earlier versions have no name of it
+        "synthetic": is_synthetic(settings),
+        "path": path,
+        "train": [train] if isinstance(train, str) else train,
+        "trials": [trials] if isinstance(trials, str) else list(trials),
+    }
+
+
+def prepare_corpus(settings: Settings, folder: Path) -> Corpus:
+    """Make the corpus if it is made up, scan or select it (a resumed run reads its manifest), and read the lists.
+
+    Raises:
+        ValueError: a folder or list is not as expected; names the setting.
+        OSError: something cannot be read or written.
+    """
+    data = settings["data"]
+    names = [data["trials"]] if isinstance(data["trials"], str) else list(data["trials"])
+    stems = [Path(name.rpartition(":")[2]).stem for name in names]
+    if not names or len(set(stems)) < len(stems):
+        raise ValueError(f"data.trials={data['trials']}: expected one list or several of different names")
+    found = _prepared(settings, names, folder) if "prepared" in data else _scanned(settings, names, folder)
+    if settings["init_from"] is not None:
+        refuse_known_to(Path(settings["init_from"]), found.lists, "init_from=")
+        _refuse_held_out(Path(settings["init_from"]), found.manifest)
+    return found
+
+
+def _prepared(settings: Settings, names: Sequence[str], folder: Path) -> Corpus:
+    manifest = folder / "manifest.parquet"
+    lists = read_listed(settings["data"]["prepared"], names)
+    if not manifest.is_file():
+        _select(settings, lists, manifest)
+    return Corpus(Manifest(manifest), lists)
+
+
+def _scanned(settings: Settings, names: Sequence[str], folder: Path) -> Corpus:
+    manifest = folder / "manifest.parquet"
+    if not manifest.is_file():
+        if "make" in settings["data"]:
+            instantiate(settings["data"]["make"])
+        _scan(settings, names, manifest)
+    found = Manifest(manifest)
+    speakers = settings["data"]["speakers"]
+    sexes = read_sexes(speakers) if speakers is not None else {}
+    return Corpus(found, [_listed(name, found, sexes) for name in names])
+
+
+def _select(settings: Settings, lists: Sequence[Judged], out: Path) -> None:
+    data = settings["data"]
+    train = [data["train"]] if isinstance(data["train"], str) else list(data["train"])
+    share = data["validation_share"]
+    select(data["prepared"], train=train, lists=lists, validation_share=share, seed=_validation_seed(settings), out=out)
+
+
+def _scan(settings: Settings, names: Sequence[str], out: Path) -> None:
+    data = settings["data"]
+    scan_folder(
+        data["root"],
+        trials=[name for name in names if not is_elsewhere(name)],
+        train_list=data["train_list"],
+        validation_share=data["validation_share"],
+        seed=_validation_seed(settings),
+        max_unreadable=data["max_unreadable"],
+        out=out,
+    )
+
+
+def _validation_seed(settings: Settings) -> int:
+    """Return the seed that chooses the held-out speakers; runs of earlier versions had one seed for everything."""
+    return int(settings["data"].get("validation_seed", settings["seed"]))
+
+
+def is_elsewhere(name: str) -> bool:
+    """Whether a list is one of a prepared folder, ``FOLDER:list``, and not a file."""
+    return Path(name.rpartition(":")[0] or "/nowhere", "manifest.parquet").is_file()
+
+
+def _listed(name: str, own: Manifest, sexes: Mapping[str, str]) -> Judged:
+    if not is_elsewhere(name):
+        return judged(read_trials(name), own, sexes)
+    (one,) = read_listed("", [name])
+    refuse_trained_on(one, rows_of(own.source, "train", "validation"), own.source, "data.root")
+    return one
+
+
+def refuse_known_to(run: Path, lists: Sequence[Judged], setting: str = "") -> None:
+    """Raise if a run, or one that it started from, trained on speakers of a list that its network is to be judged by.
+
+    Args:
+        run: its folder, or a file of weights.
+        lists: what is to be judged by; lists whose speakers nobody knows pass.
+        setting: what named the run, for the message.
+
+    Raises:
+        ValueError: it did.
+    """
+    known = [one for one in lists if one.speakers]
+    for folder in _with_origins(run) if known else ():
+        config: Any = OmegaConf.load(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
+        manifest = folder / "manifest.parquet"
+        if not manifest.is_file():
+            logger.warning("%s: what it was trained on is not known; it may know the speakers", folder)
+            continue
+        trained, prepared = rows_of(manifest, "train", "validation"), config.get("data", {}).get("prepared")
+        source = Path(prepared) / "manifest.parquet" if prepared else manifest
+        for one in known:
+            refuse_trained_on(one, trained, source, f"{setting}{folder}")
+
+
+def _with_origins(run: Path) -> Iterator[Path]:
+    """A run's folder, that of the run it started from, and so on; a network file stands for its run."""
+    folder: Path | None = run_of(run)
+    while folder is not None:
+        yield folder
+        config = folder / "config.yaml"
+        settings: Any = OmegaConf.load(config) if config.is_file() else {}
+        before = settings.get("init_from")
+        folder = run_of(Path(before)) if before else None
+
+
+def run_of(path: Path) -> Path:
+    """The folder of the run that a network file lies in; a path that is none stays as it is."""
+    whole = path.resolve()
+    return whole.parent.parent if whole.is_file() and whole.parent.name == "checkpoints" else path
+
+
+def _refuse_held_out(run: Path, own: Manifest) -> None:
+    """Raise a ValueError if a run trained on speakers that are held out now."""
+    held_out = rows_of(own.source, "validation").column("utterance").to_pylist()
+    for folder in _with_origins(run) if held_out else ():
+        if (folder / "manifest.parquet").is_file():
+            trained = rows_of(folder / "manifest.parquet", "train").column("utterance").combine_chunks()
+            if (match(held_out, trained) >= 0).any():
+                raise ValueError(
+                    f"data.validation_share: speakers that are held out here were trained on by init_from={folder}; "
+                    f"hold out the same (data.validation_share and data.validation_seed as there), or nobody: "
+                    f"data.validation_share=0"
+                )

@@ -1,0 +1,1 @@
+"""A trained network to one file for use."""

@@ -1,0 +1,135 @@
+"""Contract of a network that can be trained here, checked on two made-up utterances before training."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sv_sparse.models.features import MEL_BINS
+
+CONTRACT = """A network that train.py trains
+1. is a torch.nn.Module whose class takes mel_bins, beside the settings of model: Network(mel_bins=80, ...);
+2. maps filterbanks [B, mel_bins, T] in float32 to embeddings [B, E] in floating point, one for each utterance;
+3. takes any T: crops in training, and whole recordings, one or several of one length, in evaluation mode;
+4. gives embeddings of one size E whatever T is (the attribute embedding_dim, if there is one, is E);
+5. gives finite embeddings of noise;
+6. has parameters that are trained, and trains without an error in backward()."""
+_FRAMES = (50, 73)  # of 10 ms
+_NAMED = 5  # parameters in a warning
+
+logger = logging.getLogger(__name__)
+
+
+def check_network(network: nn.Module, device: torch.device) -> int:
+    """Check what a network makes of two utterances, and return the size E of its embeddings.
+
+    The network is on ``device`` afterwards. Its buffers, gradients and mode stay as they were, and so does the state of
+    torch's random numbers.
+
+    Args:
+        network: filterbank [B, F, T] to embedding [B, E].
+        device: where it is trained.
+
+    Raises:
+        ValueError: it does not do what ``CONTRACT`` says; lists everything that was seen.
+
+    Warns of parameters that are trained and that no gradient reached, by the log.
+    """
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"model: expected a torch.nn.Module, got {type(network).__name__}\n{CONTRACT}")
+    network.to(device)
+    trained = {name: param for name, param in network.named_parameters() if param.requires_grad}
+    problems: list[str] = []
+    sizes: dict[str, int] = {}
+    if not trained:
+        problems.append("it has no parameter that is trained")
+    with _unchanged(network, device):
+        noise = torch.Generator().manual_seed(0)
+        speech = [torch.randn(2, MEL_BINS, frames, generator=noise).to(device) for frames in _FRAMES]
+        network.train()
+        _watch("in training", network, speech[0], problems, sizes, learn=bool(trained))
+        unreached = [name for name, param in trained.items() if param.grad is None]
+        network.eval()
+        for batch in (*speech, speech[0][:1]):
+            _watch("in evaluation mode", network, batch, problems, sizes)
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{size} for {words}" for words, size in sizes.items())
+        problems.append(f"the size of its embeddings differs: {listed}")
+    size = next(iter(sizes.values()), 0)
+    stated = getattr(network, "embedding_dim", size)
+    if sizes and stated != size:
+        problems.append(f"its embedding_dim is {stated}, its embeddings have {size} numbers")
+    if problems:
+        listed = "\n".join(f"- {problem}" for problem in problems)
+        raise ValueError(f"model: {type(network).__name__} cannot be trained:\n{listed}\n{CONTRACT}")
+    if unreached:
+        names = ", ".join(unreached[:_NAMED]) + (", ..." if len(unreached) > _NAMED else "")
+        logger.warning(
+            "no gradient reaches %d parameters of %s: %s; freeze them (requires_grad=False) or use them",
+            len(unreached),
+            type(network).__name__,
+            names,
+        )
+    return size
+
+
+def _watch(
+    mode: str,
+    network: nn.Module,
+    speech: Tensor,
+    problems: list[str],
+    sizes: dict[str, int],
+    *,
+    learn: bool = False,
+) -> None:
+    """Note what is wrong with the embeddings of a batch, and their size."""
+    words = f"{list(speech.shape)} {mode}"
+    try:
+        with torch.set_grad_enabled(learn):
+            embedding = network(speech)
+    except torch.OutOfMemoryError:  # the device's fault, which has its own advice
+        raise
+    except Exception as error:  # noqa: BLE001  # somebody else's code may raise anything, and all of it is told
+        problems.append(f"forward of {words} raises {type(error).__name__}: {error}")
+        return
+    if not isinstance(embedding, Tensor):
+        problems.append(f"forward of {words} returns {type(embedding).__name__}, expected a tensor [{len(speech)}, E]")
+        return
+    if embedding.ndim != 2 or len(embedding) != len(speech) or not embedding.is_floating_point():
+        shape, kind = list(embedding.shape), str(embedding.dtype).removeprefix("torch.")
+        problems.append(f"forward of {words} returns {kind} {shape}, expected floating point [{len(speech)}, E]")
+        return
+    sizes[words] = embedding.shape[1]
+    if not embedding.isfinite().all():
+        problems.append(f"embeddings of {words} are not finite")
+    if not learn:
+        return
+    try:
+        embedding.float().square().sum().backward()
+    except Exception as error:  # noqa: BLE001  # as above
+        problems.append(f"backward of {words} raises {type(error).__name__}: {error}")
+
+
+@contextmanager
+def _unchanged(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """Restore buffers, gradients, modes and random numbers afterwards: a run does not depend on the check."""
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    gradients = [(param, param.grad) for param in network.parameters()]
+    modes = [(module, module.training) for module in network.modules()]
+    devices = [device] if device.type == "cuda" else []
+    for param, _ in gradients:
+        param.grad = None
+    try:
+        with torch.random.fork_rng(devices):  # dropout draws
+            yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in network.named_buffers():
+                if name in buffers:  # others are made by the first batch
+                    buffer.copy_(buffers[name])
+        for param, gradient in gradients:
+            param.grad = gradient
+        for module, training in modes:
+            module.training = training

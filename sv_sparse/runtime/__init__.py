@@ -1,0 +1,1 @@
+"""An exported file to decisions; nothing here needs what only training needs."""

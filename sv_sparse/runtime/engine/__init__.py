@@ -1,0 +1,1 @@
+"""The sparse engine: a network as a program for CPU kernels."""

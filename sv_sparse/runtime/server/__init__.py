@@ -1,0 +1,1 @@
+"""Local web page and HTTP interface."""

@@ -1,0 +1,176 @@
+"""Laws of networks of the user's own: what they must do is checked before training, and nothing else is asked."""
+
+import logging
+
+import pytest
+import torch
+from helpers.tiny import ROOT, TINY
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from torch import Tensor, nn
+
+from sv_sparse.config.settings import resolve
+from sv_sparse.evaluation.corpus import prepare_corpus
+from sv_sparse.io import write_json
+from sv_sparse.models.contract import check_network
+from sv_sparse.models.ecapa_tdnn import ECAPA
+from sv_sparse.models.resnet import ResNet34
+from sv_sparse.models.se_resnet import SEResNet
+from sv_sparse.report import collect, write_results
+from sv_sparse.training.finalize import evaluate, finish_backend, land
+from sv_sparse.training.run_dir import environment
+from sv_sparse.training.setup import build, check_buildable
+from sv_sparse.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+class Own(nn.Module):
+    """A network with no attribute but what its forward needs."""
+
+    def __init__(self, mel_bins: int, width: int = 8) -> None:
+        super().__init__()
+        self.layer = nn.Conv1d(mel_bins, width, 3, padding=1)
+        self.norm = nn.BatchNorm1d(width)
+        self.dropout = nn.Dropout(0.1)
+        self.last = nn.Linear(width, width)
+
+    def forward(self, filterbank: Tensor) -> Tensor:
+        return self.last(self.dropout(self.norm(self.layer(filterbank)).relu()).mean(2))
+
+
+class WithUnknownType(Own):
+    """A parameter that no type says anything of."""
+
+    def __init__(self, mel_bins: int) -> None:
+        super().__init__(mel_bins)
+        self.gain = nn.Parameter(torch.ones(8, 8))
+
+    def forward(self, filterbank: Tensor) -> Tensor:
+        return super().forward(filterbank) @ self.gain
+
+
+class Wrong(Own):
+    """Breaks the contract in many ways at once."""
+
+    embedding_dim = 5
+
+    def forward(self, filterbank: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(filterbank)[0]
+        return super().forward(filterbank).detach()
+
+
+class OfFixedLength(Own):
+    """Its embeddings are as long as the speech."""
+
+    def forward(self, filterbank: Tensor) -> Tensor:
+        return self.layer(filterbank).mean(1)
+
+
+class NotFinite(Own):
+    def forward(self, filterbank: Tensor) -> Tensor:
+        return super().forward(filterbank) / 0
+
+
+class WithoutBins(nn.Module):
+    """Does not take mel_bins."""
+
+
+def resolved(tones, *words, network: str):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        settings = resolve(compose("config", ["name=test", *TINY, *tones.settings(), *words]))
+    settings["model"] = {"_target_": f"test_contract.{network}"}
+    return settings
+
+
+def test_a_network_without_attributes_is_trained_landed_judged_and_reported(tones, tmp_path):
+    settings = resolved(tones, "trainer.epochs=1", "target_sparsity=0.5", network="Own")
+    (tmp_path / "checkpoints").mkdir()
+    check_buildable(settings)
+    experiment = build(settings, tmp_path, prepare_corpus(settings, tmp_path))
+    trainer = Trainer(experiment, 0.0)
+    trainer.fit()
+    landing = land(experiment, trainer.judged)
+    evaluations = evaluate(experiment, finish_backend(experiment))
+    write_json(tmp_path / "environment.json", environment())
+    results = collect(experiment, landing, evaluations, trainer.state.at_start, trainer.state.seconds())
+    assert "50.0" in write_results(tmp_path, results)
+    trainer.monitor.close()
+    assert results["training"]["model"] == "Own"
+    assert set(results["layers"]) == {"layer.weight", "last.weight"}
+
+
+def test_everything_that_is_wrong_is_told_at_once_with_the_contract():
+    with pytest.raises(ValueError, match="cannot be trained") as raised:
+        check_network(Wrong(80), CPU)
+    message = str(raised.value)
+    for problem in (
+        r"- backward of [2, 80, 50] in training raises RuntimeError: element 0 of tensors does not require grad",
+        "- forward of [2, 80, 50] in evaluation mode returns float32 [8], expected floating point [2, E]",
+        "- forward of [2, 80, 73] in evaluation mode returns float32 [8]",
+        "- its embedding_dim is 5, its embeddings have 8 numbers",
+        "\n6. has parameters that are trained",
+    ):
+        assert problem in message
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (
+            OfFixedLength(80),
+            r"the size of its embeddings differs: 50 for \[2, 80, 50\] in training, .*73 for \[2, 80, 73",
+        ),
+        (NotFinite(80), r"embeddings of \[2, 80, 50\] in training are not finite"),
+        (Own(40), r"forward of \[2, 80, 50\] in training raises RuntimeError"),
+        (nn.Identity(), "it has no parameter that is trained"),
+        (len, "expected a torch.nn.Module, got builtin_function_or_method"),
+    ],
+)
+def test_a_broken_contract_is_named(network, message):
+    with pytest.raises(ValueError, match=message):
+        check_network(network, CPU)
+
+
+def test_a_class_that_takes_no_mel_bins_is_told_the_contract(tones):
+    with pytest.raises(ValueError, match=r"model: TypeError: .*mel_bins.*\nA network that train.py trains\n1. is a"):
+        check_buildable(resolved(tones, network="WithoutBins"))
+
+
+@pytest.mark.parametrize(
+    "network", [Own(80), ECAPA(channels=16, mfa_channels=24), ResNet34(16), SEResNet((16, 16, 32, 32))]
+)
+def test_the_check_changes_neither_network_nor_random_numbers(network):
+    network.eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    state = torch.get_rng_state()
+    check_network(network, CPU)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(param.grad is None for param in network.parameters())
+    assert not any(module.training for module in network.modules())
+
+
+def test_parameters_that_no_gradient_reaches_are_named(caplog):
+    network = Own(80)
+    network.unused = nn.Linear(3, 4)
+    assert check_network(network, CPU) == 8
+    assert "no gradient reaches 2 parameters of Own: unused.weight, unused.bias" in caplog.text
+    caplog.clear()
+    network.unused.requires_grad_(False)
+    check_network(network, CPU)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_settings_say_which_modules_stay_dense_and_which_may_become_zero(tones, tmp_path):
+    with pytest.raises(ValueError, match=r"sparsity.dense=\[\], sparsity.sparse=\[\]: cannot tell .*\n.*gain"):
+        check_buildable(resolved(tones, network="WithUnknownType"))
+    with pytest.raises(ValueError, match=r"sparsity.dense=\['gian'\], .* dense names 'gian'"):
+        check_buildable(resolved(tones, "sparsity.dense=[gian]", network="WithUnknownType"))
+    settings = resolved(tones, "sparsity.sparse=[gain]", "sparsity.dense=[last]", network="WithUnknownType")
+    experiment = build(settings, tmp_path, prepare_corpus(settings, tmp_path))
+    assert set(experiment.sparse_params) == {"gain", "layer.weight"}
+    regulated = {id(param) for param in experiment.controller.params}
+    assert regulated == {id(param) for param in experiment.sparse_params.values()}

@@ -1,0 +1,102 @@
+"""Laws of the AAM-softmax head."""
+
+from math import acos, cos, log
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sv_sparse.models.heads import AAMSoftmax, margin_at
+
+
+def head(margin: float = 0.2, speakers: int = 5) -> AAMSoftmax:
+    torch.manual_seed(0)
+    return AAMSoftmax(8, speakers, scale=32.0, margin=margin)
+
+
+def test_without_margin_it_is_the_softmax_of_scaled_cosines():
+    one, x, y = head(0.0), torch.randn(6, 8), torch.tensor([0, 1, 2, 3, 4, 0])
+    loss, cosine = one(x, y)
+    expected = F.cosine_similarity(x[:, None], one.weight[None], dim=2)
+    torch.testing.assert_close(cosine, expected.detach())
+    torch.testing.assert_close(loss, F.cross_entropy(32 * expected, y))
+
+
+def test_the_margin_is_added_to_the_angle_of_the_target_alone():
+    one, x, y = head(0.3), torch.randn(6, 8), torch.tensor([0, 1, 2, 3, 4, 0])
+    cosine = F.cosine_similarity(x[:, None], one.weight[None], dim=2).detach()
+    losses = []
+    for row, speaker in zip(cosine, y, strict=True):
+        logits = [32 * cos(acos(c) + 0.3 * (k == speaker)) for k, c in enumerate(row.tolist())]
+        losses.append(-logits[speaker] + log(sum(torch.tensor(logits).double().exp().tolist())))
+    assert one(x, y)[0].item() == pytest.approx(sum(losses) / 6, rel=1e-4)
+
+
+def test_moving_the_margin_moves_the_loss():
+    one, x, y = head(0.0), torch.randn(6, 8), torch.arange(6) % 5
+    losses = []
+    for margin in (0.0, 0.1, 0.2, 0.5):
+        one.margin = margin
+        losses.append(one(x, y)[0].item())
+    assert losses == sorted(losses)
+    assert losses[0] < losses[-1]
+
+
+@pytest.mark.parametrize("direction", [1.0, -1.0])
+def test_an_embedding_on_its_own_row_or_opposite_gives_finite_gradients(direction):
+    one = AAMSoftmax(192, 1000)
+    x = (direction * 3 * one.weight.detach()[:500]).requires_grad_()
+    loss, cosine = one(x, torch.arange(500))
+    loss.backward()
+    assert loss.isfinite()
+    assert x.grad.isfinite().all()
+    assert one.weight.grad.isfinite().all()
+    assert cosine.abs().max() < 1
+
+
+def test_the_penalty_keeps_growing_where_the_angle_would_pass_pi():
+    one = head(0.5)
+    cosines = torch.linspace(-1, 1, 2001)
+    shifted = one._with_margin(cosines)
+    assert (shifted.diff() > 0).all()
+
+
+def test_it_computes_in_float32_under_autocast():
+    one, x, y = head(), torch.randn(6, 8), torch.arange(6) % 5
+    expected = one(x, y)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, cosine = one(x, y)
+    assert loss.dtype == cosine.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=0, atol=0)
+
+
+def test_a_row_of_zeros_has_a_bounded_gradient():
+    one = head()
+    with torch.no_grad():
+        one.weight[2] = 0
+    one(torch.randn(6, 8), torch.arange(6) % 5)[0].backward()
+    assert one.weight.grad[2].norm() < 1e5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"speakers": 1}, "at least 2 training speakers, got 1"),
+        ({"scale": float("inf")}, "head.scale must be a finite number above 0, got inf"),
+        ({"margin": float("nan")}, "head.margin must be .*, got nan"),
+        ({"scale": 0.0}, "head.scale must be a finite number above 0, got 0.0"),
+        ({"margin": 1.6}, "head.margin must be at least 0 and below pi / 2, got 1.6"),
+    ],
+)
+def test_a_setting_out_of_bounds_is_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        AAMSoftmax(8, **{"speakers": 5} | settings)
+
+
+def test_the_margin_schedule_checks_its_order():
+    with pytest.raises(ValueError, match=r"start=0.5, end=0.3"):
+        margin_at(0.4, 0.2, start=0.5, end=0.3)
+
+
+def test_a_margin_that_starts_where_it_stands_is_a_step():
+    assert [margin_at(p, 0.2, start=0.5, end=0.5) for p in (0.0, 0.49, 0.5)] == [0.0, 0.0, 0.2]

@@ -1,0 +1,316 @@
+"""The package: one file that gives back the network to the last bit, or says what is wrong with it."""
+
+import json
+import os
+import random
+import struct
+
+import numpy as np
+import pytest
+import torch
+from helpers import deployed
+from safetensors.numpy import load_file, save_file
+
+from sv_sparse.io import check_sum
+from sv_sparse.runtime import sparse_codec as packing
+from sv_sparse.runtime.fold_bn import folded, weights_of
+from sv_sparse.runtime.package import read_package, write_package
+from sv_sparse.runtime.package_header import with_check_sum
+
+CARD = {"licence": "CC BY 4.0", "trained_on": "tones", "evaluations": [{"name": "a", "eer": 0.1}]}
+
+
+def written(path, model=deployed.ECAPA, *, density=0.1, backend=None, **options):
+    network = deployed.trained(model, density)
+    write_package(path, network, model, backend or deployed.backend(), CARD, features=deployed.FEATURES, **options)
+    return network
+
+
+@pytest.mark.parametrize("model", deployed.MODELS.values(), ids=deployed.MODELS)
+def test_the_folded_network_comes_back_to_the_last_bit(tmp_path, model):
+    network = folded(written(tmp_path / "m.safetensors", model))
+    found = read_package(tmp_path / "m.safetensors").network()
+    expected = weights_of(network)
+    assert weights_of(found).keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in weights_of(found).items())
+    x = torch.randn(2, 80, 60)
+    with torch.no_grad():
+        assert torch.equal(found(x), network(x))
+
+
+@pytest.mark.parametrize("model", deployed.MODELS.values(), ids=deployed.MODELS)
+def test_weights_are_those_that_were_trained_and_folding_changes_no_embedding(tmp_path, model):
+    network = written(tmp_path / "m.safetensors", model)
+    found = read_package(tmp_path / "m.safetensors").network()
+    weights = {name: param for name, param in network.named_parameters() if param.ndim > 1}
+    stored = dict(found.named_parameters())
+    assert all(torch.equal(stored[name], weight) for name, weight in weights.items())
+    x = torch.randn(2, 80, 60)
+    with torch.no_grad():
+        torch.testing.assert_close(found(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_all_that_decides_comes_along(tmp_path):
+    written(tmp_path / "m.safetensors", backend=deployed.backend(cohort=True))
+    package = read_package(tmp_path / "m.safetensors")
+    expected = deployed.backend(cohort=True)
+    assert np.array_equal(package.backend.mean, expected.mean)
+    assert np.array_equal(package.backend.cohort, expected.cohort)
+    assert package.backend.top_n == expected.top_n
+    assert package.backend.calibration == expected.calibration
+    assert package.card == CARD
+    assert package.features == deployed.FEATURES
+    assert package.model == deployed.ECAPA
+    assert len(package.fingerprint) == 64
+
+
+def test_a_file_without_calibration_is_whole_too(tmp_path):
+    backend = deployed.backend()
+    written(tmp_path / "m.safetensors", backend=type(backend)(backend.mean))
+    assert read_package(tmp_path / "m.safetensors").backend.calibration is None
+
+
+@pytest.mark.parametrize("values", ["bf16", "fp16"])
+def test_rounded_values_make_a_smaller_file_and_leave_norms_alone(tmp_path, values):
+    network = folded(written(tmp_path / "full.safetensors"))
+    written(tmp_path / "m.safetensors", values=values)
+    package = read_package(tmp_path / "m.safetensors")
+    assert package.values == values
+    assert (tmp_path / "m.safetensors").stat().st_size < (tmp_path / "full.safetensors").stat().st_size
+    for name, value in weights_of(network).items():
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[values] if value.ndim > 1 else torch.float32
+        assert torch.equal(package.weights[name], value.to(kind).float()), name
+
+
+def test_a_sparse_network_is_packed(tmp_path):
+    model = deployed.ECAPA | {"channels": 128, "mfa_channels": 128}
+    network = written(tmp_path / "m.safetensors", model, density=0.01)
+    dense = sum(value.numel() * 4 for value in network.state_dict().values())
+    assert (tmp_path / "m.safetensors").stat().st_size < dense / 10
+
+
+def test_a_network_of_foreign_code_is_neither_written_nor_built(tmp_path):
+    network = deployed.trained(deployed.ECAPA)
+    foreign = {"_target_": "os.makedirs", "name": "made"}
+    with pytest.raises(ValueError, match=r"os\.makedirs.*expected one of"):
+        write_package(tmp_path / "m", network, foreign, deployed.backend(), {}, features=deployed.FEATURES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_weight_that_is_not_finite_is_named(tmp_path):
+    network = deployed.trained(deployed.ECAPA)
+    with torch.no_grad():
+        network.mfa.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"mfa\.weight holds values that are not finite"):
+        write_package(tmp_path / "m", network, deployed.ECAPA, deployed.backend(), {}, features=deployed.FEATURES)
+
+
+def changed(path, change):
+    """The file with its description and tensors changed."""
+    about, tensors = described(path), load_file(path)
+    change(about, tensors)
+    save_file(tensors, path, metadata={"sv_sparse": with_check_sum(json.dumps(about))})
+
+
+def described(path):
+    """What the file says of itself."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        return json.loads(json.loads(file.read(length))["__metadata__"]["sv_sparse"].partition(" ")[2])
+
+
+def sealed(about, tensors, name="mfa.weight"):
+    """Let a tensor's check sum be that of its bytes, as it would be of a forgery."""
+    parts = (tensors.get(part + name, np.zeros(0, np.uint8)).tobytes() for part in ("values:", "places:"))
+    about["tensors"][name][4] = check_sum(*parts)
+
+
+def lengthen(about, tensors):
+    tensors["values:mfa.weight"] = np.concatenate([tensors["values:mfa.weight"], np.zeros(3, np.uint8)])[3:]
+    sealed(about, tensors)
+
+
+CHANGES = {
+    "format 99": lambda about, tensors: about.update(format=99),
+    "lacks": lambda about, tensors: tensors.pop("values:mfa.weight"),
+    "has more": lambda about, tensors: tensors.update(more=np.zeros(3, np.uint8)),
+    "other weights": lambda about, tensors: about["tensors"].pop("mfa.weight"),
+    r"mfa\.weight has shape": lambda about, tensors: about["tensors"]["mfa.weight"].__setitem__(1, [24, 64, 1, 2]),
+    "which is not allowed": lambda about, tensors: about["tensors"]["mfa.weight"].__setitem__(2, 1 << 40),
+    "at most 268435456": lambda about, tensors: about["tensors"].update(
+        {str(i): ["gaps", [1 << 27], 0, "fp32", ""] for i in range(3)}
+    ),
+    "channels is 4000000000": lambda about, tensors: about["model"].update(channels=4_000_000_000),
+    "mfa_channels is 65536|shape": lambda about, tensors: about["model"].update(mfa_channels=65536),
+    "res2net_scale is 65": lambda about, tensors: about["model"].update(res2net_scale=65),
+    "cannot be built": lambda about, tensors: about["model"].update(surprise=1),
+    "mel_bins 10000": lambda about, tensors: about["features"].update(mel_bins=10_000),
+    "dilations is": lambda about, tensors: about["model"].update(dilations=[65536, 2, 5]),
+    "sample_rate 16000.0": lambda about, tensors: about["features"].update(sample_rate=16000.0),
+    "format True": lambda about, tensors: about.update(format=True),
+    "sample_rate 8000": lambda about, tensors: about["features"].update(sample_rate=8000),
+    "no number": lambda about, tensors: about["backend"]["calibration"].update(slope="steep"),
+    "calibration is": lambda about, tensors: about["backend"].update(calibration=[1]),
+    "p_target": lambda about, tensors: about["backend"]["calibration"].update(p_target=1),
+    "mfa.weight (cannot|holds)": lengthen,
+    "something else than bytes": lambda about, tensors: tensors.update(
+        {"values:mfa.weight": tensors["values:mfa.weight"].astype(np.float32)}
+    ),
+    r"expected names and values": lambda about, tensors: about.update(tensors=[]),
+}
+
+
+@pytest.mark.parametrize("problem", CHANGES)
+def test_a_contradiction_is_named(tmp_path, problem):
+    path = tmp_path / "m.safetensors"
+    written(path)
+    changed(path, CHANGES[problem])
+    with pytest.raises(ValueError, match=rf"m\.safetensors is not a readable package: .*({problem})"):
+        read_package(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 4000, struct.pack("<Q", 20) + b"[" * 20])
+def test_another_kind_of_file_is_refused(tmp_path, content):
+    (tmp_path / "m.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="not a readable package"):
+        read_package(tmp_path / "m.safetensors")
+
+
+def test_a_description_nested_beyond_measure_is_refused(tmp_path):
+    save_file({"a": np.zeros(1, np.uint8)}, tmp_path / "m", metadata={"sv_sparse": "[" * 200_000})
+    with pytest.raises(ValueError, match="not a readable package"):
+        read_package(tmp_path / "m")
+
+
+def fingerprint(path, network, model=deployed.ECAPA, card=CARD, **options):
+    """Of a package with that network."""
+    options = {"features": deployed.FEATURES, "backend": deployed.backend()} | options
+    write_package(path, network, model, options.pop("backend"), card, **options)
+    return read_package(path).fingerprint
+
+
+def test_what_changes_no_embedding_changes_no_fingerprint(tmp_path, monkeypatch):
+    path, network = tmp_path / "m", deployed.trained(deployed.ECAPA)
+    expected = fingerprint(path, network)
+    content = path.read_bytes()
+    reordered = dict(reversed(deployed.ECAPA.items()))
+    assert fingerprint(path, network, card={"other": 1}) == expected
+    assert fingerprint(path, network, reordered, features=dict(reversed(deployed.FEATURES.items()))) == expected
+    assert fingerprint(path, network, deployed.ECAPA | {"implementation": "torch"}) == expected
+    assert fingerprint(path, network, backend=deployed.backend(cohort=True)) == expected
+    monkeypatch.setattr(packing, "_LEVEL", 1)
+    assert fingerprint(path, network) == expected
+    assert path.read_bytes() != content
+    monkeypatch.setattr(packing, "_gaps", lambda mask: os.urandom(100_000))  # too large: bitmasks
+    assert fingerprint(path, network) == expected
+
+
+@torch.no_grad()
+def test_a_weight_or_a_setting_changes_the_fingerprint(tmp_path):
+    path, network = tmp_path / "m", deployed.trained(deployed.ECAPA)
+    prints = [fingerprint(path, network), fingerprint(path, network, deployed.ECAPA | {"dilations": [1, 2, 3]})]
+    prints.append(fingerprint(path, network, values="bf16"))
+    network.mfa.bias[0] += 1
+    prints.append(fingerprint(path, network))
+    weight = network.mfa.weight.view(-1)
+    last = int(weight.nonzero()[-1])
+    zero = int((weight[:last] == 0).nonzero()[-1])
+    weight[zero + 1], weight[zero] = 0, weight[zero + 1].clone()  # the same values, one of them at another place
+    prints.append(fingerprint(path, network))
+    assert len(set(prints)) == 5
+
+
+def as_format_1(path):
+    """The file as versions without check sums wrote it."""
+    about, tensors = described(path), load_file(path)
+    about["format"] = 1
+    for each in about["tensors"].values():
+        del each[4]
+    save_file(tensors, path, metadata={"sv_sparse": json.dumps(about)})
+
+
+def test_a_package_of_format_1_is_read_with_a_warning(tmp_path, caplog):
+    path = tmp_path / "m.safetensors"
+    written(path)
+    package = read_package(path)
+    assert not caplog.records
+    as_format_1(path)
+    older = read_package(path)
+    assert "m.safetensors has no check sums, so damage goes unnoticed: export it again" in caplog.text
+    assert older.fingerprint == package.fingerprint
+    assert all(torch.equal(value, package.weights[name]) for name, value in older.weights.items())
+
+
+def test_check_sums_cannot_get_lost(tmp_path):
+    path = tmp_path / "m.safetensors"
+    written(path)
+    save_file(load_file(path), path, metadata={"sv_sparse": json.dumps(described(path))})
+    with pytest.raises(ValueError, match="its description is damaged: it has lost its check sum"):
+        read_package(path)
+
+
+def test_a_flipped_bit_anywhere_is_refused(tmp_path):
+    path = tmp_path / "m.safetensors"
+    small = {"channels": 4, "mfa_channels": 4, "attention_channels": 2, "se_channels": 2, "res2net_scale": 2}
+    model = deployed.ECAPA | small | {"kernel_sizes": [5, 3], "dilations": [1, 2]}
+    written(path, model)
+    content = path.read_bytes()
+    length = 8 + struct.unpack("<Q", content[:8])[0]
+    generator = random.Random(0)
+    places = [*range(8), *(generator.randrange(8, length) for _ in range(250))]
+    places += [generator.randrange(length, len(content)) for _ in range(150)]
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << generator.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"m\.safetensors is not a readable package: .*damaged"):
+            read_package(path)
+
+
+def test_what_is_damaged_is_named(tmp_path):
+    path = tmp_path / "m.safetensors"
+    written(path)
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
+    start = len(content) - max(each["data_offsets"][1] for name, each in header.items() if name != "__metadata__")
+    for name in ("values:mfa.weight", "places:mfa.weight", "values:backend.mean"):
+        damaged = bytearray(content)
+        damaged[start + header[name]["data_offsets"][1] - 1] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{name.partition(':')[2]} is damaged: its bytes have changed"):
+            read_package(path)
+    place = content.index(b"CC BY 4.0")
+    path.write_bytes(content[:place] + b"CD" + content[place + 2 :])
+    with pytest.raises(ValueError, match="its description is damaged: it has changed"):
+        read_package(path)
+
+
+def test_a_folder_is_told_how_to_become_a_package(tmp_path):
+    with pytest.raises(ValueError, match="it is a folder; one is made from a run by: sv-sparse export"):
+        read_package(tmp_path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="nothing.safetensors is not a readable package: .*No such file"):
+        read_package(tmp_path / "nothing.safetensors")
+
+
+def test_a_damaged_file_is_refused_or_read_whole(tmp_path):
+    path = tmp_path / "m.safetensors"
+    written(path)
+    content = path.read_bytes()
+    generator = random.Random(0)
+    for _ in range(200):
+        damaged = bytearray(content)
+        for _ in range(generator.choice([1, 1, 4, 64])):
+            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+        if generator.random() < 0.3:
+            del damaged[generator.randrange(len(damaged)) :]
+        path.write_bytes(damaged)
+        try:
+            package = read_package(path)
+        except ValueError as error:
+            assert "not a readable package" in str(error)  # noqa: PT017
+        else:
+            with torch.no_grad():
+                package.network()(torch.zeros(1, 80, 20))

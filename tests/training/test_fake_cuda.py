@@ -1,0 +1,249 @@
+"""Training on a fake CUDA device: only a logged step waits for it, once, to fetch its figures."""
+
+import re
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from helpers.fake_cuda import CUDA, Device, WaitsError, on_fake_cuda
+from helpers.tiny import RATE, ROOT, TINY
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from torch._subclasses.fake_tensor import FakeTensor
+
+from sv_sparse.config.settings import resolve
+from sv_sparse.data import loader
+from sv_sparse.data.loader import worker_settings
+from sv_sparse.data.noise import KINDS, build_store
+from sv_sparse.evaluation.corpus import prepare_corpus
+from sv_sparse.training.device import Compute
+from sv_sparse.training.finalize import land
+from sv_sparse.training.setup import Experiment, build
+from sv_sparse.training.trainer import Trainer
+from sv_sparse.training.update import Heard
+
+MODELS, OPTIMIZERS, SPARSITIES = (
+    sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml")) for group in ("model", "optim", "sparsity")
+)
+ECAPA = [word for word in TINY if word.startswith("model.")]
+RESNET = ["model.base_channels=4", "model.embedding_dim=8"]
+SE_RESNET = ["model.channels=[4,4,8,8]", "model.attention_channels=8", "model.embedding_dim=8"]
+SMALL = {"resnet34": RESNET, "resnet_speechbrain": SE_RESNET}
+
+
+def make(device: Device, folder: Path, *words: str, precision: str = "fp32") -> Experiment:
+    """An experiment on the device, built by the code of a run; constructors may read."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        settings = resolve(compose("config", ["name=test", *words]))
+    compute = Compute(CUDA, precision, compiled=False)
+    with device.waiting(), mock.patch("sv_sparse.training.setup.choose_compute", return_value=compute):
+        return build(settings, folder, prepare_corpus(settings, folder))
+
+
+@contextmanager
+def training(
+    device: Device, folder: Path, *words: str, precision: str = "fp32"
+) -> Iterator[tuple[Trainer, Experiment]]:
+    """A run on the device that can be stepped."""
+    general = [word for word in TINY if word.startswith("trainer.") and "log_every" not in word]
+    experiment = make(device, folder, *general, "trainer.log_every=2", *words, precision=precision)
+    with ExitStack() as stack:
+        with device.waiting():
+            trainer = Trainer(experiment, time.monotonic())
+            stack.enter_context(trainer.update.ready())
+            stack.enter_context(trainer.monitor.progress(0, 3))
+        experiment.network.train()
+        yield trainer, experiment
+        trainer.monitor.close()
+
+
+def train(folder: Path, *words: str, precision: str = "fp32") -> dict[bool, list[str]]:
+    """Train for three steps, of which the second is logged; the waits of logged and of other steps."""
+    waits: dict[bool, list[str]] = {True: [], False: []}
+    with Device() as device, training(device, folder, *words, precision=precision) as (trainer, experiment):
+        device.value = 0  # no step failed
+        size = experiment.settings["trainer"]["batch_size"] // experiment.settings["trainer"]["accumulate"]
+        for step in range(3):
+            indices = [
+                [(0, number * size + row) for row in range(size)] for number in range(experiment.batches.accumulate)
+            ]
+            parts = [experiment.dataset.__getitems__(part) for part in indices]
+            crops = sum(len(part.labels) for part in parts)
+            with device.waiting() as of_step:
+                trainer._train_step(parts, Heard(crops, 0, size, 0))
+            waits[step == 1] += of_step
+    return waits
+
+
+def check(waits: dict[bool, list[str]]) -> None:
+    """The law of waits."""
+    assert waits[False] == []
+    assert len(waits[True]) == 1, "\n".join(waits[True])
+    assert re.fullmatch(r"sv_sparse/\S*trainer.py:\d+ _log: reads by tolist", waits[True][0]), waits[True]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Noises and rooms for augmentation."""
+    root = tmp_path_factory.mktemp("noise")
+    draw = np.random.default_rng(0)
+    for kind in (*KINDS, "simulated_rirs"):
+        (root / kind).mkdir()
+        soundfile.write(root / kind / "1.wav", 0.1 * draw.normal(size=4000), RATE)
+    build_store([root], root / "store")
+    return root / "store"
+
+
+@pytest.mark.parametrize("augment", ["full", "musan_rirs"])
+@on_fake_cuda
+def test_a_step_on_augmented_speech_does_not_wait(augment, store, tones, tmp_path):
+    words = [f"augment={augment}", f"augment.store={store}", "augment.probability=1", "augment.mask_probability=1"]
+    words += ["trainer.batch_size=12", *tones.settings(), *ECAPA]
+    check(train(tmp_path, *words))
+
+
+@pytest.mark.parametrize("model", MODELS)
+@on_fake_cuda
+def test_a_step_of_every_model_does_not_wait(model, tones, tmp_path):
+    words = [*tones.settings(), f"model={model}", *SMALL.get(model, ECAPA)]
+    check(train(tmp_path, *words))
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+@on_fake_cuda
+def test_a_step_of_every_way_to_sparsity_does_not_wait(sparsity, tones, tmp_path):
+    target = [] if sparsity == "dense" else ["target_sparsity=0.5"]
+    often = {"feedback_decaying": "every", "feedback_damped": "every"}
+    controller = [f"sparsity.controller.{often[sparsity]}=1"] if sparsity in often else []
+    words = [*tones.settings(), *ECAPA, f"sparsity={sparsity}", *target, *controller]
+    check(train(tmp_path, *words))
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+@on_fake_cuda
+def test_a_step_of_every_optimizer_does_not_wait(optim, tones, tmp_path):
+    check(train(tmp_path, *tones.settings(), *ECAPA, f"optim={optim}", "trainer.accumulate=2"))
+
+
+@pytest.mark.parametrize("grouping", ["output", "input", "kernel"])
+@on_fake_cuda
+def test_a_step_under_a_group_penalty_does_not_wait(grouping, tones, tmp_path):
+    words = ["sparsity.regularizer=group", f"sparsity.grouping={grouping}", "sparsity.density=1"]
+    check(train(tmp_path, *tones.settings(), *ECAPA, *words))
+
+
+@on_fake_cuda
+def test_a_step_in_bf16_does_not_wait(tones, tmp_path):
+    check(train(tmp_path, *tones.settings(), *ECAPA, precision="bf16"))
+
+
+@on_fake_cuda
+def test_a_step_in_fp16_reads_the_scale_alone(tones, tmp_path):
+    waits = train(tmp_path, *tones.settings(), *ECAPA, precision="fp16")
+    assert waits[False]
+    for wait in waits[False]:
+        assert "update.py" in wait
+
+
+@on_fake_cuda
+def test_a_step_that_failed_ends_the_run_where_figures_are_fetched_and_before_they_are_kept(tones, tmp_path):
+    words = [*tones.settings(), *ECAPA, "trainer.log_every=1"]
+    with Device() as device, training(device, tmp_path, *words) as (trainer, experiment):
+        batch = experiment.dataset.__getitems__([(0, row) for row in range(4)])
+        device.value = 1  # the first step failed, says whatever is read
+        with device.waiting() as waits, pytest.raises(ArithmeticError, match="step 1: the loss or its gradient is not"):
+            trainer._train_step([batch], Heard(4, 0, 4, 0))
+    assert [wait.partition(" ")[2] for wait in waits[:1]] == ["_log: reads by tolist"]
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("sparsity", ["feedback", "quantile", "channels"])
+@on_fake_cuda
+def test_a_run_ends_on_one_device(sparsity, tones, tmp_path):
+    words = [*tones.settings(), *ECAPA, f"sparsity={sparsity}"]
+    with Device() as device, training(device, tmp_path, *words) as (trainer, experiment):
+        batch = experiment.dataset.__getitems__([(0, row) for row in range(4)])
+        device.value = 0
+        trainer._train_step([batch], Heard(4, 0, 4, 0))
+        device.value = 1  # zeros have no direction for a score
+        plain = mock.patch.object(loader, "worker_settings", lambda workers, _: worker_settings(workers, "cpu"))
+        with plain, device.waiting(), warnings.catch_warnings():  # without a GPU nothing is pinned
+            warnings.filterwarnings("ignore", "land")  # what is counted on a fake device is no count
+            land(experiment)
+        for name, value in experiment.network.state_dict().items():
+            assert value.device == CUDA, name
+
+
+def test_the_fake_device_is_not_in_the_process_of_other_tests():
+    assert not isinstance(torch.zeros(()), FakeTensor)
+    assert not torch.accelerator.is_available() or torch.cuda.is_available()
+    with pytest.raises((AssertionError, RuntimeError)) if not torch.cuda.is_available() else nullcontext():
+        torch.zeros((), device="cuda")
+
+
+WAITING = {
+    "item": lambda x: x.sum().item(),
+    "float": lambda x: float(x.sum()),
+    "if": lambda x: bool((x > 0).any()),
+    "tolist": lambda x: x.tolist(),
+    "equal": lambda x: torch.equal(x, x),
+    "allclose": lambda x: torch.allclose(x, x),
+    "cpu": lambda x: x.cpu(),
+    "to the CPU": lambda x: x.to("cpu", non_blocking=True),
+    "into a CPU tensor": lambda x: torch.zeros(3).copy_(x),
+    "blocking copy": lambda x: torch.zeros(3).to(x.device),
+    "tensor from a number": lambda x: torch.tensor(0.5, device=x.device),
+    "list as index": lambda x: x[[0, 1]],
+}
+REFUSED = {
+    "nonzero": lambda x: x.nonzero(),
+    "boolean index": lambda x: x[x > 0],
+    "boolean index that is set": lambda x: x.__setitem__(x > 0, x.sum()),
+    "unique": lambda x: x.unique(),
+    "masked_select": lambda x: x.masked_select(x > 0),
+    "repeat_interleave": lambda x: torch.repeat_interleave(x.long()),
+    "two devices": lambda x: x + torch.zeros(3),
+    "an index of the CPU": lambda x: x[torch.tensor([0, 1])],
+    "a stack of two devices": lambda x: torch.stack([x.sum(), torch.zeros(())]),
+}
+SILENT = {
+    "arithmetic": lambda x: (x * 2 + torch.zeros(())).clamp_(0, 1),
+    "asynchronous copy": lambda x: torch.zeros(3).to(x.device, non_blocking=True),
+    "constant": lambda x: torch.full((), 0.5, device=x.device),
+    "index": lambda x: x[torch.arange(2, device=x.device)],
+    "number where": lambda x: x.__setitem__(x > 0, 0.0),
+    "values of the CPU": lambda _: torch.arange(3).sum().item(),
+}
+
+
+@pytest.mark.parametrize("name", WAITING)
+@on_fake_cuda
+def test_a_wait_is_recorded_with_its_place(name):
+    with Device() as device:
+        x = torch.zeros(3, device=CUDA)
+        with pytest.raises(WaitsError, match=r"test_fake_cuda.py:\d+ <lambda>: "), device.not_waiting():
+            WAITING[name](x)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@on_fake_cuda
+def test_what_cannot_go_on_without_a_wait_is_refused_with_its_place(name):
+    with Device():
+        x = torch.zeros(3, device=CUDA)
+        with pytest.raises(WaitsError, match=r"test_fake_cuda.py:\d+ <lambda>: "):
+            REFUSED[name](x)
+
+
+@pytest.mark.parametrize("name", SILENT)
+@on_fake_cuda
+def test_what_does_not_wait_is_not_recorded(name):
+    with Device() as device, device.not_waiting():
+        SILENT[name](torch.zeros(3, device=CUDA))

@@ -1,0 +1,142 @@
+"""Every choice of ``sparsity=`` trains, lands and reports, by the same command."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny import ROOT, TINY
+from hydra import compose, initialize_config_dir
+
+from sv_sparse.config.settings import resolve
+from sv_sparse.models.ecapa_tdnn import ECAPA
+from sv_sparse.models.heads import AAMSoftmax
+from sv_sparse.training.init_from import Origin
+from sv_sparse.training.logging import read_rows
+from sv_sparse.training.param_groups import first_lambda, parameter_groups
+
+SHORT = ("trainer.epochs=3", "data.validation_share=0")
+
+
+def run(train, tones, tmp_path, *settings):
+    done = train(*TINY, *SHORT, *tones.settings(), *settings)
+    assert done.status == 0, done.err
+    (folder,) = (tmp_path / "runs").iterdir()
+    return json.loads((folder / "results.json").read_text()), read_rows(folder / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    "choice", ["feedback", "feedback_decaying", "feedback_damped", "quantile", "magnitude", "channels"]
+)
+def test_it_ends_on_the_target(train, tones, tmp_path, choice):
+    found, rows = run(train, tones, tmp_path, f"sparsity={choice}", "target_sparsity=0.7")
+    assert found["sparsity"] == pytest.approx(0.7, abs=0.02 if choice == "channels" else 1e-3)
+    if choice in {"quantile", "magnitude"}:
+        assert found["sparsity_before_landing"] == pytest.approx(0.7, abs=1e-3)
+    last = [row for row in rows if "support/births" in row][-1]
+    assert all(0 <= last[f"support/{name}"] <= 1 for name in ("births", "deaths", "turnover"))
+
+
+def test_under_a_common_lambda_channels_die_in_order_of_their_size_within_their_layer():
+    network, head = ECAPA(channels=16, mfa_channels=24), AAMSoftmax(192, 5)
+    settings = {
+        "target_sparsity": 0.5,
+        "sparsity": {"regularizer": "group", "include_head": False, "grouping": "output", "controller": {}},
+    }
+    groups = parameter_groups(network, head, settings, {"weights": 0.003, "others": 0.003})
+    sparse = [group for group in groups if group["regularizer"] == "group"]
+    assert all(len(group["params"]) == 1 for group in sparse)
+    sizes = [group["params"][0][1].square().mean().sqrt().item() / group["lambda_scale"] for group in sparse]
+    assert max(sizes) == pytest.approx(min(sizes), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "alive", "origin", "first"),
+    [
+        ("quantile", 20, None, {"lambda_": 0.002}),
+        ("fixed", 20, None, {}),
+        ("feedback", 2, None, {}),
+        ("feedback", 20, 0.3, {"lambda_": 0.3}),
+        ("feedback", 2, 0.0, {}),
+        ("fixed", 2, 0.3, {}),
+    ],
+    ids=[
+        "dense at the start: low",
+        "fixed: as it is",
+        "sparse at the start: as it is",
+        "from a run that lambda made sparse: its lambda",
+        "from a run that masks made sparse: as it is",
+        "fixed from a run: as it is",
+    ],
+)
+def test_lambda_starts_low_beside_dense_weights_where_a_controller_moves_it(sparsity, alive, origin, first):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        settings = resolve(compose("config", ["name=test", f"sparsity={sparsity}"]))
+    weight = torch.full((4, 5), 0.2)
+    weight.flatten()[alive:] = 0
+    run = None if origin is None else Origin(Path("run"), {}, {}, origin)
+    assert first_lambda(settings, run, [{"regularizer": "l1", "params": [("weight", weight)]}]) == pytest.approx(first)
+
+
+@pytest.mark.parametrize("delta", [1.0, 10.0])
+def test_a_lambda_above_the_living_weights_starts_where_it_does_not_make_them_larger(delta):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        settings = resolve(compose("config", ["name=test", "optim.lambda_=100", f"optim.delta={delta}"]))
+    weight = torch.zeros(4, 5)
+    weight[0, :2] = torch.tensor([0.3, -0.4])
+    groups = [{"regularizer": "l1", "params": [("weight", weight)]}, {"regularizer": "none", "params": []}]
+    assert delta * first_lambda(settings, None, groups)["lambda_"] == pytest.approx(0.125**0.5)
+
+
+def test_a_fixed_lambda_ends_where_it_ends(train, tones, tmp_path):
+    found, _ = run(train, tones, tmp_path, "sparsity=fixed", "optim.lambda_=0.02", "target_sparsity=0.7")
+    assert found["sparsity"] == pytest.approx(found["sparsity_before_landing"])
+    assert found["lambda"] == pytest.approx(0.02)
+
+
+def test_dense_is_target_zero(train, tones, tmp_path):
+    found, rows = run(train, tones, tmp_path, "sparsity=dense")
+    assert found["sparsity"] == found["target_sparsity"] == 0
+    assert max(row["lr"] for row in rows if "lr" in row) == pytest.approx(0.003, rel=0.2)
+
+
+@pytest.mark.filterwarnings("ignore:landed on")
+def test_the_proximal_baseline_lands_from_below_and_has_no_duals_to_come_back_by(train, tones, tmp_path):
+    found, _ = run(train, tones, tmp_path, "optim=proxsgd", "target_sparsity=0.7")
+    before = found["sparsity_before_landing"]
+    assert before == pytest.approx(0.7, abs=0.1)
+    assert found["sparsity"] == pytest.approx(max(0.7, before), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["sparsity=dense", "target_sparsity=0.5"],
+            "target_sparsity=0.5: sparsity=dense trains dense; leave target_sparsity out",
+        ),
+        (["sparsity.regularizer=group"], "sparsity.density must be 1, got 0.01"),
+        (["sparsity.regularizer=mask"], "FeedbackController regulates ('l1', 'group'), got groups with ['mask']"),
+        (["sparsity.grouping=row"], "sparsity.grouping must be one of output, input, kernel, got 'row'"),
+        (
+            ["optim.implementation=fast"],
+            "implementation must be one of auto, fused, native, compile, foreach, got 'fast'",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_in_words(train, tones, settings, message):
+    done = train(*TINY, *tones.settings(), *settings)
+    assert done.status == 2
+    assert message in done.err
+
+
+def test_names_of_the_network_say_what_stays_dense_and_what_may_become_zero(train, tones, tmp_path):
+    results, _ = run(train, tones, tmp_path, "sparsity.dense=[embedding]", "sparsity.sparse=[blocks]")
+    assert "embedding.weight" not in results["layers"]
+    assert any(name.startswith("blocks") for name in results["layers"])
+
+
+def test_a_name_that_the_network_lacks_is_refused_before_training(train, tones):
+    done = train(*TINY, *tones.settings(), "sparsity.dense=[embeding]")
+    assert done.status == 2
+    assert "dense names 'embeding', which is no parameter or module with parameters; near are embedding" in done.err

@@ -1,0 +1,100 @@
+"""Laws of sweeps: many runs by one command, one after the other or at once."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+from helpers.tiny import ROOT, TINY, Outcome, Tones
+from omegaconf import OmegaConf
+
+from sv_sparse.config.overrides import check_names
+from sv_sparse.training.run_dir import new_folder
+
+SHORT = (*TINY, "trainer.epochs=1", "trainer.statistics_crops=4")
+JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+
+
+def sweep(folder: Path, *settings: str) -> Outcome:
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *SHORT, *settings]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False, env=environment)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def results(folder: Path) -> list[dict]:
+    return [json.loads(file.read_text()) for file in folder.glob("*/results.json")]
+
+
+@pytest.fixture(scope="module")
+def swept(tones: Tones, tmp_path_factory) -> tuple[Outcome, Path]:
+    """Two targets by two seeds on two processes, whose names differ by the target alone."""
+    folder = tmp_path_factory.mktemp("swept")
+    settings = (*tones.settings(), "target_sparsity=0.5,0.75", "seed=0,1", "trainer.workers=1")
+    return sweep(folder, *settings, *JOBLIB), folder
+
+
+def test_a_sweep_on_several_processes_leaves_a_folder_for_each_job(swept):
+    done, folder = swept
+    assert done.status == 0, done.err
+    seeds = [OmegaConf.load(file).seed for file in (folder / "runs").glob("*/config.yaml")]
+    assert sorted(seeds) == [0, 0, 1, 1]
+    assert sorted(run["target_sparsity"] for run in results(folder / "runs")) == [0.5, 0.5, 0.75, 0.75]
+
+
+def test_each_of_several_processes_takes_its_share_of_the_cores(swept):
+    for file in (swept[1] / "runs").glob("*/environment.json"):
+        environment = json.loads(file.read_text())
+        assert environment["threads"] <= max(1, environment["cores"] // 2)
+
+
+def test_a_sweep_writes_nothing_beside_the_runs(swept):
+    assert [path.name for path in swept[1].iterdir()] == ["runs"]
+    assert (swept[1] / "runs" / ".sweep" / "multirun.yaml").is_file()
+
+
+@pytest.mark.parametrize("launcher", [(), JOBLIB], ids=["basic", "joblib"])
+def test_a_failing_job_says_which_it_is_and_the_others_are_run(launcher, tones, tmp_path):
+    done = sweep(tmp_path, *tones.settings(), "optim.lr=1e38,0.01", "seed=3", "target_sparsity=0.5", *launcher)
+    assert done.status == 1
+    said = [line for line in done.err.splitlines() if line.startswith("error in job 0 (")]
+    assert said
+    assert "optim.lr=1e+38" in said[0]
+    assert "seed=3" in said[0]
+    assert "the loss or its gradient is not finite" in said[0]
+    assert len(results(tmp_path / "runs")) == 1
+    assert "Traceback" not in done.err
+
+
+def test_settings_of_launchers_and_sweepers_are_not_taken_for_our_own():
+    launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=60"]
+    check_names(["-m", "seed=0,1", *launcher, "hydra.sweep.dir=elsewhere", "+hydra.launcher.ray.x=1"], ROOT / "conf")
+    check_names(["--multirun", *JOBLIB, "hydra.sweeper.max_batch_size=2", "target_sparsity=0.5,0.9"], ROOT / "conf")
+
+
+def test_the_cluster_commands_of_the_readme_name_settings_that_exist():
+    blocks = re.findall(r"```shell\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if "hydra/launcher=" in block)
+    commands = [shlex.split(line, comments=True) for line in block.replace("\\\n", "").splitlines()]
+    assert [word for words in commands for word in words if word.startswith("hydra/launcher=")] == [
+        *("hydra/launcher=submitit_slurm", "hydra/launcher=submitit_local", "hydra/launcher=ray")
+    ]
+    for words in commands:
+        check_names(words[2:], ROOT / "conf")
+
+
+def made(settings: dict) -> str:
+    return new_folder(settings, {"precision": "fp32"}).name
+
+
+def test_runs_of_one_name_that_start_at_once_get_a_folder_each(tmp_path):
+    settings = {"folder": None, "runs": str(tmp_path / "runs"), "name": "same"}
+    with ProcessPoolExecutor(4) as pool:
+        names = list(pool.map(made, [settings] * 16))
+    assert len(set(names)) == 16
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == set(names)
