@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sv_sparse.config.settings import Settings
+from sv_sparse.config.schema import Config
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.data.prepared import Judged, rows_of
@@ -25,7 +25,7 @@ from sv_sparse.models.features import MEL_BINS, Filterbank
 from sv_sparse.report import refresh_report
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.config import ENROLMENTS, NORMALIZATIONS, Scoring
-from sv_sparse.training.device import choose_device
+from sv_sparse.training.device import resolve_device
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -98,9 +98,9 @@ def _refuse_unclear(chosen: argparse.Namespace) -> None:
 
 def _evaluate(path: Path, chosen: argparse.Namespace) -> None:
     """Judge one network; what it trained on decides what it may be judged by."""
-    network, given, settings = load_network(path / "checkpoints" / "model.pt" if path.is_dir() else path)
-    scoring = _asked(Scoring(**settings["scoring"]), chosen)
-    limit = _limit(settings, chosen)
+    network, given, config = load_network(path / "checkpoints" / "model.pt" if path.is_dir() else path)
+    scoring = _asked(config.scoring, chosen)
+    limit = _limit(config, chosen)
     folder = run_of(path)
     lists = _lists(folder, chosen)
     refuse_known_to(folder, lists)
@@ -108,9 +108,9 @@ def _evaluate(path: Path, chosen: argparse.Namespace) -> None:
         refuse_other_lists(folder, lists, scoring)
     if rank() == 0:
         _warn_of_known(folder, lists)
-    device = choose_device(chosen.device, "--device ")
+    device = resolve_device(chosen.device, "--device ")
     network, filterbank = network.to(device), Filterbank(SAMPLE_RATE, MEL_BINS).to(device)
-    cache = EmbeddingCache((chosen.scores or folder) / EMBEDDINGS, network, settings["model"])
+    cache = EmbeddingCache((chosen.scores or folder) / EMBEDDINGS, network, config.model)
     backend = given
     if _other_normalization(given, scoring):
         manifest = folder / "manifest.parquet"
@@ -149,11 +149,11 @@ def _other_normalization(given: Backend, scoring: Scoring) -> bool:
     return given.top_n != wanted
 
 
-def _limit(settings: Settings, chosen: argparse.Namespace) -> UnreadableLimit:
+def _limit(config: Config, chosen: argparse.Namespace) -> UnreadableLimit:
     """Return the limit on recordings that are left out: that of the command line, or of the run's settings."""
     if chosen.max_unreadable is not None:
         return UnreadableLimit(chosen.max_unreadable, "--max-unreadable ")
-    return UnreadableLimit(settings["data"]["max_unreadable"])
+    return UnreadableLimit(config.data.max_unreadable_fraction)
 
 
 def _asked(scoring: Scoring, chosen: argparse.Namespace) -> Scoring:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from sv_sparse.config.settings import Settings, is_synthetic
+from sv_sparse.config.schema import Config, DemoDataConfig, PreparedDataConfig
 from sv_sparse.data.corpora.folder import scan_folder
 from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.data.prepared import Judged, judged, read_listed, refuse_trained_on, rows_of, select
 from sv_sparse.data.speakers import read_sexes
+from sv_sparse.data.synthetic.demo import make_demo
 from sv_sparse.data.trials import read_trials
 
 logger = logging.getLogger(__name__)
@@ -27,87 +27,91 @@ class Corpus:
     lists: list[Judged]
 
 
-def describe_corpus(settings: Settings) -> dict[str, Any]:
+def describe_corpus(config: Config) -> dict[str, Any]:
     """Return what a run trains on and is judged by, as plain data.
 
     Returns:
         ``name`` of the corpus; ``synthetic``, whether its voices are; ``path``, the prepared folder or that of the
         recordings; ``train``, the subsets that are trained on, or None where there are none; ``trials``, the lists.
     """
-    data = settings["data"]
-    train, trials = data.get("train"), data["trials"]
-    path = data["prepared"] if "prepared" in data else data["root"]
+    data = config.data
+    is_prepared = isinstance(data, PreparedDataConfig)
+    path = data.prepared_dir if is_prepared else data.root
+    train = data.train_subsets if is_prepared else None
+    trials = data.trial_lists
     return {
-        "name": data.get("corpus") or Path(path).name,  # runs of earlier versions have no name of it
-        "synthetic": is_synthetic(settings),
+        "name": data.corpus,
+        "synthetic": config.is_synthetic,
         "path": path,
         "train": [train] if isinstance(train, str) else train,
         "trials": [trials] if isinstance(trials, str) else list(trials),
     }
 
 
-def prepare_corpus(settings: Settings, folder: Path) -> Corpus:
+def prepare_corpus(config: Config, folder: Path) -> Corpus:
     """Make the corpus if it is made up, scan or select it (a resumed run reads its manifest), and read the lists.
 
     Raises:
         ValueError: a folder or list is not as expected; names the setting.
         OSError: something cannot be read or written.
     """
-    data = settings["data"]
-    names = [data["trials"]] if isinstance(data["trials"], str) else list(data["trials"])
+    data = config.data
+    names = [data.trial_lists] if isinstance(data.trial_lists, str) else list(data.trial_lists)
     stems = [Path(name.rpartition(":")[2]).stem for name in names]
     if not names or len(set(stems)) < len(stems):
-        raise ValueError(f"data.trials={data['trials']}: expected one list or several of different names")
-    found = _prepared(settings, names, folder) if "prepared" in data else _scanned(settings, names, folder)
-    if settings["init_from"] is not None:
-        refuse_known_to(Path(settings["init_from"]), found.lists, "init_from=")
-        _refuse_held_out(Path(settings["init_from"]), found.manifest)
+        raise ValueError(f"data.trial_lists={data.trial_lists}: expected one list or several of different names")
+    is_prepared = isinstance(data, PreparedDataConfig)
+    found = _prepared(config, names, folder) if is_prepared else _scanned(config, names, folder)
+    if config.init_from is not None:
+        refuse_known_to(Path(config.init_from), found.lists, "init_from=")
+        _refuse_held_out(Path(config.init_from), found.manifest)
     return found
 
 
-def _prepared(settings: Settings, names: Sequence[str], folder: Path) -> Corpus:
+def _prepared(config: Config, names: Sequence[str], folder: Path) -> Corpus:
     manifest = folder / "manifest.parquet"
-    lists = read_listed(settings["data"]["prepared"], names)
+    lists = read_listed(config.data.prepared_dir, names)
     if not manifest.is_file():
-        _select(settings, lists, manifest)
+        _select(config, lists, manifest)
     return Corpus(Manifest(manifest), lists)
 
 
-def _scanned(settings: Settings, names: Sequence[str], folder: Path) -> Corpus:
+def _scanned(config: Config, names: Sequence[str], folder: Path) -> Corpus:
     manifest = folder / "manifest.parquet"
     if not manifest.is_file():
-        if "make" in settings["data"]:
-            instantiate(settings["data"]["make"])
-        _scan(settings, names, manifest)
+        if isinstance(config.data, DemoDataConfig):
+            make_demo(config.data.cache_dir, **vars(config.data.synthesize))
+        _scan(config, names, manifest)
     found = Manifest(manifest)
-    speakers = settings["data"]["speakers"]
+    speakers = config.data.speaker_metadata
     sexes = read_sexes(speakers) if speakers is not None else {}
     return Corpus(found, [_listed(name, found, sexes) for name in names])
 
 
-def _select(settings: Settings, lists: Sequence[Judged], out: Path) -> None:
-    data = settings["data"]
-    train = [data["train"]] if isinstance(data["train"], str) else list(data["train"])
-    share = data["validation_share"]
-    select(data["prepared"], train=train, lists=lists, validation_share=share, seed=_validation_seed(settings), out=out)
-
-
-def _scan(settings: Settings, names: Sequence[str], out: Path) -> None:
-    data = settings["data"]
-    scan_folder(
-        data["root"],
-        trials=[name for name in names if not is_elsewhere(name)],
-        train_list=data["train_list"],
-        validation_share=data["validation_share"],
-        seed=_validation_seed(settings),
-        max_unreadable=data["max_unreadable"],
+def _select(config: Config, lists: Sequence[Judged], out: Path) -> None:
+    data = config.data
+    train = [data.train_subsets] if isinstance(data.train_subsets, str) else list(data.train_subsets)
+    select(
+        data.prepared_dir,
+        train=train,
+        lists=lists,
+        validation_share=data.val_fraction,
+        seed=config.val_seed,
         out=out,
     )
 
 
-def _validation_seed(settings: Settings) -> int:
-    """Return the seed that chooses the held-out speakers; runs of earlier versions had one seed for everything."""
-    return int(settings["data"].get("validation_seed", settings["seed"]))
+def _scan(config: Config, names: Sequence[str], out: Path) -> None:
+    data = config.data
+    scan_folder(
+        data.root,
+        trials=[name for name in names if not is_elsewhere(name)],
+        train_list=data.train_utterances,
+        validation_share=data.val_fraction,
+        seed=config.val_seed,
+        max_unreadable=data.max_unreadable_fraction,
+        out=out,
+    )
 
 
 def is_elsewhere(name: str) -> bool:
@@ -141,7 +145,7 @@ def refuse_known_to(run: Path, lists: Sequence[Judged], setting: str = "") -> No
         if not manifest.is_file():
             logger.warning("%s: what it was trained on is not known; it may know the speakers", folder)
             continue
-        trained, prepared = rows_of(manifest, "train", "validation"), config.get("data", {}).get("prepared")
+        trained, prepared = rows_of(manifest, "train", "validation"), config.get("data", {}).get("prepared_dir")
         source = Path(prepared) / "manifest.parquet" if prepared else manifest
         for one in known:
             refuse_trained_on(one, trained, source, f"{setting}{folder}")

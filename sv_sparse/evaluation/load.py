@@ -1,17 +1,18 @@
 """What a run delivers, read for use."""
 
 from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from torch import nn
 
 from sv_sparse import checkpoint
+from sv_sparse.config.schema import Config
 from sv_sparse.models.features import MEL_BINS
-from sv_sparse.models.registry import build_network
+from sv_sparse.models.registry import build_model
 from sv_sparse.scoring.backend import Backend
 
 
-def load_network(path: Path) -> tuple[nn.Module, Backend, dict[str, Any]]:
+def load_network(path: Path, trusted: Sequence[str] = ()) -> tuple[nn.Module, Backend, Config]:
     """A trained network in evaluation mode, what scores its embeddings, and its run's settings.
 
     Args:
@@ -21,10 +22,10 @@ def load_network(path: Path) -> tuple[nn.Module, Backend, dict[str, Any]]:
         ValueError: it is no network file, or one of a network that is none of ours; names it.
     """
     state = checkpoint.load(path, checkpoint.NETWORK_KEYS)
-    settings: dict[str, Any] = state["config"]
+    config = Config.from_dict(state["config"], str(path))
     try:
-        network = build_network(settings["model"], MEL_BINS)
+        network = build_model(config.model, MEL_BINS, trusted=trusted)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     network.load_state_dict(state["model"])
-    return network.eval(), Backend.of(state["backend"]), settings
+    return network.eval(), Backend.of(state["backend"]), config

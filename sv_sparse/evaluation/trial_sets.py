@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from sv_sparse.config.settings import read_settings
+from sv_sparse.config.schema import read_config, read_settings
 from sv_sparse.data.audio import recording
 from sv_sparse.data.corpora.published import CN_PROTOCOLS
 from sv_sparse.data.decoding import AUDIO_ENDINGS
@@ -30,7 +30,7 @@ def lists_of_run(run: Path) -> list[Judged]:
     """
     if not (run / "manifest.parquet").is_file():
         raise ValueError(f"{run} has no lists of its own; name some by --on, or by --root and --trials")
-    return prepare_corpus(read_settings(run), run).lists
+    return prepare_corpus(read_config(run), run).lists
 
 
 def lists_named(words: Sequence[str], run: Path, sexes: Mapping[str, str]) -> list[Judged]:
@@ -75,7 +75,7 @@ def _expanded(names: str) -> Iterator[str]:
 
 
 def _prepared_of(run: Path, word: str) -> str:
-    prepared = read_settings(run)["data"].get("prepared") if (run / "config.yaml").is_file() else None
+    prepared = read_settings(run)["data"].get("prepared_dir") if (run / "config.yaml").is_file() else None
     if prepared is None:
         raise ValueError(f"--on {word}: {EXPECTED}; {run} was not trained on a prepared folder")
     return str(prepared)

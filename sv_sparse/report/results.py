@@ -8,13 +8,13 @@ from sv_sparse.evaluation.complexity import size_of
 from sv_sparse.evaluation.corpus import describe_corpus
 from sv_sparse.evaluation.result import Evaluation
 from sv_sparse.optim import sparsity
-from sv_sparse.training.setup import Experiment, split_size
+from sv_sparse.training.setup import TrainingSetup
 
 Results = dict[str, Any]
 
 
 def collect(
-    experiment: Experiment,
+    setup: TrainingSetup,
     landing: dict[str, Any],
     evaluations: Sequence[Evaluation],
     at_start: Sequence[dict[str, Any]],
@@ -23,7 +23,7 @@ def collect(
     """All figures of a finished run as plain data.
 
     Args:
-        experiment: the run, landed.
+        setup: the run, landed.
         landing: what ``land`` returned.
         evaluations: of the delivered network, one per trial list.
         at_start: the same lists before training, as plain data.
@@ -34,16 +34,16 @@ def collect(
         ``evaluations`` holds every list's. ``corpus`` is what ``describe_corpus`` returns. Rates and sparsities are
         fractions.
     """
-    settings = experiment.settings
+    config = setup.config
     before = {evaluation["key"]: evaluation["eer"] for evaluation in at_start}  # other where they are scored otherwise
     lists = {e.key: e.as_dict() | {"start_eer": before.get(e.key)} for e in evaluations}
     first = lists[evaluations[0].key]
-    sized = size_of(experiment.network, experiment.sparse_params, experiment.head)
+    sized = size_of(setup.network, setup.sparse_params, setup.head)
     total, kept = sized["size"]["parameters"], sized["size"]["kept_parameters"]
     return {
-        "target_sparsity": settings["target_sparsity"],
+        "target_sparsity": config.target_sparsity,
         **landing,
-        "sparsity_network": float(sparsity(list(experiment.sparse_params.values()))),
+        "sparsity_network": float(sparsity(list(setup.sparse_params.values()))),
         "sparsity_all": (total - kept) / total,
         "parameters": total,
         "kept_parameters": kept,
@@ -51,11 +51,11 @@ def collect(
         "min_dcf": first["costs"][0]["min_dcf"],
         "start_eer": first["start_eer"],
         "seconds": seconds,
-        "seed": settings["seed"],
-        "corpus": describe_corpus(settings),
-        "training": _training(experiment),
+        "seed": config.seed,
+        "corpus": describe_corpus(config),
+        "training": _training(setup),
         "scoring": {
-            "subtracted": f"mean embedding of {settings['trainer']['statistics_crops']} training crops",
+            "subtracted": f"mean embedding of {config.trainer.num_bn_crops} training crops",
             "normalization": evaluations[0].normalization,
         },
         "evaluations": lists,
@@ -63,18 +63,18 @@ def collect(
     }
 
 
-def _training(experiment: Experiment) -> dict[str, Any]:
+def _training(setup: TrainingSetup) -> dict[str, Any]:
     """What was trained, on what, how long."""
-    speakers, utterances, hours = split_size(experiment.corpus.manifest, "train")
+    speakers, utterances, hours = setup.corpus.manifest.summary("train")
     return {
-        "model": type(experiment.network).__name__,
+        "model": type(setup.network).__name__,
         "speakers": speakers,
         "utterances": utterances,
         "hours": hours,
-        "epochs": experiment.settings["trainer"]["epochs"],
-        "steps": experiment.total_steps,
-        "lr": experiment.optimizer.param_groups[0]["initial_lr"],
-        "device": str(experiment.compute.device),
-        "precision": experiment.compute.precision,
+        "epochs": setup.config.trainer.epochs,
+        "steps": setup.total_steps,
+        "lr": setup.optimizer.param_groups[0]["initial_lr"],
+        "device": str(setup.device.device),
+        "precision": setup.device.precision,
         "processes": ranks(),
     }

@@ -1,8 +1,9 @@
 """How trials are scored and judged: what the settings of ``scoring`` may be."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
+from typing import Any
 
 from sv_sparse.scoring.calibration import QUALITIES
 from sv_sparse.scoring.metrics import OperatingPoint
@@ -31,15 +32,15 @@ class Scoring:
         ValueError: a setting is not allowed; names it.
     """
 
-    p_target: float | Sequence[float]
-    c_miss: float
-    c_fa: float
-    normalization: str
-    top_n: int
-    cohort_utterances: int
-    enrolment: str
-    quality: Sequence[str]
-    false_alarms: float | Sequence[float]
+    p_target: Any = (0.01, 0.05)
+    c_miss: float = 1.0
+    c_fa: float = 1.0
+    normalization: str = "none"
+    top_n: int = 300
+    cohort_utterances: int = 10
+    enrolment: str = "average"
+    quality: list[str] = field(default_factory=list)
+    false_alarms: Any = (0.05, 0.01, 0.001)
 
     def __post_init__(self) -> None:
         for name in ("p_target", "false_alarms", "c_miss", "c_fa"):

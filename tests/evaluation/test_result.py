@@ -177,19 +177,19 @@ def test_speakers_of_whom_nothing_can_be_used_are_not_counted():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"normalization": "s_norm"}, "scoring.normalization=s_norm: expected one of none, as_norm"),
-        ({"enrolment": "first"}, "scoring.enrolment=first: expected one of average, concatenated"),
-        ({"quality": ["noise"]}, "scoring.quality=noise: expected one of duration, magnitude"),
+        ({"normalization": "s_norm"}, "scoring.score_norm=s_norm: expected one of none, as_norm"),
+        ({"enrolment": "first"}, "scoring.enrollment=first: expected one of average, concatenated"),
+        ({"quality": ["noise"]}, "scoring.quality_measures=noise: expected one of duration, magnitude"),
         ({"p_target": []}, "scoring.p_target: expected one prior or several, got none"),
         ({"p_target": [0.5, 1.0]}, "scoring.p_target must be above 0 and below 1, got 1.0"),
-        ({"false_alarms": [0.0]}, "scoring.false_alarms must be above 0 and below 1, got 0.0"),
+        ({"false_alarms": [0.0]}, "scoring.target_fars must be above 0 and below 1, got 0.0"),
         ({"top_n": 1}, "scoring.top_n must be 2 or more"),
         ({"p_target": "high"}, "scoring.p_target=high: expected a number or several"),
         ({"p_target": None}, "scoring.p_target=None: expected a number or several"),
-        ({"false_alarms": [None]}, "scoring.false_alarms=.None.: expected a number or several"),
+        ({"false_alarms": [None]}, "scoring.target_fars=.None.: expected a number or several"),
         ({"c_miss": None}, "scoring.c_miss=None: expected a number"),
         ({"c_fa": float("inf")}, "scoring.c_fa=inf: expected a number"),
-        ({"quality": "duration"}, "scoring.quality=duration: expected a list"),
+        ({"quality": "duration"}, "scoring.quality_measures=duration: expected a list"),
     ],
 )
 def test_settings_of_scoring_check_themselves(setting, message):
