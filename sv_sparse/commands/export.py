@@ -31,7 +31,7 @@ _FIGURES = ("target_sparsity", "sparsity_network", "parameters", "kept_parameter
 _JUDGED = ("name", "trials", "targets", "speakers", "enrolment", "normalization", "eer", "eer_interval", "costs")
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``sv-sparse export``."""
     parser.add_argument("trained", type=Path, metavar="RUN", help="a run folder, or a network file of one")
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="model.safetensors or model.onnx")
@@ -48,7 +48,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trained-on", help="the training data in words, for its card; the run's setting if not given")
 
 
-def run(chosen: argparse.Namespace) -> None:
+def main(chosen: argparse.Namespace) -> None:
     """Run ``sv-sparse export``.
 
     Raises:

@@ -17,7 +17,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
-from sv_sparse.config.schema import check_dense_target, conf_dir
+from sv_sparse.config.schema import ROOT_CHECKS, check_dense_target, check_root_setting, conf_dir
 
 GROUPS = ("model", "data", "augment", "head", "optim", "sparsity", "trainer", "scoring", "experiment")
 _INIT_FROM = "init_from"  # a setting, and where it names a run a group too
@@ -221,6 +221,8 @@ def _check_value(key: str, value: Any, composed: DictConfig) -> None:
     except OmegaConfBaseException as error:
         raise ValueError(f"{key}: {str(error).partition(chr(10))[0]}") from error
     group = key.partition(".")[0]
+    if key in ROOT_CHECKS:
+        check_root_setting(key, candidate[key])
     if key == "target_sparsity":
         check_dense_target(value, candidate.sparsity)
     try:

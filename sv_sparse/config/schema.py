@@ -7,7 +7,7 @@ class checks when it is built. Files in conf/ hold only what differs from the de
 import copy
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -521,12 +521,9 @@ class Config:
     scoring: Scoring = setting(Scoring(), "Scoring of trials.")
 
     def __post_init__(self) -> None:
-        target = self.target_sparsity
-        require("target_sparsity", target, is_fraction(target), _FRACTION)
-        _require_seed("seed", self.seed)
-        if self.run_name is not None:
-            require("run_name", self.run_name, self.run_name != "" and "/" not in self.run_name, "a word without /")
-        check_dense_target(target, self.sparsity)
+        for name in ROOT_CHECKS:
+            check_root_setting(name, getattr(self, name))
+        check_dense_target(self.target_sparsity, self.sparsity)
         patience = self.trainer.early_stop_patience
         if patience is not None and self.data.val_fraction == 0:
             raise ValueError(
@@ -563,6 +560,9 @@ class Config:
             node = writable(OmegaConf.structured(Config))
             for group, choices in (("data", DATA), ("optim", OPTIMIZERS)):
                 node[group] = _schema_of(settings[group], choices)
+            lr = settings["optim"].get("lr")
+            if lr is not None and not isinstance(lr, Mapping):
+                node.optim.lr = lr  # one number in place of a node
             node.sparsity.controller = _schema_of(settings["sparsity"]["controller"], CONTROLLERS)
             return to_config(cast(DictConfig, OmegaConf.merge(node, dict(settings))))
         except (KeyError, TypeError, OmegaConfBaseException) as error:
@@ -582,6 +582,23 @@ CONTROLLERS = {
     "fixed": FixedConfig(),
 }
 DENSE = SparsityConfig(controller=FixedConfig(), penalty="none", init_density=1.0)
+
+
+ROOT_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "target_sparsity": (is_fraction, _FRACTION),
+    "seed": (lambda seed: 0 <= seed < 2**63, "a whole number, 0 or more and below 2**63"),
+    "run_name": (lambda name: name is None or (name != "" and "/" not in name), "a word without /, or null"),
+    "runs_dir": (lambda path: path != "", "a folder"),
+    "run_dir": (lambda path: path != "", "a folder, or null"),
+    "resume_from": (lambda path: path != "", "a run's folder or one of its checkpoints, or null"),
+    "init_from": (lambda path: path != "", "a run's folder or a file of weights, or null"),
+}
+
+
+def check_root_setting(name: str, value: Any) -> None:
+    """Raise a ValueError if a setting that belongs to no group has a value that is not allowed."""
+    is_allowed, allowed = ROOT_CHECKS[name]
+    require(name, value, is_allowed(value), allowed)
 
 
 def check_dense_target(target: float, sparsity: Any) -> None:

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from sv_sparse.config.overrides import check_names
+from sv_sparse.config.overrides import check_command_line
 from sv_sparse.config.settings import automatic_workers, check, flat
 from sv_sparse.training.run_dir import resumed
 
@@ -70,16 +70,16 @@ def test_group_files_are_short_lists_of_scalars():
 )
 def test_an_argument_that_names_nothing_is_refused_with_the_valid_names(argument, message):
     with pytest.raises(ValueError, match=message):
-        check_names([argument], CONF)
+        check_command_line([argument], CONF)
 
 
 def test_valid_names_pass_also_in_a_sweep_and_inside_a_chosen_group():
-    check_names(["-m", "optim=linbreg", "optim.momentum=0.9", "target_sparsity=0.5,0.9", "model=resnet34"], CONF)
-    check_names(["-m", "model=glob(*)", "seed=range(0,3)", "trainer.epochs=2", "run_name='a b'"], CONF)
+    check_command_line(["-m", "optim=linbreg", "optim.momentum=0.9", "target_sparsity=0.5,0.9", "model=resnet34"], CONF)
+    check_command_line(["-m", "model=glob(*)", "seed=range(0,3)", "trainer.epochs=2", "run_name='a b'"], CONF)
 
 
 def test_options_of_the_launcher_may_take_their_value_as_a_word_of_its_own():
-    check_names(["--cfg", "job", "-p", "trainer", "-m", "seed=1,2"], CONF)
+    check_command_line(["--cfg", "job", "-p", "trainer", "-m", "seed=1,2"], CONF)
 
 
 def test_processes_on_a_machine_share_its_cores_among_their_workers(monkeypatch):
@@ -93,7 +93,7 @@ def test_processes_on_a_machine_share_its_cores_among_their_workers(monkeypatch)
 
 def test_a_setting_of_a_choice_not_taken_is_refused():
     with pytest.raises(ValueError, match="unknown setting 'optim.momentum'; valid under optim: lr, lambda_, betas"):
-        check_names(["optim.momentum=0.9"], CONF)
+        check_command_line(["optim.momentum=0.9"], CONF)
 
 
 @pytest.mark.parametrize(
@@ -210,12 +210,12 @@ def test_each_setting_of_each_choice_refuses_values_of_another_kind_by_its_name(
 )
 def test_a_value_of_another_kind_is_refused_on_the_command_line_before_anything_else(argument, message):
     with pytest.raises(ValueError, match=message):
-        check_names(["data=folder", argument], CONF)
+        check_command_line(["data=folder", argument], CONF)
 
 
 def test_settings_of_a_list_may_be_one_and_null_stands_where_it_is_the_default():
     words = ["scoring.p_target=0.01", "data.trial_lists=a", "data.speaker_metadata=b.csv", "sparsity.controller.ramp=[0.1,0.5]"]
-    check_names(["data=folder", *words, "data.train_utterances=null", "optim.lr=0.01", "trainer.epochs=${seed}"], CONF)
+    check_command_line(["data=folder", *words, "data.train_utterances=null", "optim.lr=0.01", "trainer.epochs=${seed}"], CONF)
 
 
 def test_a_stored_run_with_a_value_that_is_not_allowed_is_refused_by_its_setting(tmp_path):
