@@ -110,7 +110,7 @@ def _evaluate(path: Path, chosen: argparse.Namespace) -> None:
         _warn_of_known(folder, lists)
     device = resolve_device(chosen.device, "--device ")
     network, filterbank = network.to(device), Filterbank(SAMPLE_RATE, MEL_BINS).to(device)
-    cache = EmbeddingCache((chosen.scores or folder) / EMBEDDINGS, network, config.model)
+    cache = EmbeddingCache((chosen.scores or folder) / EMBEDDINGS, network, config.model_settings)
     backend = given
     if _other_normalization(given, scoring):
         manifest = folder / "manifest.parquet"

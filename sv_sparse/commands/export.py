@@ -60,7 +60,7 @@ def main(chosen: argparse.Namespace) -> None:
     network, backend, config = load_network(path)
     dense = _bytes(network)
     card = make_card(folder, config, licence=chosen.licence, trained_on=chosen.trained_on)
-    model = config.model
+    model = config.model_settings
     if kind == ".safetensors":
         features = {"sample_rate": SAMPLE_RATE, "mel_bins": MEL_BINS}
         write_package(chosen.to, network, model, backend, card, features=features, values=chosen.values or "fp32")
