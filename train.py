@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from sv_sparse.config.overrides import check_names
 from sv_sparse.config.settings import configuration
 from sv_sparse.distributed import end, first_before_others, from_first, processes, rank
-from sv_sparse.evaluation.corpus import prepare_corpus
+from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.io import harden_output
 from sv_sparse.report import collect, draw_run, write_report, write_results
 from sv_sparse.training.device import keep_freed_memory
@@ -32,7 +32,7 @@ def main(config: DictConfig) -> None:
         settings, folder = from_first(lambda: open_run(config))
         with logged(folder):
             check_buildable(settings)
-            corpus = first_before_others(lambda: prepare_corpus(settings, folder))
+            corpus = first_before_others(lambda: load_corpus(settings, folder))
             experiment = build(settings, folder, corpus)
             trainer = Trainer(experiment, started)
             trainer.fit()

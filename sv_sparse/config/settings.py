@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sv_sparse.data.unreadable import UnreadableLimit
-from sv_sparse.scoring.config import Scoring
+from sv_sparse.scoring.config import ScoringConfig
 
 Settings = dict[str, Any]
 
@@ -257,7 +257,7 @@ def _are_rates(value: Any) -> bool:
 
 
 # Settings of a list that take an element for a list of it.
-_LISTS_OR_SINGLE = {"data.trials", "data.train", "scoring.p_target", "scoring.false_alarms"}
+_LISTS_OR_SINGLE = {"data.trials", "data.train", "scoring.p_target", "scoring.target_fars"}
 # Settings that not every choice has, or no run of earlier versions.
 _OPTIONAL = {"runs", "resume", "data.storage", "data.validation_seed", "sparsity.dense", "sparsity.sparse"}
 
@@ -282,7 +282,7 @@ _CHECKS: dict[str, Check] = {
     "sparsity.sparse": _NAMES,
     "optim.lr": (_are_rates, "above 0, one number or {" + ", ".join(f"{name}: number" for name in RATES) + "}"),
     "scoring.top_n": _COUNT,
-    "scoring.cohort_utterances": _COUNT,
+    "scoring.cohort_utts_per_speaker": _COUNT,
     "trainer.epochs": _COUNT,
     "trainer.batch_size": (lambda v: _is_whole(v, 2), "a whole number, 2 or more"),
     "trainer.crop_seconds": (lambda v: is_number(v) and v >= 0.2, "a number, 0.2 or more"),
@@ -330,7 +330,7 @@ def check(settings: Settings) -> None:
     missing = sorted(_CHECKS.keys() - _OPTIONAL - present.keys())
     if missing:
         raise ValueError(f"{', '.join(missing)} missing: the settings are those of another version")
-    Scoring(**settings["scoring"])  # checks itself
+    ScoringConfig(**settings["scoring"])  # checks itself
     UnreadableLimit(settings["data"]["max_unreadable"])
     sparsity = settings["sparsity"]
     refuse_dense_target(settings["target_sparsity"], sparsity)

@@ -161,7 +161,7 @@ class RunState:
         state = {
             "config": self.experiment.settings,
             "model": self.experiment.network.state_dict(),
-            "backend": backend.state(),
+            "backend": backend.to_dict(),
             "figures": figures,
         }
         checkpoint.save(self.checkpoints.folder / name, state)

@@ -13,13 +13,13 @@ from sv_sparse.data.loader import CropLoader, EpochBatches, UnreadableMeter
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.distributed import from_first, rank, share_first
 from sv_sparse.evaluation.embed import mean_embedding
-from sv_sparse.evaluation.embedding_cache import EMBEDDINGS, EmbeddingCache
-from sv_sparse.evaluation.evaluate import evaluate_lists
-from sv_sparse.evaluation.result import Evaluation
-from sv_sparse.evaluation.validation import make_backend, validate
+from sv_sparse.evaluation.embedding_cache import EMBEDDINGS_DIR, EmbeddingCache
+from sv_sparse.evaluation.evaluate import evaluate_trial_sets
+from sv_sparse.evaluation.result import TrialSetResult
+from sv_sparse.evaluation.validation import fit_backend, validate
 from sv_sparse.optim import count_zeros, sparsity
+from sv_sparse.scoring.arrays import Float32Array
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.cosine import Array
 from sv_sparse.training.logging import as_words
 from sv_sparse.training.setup import Experiment
 
@@ -67,7 +67,7 @@ def land(experiment: Experiment, judged: float | None = None) -> dict[str, Any]:
     return figures
 
 
-def validate_held_out(experiment: Experiment) -> tuple[float, Array] | None:
+def validate_held_out(experiment: Experiment) -> tuple[float, Float32Array] | None:
     """Judge the network on held-out training speakers in the run's precision, as ``validate`` does."""
     with experiment.compute.autocast():
         return validate(experiment.network, experiment.filterbank, experiment.corpus.manifest, _limit(experiment))
@@ -78,7 +78,7 @@ def _limit(experiment: Experiment) -> UnreadableLimit:
     return UnreadableLimit(experiment.settings["data"]["max_unreadable"])
 
 
-def training_mean(experiment: Experiment) -> Array:
+def training_mean(experiment: Experiment) -> Float32Array:
     """Mean embedding [E] of training crops without augmentation, which scoring subtracts."""
     with experiment.compute.autocast():
         crops = _crops(experiment, experiment.dataset.plain())
@@ -101,24 +101,24 @@ def _crops(experiment: Experiment, dataset: Crops) -> Iterator[Batch]:
             yield batch
 
 
-def evaluate_at_start(experiment: Experiment, mean: Array) -> list[dict[str, Any]]:
+def evaluate_at_start(experiment: Experiment, mean: Float32Array) -> list[dict[str, Any]]:
     """Judge the untrained network on the run's trial lists, as plain data: what the end is compared with."""
-    plain = replace(experiment.scoring, normalization="none")
+    plain = replace(experiment.scoring, score_norm="none")
     with experiment.compute.autocast():
-        found = evaluate_lists(
-            *(experiment.network, experiment.filterbank, experiment.corpus.lists, Backend(mean), plain),
+        found = evaluate_trial_sets(
+            *(experiment.network, experiment.filterbank, experiment.corpus.trial_sets, Backend(mean), plain),
             limit=_limit(experiment),
-            scores_to=None,
-            whole=False,
+            output_dir=None,
+            with_details=False,
         )
-    return [evaluation.as_dict() for evaluation in found]
+    return [evaluation.to_dict() for evaluation in found]
 
 
 def finish_backend(experiment: Experiment) -> Backend:
     """What the delivered network's embeddings are scored by, from training speech alone."""
     mean, cache = training_mean(experiment), _cache(experiment)
     manifest = experiment.corpus.manifest
-    return make_backend(
+    return fit_backend(
         experiment.network,
         experiment.filterbank,
         manifest,
@@ -129,12 +129,12 @@ def finish_backend(experiment: Experiment) -> Backend:
     )
 
 
-def evaluate(experiment: Experiment, backend: Backend) -> list[Evaluation]:
+def evaluate(experiment: Experiment, backend: Backend) -> list[TrialSetResult]:
     """Judge the delivered network on the run's trial lists, in float32, and write their scores."""
-    return evaluate_lists(
-        *(experiment.network, experiment.filterbank, experiment.corpus.lists, backend, experiment.scoring),
+    return evaluate_trial_sets(
+        *(experiment.network, experiment.filterbank, experiment.corpus.trial_sets, backend, experiment.scoring),
         limit=_limit(experiment),
-        scores_to=experiment.folder / "scores",
+        output_dir=experiment.folder / "scores",
         cache=_cache(experiment),
     )
 
@@ -142,4 +142,4 @@ def evaluate(experiment: Experiment, backend: Backend) -> list[Evaluation]:
 def _cache(experiment: Experiment) -> EmbeddingCache:
     """Where embeddings are kept, for evaluating again and elsewhere."""
     model = experiment.settings["model"]
-    return EmbeddingCache(experiment.folder / EMBEDDINGS, experiment.network, model)
+    return EmbeddingCache(experiment.folder / EMBEDDINGS_DIR, experiment.network, model)

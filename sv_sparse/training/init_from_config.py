@@ -22,7 +22,7 @@ from yaml import YAMLError
 from sv_sparse import checkpoint
 from sv_sparse.config.overrides import read_overrides, values_of
 from sv_sparse.config.settings import Settings, classes, flat, plain, read_choice, read_settings
-from sv_sparse.evaluation.corpus import describe_corpus
+from sv_sparse.evaluation.corpus import corpus_summary
 from sv_sparse.training.init_from import network_file, read_weights
 
 GROUPS = ("model", "data", "optim", "sparsity")
@@ -93,7 +93,7 @@ def origin_settings(path: str | Path) -> Settings | None:
         return None
     settings["data"].setdefault("validation_seed", settings["seed"])  # one seed for everything in earlier versions
     if "prepared" in settings["data"]:  # of which corpus, settings of earlier versions do not say
-        settings["data"].setdefault("corpus", describe_corpus(settings)["name"])
+        settings["data"].setdefault("corpus", corpus_summary(settings)["name"])
     return settings
 
 
@@ -128,7 +128,7 @@ def describe_sources(settings: Settings) -> dict[str, str]:
 
 
 def _corpus_in_words(settings: Settings, *, by_default: bool) -> str:
-    corpus = describe_corpus(settings)
+    corpus = corpus_summary(settings)
     notes = ["synthetic voices"] if corpus["synthetic"] else []
     if by_default:
         notes.append("data=demo is the default, data=folder data.root=PATH data.trials=FILE are your own recordings")

@@ -22,13 +22,13 @@ from sv_sparse.data.loader import CropLoader, EpochBatches
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.shard_loader import ShardLoader
 from sv_sparse.distributed import rank, ranks
-from sv_sparse.evaluation.corpus import Corpus, describe_corpus
+from sv_sparse.evaluation.corpus import Corpus, corpus_summary
 from sv_sparse.models.contract import CONTRACT, check_network
 from sv_sparse.models.cpu_kernels.fused import prepare
 from sv_sparse.models.features import MEL_BINS, Filterbank, crop_samples
 from sv_sparse.models.heads import AAMSoftmax
 from sv_sparse.optim import BregmanOptimizer, Controller, ProxSGD, describe
-from sv_sparse.scoring.config import Scoring
+from sv_sparse.scoring.config import ScoringConfig
 from sv_sparse.training.device import Compute, choose_compute
 from sv_sparse.training.init_from import read_origin
 from sv_sparse.training.param_groups import (
@@ -77,9 +77,9 @@ class Experiment:
         return self.controller.total_steps
 
     @property
-    def scoring(self) -> Scoring:
+    def scoring(self) -> ScoringConfig:
         """How trials are scored and judged."""
-        return Scoring(**self.settings["scoring"])
+        return ScoringConfig(**self.settings["scoring"])
 
     @cached_property
     def sparse_params(self) -> dict[str, Tensor]:
@@ -102,7 +102,7 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     trainer = settings["trainer"]
     torch.manual_seed(settings["seed"])
     compute = choose_compute(trainer["device"], trainer["precision"], trainer["compile"])
-    _refuse_small_cohort(Scoring(**settings["scoring"]), corpus.manifest)
+    _refuse_small_cohort(ScoringConfig(**settings["scoring"]), corpus.manifest)
     network, embedding_dim = _network(settings, compute.device)
     augmentation: Augmentation = _constructed("augment", settings)
     dataset = _crops(settings, corpus.manifest, augmentation if augmentation.active else None)
@@ -126,7 +126,7 @@ def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
     optimizer, controller = _method(settings, groups, first, steps)
     if origin is not None:
         controller.take_over()
-    _say(groups, corpus, describe_corpus(settings)["trials"], optimizer)
+    _say(groups, corpus, corpus_summary(settings)["trials"], optimizer)
     logger.info("%d steps on %s, %s", steps, compute, describe_batch(batches, None if begun else rates))
     return Experiment(
         settings=settings,
@@ -221,10 +221,10 @@ def _constructed(setting: str, settings: Settings, *arguments: Any, **named: Any
         raise ValueError(words if named_already else f"{setting}: {words}") from error
 
 
-def _refuse_small_cohort(scoring: Scoring, manifest: Manifest) -> None:
+def _refuse_small_cohort(scoring: ScoringConfig, manifest: Manifest) -> None:
     """Raise a ValueError if AS-norm would look at more training speakers than there are, before training."""
     speakers = len(manifest.speakers("train"))
-    if scoring.normalization == "as_norm" and scoring.top_n > speakers:
+    if scoring.score_norm == "as_norm" and scoring.top_n > speakers:
         raise ValueError(f"scoring.top_n={scoring.top_n}: expected at most {speakers}, which are trained on")
 
 
@@ -285,7 +285,7 @@ def describe_batch(batches: EpochBatches, rates: dict[str, float] | None) -> str
 
 
 def _say(groups: list[dict[str, Any]], corpus: Corpus, paths: list[str], optimizer: BregmanOptimizer) -> None:
-    for one, path in zip(corpus.lists, paths, strict=True):
+    for one, path in zip(corpus.trial_sets, paths, strict=True):
         count, targets = len(one.trials), int(one.trials.is_target.sum())
         logger.info("trial list %s: %d trials, %d targets (%s)", one.trials.name, count, targets, path)
     for split in ("train", "validation", "test"):

@@ -16,8 +16,8 @@ from sv_sparse.data.dataset import Batch
 from sv_sparse.distributed import gathered, gathered_objects, ranks
 from sv_sparse.models.heads import margin_at
 from sv_sparse.optim import sparsity, warmup_exponential
+from sv_sparse.scoring.arrays import Float32Array
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.cosine import Array
 from sv_sparse.signals import Stopped, stop_requests, stopped_afterwards
 from sv_sparse.training.checkpoints import RunState
 from sv_sparse.training.device import memory_advice
@@ -218,7 +218,7 @@ class Trainer:
         found = gathered_objects((self.experiment.controller.lambda_.item(), measured))
         assert len(set(found)) == 1, f"lambda and sparsity differ between processes: {found}"
 
-    def _keep_best(self, judged: float, mean: Array, measured: float) -> None:
+    def _keep_best(self, judged: float, mean: Float32Array, measured: float) -> None:
         """Keep the network with the lowest validation EER among those near the target sparsity."""
         state = self.state
         near = abs(measured - self.experiment.controller.target_sparsity) <= self.settings["band"]
@@ -250,7 +250,7 @@ class Trainer:
         names = (
             "sparsity",
             "sparsity_before_landing",
-            "kept_parameters",
+            "nonzero_parameters",
             "eer",
             "min_dcf",
             "seconds",

@@ -164,7 +164,7 @@ def test_lists_that_a_run_was_judged_by_since_are_in_its_report(tmp_path):
     before = (folder / "results.json").read_text()
     later = {"later_as_norm": evaluation("later", eer=0.0777), "trials": evaluation("trials", eer=0.0333)}
     for one in later.values():
-        del one["start_eer"]
+        del one["untrained_eer"]
     (folder / "evaluations.json").write_text(json.dumps(later))
     write_scores(folder / "scores" / "later_as_norm.txt", 400)
     refresh_report(folder)

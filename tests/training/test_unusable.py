@@ -30,9 +30,9 @@ SETTINGS = (
     *THREE_EPOCHS,
     "data.validation_share=0.4",
     "scoring=as_norm",
-    "scoring.cohort_utterances=1",
+    "scoring.cohort_utts_per_speaker=1",
     "scoring.top_n=4",
-    "scoring.quality=[duration,magnitude]",
+    "scoring.quality_measures=[duration,magnitude]",
 )
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
@@ -75,7 +75,7 @@ def test_held_out_speakers_the_cohort_and_the_calibration_lose_bad_recordings_an
     assert log.count("left out of the cohort: 1 training speakers without a recording that can be used") == 1
     assert "scoring.top_n=4 is lowered to the 3 speakers of the cohort" in log
     state = checkpoint.load(damaged_run / "checkpoints" / "model.pt", checkpoint.NETWORK_KEYS)
-    backend = Backend.of(state["backend"])
+    backend = Backend.from_dict(state["backend"])
     assert len(backend.cohort) == 3
     assert np.isfinite(backend.cohort).all()
     assert (backend.calibration.trials, backend.calibration.targets) == (5 * 6 + 15, 2 * 3 + 3 * 3)  # in other sessions
@@ -146,7 +146,7 @@ def test_a_run_whose_trials_have_a_bad_recording_is_judged_on_the_others(attempt
     assert f"list trials: 17 of 153 trials are left out, since 1 recordings cannot be used ({tested[0]})" in done.out
     one = json.loads((folder / "results.json").read_text())["evaluations"]["trials"]
     assert (one["trials"], one["trials_left_out"], one["recordings_left_out"]) == (136, 17, 1)
-    assert one["digest"] != one["list_digest"] == read_trials(corpus.trials).digest
+    assert one["checksum"] != one["list_checksum"] == read_trials(corpus.trials).digest
     lines = (folder / "scores" / "trials.txt").read_text().splitlines()
     assert len(lines) == 136
     assert not any(tested[0] in line for line in lines)
@@ -172,7 +172,7 @@ def evaluate(*words: object) -> None:
 
 
 def words_of(lists: Tones) -> list[object]:
-    return ["--root", lists.root, "--trials", lists.trials]
+    return ["--audio-root", lists.root, "--trials", lists.trials]
 
 
 def test_an_evaluation_leaves_trials_of_a_bad_recording_out_and_says_so(copied, capsys, caplog):
@@ -262,11 +262,11 @@ def test_two_processes_leave_out_what_one_does_and_name_it_once(copied, capsys, 
     monkeypatch.setattr(embedding, "_READ_AHEAD", 4)
     run, lists, _ = copied
     elsewhere = run.parent / "elsewhere"
-    evaluate(run, *words_of(lists), "--scores", elsewhere)
+    evaluate(run, *words_of(lists), "--output-dir", elsewhere)
     expected = capsys.readouterr().out
     scores = (elsewhere / "others.txt").read_text()
     shutil.rmtree(elsewhere)
-    words = [str(word) for word in ("evaluate", run, *words_of(lists), "--scores", elsewhere)]
+    words = [str(word) for word in ("evaluate", run, *words_of(lists), "--output-dir", elsewhere)]
     script = run.parent / "evaluate.py"
     script.write_text(f"from sv_sparse import cli, embedding\nembedding._READ_AHEAD = 4\ncli.main({words!r})\n")
     done = together(script)
