@@ -141,7 +141,7 @@ def differences_to_first(entries: Sequence[Entry]) -> Differences:
     digests = {entry.one["id"]: entry.one["checksum"] for entry in entries if entry.run == first}
     found: dict[Path, dict[str, tuple[float, float, float]]] = {}
     for entry in entries:
-        name = f"{entry.one['key']}.txt"
+        name = f"{entry.one['id']}.txt"
         ours, theirs = entry.run / "scores" / name, first / "scores" / name
         same_trials = digests.get(entry.one["id"]) == entry.one["checksum"]
         if entry.run != first and same_trials and ours.is_file() and theirs.is_file():

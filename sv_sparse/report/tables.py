@@ -136,7 +136,7 @@ def conditions(one: Mapping[str, Any], scoring: Mapping[str, Any]) -> list[tuple
         *left_out(one),
         ("speakers", "not known" if one["speakers"] is None else count(one["speakers"])),
         ("enrollment", one["enrollment"]),
-        ("scores", f"cosines of embeddings less the {scoring['subtracted']}"),
+        ("scores", f"cosines of embeddings less the {scoring['mean_embedding']}"),
         ("score normalization", one["score_norm"]),
         ("operating points", "; ".join(points)),
         ("calibration", one["calibration"] or "none"),

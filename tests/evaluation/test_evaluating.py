@@ -53,7 +53,7 @@ def test_without_lists_a_run_is_judged_by_its_own_and_gets_its_own_figures(run, 
     assert "p_target 0.05: minDCF" in text
 
 
-def test_the_second_time_nothing_is_embed_group(run, capsys, monkeypatch):
+def test_the_second_time_nothing_is_embedded(run, capsys, monkeypatch):
     first = evaluate(capsys, run)
     monkeypatch.setattr("sv_sparse.evaluation.embed._embed_group", None)  # which a call would stumble over
     assert evaluate(capsys, run) == first

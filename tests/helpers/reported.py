@@ -52,7 +52,7 @@ def evaluation(name: str, **changes: Any) -> dict[str, Any]:
 
 def unknown(name: str) -> dict[str, Any]:
     """A list of which nothing is known but its scores."""
-    one = evaluation(name, speakers=None, calibration=None, eer_interval=None, cllr=None, groups={}, decisions=[])
+    one = evaluation(name, speakers=None, calibration=None, eer_interval=None, cllr=None, breakdown={}, thresholds=[])
     costs = [cost | {"min_dcf_interval": None, "act_dcf": None} for cost in one["dcf"]]
     return one | {"dcf": costs, "score_norm": "none"}
 

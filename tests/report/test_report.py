@@ -80,7 +80,7 @@ def test_every_figure_says_what_is_to_be_seen(tmp_path):
 
 def test_odd_names_are_shown_and_do_nothing(tmp_path):
     groups = {"genre": {ODD: {"trials": 10, "targets": 5, "eer": 0.2}}}
-    found = results(lists=[evaluation(ODD, groups=groups), unknown("_b")], layers=[ODD, "embedding.weight"])
+    found = results(lists=[evaluation(ODD, breakdown=groups), unknown("_b")], layers=[ODD, "embedding.weight"])
     page = reported(tmp_path / ODD, found)
     assert not page.all("b")
     assert page.text.count(ODD) >= 4

@@ -259,7 +259,7 @@ def test_a_listed_recording_that_is_not_there_any_more_is_an_error(uninterrupted
 
 
 def test_two_processes_leave_out_what_one_does_and_name_it_once(copied, capsys, monkeypatch):
-    monkeypatch.setattr(embedding, "_READ_AHEAD", 4)
+    monkeypatch.setattr(embedding, "_PREFETCH", 4)
     run, lists, _ = copied
     elsewhere = run.parent / "elsewhere"
     evaluate(run, *words_of(lists), "--output-dir", elsewhere)
