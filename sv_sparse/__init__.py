@@ -1,3 +1,3 @@
 """Train speaker-verification networks that end exactly as sparse as asked, in one run."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

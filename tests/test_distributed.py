@@ -66,14 +66,14 @@ def corpus(tmp_path_factory) -> list[str]:
     for key in (keys[1], keys[7], keys[13]):
         damage_middle(folder / "wav" / key)
     write_trial_list(folder / "trials.txt", [key for key in keys if key[6] in "678"])
-    shares = ["data.validation_share=0.3", "data.max_unreadable=0.2"]
-    return ["data=folder", f"data.root={folder / 'wav'}", f"data.trials={folder / 'trials.txt'}", *shares]
+    shares = ["data.val_fraction=0.3", "data.max_unreadable_fraction=0.2"]
+    return ["data=folder", f"data.root={folder / 'wav'}", f"data.trial_lists={folder / 'trials.txt'}", *shares]
 
 
 @pytest.fixture(scope="module")
 def alone(corpus, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("alone") / "run"
-    done = run(sys.executable, str(ROOT / "train.py"), *SETTINGS, *corpus, f"folder={folder}")
+    done = run(sys.executable, str(ROOT / "train.py"), *SETTINGS, *corpus, f"run_dir={folder}")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -81,7 +81,7 @@ def alone(corpus, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def together(corpus, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("together") / "run"
-    done = run(*TORCHRUN, str(ROOT / "train.py"), *SETTINGS, *corpus, f"folder={folder}")
+    done = run(*TORCHRUN, str(ROOT / "train.py"), *SETTINGS, *corpus, f"run_dir={folder}")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -132,7 +132,7 @@ def test_embeddings_are_gathered_to_the_last_bit(alone, tmp_path):
     copy = shutil.copytree(alone, tmp_path / "copy")
     before = (copy / "scores" / "trials.txt").read_bytes()
     (copy / "scores" / "trials.txt").unlink()
-    done = run(*TORCHRUN, str(ROOT / "train.py"), f"resume={copy}")
+    done = run(*TORCHRUN, str(ROOT / "train.py"), f"resume_from={copy}")
     assert done.returncode == 0, done.stderr
     assert (copy / "scores" / "trials.txt").read_bytes() == before
     assert np.array_equal(results(copy)["evaluations"], results(alone)["evaluations"])
@@ -141,14 +141,14 @@ def test_embeddings_are_gathered_to_the_last_bit(alone, tmp_path):
 def test_a_process_whose_work_is_done_ends_well_whatever_its_threads_do(alone, tmp_path):
     script, copy = tmp_path / "busy.py", shutil.copytree(alone, tmp_path / "copy")
     script.write_text(BUSY)
-    done = run(*TORCHRUN, str(script), str(ROOT / "train.py"), f"resume={copy}")
+    done = run(*TORCHRUN, str(script), str(ROOT / "train.py"), f"resume_from={copy}")
     assert done.returncode == 0, done.stderr
 
 
 def test_a_killed_process_is_started_again_and_the_run_goes_on_from_its_last_checkpoint(together, corpus, tmp_path):
     script, folder = tmp_path / "killed.py", tmp_path / "run"
     script.write_text(KILLED)
-    words = [*SETTINGS, *corpus, f"folder={folder}"]
+    words = [*SETTINGS, *corpus, f"run_dir={folder}"]
     done = run(*TORCHRUN, "--max-restarts=2", str(script), str(ROOT / "train.py"), *words)
     assert done.returncode == 0, done.stderr
     assert_continued_to(together, folder)
@@ -160,7 +160,7 @@ def test_machines_begin_again_where_another_ones_process_was_killed(together, co
     with socket.create_server(("localhost", 0)) as free:
         where = f"--rdzv-endpoint=localhost:{free.getsockname()[1]}"
     machine = (*TORCHRUN[:3], "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", where, "--max-restarts=2")
-    words = [*machine, str(script), str(ROOT / "train.py"), *SETTINGS, *corpus, f"folder={folder}"]
+    words = [*machine, str(script), str(ROOT / "train.py"), *SETTINGS, *corpus, f"run_dir={folder}"]
     with ThreadPoolExecutor(2) as pool:
         ended = [pool.submit(run, *words).result for _ in range(2)]
         for done in (result() for result in ended):
@@ -194,11 +194,11 @@ def test_restarts_need_a_folder_and_the_same_settings(corpus, alone, train, monk
     monkeypatch.delenv("TORCHELASTIC_MAX_RESTARTS")
     for variable in ("SLURM_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"):
         monkeypatch.setenv(variable, "1")
-        done = train(*SETTINGS, *corpus, f"folder={alone}", "head.scale=31")
+        done = train(*SETTINGS, *corpus, f"run_dir={alone}", "head.scale=31")
         assert done.status == 2
-        assert f"folder={alone} holds a run that was begun with other settings: head.scale" in done.err
+        assert f"run_dir={alone} holds a run that was begun with other settings: head.scale" in done.err
         monkeypatch.delenv(variable)
-    done = train(*SETTINGS, *corpus, f"folder={alone}")
+    done = train(*SETTINGS, *corpus, f"run_dir={alone}")
     assert done.status == 2
     assert "is there already" in done.err
 
@@ -206,12 +206,12 @@ def test_restarts_need_a_folder_and_the_same_settings(corpus, alone, train, monk
 def test_a_return_to_an_epoch_is_made_once_not_at_each_restart(alone, tmp_path, train, monkeypatch):
     copy = shutil.copytree(alone, tmp_path / "copy")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
-    done = train(f"resume={copy}/checkpoints/epoch_0002.pt")
+    done = train(f"resume_from={copy}/checkpoints/epoch_0002.pt")
     assert done.status == 2
     assert f"return without it, or continue with resume={copy}" in done.err
     monkeypatch.delenv("TORCHELASTIC_MAX_RESTARTS")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    done = train(f"resume={copy}/checkpoints/epoch_0002.pt")
+    done = train(f"resume_from={copy}/checkpoints/epoch_0002.pt")
     assert done.status == 0, done.err
     assert not list(copy.rglob("replaced.pt"))
 

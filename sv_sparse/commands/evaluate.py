@@ -18,12 +18,12 @@ from sv_sparse.evaluation.leakage import check_speaker_overlap, run_dir_of
 from sv_sparse.evaluation.load import load_network
 from sv_sparse.evaluation.result import TrialSetResult, TrialSideInfo
 from sv_sparse.evaluation.trial_sets import parse_trial_sets, run_trial_sets, trial_sets_from_files
-from sv_sparse.evaluation.validation import fit_backend
+from sv_sparse.evaluation.validation import fit_scoring_backend
 from sv_sparse.io import composed
 from sv_sparse.models.features import MEL_BINS, Filterbank
 from sv_sparse.report import refresh_report
 from sv_sparse.scoring.config import ENROLLMENTS, SCORE_NORMS, ScoringConfig
-from sv_sparse.training.device import choose_device
+from sv_sparse.training.device import resolve_device
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -118,11 +118,11 @@ def _check_arguments(args: argparse.Namespace) -> None:
 def _evaluate(path: Path, args: argparse.Namespace) -> None:
     """Evaluate a network, print the results, and write the scores and the report."""
     trusted = () if args.model_class is None else (args.model_class,)
-    network, backend, settings = load_network(
+    network, backend, config = load_network(
         path / "checkpoints" / "model.pt" if path.is_dir() else path, trusted=trusted
     )
-    scoring = _scoring_config(ScoringConfig(**settings["scoring"]), args)
-    limit = UnreadableLimit(settings["data"]["max_unreadable"])
+    scoring = _scoring_config(config.scoring, args)
+    limit = UnreadableLimit(config.data.max_unreadable_fraction)
     if args.max_unreadable is not None:
         limit = UnreadableLimit(args.max_unreadable, "--max-unreadable ")
     run_dir = run_dir_of(path)
@@ -132,16 +132,16 @@ def _evaluate(path: Path, args: argparse.Namespace) -> None:
         check_trial_checksums(run_dir, trial_sets, scoring)
     if rank() == 0:
         _warn_of_same_names(run_dir, trial_sets)
-    device = choose_device(args.device, "--device ")
+    device = resolve_device(args.device, "--device ")
     network = network.to(device)
     filterbank = Filterbank(SAMPLE_RATE, MEL_BINS).to(device)
-    cache = EmbeddingCache((args.output_dir or run_dir) / EMBEDDINGS_DIR, network, settings["model"])
+    cache = EmbeddingCache((args.output_dir or run_dir) / EMBEDDINGS_DIR, network, config.model)
     # Another normalization gives scores of another scale, so the calibration is fitted anew too.
     if backend.top_n != (scoring.top_n if scoring.score_norm == "as_norm" else 0):
         manifest = run_dir / "manifest.parquet"
         if not manifest.is_file():
             raise ValueError(f"--score-norm {scoring.score_norm}: {path} does not say what it was trained on")
-        backend = fit_backend(network, filterbank, Manifest(manifest), backend.mean, scoring, limit, cache)
+        backend = fit_scoring_backend(network, filterbank, Manifest(manifest), backend.mean, scoring, limit, cache)
     output_dir = args.output_dir or run_dir / "scores"
     results = evaluate_trial_sets(
         network, filterbank, trial_sets, backend, scoring, limit=limit, output_dir=output_dir, cache=cache

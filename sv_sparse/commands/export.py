@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sv_sparse import __version__
-from sv_sparse.config.settings import is_synthetic
+from sv_sparse.config.schema import Config, PreparedDataConfig
 from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.manifest import Manifest
@@ -57,10 +57,10 @@ def run(chosen: argparse.Namespace) -> None:
     """
     kind = _kind(chosen)
     folder, path = _places(chosen.trained)
-    network, backend, settings = load_network(path)
+    network, backend, config = load_network(path)
     dense = _bytes(network)
-    card = make_card(folder, settings, licence=chosen.licence, trained_on=chosen.trained_on)
-    model = settings["model"]
+    card = make_card(folder, config, licence=chosen.licence, trained_on=chosen.trained_on)
+    model = config.model
     if kind == ".safetensors":
         features = {"sample_rate": SAMPLE_RATE, "mel_bins": MEL_BINS}
         write_package(chosen.to, network, model, backend, card, features=features, values=chosen.values or "fp32")
@@ -149,22 +149,22 @@ def _places(given: Path) -> tuple[Path, Path]:
     return given.parent.parent, given
 
 
-def make_card(folder: Path, settings: dict[str, Any], *, licence: str, trained_on: str | None) -> dict[str, Any]:
+def make_card(folder: Path, config: Config, *, licence: str, trained_on: str | None) -> dict[str, Any]:
     """What is known of a trained network, as plain data.
 
     Args:
         folder: its run's; what it holds of results and environment is taken in.
-        settings: its run's.
+        config: its run's.
         licence: in words.
         trained_on: in words; made from the settings if not given.
     """
     results, environment = (_json(folder / name) for name in ("results.json", "environment.json"))
     judged = results.get("evaluations", {})
     return {
-        "name": settings["name"],
+        "name": config.run_name,
         "licence": licence,
-        "trained_on": trained_on or _data(settings),
-        SYNTHETIC: is_synthetic(settings),
+        "trained_on": trained_on or _data(config),
+        SYNTHETIC: config.is_synthetic,
         "limits_of_use": LIMITS_OF_USE,
         "training": results.get("training", {}),
         "scoring": results.get("scoring", {}),
@@ -181,11 +181,11 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _data(settings: dict[str, Any]) -> str:
+def _data(config: Config) -> str:
     """The training data in words, without the folders of whoever trained."""
-    data = settings["data"]
-    if is_synthetic(settings):
+    data = config.data
+    if config.is_synthetic:
         return "the demo corpus: synthetic voices"
-    if "prepared" in data:
-        return f"{', '.join(data['train'])} of {Path(data['prepared']).name}"
-    return f"recordings in {Path(data['root']).name}"
+    if isinstance(data, PreparedDataConfig):
+        return f"{', '.join(data.train_subsets)} of {Path(data.prepared_dir).name}"
+    return f"recordings in {Path(data.root).name}"

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
-
-from sv_sparse.config.settings import Settings, is_synthetic
+from sv_sparse.config.schema import Config, DemoDataConfig, PreparedDataConfig
 from sv_sparse.data import prepared
 from sv_sparse.data.corpora.folder import scan_folder
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.prepared import Judged, judged, read_listed, rows_of, select
 from sv_sparse.data.speakers import read_sexes
+from sv_sparse.data.synthetic.demo import make_demo
 from sv_sparse.data.trials import read_trials
 from sv_sparse.evaluation.leakage import check_speaker_overlap, check_validation_overlap
 
@@ -30,21 +29,21 @@ class Corpus:
     trial_sets: list[Judged]
 
 
-def corpus_summary(settings: Settings) -> dict[str, Any]:
+def corpus_summary(config: Config) -> dict[str, Any]:
     """Return a run's corpus as plain data, for results.json.
 
     Returns:
         ``name``; ``synthetic``, True for made-up voices; ``path`` of the prepared folder or of the
         recordings; ``train``, the training subsets, or None if there are none; ``trials``, the lists.
     """
-    data = settings["data"]
-    train = data.get("train")
+    data = config.data
+    is_prepared = isinstance(data, PreparedDataConfig)
     return {
-        "name": data["corpus"],
-        "synthetic": is_synthetic(settings),
-        "path": data["prepared"] if "prepared" in data else data["root"],
-        "train": None if train is None else _as_list(train),
-        "trials": _as_list(data["trials"]),
+        "name": data.corpus,
+        "synthetic": config.is_synthetic,
+        "path": data.prepared_dir if is_prepared else data.root,
+        "train": _as_list(data.train_subsets) if is_prepared else None,
+        "trials": _as_list(data.trial_lists),
     }
 
 
@@ -53,55 +52,55 @@ def _as_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def load_corpus(settings: Settings, run_dir: Path) -> Corpus:
+def load_corpus(config: Config, run_dir: Path) -> Corpus:
     """Load a run's corpus; a new run writes its manifest, a resumed one reads it.
 
     A synthetic corpus is made first if it is not there.
 
     Args:
-        settings: settings of the run.
+        config: settings of the run.
         run_dir: folder for ``manifest.parquet``.
 
     Raises:
         ValueError: a folder or list is not as expected; names the setting.
         OSError: a file cannot be read or written.
     """
-    data = settings["data"]
-    names = _as_list(data["trials"])
+    data = config.data
+    names = _as_list(data.trial_lists)
     stems = {Path(name.rpartition(":")[2]).stem for name in names}
     if not names or len(stems) < len(names):  # results are named by the list
-        raise ValueError(f"data.trials={data['trials']}: expected one list or several of different names")
+        raise ValueError(f"data.trial_lists={data.trial_lists}: expected one list or several of different names")
     manifest_path = run_dir / "manifest.parquet"
-    if "prepared" in data:
-        trial_sets = read_listed(data["prepared"], names)
+    if isinstance(data, PreparedDataConfig):
+        trial_sets = read_listed(data.prepared_dir, names)
         if not manifest_path.is_file():
             select(
-                data["prepared"],
-                train=_as_list(data["train"]),
+                data.prepared_dir,
+                train=_as_list(data.train_subsets),
                 lists=trial_sets,
-                validation_share=data["validation_share"],
-                seed=data["validation_seed"],
+                validation_share=data.val_fraction,
+                seed=config.val_seed,
                 out=manifest_path,
             )
         manifest = Manifest(manifest_path)
     else:
         if not manifest_path.is_file():
-            if "make" in data:
-                instantiate(data["make"])
+            if isinstance(data, DemoDataConfig):
+                make_demo(data.cache_dir, **vars(data.synthesize))
             scan_folder(
-                data["root"],
+                data.root,
                 trials=[name for name in names if not is_prepared_reference(name)],
-                train_list=data["train_list"],
-                validation_share=data["validation_share"],
-                seed=data["validation_seed"],
-                max_unreadable=data["max_unreadable"],
+                train_list=data.train_utterances,
+                validation_share=data.val_fraction,
+                seed=config.val_seed,
+                max_unreadable=data.max_unreadable_fraction,
                 out=manifest_path,
             )
         manifest = Manifest(manifest_path)
-        sexes = read_sexes(data["speakers"]) if data["speakers"] is not None else {}
+        sexes = read_sexes(data.speaker_metadata) if data.speaker_metadata is not None else {}
         trial_sets = [load_trial_set(name, manifest, sexes) for name in names]
-    if settings["init_from"] is not None:
-        origin = Path(settings["init_from"])
+    if config.init_from is not None:
+        origin = Path(config.init_from)
         check_speaker_overlap(origin, trial_sets, "init_from=")
         check_validation_overlap(origin, manifest)
     return Corpus(manifest, trial_sets)

@@ -37,7 +37,7 @@ def check_speaker_overlap(run: Path, trial_sets: Sequence[Judged], setting: str 
             logger.warning("%s: what it was trained on is not known; it may know the speakers", run_dir)
             continue
         # Names of speakers count within a corpus only, so the corpus that the rows come from matters.
-        folder = _read_config(run_dir).get("data", {}).get("prepared")
+        folder = _read_config(run_dir).get("data", {}).get("prepared_dir")
         source = Path(folder) / "manifest.parquet" if folder else manifest
         trained = rows_of(manifest, "train", "validation")
         for trial_set in trial_sets:
@@ -64,9 +64,9 @@ def check_validation_overlap(run: Path, manifest: Manifest) -> None:
         trained = rows_of(path, "train").column("utterance").combine_chunks()
         if (match(validation, trained) >= 0).any():
             raise ValueError(
-                f"data.validation_share: speakers that are held out here were trained on by init_from={run_dir}; "
-                f"hold out the same (data.validation_share and data.validation_seed as there), or nobody: "
-                f"data.validation_share=0"
+                f"data.val_fraction: speakers that are held out here were trained on by init_from={run_dir}; "
+                f"hold out the same (data.val_fraction and data.val_seed as there), or nobody: "
+                f"data.val_fraction=0"
             )
 
 

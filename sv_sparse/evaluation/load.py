@@ -2,17 +2,17 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from sv_sparse import checkpoint
+from sv_sparse.config.schema import Config
 from sv_sparse.models.features import MEL_BINS
-from sv_sparse.models.registry import build_network
+from sv_sparse.models.registry import build_model
 from sv_sparse.scoring.backend import Backend
 
 
-def load_network(path: Path, trusted: Collection[str] = ()) -> tuple[nn.Module, Backend, dict[str, Any]]:
+def load_network(path: Path, trusted: Collection[str] = ()) -> tuple[nn.Module, Backend, Config]:
     """Load a trained network with its scoring back-end and its run's settings.
 
     Args:
@@ -27,10 +27,10 @@ def load_network(path: Path, trusted: Collection[str] = ()) -> tuple[nn.Module, 
         ValueError: the file is no network file, or its network is neither registered nor trusted.
     """
     state = checkpoint.load(path, checkpoint.NETWORK_KEYS)
-    settings: dict[str, Any] = state["config"]
+    config = Config.from_dict(state["config"], str(path))
     try:
-        network = build_network(settings["model"], MEL_BINS)
+        network = build_model(config.model, MEL_BINS, trusted=trusted)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     network.load_state_dict(state["model"])
-    return network.eval(), Backend.from_dict(state["backend"]), settings
+    return network.eval(), Backend.from_dict(state["backend"]), config

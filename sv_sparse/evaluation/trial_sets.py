@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from sv_sparse.config.settings import read_settings
+from sv_sparse.config.schema import read_config, read_settings
 from sv_sparse.data.audio import recording
 from sv_sparse.data.corpora.published import CN_PROTOCOLS
 from sv_sparse.data.decoding import AUDIO_ENDINGS
@@ -31,7 +31,7 @@ def run_trial_sets(run_dir: Path) -> list[Judged]:
         raise ValueError(
             f"{run_dir} has no lists of its own; name some by --trial-sets, or by --audio-root and --trials"
         )
-    return load_corpus(read_settings(run_dir), run_dir).trial_sets
+    return load_corpus(read_config(run_dir), run_dir).trial_sets
 
 
 def parse_trial_sets(args: Sequence[str], run_dir: Path, sexes: Mapping[str, str]) -> list[Judged]:
@@ -55,9 +55,9 @@ def parse_trial_sets(args: Sequence[str], run_dir: Path, sexes: Mapping[str, str
             continue
         if not colon:
             settings = read_settings(run_dir) if (run_dir / "config.yaml").is_file() else {"data": {}}
-            if settings["data"].get("prepared") is None:
+            if settings["data"].get("prepared_dir") is None:
                 raise ValueError(f"--trial-sets {arg}: {USAGE}; {run_dir} was not trained on a prepared folder")
-            prepared = settings["data"]["prepared"]
+            prepared = settings["data"]["prepared_dir"]
         trial_sets += read_listed(prepared, list(expand_aliases(names)))
     return trial_sets
 

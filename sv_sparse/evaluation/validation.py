@@ -157,7 +157,7 @@ def _embed_validation(embed_utterances: _EmbedFunction, manifest: Manifest, titl
     return None
 
 
-def fit_backend(
+def fit_scoring_backend(
     network: nn.Module,
     filterbank: nn.Module,
     manifest: Manifest,

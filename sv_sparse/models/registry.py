@@ -50,3 +50,16 @@ def _check(name: str, value: Any) -> None:
 
 def _plain(value: Any, most: int) -> bool:
     return isinstance(value, (bool, str)) or (isinstance(value, int) and 0 <= value <= most)
+
+
+_NAMES = {"ecapa_tdnn": ECAPA, "resnet34": ResNet34, "se_resnet": SEResNet}
+
+
+def build_model(settings, mel_bins, trusted=()):
+    model = dict(settings)
+    if "name" in model:
+        model["_target_"] = next(k for k, v in _KNOWN.items() if v is _NAMES[model.pop("name")])
+    return build_network(model, mel_bins)
+
+
+from sv_sparse.models.contract import check_network as check_model  # noqa

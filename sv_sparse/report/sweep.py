@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
 
 from sv_sparse.evaluation.score_files import eer_difference
+from sv_sparse.config.schema import Config, read_config
 from sv_sparse.report.record import judged_lists
 from sv_sparse.report.tables import Table
 from sv_sparse.report.words import ABSENT, count, interval, number, percent, point_name
@@ -24,14 +24,14 @@ class Entry:
         run: its folder.
         name: of the run, unlike those of the others.
         results: as in results.json.
-        settings: resolved, as in config.yaml.
+        config: its settings.
         one: the list, as in ``evaluations``.
     """
 
     run: Path
     name: str
     results: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    config: Config
     one: Mapping[str, Any]
 
     @property
@@ -42,23 +42,22 @@ class Entry:
     @property
     def optimizer(self) -> str:
         """Its class."""
-        return str(self.settings["optim"]["_target_"].rsplit(".", 1)[1])
+        return str(self.config.optim.name)
 
     @property
     def controller(self) -> str:
         """Its class, or dense."""
-        return "dense" if self.dense else str(self.settings["sparsity"]["controller"]["_target_"].rsplit(".", 1)[1])
+        return "dense" if self.dense else str(self.config.sparsity.controller.name)
 
     @property
     def fixed(self) -> bool:
         """Whether lambda stayed where it was, so that the sparsity is what that made of it."""
-        return self.controller == "FixedController"
+        return self.controller == "fixed"
 
     @property
     def series(self) -> str:
         """What it is drawn with."""
-        how = {"dense": "dense", "FixedController": "fixed λ"}
-        word = how.get(self.controller, self.controller.removesuffix("Controller").lower())
+        word = "fixed λ" if self.fixed else self.controller
         return f"{self.results['training']['model']}, {self.optimizer}, {word}"
 
 
@@ -98,11 +97,11 @@ def read_entries(runs: Sequence[Path], wanted: str | None) -> tuple[list[Entry],
         if "size" not in results:
             left_out.append(f"{run}: evaluated by an earlier version, which measured less; left out")
             continue
-        settings: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+        config = read_config(run)
         lists = judged_lists(run, results)
         known |= dict.fromkeys(lists)
         chosen = [key for key in lists if wanted in {None, key}]
-        found += [Entry(run, name, results, settings, lists[key] | {"name": key}) for key in chosen]
+        found += [Entry(run, name, results, config, lists[key] | {"name": key}) for key in chosen]
         if not chosen:
             left_out.append(f"{run}: not judged on {wanted}, left out; it has {', '.join(lists)}")
     if not known:
@@ -201,8 +200,8 @@ def _sparsity_columns() -> list[Column]:
         Column("target", ("target_sparsity",), lambda e: [e.results["target_sparsity"]], percent),
         Column(
             "before landing",
-            ("sparsity_before_landing",),
-            lambda e: [e.results["sparsity_before_landing"]],
+            ("sparsity_tracked",),
+            lambda e: [e.results["sparsity_tracked"]],
             lambda value: percent(value, 3),
         ),
         Column("after landing", ("sparsity",), lambda e: [e.results["sparsity"]], lambda value: percent(value, 4)),
@@ -262,15 +261,5 @@ def conditions_table(entries: Sequence[Entry]) -> Table:
         words = (one["enrollment"], subtracted, one["score_norm"], one["calibration"] or "none")
         key = (one["name"], count(one["trials"]), count(one["targets"]), speakers, *words)
         rows.setdefault(key, set()).add(entry.run)
-    heads = (
-        "list",
-        "trials",
-        "targets",
-        "speakers",
-        "enrollment",
-        "mean embedding",
-        "score norm",
-        "calibration",
-        "runs",
-    )
+    heads = ("list", "trials", "targets", "speakers", "enrollment", "mean embedding", "score norm", "calibration", "runs")
     return Table("Lists", heads, [(*key, str(len(runs))) for key, runs in rows.items()])

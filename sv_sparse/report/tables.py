@@ -60,7 +60,7 @@ def results_table(results: Results) -> str:
     point = next(iter(results["evaluations"].values()))["dcf"][0]
     heads = ("list", "target", "before landing", "after landing", "kept parameters", "EER")
     kept = f"{count(results['nonzero_parameters'])} ({share(results['nonzero_parameters'], results['parameters'])})"
-    sparsity = (percent(results["target_sparsity"]), percent(results["sparsity_before_landing"], 3))
+    sparsity = (percent(results["target_sparsity"]), percent(results["sparsity_tracked"], 3))
     rows = [
         (
             *(name, *sparsity, percent(results["sparsity"], 4), kept, percent(one["eer"])),
@@ -130,7 +130,9 @@ def left_out(one: Mapping[str, Any]) -> list[tuple[str, str]]:
 def conditions(one: Mapping[str, Any], scoring: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the error rates of a list were made of and by, as names and values."""
     targets = one["targets"]
-    points = [f"p_target {cost['p_target']:g}, c_miss {cost['c_miss']:g}, c_fa {cost['c_fa']:g}" for cost in one["dcf"]]
+    points = [
+        f"p_target {cost['p_target']:g}, c_miss {cost['c_miss']:g}, c_fa {cost['c_fa']:g}" for cost in one["dcf"]
+    ]
     return [
         ("trials", f"{count(one['trials'])}: {count(targets)} targets, {count(one['trials'] - targets)} nontargets"),
         *left_out(one),
@@ -151,7 +153,7 @@ def sparsity_table(results: Results) -> Table:
     """Sparsity, a fraction of exact zeros, as it is counted."""
     rows = [
         ("target", percent(results["target_sparsity"], 2)),
-        ("before landing", percent(results["sparsity_before_landing"], 4)),
+        ("before landing", percent(results["sparsity_tracked"], 4)),
         ("delivered: weights that the target speaks of", percent(results["sparsity"], 4)),
         ("all convolution and linear weights", percent(results["sparsity_network"], 4)),
         ("all of the network's parameters", percent(results["sparsity_all"], 4)),
@@ -260,6 +262,6 @@ def training_facts(results: Results) -> list[tuple[str, str]]:
         ("seed", str(results["seed"])),
     ]
     if results.get("validation_eer") is not None:
-        before, after = results["validation_eer_before_landing"], results["validation_eer"]
+        before, after = results["validation_eer_tracked"], results["validation_eer"]
         facts.append(("EER on held-out training speakers", f"{percent(before)} before landing, {percent(after)} after"))
     return facts

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from sv_sparse.scoring.arrays import Float32Array, IndexArray
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.calibration import quality_measures
+from sv_sparse.scoring.arrays import Float32Array, IndexArray
 
 
 class Outcome(StrEnum):
@@ -201,12 +201,7 @@ def decide(
 
 
 def _ratios(
-    backend: Backend,
-    sides: Sequence[Heard],
-    embeddings: Float32Array,
-    scores: Float32Array,
-    enrolment: IndexArray,
-    test: IndexArray,
+    backend: Backend, sides: Sequence[Heard], embeddings: Float32Array, scores: Float32Array, enrolment: IndexArray, test: IndexArray
 ) -> np.ndarray | None:
     """Log-likelihood ratios [trials], of float64; None without a calibration."""
     calibration = backend.calibration

@@ -1,8 +1,9 @@
 """Settings of scoring: the group ``scoring`` of the configuration."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
+from typing import Any
 
 from sv_sparse.scoring.calibration import QUALITY_MEASURES
 from sv_sparse.scoring.metrics import OperatingPoint
@@ -13,20 +14,7 @@ ENROLLMENTS = ("average", "concatenated")
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """Settings of scoring.
-
-    Attributes:
-        p_target: prior of a target, in (0, 1); or several, one for each operating point.
-        c_miss: cost of a miss, above 0.
-        c_fa: cost of a false alarm, above 0.
-        score_norm: ``none``, or ``as_norm`` by a cohort of training speakers.
-        top_n: closest speakers of the cohort that AS-norm takes, 2 or more.
-        cohort_utts_per_speaker: utterances of each training speaker whose mean embedding is in the cohort,
-            1 or more.
-        enrollment: treatment of several enrollment utterances: ``average`` of their embeddings, or
-            ``concatenated`` and embedded as one.
-        quality_measures: inputs of the calibration beside the score: ``duration``, ``magnitude``.
-        target_fars: false-alarm rates in (0, 1) to find thresholds for; a number or several.
+    """Scoring of trials: operating points, score normalization, calibration.
 
     Raises:
         ValueError: a setting is not allowed; names it.
@@ -35,26 +23,32 @@ class ScoringConfig:
     [0.1]
     """
 
-    p_target: float | Sequence[float] = (0.01, 0.05)
-    c_miss: float = 1.0
-    c_fa: float = 1.0
-    score_norm: str = "none"
-    top_n: int = 300
-    cohort_utts_per_speaker: int = 10
-    enrollment: str = "average"
-    quality_measures: Sequence[str] = ()
-    target_fars: float | Sequence[float] = (0.05, 0.01, 0.001)
+    # Any stands for a number or several, a union that Hydra's structured configs do not have.
+    p_target: Any = field(
+        default=(0.01, 0.05), metadata={"help": "Prior of a target, or several: one for each operating point."}
+    )
+    c_miss: float = field(default=1.0, metadata={"help": "Cost of a miss."})
+    c_fa: float = field(default=1.0, metadata={"help": "Cost of a false alarm."})
+    score_norm: str = field(default="none", metadata={"help": "none, or as_norm: by a cohort of training speakers."})
+    top_n: int = field(default=300, metadata={"help": "Closest speakers of the cohort that as_norm takes."})
+    cohort_utts_per_speaker: int = field(
+        default=10, metadata={"help": "Utterances of a training speaker whose mean is in the cohort."}
+    )
+    enrollment: str = field(
+        default="average", metadata={"help": "Several enrollment utterances: average of embeddings, or concatenated."}
+    )
+    quality_measures: list[str] = field(
+        default_factory=list, metadata={"help": "Inputs of the calibration beside the score: duration, magnitude."}
+    )
+    target_fars: Any = field(
+        default=(0.05, 0.01, 0.001), metadata={"help": "False-alarm rates that thresholds are found for."}
+    )
 
     def __post_init__(self) -> None:
         _check_numbers("p_target", self.p_target)
         _check_numbers("target_fars", self.target_fars)
         _check_numbers("c_miss", self.c_miss)
         _check_numbers("c_fa", self.c_fa)
-        if isinstance(self.quality_measures, str) or self.quality_measures is None:
-            raise ValueError(
-                f"scoring.quality_measures={self.quality_measures}: expected a list, of "
-                f"{', '.join(QUALITY_MEASURES)} or empty: []"
-            )
         _check_choice("score_norm", self.score_norm, SCORE_NORMS)
         _check_choice("enrollment", self.enrollment, ENROLLMENTS)
         for name in self.quality_measures:

@@ -18,20 +18,20 @@ CONF = ROOT / "conf"
 CHOICES = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml"))
 
 NEEDED = {
-    "folder": ["data.root=/a", "data.trials=/b"],
-    "voxceleb": ["data.prepared=/a"],
-    "cnceleb": ["data.prepared=/a"],
-    "musan_rirs": ["augment.store=/a"],
-    "full": ["augment.store=/a"],
+    "folder": ["data.root=/a", "data.trial_lists=/b"],
+    "voxceleb": ["data.prepared_dir=/a"],
+    "cnceleb": ["data.prepared_dir=/a"],
+    "musan_rirs": ["augment.noise_dir=/a"],
+    "full": ["augment.noise_dir=/a"],
     "lmft": ["init_from=/a"],
-    "paper": ["data.prepared=/a"],
-    "strong": ["data.prepared=/a", "augment.store=/a"],
+    "paper": ["data.prepared_dir=/a"],
+    "strong": ["data.prepared_dir=/a", "augment.noise_dir=/a"],
 }
 
 
 def composed(*overrides: str):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", ["name=test", *overrides])
+        return compose("config", ["run_name=test", *overrides])
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
@@ -75,7 +75,7 @@ def test_an_argument_that_names_nothing_is_refused_with_the_valid_names(argument
 
 def test_valid_names_pass_also_in_a_sweep_and_inside_a_chosen_group():
     check_names(["-m", "optim=linbreg", "optim.momentum=0.9", "target_sparsity=0.5,0.9", "model=resnet34"], CONF)
-    check_names(["-m", "model=glob(*)", "seed=range(0,3)", "trainer.epochs=2", "name='a b'"], CONF)
+    check_names(["-m", "model=glob(*)", "seed=range(0,3)", "trainer.epochs=2", "run_name='a b'"], CONF)
 
 
 def test_options_of_the_launcher_may_take_their_value_as_a_word_of_its_own():
@@ -103,24 +103,24 @@ def test_a_setting_of_a_choice_not_taken_is_refused():
         ("target_sparsity=1", "target_sparsity must be .* got 1"),
         ("target_sparsity=90%", "target_sparsity must be .* got '90%'"),
         ("seed=-1", r"seed must be a whole number, 0 or more and below 2\*\*63, got -1"),
-        ("name=a/b", "name must be a word without /, got 'a/b'"),
+        ("run_name=a/b", "name must be a word without /, got 'a/b'"),
         ("trainer.epochs=0", "trainer.epochs must be a whole number, 1 or more, got 0"),
         ("trainer.batch_size=1", "trainer.batch_size must be a whole number, 2 or more, got 1"),
         ("trainer.crop_seconds=0.1", "trainer.crop_seconds must be a number, 0.2 or more, got 0.1"),
         ("trainer.device=gpu", "trainer.device must be one of auto, cpu, cuda, got 'gpu'"),
         ("trainer.precision=fp8", "trainer.precision must be one of auto, bf16, fp16, fp32, got 'fp8'"),
         ("trainer.compile=maybe", "trainer.compile must be auto, true or false, got 'maybe'"),
-        ("trainer.steps=0", "trainer.steps must be null or a whole number, 1 or more, got 0"),
-        ("trainer.average=3", "trainer.keep must be at least 3, the epochs that are needed, got 2"),
-        ("trainer.checkpoint_minutes=0", "trainer.checkpoint_minutes must be null or a number above 0, got 0"),
-        ("trainer.clip_norm=0", "trainer.clip_norm must be null or a number above 0, got 0"),
-        ("trainer.margin_start=0.5", "trainer.margin_start must be at most trainer.margin_end, got 0.5 and 0.27"),
+        ("trainer.max_steps=0", "trainer.max_steps must be null or a whole number, 1 or more, got 0"),
+        ("trainer.num_avg=3", "trainer.keep_last must be at least 3, the epochs that are needed, got 2"),
+        ("trainer.checkpoint_interval_minutes=0", "trainer.checkpoint_interval_minutes must be null or a number above 0, got 0"),
+        ("trainer.max_grad_norm=0", "trainer.max_grad_norm must be null or a number above 0, got 0"),
+        ("head.margin_warmup_start=0.5", "head.margin_warmup_start must be at most head.margin_warmup_end, got 0.5 and 0.27"),
         (
-            "data.validation_seed=-1",
-            r"data.validation_seed must be a whole number, 0 or more and below 2\*\*63, got -1",
+            "data.val_seed=-1",
+            r"data.val_seed must be a whole number, 0 or more and below 2\*\*63, got -1",
         ),
-        ("sparsity.density=0", "sparsity.density must be a number above 0 and at most 1, got 0"),
-        ("sparsity.include_head=maybe", "sparsity.include_head must be true or false, got 'maybe'"),
+        ("sparsity.init_density=0", "sparsity.init_density must be a number above 0 and at most 1, got 0"),
+        ("sparsity.sparsify_head=maybe", "sparsity.sparsify_head must be true or false, got 'maybe'"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_named_with_what_is(override, message):
@@ -175,25 +175,25 @@ def test_each_setting_of_each_choice_refuses_values_of_another_kind_by_its_name(
             ]
     # Comments in conf/ name the first three; without its store, Augmentation refuses to have a probability.
     allowed = {
-        "trainer": {("trainer.compile", True), ("trainer.checkpoint_minutes", None), ("trainer.clip_norm", None)}
+        "trainer": {("trainer.compile", True), ("trainer.checkpoint_interval_minutes", None), ("trainer.max_grad_norm", None)}
     }
-    by_constructor = {("augment.store", None)} if choice in {"full", "musan_rirs"} else set()
+    by_constructor = {("augment.noise_dir", None)} if choice in {"full", "musan_rirs"} else set()
     assert set(accepted) == allowed.get(group, set()) | by_constructor
 
 
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("data.trials=null", "data.trials must be text or a list, each text, got null"),
+        ("data.trial_lists=null", "data.trial_lists must be text or a list, each text, got null"),
         ("data.root=null", "data.root must be text, got null"),
-        ("data.trials=[a,null]", r"data.trials must be text or a list, each text, got \['a', None\]"),
+        ("data.trial_lists=[a,null]", r"data.trial_lists must be text or a list, each text, got \['a', None\]"),
         ("trainer.crop_seconds=nan", "trainer.crop_seconds must be a number, 0.2 or more, got nan"),
         ("trainer.crop_seconds=null", "trainer.crop_seconds must be a number, 0.2 or more, got null"),
-        ("trainer.clip_norm=inf", "trainer.clip_norm must be null or a number above 0, got inf"),
-        ("trainer.band=inf", "trainer.band must be a number, 0 or more, got inf"),
+        ("trainer.max_grad_norm=inf", "trainer.max_grad_norm must be null or a number above 0, got inf"),
+        ("trainer.best_sparsity_tolerance=inf", "trainer.best_sparsity_tolerance must be a number, 0 or more, got inf"),
         ("trainer=null", "trainer=None: expected one of default"),
         ("optim.lr=null", r"optim.lr must be above 0, one number or \{sparse: number, .*\}, got null"),
-        ("optim.lr.sparse=nan", "optim.lr.sparse must be a number, got nan"),
+        ("optim.lr.sparse_start=nan", "optim.lr.sparse_start must be a number, got nan"),
         ("optim.betas=0.9", "optim.betas must be a list, each a number, got 0.9"),
         ("sparsity.controller.alpha=-inf", "sparsity.controller.alpha must be a number, got -inf"),
         ("sparsity.controller.ramp=[0.1,nan]", "sparsity.controller.ramp must be null or a list, each a number, got"),
@@ -204,8 +204,8 @@ def test_each_setting_of_each_choice_refuses_values_of_another_kind_by_its_name(
         ("model.channels=16.5", "model.channels must be a whole number, got 16.5"),
         ("model.layout=''", "model.layout must be text, got ''"),
         ("scoring.p_target=nan", "scoring.p_target must be a number or a list, each a number, got nan"),
-        ("augment.speeds=[1,inf]", r"augment.speeds must be a list, each a number, got \[1, inf\]"),
-        ("runs=null", "runs must be a folder, got null"),
+        ("augment.speed_perturb=[1,inf]", r"augment.speed_perturb must be a list, each a number, got \[1, inf\]"),
+        ("runs_dir=null", "runs must be a folder, got null"),
     ],
 )
 def test_a_value_of_another_kind_is_refused_on_the_command_line_before_anything_else(argument, message):
@@ -214,12 +214,12 @@ def test_a_value_of_another_kind_is_refused_on_the_command_line_before_anything_
 
 
 def test_settings_of_a_list_may_be_one_and_null_stands_where_it_is_the_default():
-    words = ["scoring.p_target=0.01", "data.trials=a", "data.speakers=b.csv", "sparsity.controller.ramp=[0.1,0.5]"]
-    check_names(["data=folder", *words, "data.train_list=null", "optim.lr=0.01", "trainer.epochs=${seed}"], CONF)
+    words = ["scoring.p_target=0.01", "data.trial_lists=a", "data.speaker_metadata=b.csv", "sparsity.controller.ramp=[0.1,0.5]"]
+    check_names(["data=folder", *words, "data.train_utterances=null", "optim.lr=0.01", "trainer.epochs=${seed}"], CONF)
 
 
 def test_a_stored_run_with_a_value_that_is_not_allowed_is_refused_by_its_setting(tmp_path):
-    settings = OmegaConf.to_container(composed("data=folder", "data.root=/a", "data.trials=/b"), resolve=True)
+    settings = OmegaConf.to_container(composed("data=folder", "data.root=/a", "data.trial_lists=/b"), resolve=True)
     settings["head"]["scale"] = math.nan
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(settings))
     (tmp_path / "checkpoints").mkdir()
@@ -229,7 +229,7 @@ def test_a_stored_run_with_a_value_that_is_not_allowed_is_refused_by_its_setting
 
 
 def test_a_run_that_an_earlier_version_stored_goes_on_without_the_settings_that_came_since(tmp_path):
-    settings = OmegaConf.to_container(composed("data=folder", "data.root=/a", "data.trials=/b"), resolve=True)
+    settings = OmegaConf.to_container(composed("data=folder", "data.root=/a", "data.trial_lists=/b"), resolve=True)
     for name in ("dense", "sparse"):
         del settings["sparsity"][name]
     del settings["data"]["validation_seed"], settings["runs"]

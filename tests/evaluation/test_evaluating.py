@@ -103,8 +103,8 @@ def test_a_cohort_with_fewer_speakers_than_asked_for_is_refused(run, capsys):
 
 
 def test_a_run_can_be_normalized_from_the_start(train, tones, tmp_path, capsys):
-    settings = ["scoring=as_norm", "scoring.top_n=3", f"folder={tmp_path / 'normal'}"]
-    assert train(*THREE_EPOCHS, *tones.settings(), *settings, "trainer.steps=3").status == 0
+    settings = ["scoring=as_norm", "scoring.top_n=3", f"run_dir={tmp_path / 'normal'}"]
+    assert train(*THREE_EPOCHS, *tones.settings(), *settings, "trainer.max_steps=3").status == 0
     results = json.loads((tmp_path / "normal" / "results.json").read_text())
     assert list(results["evaluations"]) == ["trials_as_norm_3"]
     state = checkpoint.load(tmp_path / "normal" / "checkpoints" / "model.pt", checkpoint.NETWORK_KEYS)
@@ -115,7 +115,7 @@ def test_a_run_can_be_normalized_from_the_start(train, tones, tmp_path, capsys):
 
 
 def test_more_close_strangers_than_training_speakers_are_refused_before_training(train, tones, tmp_path):
-    ended = train(*THREE_EPOCHS, *tones.settings(), "scoring=as_norm", f"folder={tmp_path / 'normal'}")
+    ended = train(*THREE_EPOCHS, *tones.settings(), "scoring=as_norm", f"run_dir={tmp_path / 'normal'}")
     assert ended.status == 2
     assert "scoring.top_n=300: expected at most 4, which are trained on" in ended.err
 
@@ -229,8 +229,14 @@ def test_choosing_stopping_and_calibrating_never_touch_the_trials(tones, attempt
     folders = []
     for listed in (tones.trials, wrong):
         folder = tmp_path / f"run{len(folders)}"
-        settings = [*Tones(tones.root, listed).settings(), "data.validation_share=0.4", "trainer.patience=1"]
-        settings += ["trainer.band=1", "scoring=as_norm", "scoring.top_n=3", "trainer.epochs=6", f"folder={folder}"]
+        settings = [*Tones(tones.root, listed).settings(), "data.val_fraction=0.4", "trainer.early_stop_patience=1"]
+        settings += [
+            "trainer.best_sparsity_tolerance=1",
+            "scoring=as_norm",
+            "scoring.top_n=3",
+            "trainer.epochs=6",
+            f"run_dir={folder}",
+        ]
         done = attempts(*THREE_EPOCHS, *settings)
         assert done.status == 0, done.err
         folders.append(folder)

@@ -192,7 +192,6 @@ def test_speakers_of_whom_nothing_can_be_used_are_not_counted():
         ({"target_fars": [None]}, "scoring.target_fars=.None.: expected finite numbers"),
         ({"c_miss": None}, "scoring.c_miss=None: expected finite numbers"),
         ({"c_fa": float("inf")}, "scoring.c_fa=inf: expected finite numbers"),
-        ({"quality_measures": "duration"}, "scoring.quality_measures=duration: expected a list"),
     ],
 )
 def test_settings_of_scoring_check_themselves(setting, message):

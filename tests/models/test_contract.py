@@ -80,7 +80,7 @@ class WithoutBins(nn.Module):
 def resolved(tones, *words, network: str):
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        settings = resolve(compose("config", ["name=test", *TINY, *tones.settings(), *words]))
+        settings = resolve(compose("config", ["run_name=test", *TINY, *tones.settings(), *words]))
     settings["model"] = {"_target_": f"test_contract.{network}"}
     return settings
 

@@ -26,12 +26,12 @@ def swept(tmp_path) -> list[Path]:
     """Two runs that find their target, three with a fixed lambda, a dense one, and one that is not finished."""
     found = [
         run_folder(
-            tmp_path / f"feedback_{target}", results(target, seconds=180.0, sparsity_before_landing=target + 1e-5)
+            tmp_path / f"feedback_{target}", results(target, seconds=180.0, sparsity_tracked=target + 1e-5)
         )
         for target in (0.75, 0.9)
     ]
     for lambda_, sparsity in ((0.05, 0.65), (0.1, 0.92), (0.2, 0.99)):
-        one = results(sparsity_before_landing=sparsity, sparsity=sparsity, seconds=300.0) | {"lambda": lambda_}
+        one = results(sparsity_tracked=sparsity, sparsity=sparsity, seconds=300.0) | {"lambda": lambda_}
         found.append(run_folder(tmp_path / f"fixed_{lambda_}", one, controller="FixedController"))
     found.append(run_folder(tmp_path / "dense", results(0.0, lists=[unknown("trials")]), controller="FixedController"))
     (tmp_path / "begun").mkdir()

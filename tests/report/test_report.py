@@ -92,7 +92,7 @@ def test_odd_names_are_shown_and_do_nothing(tmp_path):
 
 def test_what_is_not_known_is_a_dash_and_what_is_absent_is_left_out(tmp_path):
     found = results(lists=[unknown("trials")])
-    del found["validation_eer"], found["validation_eer_before_landing"]
+    del found["validation_eer"], found["validation_eer_tracked"]
     page = reported(tmp_path / "run", found)
     assert "none: speakers not known" in page.text
     assert "EER of groups" not in page.text

@@ -11,10 +11,10 @@ from helpers.tiny import TINY
 
 SEED = 0
 DEMO = (
-    *("data=demo", "data.validation_share=0.25", "data.make.train_speakers=8", "data.make.test_speakers=4"),
-    *("data.make.sessions=2", "data.make.utterances=3", "data.make.trials=40"),
+    *("data=demo", "data.val_fraction=0.25", "data.synthesize.train_speakers=8", "data.synthesize.test_speakers=4"),
+    *("data.synthesize.sessions=2", "data.synthesize.utterances=3", "data.synthesize.trials=40"),
 )
-SETTINGS = (*TINY, "trainer.epochs=3", "trainer.keep=2", "trainer.checkpoint_minutes=1e-6", "target_sparsity=0.8")
+SETTINGS = (*TINY, "trainer.epochs=3", "trainer.keep_last=2", "trainer.checkpoint_interval_minutes=1e-6", "target_sparsity=0.8")
 
 # Where a kill waits for its moment: in a function, entered for one of these times, at most so many calls and returns
 # (Python's and C's) later. A context manager is entered twice.
@@ -32,7 +32,7 @@ AFTER_AN_EPOCH = (
     ("storage.atomic_write", (4,), 1),  # last.pt, behind metrics.jsonl
 )
 AFTER_TRAINING = (
-    *[("landing.land", (1,), 10_000), ("validation.fit_backend", (1,), 10_000), ("state.save_network", (1,), 3_000)],
+    *[("landing.land", (1,), 10_000), ("validation.fit_scoring_backend", (1,), 10_000), ("state.save_network", (1,), 3_000)],
     *[("evaluate.evaluate_trial_sets", (1,), 10_000), ("embedding_cache.flush", (1,), 1_000)],
     *[("monitor.finish", (1,), 3_000), ("write.write_report", (1,), 100_000)],
 )
@@ -65,7 +65,7 @@ def begin_or_continue(attempts: Attempts, folder: Path, settings: list[str], **b
     events = max((int(path.name.split(".")[3]) for path in folder.glob("tensorboard/*")), default=0)
     while int(time.time()) <= events:  # tensorboard orders its files by seconds
         time.sleep(0.05)
-    return attempts(*([f"resume={folder}"] if begun else [*settings, f"folder={folder}"]), **blow)
+    return attempts(*([f"resume_from={folder}"] if begun else [*settings, f"run_dir={folder}"]), **blow)
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -73,7 +73,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def test_a_run_killed_again_and_again_ends_like_one_that_nobody_disturbed(attempts, tmp_path):
-    settings = [*SETTINGS, *DEMO, f"data.cache={tmp_path / 'demo'}"]
+    settings = [*SETTINGS, *DEMO, f"data.cache_dir={tmp_path / 'demo'}"]
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     done = begin_or_continue(attempts, whole, settings)
     assert done.status == 0, done.err

@@ -31,7 +31,7 @@ def network(folder):
 
 
 def test_it_begins_where_the_other_ended_and_lands_again(train, finished, tones, tmp_path):
-    done = train(*TINY, *tones.settings(), "target_sparsity=0.8", f"init_from={finished}", "trainer.lr_factor=1e-9")
+    done = train(*TINY, *tones.settings(), "target_sparsity=0.8", f"init_from={finished}", "trainer.lr_scale=1e-9")
     assert done.status == 0, done.err
     assert re.search(r"the head knows (\d+) of \1 training speakers", done.out)
     before, after = (json.loads((folder / "results.json").read_text()) for folder in (finished, only_run(tmp_path)))
@@ -64,7 +64,7 @@ def test_the_heads_rows_go_to_their_speakers(train, finished, tones, tmp_path):
     names = manifest.speakers("train")[1:]
     keys = [manifest.utterance(row) for row in manifest.split("train") if manifest.speaker(row) in names]
     fewer.write_text("".join(f"{key.split('/')[0]} {key}\n" for key in keys))
-    settings = [f"data.train_list={fewer}", "data.validation_share=0", "trainer.lr_factor=1e-9", "target_sparsity=0.8"]
+    settings = [f"data.train_utterances={fewer}", "data.val_fraction=0", "trainer.lr_scale=1e-9", "target_sparsity=0.8"]
     done = train(*TINY, *tones.settings(), *settings, f"init_from={finished}")
     assert done.status == 0, done.err
     old, new = (
@@ -80,7 +80,7 @@ def test_a_dense_network_is_brought_to_its_target_at_the_dense_rate(train, finis
     for value in state["model"].values():
         if value.ndim > 1:
             value.add_(0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(0)))
-    state["figures"] |= {"sparsity": 0.0, "started_sparse": False, "lambda": 0.0}
+    state["figures"] |= {"sparsity": 0.0, "sparse_init": False, "lambda": 0.0}
     checkpoint.save(dense / "checkpoints" / "model.pt", state)
     done = train(*TINY, *tones.settings(), f"init_from={dense}", "target_sparsity=0.5", "trainer.epochs=3")
     assert done.status == 0, done.err
@@ -106,13 +106,13 @@ def test_speakers_that_the_other_run_trained_on_do_not_judge(train, finished, to
     keys = [manifest.utterance(row) for row in manifest.split("train")[:8]]
     trials = tmp_path / "trials.txt"
     trials.write_text("".join(f"{int(a[:7] == b[:7])} {a} {b}\n" for a in keys for b in keys if a != b))
-    done = train(*TINY, "data=folder", f"data.root={tones.root}", f"data.trials={trials}", f"init_from={finished}")
+    done = train(*TINY, "data=folder", f"data.root={tones.root}", f"data.trial_lists={trials}", f"init_from={finished}")
     assert done.status == 2
     assert f"of its speakers are trained on with init_from={finished}" in done.err
 
 
 def test_a_folder_of_choice_is_used_once(train, tones, tmp_path):
-    words = [*TINY, *tones.settings(), f"folder={tmp_path / 'here'}", "trainer.epochs=1"]
+    words = [*TINY, *tones.settings(), f"run_dir={tmp_path / 'here'}", "trainer.epochs=1"]
     assert train(*words).status == 0
     assert (tmp_path / "here" / "results.json").is_file()
     done = train(*words)
@@ -147,18 +147,7 @@ def test_scores_of_network_files_need_a_folder_and_those_of_several_runs_have_th
 def test_a_list_may_name_another_ending_than_its_files_have(finished, tones, tmp_path, capsys):
     other = tmp_path / "trials.txt"
     other.write_text(tones.trials.read_text().replace(".flac", ".wav"))
-    cli.main(
-        [
-            "evaluate",
-            str(finished),
-            "--audio-root",
-            str(tones.root),
-            "--trials",
-            str(other),
-            "--output-dir",
-            str(tmp_path),
-        ]
-    )
+    cli.main(["evaluate", str(finished), "--audio-root", str(tones.root), "--trials", str(other), "--output-dir", str(tmp_path)])
     assert "trials: EER" in capsys.readouterr().out
 
 
@@ -183,9 +172,9 @@ def test_what_the_others_origin_trained_on_does_not_judge_either(finished, tmp_p
 
 
 def test_speakers_that_the_other_run_trained_on_are_not_held_out(train, finished, tones):
-    done = train(*TINY, *tones.settings(), f"init_from={finished}", "data.validation_share=0.5")
+    done = train(*TINY, *tones.settings(), f"init_from={finished}", "data.val_fraction=0.5")
     assert done.status == 2
-    assert "hold out the same (data.validation_share and data.validation_seed as there), or nobody" in done.err
+    assert "hold out the same (data.val_fraction and data.val_seed as there), or nobody" in done.err
 
 
 def test_the_same_name_in_another_corpus_is_another_speaker(train, finished, tones, tmp_path):
@@ -196,7 +185,7 @@ def test_the_same_name_in_another_corpus_is_another_speaker(train, finished, ton
         shutil.copy(path, copy)
     trials = tmp_path / "trials.txt"
     trials.write_text(tones.trials.read_text().replace("/s", "/other-s"))
-    words = ["data=folder", f"data.root={tmp_path / 'wav'}", f"data.trials={trials}", "data.validation_share=0"]
+    words = ["data=folder", f"data.root={tmp_path / 'wav'}", f"data.trial_lists={trials}", "data.val_fraction=0"]
     done = train(*TINY, *words, f"init_from={finished}", "target_sparsity=0.8")
     assert done.status == 0, done.err
     assert "the head knows 0 of 6 training speakers" in done.out
@@ -211,9 +200,9 @@ def test_a_sparse_network_is_not_made_dense_by_a_ramp(train, finished, tones, tm
 
 
 def test_what_another_run_has_pruned_stays_pruned(train, tones, tmp_path):
-    pruning = ["sparsity=magnitude", "target_sparsity=0.8", "trainer.epochs=2"]
-    assert train(*TINY, *tones.settings(), *pruning, f"folder={tmp_path / 'origin'}").status == 0
-    done = train(*TINY, *tones.settings(), *pruning, f"init_from={tmp_path / 'origin'}", f"folder={tmp_path / 'run'}")
+    pruning = ["sparsity=gradual_magnitude", "target_sparsity=0.8", "trainer.epochs=2"]
+    assert train(*TINY, *tones.settings(), *pruning, f"run_dir={tmp_path / 'origin'}").status == 0
+    done = train(*TINY, *tones.settings(), *pruning, f"init_from={tmp_path / 'origin'}", f"run_dir={tmp_path / 'run'}")
     assert done.status == 0, done.err
     rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
     assert {round(row["sparsity/trained"], 3) for row in rows} == {0.8}
@@ -223,10 +212,10 @@ def test_what_another_run_has_pruned_stays_pruned(train, tones, tmp_path):
 
 def test_a_run_goes_on_without_the_one_that_it_started_from(train, finished, tones, tmp_path):
     origin = shutil.copytree(finished, tmp_path / "origin")
-    words = [*TINY, *tones.settings(), f"init_from={origin}", "target_sparsity=0.8", f"folder={tmp_path / 'run'}"]
+    words = [*TINY, *tones.settings(), f"init_from={origin}", "target_sparsity=0.8", f"run_dir={tmp_path / 'run'}"]
     assert train(*words).status == 0
     shutil.rmtree(origin)
-    done = train(f"resume={tmp_path / 'run'}")
+    done = train(f"resume_from={tmp_path / 'run'}")
     assert done.status == 0, done.err
 
 
@@ -234,7 +223,7 @@ def test_a_run_that_is_started_again_goes_on_without_the_one_that_it_started_fro
     train, finished, tones, tmp_path, monkeypatch
 ):
     origin, run = shutil.copytree(finished, tmp_path / "origin"), tmp_path / "run"
-    words = [*TINY, *tones.settings(), f"init_from={origin}", "target_sparsity=0.8", f"folder={run}"]
+    words = [*TINY, *tones.settings(), f"init_from={origin}", "target_sparsity=0.8", f"run_dir={run}"]
     assert train(*words).status == 0
     (run / "results.json").unlink()
     shutil.rmtree(origin)
@@ -270,7 +259,7 @@ def test_a_head_knows_speakers_whose_names_are_composed_otherwise(tmp_path):
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_may_begin_again(train, tones, tmp_path):
     folder = tmp_path / "here"
-    words = [*TINY, *tones.settings(), f"folder={folder}", "trainer.epochs=1"]
+    words = [*TINY, *tones.settings(), f"run_dir={folder}", "trainer.epochs=1"]
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text("left\n")
     assert train(*words).status == 0
@@ -282,25 +271,14 @@ def test_a_list_of_files_that_a_run_trained_on_is_warned_of(finished, tones, tmp
     keys = [manifest.utterance(row) for row in manifest.split("train")[:8]]
     trials = tmp_path / "mine.txt"
     trials.write_text("".join(f"{int(a[:7] == b[:7])} {a} {b}\n" for a in keys for b in keys if a != b))
-    cli.main(
-        [
-            "evaluate",
-            str(finished),
-            "--audio-root",
-            str(tones.root),
-            "--trials",
-            str(trials),
-            "--output-dir",
-            str(tmp_path),
-        ]
-    )
+    cli.main(["evaluate", str(finished), "--audio-root", str(tones.root), "--trials", str(trials), "--output-dir", str(tmp_path)])
     assert "list mine has 8 utterances and 2 speakers of names" in capsys.readouterr().err
 
 
 def test_two_processes_do_not_train_one_run(train, finished, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "copy")
     with only_process(copy, "held"):
-        done = train(f"resume={copy}")
+        done = train(f"resume_from={copy}")
     assert done.status == 2
     assert f"{copy}: another process is training this run" in done.err
     assert (copy / "results.json").is_file()
@@ -313,13 +291,13 @@ def test_fine_tuning_asks_for_what_it_starts_from(train, tones):
 
 
 def test_a_network_file_of_a_run_is_as_good_as_the_run(train, finished, tones, tmp_path):
-    words = [*TINY, *tones.settings(), "target_sparsity=0.8", "trainer.lr_factor=1e-9", "trainer.epochs=1"]
+    words = [*TINY, *tones.settings(), "target_sparsity=0.8", "trainer.lr_scale=1e-9", "trainer.epochs=1"]
     path = finished / "checkpoints" / "model.pt"
-    done = train(*words, f"init_from={path}", f"folder={tmp_path / 'one'}")
+    done = train(*words, f"init_from={path}", f"run_dir={tmp_path / 'one'}")
     assert done.status == 0, done.err
     assert re.search(r"the head knows (\d+) of \1 training speakers", done.out)
     elsewhere = shutil.copy(path, tmp_path / "copy.pt")
-    done = train(*words, f"init_from={elsewhere}", f"folder={tmp_path / 'two'}")
+    done = train(*words, f"init_from={elsewhere}", f"run_dir={tmp_path / 'two'}")
     assert done.status == 0, done.err
     assert "the head knows 0 of" in done.out
     assert f"{elsewhere}: what it was trained on is not known" in done.out
@@ -329,12 +307,12 @@ def test_a_network_file_of_a_run_is_as_good_as_the_run(train, finished, tones, t
 
 
 def test_the_best_network_of_a_run_knows_its_lambda(train, tones, tmp_path):
-    words = [*TINY, *tones.settings(), "target_sparsity=0.5", f"folder={tmp_path / 'run'}", "trainer.epochs=1"]
-    assert train(*words, "trainer.band=1").status == 0
+    words = [*TINY, *tones.settings(), "target_sparsity=0.5", f"run_dir={tmp_path / 'run'}", "trainer.epochs=1"]
+    assert train(*words, "trainer.best_sparsity_tolerance=1").status == 0
     best = tmp_path / "run" / "checkpoints" / "best.pt"
     figures = checkpoint.load(best, checkpoint.NETWORK_KEYS)["figures"]
     assert figures["lambda"] > 0
-    assert figures["started_sparse"]
+    assert figures["sparse_init"]
     done = train(*TINY, *tones.settings(), "target_sparsity=0.5", f"init_from={best}", "trainer.epochs=1")
     assert done.status == 0, done.err
 

@@ -25,7 +25,7 @@ def speechbrain_file(tmp_path_factory):
 
 def test_a_pretrained_network_is_brought_from_dense_to_its_target(train, tones, tmp_path, speechbrain_file):
     words = [*TINY, *tones.settings(), "model.layout=speechbrain", f"init_from={speechbrain_file}"]
-    done = train(*words, "target_sparsity=0.5", f"folder={tmp_path / 'run'}", "trainer.epochs=4")
+    done = train(*words, "target_sparsity=0.5", f"run_dir={tmp_path / 'run'}", "trainer.epochs=4")
     assert done.status == 0, done.err
     assert "SpeechBrain's ECAPA-TDNN" in done.out
     assert "the head knows 0 of" in done.out

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from sv_sparse.config.overrides import check_names
 from sv_sparse.training.run_dir import new_folder
 
-SHORT = (*TINY, "trainer.epochs=1", "trainer.statistics_crops=4")
+SHORT = (*TINY, "trainer.epochs=1", "trainer.num_bn_crops=4")
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 
 
@@ -35,7 +35,7 @@ def results(folder: Path) -> list[dict]:
 def swept(tones: Tones, tmp_path_factory) -> tuple[Outcome, Path]:
     """Two targets by two seeds on two processes, whose names differ by the target alone."""
     folder = tmp_path_factory.mktemp("swept")
-    settings = (*tones.settings(), "target_sparsity=0.5,0.75", "seed=0,1", "trainer.workers=1")
+    settings = (*tones.settings(), "target_sparsity=0.5,0.75", "seed=0,1", "trainer.num_workers=1")
     return sweep(folder, *settings, *JOBLIB), folder
 
 
