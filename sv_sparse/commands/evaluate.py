@@ -26,7 +26,7 @@ from sv_sparse.scoring.config import ENROLLMENTS, SCORE_NORMS, ScoringConfig
 from sv_sparse.training.device import resolve_device
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sv-sparse evaluate``."""
     parser.add_argument(
         "networks",
@@ -80,7 +80,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
     """Run ``sv-sparse evaluate``; several processes share the work if torchrun started them.
 
     Raises:
@@ -135,7 +135,7 @@ def _evaluate(path: Path, args: argparse.Namespace) -> None:
     device = resolve_device(args.device, "--device ")
     network = network.to(device)
     filterbank = Filterbank(SAMPLE_RATE, MEL_BINS).to(device)
-    cache = EmbeddingCache((args.output_dir or run_dir) / EMBEDDINGS_DIR, network, config.model)
+    cache = EmbeddingCache((args.output_dir or run_dir) / EMBEDDINGS_DIR, network, config.model_settings)
     # Another normalization gives scores of another scale, so the calibration is fitted anew too.
     if backend.top_n != (scoring.top_n if scoring.score_norm == "as_norm" else 0):
         manifest = run_dir / "manifest.parquet"

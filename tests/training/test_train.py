@@ -120,8 +120,8 @@ def test_every_step_is_recorded_with_its_figures(finished):
     rows = [row for row in read_rows(finished / "metrics.jsonl") if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     assert rows[0].keys() >= {
-        *("loss", "accuracy", "lr", "margin", "lambda", "gap", "utterances_per_second", "data_wait"),
-        *("sparsity/network", "sparsity/trained", "sparsity/all"),
+        *("loss", "accuracy", "lr", "margin", "lambda", "sparsity_error", "utterances_per_second", "data_wait_fraction"),
+        *("sparsity/network", "sparsity/regularized", "sparsity/all"),
     }
     assert rows[-1]["margin"] == 0.2
     assert all(later["lr"] < earlier["lr"] for earlier, later in pairwise(rows[1:]))
@@ -131,8 +131,8 @@ def test_tensorboard_has_the_curves_the_layers_and_the_hyperparameters(finished)
     events = EventAccumulator(str(finished / "tensorboard")).Reload()
     tags = set(events.Tags()["scalars"])
     assert tags >= {
-        *("loss", "accuracy", "lr", "margin", "lambda", "gap", "sparsity/network", "sparsity/trained", "sparsity/all"),
-        *("validation_eer", "utterances_per_second", "data_wait", "final/eer", "final/sparsity"),
+        *("loss", "accuracy", "lr", "margin", "lambda", "sparsity_error", "sparsity/network", "sparsity/regularized", "sparsity/all"),
+        *("validation_eer", "utterances_per_second", "data_wait_fraction", "final/eer", "final/sparsity"),
         *("final/sparsity_tracked", "final/nonzero_parameters", "final/validation_eer"),
     }
     assert set(events.Tags()["images"]) >= {"report/det", "report/sparsity", "report/lambda", "report/layers"}
@@ -214,11 +214,11 @@ def test_a_folder_may_have_any_name(train, tones, tmp_path):
     done = train(*TINY, *tones.settings(), "trainer.max_steps=2", quoted)
     assert done.status == 0, done.err
     assert f"{folder}/report.html" in done.out
-    assert OmegaConf.load(folder / "config.yaml").folder == str(folder)
+    assert OmegaConf.load(folder / "config.yaml").run_dir == str(folder)
     assert {"train.log", "report.html", "tensorboard"} <= {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["folder", "runs"])
+@pytest.mark.parametrize("name", ["run_dir", "runs_dir"])
 def test_a_folder_whose_name_is_not_utf_8_is_refused_by_its_name(train, tones, tmp_path, name):
     path = tmp_path / os.fsdecode(b"b\xffd")
     done = train(*TINY, *tones.settings(), f"{name}='{path}'")
