@@ -83,7 +83,7 @@ def decision_notes(record: Record) -> list[str]:
 
 def _list_of(name: str, one: Mapping[str, Any], scoring: Mapping[str, Any]) -> dict[str, Any]:
     """What a page says of one list."""
-    rows = group_rows(one["groups"])
+    rows = group_rows(one["breakdown"])
     groups = Table(f"Groups of {name}", ("kind", "group", "trials", "targets", "EER"), rows)
     return {
         "name": name,
@@ -108,9 +108,9 @@ def _cards(record: Record) -> list[tuple[str, str, str]]:
         ("EER", percent(first["eer"]), f"{name}{between}"),
         (
             "Kept parameters",
-            count(results["kept_parameters"]),
-            f"{share(results['kept_parameters'], results['parameters'])} of {count(results['parameters'])}; "
-            f"{share(size['kept_macs'], size['macs'])} of multiply-accumulates",
+            count(results["nonzero_parameters"]),
+            f"{share(results['nonzero_parameters'], results['parameters'])} of {count(results['parameters'])}; "
+            f"{share(size['nonzero_macs'], size['macs'])} of multiply-accumulates",
         ),
         ("Minutes", f"{results['seconds'] / 60:.1f}", f"{count(how['steps'])} steps on {how['device']}"),
     ]

@@ -65,6 +65,6 @@ def judged_lists(folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     later = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     lists = dict(results["evaluations"])
     for key, one in later.items():
-        if key not in lists or lists[key]["digest"] != one["digest"]:
+        if key not in lists or lists[key]["checksum"] != one["checksum"]:
             lists[key] = one
     return lists

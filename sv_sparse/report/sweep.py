@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 
-from sv_sparse.evaluation.score_files import difference_of
+from sv_sparse.evaluation.score_files import eer_difference
 from sv_sparse.config.schema import Config, read_config
 from sv_sparse.report.record import judged_lists
 from sv_sparse.report.tables import Table
@@ -116,9 +116,9 @@ def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
     """The entries, with lists of one name and other trials under names of their own."""
     digests: dict[str, set[str]] = {}
     for entry in entries:
-        digests.setdefault(entry.one["name"], set()).add(entry.one["digest"])
+        digests.setdefault(entry.one["name"], set()).add(entry.one["checksum"])
     return [
-        replace(entry, one={**entry.one, "name": f"{entry.one['name']} ({entry.one['digest'][:6]})"})
+        replace(entry, one={**entry.one, "name": f"{entry.one['name']} ({entry.one['checksum'][:6]})"})
         if len(digests[entry.one["name"]]) > 1
         else entry
         for entry in entries
@@ -137,14 +137,14 @@ def _names(runs: Sequence[Path]) -> list[str]:
 def differences_to_first(entries: Sequence[Entry]) -> Differences:
     """How each run's EER differs from that of the first run, on the lists that both scored."""
     first = entries[0].run
-    digests = {entry.one["key"]: entry.one["digest"] for entry in entries if entry.run == first}
+    digests = {entry.one["id"]: entry.one["checksum"] for entry in entries if entry.run == first}
     found: dict[Path, dict[str, tuple[float, float, float]]] = {}
     for entry in entries:
-        name = f"{entry.one['key']}.txt"
+        name = f"{entry.one['id']}.txt"
         ours, theirs = entry.run / "scores" / name, first / "scores" / name
-        same_trials = digests.get(entry.one["key"]) == entry.one["digest"]
+        same_trials = digests.get(entry.one["id"]) == entry.one["checksum"]
         if entry.run != first and same_trials and ours.is_file() and theirs.is_file():
-            difference = difference_of(ours, theirs)
+            difference = eer_difference(ours, theirs)
             if difference is not None:
                 found.setdefault(entry.run, {})[entry.one["name"]] = (difference[0], *difference[1])
     return found
@@ -161,7 +161,7 @@ def columns(entries: Sequence[Entry], differences: Differences) -> list[Column]:
     if differences:
         found.append(_difference_column(differences))
     found += [
-        Column("EER at start", ("start_eer",), lambda e: [e.one.get("start_eer")], percent),
+        Column("EER at start", ("untrained_eer",), lambda e: [e.one.get("untrained_eer")], percent),
         Column("minutes", ("minutes",), lambda e: [e.results["seconds"] / 60], lambda value: number(value, ".1f")),
         Column("seed", ("seed",), lambda e: [e.results["seed"]]),
     ]
@@ -205,13 +205,13 @@ def _sparsity_columns() -> list[Column]:
             lambda value: percent(value, 3),
         ),
         Column("after landing", ("sparsity",), lambda e: [e.results["sparsity"]], lambda value: percent(value, 4)),
-        Column("kept", ("kept",), lambda e: [e.results["kept_parameters"] / e.results["parameters"]], percent),
+        Column("kept", ("kept",), lambda e: [e.results["nonzero_parameters"] / e.results["parameters"]], percent),
     ]
 
 
 def _error_columns(entries: Sequence[Entry]) -> list[Column]:
     """Error rates; a column for each operating point that there is."""
-    points = dict.fromkeys(point_name(cost) for entry in entries for cost in entry.one["costs"])
+    points = dict.fromkeys(point_name(cost) for entry in entries for cost in entry.one["dcf"])
     found = [
         Column("EER", ("eer",), lambda e: [e.one["eer"]], percent),
         Column("95% interval", ("eer_low", "eer_high"), lambda e: e.one["eer_interval"] or [None, None], _between),
@@ -223,7 +223,7 @@ def _error_columns(entries: Sequence[Entry]) -> list[Column]:
 
 def _cost_column(head: str, key: str, point: str) -> Column:
     def values(entry: Entry) -> Sequence[Any]:
-        return [next((cost[key] for cost in entry.one["costs"] if point_name(cost) == point), None)]
+        return [next((cost[key] for cost in entry.one["dcf"] if point_name(cost) == point), None)]
 
     return Column(f"{head}({point})", (f"{key}({point})",), values, number)
 
@@ -257,9 +257,9 @@ def conditions_table(entries: Sequence[Entry]) -> Table:
     for entry in entries:
         one = entry.one
         speakers = "not known" if one["speakers"] is None else count(one["speakers"])
-        subtracted = entry.results["scoring"]["subtracted"]
-        words = (one["enrolment"], subtracted, one["normalization"], one["calibration"] or "none")
+        subtracted = entry.results["scoring"]["mean_embedding"]
+        words = (one["enrollment"], subtracted, one["score_norm"], one["calibration"] or "none")
         key = (one["name"], count(one["trials"]), count(one["targets"]), speakers, *words)
         rows.setdefault(key, set()).add(entry.run)
-    heads = ("list", "trials", "targets", "speakers", "enrolment", "subtracted", "normalization", "calibration", "runs")
+    heads = ("list", "trials", "targets", "speakers", "enrollment", "mean embedding", "score norm", "calibration", "runs")
     return Table("Lists", heads, [(*key, str(len(runs))) for key, runs in rows.items()])
