@@ -12,7 +12,7 @@ from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.data.prepared import Judged, rows_of
 from sv_sparse.data.speakers import read_sexes
 from sv_sparse.data.unreadable import UnreadableLimit
-from sv_sparse.distributed import end, processes, rank
+from sv_sparse.distributed import exit_process, process_group, rank
 from sv_sparse.evaluation.corpus import refuse_known_to, run_of
 from sv_sparse.evaluation.embedding_cache import EMBEDDINGS, EmbeddingCache
 from sv_sparse.evaluation.evaluate import evaluate_lists, keep_evaluations, refuse_other_lists
@@ -20,7 +20,7 @@ from sv_sparse.evaluation.load import load_network
 from sv_sparse.evaluation.result import Evaluation, Sides
 from sv_sparse.evaluation.trial_sets import lists_named, lists_of_files, lists_of_run
 from sv_sparse.evaluation.validation import make_backend
-from sv_sparse.io import composed
+from sv_sparse.io import nfc
 from sv_sparse.models.features import MEL_BINS, Filterbank
 from sv_sparse.report import refresh_report
 from sv_sparse.scoring.backend import Backend
@@ -71,12 +71,12 @@ def run(chosen: argparse.Namespace) -> None:
         OSError: something cannot be read or written.
     """
     _refuse_unclear(chosen)
-    with processes():
+    with process_group():
         for path in chosen.networks:
             if len(chosen.networks) > 1 and rank() == 0:
                 print(f"{path}:")
             _evaluate(path, chosen)
-    end()
+    exit_process()
 
 
 def _refuse_unclear(chosen: argparse.Namespace) -> None:
@@ -173,10 +173,10 @@ def _warn_of_known(run: Path, lists: Sequence[Judged]) -> None:
         return
     heard = rows_of(manifest, "train", "validation")
     utterances = heard.column("utterance").combine_chunks()
-    speakers = set(map(composed, heard.column("speaker").unique().to_pylist()))
+    speakers = set(map(nfc, heard.column("speaker").unique().to_pylist()))
     for one in unknown:
         count = int((match(one.trials.utterances, utterances) >= 0).sum())
-        shared = len(speakers.intersection(map(composed, Sides.of(one).speakers)))
+        shared = len(speakers.intersection(map(nfc, Sides.of(one).speakers)))
         if count or shared:
             print(
                 f"warning: list {one.trials.name} has {count} utterances and {shared} speakers of names that {run} was "

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-from sv_sparse import signals as interrupts
+from sv_sparse import signals
 from sv_sparse.io import harden_output, install_command
 
 
@@ -51,17 +51,17 @@ def main(arguments: list[str] | None = None) -> None:
             _train(arguments[1:])
     elif name in COMMANDS and COMMANDS[name].trains:
         with _train_extra(name):
-            _run(arguments, import_module("sv_sparse.training.errors").clear_errors)
+            _run(arguments, import_module("sv_sparse.training.errors").report_errors)
     else:
         # Threads that wait spin by default. Where another program has the cores, that takes the time of those that
         # work: a comparison of 30 ms was up to a second. OpenMP reads this when torch is loaded, with the command.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        _run(arguments, interrupts.clear_errors)
+        _run(arguments, signals.report_errors)
 
 
-def _run(arguments: list[str], clear_errors: Callable[[], AbstractContextManager[None]]) -> None:
+def _run(arguments: list[str], report_errors: Callable[[], AbstractContextManager[None]]) -> None:
     chosen = parser(arguments).parse_args(arguments)
-    with clear_errors():
+    with report_errors():
         chosen.run(chosen)
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.manifest import Part
 from sv_sparse.data.unreadable import UnreadableLimit
-from sv_sparse.distributed import from_first, gathered_objects, rank, ranks
+from sv_sparse.distributed import all_gather_objects, broadcast_from_rank0, rank, world_size
 from sv_sparse.evaluation.embedding_cache import EmbeddingCache
 from sv_sparse.scoring.cosine import Array
 
@@ -87,7 +87,7 @@ def embed(
     """
     network.eval()
     device = next(network.parameters()).device
-    cached = from_first(lambda: cache.find(utterances) if cache is not None else {})
+    cached = broadcast_from_rank0(lambda: cache.find(utterances) if cache is not None else {})
     cached = {position: row for position, row in cached.items() if position not in known_unusable}
     computed: dict[int, Array] = {}
     unusable = dict(known_unusable)
@@ -108,11 +108,11 @@ def embed(
             bar.update(len(block) + len(unreadable))
             if len(unusable) > most:
                 break
-    for others_computed, others_unusable in gathered_objects((computed, unusable)):
+    for others_computed, others_unusable in all_gather_objects((computed, unusable)):
         computed.update(others_computed)
         unusable.update(others_unusable)
     unusable = dict(sorted(unusable.items()))
-    from_first(lambda: _report(unusable, len(utterances), limit, title))
+    broadcast_from_rank0(lambda: _report(unusable, len(utterances), limit, title))
     return Embeddings(_in_order(cached | computed, len(utterances)), unusable)
 
 
@@ -208,7 +208,7 @@ def _own_blocks(utterances: Sequence[Sequence[Part]], settled: Container[int]) -
     order = sorted(range(len(utterances)), key=lambda position: _samples(utterances[position]), reverse=True)
     blocks = [order[start : start + _READ_AHEAD] for start in range(0, len(order), _READ_AHEAD)]
     missing = [[position for position in block if position not in settled] for block in blocks]
-    return [block for block in missing if block][rank() :: ranks()]
+    return [block for block in missing if block][rank() :: world_size()]
 
 
 def _equal_lengths(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sv_sparse.data.manifest import Part
-from sv_sparse.io import atomic_write, compare_zip_sums
+from sv_sparse.io import atomic_write, verify_crc
 from sv_sparse.scoring.cosine import Array
 
 EMBEDDINGS = "embeddings"  # of a run folder
@@ -80,7 +80,7 @@ class EmbeddingCache:
         for path in sorted(self.folder.glob("*.npz")):
             try:
                 with path.open("rb") as file:
-                    compare_zip_sums(file)
+                    verify_crc(file)
                 with np.load(path) as arrays:
                     keys: NDArray[np.uint8] = arrays["keys"]
                     embeddings: Array = arrays["embeddings"]

@@ -1,7 +1,7 @@
 """What a run delivers, read for use."""
 
-from pathlib import Path
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import nn
 

@@ -12,7 +12,7 @@ from sv_sparse.data.decoding import AUDIO_ENDINGS
 from sv_sparse.data.prepared import Judged, read_listed
 from sv_sparse.data.trials import read_trials, split_fields
 from sv_sparse.evaluation.corpus import prepare_corpus
-from sv_sparse.io import composed
+from sv_sparse.io import nfc
 
 EXPECTED = (
     "expected PREPARED:LIST[,LIST...] with lists of a prepared folder, LIST alone where RUN was trained on one, "
@@ -118,7 +118,7 @@ def lists_of_files(root: Path, paths: Sequence[Path], sexes: Mapping[str, str]) 
         if absent:
             raise ValueError(f"{path}: {len(absent)} of {len(files)} recordings are not in {root}; first {absent[0]}")
         recordings = [recording(file) for file in files]
-        known = [sexes.get(composed(name.partition("/")[0]), "") for name in trials.utterances]
+        known = [sexes.get(nfc(name.partition("/")[0]), "") for name in trials.utterances]
         found.append(Judged(trials, recordings, [], [], [], None, known))
     return found
 

@@ -9,9 +9,9 @@ from helpers.tiny import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import OmegaConf
+from sv_sparse.config.settings import automatic_workers, check, flat
 
 from sv_sparse.config.overrides import check_names
-from sv_sparse.config.settings import automatic_workers, check, flat
 from sv_sparse.training.run_dir import resumed
 
 CONF = ROOT / "conf"

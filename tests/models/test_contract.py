@@ -7,9 +7,9 @@ import torch
 from helpers.tiny import ROOT, TINY
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from sv_sparse.config.settings import resolve
 from torch import Tensor, nn
 
-from sv_sparse.config.settings import resolve
 from sv_sparse.evaluation.corpus import prepare_corpus
 from sv_sparse.io import write_json
 from sv_sparse.models.contract import check_network

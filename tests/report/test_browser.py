@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from helpers.reported import evaluation, results, run_folder, unknown
+from sv_sparse.report.sweep import read_entries
 
 from sv_sparse.report import draw_run, write_report
 from sv_sparse.report.compare import write_comparison
-from sv_sparse.report.sweep import read_entries
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="chromium is missing; on Debian: apt-get install chromium")

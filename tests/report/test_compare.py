@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from helpers.reported import DEMO_CORPUS, evaluation, results, run_folder, unknown
 from helpers.tiny import ROOT
+from sv_sparse.report.cost import ways
+from sv_sparse.report.sweep import differences_to_first, read_entries
+from sv_sparse.report.words import ABSENT
 
 from sv_sparse.commands import main as cli
 from sv_sparse.evaluation.score_files import difference_of
 from sv_sparse.report.compare import compare_table, write_comparison
-from sv_sparse.report.cost import ways
-from sv_sparse.report.sweep import differences_to_first, read_entries
-from sv_sparse.report.words import ABSENT
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 from sv_sparse.report.scored import POINTS, look_at, probit
+
 from sv_sparse.scoring.metrics import OperatingPoint, det_curve, min_dcf, rank_scores
 
 COSTS = [{"p_target": p, "c_miss": 1.0, "c_fa": 1.0} for p in (0.01, 0.05)]
