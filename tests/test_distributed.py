@@ -114,7 +114,7 @@ def test_two_processes_deliver_the_network_of_one(alone, together):
     for name, value in network(alone).items():
         torch.testing.assert_close(network(together)[name], value, rtol=1e-2, atol=1e-3)
     assert results(together)["sparsity"] == results(alone)["sparsity"]
-    assert results(together)["start_eer"] == results(alone)["start_eer"]
+    assert results(together)["untrained_eer"] == results(alone)["untrained_eer"]
     assert tuple(results(folder)["training"]["processes"] for folder in (alone, together)) == (1, 2)
 
 

@@ -234,7 +234,7 @@ def test_runs_of_several_seeds_are_averaged_and_compared_draw_by_draw(made, tmp_
     assert both.of([0]) == both
     assert both.of([1]).minus(both, "trials") is None
     elsewhere = Run(narrow.folder)
-    vars(elsewhere)["lists"] = {"trials": narrow.lists["trials"] | {"digest": "another"}}
+    vars(elsewhere)["lists"] = {"trials": narrow.lists["trials"] | {"checksum": "another"}}
     with pytest.raises(ValueError, match="judged by different trials"):
         Group("narrow", (elsewhere,)).minus(Group("dense", (dense,)), "trials")
     with pytest.raises(ValueError, match=r"should differ in the seed alone, and do in model.channels|target_sparsity"):

@@ -27,8 +27,8 @@ from sv_sparse.runtime.package import write_package
 from sv_sparse.runtime.sparse_codec import VALUES
 
 _UTTERANCES, _SECONDS = 32, 6.0  # that tell int8 the range of values: so many, and at most so long
-_FIGURES = ("target_sparsity", "sparsity_network", "parameters", "kept_parameters", "seed")
-_JUDGED = ("name", "trials", "targets", "speakers", "enrolment", "normalization", "eer", "eer_interval", "costs")
+_FIGURES = ("target_sparsity", "sparsity_network", "parameters", "nonzero_parameters", "seed")
+_JUDGED = ("name", "trials", "targets", "speakers", "enrollment", "score_norm", "eer", "eer_interval", "dcf")
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from sv_sparse.config.help import format_help
 from sv_sparse.config.overrides import check_command_line, complete_command_line
 from sv_sparse.config.schema import conf_dir, register_schema
 from sv_sparse.distributed import broadcast_from_rank0, exit_process, process_group, rank, rank0_first
-from sv_sparse.evaluation.corpus import prepare_corpus
+from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.io import harden_output
 from sv_sparse.report import build_results, write_report, write_results
 from sv_sparse.training.device import disable_malloc_trim
@@ -60,7 +60,7 @@ def run(composed: DictConfig) -> None:
         config, folder = opened.config, opened.folder
         with logging_to(folder):
             check_buildable(config, opened.trusted_classes)  # before hours of reading data
-            corpus = rank0_first(lambda: prepare_corpus(config, folder))
+            corpus = rank0_first(lambda: load_corpus(config, folder))
             setup = build_setup(config, folder, corpus, opened.trusted_classes)
             trainer = Trainer(setup, start_time)
             trainer.train()

@@ -41,7 +41,7 @@ def run(chosen: argparse.Namespace) -> None:
 
 def _lines(found: Verification, verifier: Verifier) -> Iterator[str]:
     """A verification for the terminal."""
-    normalization = verifier.backend.normalization
+    normalization = verifier.backend.score_norm
     yield f"score {found.score:.4f} ({'cosine' if normalization == 'none' else normalization})"
     if found.llr is None:
         yield "no probability: the model is not calibrated"

@@ -18,7 +18,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sv_sparse.data.unreadable import UnreadableLimit
-from sv_sparse.scoring.config import Scoring
+from sv_sparse.scoring.config import ScoringConfig
 
 
 def setting(default: Any, help_text: str) -> Any:
@@ -518,7 +518,7 @@ class Config:
     optim: Any = setting(MISSING, "The optimizer.")
     sparsity: SparsityConfig = setting(SparsityConfig(), "What becomes zero.")
     trainer: TrainerConfig = setting(TrainerConfig(), "The training loop.")
-    scoring: Scoring = setting(Scoring(), "Scoring of trials.")
+    scoring: ScoringConfig = setting(ScoringConfig(), "Scoring of trials.")
 
     def __post_init__(self) -> None:
         target = self.target_sparsity
@@ -605,7 +605,7 @@ def register_schema() -> None:
         "augment": {"none": AugmentConfig()},
         "head": {"aam_softmax": HeadConfig()},
         "trainer": {"default": TrainerConfig()},
-        "scoring": {"cosine": Scoring()},
+        "scoring": {"cosine": ScoringConfig()},
     }
     for group, nodes in choices.items():
         for name, node in nodes.items():

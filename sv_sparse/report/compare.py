@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sv_sparse.config.schema import Config, read_config
-from sv_sparse.evaluation.score_files import difference_of
+from sv_sparse.evaluation.score_files import eer_difference
 from sv_sparse.io import write_text
 from sv_sparse.report import format as fmt
 from sv_sparse.report.figures.compare import comparison_figures
@@ -157,7 +157,7 @@ def compare_to_first(results: Sequence[RunResult]) -> list[RunResult]:
         # Only on the same trials: most of the variation between speakers is common then, and cancels.
         same_trials = first_checksums.get(list_id) == result.evaluation["checksum"]
         if result.run_dir != first_run and same_trials and path.is_file() and first_path.is_file():
-            difference = difference_of(path, first_path)
+            difference = eer_difference(path, first_path)
             if difference is not None:
                 value, (low, high) = difference
                 eer_difference = (value, low, high)

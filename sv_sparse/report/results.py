@@ -8,9 +8,9 @@ from typing import Any
 
 from sv_sparse.config.schema import Config, read_config
 from sv_sparse.distributed import world_size
-from sv_sparse.evaluation.complexity import size_of
-from sv_sparse.evaluation.corpus import describe_corpus
-from sv_sparse.evaluation.result import Evaluation
+from sv_sparse.evaluation.complexity import measure_complexity
+from sv_sparse.evaluation.corpus import corpus_summary
+from sv_sparse.evaluation.result import TrialSetResult
 from sv_sparse.optim import sparsity
 from sv_sparse.training.logging import Row, read_rows
 from sv_sparse.training.setup import TrainingSetup
@@ -21,7 +21,7 @@ Results = dict[str, Any]
 def build_results(
     setup: TrainingSetup,
     final_metrics: Mapping[str, Any],
-    evaluations: Sequence[Evaluation],
+    evaluations: Sequence[TrialSetResult],
     untrained: Sequence[Mapping[str, Any]],
     wall_time_s: float,
 ) -> Results:
@@ -48,7 +48,7 @@ def build_results(
         if evaluation.id in untrained_eers:
             by_id[evaluation.id]["untrained_eer"] = untrained_eers[evaluation.id]
     first = next(iter(by_id.values()))
-    complexity = size_of(setup.network, setup.sparse_params, setup.head)
+    complexity = measure_complexity(setup.network, setup.sparse_params, setup.head)
     num_params = complexity["size"]["parameters"]
     nnz = complexity["size"]["nonzero_parameters"]
     speakers, utterances, hours = setup.corpus.manifest.summary("train")
@@ -63,7 +63,7 @@ def build_results(
         "min_dcf": first["dcf"][0]["min_dcf"],
         "wall_time_s": wall_time_s,
         "seed": config.seed,
-        "corpus": describe_corpus(config),
+        "corpus": corpus_summary(config),
         "training": {
             "model": type(setup.network).__name__,
             "speakers": speakers,

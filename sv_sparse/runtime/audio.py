@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sv_sparse.data.decoding import MAX_SECONDS, Resampler, Source, check_loudness, iter_audio
 from sv_sparse.io import printable
-from sv_sparse.scoring.cosine import Array
+from sv_sparse.scoring.arrays import Float32Array
 
 __all__ = ["LONGEST_SECONDS", "Resampler", "Source", "as_samples", "decode", "pieces"]
 
@@ -21,7 +21,7 @@ LONGEST_SECONDS = MAX_SECONDS
 
 def pieces(
     source: Source, sample_rate: int, *, max_seconds: float = LONGEST_SECONDS, name: str = "the recording"
-) -> Iterator[Array]:
+) -> Iterator[Float32Array]:
     """Decode a recording's first channel and resample it, as ``decoding.iter_audio``; errors name the recording.
 
     Args:
@@ -45,12 +45,12 @@ def pieces(
         raise ValueError(f"{name}: {problem}") from error
 
 
-def decode(source: Source, sample_rate: int, *, max_seconds: float, name: str = "the recording") -> Array:
+def decode(source: Source, sample_rate: int, *, max_seconds: float, name: str = "the recording") -> Float32Array:
     """A whole recording, float32 [S]; see ``pieces``."""
     return np.concatenate(list(pieces(source, sample_rate, max_seconds=max_seconds, name=name)))
 
 
-def as_samples(waveform: object) -> Array:
+def as_samples(waveform: object) -> Float32Array:
     """A waveform, float32 [S] in [-1, 1], of an array or tensor [S] of floating-point or 16-bit samples.
 
     Raises:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from sv_sparse.scoring.arrays import Float32Array, IndexArray
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.calibration import qualities_of
-from sv_sparse.scoring.cosine import Array, Rows
+from sv_sparse.scoring.calibration import quality_measures
 
 
 class Outcome(StrEnum):
@@ -71,7 +71,7 @@ class Heard:
         seconds: that were heard; None where that is not known. Only some calibrations ask for it.
     """
 
-    embedding: Array
+    embedding: Float32Array
     seconds: float | None = None
 
     @classmethod
@@ -162,7 +162,7 @@ class Rule:
 
 
 def decide(
-    backend: Backend, rule: Rule, sides: Sequence[Heard], enrolment: Rows, test: Rows, *, started: float
+    backend: Backend, rule: Rule, sides: Sequence[Heard], enrolment: IndexArray, test: IndexArray, *, started: float
 ) -> list[Verification]:
     """Score and decide trials.
 
@@ -201,7 +201,7 @@ def decide(
 
 
 def _ratios(
-    backend: Backend, sides: Sequence[Heard], embeddings: Array, scores: Array, enrolment: Rows, test: Rows
+    backend: Backend, sides: Sequence[Heard], embeddings: Float32Array, scores: Float32Array, enrolment: IndexArray, test: IndexArray
 ) -> np.ndarray | None:
     """Log-likelihood ratios [trials], of float64; None without a calibration."""
     calibration = backend.calibration
@@ -213,5 +213,5 @@ def _ratios(
             raise ValueError("the model's calibration asks how long recordings are: give Heard(embedding, seconds)")
         measured["duration"] = np.array([side.seconds for side in sides])
     return calibration.llr(
-        scores, qualities_of({name: measured[name] for name in calibration.qualities}, enrolment, test)
+        scores, quality_measures({name: measured[name] for name in calibration.qualities}, enrolment, test)
     )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sv_sparse.data.decoding import MIN_SECONDS, SILENT, check_length, is_constant
-from sv_sparse.scoring.cosine import Array
+from sv_sparse.scoring.arrays import Float32Array
 
 
 class Windows:
@@ -27,16 +27,16 @@ class Windows:
         samples: pushed so far.
     """
 
-    def __init__(self, embed: Callable[[Array], Array], window: int, sample_rate: int) -> None:
+    def __init__(self, embed: Callable[[Float32Array], Float32Array], window: int, sample_rate: int) -> None:
         if window < 2 * MIN_SECONDS * sample_rate:
             raise ValueError(f"windows must be at least {2 * MIN_SECONDS:g} seconds long, got {window / sample_rate:g}")
         self._embed, self._window, self._rate = embed, window, sample_rate
-        self._held: list[Array] = []
+        self._held: list[Float32Array] = []
         self._held_samples = 0
         self._sum, self._weight = np.zeros(()), 0
         self.samples = 0
 
-    def push(self, samples: Array) -> None:
+    def push(self, samples: Float32Array) -> None:
         """Take further samples [S], and embed what fills windows and is not near the end."""
         self._held.append(samples)
         self._held_samples += len(samples)
@@ -51,7 +51,7 @@ class Windows:
         rest = held[start:].copy()
         self._held, self._held_samples = [rest], len(rest)
 
-    def embedding(self) -> Array:
+    def embedding(self) -> Float32Array:
         """The embedding [E] of all samples so far; more may follow.
 
         Raises:
@@ -68,7 +68,7 @@ class Windows:
             raise ValueError(SILENT)
         return np.asarray(found / total, np.float32)
 
-    def _weighted(self, samples: Array) -> tuple[np.ndarray, int]:
+    def _weighted(self, samples: Float32Array) -> tuple[np.ndarray, int]:
         """An embedding times its weight, float64 [E], and the weight."""
         if is_constant(samples):
             return np.zeros(()), 0

@@ -115,7 +115,7 @@ def write_package(
         arrays[_VALUES + name] = np.frombuffer(packed.values, np.uint8)
         if packed.places:
             arrays[_PLACES + name] = np.frombuffer(packed.places, np.uint8)
-    plain = {name: backend.state()[name] for name in ("top_n", "calibration")}
+    plain = {name: backend.to_dict()[name] for name in ("top_n", "calibration")}
     about = Description(dict(model), dict(features), plain, dict(card), stored)
     _empty(about.model, about.features["mel_bins"])  # what cannot be read again is not written
     content = to_safetensors(arrays, metadata={_KEY: description.to_text(about)})
@@ -191,7 +191,7 @@ def _empty(model: Mapping[str, Any], mel_bins: int) -> nn.Module:
 
 
 def _everything(network: nn.Module, backend: Backend) -> dict[str, Tensor]:
-    tensors = {_BACKEND + key: value for key, value in backend.state().items() if isinstance(value, Tensor)}
+    tensors = {_BACKEND + key: value for key, value in backend.to_dict().items() if isinstance(value, Tensor)}
     return weights_of(folded(network)) | tensors
 
 
@@ -249,4 +249,4 @@ def _backend(about: Description, tensors: Mapping[str, Tensor], network: nn.Modu
         raise ValueError(f"its cohort has shape {tuple(cohort.shape)}, its embeddings size {size}")
     if cohort is not None and not 2 <= about.backend["top_n"] <= len(cohort):
         raise ValueError(f"it looks at {about.backend['top_n']} of {len(cohort)} speakers of its cohort")
-    return Backend.of({"mean": mean, "cohort": cohort, **about.backend})
+    return Backend.from_dict({"mean": mean, "cohort": cohort, **about.backend})

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sv_sparse.io import checksum
 from sv_sparse.runtime.sparse_codec import KINDS, VALUES
-from sv_sparse.scoring.calibration import QUALITIES, Calibration
+from sv_sparse.scoring.calibration import QUALITY_MEASURES, Calibration
 
 FORMAT = 2
 _OLDEST = 1
@@ -46,7 +46,7 @@ class Description:
     Attributes:
         model: settings of the network.
         features: ``sample_rate`` and ``mel_bins``.
-        backend: ``top_n`` and ``calibration`` as ``Backend.of`` takes them.
+        backend: ``top_n`` and ``calibration`` as ``Backend.from_dict`` takes them.
         card: plain data.
         stored: the tensors by name.
         has_check_sums: whether the file has them: format 1 has none.
@@ -164,7 +164,7 @@ def _calibration(given: Any) -> dict[str, Any]:
         raise ValueError(f"calibration is {str(given)[:60]}, expected {sorted(names)}")
     qualities, thresholds = given["qualities"], given["thresholds"]
     pairs = thresholds if isinstance(thresholds, list) and all(_pair(each) for each in thresholds) else None
-    fits = isinstance(qualities, dict) and set(qualities) <= set(QUALITIES) and pairs is not None
+    fits = isinstance(qualities, dict) and set(qualities) <= set(QUALITY_MEASURES) and pairs is not None
     numbers = [given["slope"], given["offset"], *(qualities.values() if fits else ())]
     counts = [given["trials"], given["targets"], given["speakers"]]
     if not fits or not all(map(_number, numbers)) or not all(_whole(count, 0, 1 << 60) for count in counts):

@@ -5,7 +5,7 @@ from torch import Tensor
 from sv_sparse.runtime.audio import Resampler, as_samples
 from sv_sparse.runtime.decision import Heard
 from sv_sparse.runtime.long_audio import Windows
-from sv_sparse.scoring.cosine import Array
+from sv_sparse.scoring.arrays import Float32Array
 
 
 class Stream:
@@ -25,7 +25,7 @@ class Stream:
         """That were heard so far."""
         return self._windows.samples / self._rate
 
-    def push(self, chunk: Array | Tensor) -> None:
+    def push(self, chunk: Float32Array | Tensor) -> None:
         """Take the next samples [S], as ``Verifier.embed`` takes them.
 
         Raises:
@@ -33,7 +33,7 @@ class Stream:
         """
         self._windows.push(self._resampler(as_samples(chunk)))
 
-    def embedding(self) -> Array:
+    def embedding(self) -> Float32Array:
         """The embedding [E] so far; more chunks may follow.
 
         Where the rate is another than the network's, up to a quarter of a second is still on its way.

@@ -23,11 +23,11 @@ from sv_sparse.runtime.engine.runtime import Runtime
 from sv_sparse.runtime.long_audio import Windows
 from sv_sparse.runtime.package import Package, read_package
 from sv_sparse.runtime.streaming import Stream
+from sv_sparse.scoring.arrays import Float32Array
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.cosine import Array
 
-Waveform = Array | Tensor
-Side = Source | tuple[Waveform, int] | Heard | Array
+Waveform = Float32Array | Tensor
+Side = Source | tuple[Waveform, int] | Heard | Float32Array
 
 _BATCH = 16  # waveforms of equal length
 
@@ -90,10 +90,10 @@ class Verifier:
     def basis(self) -> dict[str, str | None]:
         """Words on what decisions rest on: ``calibration``, and a ``warning`` about the model; each may be None."""
         calibration = self.backend.calibration
-        words = calibration.words if calibration is not None else None
+        words = calibration.description if calibration is not None else None
         return {"calibration": words, "warning": warning_of(self.card)}
 
-    def embed(self, waveform: Waveform, sample_rate: int) -> Array:
+    def embed(self, waveform: Waveform, sample_rate: int) -> Float32Array:
         """The embedding [E], float32, of a waveform.
 
         Args:
@@ -105,7 +105,7 @@ class Verifier:
         """
         return self.hear((waveform, sample_rate)).embedding
 
-    def embed_file(self, path: str | os.PathLike[str]) -> Array:
+    def embed_file(self, path: str | os.PathLike[str]) -> Float32Array:
         """The embedding [E] of a file's first channel, read piece by piece.
 
         Raises:
@@ -113,14 +113,14 @@ class Verifier:
         """
         return self.hear(path).embedding
 
-    def embed_batch(self, waveforms: Sequence[Waveform], sample_rate: int) -> Array:
+    def embed_batch(self, waveforms: Sequence[Waveform], sample_rate: int) -> Float32Array:
         """Embeddings [N, E] of waveforms, of which those of equal length go together; see ``embed``.
 
         Raises:
             ValueError: see ``embed``; says which waveform it is.
         """
         found = np.empty((len(waveforms), len(self.backend.mean)), np.float32)
-        alike: dict[int, dict[int, Array]] = {}  # by length, by position
+        alike: dict[int, dict[int, Float32Array]] = {}  # by length, by position
         for position, waveform in enumerate(waveforms):
             name = f"waveform {position}"
             samples = self._resampled(waveform, sample_rate, name)
@@ -213,7 +213,7 @@ class Verifier:
     def identify(
         self,
         test: Side,
-        enrolled: Sequence[Heard] | Array,
+        enrolled: Sequence[Heard] | Float32Array,
         *,
         prior: float = 0.5,
         false_alarms: float | None = None,
@@ -256,15 +256,15 @@ class Verifier:
     def _windows(self, seconds: float) -> Windows:
         return Windows(self._embedded, round(seconds * self.sample_rate), self.sample_rate)
 
-    def _resampled(self, waveform: Waveform, sample_rate: int, name: str) -> Array:
+    def _resampled(self, waveform: Waveform, sample_rate: int, name: str) -> Float32Array:
         with _naming(name):
             samples, resampler = as_samples(waveform), Resampler(sample_rate, self.sample_rate)
         return np.concatenate([resampler(samples), resampler.rest()])
 
     @torch.no_grad()
-    def _embedded(self, waveforms: Array) -> Array:
+    def _embedded(self, waveforms: Float32Array) -> Float32Array:
         """Waveforms [B, S] to embeddings [B, E]."""
-        found: Array = self.engine(self._filterbank(torch.from_numpy(waveforms))).float().numpy()
+        found: Float32Array = self.engine(self._filterbank(torch.from_numpy(waveforms))).float().numpy()
         if not np.isfinite(found).all():
             raise ValueError("its embedding is not finite")
         return found

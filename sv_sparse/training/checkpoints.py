@@ -147,7 +147,7 @@ class TrainState:
         state = {
             "config": self.setup.config.to_dict(),
             "model": self.setup.network.state_dict(),
-            "backend": backend.state(),
+            "backend": backend.to_dict(),
             "metrics": metrics,
         }
         checkpoint.save(self.checkpoints.folder / name, state)

@@ -13,14 +13,14 @@ from sv_sparse.data.loader import CropLoader, EpochBatches, UnreadableMeter
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.distributed import broadcast_from_rank0, broadcast_module, rank
 from sv_sparse.evaluation.embed import mean_embedding
-from sv_sparse.evaluation.embedding_cache import EMBEDDINGS, EmbeddingCache
-from sv_sparse.evaluation.evaluate import evaluate_lists
-from sv_sparse.evaluation.result import Evaluation
-from sv_sparse.evaluation.validation import make_backend
+from sv_sparse.evaluation.embedding_cache import EMBEDDINGS_DIR, EmbeddingCache
+from sv_sparse.evaluation.evaluate import evaluate_trial_sets
+from sv_sparse.evaluation.result import TrialSetResult
+from sv_sparse.evaluation.validation import fit_scoring_backend
 from sv_sparse.evaluation.validation import validate as validate_network
 from sv_sparse.optim import count_zeros, sparsity
+from sv_sparse.scoring.arrays import Float32Array
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.cosine import Array
 from sv_sparse.training.logging import format_metrics
 from sv_sparse.training.setup import TrainingSetup
 
@@ -77,13 +77,13 @@ def finalize(setup: TrainingSetup, last_val_eer: float | None = None) -> dict[st
     return metrics
 
 
-def validate(setup: TrainingSetup) -> tuple[float, Array] | None:
+def validate(setup: TrainingSetup) -> tuple[float, Float32Array] | None:
     """Return the EER of the held-out speakers and the mean embedding that scoring subtracts; None without speakers."""
     with setup.device.autocast():
         return validate_network(setup.network, setup.filterbank, setup.corpus.manifest, _unreadable_limit(setup))
 
 
-def mean_training_embedding(setup: TrainingSetup) -> Array:
+def mean_training_embedding(setup: TrainingSetup) -> Float32Array:
     """Return the mean embedding [E] of training crops without augmentation, which scoring subtracts."""
     with setup.device.autocast():
         crops = _statistics_crops(setup, setup.dataset.plain())
@@ -91,31 +91,31 @@ def mean_training_embedding(setup: TrainingSetup) -> Array:
     return broadcast_from_rank0(lambda: mean)
 
 
-def evaluate_untrained(setup: TrainingSetup, mean: Array) -> list[dict[str, Any]]:
+def evaluate_untrained(setup: TrainingSetup, mean: Float32Array) -> list[dict[str, Any]]:
     """Evaluate the untrained network on the trial lists, as plain data: what the end is compared with.
 
     Args:
         setup: what will be trained.
         mean: embedding [E] that scoring subtracts.
     """
-    scoring = replace(setup.config.scoring, normalization="none")  # whose cohort would say nothing yet
+    scoring = replace(setup.config.scoring, score_norm="none")  # whose cohort would say nothing yet
     with setup.device.autocast():
-        results = evaluate_lists(
+        results = evaluate_trial_sets(
             setup.network,
             setup.filterbank,
-            setup.corpus.lists,
+            setup.corpus.trial_sets,
             Backend(mean),
             scoring,
             limit=_unreadable_limit(setup),
-            scores_to=None,
-            whole=False,
+            output_dir=None,
+            with_details=False,
         )
-    return [result.as_dict() for result in results]
+    return [result.to_dict() for result in results]
 
 
 def fit_backend(setup: TrainingSetup) -> Backend:
     """Fit what scores the final network's embeddings, on training speech alone."""
-    return make_backend(
+    return fit_scoring_backend(
         setup.network,
         setup.filterbank,
         setup.corpus.manifest,
@@ -126,16 +126,16 @@ def fit_backend(setup: TrainingSetup) -> Backend:
     )
 
 
-def evaluate(setup: TrainingSetup, backend: Backend) -> list[Evaluation]:
+def evaluate(setup: TrainingSetup, backend: Backend) -> list[TrialSetResult]:
     """Evaluate the final network on the run's trial lists, in float32, and write its scores."""
-    return evaluate_lists(
+    return evaluate_trial_sets(
         setup.network,
         setup.filterbank,
-        setup.corpus.lists,
+        setup.corpus.trial_sets,
         backend,
         setup.config.scoring,
         limit=_unreadable_limit(setup),
-        scores_to=setup.run_dir / "scores",
+        output_dir=setup.run_dir / "scores",
         cache=_embedding_cache(setup),
     )
 
@@ -163,4 +163,4 @@ def _unreadable_limit(setup: TrainingSetup) -> UnreadableLimit:
 
 def _embedding_cache(setup: TrainingSetup) -> EmbeddingCache:
     """Return the run's embeddings on disk, for evaluating it again."""
-    return EmbeddingCache(setup.run_dir / EMBEDDINGS, setup.network, setup.config.model)
+    return EmbeddingCache(setup.run_dir / EMBEDDINGS_DIR, setup.network, setup.config.model)

@@ -20,7 +20,7 @@ from yaml import YAMLError
 from sv_sparse import checkpoint
 from sv_sparse.config.overrides import read_overrides, values_of
 from sv_sparse.config.schema import Config, flatten, read_config, typed_groups
-from sv_sparse.evaluation.corpus import describe_corpus
+from sv_sparse.evaluation.corpus import corpus_summary
 from sv_sparse.training.init_from import network_file, read_weights
 
 GROUPS = ("model", "data", "optim", "sparsity")
@@ -150,7 +150,7 @@ def _remove_choices() -> None:
 
 
 def _corpus_in_words(config: Config, *, by_default: bool) -> str:
-    corpus = describe_corpus(config)
+    corpus = corpus_summary(config)
     notes = []
     if corpus["synthetic"]:
         notes.append("synthetic voices")

@@ -21,7 +21,7 @@ from sv_sparse.data.loader import CropLoader, EpochBatches
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.shard_loader import ShardLoader
 from sv_sparse.distributed import rank, world_size
-from sv_sparse.evaluation.corpus import Corpus, describe_corpus
+from sv_sparse.evaluation.corpus import Corpus, corpus_summary
 from sv_sparse.models.cpu_kernels import accelerate
 from sv_sparse.models.features import MEL_BINS, Filterbank, crop_samples
 from sv_sparse.models.heads import AAMSoftmax
@@ -169,7 +169,7 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
     optimizer, controller = _build_optimizer(config, groups, start, total_steps)
     if source is not None:
         controller.take_over()
-    _log_summary(groups, corpus, describe_corpus(config)["trials"], optimizer)
+    _log_summary(groups, corpus, corpus_summary(config)["trials"], optimizer)
     logger.info("%d steps on %s, %s", total_steps, device, batch_summary(sampler, None if resumes else rates))
     return TrainingSetup(
         config=config,
@@ -294,7 +294,7 @@ def _named_settings(group: str, config: Config) -> Iterator[None]:
 def _check_cohort_size(config: Config, manifest: Manifest) -> None:
     """Raise a ValueError if AS-norm would look at more training speakers than there are, before training."""
     scoring, num_speakers = config.scoring, len(manifest.speakers("train"))
-    if scoring.normalization == "as_norm" and scoring.top_n > num_speakers:
+    if scoring.score_norm == "as_norm" and scoring.top_n > num_speakers:
         raise ValueError(f"scoring.top_n={scoring.top_n}: expected at most {num_speakers}, which are trained on")
 
 
@@ -346,7 +346,7 @@ def batch_summary(sampler: EpochBatches, rates: dict[str, float] | None) -> str:
 
 
 def _log_summary(groups: list[dict[str, Any]], corpus: Corpus, paths: list[str], optimizer: BregmanOptimizer) -> None:
-    for trial_set, path in zip(corpus.lists, paths, strict=True):
+    for trial_set, path in zip(corpus.trial_sets, paths, strict=True):
         trials = trial_set.trials
         num_targets = int(trials.is_target.sum())
         logger.info("trial list %s: %d trials, %d targets (%s)", trials.name, len(trials), num_targets, path)

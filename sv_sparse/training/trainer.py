@@ -20,8 +20,8 @@ from sv_sparse.data.dataset import Batch
 from sv_sparse.distributed import all_gather, all_gather_objects, rank, world_size
 from sv_sparse.models.heads import margin_at
 from sv_sparse.optim import clip_grad_norm_, sparsity, warmup_exponential
+from sv_sparse.scoring.arrays import Float32Array
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.cosine import Array
 from sv_sparse.signals import StopRequested, capture_stop_signals, defer_stop
 from sv_sparse.training.checkpoints import TrainState
 from sv_sparse.training.device import oom_hint
@@ -403,7 +403,7 @@ class Trainer:
         by_rank = all_gather_objects((self.setup.controller.lambda_.item(), current_sparsity))
         assert len(set(by_rank)) == 1, f"lambda and sparsity differ between processes: {by_rank}"
 
-    def _update_best(self, val_eer: float, mean: Array, current_sparsity: float) -> None:
+    def _update_best(self, val_eer: float, mean: Float32Array, current_sparsity: float) -> None:
         """Keep the network with the lowest validation EER among those near the target sparsity."""
         state, controller = self.state, self.setup.controller
         is_near = abs(current_sparsity - controller.target_sparsity) <= self.config.best_sparsity_tolerance

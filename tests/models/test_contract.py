@@ -10,13 +10,13 @@ from hydra.core.global_hydra import GlobalHydra
 from sv_sparse.config.settings import resolve
 from torch import Tensor, nn
 
-from sv_sparse.evaluation.corpus import prepare_corpus
+from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.io import write_json
 from sv_sparse.models.contract import check_network
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.resnet import ResNet34
 from sv_sparse.models.se_resnet import SEResNet
-from sv_sparse.report import collect, write_results
+from sv_sparse.report import build_results, write_results
 from sv_sparse.training.finalize import evaluate, finish_backend, land
 from sv_sparse.training.run_dir import environment
 from sv_sparse.training.setup import build, check_buildable
@@ -89,13 +89,13 @@ def test_a_network_without_attributes_is_trained_landed_judged_and_reported(tone
     settings = resolved(tones, "trainer.epochs=1", "target_sparsity=0.5", network="Own")
     (tmp_path / "checkpoints").mkdir()
     check_buildable(settings)
-    experiment = build(settings, tmp_path, prepare_corpus(settings, tmp_path))
+    experiment = build(settings, tmp_path, load_corpus(settings, tmp_path))
     trainer = Trainer(experiment, 0.0)
     trainer.fit()
     landing = land(experiment, trainer.judged)
     evaluations = evaluate(experiment, finish_backend(experiment))
     write_json(tmp_path / "environment.json", environment())
-    results = collect(experiment, landing, evaluations, trainer.state.at_start, trainer.state.seconds())
+    results = build_results(experiment, landing, evaluations, trainer.state.at_start, trainer.state.seconds())
     assert "50.0" in write_results(tmp_path, results)
     trainer.monitor.close()
     assert results["training"]["model"] == "Own"
@@ -170,7 +170,7 @@ def test_settings_say_which_modules_stay_dense_and_which_may_become_zero(tones, 
     with pytest.raises(ValueError, match=r"sparsity.dense=\['gian'\], .* dense names 'gian'"):
         check_buildable(resolved(tones, "sparsity.dense=[gian]", network="WithUnknownType"))
     settings = resolved(tones, "sparsity.sparse=[gain]", "sparsity.dense=[last]", network="WithUnknownType")
-    experiment = build(settings, tmp_path, prepare_corpus(settings, tmp_path))
+    experiment = build(settings, tmp_path, load_corpus(settings, tmp_path))
     assert set(experiment.sparse_params) == {"gain", "layer.weight"}
     regulated = {id(param) for param in experiment.controller.params}
     assert regulated == {id(param) for param in experiment.sparse_params.values()}

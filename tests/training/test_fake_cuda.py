@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from sv_sparse.data import loader
 from sv_sparse.data.loader import worker_settings
 from sv_sparse.data.noise import KINDS, build_store
-from sv_sparse.evaluation.corpus import prepare_corpus
+from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.training.device import Compute
 from sv_sparse.training.finalize import land
 from sv_sparse.training.setup import Experiment, build
@@ -45,7 +45,7 @@ def make(device: Device, folder: Path, *words: str, precision: str = "fp32") -> 
         settings = resolve(compose("config", ["run_name=test", *words]))
     compute = Compute(CUDA, precision, compiled=False)
     with device.waiting(), mock.patch("sv_sparse.training.setup.choose_compute", return_value=compute):
-        return build(settings, folder, prepare_corpus(settings, folder))
+        return build(settings, folder, load_corpus(settings, folder))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from sv_sparse.commands import main as cli
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.trials import read_trials
 from sv_sparse.evaluation.score_files import read_scores
-from sv_sparse.scoring.metrics import eer, rank_scores
+from sv_sparse.scoring.metrics import eer, sort_scores
 from sv_sparse.training.logging import read_rows
 
 FILES = {
@@ -51,14 +51,14 @@ def test_the_delivered_network_has_the_target_sparsity_to_the_weight(finished):
 def test_the_results_say_what_scripts_need(finished):
     found = results(finished)
     assert found.keys() >= {
-        *("target_sparsity", "sparsity_tracked", "sparsity", "kept_parameters", "eer", "min_dcf"),
-        *("start_eer", "seconds", "evaluations", "layers"),
+        *("target_sparsity", "sparsity_tracked", "sparsity", "nonzero_parameters", "eer", "min_dcf"),
+        *("untrained_eer", "seconds", "evaluations", "layers"),
     }
     one = found["evaluations"]["trials"]
-    assert (one["eer"], one["costs"][0]["min_dcf"], one["start_eer"]) == (
+    assert (one["eer"], one["dcf"][0]["min_dcf"], one["untrained_eer"]) == (
         found["eer"],
         found["min_dcf"],
-        found["start_eer"],
+        found["untrained_eer"],
     )
     layers = found["layers"].values()
     assert sum(layer["zeros"] for layer in layers) / sum(layer["parameters"] for layer in layers) == found["sparsity"]
@@ -97,7 +97,7 @@ def test_the_first_line_says_that_the_demo_was_not_chosen_and_how_to_choose(trai
 
 def test_the_eer_in_the_results_is_that_of_the_written_scores(finished):
     scores, is_target = read_scores(finished / "scores" / "trials.txt")
-    assert eer(rank_scores(scores, is_target))[0] == pytest.approx(results(finished)["eer"], abs=1e-3)
+    assert eer(sort_scores(scores, is_target))[0] == pytest.approx(results(finished)["eer"], abs=1e-3)
 
 
 def test_the_table_is_the_last_thing_printed(finished):
@@ -133,7 +133,7 @@ def test_tensorboard_has_the_curves_the_layers_and_the_hyperparameters(finished)
     assert tags >= {
         *("loss", "accuracy", "lr", "margin", "lambda", "gap", "sparsity/network", "sparsity/trained", "sparsity/all"),
         *("validation_eer", "utterances_per_second", "data_wait", "final/eer", "final/sparsity"),
-        *("final/sparsity_tracked", "final/kept_parameters", "final/validation_eer"),
+        *("final/sparsity_tracked", "final/nonzero_parameters", "final/validation_eer"),
     }
     assert set(events.Tags()["images"]) >= {"report/det", "report/sparsity", "report/lambda", "report/layers"}
     assert sum(tag.startswith("sparsity_per_layer/") for tag in tags) == len(results(finished)["layers"])
@@ -141,7 +141,7 @@ def test_tensorboard_has_the_curves_the_layers_and_the_hyperparameters(finished)
 
 def test_evaluating_the_network_file_gives_the_runs_own_figures(finished, tones, tmp_path, capsys):
     network = str(finished / "checkpoints" / "model.pt")
-    lists = ["--root", str(tones.root), "--trials", str(tones.trials), "--scores", str(tmp_path / "scores")]
+    lists = ["--audio-root", str(tones.root), "--trials", str(tones.trials), "--output-dir", str(tmp_path / "scores")]
     cli.main(["evaluate", network, *lists])
     assert f"trials: EER {results(finished)['eer']:.2%}" in capsys.readouterr().out
     again, _ = read_scores(tmp_path / "scores" / "trials.txt")
@@ -152,7 +152,7 @@ def test_a_target_of_zero_trains_dense_on_the_same_path(train, tones, tmp_path):
     assert train(*TINY, *tones.settings(), "target_sparsity=0", "trainer.epochs=1").status == 0
     found = results(only_run(tmp_path))
     assert found["sparsity"] == found["sparsity_tracked"] == 0
-    assert found["kept_parameters"] == found["parameters"]
+    assert found["nonzero_parameters"] == found["parameters"]
     rates = [row["lr"] for row in read_rows(only_run(tmp_path) / "metrics.jsonl") if "lr" in row]
     assert max(rates) == 0.003
 

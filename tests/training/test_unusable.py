@@ -75,7 +75,7 @@ def test_held_out_speakers_the_cohort_and_the_calibration_lose_bad_recordings_an
     assert log.count("left out of the cohort: 1 training speakers without a recording that can be used") == 1
     assert "scoring.top_n=4 is lowered to the 3 speakers of the cohort" in log
     state = checkpoint.load(damaged_run / "checkpoints" / "model.pt", checkpoint.NETWORK_KEYS)
-    backend = Backend.of(state["backend"])
+    backend = Backend.from_dict(state["backend"])
     assert len(backend.cohort) == 3
     assert np.isfinite(backend.cohort).all()
     assert (backend.calibration.trials, backend.calibration.targets) == (5 * 6 + 15, 2 * 3 + 3 * 3)  # in other sessions
@@ -146,7 +146,7 @@ def test_a_run_whose_trials_have_a_bad_recording_is_judged_on_the_others(attempt
     assert f"list trials: 17 of 153 trials are left out, since 1 recordings cannot be used ({tested[0]})" in done.out
     one = json.loads((folder / "results.json").read_text())["evaluations"]["trials"]
     assert (one["trials"], one["trials_left_out"], one["recordings_left_out"]) == (136, 17, 1)
-    assert one["digest"] != one["list_digest"] == read_trials(corpus.trials).digest
+    assert one["checksum"] != one["list_checksum"] == read_trials(corpus.trials).digest
     lines = (folder / "scores" / "trials.txt").read_text().splitlines()
     assert len(lines) == 136
     assert not any(tested[0] in line for line in lines)
@@ -172,7 +172,7 @@ def evaluate(*words: object) -> None:
 
 
 def words_of(lists: Tones) -> list[object]:
-    return ["--root", lists.root, "--trials", lists.trials]
+    return ["--audio-root", lists.root, "--trials", lists.trials]
 
 
 def test_an_evaluation_leaves_trials_of_a_bad_recording_out_and_says_so(copied, capsys, caplog):
@@ -259,16 +259,16 @@ def test_a_listed_recording_that_is_not_there_any_more_is_an_error(uninterrupted
 
 
 def test_two_processes_leave_out_what_one_does_and_name_it_once(copied, capsys, monkeypatch):
-    monkeypatch.setattr(embedding, "_READ_AHEAD", 4)
+    monkeypatch.setattr(embedding, "_PREFETCH", 4)
     run, lists, _ = copied
     elsewhere = run.parent / "elsewhere"
-    evaluate(run, *words_of(lists), "--scores", elsewhere)
+    evaluate(run, *words_of(lists), "--output-dir", elsewhere)
     expected = capsys.readouterr().out
     scores = (elsewhere / "others.txt").read_text()
     shutil.rmtree(elsewhere)
-    words = [str(word) for word in ("evaluate", run, *words_of(lists), "--scores", elsewhere)]
+    words = [str(word) for word in ("evaluate", run, *words_of(lists), "--output-dir", elsewhere)]
     script = run.parent / "evaluate.py"
-    script.write_text(f"from sv_sparse import cli, embedding\nembedding._READ_AHEAD = 4\ncli.main({words!r})\n")
+    script.write_text(f"from sv_sparse.commands.main import main\nfrom sv_sparse.evaluation import embed\nembed._PREFETCH = 4\nmain({words!r})\n")
     done = together(script)
     assert done.returncode == 0, done.stderr
     assert done.stdout == expected
@@ -276,7 +276,7 @@ def test_two_processes_leave_out_what_one_does_and_name_it_once(copied, capsys, 
     assert done.stderr.count("left out of the trial lists: ") == 1
     assert done.stderr.count("trials are left out, since") == 1
     words += ["--max-unreadable", "0"]
-    script.write_text(f"from sv_sparse import cli, embedding\nembedding._READ_AHEAD = 4\ncli.main({words!r})\n")
+    script.write_text(f"from sv_sparse.commands.main import main\nfrom sv_sparse.evaluation import embed\nembed._PREFETCH = 4\nmain({words!r})\n")
     done = together(script)
     assert done.returncode != 0
     assert done.stderr.count("error: --max-unreadable 0.0") == 1

@@ -13,7 +13,7 @@ from sv_sparse.config.settings import resolve
 from sv_sparse.training.update import Update, hear
 
 from sv_sparse import checkpoint
-from sv_sparse.evaluation.corpus import prepare_corpus
+from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.optim import SupportDiagnostics
 from sv_sparse.training import finalize as landing
 from sv_sparse.training.device import Compute, bf16_gain, choose_compute, choose_precision, memory_advice
@@ -33,7 +33,7 @@ def experiment(tones, tmp_path):
             settings = resolve(compose("config", ["run_name=test", *TINY, *tones.settings(), *words]))
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        made = build(settings, folder, prepare_corpus(settings, folder))
+        made = build(settings, folder, load_corpus(settings, folder))
         made.network.eval()
         return made
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from sv_sparse.scoring.metrics import OperatingPoint, det_curve, min_dcf, rank_scores
+from sv_sparse.scoring.metrics import OperatingPoint, det_curve, min_dcf, sort_scores
 
 Array = NDArray[np.float64]
 
@@ -50,7 +50,7 @@ def summarize_scores(
     Raises:
         ValueError: a score is not finite, or there are no targets or no nontargets.
     """
-    sorted_scores = rank_scores(scores, is_target)
+    sorted_scores = sort_scores(scores, is_target)
     p_miss, p_fa, _ = det_curve(sorted_scores)
     min_dcf_rates = []
     for point in points:

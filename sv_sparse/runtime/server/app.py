@@ -161,7 +161,7 @@ class _Desk:
             {
                 "max_seconds": self._limits.seconds,
                 "max_bytes": self._limits.bytes,
-                "normalization": backend.normalization,
+                "normalization": backend.score_norm,
                 **self._verifier.basis,
                 "false_alarms": sorted(calibration.thresholds) if calibration is not None else [],
                 "default_false_alarms": Rule.of(backend).false_alarms,
