@@ -150,7 +150,7 @@ def compare_to_first(results: Sequence[RunResult]) -> list[RunResult]:
             first_checksums[result.evaluation["id"]] = result.evaluation["checksum"]
     compared = []
     for result in results:
-        eer_difference = None
+        difference = None
         list_id = result.evaluation["id"]
         path = result.run_dir / "scores" / f"{list_id}.txt"
         first_path = first_run / "scores" / f"{list_id}.txt"
@@ -158,10 +158,11 @@ def compare_to_first(results: Sequence[RunResult]) -> list[RunResult]:
         same_trials = first_checksums.get(list_id) == result.evaluation["checksum"]
         if result.run_dir != first_run and same_trials and path.is_file() and first_path.is_file():
             difference = eer_difference(path, first_path)
-            if difference is not None:
-                value, (low, high) = difference
-                eer_difference = (value, low, high)
-        compared.append(replace(result, eer_difference=eer_difference))
+        if difference is not None:
+            value, (low, high) = difference
+            compared.append(replace(result, eer_difference=(value, low, high)))
+        else:
+            compared.append(result)
     return compared
 
 
