@@ -19,7 +19,7 @@ _ENDINGS = (".npz", ".csv")
 Row = tuple[str, Heard]  # a recording's name, and its embedding
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``sv-sparse embed``."""
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="recordings")
     parser.add_argument(
@@ -32,7 +32,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
 
 
-def run(chosen: argparse.Namespace) -> None:
+def main(chosen: argparse.Namespace) -> None:
     """Run ``sv-sparse embed``. Stopped, it keeps what is done beside the file, and goes on there the next time.
 
     Raises:

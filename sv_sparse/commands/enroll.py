@@ -9,7 +9,7 @@ from sv_sparse.runtime.decision import CONSENT_SENTENCE, Outcome
 from sv_sparse.runtime.speaker_db import Store, default_path, speaker_name
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``sv-sparse enroll``."""
     parser.add_argument("name", nargs="?", metavar="NAME", help="of the speaker, new or enrolled already")
     parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="recordings of the speaker")
@@ -22,7 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.epilog = CONSENT_SENTENCE
 
 
-def run(chosen: argparse.Namespace) -> None:
+def main(chosen: argparse.Namespace) -> None:
     """Run ``sv-sparse enroll``.
 
     Raises:

@@ -26,7 +26,7 @@ from sv_sparse.scoring.config import ENROLLMENTS, SCORE_NORMS, ScoringConfig
 from sv_sparse.training.device import resolve_device
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sv-sparse evaluate``."""
     parser.add_argument(
         "networks",
@@ -80,7 +80,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
     """Run ``sv-sparse evaluate``; several processes share the work if torchrun started them.
 
     Raises:

@@ -31,7 +31,7 @@ _FIGURES = ("target_sparsity", "sparsity_network", "parameters", "nonzero_parame
 _JUDGED = ("name", "trials", "targets", "speakers", "enrollment", "score_norm", "eer", "eer_interval", "dcf")
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``sv-sparse export``."""
     parser.add_argument("trained", type=Path, metavar="RUN", help="a run folder, or a network file of one")
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="model.safetensors or model.onnx")
@@ -48,7 +48,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trained-on", help="the training data in words, for its card; the run's setting if not given")
 
 
-def run(chosen: argparse.Namespace) -> None:
+def main(chosen: argparse.Namespace) -> None:
     """Run ``sv-sparse export``.
 
     Raises:
@@ -60,7 +60,7 @@ def run(chosen: argparse.Namespace) -> None:
     network, backend, config = load_network(path)
     dense = _bytes(network)
     card = make_card(folder, config, licence=chosen.licence, trained_on=chosen.trained_on)
-    model = config.model
+    model = config.model_settings
     if kind == ".safetensors":
         features = {"sample_rate": SAMPLE_RATE, "mel_bins": MEL_BINS}
         write_package(chosen.to, network, model, backend, card, features=features, values=chosen.values or "fp32")

@@ -10,7 +10,7 @@ from sv_sparse.runtime.decision import NOT_DIFFERENT, Outcome, Verification
 from sv_sparse.runtime.speaker_db import UNKNOWN, Store, default_path
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``sv-sparse identify``."""
     parser.add_argument("file", type=Path, metavar="FILE", help="a recording")
     parser.add_argument(
@@ -21,7 +21,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_decision(parser)
 
 
-def run(chosen: argparse.Namespace) -> None:
+def main(chosen: argparse.Namespace) -> None:
     """Run ``sv-sparse identify``.
 
     Raises:

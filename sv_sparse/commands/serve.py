@@ -17,7 +17,7 @@ _LIMITS = (
 )
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``sv-sparse serve``."""
     add_model(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; this computer alone if not given")
@@ -48,7 +48,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _LIMITS
 
 
-def run(chosen: argparse.Namespace) -> None:
+def main(chosen: argparse.Namespace) -> None:
     """Run ``sv-sparse serve`` until it is stopped.
 
     Raises:

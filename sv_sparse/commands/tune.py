@@ -12,12 +12,12 @@ from sv_sparse.runtime.engine.runtime import check_threads, machine, plan_path
 from sv_sparse.runtime.package import read_package
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``sv-sparse tune``."""
     add_model(parser)
 
 
-def run(chosen: argparse.Namespace) -> None:
+def main(chosen: argparse.Namespace) -> None:
     """Run ``sv-sparse tune``.
 
     Raises:

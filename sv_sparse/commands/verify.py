@@ -10,7 +10,7 @@ from sv_sparse.runtime.decision import NOT_DIFFERENT, Outcome, Verification
 from sv_sparse.runtime.verifier import Verifier
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``sv-sparse verify``."""
     parser.add_argument("enrolment", type=Path, metavar="A", help="a recording")
     parser.add_argument("test", type=Path, metavar="B", help="another one")
@@ -18,7 +18,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_decision(parser)
 
 
-def run(chosen: argparse.Namespace) -> None:
+def main(chosen: argparse.Namespace) -> None:
     """Run ``sv-sparse verify``.
 
     Raises:

@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
@@ -15,9 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from sv_sparse.config.schema import check_dense_target, conf_dir
+from sv_sparse.config.schema import ROOT_CHECKS, check_dense_target, check_plain, check_root_setting, conf_dir
 
 GROUPS = ("model", "data", "augment", "head", "optim", "sparsity", "trainer", "scoring", "experiment")
 _INIT_FROM = "init_from"  # a setting, and where it names a run a group too
@@ -185,8 +185,8 @@ def _check_override(override: Override, composed: DictConfig) -> None:
 
 
 def _is_open(composed: DictConfig, key: str) -> bool:
-    """Return whether settings may be added beside this one: those of a model are its constructor's arguments."""
-    return key.startswith("model.")
+    """Return whether settings may be added: to a model of the user's own, as arguments of its constructor."""
+    return key.startswith("model.") and OmegaConf.get_type(composed.model) is dict
 
 
 def _check_name(key: str, composed: DictConfig) -> None:
@@ -212,6 +212,7 @@ def _check_value(key: str, value: Any, composed: DictConfig) -> None:
     if isinstance(value, dict):
         for name in value:
             _check_name(f"{key}.{name}", composed)
+    check_plain(key, value)
     candidate = copy.deepcopy(composed)
     try:
         OmegaConf.update(candidate, key, value)
@@ -221,13 +222,14 @@ def _check_value(key: str, value: Any, composed: DictConfig) -> None:
     except OmegaConfBaseException as error:
         raise ValueError(f"{key}: {str(error).partition(chr(10))[0]}") from error
     group = key.partition(".")[0]
+    if key in ROOT_CHECKS:
+        check_root_setting(key, candidate[key])
     if key == "target_sparsity":
         check_dense_target(value, candidate.sparsity)
-    try:
-        if OmegaConf.is_dict(candidate[group]):
-            OmegaConf.to_object(candidate[group])  # a group's class checks its values
-    except (MissingMandatoryValue, OmegaConfBaseException):
-        pass  # other settings of the group have no value yet, and the whole is checked before the run
+    if is_dataclass(OmegaConf.get_type(candidate[group])):
+        for missing in OmegaConf.missing_keys(candidate[group]):
+            OmegaConf.update(candidate[group], missing, "unset")  # other settings of the group may come later
+        OmegaConf.to_object(candidate[group])  # the group's class checks its values
 
 
 def _allowed(composed: DictConfig, key: str) -> str:

@@ -7,7 +7,7 @@ class checks when it is built. Files in conf/ hold only what differs from the de
 import copy
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -300,6 +300,49 @@ class DemoDataConfig(DataConfig):
 
 
 @dataclass(frozen=True)
+class ModelConfig:
+    """What every built-in network has."""
+
+    name: str = setting(MISSING, "ecapa_tdnn, resnet34 or se_resnet.")
+
+
+@dataclass(frozen=True)
+class ECAPATDNNConfig(ModelConfig):
+    """ECAPA-TDNN."""
+
+    name: str = setting("ecapa_tdnn", "The network.")
+    channels: int = setting(1024, "Channels of the SE-Res2Blocks.")
+    mfa_channels: int = setting(1536, "Channels of the multi-layer feature aggregation.")
+    attention_channels: int = setting(128, "Channels of the attention in the pooling.")
+    se_channels: int = setting(128, "Channels of the squeeze-excitation bottlenecks.")
+    res2net_scale: int = setting(8, "Parts of a Res2Net convolution.")
+    kernel_sizes: list[int] = setting([5, 3, 3, 3], "Kernel sizes of the first convolution and of the blocks.")
+    dilations: list[int] = setting([1, 2, 3, 4], "Dilations of the first convolution and of the blocks.")
+    embedding_dim: int = setting(192, "Size of the embedding.")
+    layout: str = setting("wespeaker", "Order of layers in a block: wespeaker or speechbrain.")
+
+
+@dataclass(frozen=True)
+class ResNet34Config(ModelConfig):
+    """ResNet34 with mean and standard deviation pooling."""
+
+    name: str = setting("resnet34", "The network.")
+    base_channels: int = setting(32, "Channels of the first stage; each later stage has twice as many.")
+    embedding_dim: int = setting(256, "Size of the embedding.")
+    statistics_norm: bool = setting(True, "Normalize the pooled statistics before the embedding.")
+
+
+@dataclass(frozen=True)
+class SEResNetConfig(ModelConfig):
+    """ResNet with squeeze-excitation as in SpeechBrain's spkrec-resnet-voxceleb."""
+
+    name: str = setting("se_resnet", "The network.")
+    channels: list[int] = setting([128, 128, 256, 256], "Channels of the four stages.")
+    attention_channels: int = setting(128, "Channels of the attention in the pooling.")
+    embedding_dim: int = setting(256, "Size of the embedding.")
+
+
+@dataclass(frozen=True)
 class LearningRates:
     """Peak learning rates; one number in place of the three serves all."""
 
@@ -476,6 +519,9 @@ class SparsityConfig:
     sparse: list[str] = setting([], "Names of parameters or modules that may become zero, whatever their type.")
 
     def __post_init__(self) -> None:
+        controller = self.controller
+        is_named = controller == MISSING or isinstance(controller, ControllerConfig)
+        require("sparsity.controller", controller, is_named, "settings by their names")
         _require_choice("sparsity.penalty", self.penalty, "l1", "group", "none")
         _require_choice("sparsity.granularity", self.granularity, "out_channel", "in_channel", "kernel")
         density = self.init_density
@@ -521,18 +567,25 @@ class Config:
     scoring: ScoringConfig = setting(ScoringConfig(), "Scoring of trials.")
 
     def __post_init__(self) -> None:
-        target = self.target_sparsity
-        require("target_sparsity", target, is_fraction(target), _FRACTION)
-        _require_seed("seed", self.seed)
-        if self.run_name is not None:
-            require("run_name", self.run_name, self.run_name != "" and "/" not in self.run_name, "a word without /")
-        check_dense_target(target, self.sparsity)
+        for name in ROOT_CHECKS:
+            check_root_setting(name, getattr(self, name))
+        kinds = {"model": (ModelConfig, dict), "data": (DataConfig,), "optim": (OptimConfig,)}
+        for name, classes in kinds.items():
+            require(name, getattr(self, name), isinstance(getattr(self, name), classes), "settings by their names")
+        for name, value in flatten(self.to_dict()).items():
+            check_plain(name, value)
+        check_dense_target(self.target_sparsity, self.sparsity)
         patience = self.trainer.early_stop_patience
         if patience is not None and self.data.val_fraction == 0:
             raise ValueError(
                 f"trainer.early_stop_patience={patience} needs speakers to validate on; "
                 f"choose data.val_fraction above 0"
             )
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """The network's name, or class, and settings, as plain data."""
+        return dict(self.model) if isinstance(self.model, dict) else asdict(self.model)
 
     @property
     def is_synthetic(self) -> bool:
@@ -563,6 +616,10 @@ class Config:
             node = writable(OmegaConf.structured(Config))
             for group, choices in (("data", DATA), ("optim", OPTIMIZERS)):
                 node[group] = _schema_of(settings[group], choices)
+            node.model = {} if "_target_" in settings["model"] else _schema_of(settings["model"], MODELS)
+            lr = settings["optim"].get("lr")
+            if lr is not None and not isinstance(lr, Mapping):
+                node.optim.lr = lr  # one number in place of a node
             node.sparsity.controller = _schema_of(settings["sparsity"]["controller"], CONTROLLERS)
             return to_config(cast(DictConfig, OmegaConf.merge(node, dict(settings))))
         except (KeyError, TypeError, OmegaConfBaseException) as error:
@@ -572,6 +629,7 @@ class Config:
             ) from error
 
 
+MODELS = {"ecapa_tdnn": ECAPATDNNConfig(), "resnet34": ResNet34Config(), "se_resnet": SEResNetConfig()}
 DATA = {"demo": DemoDataConfig(), "folder": FolderDataConfig(), "prepared": PreparedDataConfig()}
 OPTIMIZERS = {"adabreg": AdaBregConfig(), "linbreg": LinBregConfig(), "proxsgd": ProxSGDConfig()}
 CONTROLLERS = {
@@ -582,6 +640,42 @@ CONTROLLERS = {
     "fixed": FixedConfig(),
 }
 DENSE = SparsityConfig(controller=FixedConfig(), penalty="none", init_density=1.0)
+
+
+ROOT_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "target_sparsity": (is_fraction, _FRACTION),
+    "seed": (lambda seed: 0 <= seed < 2**63, "a whole number, 0 or more and below 2**63"),
+    "run_name": (lambda name: name is None or (name != "" and "/" not in name), "a word without /, or null"),
+    "runs_dir": (lambda path: path != "", "a folder"),
+    "run_dir": (lambda path: path != "", "a folder, or null"),
+    "resume_from": (lambda path: path != "", "a run's folder or one of its checkpoints, or null"),
+    "init_from": (lambda path: path != "", "a run's folder or a file of weights, or null"),
+}
+
+
+def check_plain(name: str, value: Any) -> None:
+    """Raise a ValueError if a number is not finite, or a text is empty; of a list, each element is checked.
+
+    Args:
+        name: of the setting, as typed.
+        value: plain data.
+    """
+    if isinstance(value, (list, tuple)):
+        for element in value:
+            check_plain(name, element)
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            check_plain(f"{name}.{key}", inner)
+    if isinstance(value, float):
+        require(name, value, math.isfinite(value), "a finite number")
+    if isinstance(value, str):
+        require(name, value, value != "", "a text that is not empty")
+
+
+def check_root_setting(name: str, value: Any) -> None:
+    """Raise a ValueError if a setting that belongs to no group has a value that is not allowed."""
+    is_allowed, allowed = ROOT_CHECKS[name]
+    require(name, value, is_allowed(value), allowed)
 
 
 def check_dense_target(target: float, sparsity: Any) -> None:
@@ -600,6 +694,7 @@ def register_schema() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=writable(Config))
     choices: dict[str, Mapping[str, Any]] = {
+        "model": {"ecapa": ECAPATDNNConfig(), "resnet34": ResNet34Config(), "resnet_speechbrain": SEResNetConfig()},
         "data": DATA,
         "optim": OPTIMIZERS,
         "augment": {"none": AugmentConfig()},

@@ -29,7 +29,7 @@ def load_network(path: Path, trusted: Collection[str] = ()) -> tuple[nn.Module, 
     state = checkpoint.load(path, checkpoint.NETWORK_KEYS)
     config = Config.from_dict(state["config"], str(path))
     try:
-        network = build_model(config.model, MEL_BINS, trusted=trusted)
+        network = build_model(config.model_settings, MEL_BINS, trusted=trusted)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     network.load_state_dict(state["model"])

@@ -58,7 +58,8 @@ _NAMES = {"ecapa_tdnn": ECAPA, "resnet34": ResNet34, "se_resnet": SEResNet}
 def build_model(settings, mel_bins, trusted=()):
     model = dict(settings)
     if "name" in model:
-        model["_target_"] = next(k for k, v in _KNOWN.items() if v is _NAMES[model.pop("name")])
+        cls = _NAMES[model.pop("name")]
+        model["_target_"] = next(k for k, v in _KNOWN.items() if v is cls)
     return build_network(model, mel_bins)
 
 

@@ -163,4 +163,4 @@ def _unreadable_limit(setup: TrainingSetup) -> UnreadableLimit:
 
 def _embedding_cache(setup: TrainingSetup) -> EmbeddingCache:
     """Return the run's embeddings on disk, for evaluating it again."""
-    return EmbeddingCache(setup.run_dir / EMBEDDINGS_DIR, setup.network, setup.config.model)
+    return EmbeddingCache(setup.run_dir / EMBEDDINGS_DIR, setup.network, setup.config.model_settings)

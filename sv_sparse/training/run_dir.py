@@ -75,8 +75,8 @@ def open_run_dir(composed: DictConfig) -> Run:
     config = load_config(composed)
     choices = HydraConfig.get().runtime.choices
     trusted = _classes_named_in(arguments)
-    if "_target_" in config.model and not str(choices["model"]).startswith(CHOICE):
-        trusted = (*trusted, config.model["_target_"])  # of a file that the command line chose, not of another run
+    if "_target_" in config.model_settings and not str(choices["model"]).startswith(CHOICE):
+        trusted = (*trusted, config.model_settings["_target_"])  # of a file that the command line chose, not of another run
     folder = Path(config.run_dir) if config.run_dir is not None else None
     if folder is None and _env_int("TORCHELASTIC_MAX_RESTARTS") > 0:
         raise ValueError("torchrun --max-restarts needs run_dir=PATH, where a restart finds its run")
@@ -229,7 +229,7 @@ def _default_name(config: Config, choices: Any) -> str:
     """Return the name of a run after its model, its sparsity and its target."""
     model, sparsity = str(choices["model"]), str(choices["sparsity"])
     if model.startswith(CHOICE):
-        model = str(config.model.get("name", config.model.get("_target_", "").rpartition(".")[2]))
+        model = str(config.model_settings.get("name", config.model_settings.get("_target_", "").rpartition(".")[2]))
     if sparsity.startswith(CHOICE):
         sparsity = config.sparsity.controller.name
     return f"{model}_{sparsity}_{config.target_sparsity}"

@@ -154,7 +154,7 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
     sparse_init = uses_sparse_init(config) if source is None else source.sparse_init
     rates = learning_rates(config, sparse_init=sparse_init)
     if source is not None:
-        source.apply_to(network, config.model, head, corpus.manifest)
+        source.apply_to(network, config.model_settings, head, corpus.manifest)
     groups = parameter_groups(network, head, config, rates)
     if source is None and sparse_init:
         apply_sparse_init(groups, config)
@@ -218,8 +218,8 @@ def check_buildable(config: Config, trusted_classes: Sequence[str] = ()) -> None
 def _build_network(config: Config, device: torch.device, trusted_classes: Sequence[str]) -> tuple[nn.Module, int]:
     """Return the network, on the CPU, and the size of its embeddings; a class of the user's own is checked."""
     with _named_settings("model", config):
-        network = build_model(config.model, MEL_BINS, trusted=trusted_classes)
-    if "_target_" not in config.model:
+        network = build_model(config.model_settings, MEL_BINS, trusted=trusted_classes)
+    if "_target_" not in config.model_settings:
         embedding_dim: Any = network.embedding_dim
         return network, embedding_dim
     size = check_model(network, device)

@@ -136,7 +136,7 @@ def test_the_untrained_eer_is_shown_only_where_a_run_evaluated_it(tmp_path):
 
 def test_a_dense_run_has_no_figures_of_lambda_and_sparsity(tmp_path):
     content = results(target=0.0)
-    page = reported(tmp_path / "run", content, controller="FixedController")
+    page = reported(tmp_path / "run", content, controller="fixed")
     names = {path.stem for path in (tmp_path / "run" / "figures").iterdir()}
     assert names == {"loss", "det", "scores_trials", "groups_trials", "layers"}
     assert "dense" in page.text

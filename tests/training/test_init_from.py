@@ -17,7 +17,7 @@ from sv_sparse.commands import main as cli
 from sv_sparse.data.manifest import PART, Manifest
 from sv_sparse.io import file_lock
 from sv_sparse.models.heads import AAMSoftmax
-from sv_sparse.training.init_from import Origin
+from sv_sparse.training.init_from import InitSource
 from sv_sparse.training.logging import read_rows
 
 
@@ -35,14 +35,14 @@ def test_it_begins_where_the_other_ended_and_lands_again(train, finished, tones,
     assert done.status == 0, done.err
     assert re.search(r"the head knows (\d+) of \1 training speakers", done.out)
     before, after = (json.loads((folder / "results.json").read_text()) for folder in (finished, only_run(tmp_path)))
-    assert after["untrained_eer"] == pytest.approx(before["eer"], abs=0.05)  # less another mean
+    assert after["start_eer"] == pytest.approx(before["eer"], abs=0.05)  # less another mean
     assert after["sparsity"] == before["sparsity"]
     for name, value in network(finished)["model"].items():
         if value.ndim > 1:
             torch.testing.assert_close(network(only_run(tmp_path))["model"][name], value, atol=1e-5, rtol=0)
     rows = read_rows(only_run(tmp_path) / "metrics.jsonl")
     assert rows[0]["lambda"] == pytest.approx(before["lambda"], rel=1e-4)
-    assert rows[0]["sparsity/trained"] == pytest.approx(0.8, abs=1e-3)
+    assert rows[0]["sparsity/regularized"] == pytest.approx(0.8, abs=1e-3)
     assert rows[0]["loss"] < read_rows(finished / "metrics.jsonl")[0]["loss"]
 
 
@@ -80,12 +80,12 @@ def test_a_dense_network_is_brought_to_its_target_at_the_dense_rate(train, finis
     for value in state["model"].values():
         if value.ndim > 1:
             value.add_(0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(0)))
-    state["figures"] |= {"sparsity": 0.0, "sparse_init": False, "lambda": 0.0}
+    state["metrics"] |= {"sparsity": 0.0, "sparse_init": False, "lambda": 0.0}
     checkpoint.save(dense / "checkpoints" / "model.pt", state)
     done = train(*TINY, *tones.settings(), f"init_from={dense}", "target_sparsity=0.5", "trainer.epochs=3")
     assert done.status == 0, done.err
     rows = [row for row in read_rows(only_run(tmp_path) / "metrics.jsonl") if "loss" in row]
-    assert rows[0]["sparsity/trained"] < 0.2
+    assert rows[0]["sparsity/regularized"] < 0.2
     assert max(row["lr"] for row in rows) == pytest.approx(0.003)
     found = json.loads((only_run(tmp_path) / "results.json").read_text())
     assert found["sparsity"] == pytest.approx(0.5, abs=1e-3)
@@ -129,25 +129,25 @@ def test_a_run_is_not_evaluated_on_speakers_that_it_trained_on(finished, tmp_pat
     lines = [f"{int(a[:7] == b[:7])} {a} {b}\n" for a in keys for b in keys if a != b]
     (prepared / "trials" / "mine.txt").write_text("".join(lines))
     with pytest.raises(SystemExit):
-        cli.main(["evaluate", str(finished), "--trial-sets", f"{prepared}:mine"])
+        cli.main(["evaluate", str(finished), "--on", f"{prepared}:mine"])
     assert "list mine: 2 of its speakers are trained on with" in capsys.readouterr().err
     assert np.unique(manifest.labels(manifest.split("train")[:8])).size == 2
 
 
 def test_scores_of_network_files_need_a_folder_and_those_of_several_runs_have_theirs(finished, tmp_path, capsys):
     for words, message in (
-        ([str(finished / "checkpoints" / "model.pt")], "is no run folder; --output-dir is needed"),
-        ([str(finished), str(finished), "--output-dir", str(tmp_path)], "--output-dir takes the scores of one network"),
+        ([str(finished / "checkpoints" / "model.pt")], "is no run folder; --scores is needed"),
+        ([str(finished), str(finished), "--scores", str(tmp_path)], "--scores takes the scores of one network"),
     ):
         with pytest.raises(SystemExit):
-            cli.main(["evaluate", *words, "--trial-sets", "x:y"])
+            cli.main(["evaluate", *words, "--on", "x:y"])
         assert message in capsys.readouterr().err
 
 
 def test_a_list_may_name_another_ending_than_its_files_have(finished, tones, tmp_path, capsys):
     other = tmp_path / "trials.txt"
     other.write_text(tones.trials.read_text().replace(".flac", ".wav"))
-    cli.main(["evaluate", str(finished), "--audio-root", str(tones.root), "--trials", str(other), "--output-dir", str(tmp_path)])
+    cli.main(["evaluate", str(finished), "--root", str(tones.root), "--trials", str(other), "--scores", str(tmp_path)])
     assert "trials: EER" in capsys.readouterr().out
 
 
@@ -167,7 +167,7 @@ def test_what_the_others_origin_trained_on_does_not_judge_either(finished, tmp_p
     lines = [f"{int(a[:7] == b[:7])} {a} {b}\n" for a in keys for b in keys if a != b]
     (prepared / "trials" / "mine.txt").write_text("".join(lines))
     with pytest.raises(SystemExit):
-        cli.main(["evaluate", str(later), "--trial-sets", f"{prepared}:mine"])
+        cli.main(["evaluate", str(later), "--on", f"{prepared}:mine"])
     assert f"list mine: 2 of its speakers are trained on with {finished}" in capsys.readouterr().err
 
 
@@ -196,7 +196,7 @@ def test_a_sparse_network_is_not_made_dense_by_a_ramp(train, finished, tones, tm
     done = train(*TINY, *tones.settings(), *words, f"init_from={finished}", "target_sparsity=0.8")
     assert done.status == 0, done.err
     rows = [row for row in read_rows(only_run(tmp_path) / "metrics.jsonl") if "loss" in row]
-    assert {round(row["sparsity/trained"], 3) for row in rows} == {0.8}
+    assert {round(row["sparsity/regularized"], 3) for row in rows} == {0.8}
 
 
 def test_what_another_run_has_pruned_stays_pruned(train, tones, tmp_path):
@@ -205,7 +205,7 @@ def test_what_another_run_has_pruned_stays_pruned(train, tones, tmp_path):
     done = train(*TINY, *tones.settings(), *pruning, f"init_from={tmp_path / 'origin'}", f"run_dir={tmp_path / 'run'}")
     assert done.status == 0, done.err
     rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
-    assert {round(row["sparsity/trained"], 3) for row in rows} == {0.8}
+    assert {round(row["sparsity/regularized"], 3) for row in rows} == {0.8}
     origin, now = (network(tmp_path / name)["model"] for name in ("origin", "run"))
     assert all((now[name][value == 0] == 0).all() for name, value in origin.items() if value.ndim > 1)
 
@@ -251,7 +251,7 @@ def test_a_head_knows_speakers_whose_names_are_composed_otherwise(tmp_path):
     network, model = torch.nn.Linear(1, 1), {"_target_": "any"}
     head = AAMSoftmax(4, len(ours.speakers("train")))
     before = head.weight.detach().clone()
-    Origin(tmp_path, model, network.state_dict(), rows=rows, manifest=theirs).put_into(network, model, head, ours)
+    InitSource(tmp_path, model, network.state_dict(), rows=rows, manifest=theirs).put_into(network, model, head, ours)
     for number, name in enumerate(ours.speakers("train")):
         expected = {"Jos\u00e9": rows["Jose\u0301"], "Moritz": before[number]}.get(name, rows.get(name))
         assert torch.equal(head.weight[number], expected), name
@@ -271,7 +271,7 @@ def test_a_list_of_files_that_a_run_trained_on_is_warned_of(finished, tones, tmp
     keys = [manifest.utterance(row) for row in manifest.split("train")[:8]]
     trials = tmp_path / "mine.txt"
     trials.write_text("".join(f"{int(a[:7] == b[:7])} {a} {b}\n" for a in keys for b in keys if a != b))
-    cli.main(["evaluate", str(finished), "--audio-root", str(tones.root), "--trials", str(trials), "--output-dir", str(tmp_path)])
+    cli.main(["evaluate", str(finished), "--root", str(tones.root), "--trials", str(trials), "--scores", str(tmp_path)])
     assert "list mine has 8 utterances and 2 speakers of names" in capsys.readouterr().err
 
 
@@ -302,15 +302,15 @@ def test_a_network_file_of_a_run_is_as_good_as_the_run(train, finished, tones, t
     assert "the head knows 0 of" in done.out
     assert f"{elsewhere}: what it was trained on is not known" in done.out
     found = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
-    assert found[0]["untrained_eer"] == found[1]["untrained_eer"]
-    assert [round(result["lambda"], 6) for result in found] == [round(network(finished)["figures"]["lambda"], 6)] * 2
+    assert found[0]["start_eer"] == found[1]["start_eer"]
+    assert [round(result["lambda"], 6) for result in found] == [round(network(finished)["metrics"]["lambda"], 6)] * 2
 
 
 def test_the_best_network_of_a_run_knows_its_lambda(train, tones, tmp_path):
     words = [*TINY, *tones.settings(), "target_sparsity=0.5", f"run_dir={tmp_path / 'run'}", "trainer.epochs=1"]
     assert train(*words, "trainer.best_sparsity_tolerance=1").status == 0
     best = tmp_path / "run" / "checkpoints" / "best.pt"
-    figures = checkpoint.load(best, checkpoint.NETWORK_KEYS)["figures"]
+    figures = checkpoint.load(best, checkpoint.NETWORK_KEYS)["metrics"]
     assert figures["lambda"] > 0
     assert figures["sparse_init"]
     done = train(*TINY, *tones.settings(), "target_sparsity=0.5", f"init_from={best}", "trainer.epochs=1")

@@ -11,9 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from sv_sparse.config.settings import read_settings, resolve
 
-from sv_sparse.config.overrides import check_names
+from sv_sparse.config.overrides import check_command_line
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.training.init_from_config import describe_sources, offer_origins
+from sv_sparse.training.init_from_config import describe_sources, register_init_sources
 
 CONF = ROOT / "conf"
 TAKEN = ("model", "data", "optim", "sparsity", "target_sparsity")
@@ -23,13 +23,13 @@ SHORT = tuple(word for word in TINY if not word.startswith("model."))
 @pytest.fixture(autouse=True)
 def _nothing_offered_afterwards():
     yield
-    offer_origins([], CONF)
+    register_init_sources([], CONF)
 
 
 def composed(*words: str) -> dict:
     """The settings of a command line, resolved as a run resolves them."""
-    offer_origins(words, CONF)
-    check_names(words, CONF)
+    register_init_sources(words, CONF)
+    check_command_line(words, CONF)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", list(words), return_hydra_config=True)
         HydraConfig.instance().set_config(config)
@@ -159,8 +159,8 @@ def test_each_job_of_a_sweep_has_the_settings_of_its_own_origin(origin):
     paths.append(origin(*FOLDER, "model.channels=128", name="narrow"))
     paths.append(origin("model=resnet34", "data=voxceleb", "data.prepared_dir=/vox", name="vox"))
     words = ["-m", "init_from=" + ",".join(f"'{path}'" for path in paths), "experiment=lmft", "data.val_fraction=0"]
-    offer_origins(words, CONF)
-    check_names(words, CONF)
+    register_init_sources(words, CONF)
+    check_command_line(words, CONF)
     found = []
     for path in paths:
         with initialize_config_dir(str(CONF), version_base="1.3"):

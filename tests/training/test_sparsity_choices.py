@@ -11,7 +11,7 @@ from sv_sparse.config.settings import resolve
 
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.heads import AAMSoftmax
-from sv_sparse.training.init_from import Origin
+from sv_sparse.training.init_from import InitSource
 from sv_sparse.training.logging import read_rows
 from sv_sparse.training.param_groups import first_lambda, parameter_groups
 
@@ -74,7 +74,7 @@ def test_lambda_starts_low_beside_dense_weights_where_a_controller_moves_it(spar
         settings = resolve(compose("config", ["run_name=test", f"sparsity={sparsity}"]))
     weight = torch.full((4, 5), 0.2)
     weight.flatten()[alive:] = 0
-    run = None if origin is None else Origin(Path("run"), {}, {}, origin)
+    run = None if origin is None else InitSource(Path("run"), {}, {}, origin)
     assert first_lambda(settings, run, [{"regularizer": "l1", "params": [("weight", weight)]}]) == pytest.approx(first)
 
 

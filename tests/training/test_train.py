@@ -16,7 +16,7 @@ from sv_sparse.commands import main as cli
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.trials import read_trials
 from sv_sparse.evaluation.score_files import read_scores
-from sv_sparse.scoring.metrics import eer, sort_scores
+from sv_sparse.scoring.metrics import eer, rank_scores
 from sv_sparse.training.logging import read_rows
 
 FILES = {
@@ -52,13 +52,13 @@ def test_the_results_say_what_scripts_need(finished):
     found = results(finished)
     assert found.keys() >= {
         *("target_sparsity", "sparsity_tracked", "sparsity", "nonzero_parameters", "eer", "min_dcf"),
-        *("untrained_eer", "seconds", "evaluations", "layers"),
+        *("start_eer", "seconds", "evaluations", "layers"),
     }
     one = found["evaluations"]["trials"]
-    assert (one["eer"], one["dcf"][0]["min_dcf"], one["untrained_eer"]) == (
+    assert (one["eer"], one["costs"][0]["min_dcf"], one["start_eer"]) == (
         found["eer"],
         found["min_dcf"],
-        found["untrained_eer"],
+        found["start_eer"],
     )
     layers = found["layers"].values()
     assert sum(layer["zeros"] for layer in layers) / sum(layer["parameters"] for layer in layers) == found["sparsity"]
@@ -97,7 +97,7 @@ def test_the_first_line_says_that_the_demo_was_not_chosen_and_how_to_choose(trai
 
 def test_the_eer_in_the_results_is_that_of_the_written_scores(finished):
     scores, is_target = read_scores(finished / "scores" / "trials.txt")
-    assert eer(sort_scores(scores, is_target))[0] == pytest.approx(results(finished)["eer"], abs=1e-3)
+    assert eer(rank_scores(scores, is_target))[0] == pytest.approx(results(finished)["eer"], abs=1e-3)
 
 
 def test_the_table_is_the_last_thing_printed(finished):
@@ -120,8 +120,8 @@ def test_every_step_is_recorded_with_its_figures(finished):
     rows = [row for row in read_rows(finished / "metrics.jsonl") if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     assert rows[0].keys() >= {
-        *("loss", "accuracy", "lr", "margin", "lambda", "gap", "utterances_per_second", "data_wait"),
-        *("sparsity/network", "sparsity/trained", "sparsity/all"),
+        *("loss", "accuracy", "lr", "margin", "lambda", "sparsity_error", "utterances_per_second", "data_wait_fraction"),
+        *("sparsity/network", "sparsity/regularized", "sparsity/all"),
     }
     assert rows[-1]["margin"] == 0.2
     assert all(later["lr"] < earlier["lr"] for earlier, later in pairwise(rows[1:]))
@@ -131,8 +131,8 @@ def test_tensorboard_has_the_curves_the_layers_and_the_hyperparameters(finished)
     events = EventAccumulator(str(finished / "tensorboard")).Reload()
     tags = set(events.Tags()["scalars"])
     assert tags >= {
-        *("loss", "accuracy", "lr", "margin", "lambda", "gap", "sparsity/network", "sparsity/trained", "sparsity/all"),
-        *("validation_eer", "utterances_per_second", "data_wait", "final/eer", "final/sparsity"),
+        *("loss", "accuracy", "lr", "margin", "lambda", "sparsity_error", "sparsity/network", "sparsity/regularized", "sparsity/all"),
+        *("validation_eer", "utterances_per_second", "data_wait_fraction", "final/eer", "final/sparsity"),
         *("final/sparsity_tracked", "final/nonzero_parameters", "final/validation_eer"),
     }
     assert set(events.Tags()["images"]) >= {"report/det", "report/sparsity", "report/lambda", "report/layers"}
@@ -141,7 +141,7 @@ def test_tensorboard_has_the_curves_the_layers_and_the_hyperparameters(finished)
 
 def test_evaluating_the_network_file_gives_the_runs_own_figures(finished, tones, tmp_path, capsys):
     network = str(finished / "checkpoints" / "model.pt")
-    lists = ["--audio-root", str(tones.root), "--trials", str(tones.trials), "--output-dir", str(tmp_path / "scores")]
+    lists = ["--root", str(tones.root), "--trials", str(tones.trials), "--scores", str(tmp_path / "scores")]
     cli.main(["evaluate", network, *lists])
     assert f"trials: EER {results(finished)['eer']:.2%}" in capsys.readouterr().out
     again, _ = read_scores(tmp_path / "scores" / "trials.txt")
@@ -214,11 +214,11 @@ def test_a_folder_may_have_any_name(train, tones, tmp_path):
     done = train(*TINY, *tones.settings(), "trainer.max_steps=2", quoted)
     assert done.status == 0, done.err
     assert f"{folder}/report.html" in done.out
-    assert OmegaConf.load(folder / "config.yaml").folder == str(folder)
+    assert OmegaConf.load(folder / "config.yaml").run_dir == str(folder)
     assert {"train.log", "report.html", "tensorboard"} <= {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["folder", "runs"])
+@pytest.mark.parametrize("name", ["run_dir", "runs_dir"])
 def test_a_folder_whose_name_is_not_utf_8_is_refused_by_its_name(train, tones, tmp_path, name):
     path = tmp_path / os.fsdecode(b"b\xffd")
     done = train(*TINY, *tones.settings(), f"{name}='{path}'")

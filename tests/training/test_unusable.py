@@ -92,7 +92,7 @@ def test_a_run_that_is_killed_in_a_validation_with_bad_recordings_ends_the_same(
     done = attempts(*words, within="validation.validate", visit=2)
     assert done.status == -signal.SIGKILL, done.err
     progress = checkpoint.load(folder / "checkpoints" / "last.pt", checkpoint.TRAINING_KEYS)["progress"]
-    assert (progress["epoch"], progress["batch"], progress["judged"]) == (2, 0, False)
+    assert (progress["epoch"], progress["step_in_epoch"], progress["validated"]) == (2, 0, False)
     done = attempts(f"resume_from={folder}")
     assert done.status == 0, done.err
     assert_same_run(folder, damaged_run)
@@ -111,7 +111,7 @@ def test_too_many_bad_recordings_end_a_run_after_its_epoch_was_saved(attempts, t
     message = "error: data.max_unreadable_fraction=0: more than 0 of the 12 recordings of the validation cannot be used; first "
     assert f"{message}{tmp_path}/wav/{bad}: cannot be read as a recording" in done.err
     progress = checkpoint.load(folder / "checkpoints" / "last.pt", checkpoint.TRAINING_KEYS)["progress"]
-    assert (progress["epoch"], progress["step"], progress["judged"]) == (1, 6, False)
+    assert (progress["epoch"], progress["step"], progress["validated"]) == (1, 6, False)
     (tmp_path / "wav" / bad).write_bytes(whole)  # mended
     done = attempts(f"resume_from={folder}")
     assert done.status == 0, done.err
