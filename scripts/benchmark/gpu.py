@@ -36,10 +36,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from interleaved import medians
+from sv_sparse.config.settings import resolve
+from sv_sparse.training.update import hear
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from sv_sparse.config.settings import resolve
 from sv_sparse.data.augment import Augmentation
 from sv_sparse.data.augment_ops import Mixer, mask_filterbank
 from sv_sparse.data.noise import KINDS, build_store
@@ -61,7 +62,6 @@ from sv_sparse.optim.optimizer import IMPLEMENTATIONS
 from sv_sparse.training.logging import read_rows
 from sv_sparse.training.setup import Experiment, build
 from sv_sparse.training.trainer import Trainer
-from sv_sparse.training.update import hear
 
 ROOT = Path(__file__).parents[2]
 RATE = 16000

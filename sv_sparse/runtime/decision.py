@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from sv_sparse.scoring.arrays import Float32Array, IndexArray
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.calibration import quality_measures
-from sv_sparse.scoring.arrays import Float32Array, IndexArray
 
 
 class Outcome(StrEnum):

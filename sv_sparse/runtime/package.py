@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 from torch import Tensor, nn
 
-from sv_sparse.io import atomic_write, check_sum
+from sv_sparse.io import atomic_write, checksum
 from sv_sparse.models.layers import keep_channels_last
 from sv_sparse.models.registry import build_network
 from sv_sparse.runtime import package_header as description
@@ -110,7 +110,7 @@ def write_package(
             packed = pack(tensor, kind)
         except ValueError as error:
             raise ValueError(f"{name} {error}") from error
-        digest = check_sum(packed.values, packed.places)
+        digest = checksum(packed.values, packed.places)
         stored[name] = Stored(packed.kind, tuple(tensor.shape), packed.kept, kind, digest)
         arrays[_VALUES + name] = np.frombuffer(packed.values, np.uint8)
         if packed.places:
@@ -213,7 +213,7 @@ def _read_tensor(file: Any, name: str, each: Stored) -> Nonzeros:
         raise ValueError(f"{name} is stored as something else than bytes")
     frames = {part: file.get_tensor(part + name).tobytes() for part in parts}
     packed = Packed(each.kind, each.kept, frames.get(_PLACES, b""), frames[_VALUES])
-    if each.check_sum is not None and each.check_sum != check_sum(packed.values, packed.places):
+    if each.check_sum is not None and each.check_sum != checksum(packed.values, packed.places):
         raise ValueError(f"{name} is damaged: its bytes have changed since they were written")
     try:
         return unpack_nonzeros(packed, prod(each.shape), each.values)

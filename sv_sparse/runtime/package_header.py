@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
-from sv_sparse.io import check_sum
+from sv_sparse.io import checksum
 from sv_sparse.runtime.sparse_codec import KINDS, VALUES
 from sv_sparse.scoring.calibration import QUALITY_MEASURES, Calibration
 
@@ -85,7 +85,7 @@ def to_text(about: Description) -> str:
 
 def with_check_sum(content: str) -> str:
     """A description's JSON as it is stored: after its check sum and a space."""
-    return f"{check_sum(content.encode())} {content}"
+    return f"{checksum(content.encode())} {content}"
 
 
 def of_text(text: str | None) -> Description:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sv_sparse.io import check_sum
+from sv_sparse.io import checksum
 from sv_sparse.runtime.decision import Heard, Outcome
 
 UNKNOWN = "unknown"  # the answer for a recording of nobody who is enrolled
@@ -71,7 +71,7 @@ class _Row(NamedTuple):
         """Of all columns and the model's fingerprint."""
         words = json.dumps([fingerprint, self.speaker, self.seconds, self.created], default=repr)
         content = self.embedding if isinstance(self.embedding, bytes) else repr(self.embedding).encode()
-        return check_sum(words.encode(), content)
+        return checksum(words.encode(), content)
 
 
 class Store:

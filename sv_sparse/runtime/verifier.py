@@ -23,8 +23,8 @@ from sv_sparse.runtime.engine.runtime import Runtime
 from sv_sparse.runtime.long_audio import Windows
 from sv_sparse.runtime.package import Package, read_package
 from sv_sparse.runtime.streaming import Stream
-from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.arrays import Float32Array
+from sv_sparse.scoring.backend import Backend
 
 Waveform = Float32Array | Tensor
 Side = Source | tuple[Waveform, int] | Heard | Float32Array

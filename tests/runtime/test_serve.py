@@ -17,8 +17,8 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 from helpers.serving import CALIBRATION, CARD, LIMITS, ask, audio, serving, tiny_verifier, verify
-
 from sv_sparse.report.style import ROLES
+
 from sv_sparse.runtime.decision import CONSENT, NOT_DETECTED, SYNTHETIC_WARNING, Heard
 from sv_sparse.runtime.server.app import make_app
 from sv_sparse.runtime.server.limits import Limits
