@@ -124,7 +124,7 @@ if [ "$stage" -le 5 ] && [ "$stop_stage" -ge 5 ]; then
             model.attention_channels=$((channels / 2)) "$@"
     done
     run python scripts/benchmark/runtime.py "$out"/runs/dense_s0 "$out"/runs/feedback_*_s0 \
-        "$out"/runs/narrow_*_s0 --threads 1 --json "$out/runtime.json"
+        "$out"/runs/narrow_*_s0 --threads 1 --engines ours torch onnxruntime --json "$out/runtime.json"
 fi
 
 if [ "$stage" -le 6 ] && [ "$stop_stage" -ge 6 ] && [ -n "$foreign_utterances" ]; then

@@ -23,10 +23,10 @@ from omegaconf import OmegaConf
 from sv_sparse.evaluation.score_files import redrawn_eers
 from sv_sparse.report.record import judged_lists
 from sv_sparse.report.tables import Table
+from sv_sparse.report.words import ABSENT as DASH
 from sv_sparse.scoring.bootstrap import interval
 from sv_sparse.training.logging import read_rows
 
-DASH = "–"
 BAND = 0.005  # half a percentage point around the target
 METHODS = {
     "dense": "dense, Adam",
@@ -200,7 +200,9 @@ def load_groups(runs_dir: Path) -> Groups:
         for run, other in zip(group, settings, strict=True):
             different = [name for name in other if other[name] != settings[0].get(name, other[name])]
             if different:
-                raise ValueError(f"{run.folder} and {group[0].folder} differ in {', '.join(different)}, not just the seed")
+                raise ValueError(
+                    f"{run.folder} and {group[0].folder} differ in {', '.join(different)}, not in the seed alone"
+                )
     return {name: Group(name, tuple(group)) for name, group in runs.items()}
 
 
@@ -291,7 +293,9 @@ def noise_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
                     cells.append(DASH)
             if any(cell != DASH for cell in cells):
                 rows.append([name, condition.replace("_", " "), *cells])
-    return Table("", ["list", "condition", *(group.label for group in columns)], rows if len(rows) > len(trial_lists) else [])
+    return Table(
+        "", ["list", "condition", *(group.label for group in columns)], rows if len(rows) > len(trial_lists) else []
+    )
 
 
 def control_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
@@ -316,7 +320,13 @@ def insensitivity_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
     for group in starting_with(groups, "start_", "fixed_"):
         run = group.runs[0]
         in_band = "yes" if abs(run.sparsity_error) <= 100 * BAND else "no"
-        row = [group.value, group.method, f"{group.mean('sparsity_tracked'):.3%}", in_band, f"{group.mean('lambda'):.3g}"]
+        row = [
+            group.value,
+            group.method,
+            f"{group.mean('sparsity_tracked'):.3%}",
+            in_band,
+            f"{group.mean('lambda'):.3g}",
+        ]
         rows.append([*row, *(f"{group.eer(name):.2%}" for name in trial_lists)])
     heads = ["λ", "feedback starts there, or fixed", "tracked sparsity", "within 0.5 points", "λ at the end"]
     return Table("", [*heads, *(f"EER {name}" for name in trial_lists)], rows)
@@ -341,7 +351,10 @@ def structure_table(groups: Groups, trial_lists: Sequence[str], runtime: Path) -
         engines = list(latency["ms"])
         name = f"dense, {group.value} channels" if group.method == "narrow" else group.label
         row = [name, str(len(group.runs)), f"{group.runs[0].results['nonzero_parameters']:,}"]
-        row += [f"{file_bytes[latency['run']] / 1e6:.2f} MB", *(f"{latency['ms'][engine]:.1f} ms" for engine in engines)]
+        row += [
+            f"{file_bytes[latency['run']] / 1e6:.2f} MB",
+            *(f"{latency['ms'][engine]:.1f} ms" for engine in engines),
+        ]
         rows.append([*row, *(group.eer_with_interval(name) for name in trial_lists)])
     heads = ["network", "seeds", "nonzero parameters", "file", *engines]
     return Table("", [*heads, *(f"EER {name} [95 %]" for name in trial_lists)], rows)
@@ -419,7 +432,9 @@ def conditions(groups: Groups) -> str:
         training = run.results["training"]
         environment = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
         hours += run.results["wall_time_s"] / 3600
-        trained.add(f"{training['speakers']:,} speakers, {training['utterances']:,} utterances, {training['precision']}")
+        trained.add(
+            f"{training['speakers']:,} speakers, {training['utterances']:,} utterances, {training['precision']}"
+        )
         for name, evaluation in run.results["evaluations"].items():
             evaluated.add(f"{name} ({evaluation['trials']:,} trials of {evaluation['speakers']} speakers)")
         machine = environment["gpu"] or environment["processor"]
