@@ -10,6 +10,7 @@ by resample on the same trials.
 import argparse
 import csv
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,8 +104,9 @@ class Group:
 
     @property
     def value(self) -> str:
-        """Last word of the name: a target, λ, a learning rate or a width; empty where the name is one word."""
-        return self.name.rpartition("_")[2] if "_" in self.name else ""
+        """Number at the end of the name: a target, λ, a learning rate or a width; empty without one."""
+        word = self.name.rpartition("_")[2]
+        return word if re.fullmatch(r"[\d.e+-]+", word) else ""
 
     @property
     def label(self) -> str:

@@ -1,10 +1,11 @@
 """Measure training steps from crops to the update, beside SpeechBrain's and the machine's rate of multiplication.
 
 Every case gets the same 16-bit crops. Ours is the step of sv_sparse/training/trainer.py: features, forward, loss,
-backward, clipping, AdaBreg, controller. ``SpeechBrain`` is its recipe's: Fbank, sentence normalization, ECAPA_TDNN, classifier,
-angular-margin loss, backward, clipping, torch's Adam. They are compared on the variant that both have, C=1024 and MFA
-3072. The other networks are rated by the multiplications of their convolutions and linear layers (2 operations each,
-three times those of the forward pass) against the best rate of torch's matrix products at these shapes in this run.
+backward, clipping, AdaBreg, controller. ``SpeechBrain`` is its recipe's: Fbank, sentence normalization, ECAPA_TDNN,
+classifier, angular-margin loss, backward, clipping, torch's Adam. They are compared on the variant that both have,
+C=1024 and MFA 3072. The other networks are rated by the multiplications of their convolutions and linear layers (2
+operations each, three times those of the forward pass) against the best rate of torch's matrix products at these shapes
+in this run.
 """
 
 import argparse
