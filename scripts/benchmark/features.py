@@ -10,7 +10,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from sv_sparse.data.corpora.folder import ENDINGS
+from sv_sparse.data.decoding import AUDIO_ENDINGS
 from sv_sparse.data.torchaudio_guard import torchaudio
 from sv_sparse.models.features import Filterbank
 from sv_sparse.models.pretrained.convert import DECIBELS
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True, help="folder of recordings at 16 kHz")
     parser.add_argument("--utterances", type=int, default=60, help="recordings that are compared")
     args = parser.parse_args()
-    files = sorted(file for file in args.root.rglob("*") if file.suffix in ENDINGS)
+    files = sorted(file for file in args.root.rglob("*") if file.suffix in AUDIO_ENDINGS)
     random.Random(0).shuffle(files)
     filterbank = Filterbank(RATE, BINS)
     print("| features of | correlation | relative rms | lowest to highest | relative rms, ten lowest bins |")

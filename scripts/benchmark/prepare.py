@@ -42,7 +42,8 @@ def make_tree(root: Path, count: int) -> None:
     for number, key in enumerate(keys(count)):
         if number % _LINKS == 0:
             recording = source / f"{number}.wav"
-            soundfile.write(recording, np.zeros(3200), 16000)
+            # Silence would be left out of the corpus.
+            soundfile.write(recording, 0.1 * np.random.default_rng(number).normal(size=3200), 16000)
         folder = f"{root}/dev/wav/{key.rsplit('/', 1)[0]}"
         if folder not in folders:
             os.makedirs(folder)
