@@ -27,10 +27,11 @@ import soundfile
 import torch
 
 from sv_sparse.io import check_sum
-from sv_sparse.models.registry import build_network
+from sv_sparse.models.registry import build_model
 from sv_sparse.runtime.audio import decode
 from sv_sparse.runtime.engine.runtime import Runtime
-from sv_sparse.runtime.package import read_package, write_package
+from sv_sparse.export.package import write_package
+from sv_sparse.runtime.package import read_package
 from sv_sparse.runtime.package_header import with_check_sum
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.calibration import Calibration
@@ -144,7 +145,7 @@ def _packages() -> list[bytes]:
     backend = Backend(np.ones(16, np.float32), np.eye(16, dtype=np.float32), 4, calibration)
     torch.manual_seed(0)
     for model in _MODELS:
-        network = build_network(model, 80).eval()
+        network = build_model(model, 80).eval()
         for param in network.parameters():
             param.data.mul_(torch.rand(param.shape) < 0.05)
         with tempfile.TemporaryDirectory() as folder:
@@ -199,7 +200,7 @@ def _change(whole: Any, generator: Generator) -> None:
 def read_model(content: bytes, path: Path) -> None:
     """Read a package; one that can be read can be used, whatever it computes."""
     path.write_bytes(content)
-    runtime = Runtime.of(read_package(path), threads=1)
+    runtime = Runtime.load(read_package(path), threads=1)
     assert runtime(torch.zeros(1, 80, 20)).shape[0] == 1
 
 

@@ -11,7 +11,7 @@ import soundfile
 from helpers import deployed
 from helpers.tiny import ROOT, tone
 
-from sv_sparse.runtime.package import write_package
+from sv_sparse.export.package import write_package
 
 # Windows has none of these. Other packages may use what they use on this system: they have ways of their own there.
 MODULES = ("fcntl", "resource", "pwd", "grp", "termios")

@@ -20,8 +20,9 @@ from sv_sparse.evaluation.load import load_network
 from sv_sparse.export.onnx import export_onnx
 from sv_sparse.io import write_json
 from sv_sparse.models.features import MEL_BINS
-from sv_sparse.runtime.engine.runtime import Runtime, machine
-from sv_sparse.runtime.package import read_package, write_package
+from sv_sparse.runtime.engine.runtime import Runtime, machine_name
+from sv_sparse.export.package import write_package
+from sv_sparse.runtime.package import read_package
 
 FRAMES = 300  # 3 s of speech
 FILE = "measured.json"
@@ -59,7 +60,7 @@ def _measured(run: Path) -> dict[str, Any]:
         engines: dict[str, Callable[[Tensor], Any]] = {
             "torch": delivered,
             "onnxruntime": _onnxruntime(Path(folder, "network.onnx")),
-            "sparse": Runtime.of(read_package(package), threads=1),
+            "sparse": Runtime.load(read_package(package), threads=1),
         }
         milliseconds = {name: _milliseconds(engine) for name, engine in engines.items()}
         size = package.stat().st_size
@@ -68,7 +69,7 @@ def _measured(run: Path) -> dict[str, Any]:
         "kept": _count(delivered, nonzero=True),
         "bytes": size,
         "milliseconds": milliseconds,
-        "machine": machine(),
+        "machine": machine_name(),
     }
 
 

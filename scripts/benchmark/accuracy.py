@@ -26,7 +26,8 @@ from sv_sparse.evaluation.load import load_network
 from sv_sparse.evaluation.trial_sets import lists_of_run
 from sv_sparse.models.features import MEL_BINS, Filterbank
 from sv_sparse.runtime.engine.runtime import Runtime
-from sv_sparse.runtime.package import read_package, write_package
+from sv_sparse.export.package import write_package
+from sv_sparse.runtime.package import read_package
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.metrics import eer, rank_scores
 
@@ -95,12 +96,12 @@ def forms(run: Path, folder: Path) -> dict[str, tuple[int, Callable[[torch.Tenso
     for values in ("fp32", "bf16", "fp16"):
         path = folder / f"{values}.safetensors"
         write_package(path, network, settings["model"], backend, {}, features=FEATURES, values=values)
-        runtime = Runtime.of(read_package(path), threads=1)
+        runtime = Runtime.load(read_package(path), threads=1)
         found[values] = path.stat().st_size, lambda x, runtime=runtime: runtime(x).numpy()
     if settings["sparsity"]["controller"].get("whole", False):
         smaller, path = compact(network), folder / "compact.safetensors"
         write_package(path, smaller, smaller.settings, backend, {}, features=FEATURES)
-        dense = Runtime.of(read_package(path), threads=1)
+        dense = Runtime.load(read_package(path), threads=1)
         found["compact"] = path.stat().st_size, lambda x: dense(x).numpy()
     path = folder / "int8.onnx"
     write_onnx(path, network, {}, run, features="outside", int8=True)

@@ -26,10 +26,11 @@ import torch
 from sv_sparse.commands.export import make_card
 from sv_sparse.evaluation.load import load_network
 from sv_sparse.export.onnx import export_onnx
-from sv_sparse.runtime.engine.autotune import measured_plan, torch_threads
+from sv_sparse.runtime.engine.autotune import autotune, torch_threads
 from sv_sparse.runtime.engine.lowering import lower
-from sv_sparse.runtime.engine.runtime import Runtime, machine
-from sv_sparse.runtime.package import read_package, write_package
+from sv_sparse.runtime.engine.runtime import Runtime, machine_name
+from sv_sparse.export.package import write_package
+from sv_sparse.runtime.package import read_package
 
 FEATURES = {"sample_rate": 16000, "mel_bins": 80}
 TARGETS = {"ECAPA": {0.9: (3.4, 1.5), 0.95: (5.5, 2.4), 0.99: (10, 4.5)}, "ResNet34": {0.9: (3.3, None)}}
@@ -102,7 +103,7 @@ def engines(folder: Path, threads: int) -> dict[str, Callable[[torch.Tensor], An
     """What maps a filterbank [B, F, T] to embeddings."""
     package = read_package(folder / "fp32.safetensors")
     dense = package.network()
-    plan = measured_plan(lower(package.network()), machine(), threads=threads)
+    plan = autotune(lower(package.network()), machine_name(), threads=threads)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
@@ -117,8 +118,8 @@ def engines(folder: Path, threads: int) -> dict[str, Callable[[torch.Tensor], An
         return lambda x: compiled(x.numpy())[0]
 
     return {
-        "ours": Runtime.of(package, threads=threads, plan=plan),
-        "ours, not measured": Runtime.of(package, threads=threads),
+        "ours": Runtime.load(package, threads=threads, plan=plan),
+        "ours, not measured": Runtime.load(package, threads=threads),
         "torch": dense,
         "onnxruntime": lambda x: session.run(None, {"filterbank": x.numpy()})[0],
         "OpenVINO": vino("f32"),
@@ -150,13 +151,13 @@ LOADERS = {
 from sv_sparse.runtime.package import read_package
 from sv_sparse.runtime.engine.runtime import Runtime
 def load():
-    runtime = Runtime.of(read_package(folder / "fp32.safetensors"), threads=1)
+    runtime = Runtime.load(read_package(folder / "fp32.safetensors"), threads=1)
     return lambda x: runtime(torch.from_numpy(x))
 """,
     "torch": """
-from sv_sparse.models.registry import build_network
+from sv_sparse.models.registry import build_model
 def load():
-    network = build_network(model, 80).eval()
+    network = build_model(model, 80).eval()
     network.load_state_dict(torch.load(folder / "dense.pt", weights_only=True))
     return lambda x: network(torch.from_numpy(x))
 """,
@@ -215,7 +216,7 @@ def report(latencies: list[dict[str, Any]], files: list[dict[str, Any]], seconds
     """Both tables as Markdown."""
     names = list(latencies[0]["ms"])
     head = ["network", "zeros", "threads", *names, "times onnxruntime", "times OpenVINO bf16", "target", "difference"]
-    lines = [f"Milliseconds for {seconds:g} s of speech, batch 1, on {machine()}", "", *heading(head)]
+    lines = [f"Milliseconds for {seconds:g} s of speech, batch 1, on {machine_name()}", "", *heading(head)]
     for row in latencies:
         times = row["ms"]
         ratios = [times[peer] / times["ours"] for peer in ("onnxruntime", "OpenVINO bf16")]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sv_sparse.models.registry import build_network
+from sv_sparse.models.registry import build_model
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.calibration import Calibration
 
@@ -29,7 +29,7 @@ MODELS = {"ecapa": ECAPA, "speechbrain": SPEECHBRAIN, "resnet": RESNET, "se_resn
 def trained(model: dict[str, Any], density: float = 0.3, seed: int = 0, mel_bins: int = 80) -> nn.Module:
     """A network with so many of its weights left, some rows and columns empty, one row full."""
     torch.manual_seed(seed)
-    network = build_network(model, mel_bins).eval()
+    network = build_model(model, mel_bins).eval()
     for param in network.parameters():
         if param.ndim > 1:
             full = torch.randn(param[0].shape) / param[0].numel() ** 0.5

@@ -16,8 +16,8 @@ import torch
 from helpers.tiny import RATE, tone
 
 from sv_sparse.models.features import Filterbank
-from sv_sparse.models.registry import build_network
-from sv_sparse.runtime.package import write_package
+from sv_sparse.models.registry import build_model
+from sv_sparse.export.package import write_package
 from sv_sparse.runtime.server.app import make_app, make_server
 from sv_sparse.runtime.server.limits import Limits
 from sv_sparse.runtime.verifier import Verifier
@@ -62,7 +62,7 @@ class Answer(NamedTuple):
 def tiny_verifier(folder: Path) -> Verifier:
     """An untrained network, whose scores of noisy tones differ, delivered and read again."""
     torch.manual_seed(0)
-    network = build_network(MODEL, 80).eval()
+    network = build_model(MODEL, 80).eval()
     voices = torch.from_numpy(np.stack([tone(speaker, 0, 1.0) for speaker in range(6)]))
     with torch.no_grad():
         mean = network(Filterbank(RATE, 80)(voices)).mean(dim=0).numpy()

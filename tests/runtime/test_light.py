@@ -14,7 +14,7 @@ import soundfile
 from helpers import deployed
 from helpers.tiny import ROOT, Outcome, tone
 
-from sv_sparse.runtime.package import write_package
+from sv_sparse.export.package import write_package
 
 TRAINING = (
     *("hydra", "omegaconf", "speechbrain", "scipy", "sklearn", "tensorboard", "pyarrow", "matplotlib", "jinja2"),

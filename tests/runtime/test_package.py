@@ -13,8 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from sv_sparse.io import check_sum
 from sv_sparse.runtime import sparse_codec as packing
-from sv_sparse.runtime.fold_bn import folded, weights_of
-from sv_sparse.runtime.package import read_package, write_package
+from sv_sparse.runtime.fold_bn import fold_batch_norm, folded_state
+from sv_sparse.export.package import write_package
+from sv_sparse.runtime.package import read_package
 from sv_sparse.runtime.package_header import with_check_sum
 
 CARD = {"licence": "CC BY 4.0", "trained_on": "tones", "evaluations": [{"name": "a", "eer": 0.1}]}
@@ -28,11 +29,11 @@ def written(path, model=deployed.ECAPA, *, density=0.1, backend=None, **options)
 
 @pytest.mark.parametrize("model", deployed.MODELS.values(), ids=deployed.MODELS)
 def test_the_folded_network_comes_back_to_the_last_bit(tmp_path, model):
-    network = folded(written(tmp_path / "m.safetensors", model))
+    network = fold_batch_norm(written(tmp_path / "m.safetensors", model))
     found = read_package(tmp_path / "m.safetensors").network()
-    expected = weights_of(network)
-    assert weights_of(found).keys() == expected.keys()
-    assert all(torch.equal(value, expected[name]) for name, value in weights_of(found).items())
+    expected = folded_state(network)
+    assert folded_state(found).keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in folded_state(found).items())
     x = torch.randn(2, 80, 60)
     with torch.no_grad():
         assert torch.equal(found(x), network(x))
@@ -72,12 +73,12 @@ def test_a_file_without_calibration_is_whole_too(tmp_path):
 
 @pytest.mark.parametrize("values", ["bf16", "fp16"])
 def test_rounded_values_make_a_smaller_file_and_leave_norms_alone(tmp_path, values):
-    network = folded(written(tmp_path / "full.safetensors"))
+    network = fold_batch_norm(written(tmp_path / "full.safetensors"))
     written(tmp_path / "m.safetensors", values=values)
     package = read_package(tmp_path / "m.safetensors")
     assert package.values == values
     assert (tmp_path / "m.safetensors").stat().st_size < (tmp_path / "full.safetensors").stat().st_size
-    for name, value in weights_of(network).items():
+    for name, value in folded_state(network).items():
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[values] if value.ndim > 1 else torch.float32
         assert torch.equal(package.weights[name], value.to(kind).float()), name
 

@@ -19,7 +19,7 @@ from helpers.tiny import RATE, ROOT, Outcome, tone
 from sv_sparse.commands import main as cli
 from sv_sparse.runtime.decision import SYNTHETIC_WARNING
 from sv_sparse.runtime.decision import Outcome as Decision
-from sv_sparse.runtime.package import write_package
+from sv_sparse.export.package import write_package
 from sv_sparse.runtime.verifier import Verifier
 from sv_sparse.scoring.backend import Backend
 

@@ -20,7 +20,7 @@ from sv_sparse.evaluation.embed import embed
 from sv_sparse.models.features import Filterbank
 from sv_sparse.runtime.decision import SYNTHETIC_WARNING, Heard, RefusedInputError
 from sv_sparse.runtime.long_audio import Windows
-from sv_sparse.runtime.package import write_package
+from sv_sparse.export.package import write_package
 from sv_sparse.runtime.verifier import Verifier
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.calibration import qualities_of
