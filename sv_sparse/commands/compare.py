@@ -8,7 +8,7 @@ from sv_sparse.report.compare import compare_table, write_comparison
 from sv_sparse.report.sweep import differences_to_first, read_entries
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``sv-sparse compare``."""
     parser.add_argument(
         "runs",
@@ -21,7 +21,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="a folder to write compare.html, compare.md and compare.csv to")
 
 
-def run(chosen: argparse.Namespace) -> None:
+def main(chosen: argparse.Namespace) -> None:
     """Run ``sv-sparse compare``.
 
     Raises:

@@ -28,7 +28,7 @@ from sv_sparse.scoring.config import ENROLMENTS, NORMALIZATIONS, Scoring
 from sv_sparse.training.device import choose_device
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``sv-sparse evaluate``."""
     parser.add_argument(
         "networks",
@@ -63,7 +63,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scores", type=Path, help="folder that the scores are written to; RUN/scores if not given")
 
 
-def run(chosen: argparse.Namespace) -> None:
+def main(chosen: argparse.Namespace) -> None:
     """Run ``sv-sparse evaluate``, by several processes together where torchrun started them.
 
     Raises:

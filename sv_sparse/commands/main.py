@@ -32,7 +32,7 @@ COMMANDS = {
     "evaluate": Command("score trial lists with a trained network", trains=True),
     "compare": Command("finished runs in one table, with figures", trains=True),
     "export": Command("a trained network to one file for use", trains=True),
-    "tune": Command("measure how a model is computed fastest on this machine"),
+    "autotune": Command("measure how a model is computed fastest on this machine"),
     "embed": Command("recordings to embeddings"),
     "verify": Command("whether two recordings are of one speaker"),
     "enroll": Command("recordings of a speaker to the store"),
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str], clear_errors: Callable[[], AbstractContextManager[None]]) -> None:
     chosen = parser(arguments).parse_args(arguments)
     with clear_errors():
-        chosen.run(chosen)
+        chosen.main(chosen)
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def _train_extra(name: str) -> Iterator[None]:
 
 
 def parser(arguments: list[str]) -> argparse.ArgumentParser:
-    """What reads a command line other than ``train``'s; the subcommand that it names has its function as ``run``."""
+    """What reads a command line other than ``train``'s; the subcommand that it names has its function as ``main``."""
     whole = argparse.ArgumentParser(prog="sv-sparse", description="Sparse speaker verification.")
     listed = whole.add_subparsers(required=True, metavar="COMMAND")
     listed.add_parser("train", help="the same as python train.py; sv-sparse train --help tells more")
@@ -86,8 +86,8 @@ def parser(arguments: list[str]) -> argparse.ArgumentParser:
         command = listed.add_parser(name, help=about.text)
         if arguments[:1] == [name]:
             module = import_module(f"sv_sparse.commands.{name}")
-            module.add(command)
-            command.set_defaults(run=module.run)
+            module.add_arguments(command)
+            command.set_defaults(main=module.main)
     return whole
 
 

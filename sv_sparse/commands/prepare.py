@@ -10,7 +10,7 @@ from sv_sparse.data.corpora.cnceleb import prepare_cnceleb
 from sv_sparse.data.corpora.voxceleb import prepare_voxceleb
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``sv-sparse prepare``."""
     kinds = parser.add_subparsers(required=True, metavar="WHAT", dest="what")
     for name, words in (("voxceleb", "VoxCeleb1 and 2"), ("cnceleb", "CN-Celeb 1 and 2")):
@@ -28,7 +28,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     archives.add_argument("files", type=Path, nargs="+", metavar="FILE", help="archives, their parts, or folders")
 
 
-def run(chosen: argparse.Namespace) -> None:
+def main(chosen: argparse.Namespace) -> None:
     """Run ``sv-sparse prepare``.
 
     Raises:

@@ -7,7 +7,7 @@ from sv_sparse.data.shards import LIMIT, UTTERANCES, write_shards
 from sv_sparse.data.unreadable import UnreadableLimit
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``sv-sparse shard``."""
     parser.add_argument("prepared", type=Path, help="a prepared folder")
     parser.add_argument("--out", type=Path, required=True, help="the folder of shards, itself a prepared folder")
@@ -21,7 +21,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(chosen: argparse.Namespace) -> None:
+def main(chosen: argparse.Namespace) -> None:
     """Run ``sv-sparse shard``.
 
     Raises:

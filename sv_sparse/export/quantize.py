@@ -27,8 +27,8 @@ def quantize_onnx(source: Path, path: Path, inputs: Iterable[np.ndarray]) -> Non
     Args:
         source: File that `export_onnx` wrote, with or without frontend.
         path: File to write; its folder must exist. It has the metadata of ``source``, and ``quantization``.
-        inputs: Waveforms [B, S] or filterbanks [B, F, T], as ``source`` takes them, float32, of any lengths: a few dozen
-            utterances of the kind that the file will be used for.
+        inputs: Waveforms [B, S] or filterbanks [B, F, T], as ``source`` takes them, float32, of any lengths: dozens
+            of utterances of the kind that the file will be used for.
 
     Raises:
         ValueError: ``source`` or an input is of another kind, there is no input, or the packages for ONNX are missing.
@@ -113,7 +113,5 @@ class _CalibrationReader:
     def _has_shape(self, shape: tuple[int, ...]) -> bool:
         if len(shape) != len(self._axes):
             return False
-        for size, axis in zip(shape, self._axes, strict=True):
-            if isinstance(axis, int) and size != axis:  # named axes are free
-                return False
-        return True
+        # An axis with a name instead of a size is free.
+        return all(axis == size or isinstance(axis, str) for axis, size in zip(self._axes, shape, strict=True))

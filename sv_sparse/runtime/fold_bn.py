@@ -24,6 +24,8 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     """
     network = copy.deepcopy(network).eval()
     for name, norm in _norms(network):
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         # float64, so that scale and shift are rounded once.
         scale = (norm.running_var.double() + norm.eps).rsqrt()
         if norm.affine:

@@ -53,7 +53,7 @@ class Package:
         dtype: Type that weights were rounded to when the file was written: ``fp32`` (not at all), ``bf16`` or ``fp16``.
         fingerprint: 64 hexadecimal digits that identify weights, settings and features. Embeddings of packages with
             one fingerprint can be compared. The card, the back-end and the form of compression do not count.
-        model_class: Import path of the user's own class that may be imported; None where the network is of this project.
+        model_class: Import path of the user's own class that may be imported; None for a network of this project.
     """
 
     model: dict[str, Any]
@@ -74,7 +74,7 @@ class Package:
         return network.requires_grad_(False)
 
 
-def build_folded(model: Mapping[str, Any], mel_bins: int, model_class: str | None = None) -> nn.Module:
+def build_folded(model: Mapping[str, Any], mel_bins: int, model_class: str | None = None) -> Any:
     """Return a network with folded norms that has no weights yet.
 
     Args:
@@ -213,10 +213,7 @@ def _digest(nonzeros: Nonzeros) -> str:
 
 
 def _fingerprint(header: PackageHeader, digests: Mapping[str, str]) -> str:
-    settings = {}
-    for name, value in header.model.items():
-        if name not in _TRAINING_ONLY:
-            settings[name] = value
+    settings = {name: value for name, value in header.model.items() if name not in _TRAINING_ONLY}
     weights = []
     for name, digest in sorted(digests.items()):
         weights.append([name, header.tensors[name].shape, digest])

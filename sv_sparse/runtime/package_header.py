@@ -152,15 +152,19 @@ def _parse_tensor(name: str, fields: Any) -> TensorSpec:
 def _parse_backend(backend: dict[str, Any]) -> dict[str, Any]:
     if set(backend) != {"top_n", "calibration"} or not _is_int_between(backend["top_n"], 0, MAX_VALUES):
         raise ValueError(f"backend is {str(backend)[:60]}, expected top_n and calibration")
-    calibration = backend["calibration"]
-    if calibration is None:
+    if backend["calibration"] is None:
         return backend
+    return backend | {"calibration": _parse_calibration(backend["calibration"])}
+
+
+def _parse_calibration(calibration: Any) -> dict[str, Any]:
+    """Return the arguments of ``Calibration``."""
     keys = set(Calibration.__dataclass_fields__)
     if not isinstance(calibration, dict) or set(calibration) != keys:
         raise ValueError(f"calibration is {str(calibration)[:60]}, expected {sorted(keys)}")
     try:
         thresholds = {float(far): threshold for far, threshold in calibration["thresholds"]}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("calibration has thresholds that are not pairs of numbers") from None
     calibration = calibration | {"thresholds": thresholds}
     for name, value in calibration.items():
@@ -170,13 +174,10 @@ def _parse_backend(backend: dict[str, Any]) -> dict[str, Any]:
     qualities = calibration["qualities"]
     if not isinstance(qualities, dict) or not set(qualities) <= set(QUALITIES):
         raise ValueError(f"calibration has qualities {str(qualities)[:60]}, expected some of {', '.join(QUALITIES)}")
-    for name in ("trials", "targets", "speakers"):
-        if not _is_int_between(calibration[name], 0, 1 << 60):
-            raise ValueError(f"calibration has {name} {calibration[name]!r}, expected a count")
-    for name, value in (("p_target", calibration["p_target"]), *(("threshold for", far) for far in thresholds)):
-        if not 0 < value < 1:
-            raise ValueError(f"calibration has {name} {value!r}, expected above 0 and below 1")
-    return backend | {"calibration": calibration}
+    for probability in (calibration["p_target"], *thresholds):
+        if not 0 < probability < 1:
+            raise ValueError(f"calibration has the probability {probability}, expected above 0 and below 1")
+    return calibration
 
 
 def _is_number(value: Any) -> bool:

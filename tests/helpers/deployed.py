@@ -12,14 +12,14 @@ from sv_sparse.scoring.calibration import Calibration
 
 FEATURES = {"sample_rate": 16000, "mel_bins": 80}
 ECAPA: dict[str, Any] = {
-    "_target_": "sv_sparse.models.ecapa_tdnn.ECAPA",
+    "name": "ecapa_tdnn",
     **{"channels": 32, "mfa_channels": 24, "attention_channels": 12, "se_channels": 8, "res2net_scale": 4},
     **{"kernel_sizes": [5, 3, 3], "dilations": [1, 2, 5], "embedding_dim": 16},
 }
 SPEECHBRAIN = ECAPA | {"layout": "speechbrain"}
-RESNET: dict[str, Any] = {"_target_": "sv_sparse.models.resnet.ResNet34", "base_channels": 4, "embedding_dim": 16}
+RESNET: dict[str, Any] = {"name": "resnet34", "base_channels": 4, "embedding_dim": 16}
 SE_RESNET: dict[str, Any] = {
-    "_target_": "sv_sparse.models.se_resnet.SEResNet",
+    "name": "se_resnet",
     **{"channels": [4, 4, 8, 8], "attention_channels": 8, "embedding_dim": 16},
 }
 MODELS = {"ecapa": ECAPA, "speechbrain": SPEECHBRAIN, "resnet": RESNET, "se_resnet": SE_RESNET}

@@ -25,7 +25,7 @@ from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.calibration import Calibration
 
 MODEL = {
-    "_target_": "sv_sparse.models.ecapa_tdnn.ECAPA",
+    "name": "ecapa_tdnn",
     "channels": 16,
     "mfa_channels": 24,
     "attention_channels": 8,
@@ -44,7 +44,7 @@ CALIBRATION = Calibration(
     thresholds={0.01: 2.5, 0.05: 1.0},
 )
 CARD = {"training": "tones", "eer": {"a list": 0.25}}
-LIMITS = Limits(seconds=2.0, megabytes=0.2)
+LIMITS = Limits(max_seconds=2.0, max_megabytes=0.2)
 
 
 class Answer(NamedTuple):
@@ -55,7 +55,7 @@ class Answer(NamedTuple):
     body: bytes
 
     @property
-    def said(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
         return json.loads(self.body)
 
 

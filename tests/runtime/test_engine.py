@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sv_sparse.runtime.engine.bindings import MAX_TILE, library
 from sv_sparse.runtime.engine.executor import SparseEngine, default_plan, uniform_plan
 from sv_sparse.runtime.engine.lowering import lower
-from sv_sparse.runtime.engine.plan import DENSE, Plan
+from sv_sparse.runtime.engine.plan import USE_DENSE, Plan
 from sv_sparse.runtime.fold_bn import fold_batch_norm
 
 RUN = {name: model for name, model in deployed.MODELS.items() if name != "se_resnet"}
@@ -22,8 +22,8 @@ RUN = {name: model for name, model in deployed.MODELS.items() if name != "se_res
 
 def difference(network: nn.Module, engine: SparseEngine, x: Tensor) -> float:
     """Largest difference, relative to the largest value, where memory held something else before."""
-    _, size = engine._layout.levels(x.shape[2])
-    engine._frames, engine._arena = 0, torch.full((size,), torch.nan)
+    _, size = engine._layout.plane_layouts(x.shape[2])
+    engine._frames, engine._memory = 0, torch.full((size,), torch.nan)
     with torch.no_grad():
         expected = network(x)
     return float((engine(x) - expected).abs().max() / expected.abs().max())
@@ -72,22 +72,24 @@ def test_any_ecapa_is_computed(data):
     }
     network = fold_batch_norm(deployed.trained(model, draw(st.sampled_from([0.0, 0.1, 0.7])), draw(st.integers(0, 99))))
     program = lower(network)
-    engine = SparseEngine(program, plan=uniform_plan(program, draw(st.integers(DENSE, MAX_TILE))))
+    engine = SparseEngine(program, plan=uniform_plan(program, draw(st.integers(USE_DENSE, MAX_TILE))))
     least = program.layout.min_frames
     for frames in draw(st.lists(st.integers(least, least + 90), min_size=1, max_size=3)):
         assert difference(network, engine, torch.randn(1, 80, frames)) < 1e-4
 
 
 @settings(deadline=None, max_examples=8)
-@given(st.integers(1, 5), st.integers(9, 120), st.integers(DENSE, MAX_TILE), st.integers(8, 81))
+@given(st.integers(1, 5), st.integers(9, 120), st.integers(USE_DENSE, MAX_TILE), st.integers(8, 81))
 def test_any_resnet_is_computed(base_channels, frames, tile, mel_bins):
-    network = fold_batch_norm(deployed.trained(deployed.RESNET | {"base_channels": base_channels}, 0.3, mel_bins=mel_bins))
+    network = fold_batch_norm(
+        deployed.trained(deployed.RESNET | {"base_channels": base_channels}, 0.3, mel_bins=mel_bins)
+    )
     program = lower(network)
     engine = SparseEngine(program, plan=uniform_plan(program, tile))
     assert difference(network, engine, torch.randn(1, mel_bins, frames)) < 1e-4
 
 
-@pytest.mark.skipif(platform.machine_name() != "x86_64", reason="the flags are those of x86-64")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86-64")
 @pytest.mark.parametrize("flag", ["-mno-avx512f", "-mno-avx"])
 def test_processors_with_narrower_vectors_compute_the_same(flag, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -95,7 +97,7 @@ def test_processors_with_narrower_vectors_compute_the_same(flag, monkeypatch, tm
     library.cache_clear()
     for model in RUN.values():
         network = fold_batch_norm(deployed.trained(model))
-        for tile in (DENSE, 1, 3, 8):
+        for tile in (USE_DENSE, 1, 3, 8):
             program = lower(network)
             engine = SparseEngine(program, plan=uniform_plan(program, tile))
             for frames in (9, 47, 50, 51, 64):
@@ -163,7 +165,7 @@ def test_utterances_that_are_too_short_are_refused_as_the_network_refuses_them(m
 def test_layers_that_are_dense_are_left_to_torch():
     program = lower(fold_batch_norm(deployed.trained(deployed.RESNET, density=1.0)))
     plan = default_plan(program)
-    dense = [name for name, tile in plan.layers.items() if tile == DENSE]
+    dense = [name for name, tile in plan.layers.items() if tile == USE_DENSE]
     assert len(dense) > len(plan.layers) / 2
     assert "embedding.weight" not in dense  # a product with a single vector
 
@@ -181,5 +183,5 @@ def test_a_network_without_a_program_is_named():
 
 def test_more_channels_than_the_kernel_can_number_are_refused():
     model = deployed.ECAPA | {"channels": 8, "mfa_channels": 32_768}
-    with pytest.raises(ValueError, match="not what the sparse kernels can read"):
+    with pytest.raises(ValueError, match="too large for the sparse kernels"):
         lower(fold_batch_norm(deployed.trained(model, 0.01)))

@@ -66,7 +66,7 @@ def test_the_commands_that_use_a_network_run_without_trainings_packages(folder):
     done = light(
         folder,
         ["verify", "0.flac", "1.flac"],
-        ["embed", "0.flac", "1.flac", "--to", "e.npz"],
+        ["embed", "0.flac", "1.flac", "--output", "e.npz"],
         ["enroll", "A", "0.flac"],
         ["identify", "1.flac", "--threshold=-99"],
     )

@@ -82,9 +82,7 @@ def library() -> ctypes.CDLL:
     """
     source = Path(__file__).with_name("sparse_kernels.cpp")
     hint = "choose engine=torch, which needs no compiler and is slower"
-    return compiled(
-        source, ("run_steps", "clear_margins"), "the kernels for sparse networks", hint, _COMPILER_FLAGS
-    )
+    return compiled(source, ("run_steps", "clear_margins"), "the kernels for sparse networks", hint, _COMPILER_FLAGS)
 
 
 def run_steps(steps: Any, layouts: Any, memory: Tensor, threads: int, filterbank: Tensor, output: Tensor) -> None:

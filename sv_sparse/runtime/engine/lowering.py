@@ -62,14 +62,13 @@ class _ECAPALowering:
     def __init__(self, network: ECAPA) -> None:
         self.program = program = Program(network.mel_bins, network.embedding_dim)
         blocks = [block for block in network.blocks if isinstance(block, SERes2Block)]
-        units = [network.first]
+        units: list[nn.Module] = [network.first]
         for block in blocks:
             units.extend(block.res2.units)
         halo = max(_halo(unit) for unit in units)
         frames = program.add_resolution(Resolution(1, 0, (0, halo)))
         for unit in units:
-            if _is_reflect_padded(unit):
-                # As many frames must have a mirror image.
+            if _is_reflect_padded(unit):  # as many frames must have a mirror image
                 program.layout.min_frames = max(program.layout.min_frames, 1 + _halo(unit))
 
         channels = network.first.conv.out_channels
@@ -235,9 +234,7 @@ def _add_basic_block(program: Program, name: str, block: BasicBlock, x: BufferVi
         weight, bias = _scaled_conv(block.shortcut[0], block.shortcut[1])
         program.add_convolution(f"{name}.shortcut.0.weight", weight, x, output, Epilogue(bias), phases=phases)
     weight, bias = _scaled_conv(block.conv1, block.norm1)
-    program.add_convolution(
-        f"{name}.conv1.weight", weight, x, y, Epilogue(bias, pre_activation="relu"), phases=phases
-    )
+    program.add_convolution(f"{name}.conv1.weight", weight, x, y, Epilogue(bias, pre_activation="relu"), phases=phases)
     weight, bias = _scaled_conv(block.conv2, block.norm2)
     epilogue = Epilogue(bias, add=output, post_activation="relu")
     # The output holds what is added, so a dense product waits in y, which is no longer needed.

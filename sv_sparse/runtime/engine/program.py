@@ -284,9 +284,7 @@ class Program:
         if not has_shape or not is_small or max_row > halo_rows or max_col > halo_cols:
             raise NoProgramError(f"{name} of shape {list(weight.shape)} is too large for the sparse kernels")
         self.layers.append(layer)
-        self.add_step(
-            "convolve", kernel_source, target, epilogue, taps=len(layer.offsets), offsets=layer.offsets
-        )
+        self.add_step("convolve", kernel_source, target, epilogue, taps=len(layer.offsets), offsets=layer.offsets)
 
 
 def _first_plane(view: BufferView | None) -> int:
