@@ -52,7 +52,7 @@ def test_its_card_says_what_it_was_trained_on_and_how_it_was_judged(finished, to
     card = package.card
     assert card["license"] == "CC BY 4.0"
     assert card["trained_on"] == "recordings in wav"
-    assert card["figures"]["sparsity_network"] == results["sparsity_network"]
+    assert card["metrics"]["sparsity_network"] == results["sparsity_network"]
     assert card["training"]["speakers"] == results["training"]["speakers"]
     assert card["synthetic_voices_only"] is False
     assert card["limits_of_use"] == LIMITS_OF_USE
@@ -82,20 +82,20 @@ def test_a_network_of_the_demo_corpus_says_in_its_card_and_with_every_decision_t
 
 def test_values_may_be_rounded(finished, tmp_path):
     package = read_package(export(finished, tmp_path / "m.safetensors", "--dtype", "bf16"))
-    assert package.values == "bf16"
+    assert package.dtype == "bf16"
 
 
 def test_an_onnx_file_says_what_it_is(finished, tmp_path):
     metadata = {entry.key: entry.value for entry in onnx.load(export(finished, tmp_path / "m.onnx")).metadata_props}
-    assert metadata["features"] == "included"
+    assert metadata["frontend"] == "included"
     assert json.loads(metadata["card"])["trained_on"] == "recordings in wav"
     outside = onnx.load(export(finished, tmp_path / "o.onnx", "--frontend", "none"))
     assert outside.graph.input[0].name == "filterbank"
 
 
 def test_an_onnx_file_may_have_eight_bits(finished, tmp_path):
-    for features in ("included", "none"):
-        model = onnx.load(export(finished, tmp_path / "m.onnx", "--int8", "--frontend", features))
+    for frontend in ("included", "none"):
+        model = onnx.load(export(finished, tmp_path / "m.onnx", "--int8", "--frontend", frontend))
         assert any(node.op_type == "QuantizeLinear" for node in model.graph.node)
 
 

@@ -130,7 +130,7 @@ def test_the_file_says_what_it_is_and_nothing_of_where_it_was_made(exported):
     _, path = exported
     model = onnx.load(path)
     said = {entry.key: entry.value for entry in model.metadata_props}
-    own = {"sample_rate": "16000", "mel_bins": "80", "embedding_dim": "16", "opset": str(OPSET), "features": "included"}
+    own = {"sample_rate": "16000", "mel_bins": "80", "embedding_dim": "16", "opset": str(OPSET), "frontend": "included"}
     assert said == {"run": "ecapa 90 %", **own}
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
     assert shapes(path) == ["waveform [batch, samples]", "embedding [batch, 16]"]
@@ -154,9 +154,9 @@ def test_the_network_stays_as_it_is(exported):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"features": "both"}, "features must be one of inside, outside, got 'both'"),
+        ({"frontend": "both"}, "frontend must be one of included, none, got 'both'"),
         ({"opset": 17}, "opset must be 18 to 24, got 17"),
-        ({"metadata": {"opset": "9", "a": ""}}, "metadata must not have opset, which the file says by itself"),
+        ({"metadata": {"opset": "9", "a": ""}}, "metadata must not have opset: export_onnx writes it"),
     ],
 )
 def test_a_wrong_setting_is_named(settings: dict, message: str, tmp_path: Path):

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sv_sparse.data.audio import read_utterance, recording
+from sv_sparse.data.decoding import Resampler
 from sv_sparse.runtime.audio import iter_audio, read_audio, to_float
 
 KINDS = [

@@ -93,7 +93,7 @@ def test_each_share_of_target_far_has_its_threshold_and_decision(port):
 def test_the_model_is_described_with_its_limits(port):
     said = ask(port, "GET", "/model").content
     assert said["card"] == CARD
-    assert said["target_far"] == [0.01, 0.05]
+    assert said["target_fars"] == [0.01, 0.05]
     assert said["default_target_far"] == 0.01
     assert said["calibration"] == CALIBRATION.words
     assert said["limits_of_use"] == [NOT_DETECTED, CONSENT]
@@ -113,7 +113,7 @@ def test_without_calibration_there_is_a_score_and_no_decision(verifier):
     plain = copy.copy(verifier)
     plain.backend = replace(verifier.backend, calibration=None)
     with serving(plain) as port:
-        assert ask(port, "GET", "/model").content["target_far"] == []
+        assert ask(port, "GET", "/model").content["target_fars"] == []
         said = verify(port, audio(0), audio(1)).content
     assert said["llr"] is said["probability"] is None
     assert said["decisions"] == []
@@ -140,7 +140,7 @@ def test_a_body_without_end_is_cut_off(port):
 
 def test_a_recording_too_long_is_refused_with_the_limit_and_which_it_is(port):
     long = audio(0, 2.5, kind="OGG")
-    assert len(long) < LIMITS.bytes
+    assert len(long) < LIMITS.max_bytes
     for recordings, index in (((long, audio(1)), 1), ((audio(1), long), 2)):
         found = verify(port, *recordings)
         assert (found.status, found.content["recording"]) == (413, index)
@@ -293,9 +293,9 @@ class Held:
     def __init__(self, verifier) -> None:
         self.verifier = copy.copy(verifier)
         self.begun, self.go = threading.Semaphore(0), threading.Event()
-        self.verifier.hear = self._hear
+        self.verifier.embed_recording = self._embed_recording
 
-    def _hear(self, side, **more):
+    def _embed_recording(self, side, **more):
         if not isinstance(side, EmbeddedRecording):
             self.begun.release()
             assert self.go.wait(60)
@@ -482,5 +482,5 @@ def test_a_comparison_writes_no_file_and_says_nothing(port, capfd):
 @pytest.mark.parametrize("name", [field.name for field in fields(Limits)])
 def test_limits_that_allow_nothing_are_refused(name):
     for value in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"{name.replace('_', ' ')} must be a number above 0"):
+        with pytest.raises(ValueError, match=f"{name} must be a number above 0"):
             replace(LIMITS, **{name: value})

@@ -45,7 +45,7 @@ def refused(*given: str) -> str:
     """What the command says where it does not begin."""
     chosen = parser(["serve"]).parse_args(["serve", *given])
     with pytest.raises(ValueError, match=r"\w") as problem:
-        chosen.run(chosen)
+        chosen.main(chosen)
     return str(problem.value)
 
 
@@ -55,12 +55,12 @@ def test_the_help_states_every_limit(capsys):
     told = " ".join(capsys.readouterr().out.split())
     limits = Limits(max_seconds=60, max_megabytes=20)
     for words in (
-        f"longest recording ({limits.max_seconds:g})",
-        f"largest recording ({limits.max_megabytes:g})",
-        f"sends both recordings ({limits.upload_seconds:g})",
-        f"for one to be compared ({limits.queue_seconds:g})",
-        f"without a complete request is closed ({limits.idle_seconds:g})",
-        f"computed at once ({limits.max_concurrent})",
+        f"longest recording; default: {limits.max_seconds:g}",
+        f"largest recording; default: {limits.max_megabytes:g}",
+        f"sends both recordings; default: {limits.upload_seconds:g}",
+        f"for one to be compared; default: {limits.queue_seconds:g}",
+        f"without a complete request is closed; default: {limits.idle_seconds:g}",
+        f"computed at once; further ones wait; default: {limits.max_concurrent}",
         f"at most {limits.max_uploads} comparisons",
         f"at most {limits.max_connections} connections",
         "--allowed-host NAME",
@@ -86,13 +86,12 @@ def test_limits_and_names_of_the_command_line_are_those_of_the_server(folder, ve
 def test_what_hinders_the_server_is_named(folder, verifier, monkeypatch):
     model = ("--model", str(folder / "model.safetensors"))
     with serving(verifier) as port:
-        assert f"--port {port} cannot be listened on" in refused(*model, "--port", str(port))
+        assert f"--port {port} cannot be used" in refused(*model, "--port", str(port))
     assert "0 to 65535" in refused(*model, "--port", "70000")
     assert "--host no.such.name.invalid" in refused(*model, "--host", "no.such.name.invalid")
-    assert "max" not in refused(*model, "--max-seconds", "0")
-    assert "above 0" in refused(*model, "--max-seconds", "0")
-    assert "upload seconds must be a number above 0" in refused(*model, "--upload-seconds", "nan")
-    assert "at once must be a number above 0, got 0" in refused(*model, "--max-concurrent", "0")
+    assert "max_seconds must be a number above 0, got 0" in refused(*model, "--max-seconds", "0")
+    assert "upload_seconds must be a number above 0" in refused(*model, "--upload-seconds", "nan")
+    assert "max_concurrent must be a number above 0, got 0" in refused(*model, "--max-concurrent", "0")
     assert "--allowed-host https://a.example: expected NAME" in refused(*model, "--allowed-host", "https://a.example")
     assert "nowhere.safetensors" in refused("--model", str(folder / "nowhere.safetensors"))
     monkeypatch.delitem(sys.modules, "sv_sparse.runtime.server.app")

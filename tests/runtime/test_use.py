@@ -82,8 +82,8 @@ def test_verify_says_what_the_verifier_says(use, folder):
     for words in (
         f"score {expected['score']:.4f} (cosine)",
         f"log-likelihood ratio {expected['llr']:.2f}, by {WORDS}\n",
-        f"probability of one speaker {expected['probability']:.2%}, where it was 50.00% before",
-        f"{'accepted' if expected['accepted'] else 'not accepted'}: threshold 2.00, for 1% false alarms",
+        f"probability of one speaker {expected['probability']:.2%}, from a prior of 50.00%",
+        f"{'accepted' if expected['accepted'] else 'not accepted'}: threshold 2.00, for a false-alarm rate of 1%",
         " seconds",
     ):
         assert words in told
@@ -107,7 +107,7 @@ def test_a_model_without_calibration_gives_a_score_and_decides_by_a_given_thresh
     plain = ("--model", "plain.safetensors")
     told = use("verify", "0_0.flac", "0_1.flac", *plain).out
     assert "no probability: the model is not calibrated" in told
-    assert "no decision: the model knows no threshold" in told
+    assert "no decision: the model has no threshold" in told
     assert "accepted: threshold -1.00\n" in use("verify", "0_0.flac", "0_1.flac", *plain, "--threshold=-1").out
     assert json.loads(use("verify", "0_0.flac", "0_1.flac", *plain, "--json").out)["accepted"] is None
 
@@ -168,12 +168,12 @@ def test_the_help_says_the_outcomes_and_the_exit_status_of_each(use, command):
         (["verify", "0_0.flac", "absent.flac"], "error: refused input: absent.flac: No such file or directory"),
         (["verify", "0_0.flac", "model.safetensors"], "input: model.safetensors: cannot be read as a recording"),
         (["verify", "0_0.flac", "1_0.flac", "--model", "0_0.flac"], "error: 0_0.flac is not a readable package"),
-        (["verify", "0_0.flac", "1_0.flac", "--target-far", "0.3"], "the model knows: 0.01, 0.05"),
+        (["verify", "0_0.flac", "1_0.flac", "--target-far", "0.3"], "the model has thresholds for: 0.01, 0.05"),
         (["verify", "0_0.flac", "1_0.flac", "--prior", "1"], "the prior must be above 0 and below 1"),
         (["verify", "0_0.flac", "1_0.flac", "--threads", "0"], "threads must be 1 to 1024"),
         (["embed", "0_0.flac", "--output", "x.txt"], "expected a name that ends in .npz or .csv"),
         (["embed", "0_0.flac", "--output", "absent/x.csv"], "there is no folder absent"),
-        (["identify", "0_0.flac"], "nobody is enrolled; sv-sparse enroll NAME FILE... does"),
+        (["identify", "0_0.flac"], "nobody is enrolled; sv-sparse enroll NAME FILE... enrolls a speaker"),
         (["identify", "0_0.flac", "--top", "0"], "--top must be at least 1"),
         (["enroll"], "expected NAME FILE..., or --list, or --remove NAME"),
         (["enroll", "A"], "expected NAME FILE"),
@@ -214,7 +214,7 @@ def test_who_is_enrolled_is_identified_and_strangers_are_unknown(use):
     said = json.loads(use("identify", "0_0.flac", *nobody, "--top", "1", "--json").out)
     assert (said["answer"], said["known"], [each["name"] for each in said["speakers"]]) == ("unknown", False, ["José"])
     assert said["outcome"] == said["speakers"][0]["outcome"] == "not accepted"
-    assert "1% false alarms a speaker: up to 2.00% for 2 together" in use("identify", "0_0.flac").out
+    assert "a false-alarm rate of 1% a speaker: up to 2.00% for 2 together" in use("identify", "0_0.flac").out
     use("enroll", "--remove", "José")
     assert use("identify", "0_0.flac", *sure).out.startswith("李\n")
 
@@ -227,7 +227,7 @@ def test_a_store_is_of_one_model(use, tmp_path):
     use("enroll", "--remove", "A", *store)
     use("enroll", "A", "0_0.flac", *store, "--model", "plain.safetensors")
     told = use("identify", "0_0.flac", *store, "--model", "plain.safetensors").out
-    assert told.startswith("no decision: the model knows no threshold")
+    assert told.startswith("no decision: the model has no threshold")
     assert "  A: score 1.0000\n" in told
 
 
@@ -274,7 +274,7 @@ def test_stopped_it_goes_on_where_it_was_and_knows_another_model_and_changed_rec
         heard.append(side.name)
         return whole(self, side, **more)
 
-    monkeypatch.setattr(Verifier, "hear", hear)
+    monkeypatch.setattr(Verifier, "embed_recording", hear)
     words = ("embed", *files, "--output", str(tmp_path / "e.npz"))
     assert use(*words).status == 128 + signal.SIGTERM
     assert not (tmp_path / "e.npz").exists()
@@ -293,8 +293,8 @@ def test_stopped_it_goes_on_where_it_was_and_knows_another_model_and_changed_rec
 
 @pytest.mark.parametrize("ending", ["npz", "csv"])
 def test_each_argument_has_a_row_in_its_place_and_each_recording_is_embedded_once(use, tmp_path, monkeypatch, ending):
-    asked, hear = [], Verifier.embed_recording
-    monkeypatch.setattr(Verifier, "hear", lambda self, side: asked.append(side.name) or hear(self, side))
+    asked, embed_recording = [], Verifier.embed_recording
+    monkeypatch.setattr(Verifier, "embed_recording", lambda self, side: asked.append(side.name) or embed_recording(self, side))
     to = tmp_path / f"e.{ending}"
     files = ["0_0.flac", "absent.wav", "1_0.flac", "0_0.flac", "./1_0.flac", "absent.wav"]
     done = use("embed", *files, "--output", str(to))
@@ -330,11 +330,11 @@ def test_files_whose_names_are_not_utf_8_are_embedded_and_named(use, folder, tmp
 
 
 def test_what_an_earlier_attempt_left_is_not_trusted_when_it_is_damaged(use, tmp_path):
-    begun = tmp_path / ".e.npz.begun.npz"
+    partial = tmp_path / ".e.npz.partial.npz"
     for content in (b"damaged", b"", b"PK\x03\x04 cut off"):
-        begun.write_bytes(content)
+        partial.write_bytes(content)
         assert use("embed", "0_0.flac", "--output", str(tmp_path / "e.npz")).status == 0
-        assert not begun.exists()
+        assert not partial.exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named(use):
