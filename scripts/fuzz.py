@@ -149,7 +149,7 @@ def _packages() -> list[bytes]:
         for param in network.parameters():
             param.data.mul_(torch.rand(param.shape) < 0.05)
         with tempfile.TemporaryDirectory() as folder:
-            write_package(Path(folder) / "m", network, model, backend, {"licence": "none"}, features=features)
+            write_package(Path(folder) / "m", network, model, backend, {"license": "none"}, features=features)
             found.append((Path(folder) / "m").read_bytes())
     return found
 

@@ -18,10 +18,10 @@ from sv_sparse.commands.export import make_card
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.evaluation.load import load_network
 from sv_sparse.export.onnx import export_onnx
+from sv_sparse.export.package import write_package
 from sv_sparse.io import write_json
 from sv_sparse.models.features import MEL_BINS
 from sv_sparse.runtime.engine.runtime import Runtime, machine_name
-from sv_sparse.export.package import write_package
 from sv_sparse.runtime.package import read_package
 
 FRAMES = 300  # 3 s of speech
@@ -53,10 +53,10 @@ def _measured(run: Path) -> dict[str, Any]:
     delivered = compact(network) if cut else network
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder, "network.safetensors")
-        card = make_card(run, settings, licence="", trained_on=None)
+        card = make_card(run, settings, license_name="", trained_on=None)
         features = {"sample_rate": SAMPLE_RATE, "mel_bins": MEL_BINS}
-        write_package(package, network, settings["model"], backend, card, features=features, values="fp32")
-        export_onnx(delivered, Path(folder, "network.onnx"), features="outside", metadata={})
+        write_package(package, network, settings["model"], backend, card, features=features, dtype="fp32")
+        export_onnx(delivered, Path(folder, "network.onnx"), frontend="none", metadata={})
         engines: dict[str, Callable[[Tensor], Any]] = {
             "torch": delivered,
             "onnxruntime": _onnxruntime(Path(folder, "network.onnx")),

@@ -18,15 +18,15 @@ import torch
 from interleaved import medians
 from sv_sparse.runtime.compact import compact
 
-from sv_sparse.commands.export import heard, write_onnx
+from sv_sparse.commands.export import calibration_inputs, write_onnx
 from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.prepared import Judged
 from sv_sparse.evaluation.load import load_network
 from sv_sparse.evaluation.trial_sets import lists_of_run
+from sv_sparse.export.package import write_package
 from sv_sparse.models.features import MEL_BINS, Filterbank
 from sv_sparse.runtime.engine.runtime import Runtime
-from sv_sparse.export.package import write_package
 from sv_sparse.runtime.package import read_package
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.metrics import eer, rank_scores
@@ -72,7 +72,7 @@ def judged(run: Path, utterances: int) -> list[dict[str, object]]:
     with tempfile.TemporaryDirectory() as folder:
         found = forms(run, Path(folder))
         lists = lists_of_run(run)
-        training = list(heard(run, "outside", utterances))
+        training = list(calibration_inputs(run, "none", utterances))
         rows: list[dict[str, object]] = []
         reference: dict[str, tuple[Array, float]] = {}
         for form, (size, engine) in found.items():
@@ -95,7 +95,7 @@ def forms(run: Path, folder: Path) -> dict[str, tuple[int, Callable[[torch.Tenso
     found = {}
     for values in ("fp32", "bf16", "fp16"):
         path = folder / f"{values}.safetensors"
-        write_package(path, network, settings["model"], backend, {}, features=FEATURES, values=values)
+        write_package(path, network, settings["model"], backend, {}, features=FEATURES, dtype=values)
         runtime = Runtime.load(read_package(path), threads=1)
         found[values] = path.stat().st_size, lambda x, runtime=runtime: runtime(x).numpy()
     if settings["sparsity"]["controller"].get("whole", False):
@@ -104,7 +104,7 @@ def forms(run: Path, folder: Path) -> dict[str, tuple[int, Callable[[torch.Tenso
         dense = Runtime.load(read_package(path), threads=1)
         found["compact"] = path.stat().st_size, lambda x: dense(x).numpy()
     path = folder / "int8.onnx"
-    write_onnx(path, network, {}, run, features="outside", int8=True)
+    write_onnx(path, network, {}, run, frontend="none", int8=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     found["int8"] = path.stat().st_size, lambda x: session.run(None, {"filterbank": x.numpy()})[0]
     return found

@@ -27,8 +27,8 @@ import numpy as np
 import soundfile
 import torch
 
-from sv_sparse.models.registry import build_model
 from sv_sparse.export.package import write_package
+from sv_sparse.models.registry import build_model
 from sv_sparse.scoring.backend import Backend
 
 RATE, MEL_BINS, SECONDS, DENSITY = 16000, 80, 3, 0.1

@@ -26,10 +26,10 @@ import torch
 from sv_sparse.commands.export import make_card
 from sv_sparse.evaluation.load import load_network
 from sv_sparse.export.onnx import export_onnx
+from sv_sparse.export.package import write_package
 from sv_sparse.runtime.engine.autotune import autotune, torch_threads
 from sv_sparse.runtime.engine.lowering import lower
 from sv_sparse.runtime.engine.runtime import Runtime, machine_name
-from sv_sparse.export.package import write_package
 from sv_sparse.runtime.package import read_package
 
 FEATURES = {"sample_rate": 16000, "mel_bins": 80}
@@ -74,7 +74,7 @@ def shown(row: Mapping[str, Any]) -> dict[str, Any]:
 def exported(run: Path, folder: Path) -> dict[str, Any]:
     """A run's network in all forms, and their sizes in bytes."""
     network, backend, settings = load_network(run / "checkpoints" / "model.pt")
-    card = make_card(run, settings, licence="", trained_on=None)
+    card = make_card(run, settings, license_name="", trained_on=None)
     for values in ("fp32", "bf16"):
         write_package(
             folder / f"{values}.safetensors",
@@ -83,9 +83,9 @@ def exported(run: Path, folder: Path) -> dict[str, Any]:
             backend,
             card,
             features=FEATURES,
-            values=values,
+            dtype=values,
         )
-    export_onnx(network, folder / "model.onnx", features="outside", metadata={})
+    export_onnx(network, folder / "model.onnx", frontend="none", metadata={})
     torch.save(network.state_dict(), folder / "dense.pt")
     weights = [param for param in network.parameters() if param.ndim > 1]
     zeros = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
