@@ -13,7 +13,7 @@ from helpers.tiny import ROOT, tone
 
 from sv_sparse.export.package import write_package
 
-# WindowedEmbedding has none of these. Other packages may use what they use on this system: they have ways of their own there.
+# Windows has none of these. Other packages may use what they use on this system: they have ways of their own there.
 MODULES = ("fcntl", "resource", "pwd", "grp", "termios")
 SIGNALS = ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGKILL", "SIGPIPE", "SIGCHLD", "alarm", "setitimer")
 FUNCTIONS = (

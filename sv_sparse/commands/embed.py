@@ -17,7 +17,8 @@ from sv_sparse.runtime.verifier import Verifier
 
 _SUFFIXES = (".npz", ".csv")
 
-Row = tuple[str, EmbeddedRecording]  # with the recording's name
+# With the recording's name.
+Row = tuple[str, EmbeddedRecording]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

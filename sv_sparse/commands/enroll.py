@@ -41,10 +41,12 @@ def main(args: argparse.Namespace) -> None:
             print(f"{speaker.name}: {amount}, since {speaker.created[:10]}")
         print(f"{len(speakers) or 'nobody is'} enrolled in {path}")
     elif args.remove:
-        database.remove(printable(args.name))  # a name in no encoding cannot be enrolled, but can be typed
+        # A name in no encoding cannot be enrolled, but can be typed.
+        database.remove(printable(args.name))
         print(f"{args.name} is removed from {path}")
     else:
-        name = normalize_name(args.name)  # fails before recordings are embedded for nothing
+        # Fails before recordings are embedded for nothing.
+        name = normalize_name(args.name)
         verifier = load_verifier(args)
         try:
             recordings = [verifier.embed_recording(file) for file in args.files]

@@ -27,7 +27,8 @@ from sv_sparse.models.features import MEL_BINS, Filterbank
 from sv_sparse.runtime.decision import LIMITS_OF_USE, SYNTHETIC
 from sv_sparse.runtime.sparse_codec import DTYPES
 
-NUM_CALIBRATION_CLIPS = 32  # utterances that tell int8 the range of activations
+# Utterances that tell int8 the range of activations.
+NUM_CALIBRATION_CLIPS = 32
 CALIBRATION_CLIP_SECONDS = 6.0
 _METRIC_KEYS = ("target_sparsity", "sparsity_network", "parameters", "nonzero_parameters", "seed")
 _EVALUATION_KEYS = (

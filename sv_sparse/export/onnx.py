@@ -16,14 +16,19 @@ from sv_sparse.export.onnx_features import ConvFilterbank
 from sv_sparse.io import atomic_write, install_command
 from sv_sparse.models.features import crop_samples
 
-OPSET = 18  # the version that torch's exporter writes without a conversion
+# The version that torch's exporter writes without a conversion.
+OPSET = 18
 SAMPLE_RATE = 16000
 FRONTENDS = ("included", "none")
-FILTERBANK = "filterbank"  # name of the value between features and network, also where it is the input
+# Name of the value between features and network, also where it is the input.
+FILTERBANK = "filterbank"
 _OPSETS = range(OPSET, 25)
-_MAX_BYTES = 2**31 - 1  # of a protobuf message
-_EXAMPLE_FRAMES = 57  # of the example that is traced
-_MIN_FRAMES = 9  # fewer may leave a pooling without deviations
+# Of a protobuf message.
+_MAX_BYTES = 2**31 - 1
+# Of the example that is traced.
+_EXAMPLE_FRAMES = 57
+# Fewer may leave a pooling without deviations.
+_MIN_FRAMES = 9
 
 
 def export_onnx(

@@ -67,7 +67,8 @@ def write_package(
             arrays[POSITIONS + name] = np.frombuffer(encoded.positions, np.uint8)
     backend_settings = {name: backend_state[name] for name in ("top_n", "calibration")}
     header = PackageHeader(dict(model), dict(features), backend_settings, dict(card), specs)
-    build_folded(header.model, header.features["mel_bins"], model_class)  # raises for what could not be read again
+    # Raises for what could not be read again.
+    build_folded(header.model, header.features["mel_bins"], model_class)
     content = to_safetensors(arrays, metadata={METADATA_KEY: header.to_text()})
     with atomic_write(path) as file:
         file.write(content)

@@ -35,7 +35,8 @@ NOT_DETECTED = "replayed, converted or synthetic voices (spoofing, deepfakes) ar
 CONSENT = "enroll or compare a person's voice only with that person's consent"
 CONSENT_SENTENCE = f"{CONSENT[0].upper()}{CONSENT[1:]}."
 LIMITS_OF_USE = f"{NOT_DETECTED}; {CONSENT}"
-SYNTHETIC = "synthetic_voices_only"  # key of a model's card
+# Key of a model's card.
+SYNTHETIC = "synthetic_voices_only"
 SYNTHETIC_WARNING = "trained on synthetic voices only (demo corpus): decisions about people mean nothing"
 
 
@@ -161,7 +162,8 @@ class DecisionRule:
         if target_far is None:
             if not thresholds:
                 return cls(prior, None, None)
-            target_far = min(thresholds)  # the strictest one: nobody is accepted by an oversight
+            # The strictest one: nobody is accepted by an oversight.
+            target_far = min(thresholds)
         if target_far not in thresholds:
             rates = ", ".join(f"{rate:g}" for rate in sorted(thresholds)) or "none"
             raise ValueError(
@@ -204,7 +206,8 @@ def decide(
     probabilities = None
     if llrs is not None:
         prior_log_odds = np.log(rule.prior) - np.log1p(-rule.prior)
-        probabilities = (1 + np.tanh((llrs + prior_log_odds) / 2)) / 2  # the sigmoid; tanh does not overflow
+        # The sigmoid; tanh does not overflow.
+        probabilities = (1 + np.tanh((llrs + prior_log_odds) / 2)) / 2
     seconds = time.perf_counter() - start_time
     verifications = []
     for trial, score in enumerate(scores.tolist()):

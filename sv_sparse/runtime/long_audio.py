@@ -40,7 +40,8 @@ class WindowedEmbedding:
         self._embed = embed
         self._window = window
         self._sample_rate = sample_rate
-        self._buffer: list[Array] = []  # joined only when a window is full, so that many small pieces cost little
+        # Joined only when a window is full, so that many small pieces cost little.
+        self._buffer: list[Array] = []
         self._buffer_samples = 0
         self._sum = np.zeros(())
         self._weight = 0
@@ -61,7 +62,8 @@ class WindowedEmbedding:
             self._sum = self._sum + embedding
             self._weight += weight
             start += self._window
-        remainder = buffer[start:].copy()  # a slice would keep all of the buffer in memory
+        # A slice would keep all of the buffer in memory.
+        remainder = buffer[start:].copy()
         self._buffer = [remainder]
         self._buffer_samples = len(remainder)
 

@@ -11,10 +11,12 @@ from sv_sparse.runtime.sparse_codec import DTYPES, KINDS
 from sv_sparse.scoring.calibration import QUALITIES, Calibration
 
 FORMAT = 3
-MAX_VALUES = 1 << 28  # of all tensors together, zeros included: one gibibyte of float32
+# Of all tensors together, zeros included: one gibibyte of float32.
+MAX_VALUES = 1 << 28
 _MAX_TENSORS = 10_000
 _MAX_AXES = 5
-_MAX_NUMBER = 1e30  # finite in float32 after any sum that scoring makes of it
+# Finite in float32 after any sum that scoring makes of it.
+_MAX_NUMBER = 1e30
 _KEYS = {"format", "model", "features", "backend", "card", "tensors"}
 _OLDER = f"sv-sparse 0.1 reads formats 1 and 2, this version reads format {FORMAT}: export the run again"
 

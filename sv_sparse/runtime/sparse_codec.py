@@ -17,8 +17,10 @@ from torch import Tensor
 KINDS = ("bitmask", "gaps", "dense")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-ZSTD_LEVEL = 12  # level 19 takes four times as long and saves half a percent
-MAX_ZSTD_WINDOW = 1 << 27  # bytes that a frame may ask the decoder to set aside
+# Level 19 takes four times as long and saves half a percent.
+ZSTD_LEVEL = 12
+# Bytes that a frame may ask the decoder to set aside.
+MAX_ZSTD_WINDOW = 1 << 27
 _ESCAPE = 255
 
 Bytes = NDArray[np.uint8]

@@ -21,10 +21,13 @@ import numpy as np
 from sv_sparse.io import check_sum
 from sv_sparse.runtime.decision import EmbeddedRecording, Outcome
 
-UNKNOWN = "unknown"  # the answer for a recording of nobody who is enrolled
-RESERVED = (UNKNOWN, "nobody", Outcome.NO_DECISION.value)  # answers that must not look like a name
+# The answer for a recording of nobody who is enrolled.
+UNKNOWN = "unknown"
+# Answers that must not look like a name.
+RESERVED = (UNKNOWN, "nobody", Outcome.NO_DECISION.value)
 
-_APPLICATION_ID = 0x53565350  # "SVSP", which SQLite stores in the file's header
+# "SVSP", which SQLite stores in the file's header.
+_APPLICATION_ID = 0x53565350
 _VERSION = 3
 _MAX_NAME = 200
 # Unicode's class Zs: Japanese input methods type U+3000, word processors U+00A0.
@@ -169,7 +172,7 @@ class SpeakerDatabase:
             ValueError: There is nobody of that name.
             OSError: The file cannot be written.
         """
-        name = _one_spelling(name)
+        name = _canonical_spelling(name)
         with self._read() as connection:
             exists = connection is not None
         row_ids = []
@@ -181,7 +184,8 @@ class SpeakerDatabase:
                         row_ids.append((row_id,))
                 connection.executemany("DELETE FROM recordings WHERE rowid = ?", row_ids)
                 if not connection.execute("SELECT count(*) FROM recordings").fetchone()[0]:
-                    connection.execute("DELETE FROM model")  # an empty database belongs to any model
+                    # An empty database belongs to any model.
+                    connection.execute("DELETE FROM model")
         if not row_ids:
             raise ValueError(f"{self.path}: nobody is enrolled as {name}")
 
@@ -199,7 +203,8 @@ class SpeakerDatabase:
                 )
             rows_by_speaker.setdefault(str(row.speaker), []).append(row)
         problem = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
-        if problem != "ok":  # a row that has disappeared has no checksum that could differ
+        # A row that has disappeared has no checksum that could differ.
+        if problem != "ok":
             raise sqlite3.DatabaseError(problem.replace("\n", " "))
         return rows_by_speaker
 
@@ -266,7 +271,8 @@ class SpeakerDatabase:
         try:
             uri = f"{self.path.absolute().as_uri()}?mode=rw"
             with closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10)) as connection:
-                connection.execute("PRAGMA secure_delete = ON")  # overwrites what is removed
+                # Overwrites what is removed.
+                connection.execute("PRAGMA secure_delete = ON")
                 connection.text_factory = _decode_text
                 yield connection
         except sqlite3.OperationalError as error:
@@ -298,7 +304,7 @@ def normalize_name(name: str) -> str:
     >>> normalize_name(" Jose\u0301 ")
     'José'
     """
-    spelling = _one_spelling(name)
+    spelling = _canonical_spelling(name)
     if not spelling or len(spelling) > _MAX_NAME or not spelling.isprintable():
         raise ValueError(
             f"a speaker's name must be one line of 1 to {_MAX_NAME} printable characters, got {name[:80]!r}"
@@ -310,7 +316,7 @@ def normalize_name(name: str) -> str:
     return spelling
 
 
-def _one_spelling(name: str) -> str:
+def _canonical_spelling(name: str) -> str:
     return unicodedata.normalize("NFC", name.translate(_SPACES)).strip(" ")
 
 
@@ -328,7 +334,8 @@ def _check_seconds(seconds: float | None) -> float | None:
         return None
     if not 0 <= seconds < math.inf:
         raise ValueError(f"a recording's seconds must be a number of at least 0, got {seconds}")
-    return float(seconds)  # as the database returns it, or the checksum would differ
+    # As the database returns it, or the checksum would differ.
+    return float(seconds)
 
 
 def _embedding_bytes(embedding: np.ndarray) -> bytes:

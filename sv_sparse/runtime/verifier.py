@@ -36,7 +36,8 @@ from sv_sparse.scoring.cosine import Array
 Waveform = Array | Tensor
 Recording = Source | tuple[Waveform, int] | EmbeddedRecording | Array
 
-_BATCH_SIZE = 16  # waveforms of equal length
+# Waveforms of equal length.
+_BATCH_SIZE = 16
 
 
 class Verifier:
@@ -82,7 +83,8 @@ class Verifier:
         self.sample_rate = features["sample_rate"]
         self.window_seconds = window_seconds
         self._filterbank = Filterbank(features["sample_rate"], features["mel_bins"])
-        self._make_windows(window_seconds)  # raises for windows that are too short
+        # Raises for windows that are too short.
+        self._make_windows(window_seconds)
 
     @classmethod
     def from_pretrained(

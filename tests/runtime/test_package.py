@@ -11,10 +11,10 @@ import torch
 from helpers import deployed
 from safetensors.numpy import load_file, save_file
 
+from sv_sparse.export.package import write_package
 from sv_sparse.io import check_sum
 from sv_sparse.runtime import sparse_codec
 from sv_sparse.runtime.fold_bn import fold_batch_norm, folded_state
-from sv_sparse.export.package import write_package
 from sv_sparse.runtime.package import read_package
 from sv_sparse.runtime.package_header import with_checksum
 
@@ -272,7 +272,9 @@ def test_what_is_damaged_is_named(tmp_path):
 
 
 def test_a_folder_is_told_how_to_become_a_package(tmp_path):
-    with pytest.raises(ValueError, match="it is a folder; sv-sparse export RUN --output model.safetensors makes one from a run"):
+    with pytest.raises(
+        ValueError, match="it is a folder; sv-sparse export RUN --output model.safetensors makes one from a run"
+    ):
         read_package(tmp_path)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import deployed
 
+from sv_sparse.export.package import write_package
 from sv_sparse.runtime.engine import bindings as native
 from sv_sparse.runtime.engine.autotune import TILES, autotune
 from sv_sparse.runtime.engine.bindings import library
@@ -15,7 +16,6 @@ from sv_sparse.runtime.engine.lowering import lower
 from sv_sparse.runtime.engine.plan import USE_DENSE, Plan
 from sv_sparse.runtime.engine.runtime import Runtime, plan_path
 from sv_sparse.runtime.fold_bn import fold_batch_norm
-from sv_sparse.export.package import write_package
 from sv_sparse.runtime.package import read_package
 
 

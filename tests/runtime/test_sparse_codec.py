@@ -109,7 +109,10 @@ GOOD = encode(sparse(1000, 0.01))
         (SparseTensorBytes("bitmask", 1, frame(bytes(125)), frame(bytes(4))), "0 positions for 1"),
         (SparseTensorBytes("bitmask", 1, frame(bytes(124)), frame(bytes(4))), "124 bytes where 125"),
         (SparseTensorBytes("dense", 999, b"", frame(bytes(4 * 999))), "does not say which"),
-        (SparseTensorBytes("bitmask", 1, frame(bytes([1] + [0] * 124)), frame(bytes([0, 0, 0xC0, 0x7F]))), "not finite"),
+        (
+            SparseTensorBytes("bitmask", 1, frame(bytes([1] + [0] * 124)), frame(bytes([0, 0, 0xC0, 0x7F]))),
+            "not finite",
+        ),
         (SparseTensorBytes("bitmask", 1, frame(bytes([1] + [0] * 124)), frame(bytes(4))), "stores a zero"),
     ],
 )

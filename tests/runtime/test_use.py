@@ -17,9 +17,9 @@ from helpers import deployed
 from helpers.tiny import RATE, ROOT, Outcome, tone
 
 from sv_sparse.commands import main as cli
+from sv_sparse.export.package import write_package
 from sv_sparse.runtime.decision import SYNTHETIC_WARNING
 from sv_sparse.runtime.decision import Outcome as Decision
-from sv_sparse.export.package import write_package
 from sv_sparse.runtime.verifier import Verifier
 from sv_sparse.scoring.backend import Backend
 
@@ -294,7 +294,9 @@ def test_stopped_it_goes_on_where_it_was_and_knows_another_model_and_changed_rec
 @pytest.mark.parametrize("ending", ["npz", "csv"])
 def test_each_argument_has_a_row_in_its_place_and_each_recording_is_embedded_once(use, tmp_path, monkeypatch, ending):
     asked, embed_recording = [], Verifier.embed_recording
-    monkeypatch.setattr(Verifier, "embed_recording", lambda self, side: asked.append(side.name) or embed_recording(self, side))
+    monkeypatch.setattr(
+        Verifier, "embed_recording", lambda self, side: asked.append(side.name) or embed_recording(self, side)
+    )
     to = tmp_path / f"e.{ending}"
     files = ["0_0.flac", "absent.wav", "1_0.flac", "0_0.flac", "./1_0.flac", "absent.wav"]
     done = use("embed", *files, "--output", str(to))

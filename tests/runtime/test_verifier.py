@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from sv_sparse.data.audio import recording
 from sv_sparse.data.decoding import MIN_SECONDS
 from sv_sparse.evaluation.embed import embed
+from sv_sparse.export.package import write_package
 from sv_sparse.models.features import Filterbank
 from sv_sparse.runtime.decision import SYNTHETIC_WARNING, EmbeddedRecording, RefusedInputError
 from sv_sparse.runtime.long_audio import WindowedEmbedding
-from sv_sparse.export.package import write_package
 from sv_sparse.runtime.verifier import Verifier
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.calibration import qualities_of
@@ -213,7 +213,10 @@ def test_thresholds_are_those_of_the_calibration_or_given():
     [
         ({"prior": 0.0}, "prior must be above 0 and below 1, got 0.0"),
         ({"prior": math.nan}, "prior must be"),
-        ({"target_far": 0.02}, r"no threshold for a false-alarm rate of 0.02; the model has thresholds for: 0.01, 0.05"),
+        (
+            {"target_far": 0.02},
+            r"no threshold for a false-alarm rate of 0.02; the model has thresholds for: 0.01, 0.05",
+        ),
         ({"target_far": 0.01, "threshold": 1.0}, "expected a threshold or a false-alarm rate, got both"),
         ({"threshold": math.inf}, "threshold must be a number"),
     ],

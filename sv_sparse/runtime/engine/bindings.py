@@ -12,27 +12,26 @@ from torch import Tensor
 
 from sv_sparse.optim.native import compiled
 
-# In the order of the enumerations in sparse_kernels.cpp.
+# The numbers of operations and activations are their places here, as in the enumerations of sparse_kernels.cpp.
+# fmt: off
 OPERATIONS = (
-    "convolve",
-    "epilogue",
-    "copy",
-    "phases",
-    "mirror",
-    "means",
-    "statistics",
-    "attend",
-    "excite",
-    "load",
-    "store",
+    "convolve", "epilogue", "copy", "phases", "mirror", "means", "statistics", "attend", "excite", "load", "store",
 )
+# fmt: on
 ACTIVATIONS = ("none", "relu", "tanh", "sigmoid")
-MAX_TILE = 12  # vectors
+# Vectors of outputs that stay in registers.
+MAX_TILE = 12
 # An entry's code has 16 bits for the input channel; the kernel has room for 256 taps.
 MAX_CHANNELS = (1 << 16) - 1
 MAX_TAPS = 255
 ENTRY = np.dtype([("code", np.uint32), ("weight", np.float32)])
 
+# fmt: off
+_INT_FIELDS = (
+    "op", "rows", "in_resolution", "in_plane", "out_resolution", "out_plane", "add_plane", "add_to_next_plane",
+    "next_input_plane", "bias_plane", "pre_activation", "post_activation", "tile", "taps", "mirror_width",
+)
+# fmt: on
 # Unlike the optimizer's kernels, these need not give the same bits on every processor.
 _COMPILER_FLAGS = ("-march=native", "-ffp-contract=fast")
 
@@ -47,29 +46,9 @@ class Step(ctypes.Structure):
     """One operation of a program; see sparse_kernels.cpp."""
 
     _fields_ = [
-        ("op", ctypes.c_int32),
-        ("rows", ctypes.c_int32),
-        ("in_resolution", ctypes.c_int32),
-        ("in_plane", ctypes.c_int32),
-        ("out_resolution", ctypes.c_int32),
-        ("out_plane", ctypes.c_int32),
-        ("add_plane", ctypes.c_int32),
-        ("add_to_next_plane", ctypes.c_int32),
-        ("next_input_plane", ctypes.c_int32),
-        ("bias_plane", ctypes.c_int32),
-        ("pre_activation", ctypes.c_int32),
-        ("post_activation", ctypes.c_int32),
-        ("tile", ctypes.c_int32),
-        ("taps", ctypes.c_int32),
-        ("mirror_width", ctypes.c_int32),
-        ("correction", ctypes.c_float),
-        ("min_variance", ctypes.c_float),
-        ("starts", ctypes.c_void_p),
-        ("entries", ctypes.c_void_p),
-        ("offsets", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
-        ("shift", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in _INT_FIELDS),
+        *((name, ctypes.c_float) for name in ("correction", "min_variance")),
+        *((name, ctypes.c_void_p) for name in ("starts", "entries", "offsets", "bias", "scale", "shift")),
     ]
 
 

@@ -8,8 +8,10 @@ from torch.nn import functional as F
 
 from sv_sparse.models.layers import keep_channels_last
 
-CSR_MIN_SPARSITY = 0.88  # of a layer, from which torch's CSR product is faster than its dense one (DECISIONS 57)
-_READ_FROM_OUTSIDE = {"pooling.hidden"}  # layers whose weight the module around them slices
+# Sparsity of a layer from which torch's CSR product is faster than its dense one.  DECISIONS 57
+CSR_MIN_SPARSITY = 0.88
+# Layers whose weight is sliced by the module around them.
+_READ_FROM_OUTSIDE = {"pooling.hidden"}
 
 
 class TorchEngine:
@@ -17,8 +19,8 @@ class TorchEngine:
 
     Args:
         network: Folded network; it is changed.
-        use_csr: Replace very sparse layers. A network of somebody else's class stays as it is: what its modules read of
-            each other is not known.
+        use_csr: Replace very sparse layers. False for a class of the user's own, whose modules may read each other's
+            weights.
 
     Attributes:
         csr_layers: Names of the layers with CSR products.
@@ -104,6 +106,10 @@ def _convert_to_csr(network: nn.Module) -> list[str]:
     names = []
     for name, module in list(network.named_modules()):
         if not isinstance(module, (nn.Conv2d, nn.Linear)) or name in _READ_FROM_OUTSIDE:
+            continue
+        # Copying the patches of a kernel over time and frequency takes longer than its dense product: a ResNet34 of
+        # 90 % zeros needs 291 ms by CSR where it needs 70 ms by dense convolutions.
+        if isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1:
             continue
         sparsity = 1 - float(module.weight.count_nonzero()) / module.weight.numel()
         if sparsity > CSR_MIN_SPARSITY:

@@ -68,7 +68,8 @@ class _ECAPALowering:
         halo = max(_halo(unit) for unit in units)
         frames = program.add_resolution(Resolution(1, 0, (0, halo)))
         for unit in units:
-            if _is_reflect_padded(unit):  # as many frames must have a mirror image
+            # As many frames must have a mirror image.
+            if _is_reflect_padded(unit):
                 program.layout.min_frames = max(program.layout.min_frames, 1 + _halo(unit))
 
         channels = network.first.conv.out_channels

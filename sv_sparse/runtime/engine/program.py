@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sv_sparse.runtime.engine.bindings import ACTIVATIONS, ENTRY, MAX_CHANNELS, MAX_TAPS, OPERATIONS, PlaneLayout
 
-_ALIGNMENT = 16  # values; the same as in sparse_kernels.cpp
+# Values; the same as in sparse_kernels.cpp. A vector of AVX-512 has as many.
+_ALIGNMENT = 16
 
 
 class NoProgramError(ValueError):
@@ -276,7 +277,7 @@ class Program:
             weight = weight[:, :, None, None]
         layer = _make_layer(name, weight.detach(), source, product or target, len(self.steps), dilation, phases)
         kernel_source = source if phases is None else phases
-        # What is wrong here would be read from outside the planes, which the kernels do not check.
+        # The kernels check nothing: what is wrong here would be read from outside the planes.
         halo_rows, halo_cols = self.layout.resolutions[kernel_source.resolution].halo
         max_row, max_col = np.abs(layer.offsets).max(axis=0)
         has_shape = weight.shape[:2] == (target.count, source.count)

@@ -20,9 +20,8 @@ logger = logging.getLogger(__name__)
 
 ENGINES = ("auto", "sparse", "torch")
 MAX_THREADS = 1024
-_TORCH_COST = (
-    "falling back to the torch engine: zeros save it little, so at 90 % sparsity it takes about four times as long"
-)
+# Measured for ECAPA-TDNN and ResNet34 by scripts/benchmark/deploy.py.
+_TORCH_COST = "falling back to the torch engine, which takes two to four times as long at 90 % sparsity"
 
 
 class Runtime:
@@ -78,7 +77,7 @@ class Runtime:
         if engine not in ENGINES:
             raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         # One thread for short utterances: the second one gains little, and loses much beside other programs that
-        # have the cores. DECISIONS 76
+        # have the cores.  DECISIONS 76
         short_threads = 1 if threads is None else threads
         threads = check_threads(torch.get_num_threads() if threads is None else threads)
         mel_bins = package.features["mel_bins"]
@@ -137,7 +136,7 @@ def plan_path(package: Package, threads: int) -> Path:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sv-sparse" / "plans"
     except RuntimeError as error:
         raise OSError(f"plans are stored in the user's cache: {error}") from error
-    # A plan is right for all of these and for nothing else.  DECISIONS 56
+    # A plan is right for all of these and for nothing else, so they are its name.  DECISIONS 56
     key = f"{package.fingerprint} {machine_name()} {torch.__version__} {__version__} {threads}"
     return cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 

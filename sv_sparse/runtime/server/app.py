@@ -106,7 +106,8 @@ def make_app(
                 problem.status, problem.text, problem.recording, problem.retry_seconds
             ),
             HTTPException: lambda _, problem: _error_response(problem.status_code, f"{problem.detail}."),
-            ClientDisconnect: lambda *_: _error_response(400, "The recordings did not arrive."),  # nobody reads it
+            # Nobody reads it.
+            ClientDisconnect: lambda *_: _error_response(400, "The recordings did not arrive."),
             Exception: lambda *_: _error_response(500, "The program failed; its terminal says more."),
         },
     )
@@ -130,8 +131,10 @@ def make_server(app: Starlette, limits: Limits) -> uvicorn.Server:
         server_header=False,
         ws="none",
         lifespan="off",
-        timeout_keep_alive=math.ceil(limits.idle_seconds),  # not before the clock of connection.py
-        limit_concurrency=limits.max_connections + 1,  # reached only when a request is under way on each
+        # Not before the clock of connection.py.
+        timeout_keep_alive=math.ceil(limits.idle_seconds),
+        # Reached only when a request is under way on each.
+        limit_concurrency=limits.max_connections + 1,
         timeout_graceful_shutdown=5,
     )
     return uvicorn.Server(config)
@@ -197,7 +200,8 @@ class _Api:
             except TimeoutError:
                 raise RequestError(408, f"The recordings did not arrive in {timeout:g} seconds.") from None
             async with self._turn(self._comparisons):
-                if await request.is_disconnected():  # the client gave up while it waited
+                # The client gave up while it waited.
+                if await request.is_disconnected():
                     raise ClientDisconnect
                 return JSONResponse(await run_in_threadpool(self._compare, recordings))
 
@@ -229,7 +233,8 @@ class _Api:
         if int(request.headers.get("Content-Length", 0)) > max_length:
             raise self._too_large(1)
         body = bytearray()
-        async for chunk in request.stream():  # a chunked body has no Content-Length
+        # A chunked body has no Content-Length.
+        async for chunk in request.stream():
             if len(body) + len(chunk) > max_length:
                 raise self._too_large(1)
             body += chunk

@@ -83,7 +83,8 @@ class Connection(H11Protocol):
                 idlest = other
                 first_end = other.clock.when()
         if idlest is not None:
-            idlest._stop_clock()  # the next connection too many must close another one
+            # The next connection too many must close another one.
+            idlest._stop_clock()
             idlest.transport.abort()
 
 
