@@ -135,7 +135,7 @@ class Stages:
         names = {name for word in lists for name in word.rpartition(":")[2].split(",")}
         folders = [folder for folder in self._folders() if not names <= _judged_by(folder)]
         if folders and lists:
-            yield ["sv-sparse", "evaluate", *map(str, folders), "--on", *lists]
+            yield ["sv-sparse", "evaluate", *map(str, folders), "--trial-sets", *lists]
 
     def table(self) -> Iterator[Command]:
         """All finished runs in one table, those of other choices too."""

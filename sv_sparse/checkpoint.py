@@ -7,8 +7,6 @@ it was saved with.
 
 import io
 import lzma
-import os
-import shutil
 import struct
 import zipfile
 import zlib
@@ -20,12 +18,12 @@ import torch
 
 from sv_sparse.io import atomic_write, compare_zip_sums
 
-FORMAT = 4
+FORMAT = 5
 TRAINING_KEYS = {
     "format", "config", "model", "head", "optimizer", "controller", "scaler",
-    "diagnostics", "progress", "generators", "best", "at_start", "started_sparse",
+    "diagnostics", "progress", "rng_states", "best", "untrained_metrics", "sparse_init",
 }  # fmt: skip
-NETWORK_KEYS = {"format", "config", "model", "backend", "figures"}
+NETWORK_KEYS = {"format", "config", "model", "backend", "metrics"}
 
 # What torch.load and zipfile raise for files that were cut off or changed at random: found by trying.
 DAMAGED = (
@@ -70,7 +68,7 @@ def load(path: Path, keys: set[str]) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, expected a checkpoint")
     if state.get("format") != FORMAT:
-        raise ValueError(f"{path} has checkpoint format {state.get('format')}, this version reads {FORMAT}")
+        raise ValueError(f"{path} has checkpoint format {state.get('format')}, and this version reads {FORMAT}; sv-sparse 0.1 reads 4")
     if keys == NETWORK_KEYS and set(state) == TRAINING_KEYS:
         raise ValueError(
             f"{path} is what a run continues from, not a network that was delivered; those are model.pt and best.pt"
@@ -80,94 +78,3 @@ def load(path: Path, keys: set[str]) -> dict[str, Any]:
     if set(state) != keys:
         raise ValueError(f"{path} lacks {sorted(keys - set(state))} and has unknown {sorted(set(state) - keys)}")
     return state
-
-
-class Checkpoints:
-    """The training checkpoints of a run: ``last.pt``, and those after the last few epochs.
-
-    Args:
-        folder: where they are.
-        keep: how many epochs' to keep.
-
-    Attributes:
-        last: path of the newest.
-    """
-
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
-        self.last = folder / "last.pt"
-
-    def __bool__(self) -> bool:
-        return self.last.is_file()
-
-    def epoch(self, number: int) -> Path:
-        """Path of the checkpoint after an epoch."""
-        return self.folder / f"epoch_{number:04d}.pt"
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Replace ``last.pt``.
-
-        Raises:
-            OSError: it cannot be written; the old one stands.
-        """
-        save(self.last, state)
-
-    def keep_epoch(self, number: int, *, best: int | None) -> None:
-        """Keep ``last.pt`` as the checkpoint after an epoch too, and remove old ones.
-
-        Args:
-            number: the epoch; those beyond it are of a future that was given up.
-            best: an epoch whose checkpoint is not removed.
-        """
-        wanted = {*range(number - self.keep + 1, number + 1), best}
-        for path in self._epochs():
-            if int(path.stem.removeprefix("epoch_")) not in wanted:
-                path.unlink()
-        if self.keep:
-            _double(self.last, self.epoch(number))
-
-    def read_last(self) -> dict[str, Any]:
-        """What ``last.pt`` holds.
-
-        Raises:
-            ValueError: it is not readable; names the one before it, if there is one.
-        """
-        try:
-            return load(self.last, TRAINING_KEYS)
-        except ValueError as error:
-            before = max(self._epochs(), default=None)
-            hint = f"; the one before it is {before}, continue from there with resume={before}" if before else ""
-            raise ValueError(f"{error}{hint}") from error
-
-    def _epochs(self) -> list[Path]:
-        return list(self.folder.glob("epoch_*.pt"))
-
-
-def return_to(path: Path) -> None:
-    """Make an earlier training checkpoint the last one of its run; that one is kept as ``replaced.pt``.
-
-    Raises:
-        ValueError: it is not readable.
-    """
-    load(path, TRAINING_KEYS)
-    last = path.with_name("last.pt")
-    if path == last:
-        return
-    wanted = last.with_name(".wanted.tmp")
-    _double(path, wanted)  # first, since it may be replaced.pt itself
-    if last.is_file():
-        _double(last, last.with_name("replaced.pt"))
-    _double(wanted, last)
-    wanted.unlink()
-
-
-def _double(path: Path, other: Path) -> None:
-    """Give a file another name too, in the place of what has that name; a copy where the file system has no links."""
-    temporary = other.with_name(f".{other.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(path, temporary)
-    except OSError:
-        shutil.copyfile(path, temporary)
-    os.replace(temporary, other)
-    temporary.unlink(missing_ok=True)  # a rename to a name that the same file has already does nothing

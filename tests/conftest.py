@@ -13,7 +13,7 @@ from helpers.fake_cuda import fake_cuda_process  # noqa: F401  # a fixture
 from helpers.tiny import ROOT, THREE_EPOCHS, TINY, Outcome, Tones, write_tones, write_trial_list
 from hydra.core.global_hydra import GlobalHydra
 
-from sv_sparse.training.init_from_config import offer_origins
+from sv_sparse.training.init_from_config import register_init_sources
 
 
 def _hide_lazy_modules() -> None:
@@ -63,7 +63,7 @@ def train(capsys, monkeypatch, tmp_path) -> Callable[..., Outcome]:
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
-        offer_origins([], ROOT / "conf")  # none; other tests compose in this process
+        register_init_sources([])  # none; other tests compose in this process
         return Outcome(status, *capsys.readouterr())
 
     monkeypatch.chdir(tmp_path)
@@ -82,7 +82,7 @@ def attempts(tmp_path_factory) -> Iterator[Attempts]:
 def uninterrupted(tones, attempts, tmp_path_factory) -> Path:
     """The folder of a run of three epochs."""
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    done = attempts(*THREE_EPOCHS, *tones.settings(), f"folder={folder}")
+    done = attempts(*THREE_EPOCHS, *tones.settings(), f"run_dir={folder}")
     assert done.status == 0, done.err
     return folder
 
@@ -91,7 +91,7 @@ def uninterrupted(tones, attempts, tmp_path_factory) -> Path:
 def finished(tones, tmp_path_factory) -> Path:
     """The folder of a finished tiny run, trained by the command line in a process of its own."""
     runs = tmp_path_factory.mktemp("finished")
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, *tones.settings(), "target_sparsity=0.8", f"runs={runs}"]
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, *tones.settings(), "target_sparsity=0.8", f"runs_dir={runs}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=runs, check=False)
     assert done.returncode == 0, done.stderr
     (folder,) = runs.iterdir()

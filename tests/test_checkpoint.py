@@ -21,7 +21,7 @@ def test_what_is_saved_is_loaded_again_as_tensors_and_plain_data(tmp_path):
     checkpoint.save(tmp_path / "model.pt", STATE)
     state = checkpoint.load(tmp_path / "model.pt", checkpoint.NETWORK_KEYS)
     assert torch.equal(state["model"]["w"], STATE["model"]["w"])
-    assert state["figures"] == {"eer": 0.1}
+    assert state["metrics"] == {"eer": 0.1}
 
 
 @pytest.mark.parametrize(

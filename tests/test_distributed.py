@@ -22,7 +22,7 @@ from sv_sparse.training.logging import read_rows
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 # LinBreg, whose step is linear in the gradient: Adam's first steps are signs, which rounding flips
 SETTINGS = (*TINY, "optim=linbreg", "optim.lr=0.05", "target_sparsity=0.8", "trainer.batch_size=8", "trainer.epochs=3")
-TIMING = {"utterances_per_second", "data_wait"}
+TIMING = {"utterances_per_second", "data_wait_fraction"}
 
 # train.py, of which process 1 is killed once in its 5th update, at the first start, and is late afterwards
 KILLED = """
@@ -66,14 +66,14 @@ def corpus(tmp_path_factory) -> list[str]:
     for key in (keys[1], keys[7], keys[13]):
         damage_middle(folder / "wav" / key)
     write_trial_list(folder / "trials.txt", [key for key in keys if key[6] in "678"])
-    shares = ["data.validation_share=0.3", "data.max_unreadable=0.2"]
-    return ["data=folder", f"data.root={folder / 'wav'}", f"data.trials={folder / 'trials.txt'}", *shares]
+    shares = ["data.val_fraction=0.3", "data.max_unreadable_fraction=0.2"]
+    return ["data=folder", f"data.root={folder / 'wav'}", f"data.trial_lists={folder / 'trials.txt'}", *shares]
 
 
 @pytest.fixture(scope="module")
 def alone(corpus, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("alone") / "run"
-    done = run(sys.executable, str(ROOT / "train.py"), *SETTINGS, *corpus, f"folder={folder}")
+    done = run(sys.executable, str(ROOT / "train.py"), *SETTINGS, *corpus, f"run_dir={folder}")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -81,7 +81,7 @@ def alone(corpus, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def together(corpus, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("together") / "run"
-    done = run(*TORCHRUN, str(ROOT / "train.py"), *SETTINGS, *corpus, f"folder={folder}")
+    done = run(*TORCHRUN, str(ROOT / "train.py"), *SETTINGS, *corpus, f"run_dir={folder}")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -105,7 +105,7 @@ def test_two_processes_have_the_loss_curve_of_one_with_the_same_batch(alone, tog
     one, two = rows(alone), rows(together)
     assert [row["step"] for row in one] == [row["step"] for row in two]
     for left, right in zip(one, two, strict=True):
-        for name in left.keys() - {"duals", "layers"}:
+        for name in left.keys() - {"dual_histogram", "layers"}:
             assert right[name] == pytest.approx(left[name], rel=1e-3, abs=1e-5), (left["step"], name)
     assert len([row for row in one if "loss" in row]) >= 6
 
@@ -114,7 +114,7 @@ def test_two_processes_deliver_the_network_of_one(alone, together):
     for name, value in network(alone).items():
         torch.testing.assert_close(network(together)[name], value, rtol=1e-2, atol=1e-3)
     assert results(together)["sparsity"] == results(alone)["sparsity"]
-    assert results(together)["start_eer"] == results(alone)["start_eer"]
+    assert results(together)["untrained_eer"] == results(alone)["untrained_eer"]
     assert tuple(results(folder)["training"]["processes"] for folder in (alone, together)) == (1, 2)
 
 
@@ -124,7 +124,7 @@ def test_the_log_says_what_a_batch_is_and_who_lost_what(together):
     assert "however many processes, the peak learning rates are 0.05" in log
     losses = (together / "metrics.jsonl").read_text().count('"loss"')
     progress = checkpoint.load(together / "checkpoints" / "last.pt", checkpoint.TRAINING_KEYS)["progress"]
-    assert progress["seen"] == 8 * losses
+    assert progress["utterances_seen"] == 8 * losses
     assert progress["unreadable"] > 0
 
 
@@ -132,7 +132,7 @@ def test_embeddings_are_gathered_to_the_last_bit(alone, tmp_path):
     copy = shutil.copytree(alone, tmp_path / "copy")
     before = (copy / "scores" / "trials.txt").read_bytes()
     (copy / "scores" / "trials.txt").unlink()
-    done = run(*TORCHRUN, str(ROOT / "train.py"), f"resume={copy}")
+    done = run(*TORCHRUN, str(ROOT / "train.py"), f"resume_from={copy}")
     assert done.returncode == 0, done.stderr
     assert (copy / "scores" / "trials.txt").read_bytes() == before
     assert np.array_equal(results(copy)["evaluations"], results(alone)["evaluations"])
@@ -141,14 +141,14 @@ def test_embeddings_are_gathered_to_the_last_bit(alone, tmp_path):
 def test_a_process_whose_work_is_done_ends_well_whatever_its_threads_do(alone, tmp_path):
     script, copy = tmp_path / "busy.py", shutil.copytree(alone, tmp_path / "copy")
     script.write_text(BUSY)
-    done = run(*TORCHRUN, str(script), str(ROOT / "train.py"), f"resume={copy}")
+    done = run(*TORCHRUN, str(script), str(ROOT / "train.py"), f"resume_from={copy}")
     assert done.returncode == 0, done.stderr
 
 
 def test_a_killed_process_is_started_again_and_the_run_goes_on_from_its_last_checkpoint(together, corpus, tmp_path):
     script, folder = tmp_path / "killed.py", tmp_path / "run"
     script.write_text(KILLED)
-    words = [*SETTINGS, *corpus, f"folder={folder}"]
+    words = [*SETTINGS, *corpus, f"run_dir={folder}"]
     done = run(*TORCHRUN, "--max-restarts=2", str(script), str(ROOT / "train.py"), *words)
     assert done.returncode == 0, done.stderr
     assert_continued_to(together, folder)
@@ -160,7 +160,7 @@ def test_machines_begin_again_where_another_ones_process_was_killed(together, co
     with socket.create_server(("localhost", 0)) as free:
         where = f"--rdzv-endpoint=localhost:{free.getsockname()[1]}"
     machine = (*TORCHRUN[:3], "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", where, "--max-restarts=2")
-    words = [*machine, str(script), str(ROOT / "train.py"), *SETTINGS, *corpus, f"folder={folder}"]
+    words = [*machine, str(script), str(ROOT / "train.py"), *SETTINGS, *corpus, f"run_dir={folder}"]
     with ThreadPoolExecutor(2) as pool:
         ended = [pool.submit(run, *words).result for _ in range(2)]
         for done in (result() for result in ended):
@@ -194,11 +194,11 @@ def test_restarts_need_a_folder_and_the_same_settings(corpus, alone, train, monk
     monkeypatch.delenv("TORCHELASTIC_MAX_RESTARTS")
     for variable in ("SLURM_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"):
         monkeypatch.setenv(variable, "1")
-        done = train(*SETTINGS, *corpus, f"folder={alone}", "head.scale=31")
+        done = train(*SETTINGS, *corpus, f"run_dir={alone}", "head.scale=31")
         assert done.status == 2
-        assert f"folder={alone} holds a run that was begun with other settings: head.scale" in done.err
+        assert f"run_dir={alone} holds a run that was begun with other settings: head.scale" in done.err
         monkeypatch.delenv(variable)
-    done = train(*SETTINGS, *corpus, f"folder={alone}")
+    done = train(*SETTINGS, *corpus, f"run_dir={alone}")
     assert done.status == 2
     assert "is there already" in done.err
 
@@ -206,14 +206,14 @@ def test_restarts_need_a_folder_and_the_same_settings(corpus, alone, train, monk
 def test_a_return_to_an_epoch_is_made_once_not_at_each_restart(alone, tmp_path, train, monkeypatch):
     copy = shutil.copytree(alone, tmp_path / "copy")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
-    done = train(f"resume={copy}/checkpoints/epoch_0002.pt")
+    done = train(f"resume_from={copy}/checkpoints/epoch_0002.pt")
     assert done.status == 2
-    assert f"return without it, or continue with resume={copy}" in done.err
+    assert f"return without it, or continue with resume_from={copy}" in done.err
     monkeypatch.delenv("TORCHELASTIC_MAX_RESTARTS")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    done = train(f"resume={copy}/checkpoints/epoch_0002.pt")
+    done = train(f"resume_from={copy}/checkpoints/epoch_0002.pt")
     assert done.status == 0, done.err
-    assert not list(copy.rglob("replaced.pt"))
+    assert not list(copy.rglob("last_before_rollback.pt"))
 
 
 def test_a_problem_of_the_first_process_is_said_once_and_ends_all(corpus):

@@ -60,7 +60,7 @@ def test_every_cell_of_the_plan_is_a_run_that_the_settings_allow(scale):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for words in commands:
             told = [word.replace("=LAMBDA", "=0.1") for word in words[2:]]
-            assert resolve(compose("config", ["name=test", *told]))["trainer"]["epochs"] > 0
+            assert resolve(compose("config", ["run_name=test", *told]))["trainer"]["epochs"] > 0
 
 
 def test_what_a_cell_comes_after_is_trained_before_it():
@@ -138,7 +138,7 @@ def test_a_second_time_nothing_is_done_again_and_the_tables_are_the_same(made, l
 
 
 def test_other_settings_than_a_cell_was_begun_with_are_refused_and_the_others_stay(made, listed):
-    done = evidence(*WORDS, *listed, "--out", made, *TINY, "trainer.warmup=0.2")
+    done = evidence(*WORDS, *listed, "--out", made, *TINY, "trainer.warmup_fraction=0.2")
     assert done.returncode == 2
     assert "dense_s0: error: " in done.stdout
     assert "was begun with" in done.stdout
@@ -159,7 +159,7 @@ def test_a_stop_leaves_checkpoints_and_the_same_command_goes_on(listed, tmp_path
     done = [row["step"] for row in read_rows(folder / "metrics.jsonl") if "loss" in row]
     resumed = evidence(*words)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert f"resume={folder}" in shlex.split(resumed.stdout.splitlines()[0])
+    assert f"resume_from={folder}" in shlex.split(resumed.stdout.splitlines()[0])
     assert (folder / "results.json").is_file()
     again = [row["step"] for row in read_rows(folder / "metrics.jsonl") if "loss" in row]
     assert again[: len(done)] == done
@@ -188,7 +188,7 @@ def test_what_is_missing_is_said(tones: Tones, tmp_path, capsys):
 
     lists = ["--root", tones.root, "--trials", tones.trials]
     assert "--root and --trials go together" in refused("--root", tones.root)
-    for word in ("seed=5", "optim.lambda_=0.05", "optim.lr=0.01", "optim.lr.sparse=0.01"):
+    for word in ("seed=5", "optim.lambda_init=0.05", "optim.lr=0.01", "optim.lr.sparse_start=0.01"):
         assert f"{word}: that is what the plan decides" in refused(*lists, word)
     assert "--seeds: expected some of 0, got 7" in refused("--quick", "--seeds", "7")
     assert "no such file" in refused("--root", tones.root, "--trials", tmp_path / "no.txt")
@@ -234,7 +234,7 @@ def test_runs_of_several_seeds_are_averaged_and_compared_draw_by_draw(made, tmp_
     assert both.of([0]) == both
     assert both.of([1]).minus(both, "trials") is None
     elsewhere = Run(narrow.folder)
-    vars(elsewhere)["lists"] = {"trials": narrow.lists["trials"] | {"digest": "another"}}
+    vars(elsewhere)["lists"] = {"trials": narrow.lists["trials"] | {"checksum": "another"}}
     with pytest.raises(ValueError, match="judged by different trials"):
         Group("narrow", (elsewhere,)).minus(Group("dense", (dense,)), "trials")
     with pytest.raises(ValueError, match=r"should differ in the seed alone, and do in model.channels|target_sparsity"):
@@ -266,7 +266,7 @@ def test_every_name_of_the_plan_is_read_by_the_tables(made, tmp_path):
 def test_what_ended_near_the_target_is_counted(made, tmp_path):
     for name, sparsity in (("near", 0.904), ("far", 0.906)):
         shutil.copytree(made / "runs" / "finetuned_feedback_0.9_s0", tmp_path / name)
-        results = json.loads((tmp_path / name / "results.json").read_text()) | {"sparsity_before_landing": sparsity}
+        results = json.loads((tmp_path / name / "results.json").read_text()) | {"sparsity_tracked": sparsity}
         (tmp_path / name / "results.json").write_text(json.dumps(results))
     cells = plan(["insensitivity"], FULL, [0])
     for cell in cells:

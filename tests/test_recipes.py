@@ -43,7 +43,7 @@ def planned(name: str, *words: object) -> list[list[str]]:
 def check_training(words: list[str]) -> dict:
     """The settings of a command that would train; composing refuses names that are not there."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return resolve(compose("config", ["name=test", *words]))
+        return resolve(compose("config", ["run_name=test", *words]))
 
 
 @pytest.mark.parametrize("name", ["voxceleb", "cnceleb"])
@@ -99,7 +99,7 @@ def cn(tmp_path_factory) -> Path:
 def test_cnceleb_runs_from_the_disk_to_its_table_and_a_second_time_does_nothing_again(cn, tmp_path):
     out = tmp_path / "it's out"
     made = out / "tiny"
-    words = ["--root", cn / "root", "--out", out, *SMALL, "data.validation_share=0"]
+    words = ["--root", cn / "root", "--out", out, *SMALL, "data.val_fraction=0"]
     done = recipe("cnceleb", *words)
     assert done.returncode == 0, done.stderr
     rows = compared(made)

@@ -163,7 +163,7 @@ class Evidence:
         runs = [run.folder for run in Finished(self.runs, self._noisy()).runs() if not self._heard_noise(run)]
         if not runs:
             return 0
-        return execute(["sv-sparse", "evaluate", *map(str, runs), "--on", *(f"folder:{folder}" for folder in folders)])
+        return execute(["sv-sparse", "evaluate", *map(str, runs), "--trial-sets", *(f"folder:{folder}" for folder in folders)])
 
     def _noisy(self) -> list[Cell]:
         """Cells whose networks the noise table has."""

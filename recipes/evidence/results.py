@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from evidence.plan import Cell
 from sv_sparse.config.settings import flat, read_settings
-from sv_sparse.evaluation.score_files import redrawn_eers
+from sv_sparse.evaluation.score_files import bootstrap_eers
 from sv_sparse.report.record import judged_lists
 from sv_sparse.scoring.bootstrap import Interval, interval
 from sv_sparse.training.logging import read_rows
@@ -77,7 +77,7 @@ class Run:
     @cache  # noqa: B019 (a handful of runs, as long as the program)
     def draws(self, name: str) -> NDArray[np.float64] | None:
         """EERs of draws of other speakers, on a list."""
-        return redrawn_eers(self.folder / "scores" / f"{name}.txt")
+        return bootstrap_eers(self.folder / "scores" / f"{name}.txt")
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ class Group:
         """Mean EER on a list."""
         return float(np.mean(self.eers(name)))
 
-    def start_eer(self, name: str) -> float | None:
+    def untrained_eer(self, name: str) -> float | None:
         """Mean EER on a list before training; None where it is not known."""
-        found = [run.lists[name].get("start_eer") for run in self.runs]
+        found = [run.lists[name].get("untrained_eer") for run in self.runs]
         return None if None in found else float(np.mean(found))
 
     def draws(self, name: str) -> NDArray[np.float64] | None:
@@ -137,7 +137,7 @@ class Group:
         if not common:
             return None
         left, right = self.of(common), other.of(common)
-        trials = {run.lists[name]["digest"] for run in (*left.runs, *right.runs)}
+        trials = {run.lists[name]["checksum"] for run in (*left.runs, *right.runs)}
         if len(trials) > 1:
             raise ValueError(f"{self.name} and {other.name} were judged by different trials, both in a list {name}")
         own, theirs = left.draws(name), right.draws(name)
@@ -230,4 +230,4 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def _lists(run: Run) -> dict[str, str]:
-    return {name: one["digest"] for name, one in run.results["evaluations"].items()}
+    return {name: one["checksum"] for name, one in run.results["evaluations"].items()}

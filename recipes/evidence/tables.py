@@ -36,7 +36,7 @@ def control_table(found: Finished, lists: Sequence[str]) -> Table:
             (
                 *(model, optim, percent(float(target)), percent(before, 3), f"{run.gap:+.3f}", str(run.steps), when),
                 f"{run.results['lambda']:.3g}",
-                *(f"{percent(group.eer(name))} ({percent(group.start_eer(name))})" for name in lists),
+                *(f"{percent(group.eer(name))} ({percent(group.untrained_eer(name))})" for name in lists),
             )
         )
     return Table("Control", (*heads, "λ at the end", *(f"EER {name} (before training)" for name in lists)), rows)
@@ -86,9 +86,9 @@ def _untrained(dense: Group, lists: Sequence[str]) -> list[str]:
     """What a network makes of the lists before it is trained: what is left of it is what was learnt."""
     row = ["dense, before training", ABSENT, ABSENT, str(len(dense.runs))]
     for name in lists:
-        each = [dense.of([seed]).start_eer(name) for seed in dense.seeds]
+        each = [dense.of([seed]).untrained_eer(name) for seed in dense.seeds]
         row += [
-            percent(dense.start_eer(name)),
+            percent(dense.untrained_eer(name)),
             ", ".join(percent(eer).removesuffix("%") for eer in each),
             *3 * [ABSENT],
         ]

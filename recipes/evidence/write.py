@@ -101,7 +101,7 @@ def _write_answer(
             lines += figure_links(_draw(folder, name, own, lists))
     write_text(folder / "answer.md", "\n".join(lines).rstrip() + "\n")
     entries, _ = read_entries([run.folder for run in own.runs()], None)
-    entries = [entry for entry in entries if entry.one["key"] in lists or question == "noise"]
+    entries = [entry for entry in entries if entry.one["id"] in lists or question == "noise"]
     write_text(folder / "runs.csv", as_csv(entries, [*columns(entries, {}), _COMMIT]))
     write_text(folder / "epochs.csv", _csv(curves(own.runs())))
     if question == "structure":

@@ -23,13 +23,13 @@ from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.prepared import Judged
 from sv_sparse.evaluation.load import load_network
-from sv_sparse.evaluation.trial_sets import lists_of_run
+from sv_sparse.evaluation.trial_sets import run_trial_sets
 from sv_sparse.export.package import write_package
 from sv_sparse.models.features import MEL_BINS, Filterbank
 from sv_sparse.runtime.engine.runtime import Runtime
 from sv_sparse.runtime.package import read_package
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.metrics import eer, rank_scores
+from sv_sparse.scoring.metrics import eer, sort_scores
 
 Array = np.ndarray
 FEATURES = {"sample_rate": SAMPLE_RATE, "mel_bins": MEL_BINS}
@@ -71,7 +71,7 @@ def judged(run: Path, utterances: int) -> list[dict[str, object]]:
     """A row for each list and form."""
     with tempfile.TemporaryDirectory() as folder:
         found = forms(run, Path(folder))
-        lists = lists_of_run(run)
+        lists = run_trial_sets(run)
         training = list(calibration_inputs(run, "none", utterances))
         rows: list[dict[str, object]] = []
         reference: dict[str, tuple[Array, float]] = {}
@@ -125,7 +125,7 @@ def embedded(engine: Callable[[torch.Tensor], Array], several: Iterable[torch.Te
 def error_rate(one: Judged, embeddings: Array, mean: Array) -> float:
     """The EER of a list."""
     scores = Backend(mean).score(embeddings, one.trials.enrolment, one.trials.test)
-    return eer(rank_scores(scores, one.trials.is_target, one.trials.describe))[0]
+    return eer(sort_scores(scores, one.trials.is_target, one.trials.describe))[0]
 
 
 if __name__ == "__main__":

@@ -36,14 +36,15 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from interleaved import medians
+from sv_sparse.config.settings import resolve
+from sv_sparse.training.update import hear
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from sv_sparse.config.settings import resolve
 from sv_sparse.data.augment import Augmentation
 from sv_sparse.data.augment_ops import Mixer, mask_filterbank
 from sv_sparse.data.noise import KINDS, build_store
-from sv_sparse.evaluation.corpus import prepare_corpus
+from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.features import MEL_BINS, Filterbank, crop_samples
 from sv_sparse.models.heads import AAMSoftmax
@@ -61,7 +62,6 @@ from sv_sparse.optim.optimizer import IMPLEMENTATIONS
 from sv_sparse.training.logging import read_rows
 from sv_sparse.training.setup import Experiment, build
 from sv_sparse.training.trainer import Trainer
-from sv_sparse.training.update import hear
 
 ROOT = Path(__file__).parents[2]
 RATE = 16000
@@ -365,7 +365,7 @@ def _training(options: Options, *words: str) -> Iterator[_Step]:
     """A run of a narrow network on made-up speech, to be stepped by hand."""
     folder = Path(tempfile.mkdtemp(dir=options.folder))
     settings = _settings(*_words(options), *words)
-    experiment = build(settings, folder, prepare_corpus(settings, folder))
+    experiment = build(settings, folder, load_corpus(settings, folder))
     trainer = Trainer(experiment, time.monotonic())
     experiment.network.train()
     with trainer.update.ready(), trainer.monitor.progress(0, experiment.total_steps):

@@ -20,8 +20,8 @@ from threadpoolctl import threadpool_limits
 
 from sv_sparse.data.torchaudio_guard import torchaudio  # before speechbrain, which fails on CPU-only torch otherwise
 from sv_sparse.scoring.as_norm import as_norm, cohort_statistics
-from sv_sparse.scoring.cosine import centred_unit, cosine_scores
-from sv_sparse.scoring.metrics import OperatingPoint, eer, min_dcf, rank_scores
+from sv_sparse.scoring.cosine import center_and_normalize, cosine_scores
+from sv_sparse.scoring.metrics import OperatingPoint, eer, min_dcf, sort_scores
 
 assert torchaudio is not None
 from speechbrain.utils.metric_stats import EER, minDCF  # noqa: E402
@@ -52,7 +52,7 @@ class Job(NamedTuple):
 def embeddings(count: int, seed: int = 0) -> np.ndarray:
     """Unit vectors [count, SIZE]."""
     drawn = np.random.default_rng(seed).normal(size=(count, SIZE)).astype(np.float32)
-    return centred_unit(drawn, np.zeros(SIZE, np.float32))
+    return center_and_normalize(drawn, np.zeros(SIZE, np.float32))
 
 
 def one_by_one(unit: np.ndarray, left: np.ndarray, right: np.ndarray, count: int) -> Callable[[], object]:
@@ -103,7 +103,7 @@ def judge_job(count: int, share: float, target: float | None) -> Job:
     scores = (generator.normal(size=count) + 2 * is_target).astype(np.float32)
 
     def ours() -> None:
-        ranked = rank_scores(scores, is_target)
+        ranked = sort_scores(scores, is_target)
         eer(ranked), min_dcf(ranked, POINT)
 
     def by_roc_curve() -> None:

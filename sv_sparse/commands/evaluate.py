@@ -6,213 +6,238 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sv_sparse.config.settings import Settings
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.data.prepared import Judged, rows_of
 from sv_sparse.data.speakers import read_sexes
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.distributed import end, processes, rank
-from sv_sparse.evaluation.corpus import refuse_known_to, run_of
-from sv_sparse.evaluation.embedding_cache import EMBEDDINGS, EmbeddingCache
-from sv_sparse.evaluation.evaluate import evaluate_lists, keep_evaluations, refuse_other_lists
+from sv_sparse.evaluation.embedding_cache import EMBEDDINGS_DIR, EmbeddingCache
+from sv_sparse.evaluation.evaluate import check_trial_checksums, evaluate_trial_sets, update_evaluations_file
+from sv_sparse.evaluation.leakage import check_speaker_overlap, run_dir_of
 from sv_sparse.evaluation.load import load_network
-from sv_sparse.evaluation.result import Evaluation, Sides
-from sv_sparse.evaluation.trial_sets import lists_named, lists_of_files, lists_of_run
-from sv_sparse.evaluation.validation import make_backend
+from sv_sparse.evaluation.result import TrialSetResult, TrialSideInfo
+from sv_sparse.evaluation.trial_sets import parse_trial_sets, run_trial_sets, trial_sets_from_files
+from sv_sparse.evaluation.validation import fit_scoring_backend
 from sv_sparse.io import composed
 from sv_sparse.models.features import MEL_BINS, Filterbank
 from sv_sparse.report import refresh_report
-from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.config import ENROLMENTS, NORMALIZATIONS, Scoring
-from sv_sparse.training.device import choose_device
+from sv_sparse.scoring.config import ENROLLMENTS, SCORE_NORMS, ScoringConfig
+from sv_sparse.training.device import resolve_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``sv-sparse evaluate``."""
+    """Add the arguments of ``sv-sparse evaluate``."""
     parser.add_argument(
         "networks",
         type=Path,
         nargs="+",
         metavar="RUN",
-        help="run folders, judged by their own lists or by those named here; or one network file, such as "
-        "RUN/checkpoints/best.pt, with --scores",
+        help="run folders, evaluated on their own lists or on those named here; or one network file, such as "
+        "RUN/checkpoints/best.pt, with --output-dir",
     )
     parser.add_argument(
-        "--on",
+        "--trial-sets",
         nargs="+",
         default=[],
         metavar="LISTS",
         help="PREPARED:LIST,LIST of prepared folders; LIST alone where RUN was trained on one; voxceleb1-o,e,h and "
         "cnceleb name the usual ones; folder:PATH takes the lists in PATH, of recordings in PATH/wav",
     )
-    parser.add_argument("--root", type=Path, help="folder that the paths in --trials are relative to")
-    parser.add_argument("--trials", type=Path, nargs="+", default=[], help="VoxCeleb-format trial lists")
-    parser.add_argument("--speakers", type=Path, help="table with columns speaker and sex, for those in --trials")
-    parser.add_argument("--normalization", choices=NORMALIZATIONS, help="of scores; as RUN was set if not given")
-    parser.add_argument("--top-n", type=int, help="closest training speakers that as_norm looks at")
-    parser.add_argument("--enrolment", choices=ENROLMENTS, help="what becomes of several enrolment utterances")
+    parser.add_argument("--audio-root", type=Path, metavar="PATH", help="folder that the paths in --trials start from")
+    parser.add_argument(
+        "--trials", type=Path, nargs="+", default=[], metavar="FILE", help="trial lists in VoxCeleb's format"
+    )
+    parser.add_argument(
+        "--speaker-metadata",
+        type=Path,
+        metavar="FILE",
+        help="table with columns speaker and sex, for the speakers in --trials",
+    )
+    parser.add_argument("--score-norm", choices=SCORE_NORMS, help="score normalization; that of RUN by default")
+    parser.add_argument("--top-n", type=int, metavar="N", help="closest training speakers that as_norm takes")
+    parser.add_argument(
+        "--enrollment",
+        choices=ENROLLMENTS,
+        help="treatment of several enrollment utterances; that of RUN by default",
+    )
     parser.add_argument(
         "--max-unreadable",
         type=float,
-        metavar="SHARE",
-        help="largest share of the recordings that may be left out because they cannot be used; 0 for none; as RUN was "
-        "set if not given",
+        metavar="FRACTION",
+        help="largest fraction of the recordings that may be left out because they cannot be used, 0 for none; that "
+        "of RUN by default",
+    )
+    parser.add_argument(
+        "--model-class",
+        metavar="PATH",
+        help="import path of the network's class if it is your own, such as mypkg.net.Net; no "
+        "class is imported only because RUN names it",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--scores", type=Path, help="folder that the scores are written to; RUN/scores if not given")
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="FOLDER", help="folder for the scores; RUN/scores by default"
+    )
 
 
-def main(chosen: argparse.Namespace) -> None:
-    """Run ``sv-sparse evaluate``, by several processes together where torchrun started them.
+def main(args: argparse.Namespace) -> None:
+    """Run ``sv-sparse evaluate``; several processes share the work if torchrun started them.
 
     Raises:
-        ValueError: something is not as expected; names it.
-        OSError: something cannot be read or written.
+        ValueError: an argument or file is not as expected; names it.
+        OSError: a file cannot be read or written.
     """
-    _refuse_unclear(chosen)
+    _check_arguments(args)
     with processes():
-        for path in chosen.networks:
-            if len(chosen.networks) > 1 and rank() == 0:
+        for path in args.networks:
+            if len(args.networks) > 1 and rank() == 0:
                 print(f"{path}:")
-            _evaluate(path, chosen)
+            _evaluate(path, args)
     end()
 
 
-def _refuse_unclear(chosen: argparse.Namespace) -> None:
-    files = [path for path in chosen.networks if not path.is_dir()]
-    absent = [path for path in files if not path.exists()]
-    if absent:
-        raise ValueError(f"{absent[0]}: no such run folder or network file")
-    if chosen.scores is None and files:
-        raise ValueError(f"{files[0]} is no run folder; --scores is needed where a network file is given")
-    if chosen.scores is not None and len(chosen.networks) > 1:
-        raise ValueError("--scores takes the scores of one network; those of several go to their run folders")
-    if (chosen.root is None) != (not chosen.trials):
-        raise ValueError("--root and --trials go together: the folder of the recordings, and lists of them")
-    if chosen.speakers is not None and not chosen.trials and not any(w.startswith("folder:") for w in chosen.on):
+def _check_arguments(args: argparse.Namespace) -> None:
+    files = [path for path in args.networks if not path.is_dir()]
+    for path in files:
+        if not path.exists():
+            raise ValueError(f"{path}: no such run folder or network file")
+    if files and args.output_dir is None:
+        raise ValueError(f"{files[0]} is no run folder; --output-dir is needed for a network file")
+    if args.output_dir is not None and len(args.networks) > 1:
+        raise ValueError("--output-dir takes the scores of one network; those of several go to their run folders")
+    if (args.audio_root is None) != (not args.trials):
+        raise ValueError("--audio-root and --trials go together: the folder of the recordings, and lists of them")
+    names_folder = any(arg.startswith("folder:") for arg in args.trial_sets)
+    if args.speaker_metadata is not None and not args.trials and not names_folder:
         raise ValueError(
-            "--speakers is for the lists of --trials and of --on folder:PATH; prepared folders have their own"
+            "--speaker-metadata is for the lists of --trials and of --trial-sets folder:PATH; prepared folders have "
+            "their own"
         )
 
 
-def _evaluate(path: Path, chosen: argparse.Namespace) -> None:
-    """Judge one network; what it trained on decides what it may be judged by."""
-    network, given, settings = load_network(path / "checkpoints" / "model.pt" if path.is_dir() else path)
-    scoring = _asked(Scoring(**settings["scoring"]), chosen)
-    limit = _limit(settings, chosen)
-    folder = run_of(path)
-    lists = _lists(folder, chosen)
-    refuse_known_to(folder, lists)
-    if chosen.scores is None:
-        refuse_other_lists(folder, lists, scoring)
-    if rank() == 0:
-        _warn_of_known(folder, lists)
-    device = choose_device(chosen.device, "--device ")
-    network, filterbank = network.to(device), Filterbank(SAMPLE_RATE, MEL_BINS).to(device)
-    cache = EmbeddingCache((chosen.scores or folder) / EMBEDDINGS, network, settings["model"])
-    backend = given
-    if _other_normalization(given, scoring):
-        manifest = folder / "manifest.parquet"
-        if not manifest.is_file():
-            raise ValueError(f"--normalization {scoring.normalization}: {path} does not say what it was trained on")
-        backend = make_backend(network, filterbank, Manifest(manifest), given.mean, scoring, limit, cache)
-    scores_to = chosen.scores or folder / "scores"
-    evaluations = evaluate_lists(
-        network, filterbank, lists, backend, scoring, limit=limit, scores_to=scores_to, cache=cache
+def _evaluate(path: Path, args: argparse.Namespace) -> None:
+    """Evaluate a network, print the results, and write the scores and the report."""
+    trusted = () if args.model_class is None else (args.model_class,)
+    network, backend, config = load_network(
+        path / "checkpoints" / "model.pt" if path.is_dir() else path, trusted=trusted
     )
-    for evaluation in evaluations:
-        print("\n".join(_lines(evaluation)))
-    if chosen.scores is None and rank() == 0:
-        changed = keep_evaluations(folder, evaluations) or not (folder / "report.html").is_file()
-        if changed and (folder / "results.json").is_file():
-            refresh_report(folder)
+    scoring = _scoring_config(config.scoring, args)
+    limit = UnreadableLimit(config.data.max_unreadable_fraction)
+    if args.max_unreadable is not None:
+        limit = UnreadableLimit(args.max_unreadable, "--max-unreadable ")
+    run_dir = run_dir_of(path)
+    trial_sets = _trial_sets(run_dir, args)
+    check_speaker_overlap(run_dir, trial_sets)
+    if args.output_dir is None:
+        check_trial_checksums(run_dir, trial_sets, scoring)
     if rank() == 0:
-        print(f"scores in {scores_to}" + (f", report in {folder}/report.html" if chosen.scores is None else ""))
+        _warn_of_same_names(run_dir, trial_sets)
+    device = resolve_device(args.device, "--device ")
+    network = network.to(device)
+    filterbank = Filterbank(SAMPLE_RATE, MEL_BINS).to(device)
+    cache = EmbeddingCache((args.output_dir or run_dir) / EMBEDDINGS_DIR, network, config.model_settings)
+    # Another normalization gives scores of another scale, so the calibration is fitted anew too.
+    if backend.top_n != (scoring.top_n if scoring.score_norm == "as_norm" else 0):
+        manifest = run_dir / "manifest.parquet"
+        if not manifest.is_file():
+            raise ValueError(f"--score-norm {scoring.score_norm}: {path} does not say what it was trained on")
+        backend = fit_scoring_backend(network, filterbank, Manifest(manifest), backend.mean, scoring, limit, cache)
+    output_dir = args.output_dir or run_dir / "scores"
+    results = evaluate_trial_sets(
+        network, filterbank, trial_sets, backend, scoring, limit=limit, output_dir=output_dir, cache=cache
+    )
+    if rank() > 0:
+        return
+    for result in results:
+        print("\n".join(_result_lines(result)))
+    if args.output_dir is not None:
+        print(f"scores in {output_dir}")
+        return
+    changed = update_evaluations_file(run_dir, results) or not (run_dir / "report.html").is_file()
+    if changed and (run_dir / "results.json").is_file():
+        refresh_report(run_dir)
+    print(f"scores in {output_dir}, report in {run_dir}/report.html")
 
 
-def _lists(folder: Path, chosen: argparse.Namespace) -> list[Judged]:
-    """What the command line names, or the run's own."""
-    sexes = read_sexes(chosen.speakers) if chosen.speakers is not None else {}
-    lists = lists_of_files(chosen.root, chosen.trials, sexes) if chosen.trials else []
-    lists += lists_named(chosen.on, folder, sexes)
-    lists = lists or lists_of_run(folder)
-    names = [one.trials.name for one in lists]
+def _trial_sets(run_dir: Path, args: argparse.Namespace) -> list[Judged]:
+    """Load the lists that the command line names, or the run's own."""
+    sexes = read_sexes(args.speaker_metadata) if args.speaker_metadata is not None else {}
+    trial_sets = trial_sets_from_files(args.audio_root, args.trials, sexes) if args.trials else []
+    trial_sets += parse_trial_sets(args.trial_sets, run_dir, sexes)
+    trial_sets = trial_sets or run_trial_sets(run_dir)
+    names = [trial_set.trials.name for trial_set in trial_sets]
     if len(set(names)) < len(names):
         raise ValueError(f"expected lists of different names, got {', '.join(names)}")
-    return lists
+    return trial_sets
 
 
-def _other_normalization(given: Backend, scoring: Scoring) -> bool:
-    """Whether a network's back-end, its calibration included, was made for another normalization."""
-    wanted = scoring.top_n if scoring.normalization == "as_norm" else 0
-    return given.top_n != wanted
+def _scoring_config(scoring: ScoringConfig, args: argparse.Namespace) -> ScoringConfig:
+    """Return a run's scoring settings, changed as the command line says."""
+    if args.score_norm is not None:
+        scoring = replace(scoring, score_norm=args.score_norm)
+    if args.enrollment is not None:
+        scoring = replace(scoring, enrollment=args.enrollment)
+    if args.top_n is not None:
+        if scoring.score_norm != "as_norm":
+            raise ValueError(f"--top-n {args.top_n} is for --score-norm as_norm")
+        scoring = replace(scoring, top_n=args.top_n)
+    return scoring
 
 
-def _limit(settings: Settings, chosen: argparse.Namespace) -> UnreadableLimit:
-    """Return the limit on recordings that are left out: that of the command line, or of the run's settings."""
-    if chosen.max_unreadable is not None:
-        return UnreadableLimit(chosen.max_unreadable, "--max-unreadable ")
-    return UnreadableLimit(settings["data"]["max_unreadable"])
+def _warn_of_same_names(run_dir: Path, trial_sets: Sequence[Judged]) -> None:
+    """Warn of lists of files that have names of utterances or speakers of the run's own.
 
-
-def _asked(scoring: Scoring, chosen: argparse.Namespace) -> Scoring:
-    """A run's own way to score, changed as the command line says."""
-    asked = {"normalization": chosen.normalization, "top_n": chosen.top_n, "enrolment": chosen.enrolment}
-    found = replace(scoring, **{name: value for name, value in asked.items() if value is not None})
-    if chosen.top_n is not None and found.normalization != "as_norm":
-        raise ValueError(f"--top-n {chosen.top_n} is for --normalization as_norm")
-    return found
-
-
-def _warn_of_known(run: Path, lists: Sequence[Judged]) -> None:
-    """Say how many utterances and speakers of lists without a manifest have names that a run trained on or held out."""
-    manifest = run / "manifest.parquet"
-    unknown = [one for one in lists if not one.speakers]
-    if not unknown or not manifest.is_file():
+    Only names are known of such lists, and names may agree by chance, so that this is no error.
+    """
+    manifest = run_dir / "manifest.parquet"
+    from_files = [trial_set for trial_set in trial_sets if not trial_set.speakers]
+    if not from_files or not manifest.is_file():
         return
-    heard = rows_of(manifest, "train", "validation")
-    utterances = heard.column("utterance").combine_chunks()
-    speakers = set(map(composed, heard.column("speaker").unique().to_pylist()))
-    for one in unknown:
-        count = int((match(one.trials.utterances, utterances) >= 0).sum())
-        shared = len(speakers.intersection(map(composed, Sides.of(one).speakers)))
-        if count or shared:
+    rows = rows_of(manifest, "train", "validation")
+    utterances = rows.column("utterance").combine_chunks()
+    speakers = set(map(composed, rows.column("speaker").unique().to_pylist()))
+    for trial_set in from_files:
+        num_utterances = int((match(trial_set.trials.utterances, utterances) >= 0).sum())
+        list_speakers = TrialSideInfo.from_trial_set(trial_set).speakers
+        num_speakers = len(speakers.intersection(map(composed, list_speakers)))
+        if num_utterances or num_speakers:
             print(
-                f"warning: list {one.trials.name} has {count} utterances and {shared} speakers of names that {run} was "
-                f"trained or tuned on; if they are the same, its error rates say little",
+                f"warning: list {trial_set.trials.name} has {num_utterances} utterances and {num_speakers} speakers of "
+                f"names that {run_dir} was trained or tuned on; if they are the same, its error rates say little",
                 file=sys.stderr,
             )
 
 
-def _lines(evaluation: Evaluation) -> Iterator[str]:
-    """An evaluation for the terminal, every number with its conditions."""
-    rate, threshold = f"{evaluation.eer:.2%}", f"{evaluation.eer_threshold:.4f}"
-    yield f"{evaluation.name}: EER {rate}{_range(evaluation.eer_interval, '.2%')} at {threshold}"
-    speakers = f" of {evaluation.speakers:,} speakers" if evaluation.speakers is not None else ""
-    yield f"  {evaluation.trials:,} trials, {evaluation.targets:,} targets{speakers}"
-    if evaluation.recordings_left_out:
+def _result_lines(result: TrialSetResult) -> Iterator[str]:
+    """Yield a result for the terminal, each number with its conditions."""
+    eer_interval = _format_interval(result.eer_interval, ".2%")
+    yield f"{result.name}: EER {result.eer:.2%}{eer_interval} at {result.eer_threshold:.4f}"
+    speakers = f" of {result.speakers:,} speakers" if result.speakers is not None else ""
+    yield f"  {result.trials:,} trials, {result.targets:,} targets{speakers}"
+    if result.recordings_left_out:
         yield (
-            f"  left out: {evaluation.trials_left_out:,} trials; recordings that cannot be used: "
-            f"{evaluation.recordings_left_out:,}"
+            f"  left out: {result.trials_left_out:,} trials; recordings that cannot be used: "
+            f"{result.recordings_left_out:,}"
         )
-    yield f"  enrolment: {evaluation.enrolment}; normalization: {evaluation.normalization}"
-    for cost in evaluation.costs:
-        name, point = f"p_target {cost['p_target']:g}", f"c_miss {cost['c_miss']:g}, c_fa {cost['c_fa']:g}"
-        least = f"{cost['min_dcf']:.3f}{_range(cost['min_dcf_interval'], '.3f')} at {cost['min_dcf_threshold']:.4f}"
-        actual = f", actDCF {cost['act_dcf']:.3f}" if cost["act_dcf"] is not None else ""
-        yield f"  {name}: minDCF {least}{actual} ({point})"
-    if evaluation.cllr is None:
-        yield f"  minCllr {evaluation.min_cllr:.3f}; not calibrated"
+    yield f"  enrollment: {result.enrollment}; score normalization: {result.score_norm}"
+    for cost in result.dcf:
+        dcf_interval = _format_interval(cost["min_dcf_interval"], ".3f")
+        line = f"minDCF {cost['min_dcf']:.3f}{dcf_interval} at {cost['min_dcf_threshold']:.4f}"
+        if cost["act_dcf"] is not None:
+            line += f", actDCF {cost['act_dcf']:.3f}"
+        yield f"  p_target {cost['p_target']:g}: {line} (c_miss {cost['c_miss']:g}, c_fa {cost['c_fa']:g})"
+    if result.cllr is None:
+        yield f"  minCllr {result.min_cllr:.3f}; not calibrated"
     else:
-        yield f"  Cllr {evaluation.cllr:.3f}, minCllr {evaluation.min_cllr:.3f}, by {evaluation.calibration}"
-    for one in evaluation.decisions:
-        found = f"{one['p_fa']:.2%} false alarms and {one['p_miss']:.2%} misses here"
-        yield f"  log-likelihood ratio {one['threshold']:.2f} for {100 * one['false_alarms']:g}% false alarms: {found}"
-    for kind, groups in evaluation.groups.items():
-        for name, group in groups.items():
-            yield f"  {kind} {name}: EER {group['eer']:.2%}, {group['trials']:,} trials, {group['targets']:,} targets"
+        yield f"  Cllr {result.cllr:.3f}, minCllr {result.min_cllr:.3f}, by {result.calibration}"
+    for threshold in result.thresholds:
+        rates = f"{threshold['p_fa']:.2%} false alarms and {threshold['p_miss']:.2%} misses here"
+        target_far = f"{100 * threshold['target_far']:g}% false alarms"
+        yield f"  log-likelihood ratio {threshold['threshold']:.2f} for {target_far}: {rates}"
+    for kind, groups in result.breakdown.items():
+        for label, group in groups.items():
+            yield f"  {kind} {label}: EER {group['eer']:.2%}, {group['trials']:,} trials, {group['targets']:,} targets"
 
 
-def _range(interval: tuple[float, float] | None, form: str) -> str:
-    return f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval is not None else ""
+def _format_interval(interval: tuple[float, float] | None, spec: str) -> str:
+    return "" if interval is None else f" [{interval[0]:{spec}}, {interval[1]:{spec}}]"

@@ -15,7 +15,7 @@ from torch import nn
 
 from sv_sparse import __version__
 from sv_sparse.commands.common import add_model_class_argument
-from sv_sparse.config.settings import is_synthetic
+from sv_sparse.config.schema import Config, PreparedDataConfig
 from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.manifest import Manifest
@@ -84,13 +84,13 @@ def main(args: argparse.Namespace) -> None:
     if args.run.is_dir():
         run_dir, network_path = args.run, args.run / "checkpoints" / "model.pt"
     trusted = () if args.model_class is None else (args.model_class,)
-    network, backend, settings = load_network(network_path, trusted)
-    card = make_card(run_dir, settings, license_name=args.license, trained_on=args.trained_on)
+    network, backend, config = load_network(network_path, trusted)
+    card = make_card(run_dir, config, license_name=args.license, trained_on=args.trained_on)
     if is_package:
         write_package(
             output,
             network,
-            settings["model"],
+            config.model_settings,
             backend,
             card,
             features={"sample_rate": SAMPLE_RATE, "mel_bins": MEL_BINS},
@@ -169,12 +169,12 @@ def calibration_inputs(
         yield waveform.numpy()
 
 
-def make_card(run_dir: Path, settings: dict[str, Any], *, license_name: str, trained_on: str | None) -> dict[str, Any]:
+def make_card(run_dir: Path, config: Config, *, license_name: str, trained_on: str | None) -> dict[str, Any]:
     """Return the card of a trained network: plain data about its training and its results.
 
     Args:
         run_dir: Folder of its run, with results.json and environment.json.
-        settings: Settings of its run.
+        config: Settings of its run.
         license_name: License in words.
         trained_on: Training data in words. Default: by the settings.
     """
@@ -182,10 +182,10 @@ def make_card(run_dir: Path, settings: dict[str, Any], *, license_name: str, tra
     environment = _read_json(run_dir / "environment.json")
     evaluations = [_select(evaluation, _EVALUATION_KEYS) for evaluation in results.get("evaluations", {}).values()]
     return {
-        "name": settings["name"],
+        "name": config.run_name,
         "license": license_name,
-        "trained_on": trained_on or _describe_data(settings),
-        SYNTHETIC: is_synthetic(settings),
+        "trained_on": trained_on or _describe_data(config),
+        SYNTHETIC: config.is_synthetic,
         "limits_of_use": LIMITS_OF_USE,
         "training": results.get("training", {}),
         "scoring": results.get("scoring", {}),
@@ -206,11 +206,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _describe_data(settings: dict[str, Any]) -> str:
+def _describe_data(config: Config) -> str:
     """Return the training data in words, without the folders of whoever trained."""
-    data = settings["data"]
-    if is_synthetic(settings):
+    data = config.data
+    if config.is_synthetic:
         return "the demo corpus: synthetic voices"
-    if "prepared" in data:
-        return f"{', '.join(data['train'])} of {Path(data['prepared']).name}"
-    return f"recordings in {Path(data['root']).name}"
+    if isinstance(data, PreparedDataConfig):
+        return f"{', '.join(data.train_subsets)} of {Path(data.prepared_dir).name}"
+    return f"recordings in {Path(data.root).name}"

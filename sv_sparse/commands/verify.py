@@ -41,8 +41,8 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _print_verification(verification: Verification, verifier: Verifier) -> None:
-    normalization = verifier.backend.normalization
-    print(f"score {verification.score:.4f} ({'cosine' if normalization == 'none' else normalization})")
+    score_norm = verifier.backend.score_norm
+    print(f"score {verification.score:.4f} ({'cosine' if score_norm == 'none' else score_norm})")
     if verification.llr is None:
         print("no probability: the model is not calibrated")
     else:

@@ -1,71 +1,132 @@
-"""The command line's settings: unknown names are refused with the valid ones, before anything is composed."""
+"""Checks of the command line: an unknown setting, choice or value is refused with the valid ones before a run begins."""
 
+import copy
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, is_dataclass
+from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
-from hydra.errors import OverrideParseException
-from omegaconf import OmegaConf
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from sv_sparse.config.settings import Settings, check_value, refuse_dense_target
+from sv_sparse.config.schema import ROOT_CHECKS, check_dense_target, check_plain, check_root_setting, conf_dir
+
+GROUPS = ("model", "data", "augment", "head", "optim", "sparsity", "trainer", "scoring", "experiment")
+_INIT_FROM = "init_from"  # a setting, and where it names a run a group too
+_TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 
-def check_names(arguments: Sequence[str], conf: Path) -> None:
-    """Refuse command-line overrides that name no setting or no choice.
+@dataclass(frozen=True)
+class CommandLine:
+    """The command line of a training run.
+
+    Attributes:
+        overrides: its settings and choices, without those of Hydra itself.
+        search_path: folders with configuration beside conf/, from ``--config-dir`` and ``hydra.searchpath``.
+    """
+
+    overrides: tuple[Override, ...]
+    search_path: tuple[str, ...]
+
+    def compose(self, words: Sequence[str] = ()) -> DictConfig:
+        """Return the configuration that some overrides give, as Hydra composes it."""
+        words = [*words]
+        if self.search_path:
+            folders = ",".join(f"'file://{folder}'" for folder in self.search_path)
+            words.append(f"hydra.searchpath=[{folders}]")
+        with initialize_config_dir(str(conf_dir().absolute()), version_base="1.3"):
+            return compose("config", words)
+
+    def choices(self, group: str) -> list[str]:
+        """Return the choices of a group: files in conf/ and in the search path, and those that are built in."""
+        names = {name.removesuffix(".yaml") for name in ConfigStore.instance().repo.get(group, {})}
+        for folder in (conf_dir(), *map(Path, self.search_path)):
+            names |= {file.stem for file in (folder / group).glob("*.yaml")}
+        return sorted(names)
+
+
+def parse_command_line(arguments: Sequence[str]) -> CommandLine:
+    """Read the command line of a training run.
 
     Args:
-        arguments: the command line without the program's name; words that begin with ``-`` are the launcher's.
-        conf: the configuration folder.
+        arguments: without the program's name.
+
+    Raises:
+        ValueError: a word cannot be read as a setting; says how settings are written.
+    """
+    search_path = []
+    overrides = []
+    for override in read_overrides(arguments):
+        if override.key_or_group == "hydra.searchpath":
+            paths = override.value()
+            entries = paths if isinstance(paths, list) else [paths]
+            search_path += [str(entry).removeprefix("file://") for entry in entries]
+        elif not override.key_or_group.startswith("hydra"):
+            overrides.append(override)
+    for option, value in zip(arguments, [*arguments[1:], ""], strict=False):
+        name, equals, attached = option.partition("=")
+        if name in {"--config-dir", "-cd"}:
+            search_path.append(os.path.abspath(attached if equals else value))
+    return CommandLine(tuple(overrides), tuple(search_path))
+
+
+def check_command_line(arguments: Sequence[str]) -> None:
+    """Refuse overrides that name no setting or no choice, or give a value that is not allowed.
+
+    Args:
+        arguments: the command line without the program's name; words that begin with ``-`` are Hydra's.
 
     Raises:
         ValueError: an override cannot be read, or names a setting or choice that is not there; lists the valid ones.
     """
-    own = [override for override in read_overrides(arguments) if not override.key_or_group.startswith("hydra")]
-    groups = {folder.name: _choices(folder) for folder in sorted(conf.iterdir()) if folder.is_dir()}
-    chosen = []
-    for override in own:
-        if override.key_or_group in groups:
-            picked = _picked(override)
-            _refuse_choice(override.key_or_group, picked, groups[override.key_or_group])
-            chosen.append([f"{override.key_or_group}={choice}" for choice in picked])
-        elif override.key_or_group == "init_from":  # a setting, and where it names a run a choice too
-            chosen.append(_alternatives(override))
-    settings = [override for override in own if override.key_or_group not in groups]
-    for combination in product(*filter(None, chosen)):  # of a sweep; one otherwise
-        with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
-            known: Any = OmegaConf.to_container(compose("config", list(combination)))
+    line = parse_command_line(arguments)
+    selections = []
+    settings = []
+    for override in line.overrides:
+        if override.key_or_group in GROUPS:
+            selections.append(_checked_choices(override, line))
+        elif override.key_or_group == _INIT_FROM:
+            selections.append(_alternatives(override))
+            settings.append(override)
+        else:
+            settings.append(override)
+    for combination in product(*filter(None, selections)):  # of a sweep; otherwise there is one
         try:
-            _check_overrides(settings, known, sorted(groups))
-        except ValueError as error:
-            raise ValueError(f"{error} (with {' '.join(combination)})" if combination else str(error)) from error
+            composed = line.compose(combination)
+            for override in settings:
+                _check_override(override, composed)
+        except (ValueError, HydraException) as error:
+            suffix = f" (with {' '.join(combination)})" if combination else ""
+            raise ValueError(f"{error}{suffix}") from error
 
 
-def _check_overrides(overrides: Sequence[Override], known: Settings, groups: Sequence[str]) -> None:
-    for override in overrides:
-        if override.is_delete():
-            raise ValueError(f"{override.input_line}: settings cannot be removed, only given another value")
-        default = _default(override.key_or_group, known, groups)
-        for value in values_of(override):
-            _refuse_value(override.key_or_group, value, default, known)
-            if override.key_or_group == "target_sparsity":
-                refuse_dense_target(value, known["sparsity"])
+def complete_command_line(arguments: Sequence[str]) -> list[str]:
+    """Return a command line on which ``model._target_=`` also chooses ``model=custom``, where no model is chosen."""
+    keys = {override.key_or_group for override in read_overrides(arguments)}
+    if "model._target_" in keys and not keys & {"model", _INIT_FROM, "resume_from", "experiment"}:
+        return ["model=custom", *arguments]
+    return list(arguments)
 
 
 def read_overrides(arguments: Sequence[str]) -> list[Override]:
     """Read the settings of a command line.
 
     Args:
-        arguments: the command line without the program's name; words that begin with ``-`` are the launcher's.
+        arguments: the command line without the program's name; words that begin with ``-`` are Hydra's.
 
     Raises:
         ValueError: one of them is no setting; says how settings are written.
     """
     try:
-        return OverridesParser.create().parse_overrides(_overrides(arguments))
+        return OverridesParser.create().parse_overrides(_words_of_settings(arguments))
     except OverrideParseException as error:
         raise ValueError(
             f"cannot read {error.override!r}: expected SETTING=VALUE or GROUP=CHOICE; a value with spaces, commas, "
@@ -74,7 +135,7 @@ def read_overrides(arguments: Sequence[str]) -> list[Override]:
 
 
 def values_of(override: Override) -> list[Any]:
-    """Return the values that an override gives, several in a sweep, none where only Hydra can list them."""
+    """Return the values that an override gives: several in a sweep, none where only Hydra can list them."""
     parser = OverridesParser.create()
     return [parser.parse_override(word).value() for word in _alternatives(override)]
 
@@ -88,61 +149,118 @@ def _alternatives(override: Override) -> list[str]:
     return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
 
 
-def _choices(group: Path) -> list[str]:
-    return sorted(file.stem for file in group.glob("*.yaml"))
+def _words_of_settings(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments that are settings: not an option of Hydra (``-m``, ``--cfg``), nor its value (``job``)."""
+    words = []
+    previous = ""
+    for word in arguments:
+        is_value_of_option = previous.startswith("-") and previous not in {"-m", "--multirun"} and "=" not in word
+        if not word.startswith("-") and not is_value_of_option:
+            words.append(word)
+        previous = word
+    return words
 
 
-def _overrides(arguments: Sequence[str]) -> list[str]:
-    """The arguments that are settings: not an option of the launcher (``-m``, ``--cfg``), nor its value (``job``)."""
-    return [
-        word
-        for before, word in zip(["", *arguments], arguments, strict=False)
-        if not word.startswith("-") and not (before.startswith("-") and "=" not in word)
-    ]
+def _checked_choices(override: Override, line: CommandLine) -> list[str]:
+    """Return a choice of a group as words that choose one each; a ValueError lists the valid choices."""
+    group = override.key_or_group
+    valid = line.choices(group)
+    words = []
+    for value in values_of(override):
+        if str(value) not in valid:
+            raise ValueError(f"{group}={value}: expected one of {', '.join(valid)}{_suggestion(str(value), valid)}")
+        words.append(f"{group}={value}")
+    return words
 
 
-def _picked(override: Override) -> list[str]:
-    return [str(value) for value in values_of(override)]
+def _check_override(override: Override, composed: DictConfig) -> None:
+    if override.is_delete():
+        raise ValueError(f"{override.input_line}: settings cannot be removed, only set to another value")
+    key = override.key_or_group
+    if not (override.is_add() and _is_open(composed, key)):
+        _check_name(key, composed)
+        for value in values_of(override):
+            if not (isinstance(value, str) and "${" in value):  # its value is known, and checked, later
+                _check_value(key, value, composed)
 
 
-def _refuse_choice(group: str, picked: Sequence[str], choices: Sequence[str]) -> None:
-    for choice in picked:
-        if choice not in choices:
-            raise ValueError(f"{group}={choice}: expected one of {', '.join(choices)}")
+def _is_open(composed: DictConfig, key: str) -> bool:
+    """Return whether settings may be added: to a model of the user's own, as arguments of its constructor."""
+    return key.startswith("model.") and OmegaConf.get_type(composed.model) is dict
 
 
-def _default(key: str, known: Settings, groups: Sequence[str]) -> Any:
-    """The default of a setting; a ValueError lists the valid names where there is none of this name."""
-    node: Any = known
+def _check_name(key: str, composed: DictConfig) -> None:
+    """Raise a ValueError that lists the valid names if there is no setting of this name."""
+    node: Any = composed
     parts = key.split(".")
     for depth, part in enumerate(parts):
-        valid = [name for name in node if not name.startswith("_")] if isinstance(node, dict) else []
+        valid = list(node) if OmegaConf.is_dict(node) else []
         if part not in valid:
             inside = f" under {'.'.join(parts[:depth])}" if depth else ""
-            own = [name for name in valid if depth or name not in groups]
-            hint = "" if depth else f"; groups with choices: {', '.join(groups)}"
-            meant = [name for name in _leaves(known) if name.rsplit(".", 1)[-1].strip("_") == parts[-1].strip("_")]
-            asked = f"; did you mean {' or '.join(meant)}?" if meant else ""
-            raise ValueError(f"unknown setting {key!r}; valid{inside}: {', '.join(own) or 'nothing'}{hint}{asked}")
-        node = node[part]
-    return node
+            listed = [name for name in valid if depth or name not in GROUPS]
+            groups = "" if depth else f"; groups with choices: {', '.join(GROUPS)}"
+            names = list(_setting_names(composed))
+            raise ValueError(
+                f"unknown setting {key!r}; valid{inside}: {', '.join(listed) or 'nothing'}{groups}"
+                f"{_suggestion(key, names)}"
+            )
+        node = None if OmegaConf.is_missing(node, part) else node[part]
 
 
-def _leaves(node: Settings, prefix: str = "") -> Iterator[str]:
-    for name, value in node.items():
-        yield prefix + name
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
+def _check_value(key: str, value: Any, composed: DictConfig) -> None:
+    """Raise a ValueError if a setting's value is not allowed, as far as that is known without the others' values."""
+    if isinstance(value, dict):
+        for name in value:
+            _check_name(f"{key}.{name}", composed)
+    check_plain(key, value)
+    candidate = copy.deepcopy(composed)
+    try:
+        OmegaConf.update(candidate, key, value)
+    except ValidationError as error:
+        name = str(error.full_key or key)
+        raise ValueError(f"{name} must be {_allowed(composed, name)}, got {_shown(value)}") from error
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{key}: {str(error).partition(chr(10))[0]}") from error
+    group = key.partition(".")[0]
+    if key in ROOT_CHECKS:
+        check_root_setting(key, candidate[key])
+    if key == "target_sparsity":
+        check_dense_target(value, candidate.sparsity)
+    if is_dataclass(OmegaConf.get_type(candidate[group])):
+        for missing in OmegaConf.missing_keys(candidate[group]):
+            OmegaConf.update(candidate[group], missing, "unset")  # other settings of the group may come later
+        OmegaConf.to_object(candidate[group])  # the group's class checks its values
 
 
-def _refuse_value(key: str, value: Any, default: Any, known: Settings) -> None:
-    """Refuse what the checks of single settings refuse; an interpolation's value is known, and checked, later."""
-    if isinstance(value, str) and "${" in value:
-        return
-    if isinstance(value, dict) and isinstance(default, dict):
-        for name, inner in value.items():
-            if name not in default:
-                raise ValueError(f"unknown setting {f'{key}.{name}'!r}; valid under {key}: {', '.join(default)}")
-            _refuse_value(f"{key}.{name}", inner, default[name], known)
-    else:
-        check_value(key, value, known)
+def _allowed(composed: DictConfig, key: str) -> str:
+    """Return in words what the type of a setting allows."""
+    parent, _, name = key.rpartition(".")
+    node: Any = (OmegaConf.select(composed, parent) if parent else composed)._get_node(name.partition("[")[0])
+    hint = str(node._metadata.ref_type).replace("typing.", "")
+    types = [words for type_name, words in _TYPE_NAMES.items() if type_name in hint]
+    allowed = " or ".join(types) or "a value of another kind"
+    if OmegaConf.is_list(node):
+        element = str(node._metadata.element_type)
+        allowed = "a list" + "".join(
+            f", each {words}" for type_name, words in _TYPE_NAMES.items() if type_name in element
+        )
+    return f"null or {allowed}" if node._metadata.optional else allowed
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else repr(value)
+
+
+def _suggestion(name: str, valid: Sequence[str]) -> str:
+    """Return ``; did you mean ...?`` with the valid names that a name resembles, by its last part or as a whole."""
+    last = name.rpartition(".")[2].strip("_")
+    same_last = [candidate for candidate in valid if candidate.rpartition(".")[2].strip("_") == last]
+    close = same_last or get_close_matches(name, valid, n=2, cutoff=0.75)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _setting_names(node: Any, prefix: str = "") -> Iterator[str]:
+    for name in map(str, node):
+        yield f"{prefix}{name}"
+        if not OmegaConf.is_missing(node, name) and OmegaConf.is_dict(node[name]):
+            yield from _setting_names(node[name], f"{prefix}{name}.")

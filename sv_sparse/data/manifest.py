@@ -176,6 +176,16 @@ class Manifest:
             raise ValueError(f"split={name!r}: expected one of {', '.join(SPLITS)}")
         return np.flatnonzero(pc.equal(self._split, name).to_numpy(zero_copy_only=False))
 
+    def summary(self, split: str) -> tuple[int, int, float]:
+        """Return how many speakers, utterances and hours a split has.
+
+        Args:
+            split: ``train``, ``validation`` or ``test``.
+        """
+        rows = self.split(split)
+        hours = float(np.sum(self.samples[rows] / self.sample_rate[rows])) / 3600
+        return len(self.speakers(split)), len(rows), hours
+
     def speakers(self, split: str) -> list[str]:
         """Names of the speakers in a split, sorted; their positions are the labels of :meth:`labels`."""
         return sorted(self._speaker.take(self.split(split)).unique().to_pylist())

@@ -1,4 +1,4 @@
-"""What a network's zeros amount to: parameters, multiply-accumulates, bytes, whole channels, and the time it takes."""
+"""Size and cost of a network with zeros: parameters, multiply-accumulates, bytes, dead channels, latency."""
 
 import time
 from collections.abc import Mapping
@@ -13,45 +13,47 @@ from torch.utils.flop_counter import flop_registry
 from sv_sparse.models.features import FRAMES_PER_SECOND, MEL_BINS
 
 SECONDS = 3.0  # of speech, for multiply-accumulates and latency
-_ROUNDS = 9
-_VALUE, _COLUMN, _ROW = 4, 2, 4  # bytes of a weight, of its column's number, of where a row begins
+_NUM_TIMING_ROUNDS = 9
+_VALUE_BYTES = 4  # of a float32 weight
+_COLUMN_BYTES = 2  # of its column's index
+_ROW_BYTES = 4  # of the offset at which a row begins
 
 
 @torch.no_grad()
-def size_of(network: nn.Module, weights: Mapping[str, Tensor], head: nn.Module) -> dict[str, Any]:
-    """Size and cost of a network, of all of it and by layer.
+def measure_complexity(network: nn.Module, weights: Mapping[str, Tensor], head: nn.Module) -> dict[str, Any]:
+    """Measure a network's size and cost, as a whole and by layer.
 
     Args:
-        network: filterbank [B, F, T] to embedding [B, E]; put into evaluation mode.
-        weights: its convolution and linear weights by parameter name, which may be sparse.
-        head: what is thrown away after training; it is counted apart.
+        network: filterbank [B, F, T] to embedding [B, E]; it is put into evaluation mode.
+        weights: its convolution and linear weights by parameter name, sparse or dense.
+        head: classifier that is thrown away after training; only its parameters are counted.
 
     Returns:
-        ``layers``: by weight ``parameters``, ``zeros``, ``channels`` and ``inputs`` with those of them that are zero as
-        a whole, ``macs`` and ``kept_macs`` for SECONDS of speech (those with a weight that is not zero), ``bytes`` and
-        ``packed_bytes``. ``size``: the same of the network as it is saved, with the measured ``latency`` of one
-        utterance, zeros computed like any number; and ``head_parameters``.
+        ``layers`` has for each weight ``parameters``, ``zeros``, ``channels`` and ``inputs`` with the
+        ``dead_channels`` and ``dead_inputs`` among them that are all zeros, ``macs`` for SECONDS of
+        speech, ``nonzero_macs`` without those by zeros, ``bytes`` and ``compressed_bytes``. ``size``
+        has the same for the saved network, ``head_parameters``, and the measured ``latency`` of a
+        single utterance, where zeros are computed like any number.
     """
     network.eval()
     device = next(network.parameters()).device
-    bins: Any = getattr(network, "mel_bins", MEL_BINS)
-    speech = torch.ones(1, bins, round(FRAMES_PER_SECOND * SECONDS), device=device)
-    with _Products(weights) as products:
+    mel_bins: Any = getattr(network, "mel_bins", MEL_BINS)
+    speech = torch.ones(1, mel_bins, round(FRAMES_PER_SECOND * SECONDS), device=device)
+    with _MacCounter(weights) as counter:
         network(speech)
-    layers = {
-        name: _layer(weight) | {"macs": products.all[name], "kept_macs": products.kept[name]}
-        for name, weight in weights.items()
-    }
+    layers = {}
+    for name, weight in weights.items():
+        layers[name] = _layer_size(weight) | {"macs": counter.macs[name], "nonzero_macs": counter.nonzero_macs[name]}
     saved = [value for value in network.state_dict().values() if value.is_floating_point()]
+    total_bytes = sum(value.numel() * value.element_size() for value in saved)
     params = list(network.parameters())
-    dense = sum(value.numel() * value.element_size() for value in saved)
-    total = {name: sum(layer[name] for layer in layers.values()) for name in ("macs", "kept_macs")}
     size = {
         "parameters": sum(param.numel() for param in params),
-        "kept_parameters": sum(int(param.count_nonzero()) for param in params),
-        **total,
-        "bytes": dense,
-        "packed_bytes": dense - sum(layer["bytes"] - layer["packed_bytes"] for layer in layers.values()),
+        "nonzero_parameters": sum(int(param.count_nonzero()) for param in params),
+        "macs": sum(counter.macs.values()),
+        "nonzero_macs": sum(counter.nonzero_macs.values()),
+        "bytes": total_bytes,
+        "compressed_bytes": total_bytes - sum(layer["bytes"] - layer["compressed_bytes"] for layer in layers.values()),
         "seconds_of_speech": SECONDS,
         "latency": _latency(network, speech),
         "head_parameters": sum(param.numel() for param in head.parameters()),
@@ -59,74 +61,89 @@ def size_of(network: nn.Module, weights: Mapping[str, Tensor], head: nn.Module) 
     return {"layers": layers, "size": size}
 
 
-class _Products(TorchDispatchMode):
-    """Counts multiplications by each weight, as torch's own counter does for all of them.
-
-    A weight is known by its memory: layers may use parts of it, at different rates.
+class _MacCounter(TorchDispatchMode):
+    """Counter of multiply-accumulates by weight; torch's own counter knows only modules.
 
     Args:
-        weights: by name.
+        weights: convolution and linear weights by name.
 
     Attributes:
-        all: multiply-accumulates of each weight.
-        kept: those with a part of it that is not zero.
+        macs: multiply-accumulates by name.
+        nonzero_macs: those by weights that are not zero.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
+        # Memory identifies a weight, since layers may multiply by slices of it.
         self._names = {weight.untyped_storage().data_ptr(): name for name, weight in weights.items()}
-        self.all, self.kept = dict.fromkeys(weights, 0), dict.fromkeys(weights, 0)
+        self.macs = dict.fromkeys(weights, 0)
+        self.nonzero_macs = dict.fromkeys(weights, 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if func.overloadpacket in flop_registry:
-            count = flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=output) // 2
-            tensors = [argument for argument in args if isinstance(argument, Tensor)]
-            for part in tensors:
-                name = self._names.get(part.untyped_storage().data_ptr())
-                if name is not None and part.ndim > 1:
-                    self.all[name] += count
-                    self.kept[name] += count // part.numel() * int(part.count_nonzero())
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if func.overloadpacket not in flop_registry:
+            return output
+        macs = flop_registry[func.overloadpacket](*args, **kwargs, out_val=output) // 2
+        for arg in args:
+            if not isinstance(arg, Tensor) or arg.ndim < 2:  # a bias has one dimension
+                continue
+            name = self._names.get(arg.untyped_storage().data_ptr())
+            if name is not None:
+                self.macs[name] += macs
+                self.nonzero_macs[name] += macs // arg.numel() * int(arg.count_nonzero())
         return output
 
 
-def _layer(weight: Tensor) -> dict[str, int]:
-    alive = weight.flatten(2).any(2) if weight.ndim > 2 else weight != 0  # [outputs, inputs]
-    kept = int(weight.count_nonzero())
+def _layer_size(weight: Tensor) -> dict[str, int]:
+    is_nonzero = weight.flatten(2).any(2) if weight.ndim > 2 else weight != 0  # [outputs, inputs]
+    nnz = int(weight.count_nonzero())
     return {
         "parameters": weight.numel(),
-        "zeros": weight.numel() - kept,
+        "zeros": weight.numel() - nnz,
         "channels": len(weight),
-        "dead_channels": int((~alive.any(1)).sum()),
+        "dead_channels": int((~is_nonzero.any(1)).sum()),
         "inputs": weight.shape[1],
-        "dead_inputs": int((~alive.any(0)).sum()),
-        "bytes": _VALUE * weight.numel(),
-        "packed_bytes": packed_bytes(weight.numel(), kept, len(weight)),
+        "dead_inputs": int((~is_nonzero.any(0)).sum()),
+        "bytes": _VALUE_BYTES * weight.numel(),
+        "compressed_bytes": compressed_bytes(weight.numel(), nnz, len(weight)),
     }
 
 
-def packed_bytes(count: int, kept: int, rows: int) -> int:
-    """Bytes of a float32 weight without its zeros: with a bit for each place, or the column of each that is left.
+def compressed_bytes(numel: int, nnz: int, num_rows: int) -> int:
+    """Compute the bytes of a float32 weight without its zeros.
 
-    Never more than the dense weight.
+    Positions are a bit per value or a column index per nonzero, whichever is smaller; the result is
+    never more than the dense weight's bytes.
+
+    Args:
+        numel: number of values.
+        nnz: number of values that are not zero.
+        num_rows: number of output channels.
+
+    >>> compressed_bytes(numel=1000, nnz=100, num_rows=10)
+    525
     """
-    bits, columns = -(-count // 8), _COLUMN * kept + _ROW * (rows + 1)
-    return min(_VALUE * count, _VALUE * kept + min(bits, columns))
+    bitmap_bytes = -(-numel // 8)
+    index_bytes = _COLUMN_BYTES * nnz + _ROW_BYTES * (num_rows + 1)
+    return min(_VALUE_BYTES * numel, _VALUE_BYTES * nnz + min(bitmap_bytes, index_bytes))
 
 
 def _latency(network: nn.Module, speech: Tensor) -> dict[str, Any]:
-    """Median seconds of one utterance at a time, from filterbank to embedding; on a CPU with one thread."""
-    threads, on_gpu = torch.get_num_threads(), speech.device.type == "cuda"
+    """Measure the median seconds from filterbank to embedding, on a CPU with one thread."""
+    num_threads = torch.get_num_threads()
+    on_gpu = speech.device.type == "cuda"
     torch.set_num_threads(1)
     try:
         seconds = []
-        for _ in range(_ROUNDS + 1):
-            began = time.perf_counter()
+        for _ in range(_NUM_TIMING_ROUNDS + 1):
+            start_time = time.perf_counter()
             network(speech)
             if on_gpu:
                 torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - start_time)
     finally:
-        torch.set_num_threads(threads)
-    name = torch.cuda.get_device_name() if on_gpu else "cpu"
-    return {"seconds": median(seconds[1:]), "device": name, "threads": 1}
+        torch.set_num_threads(num_threads)
+    device = torch.cuda.get_device_name() if on_gpu else "cpu"
+    # The first round warms caches up.
+    return {"seconds": median(seconds[1:]), "device": device, "threads": 1}

@@ -1,178 +1,131 @@
-"""Settings to what a run listens to: the manifest, and the trial lists it is judged by."""
+"""Corpus of a run, from its settings: the manifest, and the trial lists that it is evaluated on."""
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
-
-from sv_sparse.config.settings import Settings, is_synthetic
+from sv_sparse.config.schema import Config, DemoDataConfig, PreparedDataConfig
+from sv_sparse.data import prepared
 from sv_sparse.data.corpora.folder import scan_folder
-from sv_sparse.data.manifest import Manifest, match
-from sv_sparse.data.prepared import Judged, judged, read_listed, refuse_trained_on, rows_of, select
+from sv_sparse.data.manifest import Manifest
+from sv_sparse.data.prepared import Judged, judged, read_listed, rows_of, select
 from sv_sparse.data.speakers import read_sexes
+from sv_sparse.data.synthetic.demo import make_demo
 from sv_sparse.data.trials import read_trials
-
-logger = logging.getLogger(__name__)
+from sv_sparse.evaluation.leakage import check_speaker_overlap, check_validation_overlap
 
 
 @dataclass
 class Corpus:
-    """What a run trains on, and what it is judged by."""
+    """Training speech and trial lists of a run.
+
+    Attributes:
+        manifest: table of the utterances, with their splits.
+        trial_sets: trial lists that the run is evaluated on.
+    """
 
     manifest: Manifest
-    lists: list[Judged]
+    trial_sets: list[Judged]
 
 
-def describe_corpus(settings: Settings) -> dict[str, Any]:
-    """Return what a run trains on and is judged by, as plain data.
+def corpus_summary(config: Config) -> dict[str, Any]:
+    """Return a run's corpus as plain data, for results.json.
 
     Returns:
-        ``name`` of the corpus; ``synthetic``, whether its voices are; ``path``, the prepared folder or that of the
-        recordings; ``train``, the subsets that are trained on, or None where there are none; ``trials``, the lists.
+        ``name``; ``synthetic``, True for made-up voices; ``path`` of the prepared folder or of the
+        recordings; ``train``, the training subsets, or None if there are none; ``trials``, the lists.
     """
-    data = settings["data"]
-    train, trials = data.get("train"), data["trials"]
-    path = data["prepared"] if "prepared" in data else data["root"]
+    data = config.data
+    is_prepared = isinstance(data, PreparedDataConfig)
     return {
-        "name": data.get("corpus") or Path(path).name,  # runs of earlier versions have no name of it
-        "synthetic": is_synthetic(settings),
-        "path": path,
-        "train": [train] if isinstance(train, str) else train,
-        "trials": [trials] if isinstance(trials, str) else list(trials),
+        "name": data.corpus,
+        "synthetic": config.is_synthetic,
+        "path": data.prepared_dir if is_prepared else data.root,
+        "train": _as_list(data.train_subsets) if is_prepared else None,
+        "trials": _as_list(data.trial_lists),
     }
 
 
-def prepare_corpus(settings: Settings, folder: Path) -> Corpus:
-    """Make the corpus if it is made up, scan or select it (a resumed run reads its manifest), and read the lists.
+def _as_list(value: str | list[str]) -> list[str]:
+    """Return a setting that is a name or a list of names as a list."""
+    return [value] if isinstance(value, str) else list(value)
+
+
+def load_corpus(config: Config, run_dir: Path) -> Corpus:
+    """Load a run's corpus; a new run writes its manifest, a resumed one reads it.
+
+    A synthetic corpus is made first if it is not there.
+
+    Args:
+        config: settings of the run.
+        run_dir: folder for ``manifest.parquet``.
 
     Raises:
         ValueError: a folder or list is not as expected; names the setting.
-        OSError: something cannot be read or written.
+        OSError: a file cannot be read or written.
     """
-    data = settings["data"]
-    names = [data["trials"]] if isinstance(data["trials"], str) else list(data["trials"])
-    stems = [Path(name.rpartition(":")[2]).stem for name in names]
-    if not names or len(set(stems)) < len(stems):
-        raise ValueError(f"data.trials={data['trials']}: expected one list or several of different names")
-    found = _prepared(settings, names, folder) if "prepared" in data else _scanned(settings, names, folder)
-    if settings["init_from"] is not None:
-        refuse_known_to(Path(settings["init_from"]), found.lists, "init_from=")
-        _refuse_held_out(Path(settings["init_from"]), found.manifest)
-    return found
+    data = config.data
+    names = _as_list(data.trial_lists)
+    stems = {Path(name.rpartition(":")[2]).stem for name in names}
+    if not names or len(stems) < len(names):  # results are named by the list
+        raise ValueError(f"data.trial_lists={data.trial_lists}: expected one list or several of different names")
+    manifest_path = run_dir / "manifest.parquet"
+    if isinstance(data, PreparedDataConfig):
+        trial_sets = read_listed(data.prepared_dir, names)
+        if not manifest_path.is_file():
+            select(
+                data.prepared_dir,
+                train=_as_list(data.train_subsets),
+                lists=trial_sets,
+                validation_share=data.val_fraction,
+                seed=config.val_seed,
+                out=manifest_path,
+            )
+        manifest = Manifest(manifest_path)
+    else:
+        if not manifest_path.is_file():
+            if isinstance(data, DemoDataConfig):
+                make_demo(data.cache_dir, **vars(data.synthesize))
+            scan_folder(
+                data.root,
+                trials=[name for name in names if not is_prepared_reference(name)],
+                train_list=data.train_utterances,
+                validation_share=data.val_fraction,
+                seed=config.val_seed,
+                max_unreadable=data.max_unreadable_fraction,
+                out=manifest_path,
+            )
+        manifest = Manifest(manifest_path)
+        sexes = read_sexes(data.speaker_metadata) if data.speaker_metadata is not None else {}
+        trial_sets = [load_trial_set(name, manifest, sexes) for name in names]
+    if config.init_from is not None:
+        origin = Path(config.init_from)
+        check_speaker_overlap(origin, trial_sets, "init_from=")
+        check_validation_overlap(origin, manifest)
+    return Corpus(manifest, trial_sets)
 
 
-def _prepared(settings: Settings, names: Sequence[str], folder: Path) -> Corpus:
-    manifest = folder / "manifest.parquet"
-    lists = read_listed(settings["data"]["prepared"], names)
-    if not manifest.is_file():
-        _select(settings, lists, manifest)
-    return Corpus(Manifest(manifest), lists)
+def is_prepared_reference(name: str) -> bool:
+    """Return True if a list is one of a prepared folder, ``FOLDER:list``, and not a file."""
+    folder = name.rpartition(":")[0]
+    return bool(folder) and Path(folder, "manifest.parquet").is_file()
 
 
-def _scanned(settings: Settings, names: Sequence[str], folder: Path) -> Corpus:
-    manifest = folder / "manifest.parquet"
-    if not manifest.is_file():
-        if "make" in settings["data"]:
-            instantiate(settings["data"]["make"])
-        _scan(settings, names, manifest)
-    found = Manifest(manifest)
-    speakers = settings["data"]["speakers"]
-    sexes = read_sexes(speakers) if speakers is not None else {}
-    return Corpus(found, [_listed(name, found, sexes) for name in names])
-
-
-def _select(settings: Settings, lists: Sequence[Judged], out: Path) -> None:
-    data = settings["data"]
-    train = [data["train"]] if isinstance(data["train"], str) else list(data["train"])
-    share = data["validation_share"]
-    select(data["prepared"], train=train, lists=lists, validation_share=share, seed=_validation_seed(settings), out=out)
-
-
-def _scan(settings: Settings, names: Sequence[str], out: Path) -> None:
-    data = settings["data"]
-    scan_folder(
-        data["root"],
-        trials=[name for name in names if not is_elsewhere(name)],
-        train_list=data["train_list"],
-        validation_share=data["validation_share"],
-        seed=_validation_seed(settings),
-        max_unreadable=data["max_unreadable"],
-        out=out,
-    )
-
-
-def _validation_seed(settings: Settings) -> int:
-    """Return the seed that chooses the held-out speakers; runs of earlier versions had one seed for everything."""
-    return int(settings["data"].get("validation_seed", settings["seed"]))
-
-
-def is_elsewhere(name: str) -> bool:
-    """Whether a list is one of a prepared folder, ``FOLDER:list``, and not a file."""
-    return Path(name.rpartition(":")[0] or "/nowhere", "manifest.parquet").is_file()
-
-
-def _listed(name: str, own: Manifest, sexes: Mapping[str, str]) -> Judged:
-    if not is_elsewhere(name):
-        return judged(read_trials(name), own, sexes)
-    (one,) = read_listed("", [name])
-    refuse_trained_on(one, rows_of(own.source, "train", "validation"), own.source, "data.root")
-    return one
-
-
-def refuse_known_to(run: Path, lists: Sequence[Judged], setting: str = "") -> None:
-    """Raise if a run, or one that it started from, trained on speakers of a list that its network is to be judged by.
+def load_trial_set(name: str, manifest: Manifest, sexes: Mapping[str, str]) -> Judged:
+    """Load a trial list of a run on a folder of recordings.
 
     Args:
-        run: its folder, or a file of weights.
-        lists: what is to be judged by; lists whose speakers nobody knows pass.
-        setting: what named the run, for the message.
+        name: the list's file, or ``FOLDER:list`` of a prepared folder.
+        manifest: manifest of the run.
+        sexes: sex by speaker, as far as it is known.
 
     Raises:
-        ValueError: it did.
+        ValueError: the run trains on speakers of a prepared folder's list.
     """
-    known = [one for one in lists if one.speakers]
-    for folder in _with_origins(run) if known else ():
-        config: Any = OmegaConf.load(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
-        manifest = folder / "manifest.parquet"
-        if not manifest.is_file():
-            logger.warning("%s: what it was trained on is not known; it may know the speakers", folder)
-            continue
-        trained, prepared = rows_of(manifest, "train", "validation"), config.get("data", {}).get("prepared")
-        source = Path(prepared) / "manifest.parquet" if prepared else manifest
-        for one in known:
-            refuse_trained_on(one, trained, source, f"{setting}{folder}")
-
-
-def _with_origins(run: Path) -> Iterator[Path]:
-    """A run's folder, that of the run it started from, and so on; a network file stands for its run."""
-    folder: Path | None = run_of(run)
-    while folder is not None:
-        yield folder
-        config = folder / "config.yaml"
-        settings: Any = OmegaConf.load(config) if config.is_file() else {}
-        before = settings.get("init_from")
-        folder = run_of(Path(before)) if before else None
-
-
-def run_of(path: Path) -> Path:
-    """The folder of the run that a network file lies in; a path that is none stays as it is."""
-    whole = path.resolve()
-    return whole.parent.parent if whole.is_file() and whole.parent.name == "checkpoints" else path
-
-
-def _refuse_held_out(run: Path, own: Manifest) -> None:
-    """Raise a ValueError if a run trained on speakers that are held out now."""
-    held_out = rows_of(own.source, "validation").column("utterance").to_pylist()
-    for folder in _with_origins(run) if held_out else ():
-        if (folder / "manifest.parquet").is_file():
-            trained = rows_of(folder / "manifest.parquet", "train").column("utterance").combine_chunks()
-            if (match(held_out, trained) >= 0).any():
-                raise ValueError(
-                    f"data.validation_share: speakers that are held out here were trained on by init_from={folder}; "
-                    f"hold out the same (data.validation_share and data.validation_seed as there), or nobody: "
-                    f"data.validation_share=0"
-                )
+    if not is_prepared_reference(name):
+        return judged(read_trials(name), manifest, sexes)
+    (trial_set,) = read_listed("", [name])
+    trained = rows_of(manifest.source, "train", "validation")
+    prepared.refuse_trained_on(trial_set, trained, manifest.source, "data.root")
+    return trial_set

@@ -1,9 +1,9 @@
-"""Recordings to embeddings: whole utterances, read ahead by threads, longest first."""
+"""Embeddings of whole recordings, read ahead by threads, the longest first."""
 
 import logging
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -22,33 +21,37 @@ from sv_sparse.data.manifest import Part
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.distributed import from_first, gathered_objects, rank, ranks
 from sv_sparse.evaluation.embedding_cache import EmbeddingCache
-from sv_sparse.scoring.cosine import Array
+from sv_sparse.scoring.arrays import BoolArray, Float32Array
 
-Group = tuple[list[int], Tensor]  # positions, and their waveforms of one length
+Group = tuple[list[int], Tensor]  # positions, and their waveforms [B, S] of equal length
 
-_READ_AHEAD = 64  # utterances
-_BATCH = 16  # utterances of equal length
-_NAMED = 3  # recordings in an error message; the log names all
-_STRICT = UnreadableLimit(0.0)
+_PREFETCH = 64  # utterances in a block
+_BATCH_SIZE = 16  # utterances of equal length
+_MAX_NAMED = 3  # recordings in an error message; the log names all
+_NONE_ALLOWED = UnreadableLimit(0.0)
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings of utterances, as far as their recordings can be used.
+    """Embeddings of utterances.
 
     Attributes:
-        values: float32 [N, E], a row for each utterance; NaN for those in ``unusable``. Where none can be used, E is 0.
-        unusable: The reason why an utterance has no embedding, by its position, ascending. It names the file.
+        values: float32 [N, E], one row per utterance, NaN for those in ``unusable``; E is 0 if none can be used.
+        unusable: reason why an utterance has no embedding, by its position, ascending; it names the file.
+
+    >>> embeddings = Embeddings(np.zeros((2, 192), np.float32), {1: "b.wav: cannot be read as a recording"})
+    >>> embeddings.usable.tolist()
+    [True, False]
     """
 
-    values: Array
+    values: Float32Array
     unusable: dict[int, str]
 
     @property
-    def usable(self) -> NDArray[np.bool_]:
-        """[N], True for the utterances that have an embedding."""
+    def usable(self) -> BoolArray:
+        """Mask of the utterances that have an embedding, bool [N]."""
         usable = np.ones(len(self.values), np.bool_)
         usable[list(self.unusable)] = False
         return usable
@@ -61,112 +64,99 @@ def embed(
     utterances: Sequence[Sequence[Part]],
     *,
     title: str,
-    limit: UnreadableLimit = _STRICT,
+    limit: UnreadableLimit = _NONE_ALLOWED,
     cache: EmbeddingCache | None = None,
-    known_unusable: Mapping[int, str] = MappingProxyType({}),
+    unusable: Mapping[int, str] = MappingProxyType({}),
 ) -> Embeddings:
-    """Embeddings of whole utterances, in float32; equal lengths go together, nothing is padded.
+    """Compute embeddings of whole utterances, in float32 and without padding.
 
-    A recording that cannot be read, is too short for the network, or gets an embedding that is not finite is named in
-    a warning and left out.
-
-    Where several processes run this, each embeds some and all get all of them, equal to the last bit to those of one
-    process on the same hardware.
+    A recording that cannot be read, is too short for the network, or gets an embedding that is not
+    finite is named in a warning and left out. Several processes share the work; all of them get all
+    embeddings, equal to the last bit to those of a single process on the same hardware.
 
     Args:
-        network: filterbank [B, F, T] to embedding [B, E]; put into evaluation mode.
+        network: filterbank [B, F, T] to embedding [B, E]; it is put into evaluation mode.
         filterbank: waveform [B, S] to filterbank [B, F, T].
-        utterances: the files of each utterance.
-        title: what the utterances are for, in the progress bar and in messages.
-        limit: how many of the utterances may be left out. The default is none.
-        cache: where embeddings are taken from that are there, and kept.
-        known_unusable: why utterances are left out unread, by position.
+        utterances: files of each utterance.
+        title: purpose of the utterances, for the progress bar and messages.
+        limit: number of utterances that may be left out; none by default.
+        cache: cache that embeddings are taken from and put into.
+        unusable: reasons to leave utterances out unread, by position.
 
     Raises:
         ValueError: more utterances cannot be used than ``limit`` allows; names the first files.
     """
     network.eval()
     device = next(network.parameters()).device
-    cached = from_first(lambda: cache.find(utterances) if cache is not None else {})
-    cached = {position: row for position, row in cached.items() if position not in known_unusable}
-    computed: dict[int, Array] = {}
-    unusable = dict(known_unusable)
-    most = limit.most(len(utterances))
-    own = _own_blocks(utterances, {*cached, *known_unusable})
-    hidden = rank() > 0 or not sys.stderr.isatty()
-    title_bar = tqdm(total=sum(map(len, own)), desc=title, unit="utt", leave=False, disable=hidden)
-    with title_bar as bar, _side_by_side(device) as pool, _kept(cache):
-        for groups, unreadable in _equal_lengths(utterances, own):
-            unusable.update(unreadable)
-            block: dict[int, Array] = {}
-            for rows, reasons in pool(partial(_embedded, network, filterbank, utterances), groups):
-                block.update(rows)
-                unusable.update(reasons)
-            computed.update(block)
+    # Only the first process reads the cache: others would see the files that it writes meanwhile.
+    cached = from_first(lambda: cache.get(utterances) if cache is not None else {})
+    reasons = dict(unusable)
+    for position in unusable:
+        cached.pop(position, None)
+    computed: dict[int, Float32Array] = {}
+    blocks = _rank_blocks(utterances, {*cached, *unusable})
+    progress = tqdm(
+        total=sum(map(len, blocks)),
+        desc=title,
+        unit="utt",
+        leave=False,
+        disable=rank() > 0 or not sys.stderr.isatty(),
+    )
+    with progress, _per_thread_map(device) as thread_map:
+        try:
+            for groups, unreadable in _read_blocks(utterances, blocks):
+                reasons.update(unreadable)
+                block: dict[int, Float32Array] = {}
+                for rows, failures in thread_map(partial(_embed_group, network, filterbank, utterances), groups):
+                    block.update(rows)
+                    reasons.update(failures)
+                computed.update(block)
+                if cache is not None:
+                    cache.put({position: utterances[position] for position in block}, block)
+                progress.update(len(block) + len(unreadable))
+                if len(reasons) > limit.most(len(utterances)):
+                    break
+        finally:
+            # An error or interruption loses nothing that was computed.
             if cache is not None:
-                cache.keep({position: utterances[position] for position in block}, block)
-            bar.update(len(block) + len(unreadable))
-            if len(unusable) > most:
-                break
-    for others_computed, others_unusable in gathered_objects((computed, unusable)):
-        computed.update(others_computed)
-        unusable.update(others_unusable)
-    unusable = dict(sorted(unusable.items()))
-    from_first(lambda: _report(unusable, len(utterances), limit, title))
-    return Embeddings(_in_order(cached | computed, len(utterances)), unusable)
+                cache.flush()
+    for other_computed, other_reasons in gathered_objects((computed, reasons)):
+        computed.update(other_computed)
+        reasons.update(other_reasons)
+    reasons = dict(sorted(reasons.items()))
+    from_first(lambda: _report_unusable(reasons, len(utterances), limit, title))
+    embeddings = cached | computed
+    size = len(next(iter(embeddings.values()))) if embeddings else 0
+    values = np.full((len(utterances), size), np.nan, np.float32)
+    for position, row in embeddings.items():
+        values[position] = row
+    return Embeddings(values, reasons)
 
 
-def _report(unusable: Mapping[int, str], recordings: int, limit: UnreadableLimit, title: str) -> None:
-    """Warn of each recording that is left out.
-
-    Raises:
-        ValueError: They are more than the limit allows.
-    """
-    for reason in unusable.values():
+def _report_unusable(reasons: Mapping[int, str], num_recordings: int, limit: UnreadableLimit, title: str) -> None:
+    """Warn of each recording that is left out, and raise a ValueError if they are more than the limit allows."""
+    for reason in reasons.values():
         logger.warning("left out of the %s: %s", title, reason)
-    most = limit.most(recordings)
-    if len(unusable) > most:
-        first = "; ".join(list(unusable.values())[:_NAMED])
+    max_unusable = limit.most(num_recordings)
+    if len(reasons) > max_unusable:
+        first = "; ".join(list(reasons.values())[:_MAX_NAMED])
         raise ValueError(
-            f"{limit}: more than {most} of the {recordings} recordings of the {title} cannot be used; first {first}"
+            f"{limit}: more than {max_unusable} of the {num_recordings} recordings of the {title} cannot be used; "
+            f"first {first}"
         )
 
 
-def _in_order(rows: Mapping[int, Array], count: int) -> Array:
-    """[count, E]: the rows at their positions, NaN at the others."""
-    width = len(next(iter(rows.values()))) if rows else 0
-    values = np.full((count, width), np.nan, np.float32)
-    for position, row in rows.items():
-        values[position] = row
-    return values
-
-
-def _samples(utterance: Sequence[Part]) -> int:
-    """Its length as far as it is known before it is read."""
-    return sum(part.samples for part in utterance)
-
-
-@contextmanager
-def _kept(cache: EmbeddingCache | None) -> Iterator[None]:
-    """Everything computed inside is on disk afterwards, after an error or an interruption as well."""
-    try:
-        yield
-    finally:
-        if cache is not None:
-            cache.flush()
-
-
-def _embedded(
+def _embed_group(
     network: nn.Module, filterbank: nn.Module, utterances: Sequence[Sequence[Part]], group: Group
-) -> tuple[dict[int, Array], dict[int, str]]:
-    """Embeddings of a group by position, and the reasons of those that have none."""
+) -> tuple[dict[int, Float32Array], dict[int, str]]:
+    """Return embeddings of a group by position, and the reasons of those that have none."""
     positions, waveforms = group
     device = next(network.parameters()).device
     try:
         rows = network(filterbank(waveforms.to(device))).float().cpu().numpy()
     except ValueError as error:  # too short for the filterbank or the network
         return {}, {position: f"{utterances[position][0].path}: {error}" for position in positions}
-    embeddings: dict[int, Array] = {}
+    embeddings: dict[int, Float32Array] = {}
     reasons: dict[int, str] = {}
     for position, row in zip(positions, rows, strict=True):
         if np.isfinite(row).all():
@@ -177,67 +167,97 @@ def _embedded(
 
 
 @contextmanager
-def _side_by_side(device: torch.device) -> Iterator[Callable[..., Iterable[Any]]]:
-    """A ``map``: on a CPU with several threads each takes utterances of its own, which is faster than sharing one."""
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    if threads == 1:
+def _per_thread_map(device: torch.device) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Give a ``map`` that runs each call in a thread of its own.
+
+    On a CPU with several threads, an utterance per thread is faster than all threads for each utterance.
+    """
+    num_threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if num_threads == 1:
         yield map
         return
-    enabled, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    autocast = torch.is_autocast_enabled("cpu")
+    autocast_dtype = torch.get_autocast_dtype("cpu")
 
-    def begin() -> None:
-        """Each thread's own settings; without a context, whose end would drop what all have cast."""
+    def set_up_thread() -> None:
+        # These settings belong to a thread. They are set without a context manager, whose exit would
+        # drop the weights that autocast has cast, for all threads.
         torch.set_num_threads(1)
         torch.set_grad_enabled(False)
-        torch.set_autocast_dtype("cpu", dtype)
-        torch.set_autocast_enabled("cpu", enabled)
+        torch.set_autocast_dtype("cpu", autocast_dtype)
+        torch.set_autocast_enabled("cpu", autocast)
 
     try:
-        with ThreadPoolExecutor(threads, initializer=begin) as pool:
+        with ThreadPoolExecutor(num_threads, initializer=set_up_thread) as pool:
             yield pool.map
     finally:
-        torch.set_num_threads(threads)  # what a thread sets, some libraries take for all
+        # Some libraries take the number that a thread sets for the whole process.
+        torch.set_num_threads(num_threads)
 
 
-def _own_blocks(utterances: Sequence[Sequence[Part]], settled: Container[int]) -> list[list[int]]:
-    """This process's blocks of positions, the longest utterances first, without those that need no embedding.
+def _rank_blocks(utterances: Sequence[Sequence[Part]], settled: Container[int]) -> list[list[int]]:
+    """Return this process's blocks of positions to embed, the longest utterances first."""
 
-    Blocks are cut before the cache is asked: an interruption, or a recording that is tried again each time, does not
-    change which utterances are computed together, on which the last bit of an embedding may depend.
-    """
-    order = sorted(range(len(utterances)), key=lambda position: _samples(utterances[position]), reverse=True)
-    blocks = [order[start : start + _READ_AHEAD] for start in range(0, len(order), _READ_AHEAD)]
-    missing = [[position for position in block if position not in settled] for block in blocks]
-    return [block for block in missing if block][rank() :: ranks()]
+    def num_samples(position: int) -> int:
+        return sum(part.samples for part in utterances[position])
+
+    order = sorted(range(len(utterances)), key=num_samples, reverse=True)
+    blocks = []
+    # Blocks are cut before settled utterances are left out: an interruption, or a recording that fails
+    # each time, then does not change which utterances are embedded together. In another batch the
+    # last bit of an embedding may differ. DECISIONS 71
+    for start in range(0, len(order), _PREFETCH):
+        block = [position for position in order[start : start + _PREFETCH] if position not in settled]
+        if block:
+            blocks.append(block)
+    return blocks[rank() :: ranks()]
 
 
-def _equal_lengths(
+def _read_blocks(
     utterances: Sequence[Sequence[Part]], blocks: Sequence[Sequence[int]]
 ) -> Iterator[tuple[list[Group], dict[int, str]]]:
-    """Each block, as positions with their waveforms [B, S], and the reasons of those that cannot be read.
+    """Yield the groups of each block, and the reasons of the utterances that cannot be read.
 
-    The next block is read while one is used.
+    The next block is read while the caller works on the present one.
     """
     with ThreadPoolExecutor(2) as pool:
-        ahead = [pool.submit(_read, utterances[position]) for position in blocks[0]] if blocks else []
-        for block, following in zip(blocks, [*blocks[1:], ()], strict=False):
-            readings = {position: reading.result() for position, reading in zip(block, ahead, strict=True)}
-            ahead = [pool.submit(_read, utterances[position]) for position in following]
-            unreadable = {position: reading for position, reading in readings.items() if isinstance(reading, str)}
-            pairs = [(position, reading) for position, reading in readings.items() if isinstance(reading, Tensor)]
-            pairs.sort(key=lambda pair: len(pair[1]))
-            groups: list[Group] = []
-            for _, equal in groupby(pairs, key=lambda pair: len(pair[1])):
-                alike = list(equal)
-                for first in range(0, len(alike), _BATCH):
-                    batch = alike[first : first + _BATCH]
-                    positions = [position for position, _ in batch]
-                    groups.append((positions, torch.stack([waveform for _, waveform in batch])))
-            yield groups, unreadable
+
+        def submit(index: int) -> list[Future[Tensor | str]]:
+            if index >= len(blocks):
+                return []
+            return [pool.submit(_read_waveform, utterances[position]) for position in blocks[index]]
+
+        pending = submit(0)
+        for index, block in enumerate(blocks):
+            waveforms: list[tuple[int, Tensor]] = []
+            unreadable: dict[int, str] = {}
+            for position, future in zip(block, pending, strict=True):
+                result = future.result()
+                if isinstance(result, str):
+                    unreadable[position] = result
+                else:
+                    waveforms.append((position, result))
+            pending = submit(index + 1)
+            yield _groups_of_equal_length(waveforms), unreadable
 
 
-def _read(utterance: Sequence[Part]) -> Tensor | str:
-    """The utterance's waveform [S], or why it cannot be read."""
+def _groups_of_equal_length(waveforms: list[tuple[int, Tensor]]) -> list[Group]:
+    """Batch waveforms of equal length, so that none is padded."""
+
+    def length(item: tuple[int, Tensor]) -> int:
+        return len(item[1])
+
+    groups = []
+    for _, items in groupby(sorted(waveforms, key=length), key=length):
+        members = list(items)
+        for start in range(0, len(members), _BATCH_SIZE):
+            positions, batch = zip(*members[start : start + _BATCH_SIZE], strict=True)
+            groups.append((list(positions), torch.stack(batch)))
+    return groups
+
+
+def _read_waveform(utterance: Sequence[Part]) -> Tensor | str:
+    """Return the utterance's waveform [S], or the reason why it cannot be read."""
     try:
         return read_utterance(utterance)
     except ValueError as error:
@@ -245,15 +265,15 @@ def _read(utterance: Sequence[Part]) -> Tensor | str:
 
 
 @torch.no_grad()
-def mean_embedding(network: nn.Module, features: Iterable[Tensor]) -> Array:
-    """Mean embedding of training crops.
+def mean_embedding(network: nn.Module, features: Iterable[Tensor]) -> Float32Array:
+    """Compute the mean embedding of training crops, which scoring subtracts.
 
     Args:
-        network: put into evaluation mode.
+        network: filterbank [B, F, T] to embedding [B, E]; it is put into evaluation mode.
         features: filterbanks [B, F, T] on the network's device.
 
     Returns:
-        [E].
+        float32 [E].
 
     Raises:
         ValueError: there are no crops.

@@ -1,7 +1,7 @@
-"""Embeddings that were computed before, on disk: by the network's weights, and by the audio.
+"""Cache of embeddings on disk, by the network's weights and by the audio.
 
-A folder for each state of a network, in it files of some thousand embeddings each, which are written whole or not at
-all. What is there is never wrong, so the folder can be copied, and removed at any time.
+Each state of a network has a folder, with files of some thousand embeddings. Files are written whole
+or not at all and never become wrong, so the folder can be copied, and removed at any time.
 """
 
 import hashlib
@@ -16,86 +16,110 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from sv_sparse.data.manifest import Part
 from sv_sparse.io import atomic_write, compare_zip_sums
-from sv_sparse.scoring.cosine import Array
+from sv_sparse.scoring.arrays import Float32Array
 
-EMBEDDINGS = "embeddings"  # of a run folder
+EMBEDDINGS_DIR = "embeddings"  # in a run folder
 _KEY_BYTES = 16
-# Of this package, what makes embeddings.
+# The source files that decide an embedding, relative to the package. Their content is a part of the
+# model's key, so that a new version never takes embeddings of the old one.
 _SOURCES = ("evaluation/embed.py", "data/audio.py", "data/decoding.py", "data/layout.py", "models/**/*.py")
-# What zipfile, zlib and numpy raise for damaged bytes, the last two where a header names what they do not know.
-_DAMAGED = (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, zlib.error)
-_SECONDS = 10  # between files; what is younger is lost when the process is killed
+# Errors of zipfile, zlib and numpy for damaged bytes. The last two come from headers with unknown values.
+_DAMAGE_ERRORS = (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, zlib.error)
+_FLUSH_SECONDS = 10  # a killed process loses no more
 
 
 class EmbeddingCache:
-    """Embeddings of one network, found by the audio.
+    """Embeddings of a network, looked up by audio.
 
-    Audio is known by its files' path, size and time of change, not by its content. Several processes may use
-    a cache at once.
+    Audio is identified by its files' path, size and modification time, not by its content. Several
+    processes may use a cache at once.
 
     Args:
-        folder: of all networks' embeddings, e.g. ``RUN/embeddings``; made when something is kept.
-        network: whose embeddings they are; its weights are read now.
-        model: its settings, of which ``implementation`` does not count.
+        cache_dir: folder for the embeddings of all networks, such as ``RUN/embeddings``; it is made
+            when something is put.
+        network: network whose embeddings they are; its weights are read now.
+        model: settings of the network.
+
+    >>> import tempfile
+    >>> cache = EmbeddingCache(Path(tempfile.mkdtemp()), nn.Linear(3, 2), {"name": "tiny"})
+    >>> cache.put({0: [Part("a.wav", 16000, 0, 0, -1)]}, {0: np.ones(2, np.float32)})
+    >>> cache.flush()
+    >>> cache.get([[Part("b.wav", 16000, 0, 0, -1)], [Part("a.wav", 16000, 0, 0, -1)]])
+    {1: array([1., 1.], dtype=float32)}
     """
 
-    def __init__(self, folder: Path, network: nn.Module, model: Mapping[str, Any]) -> None:
-        self.folder = folder / _name_of(network, model)
-        self._waiting: dict[bytes, Array] = {}
-        self._written = time.monotonic()
+    def __init__(self, cache_dir: Path, network: nn.Module, model: Mapping[str, Any]) -> None:
+        self.folder = cache_dir / _model_key(network, model)
+        self._pending: dict[bytes, Float32Array] = {}
+        self._last_flush = time.monotonic()
 
-    def find(self, utterances: Sequence[Sequence[Part]]) -> dict[int, Array]:
-        """The embeddings [E] of those utterances that are there, by position.
+    def get(self, utterances: Sequence[Sequence[Part]]) -> dict[int, Float32Array]:
+        """Return the embeddings [E] that are cached, by the position of their utterance.
 
         Raises:
-            ValueError: a file in the cache is damaged; names it.
+            ValueError: a file of the cache is damaged; names it.
         """
         stored = self._read()
-        keys = (_key(parts) for parts in utterances) if stored else ()
-        return {position: stored[key] for position, key in enumerate(keys) if key in stored}
+        if not stored:  # saves asking the file system for each utterance
+            return {}
+        cached = {}
+        for position, parts in enumerate(utterances):
+            embedding = stored.get(_utterance_key(parts))
+            if embedding is not None:
+                cached[position] = embedding
+        return cached
 
-    def keep(self, utterances: Mapping[int, Sequence[Part]], embeddings: Mapping[int, Array]) -> None:
-        """Remember embeddings [E] of utterances, on disk within seconds or at ``flush``: all of them or none."""
-        self._waiting |= {_key(parts): embeddings[position] for position, parts in utterances.items()}
-        if time.monotonic() - self._written > _SECONDS:
+    def put(self, utterances: Mapping[int, Sequence[Part]], embeddings: Mapping[int, Float32Array]) -> None:
+        """Add embeddings [E] of utterances; they are on disk within seconds, or after ``flush``.
+
+        Either all embeddings of a call reach the disk or none.
+        """
+        for position, parts in utterances.items():
+            self._pending[_utterance_key(parts)] = embeddings[position]
+        if time.monotonic() - self._last_flush > _FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is not on disk yet."""
-        if self._waiting:
+        """Write the embeddings that are not on disk yet."""
+        if self._pending:
             self.folder.mkdir(parents=True, exist_ok=True)
-            keys = np.frombuffer(b"".join(self._waiting), np.uint8).reshape(-1, _KEY_BYTES)
+            keys = np.frombuffer(b"".join(self._pending), np.uint8).reshape(-1, _KEY_BYTES)
+            # A random name keeps processes that share the cache out of each other's way.
             with atomic_write(self.folder / f"{secrets.token_hex(8)}.npz") as file:
-                np.savez(file, keys=keys, embeddings=np.stack(list(self._waiting.values())))
-            self._waiting.clear()
-        self._written = time.monotonic()
+                np.savez(file, keys=keys, embeddings=np.stack(list(self._pending.values())))
+            self._pending.clear()
+        self._last_flush = time.monotonic()
 
-    def _read(self) -> dict[bytes, Array]:
-        found: dict[bytes, Array] = {}
+    def _read(self) -> dict[bytes, Float32Array]:
+        stored: dict[bytes, Float32Array] = {}
         for path in sorted(self.folder.glob("*.npz")):
             try:
                 with path.open("rb") as file:
                     compare_zip_sums(file)
                 with np.load(path) as arrays:
-                    keys: NDArray[np.uint8] = arrays["keys"]
-                    embeddings: Array = arrays["embeddings"]
-            except _DAMAGED as error:
+                    keys = arrays["keys"]
+                    embeddings = arrays["embeddings"]
+            except _DAMAGE_ERRORS as error:
                 raise ValueError(f"{path}: damaged ({error}); remove it, it will be computed again") from error
-            found.update(zip(map(bytes, keys), embeddings, strict=True))
-        return found
+            stored.update(zip(map(bytes, keys), embeddings, strict=True))
+        return stored
 
 
-def _name_of(network: nn.Module, model: Mapping[str, Any]) -> str:
-    """A name that other weights, another network, kind of device or source of what makes embeddings would change."""
+def _model_key(network: nn.Module, model: Mapping[str, Any]) -> str:
+    """Return a name that depends on all that decides an embedding but the audio."""
     device = next(network.parameters()).device.type
+    # Kernels do not count: "implementation" selects them, and all give the same embeddings.
     settings = sorted((name, value) for name, value in model.items() if name != "implementation")
     digest = hashlib.blake2b(repr((device, settings)).encode(), digest_size=_KEY_BYTES)
-    for source in sorted(path for pattern in _SOURCES for path in Path(__file__).parents[1].glob(pattern)):
+    package = Path(__file__).parents[1]
+    sources: set[Path] = set()
+    for pattern in _SOURCES:
+        sources.update(package.glob(pattern))
+    for source in sorted(sources):
         digest.update(source.read_bytes())
     for name, value in network.state_dict().items():
         digest.update(name.encode())
@@ -103,16 +127,16 @@ def _name_of(network: nn.Module, model: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _key(parts: Sequence[Part]) -> bytes:
-    """What an utterance is known by; that of a file that is not there is its name's alone: reading it will fail."""
+def _utterance_key(parts: Sequence[Part]) -> bytes:
     digest = hashlib.blake2b(digest_size=_KEY_BYTES)
     for part in parts:
-        within = (part.offset, part.bytes) if part.offset else ()  # of a tar file
-        digest.update(repr((os.path.abspath(part.path), within, _state(part.path))).encode())
+        within_tar = (part.offset, part.bytes) if part.offset else ()
+        digest.update(repr((os.path.abspath(part.path), within_tar, _file_stat(part.path))).encode())
     return digest.digest()
 
 
-def _state(path: str) -> tuple[int, int] | None:
+def _file_stat(path: str) -> tuple[int, int] | None:
+    """Return size and modification time, or None for a missing file, which fails later when it is read."""
     try:
         status = os.stat(path)
     except OSError:

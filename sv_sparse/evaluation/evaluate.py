@@ -1,10 +1,11 @@
-"""Trial lists to scores and error rates: whole utterances are embedded once, whatever lists they are in."""
+"""Evaluation of a network on trial lists: whole utterances are embedded once, whatever lists they are in."""
 
 import json
 import logging
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -15,168 +16,188 @@ from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.distributed import rank
 from sv_sparse.evaluation.embed import embed
 from sv_sparse.evaluation.embedding_cache import EmbeddingCache
-from sv_sparse.evaluation.result import Evaluation, Sides, judge, key_of
+from sv_sparse.evaluation.result import TrialSetResult, TrialSideInfo, compute_metrics, result_id
 from sv_sparse.evaluation.score_files import write_scores, write_speakers
 from sv_sparse.io import write_json
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.config import Scoring
-from sv_sparse.scoring.cosine import Rows, average_enrolments
+from sv_sparse.scoring.config import ScoringConfig
+from sv_sparse.scoring.cosine import average_enrollments
 
 Recording = tuple[Part, ...]
 
-_NAMED = 3  # recordings in a message
+_MAX_NAMED = 3  # recordings in a message
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate_lists(
+def evaluate_trial_sets(
     network: nn.Module,
     filterbank: nn.Module,
-    lists: Sequence[Judged],
+    trial_sets: Sequence[Judged],
     backend: Backend,
-    scoring: Scoring,
+    scoring: ScoringConfig,
     *,
     limit: UnreadableLimit,
-    scores_to: Path | None,
+    output_dir: Path | None,
     cache: EmbeddingCache | None = None,
-    whole: bool = True,
-) -> list[Evaluation]:
-    """Embed every utterance of the lists once, score each list, judge it, and write its scores.
+    with_details: bool = True,
+) -> list[TrialSetResult]:
+    """Embed all utterances of the lists, score each list, compute its metrics, and write its scores.
 
-    Of several processes, each embeds some of the utterances; the first does the rest, the others get nothing.
-
-    Trials of a recording that cannot be used are left out with a warning; see ``without``. The scores and the error
-    rates are those of the trials that remain.
+    Trials of a recording that cannot be used are left out with a warning; the result is that of the other
+    trials. Several processes share the embedding; the first does all else.
 
     Args:
-        network: see ``embed``.
-        filterbank: see ``embed``.
-        lists: trial lists and where their utterances are.
-        backend: what makes scores of embeddings.
-        scoring: how enrolments of several utterances are made one, and what is to be known of the scores.
-        limit: how many recordings of all lists may be left out.
-        scores_to: folder for ``<list>.txt`` with lines ``enrolment test score label``, and ``<list>.speakers`` where
-            they are known; made if absent; None: they are not kept.
-        cache: see ``embed``.
-        whole: with intervals over speakers and error rates of groups.
+        network: filterbank [B, F, T] to embedding [B, E]; it is put into evaluation mode.
+        filterbank: waveform [B, S] to filterbank [B, F, T].
+        trial_sets: trial lists and the recordings of their utterances.
+        backend: back-end that scores embeddings.
+        scoring: treatment of several enrollment utterances, and operating points.
+        limit: number of recordings of all lists that may be left out.
+        output_dir: folder for ``<id>.txt`` with lines ``enrollment test score label``, and for
+            ``<id>.speakers`` if speakers are known; it is made. None writes nothing.
+        cache: cache of embeddings.
+        with_details: False leaves out intervals over speakers and the breakdown, which take most of the time.
+
+    Returns:
+        The results of the lists in their order; nothing in other processes than the first.
 
     Raises:
-        ValueError: a recording is not there, more recordings cannot be used than ``limit`` allows, or a list has no
-            targets or no nontargets left.
+        ValueError: a recording is missing, more recordings cannot be used than ``limit`` allows, or a
+            list has no targets or no nontargets left.
     """
-    chosen = _enrolled(lists, scoring)
-    heard = [one.trials.heard() for one in chosen]
-    utterances = dict.fromkeys(tuple(one.recordings[k]) for one, own in zip(chosen, heard, strict=True) for k in own)
-    index = {parts: position for position, parts in enumerate(utterances)}
-    without_samples = {
-        index[tuple(one.recordings[k])]: f"{one.trials.utterances[k]}: {NO_SAMPLES}"
-        for one, own in zip(chosen, heard, strict=True)
-        for k in own
-        if _lacks_samples(one, k)
-    }
+    trial_sets = [apply_enrollment_mode(trial_set, scoring) for trial_set in trial_sets]
+    position_of: dict[Recording, int] = {}
+    without_samples: dict[int, str] = {}
+    for trial_set in trial_sets:
+        for utterance in trial_set.trials.heard():
+            position = position_of.setdefault(tuple(trial_set.recordings[utterance]), len(position_of))
+            if _lacks_samples(trial_set, utterance):
+                without_samples[position] = f"{trial_set.trials.utterances[utterance]}: {NO_SAMPLES}"
     embeddings = embed(
         network,
         filterbank,
-        list(utterances),
+        list(position_of),
         title="trial lists",
         limit=limit,
         cache=cache,
-        known_unusable=without_samples,
+        unusable=without_samples,
     )
-    evaluations: list[Evaluation] = []
+    results: list[TrialSetResult] = []
     if rank() > 0:
-        return evaluations
-    unusable = {parts for parts, position in index.items() if position in embeddings.unusable}
-    for complete, needed in zip(chosen, heard, strict=True):
-        one = _usable(complete, needed, unusable)
-        trials = one.trials
-        rows = needed if one is complete else np.arange(len(trials.utterances))
+        return results
+    unusable = {recording for recording, position in position_of.items() if position in embeddings.unusable}
+    for complete in trial_sets:
+        trial_set = _usable_part(complete, unusable)
+        trials = trial_set.trials
+        utterances = trials.heard()
+        positions = [position_of[tuple(trial_set.recordings[utterance])] for utterance in utterances]
+        # An utterance that no trial needs has no embedding; its zeros are never scored.
         own = np.zeros((len(trials.utterances), embeddings.values.shape[1]), np.float32)
-        own[rows] = embeddings.values[[index[tuple(one.recordings[k])] for k in rows]]
-        sides = average_enrolments(own, list(trials.models.values()))
+        own[utterances] = embeddings.values[positions]
+        sides = average_enrollments(own, list(trials.models.values()))
         scores = backend.score(sides, trials.enrolment, trials.test)
-        evaluation = judge(one, scores, backend, scoring, np.linalg.norm(sides, axis=1), whole=whole)
-        evaluations.append(evaluation)
-        if scores_to is not None:
-            scores_to.mkdir(parents=True, exist_ok=True)
-            write_speakers(scores_to / f"{evaluation.key}.speakers", trials, Sides.of(one).speakers)
-            write_scores(scores_to / f"{evaluation.key}.txt", trials, scores)
-    return evaluations
+        magnitudes = np.linalg.norm(sides, axis=1)
+        result = compute_metrics(trial_set, scores, backend, scoring, magnitudes, with_details=with_details)
+        results.append(result)
+        if output_dir is not None:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            speakers = TrialSideInfo.from_trial_set(trial_set).speakers
+            write_speakers(output_dir / f"{result.id}.speakers", trials, speakers)
+            write_scores(output_dir / f"{result.id}.txt", trials, scores)
+    return results
 
 
-def _usable(complete: Judged, needed: Rows, unusable: Collection[Recording]) -> Judged:
-    """The list without the trials of recordings that cannot be used.
+def _usable_part(complete: Judged, unusable: Collection[Recording]) -> Judged:
+    """Return the list without the trials of recordings that cannot be used.
 
     Raises:
-        ValueError: a recording is not there at all, or no targets or no nontargets are left.
+        ValueError: a recording is missing, or no targets or no nontargets are left.
     """
     trials = complete.trials
-    left_out = [k for k in needed.tolist() if tuple(complete.recordings[k]) in unusable]
+    left_out = [index for index in trials.heard().tolist() if tuple(complete.recordings[index]) in unusable]
     if not left_out:
         return complete
-    read = [k for k in left_out if not _lacks_samples(complete, k)]
-    absent = [part.path for k in read for part in complete.recordings[k] if not os.path.lexists(part.path)]
-    if absent:
-        raise ValueError(f"list {trials.name}: {len(absent)} recordings are not there; first {absent[0]}")
-    rest = without(complete, left_out)
-    names = [trials.utterances[k] for k in left_out]
-    first = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-    reason = f"{len(names)} recordings cannot be used ({first})"
-    if rest.trials.is_target.all() or not rest.trials.is_target.any():
+    _check_files_exist(complete, left_out)
+    remaining = without(complete, left_out)
+    names = ", ".join(trials.utterances[index] for index in left_out[:_MAX_NAMED])
+    if len(left_out) > _MAX_NAMED:
+        names += ", ..."
+    reason = f"{len(left_out)} recordings cannot be used ({names})"
+    is_target = remaining.trials.is_target
+    if is_target.all() or not is_target.any():
         raise ValueError(
-            f"list {trials.name}: {reason}; without their trials it has {rest.trials.is_target.sum()} targets and "
-            f"{(~rest.trials.is_target).sum()} nontargets, and both are needed"
+            f"list {trials.name}: {reason}; without their trials it has {is_target.sum()} targets and "
+            f"{(~is_target).sum()} nontargets, and both are needed"
         )
-    logger.warning(
-        "list %s: %d of %d trials are left out, since %s",
-        trials.name,
-        len(trials) - len(rest.trials),
-        len(trials),
-        reason,
-    )
-    return rest
+    num_left_out = len(trials) - len(remaining.trials)
+    logger.warning("list %s: %d of %d trials are left out, since %s", trials.name, num_left_out, len(trials), reason)
+    return remaining
 
 
-def _lacks_samples(one: Judged, k: int) -> bool:
-    """Whether an utterance has none in its manifest: even if it can be read now, its duration is not known there."""
-    return bool(one.seconds) and not one.seconds[k]
+def _check_files_exist(trial_set: Judged, utterances: Sequence[int]) -> None:
+    """Raise a ValueError if files are missing: that is a wrong path, not a bad recording."""
+    missing = []
+    for utterance in utterances:
+        if not _lacks_samples(trial_set, utterance):
+            missing += [part.path for part in trial_set.recordings[utterance] if not os.path.lexists(part.path)]
+    if missing:
+        raise ValueError(f"list {trial_set.trials.name}: {len(missing)} recordings are not there; first {missing[0]}")
 
 
-def _enrolled(lists: Sequence[Judged], scoring: Scoring) -> list[Judged]:
-    """The lists with their enrolments of several utterances as they are wanted."""
-    return [concatenated(one) if scoring.enrolment == "concatenated" else one for one in lists]
+def _lacks_samples(trial_set: Judged, utterance: int) -> bool:
+    """Return True for an utterance that the manifest has without samples.
+
+    It is left out even if it can be read now, since calibration may need its duration. DECISIONS 70
+    """
+    return bool(trial_set.seconds) and not trial_set.seconds[utterance]
 
 
-def refuse_other_lists(run: Path, lists: Sequence[Judged], scoring: Scoring) -> None:
-    """Raise if a finished run's files speak of other trials under the name of a list.
+def apply_enrollment_mode(trial_set: Judged, scoring: ScoringConfig) -> Judged:
+    """Return the list with several enrollment utterances concatenated if the settings say so."""
+    return concatenated(trial_set) if scoring.enrollment == "concatenated" else trial_set
+
+
+def check_trial_checksums(run_dir: Path, trial_sets: Sequence[Judged], scoring: ScoringConfig) -> None:
+    """Check that a finished run has no results of other trials under the name of a list.
+
+    Args:
+        run_dir: folder of the run, with ``results.json`` and maybe ``evaluations.json``.
+        trial_sets: lists that the run is evaluated on now.
+        scoring: settings that name the results.
 
     Raises:
-        ValueError: they do; names the list.
+        ValueError: it has; names the list.
     """
-    for name in ("results.json", "evaluations.json"):
-        path = run / name
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        known = known.get("evaluations", {}) if name == "results.json" else known
-        for one in _enrolled(lists, scoring):
-            there = known.get(key_of(one, scoring))
-            if there is not None and there.get("list_digest", there["digest"]) != one.trials.digest:
-                trials = there["trials"] + there.get("trials_left_out", 0)
-                raise ValueError(
-                    f"{run} was judged by another list called {one.trials.name}, of {trials:,} trials; call "
-                    f"this one otherwise, or write its scores elsewhere: --scores FOLDER"
-                )
+    previous = _read_json(run_dir / "results.json").get("evaluations", {})
+    previous |= _read_json(run_dir / "evaluations.json")
+    for trial_set in trial_sets:
+        scored = apply_enrollment_mode(trial_set, scoring)
+        trials = scored.trials
+        result = previous.get(result_id(scored, scoring))
+        if result is not None and result["list_checksum"] != trials.digest:
+            num_trials = result["trials"] + result["trials_left_out"]
+            raise ValueError(
+                f"{run_dir} was evaluated on another list called {trials.name}, of {num_trials:,} trials; rename "
+                f"this list, or write its scores elsewhere: --output-dir FOLDER"
+            )
 
 
-def keep_evaluations(run: Path, evaluations: Sequence[Evaluation]) -> bool:
-    """Write what a finished run was judged by since into its ``evaluations.json``, beside what is there.
+def update_evaluations_file(run_dir: Path, results: Sequence[TrialSetResult]) -> bool:
+    """Add results to the ``evaluations.json`` of a finished run, which keeps those of other lists.
 
     Returns:
-        Whether that has changed anything.
+        True if the file changed.
     """
-    path = run / "evaluations.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    found = {evaluation.key: json.loads(json.dumps(evaluation.as_dict())) for evaluation in evaluations}
-    if known | found == known:
+    path = run_dir / "evaluations.json"
+    previous = _read_json(path)
+    # By way of JSON, so that tuples compare equal to the lists in the file.
+    added = {result.id: json.loads(json.dumps(result.to_dict())) for result in results}
+    if previous | added == previous:
         return False
-    write_json(path, known | found)
+    write_json(path, previous | added)
     return True
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,32 +1,36 @@
-"""What a run delivers, read for use."""
+"""Trained networks from their files."""
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from sv_sparse import checkpoint
+from sv_sparse.config.schema import Config
 from sv_sparse.models.features import MEL_BINS
 from sv_sparse.models.registry import build_model
 from sv_sparse.scoring.backend import Backend
 
 
-def load_network(path: Path, trusted: Collection[str] = ()) -> tuple[nn.Module, Backend, dict[str, Any]]:
-    """A trained network in evaluation mode, what scores its embeddings, and its run's settings.
+def load_network(path: Path, trusted: Collection[str] = ()) -> tuple[nn.Module, Backend, Config]:
+    """Load a trained network with its scoring back-end and its run's settings.
 
     Args:
-        path: a network file: ``model.pt`` or ``best.pt``.
-        trusted: import paths of the user's own classes that the file may name.
+        path: a network file of a run: ``model.pt`` or ``best.pt``.
+        trusted: import paths of the user's own classes, such as ``mypkg.net.Net``, that the file may
+            name. A file alone never makes code run; only the names in this argument are imported.
+
+    Returns:
+        The network in evaluation mode on the CPU, its back-end, and the settings.
 
     Raises:
-        ValueError: it is no network file, or one of a network that is none of ours; names it.
+        ValueError: the file is no network file, or its network is neither registered nor trusted.
     """
     state = checkpoint.load(path, checkpoint.NETWORK_KEYS)
-    settings: dict[str, Any] = state["config"]
+    config = Config.from_dict(state["config"], str(path))
     try:
-        network = build_model(settings["model"], MEL_BINS, trusted)
+        network = build_model(config.model_settings, MEL_BINS, trusted=trusted)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     network.load_state_dict(state["model"])
-    return network.eval(), Backend.of(state["backend"]), settings
+    return network.eval(), Backend.from_dict(state["backend"]), config

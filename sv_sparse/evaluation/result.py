@@ -1,96 +1,105 @@
-"""A scored list to error rates, each with the conditions that it was measured under."""
+"""Metrics of a scored trial list, with the conditions that they were measured under."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sv_sparse.data.prepared import Judged, LeftOut, concatenated
+from sv_sparse.data.trials import Trials
+from sv_sparse.scoring.arrays import BoolArray, Float32Array, FloatArray, IndexArray
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.bootstrap import Drawn, Interval, Redrawn, eers, interval, min_dcfs, redraw
-from sv_sparse.scoring.calibration import Calibration, qualities_of
-from sv_sparse.scoring.config import Scoring
-from sv_sparse.scoring.cosine import Array, Rows
-from sv_sparse.scoring.metrics import Ranked, act_dcf, cllr, eer, min_cllr, min_dcf, rank_scores
+from sv_sparse.scoring.bootstrap import (
+    BootstrapRates,
+    Interval,
+    SpeakerBootstrap,
+    bootstrap_eer,
+    bootstrap_min_dcf,
+    interval,
+    resample,
+)
+from sv_sparse.scoring.calibration import Calibration, quality_measures
+from sv_sparse.scoring.config import ScoringConfig
+from sv_sparse.scoring.metrics import SortedScores, act_dcf, cllr, eer, min_cllr, min_dcf, sort_scores
 
 logger = logging.getLogger(__name__)
 
-_SECONDS = (2, 4, 8)  # bounds of the groups by duration
-_FEWEST_OF_GROUP = 20  # targets, and nontargets
-_LENGTHS = ("below 2", "2 to 4", "4 to 8", "8 and more")
+DURATION_EDGES = (2, 4, 8)  # seconds
+DURATION_LABELS = ("below 2", "2 to 4", "4 to 8", "8 and more")
+MIN_TRIALS_PER_GROUP = 20  # of targets, and of nontargets
 
-Group = dict[str, float]
-Groups = dict[str, dict[str, Group]]  # by kind: genre, seconds, sex
+Breakdown = dict[str, dict[str, dict[str, float]]]  # by kind (genre, seconds, sex), then by label
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Error rates on one trial list, with what they depend on; rates are fractions, Cllr is in bits.
+class TrialSetResult:
+    """Metrics on a trial list, with the conditions that they depend on.
+
+    Rates are fractions in [0, 1], Cllr is in bits, thresholds of ``dcf`` are scores.
 
     Attributes:
-        name: Of the list.
-        key: The name, and how trials were scored where that is not the usual way; names its files.
-        digest: Of the trials that were scored.
-        list_digest: Of the list's trials; another one where some were left out.
-        trials: How many were scored.
-        trials_left_out: How many were not, as they need recordings that cannot be used.
-        recordings_left_out: How many recordings of the list cannot be used.
-        targets: Of them.
-        speakers: In them; None where that is not known.
-        enrolment: How enrolments of several utterances were made one, in words.
-        normalization: Of the scores, in words.
-        calibration: What log-likelihood ratios come from, in words; None where there are none.
-        eer: Equal error rate.
-        eer_threshold: Score at which it is reached.
-        eer_interval: 95 % of draws of other speakers lie in it; None where speakers are not known, or few, or where
-            there are no errors: all draws agree then.
-        costs: For each operating point ``p_target``, ``c_miss``, ``c_fa``, ``min_dcf`` with its threshold and
-            interval, and ``act_dcf``.
-        cllr: Of the log-likelihood ratios.
-        min_cllr: Of the best monotone map.
-        decisions: For each threshold that calibration gives, the ``false_alarms`` it was made for, the ``threshold``
-            of the log-likelihood ratio, and ``p_fa`` and ``p_miss`` on this list.
-        groups: Trials, targets and EER by genre of the test utterance, by seconds of the shorter side, by sex where
-            both sides have the same.
+        name: name of the list.
+        id: the name, and the scoring if it is not the usual one; it names the result's files.
+        checksum: checksum of the trials that were scored.
+        list_checksum: checksum of all trials of the list; it differs if some were left out.
+        trials: number of trials that were scored.
+        trials_left_out: number of trials with recordings that cannot be used.
+        recordings_left_out: number of recordings of the list that cannot be used.
+        targets: number of targets among the trials that were scored.
+        speakers: number of speakers in them; None if it is not known.
+        enrollment: description of the treatment of several enrollment utterances.
+        score_norm: description of the score normalization.
+        calibration: description of the calibration; None without one.
+        eer: equal error rate.
+        eer_threshold: score at which it is reached.
+        eer_interval: 95 % interval over speakers. It is None if speakers are unknown or few, or if there
+            are no errors: all bootstrap samples agree then.
+        dcf: detection costs at each operating point: ``p_target``, ``c_miss``, ``c_fa``, ``min_dcf`` with
+            its threshold and interval, and ``act_dcf``.
+        cllr: cost of the log-likelihood ratios; None without calibration.
+        min_cllr: cost after the best monotone map.
+        thresholds: for each threshold of the calibration, the false-alarm rate ``target_far`` that it was
+            made for, the log-likelihood ratio ``threshold``, and ``p_fa`` and ``p_miss`` on this list.
+        breakdown: trials, targets and EER by genre of the test utterance, by seconds of the shorter
+            side, and by sex if both sides have the same.
     """
 
     name: str
-    key: str
-    digest: str
-    list_digest: str
+    id: str
+    checksum: str
+    list_checksum: str
     trials: int
     trials_left_out: int
     recordings_left_out: int
     targets: int
     speakers: int | None
-    enrolment: str
-    normalization: str
+    enrollment: str
+    score_norm: str
     calibration: str | None
     eer: float
     eer_threshold: float
     eer_interval: Interval | None
-    costs: list[dict[str, Any]]
+    dcf: list[dict[str, Any]]
     cllr: float | None
     min_cllr: float
-    decisions: list[dict[str, float]]
-    groups: Groups
+    thresholds: list[dict[str, float]]
+    breakdown: Breakdown
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, for results.json."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, for results.json."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class Sides:
-    """What is known of all that can stand in a trial, utterances first, then enrolments of several.
+class TrialSideInfo:
+    """Metadata of the sides of a trial list: its utterances, then its enrollments of several utterances.
 
     Attributes:
-        speakers: [sides]; empty where that is not known.
-        sexes: [sides]; empty where that is not known.
-        seconds: [sides]; of several utterances their sum; empty where that is not known.
+        speakers: [sides]; empty if they are not known.
+        sexes: [sides]; empty if they are not known.
+        seconds: [sides], summed over several utterances; empty if they are not known.
     """
 
     speakers: list[str]
@@ -98,163 +107,190 @@ class Sides:
     seconds: list[float]
 
     @classmethod
-    def of(cls, one: Judged) -> "Sides":
-        """The sides of a list."""
-        whole = concatenated(one)
-        return cls(whole.speakers or _speakers_in_paths(one), whole.sexes, whole.seconds)
+    def from_trial_set(cls, trial_set: Judged) -> "TrialSideInfo":
+        """Return the metadata of a trial list."""
+        sides = concatenated(trial_set)
+        return cls(sides.speakers or _speakers_from_paths(trial_set.trials), sides.sexes, sides.seconds)
 
-    def drawn(self, one: Judged) -> Drawn | None:
-        """What intervals are drawn from; None where speakers are not known, or too few to say anything."""
+    def speaker_bootstrap(self, trials: Trials) -> SpeakerBootstrap | None:
+        """Return the bootstrap over speakers; None if they are unknown, or too few for an interval."""
         if not self.speakers:
             return None
-        numbers = np.unique(self.speakers, return_inverse=True)[1]
-        drawn = Drawn(one.trials.is_target, numbers[one.trials.enrolment], numbers[one.trials.test])
-        return drawn if drawn.enough else None
+        ids = np.unique(self.speakers, return_inverse=True)[1]
+        bootstrap = SpeakerBootstrap(trials.is_target, ids[trials.enrolment], ids[trials.test])
+        return bootstrap if bootstrap.is_reliable else None
 
 
-def _speakers_in_paths(one: Judged) -> list[str]:
-    """First parts of the utterances' paths, if those are what the labels go by; nothing otherwise."""
-    trials = one.trials
-    first = [utterance.partition("/")[0] for utterance in trials.utterances]
-    numbers = np.unique(first, return_inverse=True)[1]
-    agree = not trials.models and ((numbers[trials.enrolment] == numbers[trials.test]) == trials.is_target).all()
-    return first if agree else []
+def _speakers_from_paths(trials: Trials) -> list[str]:
+    """Return the first parts of the utterances' paths if they agree with all labels, else nothing."""
+    if trials.models:
+        return []
+    speakers = [utterance.partition("/")[0] for utterance in trials.utterances]
+    ids = np.unique(speakers, return_inverse=True)[1]
+    is_same = ids[trials.enrolment] == ids[trials.test]
+    return speakers if (is_same == trials.is_target).all() else []
 
 
-def key_of(one: Judged, scoring: Scoring) -> str:
-    """What a list's evaluation is called, of which a run has several where it is scored in several ways."""
-    joined = scoring.enrolment == "concatenated" and _enrolment(one).endswith("concatenated")
-    normalized = f"_as_norm_{scoring.top_n}" if scoring.normalization == "as_norm" else ""
-    return one.trials.name + ("_concatenated" if joined else "") + normalized
+def result_id(trial_set: Judged, scoring: ScoringConfig) -> str:
+    """Return the name of a list's result, which tells the ways apart in which a run scored it."""
+    name = trial_set.trials.name
+    if scoring.enrollment == "concatenated" and _enrollment_description(trial_set).endswith("concatenated"):
+        name += "_concatenated"
+    if scoring.score_norm == "as_norm":
+        name += f"_as_norm_{scoring.top_n}"
+    return name
 
 
-def judge(
-    one: Judged, scores: Array, backend: Backend, scoring: Scoring, magnitudes: Array | None = None, *, whole: bool
-) -> Evaluation:
-    """Error rates of a scored list.
+def compute_metrics(
+    trial_set: Judged,
+    scores: Float32Array,
+    backend: Backend,
+    scoring: ScoringConfig,
+    magnitudes: Float32Array | None = None,
+    *,
+    with_details: bool,
+) -> TrialSetResult:
+    """Compute the metrics of a scored trial list.
 
     Args:
-        one: The list.
-        scores: [trials].
-        backend: What made the scores.
-        scoring: What is to be known of them.
-        magnitudes: [sides], lengths of the embeddings, where the calibration wants them.
-        whole: With intervals and groups.
+        trial_set: trial list and metadata of its utterances.
+        scores: float32 [trials].
+        backend: back-end that made the scores; its calibration gives log-likelihood ratios.
+        scoring: operating points, and the settings that name the result.
+        magnitudes: float32 [sides], lengths of the embeddings; None if they are not known.
+        with_details: True adds intervals and the breakdown, which take most of the time.
 
     Raises:
-        ValueError: A score is not finite; names the trial.
+        ValueError: a score is not finite; names the trial.
     """
-    trials, sides = one.trials, Sides.of(one)
-    left_out = one.left_out or LeftOut([], 0, trials.digest)
-    ranked = rank_scores(scores, trials.is_target, trials.describe)
-    drawn = sides.drawn(one) if whole else None
-    rates = redraw(scores, drawn) if drawn is not None else None
-    llr = _ratios(one, scores, backend.calibration, sides, magnitudes)
-    calibration = backend.calibration if llr is not None else None
-    rate, threshold = eer(ranked)
-    if whole and rate > 0.5:
+    trials = trial_set.trials
+    left_out = trial_set.left_out or LeftOut([], 0, trials.digest)
+    sides = TrialSideInfo.from_trial_set(trial_set)
+    sorted_scores = sort_scores(scores, trials.is_target, trials.describe)
+    bootstrap = sides.speaker_bootstrap(trials) if with_details else None
+    rates = resample(scores, bootstrap) if bootstrap is not None else None
+    measured = {"duration": np.array(sides.seconds)} if sides.seconds else {}
+    if magnitudes is not None:
+        measured["magnitude"] = magnitudes
+    ratios = _log_likelihood_ratios(trials, scores, backend.calibration, measured)
+    calibration = backend.calibration if ratios is not None else None
+    rate, threshold = eer(sorted_scores)
+    if with_details and rate > 0.5:
         logger.warning("%s: EER %.2f%%, targets score below nontargets; are the labels right?", trials.name, 100 * rate)
-    return Evaluation(
+    return TrialSetResult(
         name=trials.name,
-        key=key_of(one, scoring),
-        digest=trials.digest,
-        list_digest=left_out.list_digest,
+        id=result_id(trial_set, scoring),
+        checksum=trials.digest,
+        list_checksum=left_out.list_digest,
         trials=len(trials),
         trials_left_out=left_out.trials,
         recordings_left_out=len(left_out.recordings),
         targets=int(trials.is_target.sum()),
-        speakers=len(set(sides.speakers)) if sides.speakers else None,
-        enrolment=_enrolment(one),
-        normalization=backend.normalization,
-        calibration=calibration.words if calibration is not None else None,
+        speakers=len(set(sides.speakers)) or None,
+        enrollment=_enrollment_description(trial_set),
+        score_norm=backend.score_norm,
+        calibration=calibration.description if calibration is not None else None,
         eer=rate,
         eer_threshold=threshold,
-        eer_interval=interval(eers(rates)) if rates is not None and rate > 0 else None,
-        costs=_costs(ranked, llr, rates, scoring),
-        cllr=cllr(llr) if llr is not None else None,
-        min_cllr=min_cllr(ranked),
-        decisions=_decisions(llr, calibration) if llr is not None and calibration is not None else [],
-        groups=_groups(one, scores, sides) if whole else {},
+        eer_interval=interval(bootstrap_eer(rates)) if rates is not None and rate > 0 else None,
+        dcf=_detection_costs(sorted_scores, ratios, rates, scoring),
+        cllr=cllr(ratios) if ratios is not None else None,
+        min_cllr=min_cllr(sorted_scores),
+        thresholds=_threshold_results(ratios, calibration),
+        breakdown=_breakdown(trial_set, scores, sides) if with_details else {},
     )
 
 
-def _ratios(
-    one: Judged, scores: Array, calibration: Calibration | None, sides: Sides, magnitudes: Array | None
-) -> Ranked | None:
-    """Log-likelihood ratios; None without a calibration, or without what it wants to know."""
-    known = {"duration": sides.seconds or None, "magnitude": magnitudes}
+def _log_likelihood_ratios(
+    trials: Trials, scores: Float32Array, calibration: Calibration | None, measured: Mapping[str, FloatArray]
+) -> SortedScores | None:
+    """Compute log-likelihood ratios; None without a calibration, or without a quality measure that it needs."""
     if calibration is None:
         return None
-    if any(known[name] is None for name in calibration.qualities):
-        logger.warning("%s: not calibrated, since its utterances' lengths are not known", one.trials.name)
+    if not set(calibration.qualities).issubset(measured):
+        logger.warning("%s: not calibrated, since its utterances' lengths are not known", trials.name)
         return None
-    measured = {name: np.asarray(known[name]) for name in calibration.qualities}
-    qualities = qualities_of(measured, one.trials.enrolment, one.trials.test)
-    return rank_scores(calibration.llr(scores, qualities), one.trials.is_target)
+    qualities = quality_measures(
+        {name: measured[name] for name in calibration.qualities}, trials.enrolment, trials.test
+    )
+    return sort_scores(calibration.llr(scores, qualities), trials.is_target)
 
 
-def _costs(ranked: Ranked, llr: Ranked | None, rates: Redrawn | None, scoring: Scoring) -> list[dict[str, Any]]:
-    """Costs at each operating point."""
-    found = []
+def _detection_costs(
+    scores: SortedScores, ratios: SortedScores | None, rates: BootstrapRates | None, scoring: ScoringConfig
+) -> list[dict[str, Any]]:
+    costs = []
     for point in scoring.points:
-        cost, threshold = min_dcf(ranked, point)
-        least = interval(min_dcfs(point)(rates)) if rates is not None else None
-        actual = act_dcf(llr, point) if llr is not None else None
-        costs = {"min_dcf": cost, "min_dcf_threshold": threshold, "min_dcf_interval": least, "act_dcf": actual}
-        found.append(asdict(point) | costs)
-    return found
+        cost, threshold = min_dcf(scores, point)
+        costs.append(
+            asdict(point)
+            | {
+                "min_dcf": cost,
+                "min_dcf_threshold": threshold,
+                "min_dcf_interval": interval(bootstrap_min_dcf(rates, point)) if rates is not None else None,
+                "act_dcf": act_dcf(ratios, point) if ratios is not None else None,
+            }
+        )
+    return costs
 
 
-def _decisions(llr: Ranked, calibration: Calibration) -> list[dict[str, float]]:
-    """What the thresholds that calibration gives lead to on a list."""
-    found = []
-    for share, threshold in calibration.thresholds.items():
-        p_miss, p_fa = llr.rates(np.array(threshold))
-        found.append({"false_alarms": share, "threshold": threshold, "p_fa": float(p_fa), "p_miss": float(p_miss)})
-    return found
+def _threshold_results(ratios: SortedScores | None, calibration: Calibration | None) -> list[dict[str, float]]:
+    """Compute the error rates at the calibration's thresholds."""
+    if ratios is None or calibration is None:
+        return []
+    results = []
+    for far, threshold in calibration.thresholds.items():
+        p_miss, p_fa = ratios.rates(np.array(threshold))
+        results.append({"target_far": far, "threshold": threshold, "p_fa": float(p_fa), "p_miss": float(p_miss)})
+    return results
 
 
-def _enrolment(one: Judged) -> str:
-    """How enrolments of several utterances were made one, in words."""
-    several = max(map(len, one.trials.models.values()), default=1)
-    if several > 1:
-        return f"average of up to {several} utterances"
-    recordings = concatenated(one).recordings  # of models, too: each has one utterance, if it has lost the others
-    parts = max((len(recordings[k]) for k in np.unique(one.trials.enrolment)), default=1)
-    return f"up to {parts} utterances concatenated" if parts > 1 else "one recording"
+def _enrollment_description(trial_set: Judged) -> str:
+    max_utterances = max(map(len, trial_set.trials.models.values()), default=1)
+    if max_utterances > 1:
+        return f"average of up to {max_utterances} utterances"
+    # A model may have a single utterance: the others may be unusable.
+    recordings = concatenated(trial_set).recordings
+    max_parts = max((len(recordings[side]) for side in np.unique(trial_set.trials.enrolment)), default=1)
+    return f"up to {max_parts} utterances concatenated" if max_parts > 1 else "one recording"
 
 
-def _groups(one: Judged, scores: Array, sides: Sides) -> Groups:
-    """Trials, targets and EER of groups of trials; those with few targets or few nontargets are left out."""
-    trials = one.trials
-    kinds: dict[str, tuple[Sequence[str], Rows]] = {}  # names, and which of them each trial has; the last for none
-    if any(one.genres):
-        names, genre = _numbered(one.genres)
-        kinds["genre"] = names, genre[trials.test]
+def _breakdown(trial_set: Judged, scores: Float32Array, sides: TrialSideInfo) -> Breakdown:
+    """Compute trials, targets and EER by group of trials."""
+    trials = trial_set.trials
+    breakdown = {}
+    if any(trial_set.genres):
+        labels, genre = _encode_labels(trial_set.genres)
+        breakdown["genre"] = _eer_per_label(scores, trials.is_target, labels, genre[trials.test])
     if sides.seconds:
-        length = np.searchsorted(_SECONDS, sides.seconds, "right")
-        kinds["seconds"] = _LENGTHS, np.minimum(length[trials.enrolment], length[trials.test])
+        length = np.searchsorted(DURATION_EDGES, sides.seconds, "right")
+        shorter = np.minimum(length[trials.enrolment], length[trials.test])
+        breakdown["seconds"] = _eer_per_label(scores, trials.is_target, DURATION_LABELS, shorter)
     if any(sides.sexes):
-        names, sex = _numbered(sides.sexes)
-        left, right = sex[trials.enrolment], sex[trials.test]
-        kinds["sex"] = names, np.where(left == right, left, len(names))
-    found = {kind: _by_name(scores, trials.is_target, names, group) for kind, (names, group) in kinds.items()}
-    return {kind: groups for kind, groups in found.items() if groups}
+        labels, sex = _encode_labels(sides.sexes)
+        is_same = sex[trials.enrolment] == sex[trials.test]
+        common = np.where(is_same, sex[trials.test], len(labels))
+        breakdown["sex"] = _eer_per_label(scores, trials.is_target, labels, common)
+    return {kind: groups for kind, groups in breakdown.items() if groups}
 
 
-def _numbered(words: Sequence[str]) -> tuple[list[str], Rows]:
-    """The distinct words, and which of them each is; what is empty has the number after the last."""
-    names = sorted(set(words) - {""})
-    index = {name: number for number, name in enumerate(names)}
-    return names, np.array([index.get(word, len(names)) for word in words])
+def _encode_labels(values: Sequence[str]) -> tuple[list[str], IndexArray]:
+    """Return the distinct labels, and the index of each value's; empty values have the index after the last."""
+    labels = sorted(set(values) - {""})
+    index = {label: position for position, label in enumerate(labels)}
+    return labels, np.array([index.get(value, len(labels)) for value in values])
 
 
-def _by_name(scores: Array, is_target: NDArray[np.bool_], names: Sequence[str], group: Rows) -> dict[str, Group]:
-    found = {}
-    for index, name in enumerate(names):
-        own = group == index
-        targets = int(is_target[own].sum())
-        if min(targets, own.sum() - targets) >= _FEWEST_OF_GROUP:
-            rate, _ = eer(rank_scores(scores[own], is_target[own]))
-            found[name] = {"trials": int(own.sum()), "targets": targets, "eer": rate}
-    return found
+def _eer_per_label(
+    scores: Float32Array, is_target: BoolArray, labels: Sequence[str], label_of_trial: IndexArray
+) -> dict[str, dict[str, float]]:
+    groups = {}
+    for index, label in enumerate(labels):
+        selected = label_of_trial == index
+        num_trials = int(selected.sum())
+        num_targets = int(is_target[selected].sum())
+        # An EER of fewer trials says nothing.
+        if min(num_targets, num_trials - num_targets) >= MIN_TRIALS_PER_GROUP:
+            rate, _ = eer(sort_scores(scores[selected], is_target[selected]))
+            groups[label] = {"trials": num_trials, "targets": num_targets, "eer": rate}
+    return groups

@@ -1,6 +1,6 @@
-"""Files of scored trials, for whoever wants to judge them otherwise: lines ``enrolment test score label``.
+"""Files of scored trials, for other tools and for comparisons: lines ``enrollment test score label``.
 
-The fields are separated by a space, or by a tab where names have spaces.
+The fields are separated by a space, or by a tab if names have spaces.
 """
 
 from collections.abc import Sequence
@@ -9,114 +9,146 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 from pyarrow import csv
 
 from sv_sparse.data.trials import Trials, delimiter
 from sv_sparse.io import atomic_write, write_text
-from sv_sparse.scoring.bootstrap import Drawn, Interval, difference, eers, redraw
-from sv_sparse.scoring.cosine import Array
-from sv_sparse.scoring.metrics import eer, rank_scores
+from sv_sparse.scoring.arrays import BoolArray, Float32Array, Float64Array
+from sv_sparse.scoring.bootstrap import (
+    Interval,
+    SpeakerBootstrap,
+    bootstrap_eer,
+    eer_difference_interval,
+    resample,
+)
+from sv_sparse.scoring.metrics import eer, sort_scores
 
-_LINES_AT_ONCE = 200_000
-_COLUMNS = {"enrolment": pa.string(), "test": pa.string(), "score": pa.float32(), "label": pa.int8()}
+_LINE_CHUNK_SIZE = 200_000
+_COLUMNS = {"enrollment": pa.string(), "test": pa.string(), "score": pa.float32(), "label": pa.int8()}
 
 
-def write_scores(path: Path, trials: Trials, scores: Array) -> None:
-    """Write a line for each trial, atomically; a score has as many digits as tell it from its neighbours."""
+def write_scores(path: Path, trials: Trials, scores: Float32Array) -> None:
+    """Write a line for each trial, atomically.
+
+    Args:
+        path: file to write; its folder is made.
+        trials: trial list.
+        scores: float32 [trials]; each is written with the digits that restore it exactly.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     sides = pa.array(trials.sides, pa.string())
     labels = pa.array(["0", "1"])
-    space = delimiter(trials.sides)
+    separator = delimiter(trials.sides)
     with atomic_write(path) as file:
-        for start in range(0, len(trials), _LINES_AT_ONCE):
-            part = slice(start, start + _LINES_AT_ONCE)
-            words = (
-                sides.take(pa.array(trials.enrolment[part])),
-                sides.take(pa.array(trials.test[part])),
-                pa.array(scores[part]).cast(pa.string()),
-                labels.take(pa.array(trials.is_target[part].astype(np.int8))),
+        for start in range(0, len(trials), _LINE_CHUNK_SIZE):
+            chunk = slice(start, start + _LINE_CHUNK_SIZE)
+            lines = pc.binary_join_element_wise(
+                sides.take(pa.array(trials.enrolment[chunk])),
+                sides.take(pa.array(trials.test[chunk])),
+                pa.array(scores[chunk]).cast(pa.string()),
+                labels.take(pa.array(trials.is_target[chunk].astype(np.int8))),
+                separator,
             )
-            lines = pc.binary_join_element_wise(*words, space)
             file.write("\n".join(lines.to_pylist()).encode() + b"\n")
 
 
 def write_speakers(path: Path, trials: Trials, speakers: Sequence[str]) -> None:
-    """Write who speaks in each side of a list's trials, lines ``side<tab>speaker``; nobody is no file."""
+    """Write the speaker of each side of a list's trials, lines ``side<tab>speaker``.
+
+    Args:
+        path: file to write; it is removed if ``speakers`` is empty.
+        trials: trial list.
+        speakers: [sides], or empty if they are not known.
+    """
     if not speakers:
         path.unlink(missing_ok=True)
         return
-    write_text(path, "".join(f"{side}\t{speaker}\n" for side, speaker in zip(trials.sides, speakers, strict=True)))
+    lines = [f"{side}\t{speaker}\n" for side, speaker in zip(trials.sides, speakers, strict=True)]
+    write_text(path, "".join(lines))
 
 
 def read_speakers(path: Path) -> dict[str, str]:
-    """Who speaks in each side, from a file that ``write_speakers`` wrote; nothing where there is none."""
+    """Read the speaker of each side from a file of ``write_speakers``; empty if there is no file."""
     if not path.is_file():
         return {}
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # other ends of lines may lie in names
+    # Not splitlines(): names may have other characters that Unicode calls line ends.
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     return dict(line.split("\t") for line in lines)
 
 
-def read_scores(path: Path) -> tuple[Array, NDArray[np.bool_]]:
-    """Scores and labels of a file that ``write_scores`` wrote.
+def read_scores(path: Path) -> tuple[Float32Array, BoolArray]:
+    """Read scores and labels, [trials] each, from a file of ``write_scores``.
 
     Raises:
-        OSError: It cannot be opened.
+        OSError: the file cannot be opened.
     """
-    table = _read(path, ["score", "label"])
+    table = _read_table(path, ["score", "label"])
     return table.column("score").to_numpy(), table.column("label").to_numpy() == 1
 
 
-def difference_of(ours: Path, theirs: Path) -> tuple[float, Interval] | None:
-    """How two systems' EERs differ that scored the same list: ours less theirs, and its 95 % interval over speakers.
+def eer_difference(path: Path, other_path: Path) -> tuple[float, Interval] | None:
+    """Compute the difference of two systems' EERs on the same trials.
 
     Args:
-        ours: A file of scores, with its ``.speakers`` beside it.
-        theirs: Another one.
+        path: file of scores, with its ``.speakers`` beside it.
+        other_path: file of scores of the system whose EER is subtracted.
 
     Returns:
-        None where the trials are not the same, or speakers are not known, or few.
+        The difference and its 95 % interval over speakers; None if the trials differ, or if speakers
+        are unknown or few.
     """
-    left, right = (_read(path, list(_COLUMNS)) for path in (ours, theirs))
-    drawn = _drawn(left, ours) if left.drop_columns("score").equals(right.drop_columns("score")) else None
-    if drawn is None:
+    table = _read_table(path, list(_COLUMNS))
+    other_table = _read_table(other_path, list(_COLUMNS))
+    if not table.drop_columns("score").equals(other_table.drop_columns("score")):
         return None
-    own, other = (table.column("score").to_numpy() for table in (left, right))
-    gap = eer(rank_scores(own, drawn.is_target))[0] - eer(rank_scores(other, drawn.is_target))[0]
-    return gap, difference(own, other, drawn)
+    bootstrap = _speaker_bootstrap(table, path)
+    if bootstrap is None:
+        return None
+    scores = table.column("score").to_numpy()
+    other = other_table.column("score").to_numpy()
+    rate, _ = eer(sort_scores(scores, bootstrap.is_target))
+    other_rate, _ = eer(sort_scores(other, bootstrap.is_target))
+    return rate - other_rate, eer_difference_interval(scores, other, bootstrap)
 
 
-def redrawn_eers(path: Path) -> NDArray[np.float64] | None:
-    """The EER of each draw of other speakers, [draws], of a file of scores with its ``.speakers`` beside it.
+def bootstrap_eers(path: Path) -> Float64Array | None:
+    """Compute the EER of each bootstrap sample of speakers, from a file of scores.
 
-    Files of the same trials have the same draws, so that what is computed of several draw by draw can be compared.
+    Files of the same trials have the same samples, so that their results can be compared sample by sample.
+
+    Args:
+        path: file of scores, with its ``.speakers`` beside it.
 
     Returns:
-        None where speakers are not known, or few.
+        float64 [samples]; None if speakers are unknown or few.
     """
-    table = _read(path, list(_COLUMNS))
-    drawn = _drawn(table, path)
-    return eers(redraw(table.column("score").to_numpy(), drawn)) if drawn is not None else None
+    table = _read_table(path, list(_COLUMNS))
+    bootstrap = _speaker_bootstrap(table, path)
+    if bootstrap is None:
+        return None
+    return bootstrap_eer(resample(table.column("score").to_numpy(), bootstrap))
 
 
-def _drawn(table: pa.Table, path: Path) -> Drawn | None:
-    """What intervals are drawn from; None where speakers are not known, or few."""
+def _speaker_bootstrap(table: pa.Table, path: Path) -> SpeakerBootstrap | None:
+    """Return the bootstrap over the speakers of a score file, or None if they are unknown or few."""
     speakers = read_speakers(path.with_suffix(".speakers"))
-    is_target, sides = table.column("label").to_numpy() == 1, pa.array(speakers, pa.string())
-    rows = [pc.index_in(table.column(name), value_set=sides) for name in ("enrolment", "test")]
-    if any(row.null_count for row in rows):
+    sides = pa.array(speakers, pa.string())
+    enrollment = pc.index_in(table.column("enrollment"), value_set=sides)
+    test = pc.index_in(table.column("test"), value_set=sides)
+    if enrollment.null_count or test.null_count:
         return None
-    numbers = np.unique(list(speakers.values()), return_inverse=True)[1]
-    drawn = Drawn(is_target, *(numbers[row.to_numpy()] for row in rows))
-    return drawn if drawn.enough else None
+    ids = np.unique(list(speakers.values()), return_inverse=True)[1]
+    is_target = table.column("label").to_numpy() == 1
+    bootstrap = SpeakerBootstrap(is_target, ids[enrollment.to_numpy()], ids[test.to_numpy()])
+    return bootstrap if bootstrap.is_reliable else None
 
 
-def _read(path: Path, columns: list[str]) -> pa.Table:
+def _read_table(path: Path, columns: list[str]) -> pa.Table:
     with path.open("rb") as file:
-        space = "\t" if b"\t" in file.readline() else " "
+        separator = "\t" if b"\t" in file.readline() else " "
     return csv.read_csv(
         path,
         csv.ReadOptions(column_names=list(_COLUMNS)),
-        csv.ParseOptions(delimiter=space, quote_char=False),
+        csv.ParseOptions(delimiter=separator, quote_char=False),
         csv.ConvertOptions(column_types=_COLUMNS, include_columns=columns),
     )

@@ -1,135 +1,177 @@
-"""What a network is to be judged by, in the words of the command line, to trial lists with their recordings."""
+"""Trial lists that the command line names, with their recordings."""
 
 import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from sv_sparse.config.settings import read_settings
+from sv_sparse.config.schema import read_config, read_settings
 from sv_sparse.data.audio import recording
 from sv_sparse.data.corpora.published import CN_PROTOCOLS
 from sv_sparse.data.decoding import AUDIO_ENDINGS
 from sv_sparse.data.prepared import Judged, read_listed
 from sv_sparse.data.trials import read_trials, split_fields
-from sv_sparse.evaluation.corpus import prepare_corpus
+from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.io import composed
 
-EXPECTED = (
+USAGE = (
     "expected PREPARED:LIST[,LIST...] with lists of a prepared folder, LIST alone where RUN was trained on one, "
     "or folder:PATH"
 )
-_VOXCELEB1 = {letter: f"vox1_{letter.upper()}_cleaned" for letter in "oeh"}
-_PREFIX = "voxceleb1-"
+_VOXCELEB1_PREFIX = "voxceleb1-"
 
 
-def lists_of_run(run: Path) -> list[Judged]:
-    """The lists that a run was made to be judged by.
+def run_trial_sets(run_dir: Path) -> list[Judged]:
+    """Load the trial lists of a run's own settings.
 
     Raises:
-        ValueError: it is no run, or its corpus is not where it was.
+        ValueError: the folder is no run, or its corpus has moved.
     """
-    if not (run / "manifest.parquet").is_file():
-        raise ValueError(f"{run} has no lists of its own; name some by --on, or by --root and --trials")
-    return prepare_corpus(read_settings(run), run).lists
+    if not (run_dir / "manifest.parquet").is_file():
+        raise ValueError(
+            f"{run_dir} has no lists of its own; name some by --trial-sets, or by --audio-root and --trials"
+        )
+    return load_corpus(read_config(run_dir), run_dir).trial_sets
 
 
-def lists_named(words: Sequence[str], run: Path, sexes: Mapping[str, str]) -> list[Judged]:
-    """The lists that ``--on`` names.
+def parse_trial_sets(args: Sequence[str], run_dir: Path, sexes: Mapping[str, str]) -> list[Judged]:
+    """Load the trial lists that ``--trial-sets`` names.
 
     Args:
-        words: ``PREPARED:NAME,NAME``, or ``NAME,NAME`` of the prepared folder that the run was trained on, or
-            ``folder:PATH``: the lists in PATH, of recordings in ``PATH/wav``. A name is a list's own,
-            ``voxceleb1-o``, ``-e`` or ``-h`` for the cleaned lists (``voxceleb1-o,e,h`` for all), or ``cnceleb`` for
-            both ways to enrol.
-        run: a run's folder.
-        sexes: of speakers in ``folder:PATH``, as far as they are known.
+        args: ``PREPARED:LIST,LIST``; or ``LIST,LIST`` of the prepared folder that the run was trained on;
+            or ``folder:PATH`` for the lists in PATH of recordings in ``PATH/wav``. A LIST is a list's
+            own name or an alias, see ``expand_aliases``.
+        run_dir: folder of the run.
+        sexes: sex by speaker for ``folder:PATH``, as far as it is known.
 
     Raises:
-        ValueError: there is no such list.
+        ValueError: there is no such list or folder.
     """
-    found = []
-    for word in words:
-        place, colon, names = word.rpartition(":")
-        if colon and place == "folder":
-            found += _beside(Path(names), sexes)
-        else:
-            prepared = place if colon else _prepared_of(run, word)
-            found += read_listed(prepared, list(_expanded(names)))
-    return found
+    trial_sets = []
+    for arg in args:
+        prepared, colon, names = arg.rpartition(":")
+        if colon and prepared == "folder":
+            trial_sets += trial_sets_in_folder(Path(names), sexes)
+            continue
+        if not colon:
+            settings = read_settings(run_dir) if (run_dir / "config.yaml").is_file() else {"data": {}}
+            if settings["data"].get("prepared_dir") is None:
+                raise ValueError(f"--trial-sets {arg}: {USAGE}; {run_dir} was not trained on a prepared folder")
+            prepared = settings["data"]["prepared_dir"]
+        trial_sets += read_listed(prepared, list(expand_aliases(names)))
+    return trial_sets
 
 
-def _expanded(names: str) -> Iterator[str]:
-    """Names of lists in the prepared folder."""
-    after_voxceleb1 = False
+def expand_aliases(names: str) -> Iterator[str]:
+    """Yield the names of lists in a prepared folder.
+
+    Args:
+        names: names separated by commas. ``voxceleb1-o``, ``-e`` and ``-h`` are the cleaned lists of
+            VoxCeleb1, ``voxceleb1-o,e,h`` all three, ``cnceleb`` is CN-Celeb's with both ways to enroll.
+
+    >>> list(expand_aliases("voxceleb1-o,e"))
+    ['vox1_O_cleaned', 'vox1_E_cleaned']
+    """
+    after_voxceleb1 = False  # a bare letter continues the names before it
     for name in names.split(","):
-        letter = name.removeprefix(_PREFIX) if name.startswith(_PREFIX) or after_voxceleb1 else ""
-        after_voxceleb1 = letter in _VOXCELEB1
+        letter = name.removeprefix(_VOXCELEB1_PREFIX)
+        has_prefix = letter != name
+        after_voxceleb1 = (has_prefix or after_voxceleb1) and letter in {"o", "e", "h"}
         if after_voxceleb1:
-            yield _VOXCELEB1[letter]
+            yield f"vox1_{letter.upper()}_cleaned"
         elif name == "cnceleb":
-            yield from (f"cnceleb_{protocol}" for protocol in CN_PROTOCOLS)
+            for protocol in CN_PROTOCOLS:
+                yield f"cnceleb_{protocol}"
         elif name:
             yield name
         else:
-            raise ValueError(f"--on {names!r}: {EXPECTED}")
+            raise ValueError(f"--trial-sets {names!r}: {USAGE}")
 
 
-def _prepared_of(run: Path, word: str) -> str:
-    prepared = read_settings(run)["data"].get("prepared") if (run / "config.yaml").is_file() else None
-    if prepared is None:
-        raise ValueError(f"--on {word}: {EXPECTED}; {run} was not trained on a prepared folder")
-    return str(prepared)
-
-
-def _beside(folder: Path, sexes: Mapping[str, str]) -> list[Judged]:
-    """Lists of a folder that was laid out like the demo corpus: ``wav/`` and lists beside it, or in ``lists/``."""
-    places = [place for place in (folder, folder / "lists") if place.is_dir()]
-    paths = [path for place in places for path in sorted(place.glob("*.txt")) if _is_list(path)]
-    if not paths:
-        raise ValueError(f"--on folder:{folder}: no trial list (lines 'label enrolment test') in it or in its lists/")
-    return lists_of_files(folder / "wav", paths, sexes)
-
-
-def _is_list(path: Path) -> bool:
-    """Whether a text begins as a trial list does."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        fields = next((split_fields(line, 3) for line in file if line.strip()), [])
-    return len(fields) == 3 and fields[0] in {"0", "1"}
-
-
-def lists_of_files(root: Path, paths: Sequence[Path], sexes: Mapping[str, str]) -> list[Judged]:
-    """Trial lists of recordings that are in no manifest.
+def trial_sets_in_folder(folder: Path, sexes: Mapping[str, str]) -> list[Judged]:
+    """Load the trial lists of a folder that is laid out like the demo corpus.
 
     Args:
-        root: the folder that their paths are relative to.
-        paths: the lists.
-        sexes: of speakers, who are the first part of a path; as far as they are known.
+        folder: folder with recordings in ``wav/``, and lists in itself or in ``lists/``.
+        sexes: sex by speaker, as far as it is known.
 
     Raises:
-        ValueError: there is no such folder, a list cannot be read, or recordings are not there.
+        ValueError: there is no list.
     """
-    if not root.is_dir():
-        raise ValueError(f"{root}: no such folder of recordings")
-    found = []
+    texts = sorted(folder.glob("*.txt")) + sorted((folder / "lists").glob("*.txt"))
+    paths = [path for path in texts if _is_trial_list(path)]
+    if not paths:
+        raise ValueError(
+            f"--trial-sets folder:{folder}: no trial list (lines 'label enrollment test') in it or in its lists/"
+        )
+    return trial_sets_from_files(folder / "wav", paths, sexes)
+
+
+def _is_trial_list(path: Path) -> bool:
+    """Return True if the first line of a text is that of a trial list; other texts may lie beside lists."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        for line in file:
+            if line.strip():
+                fields = split_fields(line, 3)
+                return len(fields) == 3 and fields[0] in {"0", "1"}
+    return False
+
+
+def trial_sets_from_files(audio_root: Path, paths: Sequence[Path], sexes: Mapping[str, str]) -> list[Judged]:
+    """Load trial lists of recordings that are in no manifest.
+
+    Args:
+        audio_root: folder that the lists' paths are relative to.
+        paths: files of the lists.
+        sexes: sex by speaker, as far as it is known; the speaker is the first part of a path.
+
+    Raises:
+        ValueError: there is no such folder, a list cannot be read, or recordings are missing.
+    """
+    if not audio_root.is_dir():
+        raise ValueError(f"{audio_root}: no such folder of recordings")
+    trial_sets = []
     for path in paths:
         trials = read_trials(path)
-        files = [_there(root / name) for name in trials.utterances]
-        absent = [file for file in files if not os.path.lexists(file)]
-        if absent:
-            raise ValueError(f"{path}: {len(absent)} of {len(files)} recordings are not in {root}; first {absent[0]}")
-        recordings = [recording(file) for file in files]
-        known = [sexes.get(composed(name.partition("/")[0]), "") for name in trials.utterances]
-        found.append(Judged(trials, recordings, [], [], [], None, known))
-    return found
+        files = [find_audio(audio_root / name) for name in trials.utterances]
+        missing = [file for file in files if not os.path.lexists(file)]
+        if missing:
+            raise ValueError(
+                f"{path}: {len(missing)} of {len(files)} recordings are not in {audio_root}; first {missing[0]}"
+            )
+        speakers = [composed(name.partition("/")[0]) for name in trials.utterances]
+        trial_sets.append(
+            Judged(
+                trials,
+                recordings=[recording(file) for file in files],
+                genres=[],
+                # Unknown: a first folder need not be a speaker.
+                speakers=[],
+                seconds=[],
+                source=None,
+                sexes=[sexes.get(speaker, "") for speaker in speakers],
+            )
+        )
+    return trial_sets
 
 
-def _there(path: Path) -> Path:
-    """Return the recording's path, where lists name another Unicode form or another ending than its file has."""
+def find_audio(path: Path) -> Path:
+    """Return the path of a recording that a list names.
+
+    A list may have another Unicode form of the name than the file system, or another ending, as after
+    a conversion to FLAC.
+
+    Args:
+        path: path as the list has it.
+
+    Returns:
+        The path of the file, or ``path`` itself if there is none.
+    """
     if os.path.lexists(path):
         return path
     for form in ("NFC", "NFD"):
-        same = Path(unicodedata.normalize(form, str(path)))
-        for other in (same, *(same.with_suffix(ending) for ending in AUDIO_ENDINGS)):
-            if os.path.lexists(other):
-                return other
+        normalized = Path(unicodedata.normalize(form, str(path)))
+        for candidate in (normalized, *map(normalized.with_suffix, AUDIO_ENDINGS)):
+            if os.path.lexists(candidate):
+                return candidate
     return path

@@ -1,235 +1,243 @@
-"""Held-out training speakers: what a run is chosen by, and what scores are calibrated on. Trial lists play no part."""
+"""Held-out training speakers: the validation EER while training, and the calibration of scores.
+
+Trial lists play no part here, so nothing is tuned on them.
+"""
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
-from sv_sparse.data.manifest import Manifest
+from sv_sparse.data.manifest import Manifest, Part
 from sv_sparse.data.trials import Trials
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.distributed import rank
-from sv_sparse.evaluation.embed import embed
+from sv_sparse.evaluation.embed import Embeddings, embed
 from sv_sparse.evaluation.embedding_cache import EmbeddingCache
+from sv_sparse.scoring.arrays import Float32Array, IndexArray
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.calibration import Calibration, qualities_of
-from sv_sparse.scoring.config import Scoring, listed
-from sv_sparse.scoring.cosine import Array
+from sv_sparse.scoring.calibration import Calibration, quality_measures
+from sv_sparse.scoring.config import ScoringConfig, unique_list
 from sv_sparse.scoring.fit_calibration import calibrate
-from sv_sparse.scoring.metrics import eer, rank_scores
+from sv_sparse.scoring.metrics import eer, sort_scores
 
-_SPEAKERS = 40
-_UTTERANCES = 12  # per speaker
+# 480 utterances take seconds to embed, and all their pairs are 115,000 trials.
+_MAX_SPEAKERS = 40
+_MAX_UTTERANCES_PER_SPEAKER = 12
 
 logger = logging.getLogger(__name__)
 
 
-def validation_trials(manifest: Manifest) -> tuple[NDArray[np.int64], Trials | None]:
-    """Trials among the held-out training speakers: every pair of utterances, targets across sessions where possible.
+def validation_trials(manifest: Manifest) -> tuple[IndexArray, Trials | None]:
+    """Make trials of all pairs of utterances of the held-out speakers.
+
+    Targets are across sessions if there are such: within a session, the channel would help.
+
+    Args:
+        manifest: manifest of the run.
 
     Returns:
-        Rows of the manifest, and the trials over them; None where no speakers are held out.
+        Rows of the manifest, and the trials over them; no rows and None if no speakers are held out.
     """
     rows = manifest.split("validation")
     if not len(rows):
         return rows, None
     labels = manifest.labels(rows)
-    few = np.concatenate([_few(manifest, rows[labels == k], _UTTERANCES) for k in range(_SPEAKERS)])
-    labels = manifest.labels(few)
-    utterances = [manifest.utterance(row) for row in few]
-    sessions = np.array([manifest.session(row) for row in few])
-    first, second = np.triu_indices(len(few), k=1)
-    target = labels[first] == labels[second]
-    crossing = sessions[first] != sessions[second]
-    wanted = ~target | crossing if (target & crossing).any() else np.ones_like(target)
-    return few, Trials("validation", target[wanted], first[wanted], second[wanted], utterances)
+    by_speaker = [rows[labels == speaker] for speaker in range(_MAX_SPEAKERS)]
+    selected = [spread_over_sessions(manifest, own, _MAX_UTTERANCES_PER_SPEAKER) for own in by_speaker]
+    rows = np.concatenate(selected)
+    labels = manifest.labels(rows)
+    sessions = np.array([manifest.session(row) for row in rows])
+    first, second = np.triu_indices(len(rows), k=1)
+    is_target = labels[first] == labels[second]
+    across_sessions = sessions[first] != sessions[second]
+    if (is_target & across_sessions).any():
+        used = ~is_target | across_sessions
+        is_target, first, second = is_target[used], first[used], second[used]
+    return rows, Trials("validation", is_target, first, second, [manifest.utterance(row) for row in rows])
 
 
-def _few(manifest: Manifest, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """``count`` of a speaker's rows, from as many sessions as possible."""
-    seen: Counter[str] = Counter()
-    turn = []
+def spread_over_sessions(manifest: Manifest, rows: IndexArray, max_rows: int) -> IndexArray:
+    """Select rows of a speaker from as many sessions as possible.
+
+    Args:
+        manifest: manifest of the run.
+        rows: int64 [N], rows of a single speaker.
+        max_rows: number of rows to select, if there are so many.
+
+    Returns:
+        The selected rows, ascending.
+    """
+    num_visits: Counter[str] = Counter()
+    visit_index = []  # 0 for the first row of a session, 1 for its second, ...
     for row in rows:
         session = manifest.session(row)
-        turn.append(seen[session])
-        seen[session] += 1
-    return np.sort(rows[np.argsort(turn, kind="stable")[:count]])
+        visit_index.append(num_visits[session])
+        num_visits[session] += 1
+    return np.sort(rows[np.argsort(visit_index, kind="stable")[:max_rows]])
 
 
 def validate(
     network: nn.Module, filterbank: nn.Module, manifest: Manifest, limit: UnreadableLimit
-) -> tuple[float, Array] | None:
-    """Judge a network on the held-out training speakers.
+) -> tuple[float, Float32Array] | None:
+    """Compute the EER of a network on held-out training speakers.
 
     Args:
-        network: see ``embed``.
-        filterbank: see ``embed``.
-        manifest: of the run.
-        limit: how many recordings may be left out, with the trials that need them.
+        network: filterbank [B, F, T] to embedding [B, E]; it is put into evaluation mode.
+        filterbank: waveform [B, S] to filterbank [B, F, T].
+        manifest: manifest of the run.
+        limit: number of recordings that may be left out, with their trials.
 
     Returns:
-        The EER, and the mean embedding [E] of those speakers, which was subtracted; None where no speakers are held
-        out, or too few of their recordings can be used.
+        The EER in [0, 1], and the mean embedding [E] of those speakers, which was subtracted. None if
+        no speakers are held out, or if too few of their recordings can be used.
 
     Raises:
         ValueError: more recordings cannot be used than ``limit`` allows.
     """
-    held_out = _held_out(network, filterbank, manifest, limit, "validation")
-    if held_out is None:
+    validation = _embed_validation(partial(embed, network, filterbank, limit=limit), manifest, "validation")
+    if validation is None:
         return None
-    trials, embeddings = held_out.trials, held_out.embeddings
-    mean: Array = embeddings.mean(axis=0)
-    scores = Backend(mean).score(embeddings, trials.enrolment, trials.test)
-    return eer(rank_scores(scores, trials.is_target, trials.describe))[0], mean
+    trials = validation.trials
+    mean: Float32Array = validation.embeddings.mean(axis=0)
+    scores = Backend(mean).score(validation.embeddings, trials.enrolment, trials.test)
+    rate, _ = eer(sort_scores(scores, trials.is_target, trials.describe))
+    return rate, mean
 
 
-class _HeldOut(NamedTuple):
-    """Trials among the held-out speakers, all of whose recordings can be used.
+class _EmbedFunction(Protocol):
+    """``embed`` with all but its utterances and title bound."""
+
+    def __call__(self, utterances: Sequence[Sequence[Part]], *, title: str) -> Embeddings: ...
+
+
+class _ValidationSet(NamedTuple):
+    """Validation trials whose recordings can all be used.
 
     Attributes:
-        rows: [N] of the manifest.
-        trials: over these rows.
-        embeddings: [N, E].
+        rows: rows of the manifest, int64 [N].
+        trials: trials over these rows.
+        embeddings: float32 [N, E].
     """
 
-    rows: NDArray[np.int64]
+    rows: IndexArray
     trials: Trials
-    embeddings: Array
+    embeddings: Float32Array
 
 
-def _held_out(
-    network: nn.Module,
-    filterbank: nn.Module,
-    manifest: Manifest,
-    limit: UnreadableLimit,
-    purpose: str,
-    cache: EmbeddingCache | None = None,
-) -> _HeldOut | None:
-    """Embed the utterances of the validation trials, and leave out the trials of recordings that cannot be used.
+def _embed_validation(embed_utterances: _EmbedFunction, manifest: Manifest, title: str) -> _ValidationSet | None:
+    """Embed the utterances of the validation trials, and leave out the trials of those that cannot be used.
 
     Returns:
-        None where no speakers are held out, or no target or no nontarget is left.
+        None if no speakers are held out, or if no target or no nontarget is left.
     """
     rows, trials = validation_trials(manifest)
     if trials is None:
         return None
-    embeddings = embed(
-        network,
-        filterbank,
-        [manifest.parts(row) for row in rows],
-        title=purpose,
-        limit=limit,
-        cache=cache,
-    )
+    embeddings = embed_utterances([manifest.parts(row) for row in rows], title=title)
     if not embeddings.unusable:
-        return _HeldOut(rows, trials, embeddings.values)
+        return _ValidationSet(rows, trials, embeddings.values)
     usable_trials, usable = trials.without(embeddings.unusable)
-    if usable_trials.is_target.all() or not usable_trials.is_target.any():
-        if rank() == 0:
-            logger.warning(
-                "no %s: the recordings of held-out speakers that can be used make %d targets and %d nontargets",
-                purpose,
-                usable_trials.is_target.sum(),
-                (~usable_trials.is_target).sum(),
-            )
-        return None
-    return _HeldOut(rows[usable], usable_trials, embeddings.values[usable])
+    num_targets = usable_trials.is_target.sum()
+    num_nontargets = len(usable_trials) - num_targets
+    if num_targets and num_nontargets:
+        return _ValidationSet(rows[usable], usable_trials, embeddings.values[usable])
+    if rank() == 0:
+        logger.warning(
+            "no %s: the recordings of held-out speakers that can be used make %d targets and %d nontargets",
+            title,
+            num_targets,
+            num_nontargets,
+        )
+    return None
 
 
-def make_backend(
+def fit_scoring_backend(
     network: nn.Module,
     filterbank: nn.Module,
     manifest: Manifest,
-    mean: Array,
-    scoring: Scoring,
+    mean: Float32Array,
+    scoring: ScoringConfig,
     limit: UnreadableLimit,
     cache: EmbeddingCache | None = None,
 ) -> Backend:
-    """What scores embeddings, from training speech alone: cohort from who is trained on, calibration from who is not.
+    """Fit the scoring back-end on training speech alone.
+
+    The cohort of AS-norm are the speakers that the network was trained on, the calibration is fitted on
+    those that were held out.
 
     Args:
-        network: see ``embed``.
-        filterbank: see ``embed``.
-        manifest: of the run.
-        mean: [E], which is subtracted from embeddings.
-        scoring: whether scores are normalized, and what calibration may know.
-        limit: how many recordings may be left out, of the cohort and of the calibration each.
-        cache: see ``embed``.
+        network: filterbank [B, F, T] to embedding [B, E]; it is put into evaluation mode.
+        filterbank: waveform [B, S] to filterbank [B, F, T].
+        manifest: manifest of the run.
+        mean: float32 [E], which scoring subtracts from embeddings.
+        scoring: score normalization, and inputs of the calibration.
+        limit: number of recordings that may be left out, of the cohort and of the calibration each.
+        cache: cache of embeddings.
 
     Raises:
-        ValueError: there are fewer training speakers than ``scoring.top_n``, or more recordings cannot be used than
-            ``limit`` allows.
+        ValueError: there are fewer training speakers than ``scoring.top_n``, or more recordings cannot
+            be used than ``limit`` allows.
     """
-    plain = Backend(mean)
-    if scoring.normalization == "as_norm":
-        cohort = _cohort(network, filterbank, manifest, scoring.cohort_utterances, limit, cache)
-        plain = Backend(mean, cohort, _top_n(scoring, len(manifest.speakers("train")), len(cohort)))
-    return replace(plain, calibration=_calibration(network, filterbank, manifest, plain, scoring, limit, cache))
+    embed_utterances = partial(embed, network, filterbank, limit=limit, cache=cache)
+    backend = Backend(mean)
+    if scoring.score_norm == "as_norm":
+        cohort = _cohort_embeddings(embed_utterances, manifest, scoring.cohort_utts_per_speaker)
+        top_n = scoring.top_n
+        # Speakers without a usable recording are missing. Scoring refuses a setting that is too large anyway.
+        if len(cohort) < top_n <= len(manifest.speakers("train")):
+            top_n = len(cohort)
+            if rank() == 0:
+                logger.warning("scoring.top_n=%d is lowered to the %d speakers of the cohort", scoring.top_n, top_n)
+        backend = Backend(mean, cohort, top_n)
+    return replace(backend, calibration=_fit_calibration(embed_utterances, manifest, backend, scoring))
 
 
-def _top_n(scoring: Scoring, speakers: int, cohort: int) -> int:
-    """The setting, lowered to the size of the cohort where speakers have left it."""
-    if cohort < scoring.top_n <= speakers:
-        if rank() == 0:
-            logger.warning("scoring.top_n=%d is lowered to the %d speakers of the cohort", scoring.top_n, cohort)
-        return cohort
-    return scoring.top_n
-
-
-def _cohort(
-    network: nn.Module,
-    filterbank: nn.Module,
-    manifest: Manifest,
-    utterances: int,
-    limit: UnreadableLimit,
-    cache: EmbeddingCache | None,
-) -> Array:
-    """Mean embedding of each training speaker who has a recording that can be used, [K, E]."""
+def _cohort_embeddings(embed_utterances: _EmbedFunction, manifest: Manifest, utts_per_speaker: int) -> Float32Array:
+    """Compute the mean embedding of each training speaker who has a usable recording, [K, E]."""
     rows = manifest.split("train")
-    order = np.argsort(manifest.labels(rows), kind="stable")
-    labels = manifest.labels(rows)[order]
-    of_speaker = np.split(rows[order], np.flatnonzero(np.diff(labels)) + 1)
-    chosen = [_few(manifest, own, utterances) for own in of_speaker]
-    parts = [manifest.parts(row) for own in chosen for row in own]
-    embeddings = embed(network, filterbank, parts, title="cohort", limit=limit, cache=cache)
-    speakers = np.repeat(np.arange(len(chosen)), [len(own) for own in chosen])[embeddings.usable]
-    present, starts, counts = np.unique(speakers, return_index=True, return_counts=True)
-    if len(present) < len(chosen) and rank() == 0:
-        missing = len(chosen) - len(present)
-        logger.warning("left out of the cohort: %d training speakers without a recording that can be used", missing)
-    if not len(present):
-        raise ValueError("scoring.normalization=as_norm: no recording of the training speakers can be used")
-    sums: Array = np.add.reduceat(embeddings.values[embeddings.usable], starts, axis=0)
+    labels = manifest.labels(rows)
+    order = np.argsort(labels, kind="stable")
+    speaker_starts = np.flatnonzero(np.diff(labels[order])) + 1
+    by_speaker = np.split(rows[order], speaker_starts)
+    selected = [spread_over_sessions(manifest, own, utts_per_speaker) for own in by_speaker]
+    utterances = [manifest.parts(row) for row in np.concatenate(selected)]
+    embeddings = embed_utterances(utterances, title="cohort")
+    if not embeddings.usable.any():
+        raise ValueError("scoring.score_norm=as_norm: no recording of the training speakers can be used")
+    speakers = np.repeat(np.arange(len(selected)), [len(own) for own in selected])
+    present, starts, counts = np.unique(speakers[embeddings.usable], return_index=True, return_counts=True)
+    num_missing = len(selected) - len(present)
+    if num_missing and rank() == 0:
+        logger.warning("left out of the cohort: %d training speakers without a recording that can be used", num_missing)
+    sums: Float32Array = np.add.reduceat(embeddings.values[embeddings.usable], starts, axis=0)
     return sums / counts.astype(np.float32)[:, None]
 
 
-def _calibration(
-    network: nn.Module,
-    filterbank: nn.Module,
-    manifest: Manifest,
-    backend: Backend,
-    scoring: Scoring,
-    limit: UnreadableLimit,
-    cache: EmbeddingCache | None,
+def _fit_calibration(
+    embed_utterances: _EmbedFunction, manifest: Manifest, backend: Backend, scoring: ScoringConfig
 ) -> Calibration | None:
-    held_out = _held_out(network, filterbank, manifest, limit, "calibration", cache)
-    if held_out is None:
+    validation = _embed_validation(embed_utterances, manifest, "calibration")
+    if validation is None:
         return None
-    rows, trials, embeddings = held_out
-    seconds = manifest.samples[rows] / manifest.sample_rate[rows]
-    measured = {"duration": seconds, "magnitude": np.linalg.norm(embeddings, axis=1)}
-    wanted = {name: measured[name] for name in scoring.quality}
+    rows, trials, embeddings = validation
+    measured = {
+        "duration": manifest.samples[rows] / manifest.sample_rate[rows],
+        "magnitude": np.linalg.norm(embeddings, axis=1),
+    }
+    inputs = {name: measured[name] for name in scoring.quality_measures}
     calibration = calibrate(
         backend.score(embeddings, trials.enrolment, trials.test),
         trials.is_target,
-        qualities_of(wanted, trials.enrolment, trials.test),
-        speakers=len(np.unique(manifest.labels(rows))),
-        false_alarms=listed(scoring.false_alarms),
+        quality_measures(inputs, trials.enrolment, trials.test),
+        num_speakers=len(np.unique(manifest.labels(rows))),
+        target_fars=unique_list(scoring.target_fars),
     )
     if calibration is None and rank() == 0:
-        logger.warning("scores do not tell held-out speakers apart: there is no calibration")
+        logger.warning("scores do not separate the held-out speakers: there is no calibration")
     return calibration

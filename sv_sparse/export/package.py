@@ -46,7 +46,7 @@ def write_package(
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     tensors = folded_state(fold_batch_norm(network))
-    backend_state = backend.state()
+    backend_state = backend.to_dict()
     for name, value in backend_state.items():
         if isinstance(value, Tensor):
             tensors[BACKEND + name] = value

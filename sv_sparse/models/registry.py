@@ -73,3 +73,6 @@ def _check(name: str, value: Any) -> None:
 
 def _plain(value: Any, most: int) -> bool:
     return isinstance(value, (bool, str)) or (isinstance(value, int) and 0 <= value <= most)
+
+
+from sv_sparse.models.contract import check_network as check_model  # noqa

@@ -57,3 +57,5 @@ __all__ = [
     "sparsity",
     "warmup_exponential",
 ]
+
+PaperController, GradualMagnitudePruning = DecayingFeedbackController, MagnitudeController  # TEMP

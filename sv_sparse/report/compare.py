@@ -53,7 +53,7 @@ def as_csv(entries: Sequence[Entry], of: Sequence[Column]) -> str:
     """The entries as they are: fractions, minutes, nothing where something is not known."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    kept = ("enrolment", "normalization", "calibration", "speakers", "targets")
+    kept = ("enrollment", "score_norm", "calibration", "speakers", "targets")
     writer.writerow([*(key for column in of for key in column.keys), *kept])
     for entry in entries:
         values = [value for column in of for value in column.values(entry)]

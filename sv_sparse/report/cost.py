@@ -69,14 +69,14 @@ def _network(run: Entry) -> str:
 
 
 def _together(network: str, target: float, fixed: Sequence[Entry]) -> Found:
-    nearest = min(fixed, key=lambda run: abs(run.results["sparsity_before_landing"] - target))
+    nearest = min(fixed, key=lambda run: abs(run.results["sparsity_tracked"] - target))
     way = f"fixed λ, the nearest {nearest.results['lambda']:.3g}"
-    sparsity = nearest.results["sparsity_before_landing"]
+    sparsity = nearest.results["sparsity_tracked"]
     return Found(network, target, way, True, len(fixed), _minutes(fixed), sparsity)
 
 
 def _alone(network: str, target: float, run: Entry) -> Found:
-    sparsity = run.results["sparsity_before_landing"]
+    sparsity = run.results["sparsity_tracked"]
     return Found(network, target, f"{run.controller}: {run.name}", False, 1, _minutes([run]), sparsity)
 
 

@@ -35,4 +35,4 @@ def _scored(folder: Path, lists: Mapping[str, Results]) -> dict[str, Scored]:
     for name, file in files.items():
         if not file.is_file():
             logger.warning("%s is not there any more: the report has no curves of %s", file, name)
-    return {name: look_at(*read_scores(file), lists[name]["costs"]) for name, file in files.items() if file.is_file()}
+    return {name: look_at(*read_scores(file), lists[name]["dcf"]) for name, file in files.items() if file.is_file()}

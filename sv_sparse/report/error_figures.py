@@ -34,7 +34,7 @@ def error_figures(lists: Mapping[str, List], scored: Mapping[str, Scored]) -> li
     found = [det_figure(lists, scored)]
     for name, one in lists.items():
         found.append(_histograms(name, one, scored[name]))
-        if any(one["groups"].values()):
+        if any(one["breakdown"].values()):
             found.append(_groups(name, one))
     return found
 
@@ -51,7 +51,7 @@ def det_figure(lists: Mapping[str, List], scored: Mapping[str, Scored]) -> Drawn
         (line,) = axes.plot(probit(seen.p_fa), probit(seen.p_miss), color=color, linestyle=dashes)
         curves.append(line)
         marks = {"EER": (one["eer"], one["eer"])}
-        marks |= {f"minDCF({point_name(c)})": at for c, at in zip(one["costs"], seen.best, strict=True)}
+        marks |= {f"minDCF({point_name(c)})": at for c, at in zip(one["dcf"], seen.best, strict=True)}
         for marker, (label, (fa, miss)) in zip(cycle(MARKERS), marks.items()):
             at = probit(np.clip([fa, miss], low, high))  # what lies outside is marked at the edge
             axes.plot(at[:1], at[1:], marker, markeredgecolor=color, clip_on=False, zorder=3, **hollow)
@@ -91,7 +91,7 @@ def _histograms(name: str, one: List, seen: Scored) -> Drawn:
         handles.append(axes.stairs(100 * shares, seen.edges, color=color, linestyle=dashes, linewidth=1.3))
     labels = ["nontargets", "targets"]
     thresholds = {"EER": one["eer_threshold"]}
-    thresholds |= {f"minDCF({point_name(cost)})": cost["min_dcf_threshold"] for cost in one["costs"]}
+    thresholds |= {f"minDCF({point_name(cost)})": cost["min_dcf_threshold"] for cost in one["dcf"]}
     for dashes, (label, threshold) in zip(cycle(DASHES[2:] + DASHES[1:2]), thresholds.items()):
         handles.append(axes.axvline(threshold, color=INK, linestyle=dashes, linewidth=1.1))
         labels.append(label)
@@ -109,7 +109,7 @@ def _histograms(name: str, one: List, seen: Scored) -> Drawn:
 def _groups(name: str, one: List) -> Drawn:
     """EER of each genre, duration and sex, with the whole list's as a line."""
     rows: list[tuple[str, float | None]] = []
-    for kind, groups in one["groups"].items():
+    for kind, groups in one["breakdown"].items():
         for label, found in groups.items():
             rows.append((f"{_label(kind, label)}  ({count(found['trials'])})", found["eer"]))
         if rows and rows[-1][0]:

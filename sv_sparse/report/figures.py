@@ -81,11 +81,11 @@ def _loss(rows: Sequence[Row]) -> Drawn:
 
 def _sparsity(record: Record, rows: Sequence[Row]) -> Drawn:
     """The whole way, and below it the surroundings of the target with the band in which a network can be the best."""
-    target, band = 100 * record.results["target_sparsity"], 100 * record.settings["trainer"]["band"]
-    before = record.results["sparsity_before_landing"]
+    target, band = 100 * record.results["target_sparsity"], 100 * record.config.trainer.best_sparsity_tolerance
+    before = record.results["sparsity_tracked"]
     figure, (upper, lower) = new_figure(3.9, rows=2)
     for axes in (upper, lower):
-        measured = _curve(axes, rows, "sparsity/trained", 0, factor=100)
+        measured = _curve(axes, rows, "sparsity/regularized", 0, factor=100)
         moving = len({row["target_sparsity"] for row in rows}) > 1  # along a ramp
         asked = [100 * row["target_sparsity"] if moving else target for row in rows]
         (line,) = axes.plot([row["step"] for row in rows], asked, color=INK, linestyle="--", linewidth=1)

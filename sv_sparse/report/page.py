@@ -7,7 +7,6 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sv_sparse.config.settings import is_synthetic
 from sv_sparse.report import tables
 from sv_sparse.report.error_figures import group_rows
 from sv_sparse.report.record import Record
@@ -77,14 +76,14 @@ def decision_notes(record: Record) -> list[str]:
     """Return sentences on what the network's decisions mean, and on what they do not tell."""
     reached, missed = Outcome.ACCEPTED, Outcome.NOT_ACCEPTED
     notes = [f'A pair whose evidence reaches the threshold is "{reached}", any other "{missed}"; {NOT_DIFFERENT}.']
-    if is_synthetic(record.settings):
+    if record.config.is_synthetic:
         notes.append(f"Warning: {SYNTHETIC_WARNING}.")
     return [*notes, f"Limits of use: {LIMITS_OF_USE}."]
 
 
 def _list_of(name: str, one: Mapping[str, Any], scoring: Mapping[str, Any]) -> dict[str, Any]:
     """What a page says of one list."""
-    rows = group_rows(one["groups"])
+    rows = group_rows(one["breakdown"])
     groups = Table(f"Groups of {name}", ("kind", "group", "trials", "targets", "EER"), rows)
     return {
         "name": name,
@@ -101,7 +100,7 @@ def _cards(record: Record) -> list[tuple[str, str, str]]:
     name, first = next(iter(results["evaluations"].items()))
     size = results["size"]
     target = "dense" if record.dense else f"target {percent(results['target_sparsity'])}"
-    before = "" if record.dense else f", {percent(results['sparsity_before_landing'], 3)} before landing"
+    before = "" if record.dense else f", {percent(results['sparsity_tracked'], 3)} before landing"
     between = "" if first["eer_interval"] is None else f", 95% interval {interval(first['eer_interval'])}"
     how = results["training"]
     return [
@@ -109,9 +108,9 @@ def _cards(record: Record) -> list[tuple[str, str, str]]:
         ("EER", percent(first["eer"]), f"{name}{between}"),
         (
             "Kept parameters",
-            count(results["kept_parameters"]),
-            f"{share(results['kept_parameters'], results['parameters'])} of {count(results['parameters'])}; "
-            f"{share(size['kept_macs'], size['macs'])} of multiply-accumulates",
+            count(results["nonzero_parameters"]),
+            f"{share(results['nonzero_parameters'], results['parameters'])} of {count(results['parameters'])}; "
+            f"{share(size['nonzero_macs'], size['macs'])} of multiply-accumulates",
         ),
         ("Minutes", f"{results['seconds'] / 60:.1f}", f"{count(how['steps'])} steps on {how['device']}"),
     ]
@@ -133,12 +132,12 @@ def run_markdown(record: Record, figures: Sequence[Drawn]) -> str:
     results = record.results
     lists = results["evaluations"]
     lines = [f"# {record.name}", "", tables.results_table(results), "", summary(record)]
-    gap = 100 * (results["sparsity_before_landing"] - results["target_sparsity"])
+    gap = 100 * (results["sparsity_tracked"] - results["target_sparsity"])
     lines.append(f"Before landing the sparsity stood {gap:+.3f} points from the target.")
     if results.get("validation_eer") is not None:
         lines.append(
             f"Landing moved the EER on held-out training speakers from "
-            f"{percent(results['validation_eer_before_landing'])} to {percent(results['validation_eer'])}."
+            f"{percent(results['validation_eer_tracked'])} to {percent(results['validation_eer'])}."
         )
     lines += ["", "The same in more detail: report.html."]
     for name, one in lists.items():

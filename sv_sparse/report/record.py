@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sv_sparse.config.settings import read_settings
+from sv_sparse.config.schema import Config, read_config
 from sv_sparse.report.results import Results
 from sv_sparse.training.logging import Row, read_rows
 
@@ -18,7 +18,7 @@ class Record:
     Attributes:
         folder: the run folder.
         results: as in results.json.
-        settings: resolved, as in config.yaml.
+        config: its settings.
         environment: as in environment.json.
         rows: those of metrics.jsonl that have a loss, one for each logged step.
         validations: those that have a validation EER.
@@ -26,7 +26,7 @@ class Record:
 
     folder: Path
     results: Results
-    settings: dict[str, Any]
+    config: Config
     environment: dict[str, Any]
     rows: list[Row]
     validations: list[Row]
@@ -52,7 +52,7 @@ def read_record(folder: Path, results: Results) -> Record:
     rows = read_rows(folder / "metrics.jsonl")
     steps = [row for row in rows if "loss" in row]
     epochs = [row for row in rows if "validation_eer" in row]
-    return Record(folder, results, read_settings(folder), environment, steps, epochs)
+    return Record(folder, results, read_config(folder), environment, steps, epochs)
 
 
 def judged_lists(folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,6 +65,6 @@ def judged_lists(folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     later = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     lists = dict(results["evaluations"])
     for key, one in later.items():
-        if key not in lists or lists[key]["digest"] != one["digest"]:
+        if key not in lists or lists[key]["checksum"] != one["checksum"]:
             lists[key] = one
     return lists

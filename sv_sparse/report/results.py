@@ -4,77 +4,77 @@ from collections.abc import Sequence
 from typing import Any
 
 from sv_sparse.distributed import ranks
-from sv_sparse.evaluation.complexity import size_of
-from sv_sparse.evaluation.corpus import describe_corpus
-from sv_sparse.evaluation.result import Evaluation
+from sv_sparse.evaluation.complexity import measure_complexity
+from sv_sparse.evaluation.corpus import corpus_summary
+from sv_sparse.evaluation.result import TrialSetResult
 from sv_sparse.optim import sparsity
-from sv_sparse.training.setup import Experiment, split_size
+from sv_sparse.training.setup import TrainingSetup
 
 Results = dict[str, Any]
 
 
 def collect(
-    experiment: Experiment,
+    setup: TrainingSetup,
     landing: dict[str, Any],
-    evaluations: Sequence[Evaluation],
+    evaluations: Sequence[TrialSetResult],
     at_start: Sequence[dict[str, Any]],
     seconds: float,
 ) -> Results:
     """All figures of a finished run as plain data.
 
     Args:
-        experiment: the run, landed.
+        setup: the run, landed.
         landing: what ``land`` returned.
         evaluations: of the delivered network, one per trial list.
         at_start: the same lists before training, as plain data.
         seconds: the whole run's time, interruptions left out.
 
     Returns:
-        Figures of the run; ``eer``, ``min_dcf`` and ``start_eer`` at the top are the first list's, and
-        ``evaluations`` holds every list's. ``corpus`` is what ``describe_corpus`` returns. Rates and sparsities are
+        Figures of the run; ``eer``, ``min_dcf`` and ``untrained_eer`` at the top are the first list's, and
+        ``evaluations`` holds every list's. ``corpus`` is what ``corpus_summary`` returns. Rates and sparsities are
         fractions.
     """
-    settings = experiment.settings
-    before = {evaluation["key"]: evaluation["eer"] for evaluation in at_start}  # other where they are scored otherwise
-    lists = {e.key: e.as_dict() | {"start_eer": before.get(e.key)} for e in evaluations}
-    first = lists[evaluations[0].key]
-    sized = size_of(experiment.network, experiment.sparse_params, experiment.head)
-    total, kept = sized["size"]["parameters"], sized["size"]["kept_parameters"]
+    config = setup.config
+    before = {evaluation["id"]: evaluation["eer"] for evaluation in at_start}  # other where they are scored otherwise
+    lists = {e.id: e.to_dict() | {"untrained_eer": before.get(e.id)} for e in evaluations}
+    first = lists[evaluations[0].id]
+    sized = measure_complexity(setup.network, setup.sparse_params, setup.head)
+    total, kept = sized["size"]["parameters"], sized["size"]["nonzero_parameters"]
     return {
-        "target_sparsity": settings["target_sparsity"],
+        "target_sparsity": config.target_sparsity,
         **landing,
-        "sparsity_network": float(sparsity(list(experiment.sparse_params.values()))),
+        "sparsity_network": float(sparsity(list(setup.sparse_params.values()))),
         "sparsity_all": (total - kept) / total,
         "parameters": total,
-        "kept_parameters": kept,
+        "nonzero_parameters": kept,
         "eer": first["eer"],
-        "min_dcf": first["costs"][0]["min_dcf"],
-        "start_eer": first["start_eer"],
+        "min_dcf": first["dcf"][0]["min_dcf"],
+        "untrained_eer": first["untrained_eer"],
         "seconds": seconds,
-        "seed": settings["seed"],
-        "corpus": describe_corpus(settings),
-        "training": _training(experiment),
+        "seed": config.seed,
+        "corpus": corpus_summary(config),
+        "training": _training(setup),
         "scoring": {
-            "subtracted": f"mean embedding of {settings['trainer']['statistics_crops']} training crops",
-            "normalization": evaluations[0].normalization,
+            "mean_embedding": f"mean embedding of {config.trainer.num_bn_crops} training crops",
+            "score_norm": evaluations[0].score_norm,
         },
         "evaluations": lists,
         **sized,
     }
 
 
-def _training(experiment: Experiment) -> dict[str, Any]:
+def _training(setup: TrainingSetup) -> dict[str, Any]:
     """What was trained, on what, how long."""
-    speakers, utterances, hours = split_size(experiment.corpus.manifest, "train")
+    speakers, utterances, hours = setup.corpus.manifest.summary("train")
     return {
-        "model": type(experiment.network).__name__,
+        "model": type(setup.network).__name__,
         "speakers": speakers,
         "utterances": utterances,
         "hours": hours,
-        "epochs": experiment.settings["trainer"]["epochs"],
-        "steps": experiment.total_steps,
-        "lr": experiment.optimizer.param_groups[0]["initial_lr"],
-        "device": str(experiment.compute.device),
-        "precision": experiment.compute.precision,
+        "epochs": setup.config.trainer.epochs,
+        "steps": setup.total_steps,
+        "lr": setup.optimizer.param_groups[0]["initial_lr"],
+        "device": str(setup.device.device),
+        "precision": setup.device.precision,
         "processes": ranks(),
     }

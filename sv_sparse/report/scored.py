@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from sv_sparse.scoring.metrics import OperatingPoint, det_curve, min_dcf, rank_scores
+from sv_sparse.scoring.metrics import OperatingPoint, det_curve, min_dcf, sort_scores
 
 Array = NDArray[np.float64]
 
@@ -46,9 +46,9 @@ def look_at(scores: NDArray[np.floating], is_target: NDArray[np.bool_], costs: S
         costs: operating points: ``p_target``, ``c_miss``, ``c_fa``.
 
     Raises:
-        ValueError: see ``rank_scores``.
+        ValueError: see ``sort_scores``.
     """
-    ranked = rank_scores(scores, is_target)
+    ranked = sort_scores(scores, is_target)
     p_miss, p_fa, _ = det_curve(ranked)
     best = []
     for cost in costs:

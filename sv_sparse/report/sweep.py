@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
 
-from sv_sparse.evaluation.score_files import difference_of
+from sv_sparse.evaluation.score_files import eer_difference
+from sv_sparse.config.schema import Config, read_config
 from sv_sparse.report.record import judged_lists
 from sv_sparse.report.tables import Table
 from sv_sparse.report.words import ABSENT, count, interval, number, percent, point_name
@@ -24,14 +24,14 @@ class Entry:
         run: its folder.
         name: of the run, unlike those of the others.
         results: as in results.json.
-        settings: resolved, as in config.yaml.
+        config: its settings.
         one: the list, as in ``evaluations``.
     """
 
     run: Path
     name: str
     results: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    config: Config
     one: Mapping[str, Any]
 
     @property
@@ -42,23 +42,22 @@ class Entry:
     @property
     def optimizer(self) -> str:
         """Its class."""
-        return str(self.settings["optim"]["_target_"].rsplit(".", 1)[1])
+        return str(self.config.optim.name)
 
     @property
     def controller(self) -> str:
         """Its class, or dense."""
-        return "dense" if self.dense else str(self.settings["sparsity"]["controller"]["_target_"].rsplit(".", 1)[1])
+        return "dense" if self.dense else str(self.config.sparsity.controller.name)
 
     @property
     def fixed(self) -> bool:
         """Whether lambda stayed where it was, so that the sparsity is what that made of it."""
-        return self.controller == "FixedController"
+        return self.controller == "fixed"
 
     @property
     def series(self) -> str:
         """What it is drawn with."""
-        how = {"dense": "dense", "FixedController": "fixed λ"}
-        word = how.get(self.controller, self.controller.removesuffix("Controller").lower())
+        word = "fixed λ" if self.fixed else self.controller
         return f"{self.results['training']['model']}, {self.optimizer}, {word}"
 
 
@@ -98,11 +97,11 @@ def read_entries(runs: Sequence[Path], wanted: str | None) -> tuple[list[Entry],
         if "size" not in results:
             left_out.append(f"{run}: evaluated by an earlier version, which measured less; left out")
             continue
-        settings: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+        config = read_config(run)
         lists = judged_lists(run, results)
         known |= dict.fromkeys(lists)
         chosen = [key for key in lists if wanted in {None, key}]
-        found += [Entry(run, name, results, settings, lists[key] | {"name": key}) for key in chosen]
+        found += [Entry(run, name, results, config, lists[key] | {"name": key}) for key in chosen]
         if not chosen:
             left_out.append(f"{run}: not judged on {wanted}, left out; it has {', '.join(lists)}")
     if not known:
@@ -117,9 +116,9 @@ def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
     """The entries, with lists of one name and other trials under names of their own."""
     digests: dict[str, set[str]] = {}
     for entry in entries:
-        digests.setdefault(entry.one["name"], set()).add(entry.one["digest"])
+        digests.setdefault(entry.one["name"], set()).add(entry.one["checksum"])
     return [
-        replace(entry, one={**entry.one, "name": f"{entry.one['name']} ({entry.one['digest'][:6]})"})
+        replace(entry, one={**entry.one, "name": f"{entry.one['name']} ({entry.one['checksum'][:6]})"})
         if len(digests[entry.one["name"]]) > 1
         else entry
         for entry in entries
@@ -138,14 +137,14 @@ def _names(runs: Sequence[Path]) -> list[str]:
 def differences_to_first(entries: Sequence[Entry]) -> Differences:
     """How each run's EER differs from that of the first run, on the lists that both scored."""
     first = entries[0].run
-    digests = {entry.one["key"]: entry.one["digest"] for entry in entries if entry.run == first}
+    digests = {entry.one["id"]: entry.one["checksum"] for entry in entries if entry.run == first}
     found: dict[Path, dict[str, tuple[float, float, float]]] = {}
     for entry in entries:
-        name = f"{entry.one['key']}.txt"
+        name = f"{entry.one['id']}.txt"
         ours, theirs = entry.run / "scores" / name, first / "scores" / name
-        same_trials = digests.get(entry.one["key"]) == entry.one["digest"]
+        same_trials = digests.get(entry.one["id"]) == entry.one["checksum"]
         if entry.run != first and same_trials and ours.is_file() and theirs.is_file():
-            difference = difference_of(ours, theirs)
+            difference = eer_difference(ours, theirs)
             if difference is not None:
                 found.setdefault(entry.run, {})[entry.one["name"]] = (difference[0], *difference[1])
     return found
@@ -162,7 +161,7 @@ def columns(entries: Sequence[Entry], differences: Differences) -> list[Column]:
     if differences:
         found.append(_difference_column(differences))
     found += [
-        Column("EER at start", ("start_eer",), lambda e: [e.one.get("start_eer")], percent),
+        Column("EER at start", ("untrained_eer",), lambda e: [e.one.get("untrained_eer")], percent),
         Column("minutes", ("minutes",), lambda e: [e.results["seconds"] / 60], lambda value: number(value, ".1f")),
         Column("seed", ("seed",), lambda e: [e.results["seed"]]),
     ]
@@ -201,18 +200,18 @@ def _sparsity_columns() -> list[Column]:
         Column("target", ("target_sparsity",), lambda e: [e.results["target_sparsity"]], percent),
         Column(
             "before landing",
-            ("sparsity_before_landing",),
-            lambda e: [e.results["sparsity_before_landing"]],
+            ("sparsity_tracked",),
+            lambda e: [e.results["sparsity_tracked"]],
             lambda value: percent(value, 3),
         ),
         Column("after landing", ("sparsity",), lambda e: [e.results["sparsity"]], lambda value: percent(value, 4)),
-        Column("kept", ("kept",), lambda e: [e.results["kept_parameters"] / e.results["parameters"]], percent),
+        Column("kept", ("kept",), lambda e: [e.results["nonzero_parameters"] / e.results["parameters"]], percent),
     ]
 
 
 def _error_columns(entries: Sequence[Entry]) -> list[Column]:
     """Error rates; a column for each operating point that there is."""
-    points = dict.fromkeys(point_name(cost) for entry in entries for cost in entry.one["costs"])
+    points = dict.fromkeys(point_name(cost) for entry in entries for cost in entry.one["dcf"])
     found = [
         Column("EER", ("eer",), lambda e: [e.one["eer"]], percent),
         Column("95% interval", ("eer_low", "eer_high"), lambda e: e.one["eer_interval"] or [None, None], _between),
@@ -224,7 +223,7 @@ def _error_columns(entries: Sequence[Entry]) -> list[Column]:
 
 def _cost_column(head: str, key: str, point: str) -> Column:
     def values(entry: Entry) -> Sequence[Any]:
-        return [next((cost[key] for cost in entry.one["costs"] if point_name(cost) == point), None)]
+        return [next((cost[key] for cost in entry.one["dcf"] if point_name(cost) == point), None)]
 
     return Column(f"{head}({point})", (f"{key}({point})",), values, number)
 
@@ -258,9 +257,9 @@ def conditions_table(entries: Sequence[Entry]) -> Table:
     for entry in entries:
         one = entry.one
         speakers = "not known" if one["speakers"] is None else count(one["speakers"])
-        subtracted = entry.results["scoring"]["subtracted"]
-        words = (one["enrolment"], subtracted, one["normalization"], one["calibration"] or "none")
+        subtracted = entry.results["scoring"]["mean_embedding"]
+        words = (one["enrollment"], subtracted, one["score_norm"], one["calibration"] or "none")
         key = (one["name"], count(one["trials"]), count(one["targets"]), speakers, *words)
         rows.setdefault(key, set()).add(entry.run)
-    heads = ("list", "trials", "targets", "speakers", "enrolment", "subtracted", "normalization", "calibration", "runs")
+    heads = ("list", "trials", "targets", "speakers", "enrollment", "mean embedding", "score norm", "calibration", "runs")
     return Table("Lists", heads, [(*key, str(len(runs))) for key, runs in rows.items()])

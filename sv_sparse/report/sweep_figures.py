@@ -90,7 +90,7 @@ def _targets(runs: Sequence[Entry]) -> Drawn:
         aside = 0.4 * (number - (len(styles) - 1) / 2)
         own = [run.results for run in runs if run.series == series]
         x = [100 * one["target_sparsity"] + aside for one in own]
-        y = [100 * (one["sparsity_before_landing"] - one["target_sparsity"]) for one in own]
+        y = [100 * (one["sparsity_tracked"] - one["target_sparsity"]) for one in own]
         style: dict[str, Any] = {"markerfacecolor": PAPER, "markeredgewidth": 1.5, "linestyle": "none"}
         handles += axes.plot(x, y, marker, markeredgecolor=color, markersize=6.5, **style)
         labels.append(series)
@@ -101,10 +101,10 @@ def _targets(runs: Sequence[Entry]) -> Drawn:
     axes.set_xlabel("target (%)")
     axes.set_ylabel("points from the target")
     legend_above(figure, handles, [shortened(label, 44) for label in labels], columns=1)
-    far = max(runs, key=lambda run: abs(run.results["sparsity_before_landing"] - run.results["target_sparsity"]))
+    far = max(runs, key=lambda run: abs(run.results["sparsity_tracked"] - run.results["target_sparsity"]))
     text = (
         f"Sparsity before landing, less its target, of {len(runs)} runs; the farthest, {far.name}, was asked for "
-        f"{percent(far.results['target_sparsity'])} and came to {percent(far.results['sparsity_before_landing'], 3)}."
+        f"{percent(far.results['target_sparsity'])} and came to {percent(far.results['sparsity_tracked'], 3)}."
     )
     return drawn("targets", "What was asked and what came", text, figure)
 

@@ -10,7 +10,7 @@ from sv_sparse.report.words import ABSENT, count, interval, large, number, perce
 
 _OF_LAYERS = (
     *("parameters", "zeros", "channels", "dead_channels", "inputs", "dead_inputs"),
-    *("macs", "kept_macs", "bytes", "packed_bytes"),
+    *("macs", "nonzero_macs", "bytes", "compressed_bytes"),
 )
 _NUMBER = re.compile(rf"[+-]?\d|{ABSENT}?$")
 
@@ -57,14 +57,14 @@ def _plain(cell: str) -> str:
 
 def results_table(results: Results) -> str:
     """One row per trial list, in Markdown, with the minDCF of the first operating point."""
-    point = next(iter(results["evaluations"].values()))["costs"][0]
+    point = next(iter(results["evaluations"].values()))["dcf"][0]
     heads = ("list", "target", "before landing", "after landing", "kept parameters", "EER")
-    kept = f"{count(results['kept_parameters'])} ({share(results['kept_parameters'], results['parameters'])})"
-    sparsity = (percent(results["target_sparsity"]), percent(results["sparsity_before_landing"], 3))
+    kept = f"{count(results['nonzero_parameters'])} ({share(results['nonzero_parameters'], results['parameters'])})"
+    sparsity = (percent(results["target_sparsity"]), percent(results["sparsity_tracked"], 3))
     rows = [
         (
             *(name, *sparsity, percent(results["sparsity"], 4), kept, percent(one["eer"])),
-            *(number(one["costs"][0]["min_dcf"]), percent(one.get("start_eer")), f"{results['seconds'] / 60:.1f}"),
+            *(number(one["dcf"][0]["min_dcf"]), percent(one.get("untrained_eer")), f"{results['seconds'] / 60:.1f}"),
         )
         for name, one in results["evaluations"].items()
     ]
@@ -74,22 +74,22 @@ def results_table(results: Results) -> str:
 
 def lists_table(evaluations: Mapping[str, Any]) -> Table:
     """Every list with its error rates."""
-    points = {point_name(cost): None for one in evaluations.values() for cost in one["costs"]}
+    points = {point_name(cost): None for one in evaluations.values() for cost in one["dcf"]}
     heads = ["list", "trials", "EER", "95% interval", *(f"minDCF({point})" for point in points)]
     heads += [*(f"actDCF({point})" for point in points), "Cllr", "min Cllr", "EER untrained"]
     rows = []
     for name, one in evaluations.items():
-        costs = {point_name(cost): cost for cost in one["costs"]}
+        costs = {point_name(cost): cost for cost in one["dcf"]}
         row = [name, count(one["trials"]), percent(one["eer"]), interval(one["eer_interval"])]
         row += [number(costs.get(point, {}).get(kind)) for kind in ("min_dcf", "act_dcf") for point in points]
-        rows.append([*row, number(one["cllr"]), number(one["min_cllr"]), percent(one.get("start_eer"))])
+        rows.append([*row, number(one["cllr"]), number(one["min_cllr"]), percent(one.get("untrained_eer"))])
     return Table("Error rates", heads, rows)
 
 
 def errors_table(one: Mapping[str, Any]) -> Table:
     """The error rates of one list, each with its interval and its threshold."""
     rows = [("EER", percent(one["eer"]), interval(one["eer_interval"]), number(one["eer_threshold"], ".4f"))]
-    for cost in one["costs"]:
+    for cost in one["dcf"]:
         point = point_name(cost)
         between, threshold = interval(cost["min_dcf_interval"], ".3f"), number(cost["min_dcf_threshold"], ".4f")
         rows.append((f"minDCF({point})", number(cost["min_dcf"]), between, threshold))
@@ -98,8 +98,8 @@ def errors_table(one: Mapping[str, Any]) -> Table:
     if one["cllr"] is not None:
         rows.append(("Cllr", number(one["cllr"]), "", ""))
     rows.append(("min Cllr", number(one["min_cllr"]), "", ""))
-    if one.get("start_eer") is not None:
-        rows.append(("EER of the untrained network", percent(one["start_eer"]), "", ""))
+    if one.get("untrained_eer") is not None:
+        rows.append(("EER of the untrained network", percent(one["untrained_eer"]), "", ""))
     return Table(one["name"], ("rate", "value", "95% interval", "threshold"), rows)
 
 
@@ -107,12 +107,12 @@ def decisions_table(one: Mapping[str, Any]) -> Table | None:
     """What the thresholds of the calibrated log-likelihood ratio lead to on a list; None without a calibration."""
     rows = [
         (
-            percent(found["false_alarms"]),
+            percent(found["target_far"]),
             number(found["threshold"], ".2f"),
             percent(found["p_fa"]),
             percent(found["p_miss"]),
         )
-        for found in one["decisions"]
+        for found in one["thresholds"]
     ]
     heads = ("wanted", "LLR threshold", "false alarms", "misses")
     return Table("Decisions, by thresholds from held-out speakers", heads, rows) if rows else None
@@ -131,15 +131,15 @@ def conditions(one: Mapping[str, Any], scoring: Mapping[str, Any]) -> list[tuple
     """What the error rates of a list were made of and by, as names and values."""
     targets = one["targets"]
     points = [
-        f"p_target {cost['p_target']:g}, c_miss {cost['c_miss']:g}, c_fa {cost['c_fa']:g}" for cost in one["costs"]
+        f"p_target {cost['p_target']:g}, c_miss {cost['c_miss']:g}, c_fa {cost['c_fa']:g}" for cost in one["dcf"]
     ]
     return [
         ("trials", f"{count(one['trials'])}: {count(targets)} targets, {count(one['trials'] - targets)} nontargets"),
         *left_out(one),
         ("speakers", "not known" if one["speakers"] is None else count(one["speakers"])),
-        ("enrolment", one["enrolment"]),
-        ("scores", f"cosines of embeddings less the {scoring['subtracted']}"),
-        ("normalization", one["normalization"]),
+        ("enrollment", one["enrollment"]),
+        ("scores", f"cosines of embeddings less the {scoring['mean_embedding']}"),
+        ("score normalization", one["score_norm"]),
         ("operating points", "; ".join(points)),
         ("calibration", one["calibration"] or "none"),
         (
@@ -153,7 +153,7 @@ def sparsity_table(results: Results) -> Table:
     """Sparsity, a fraction of exact zeros, as it is counted."""
     rows = [
         ("target", percent(results["target_sparsity"], 2)),
-        ("before landing", percent(results["sparsity_before_landing"], 4)),
+        ("before landing", percent(results["sparsity_tracked"], 4)),
         ("delivered: weights that the target speaks of", percent(results["sparsity"], 4)),
         ("all convolution and linear weights", percent(results["sparsity_network"], 4)),
         ("all of the network's parameters", percent(results["sparsity_all"], 4)),
@@ -166,9 +166,9 @@ def size_table(size: Mapping[str, Any]) -> Table:
     seconds = f"multiply-accumulates for {size['seconds_of_speech']:g} s of speech"
     rows = []
     for name, whole, kept, unit in (
-        ("parameters", "parameters", "kept_parameters", ""),
-        (seconds, "macs", "kept_macs", ""),
-        ("stored", "bytes", "packed_bytes", "B"),
+        ("parameters", "parameters", "nonzero_parameters", ""),
+        (seconds, "macs", "nonzero_macs", ""),
+        ("stored", "bytes", "compressed_bytes", "B"),
     ):
         rows.append((name, large(size[whole], unit), large(size[kept], unit), share(size[kept], size[whole])))
     head = size["head_parameters"]
@@ -212,8 +212,8 @@ def layers_table(layers: Mapping[str, Mapping[str, Any]]) -> Table:
                 *(name, count(layer["parameters"]), count(layer["zeros"]), percent(zeros)),
                 f"{count(layer['dead_channels'])} of {count(layer['channels'])}",
                 f"{count(layer['dead_inputs'])} of {count(layer['inputs'])}",
-                *(large(layer["macs"]), large(layer["kept_macs"])),
-                *(large(layer["bytes"], "B"), large(layer["packed_bytes"], "B")),
+                *(large(layer["macs"]), large(layer["nonzero_macs"])),
+                *(large(layer["bytes"], "B"), large(layer["compressed_bytes"], "B")),
             )
         )
     return Table("Layers in the network's order", heads, rows, bars={3: bars})
@@ -262,6 +262,6 @@ def training_facts(results: Results) -> list[tuple[str, str]]:
         ("seed", str(results["seed"])),
     ]
     if results.get("validation_eer") is not None:
-        before, after = results["validation_eer_before_landing"], results["validation_eer"]
+        before, after = results["validation_eer_tracked"], results["validation_eer"]
         facts.append(("EER on held-out training speakers", f"{percent(before)} before landing, {percent(after)} after"))
     return facts

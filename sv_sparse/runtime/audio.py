@@ -13,12 +13,12 @@ from torch import Tensor
 from sv_sparse.data import decoding
 from sv_sparse.data.decoding import MAX_SECONDS, Source, check_loudness
 from sv_sparse.io import printable
-from sv_sparse.scoring.cosine import Array
+from sv_sparse.scoring.arrays import Float32Array
 
 
 def iter_audio(
     source: Source, sample_rate: int, *, max_seconds: float = MAX_SECONDS, name: str = "the recording"
-) -> Iterator[Array]:
+) -> Iterator[Float32Array]:
     """Decode a recording's first channel and resample it, as ``decoding.iter_audio``; errors name the recording.
 
     Args:
@@ -44,16 +44,16 @@ def iter_audio(
         raise ValueError(f"{name}: {error}") from error
 
 
-def read_audio(source: Source, sample_rate: int, *, max_seconds: float = MAX_SECONDS) -> Array:
+def read_audio(source: Source, sample_rate: int, *, max_seconds: float = MAX_SECONDS) -> Float32Array:
     """Return a complete recording, float32 [S]; arguments and errors as of ``iter_audio``."""
     return np.concatenate(list(iter_audio(source, sample_rate, max_seconds=max_seconds)))
 
 
-def to_float(waveform: object) -> Array:
+def to_float(waveform: object) -> Float32Array:
     """Return a waveform as float32 [S] in [-1, 1].
 
     Args:
-        waveform: Array, tensor or list [S] of floating-point or 16-bit samples.
+        waveform: Float32Array, tensor or list [S] of floating-point or 16-bit samples.
 
     Raises:
         ValueError: It has another type or shape, or holds samples that are not finite or beyond 2 ** 31.

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from sv_sparse.scoring.arrays import Float32Array, IndexArray
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.calibration import qualities_of
-from sv_sparse.scoring.cosine import Array, Rows
+from sv_sparse.scoring.calibration import quality_measures
 
 
 class Outcome(StrEnum):
@@ -72,7 +72,7 @@ class EmbeddedRecording:
     3.2
     """
 
-    embedding: Array
+    embedding: Float32Array
     seconds: float | None = None
 
     @classmethod
@@ -176,8 +176,8 @@ def decide(
     backend: Backend,
     rule: DecisionRule,
     sides: Sequence[EmbeddedRecording],
-    enrollment: Rows,
-    test: Rows,
+    enrollment: IndexArray,
+    test: IndexArray,
     *,
     start_time: float,
 ) -> list[Verification]:
@@ -237,10 +237,10 @@ def decide(
 def _log_likelihood_ratios(
     backend: Backend,
     sides: Sequence[EmbeddedRecording],
-    embeddings: Array,
-    scores: Array,
-    enrollment: Rows,
-    test: Rows,
+    embeddings: Float32Array,
+    scores: Float32Array,
+    enrollment: IndexArray,
+    test: IndexArray,
 ) -> np.ndarray | None:
     """Return log-likelihood ratios [trials], float64; None without a calibration."""
     calibration = backend.calibration
@@ -254,4 +254,4 @@ def _log_likelihood_ratios(
         if None in seconds:
             raise ValueError("the model's calibration uses durations: pass EmbeddedRecording(embedding, seconds)")
         measures["duration"] = np.array(seconds)
-    return calibration.llr(scores, qualities_of(measures, enrollment, test))
+    return calibration.llr(scores, quality_measures(measures, enrollment, test))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sv_sparse.data.decoding import MIN_SECONDS, SILENT, check_length, is_constant
-from sv_sparse.scoring.cosine import Array
+from sv_sparse.scoring.arrays import Float32Array
 
 
 class WindowedEmbedding:
@@ -34,20 +34,20 @@ class WindowedEmbedding:
     (2,)
     """
 
-    def __init__(self, embed: Callable[[Array], Array], window: int, sample_rate: int) -> None:
+    def __init__(self, embed: Callable[[Float32Array], Float32Array], window: int, sample_rate: int) -> None:
         if window < 2 * MIN_SECONDS * sample_rate:
             raise ValueError(f"windows must be at least {2 * MIN_SECONDS:g} seconds long, got {window / sample_rate:g}")
         self._embed = embed
         self._window = window
         self._sample_rate = sample_rate
         # Joined only when a window is full, so that many small pieces cost little.
-        self._buffer: list[Array] = []
+        self._buffer: list[Float32Array] = []
         self._buffer_samples = 0
         self._sum = np.zeros(())
         self._weight = 0
         self.num_samples = 0
 
-    def push(self, samples: Array) -> None:
+    def push(self, samples: Float32Array) -> None:
         """Add samples [S], and embed the full windows that are not near the end."""
         self._buffer.append(samples)
         self._buffer_samples += len(samples)
@@ -67,7 +67,7 @@ class WindowedEmbedding:
         self._buffer = [remainder]
         self._buffer_samples = len(remainder)
 
-    def embedding(self) -> Array:
+    def embedding(self) -> Float32Array:
         """Return the embedding [E] of all samples so far; more may follow.
 
         Raises:
@@ -87,7 +87,7 @@ class WindowedEmbedding:
             raise ValueError(SILENT)
         return np.asarray(total / total_weight, np.float32)
 
-    def _weighted_embedding(self, samples: Array) -> tuple[np.ndarray, int]:
+    def _weighted_embedding(self, samples: Float32Array) -> tuple[np.ndarray, int]:
         """Return an embedding times its weight, float64 [E], and the weight."""
         if is_constant(samples):
             return np.zeros(()), 0

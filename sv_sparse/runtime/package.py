@@ -223,4 +223,4 @@ def _build_backend(header: PackageHeader, tensors: Mapping[str, Tensor], embeddi
         raise ValueError(f"its cohort has shape {tuple(cohort.shape)}, its embeddings size {embedding_dim}")
     if cohort is not None and not 2 <= top_n <= len(cohort):
         raise ValueError(f"it looks at {top_n} of {len(cohort)} speakers of its cohort")
-    return Backend.of({"mean": mean, "cohort": cohort, **header.backend})
+    return Backend.from_dict({"mean": mean, "cohort": cohort, **header.backend})

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sv_sparse.io import check_sum
 from sv_sparse.runtime.sparse_codec import DTYPES, KINDS
-from sv_sparse.scoring.calibration import QUALITIES, Calibration
+from sv_sparse.scoring.calibration import QUALITY_MEASURES, Calibration
 
 FORMAT = 3
 # Of all tensors together, zeros included: one gibibyte of float32.
@@ -174,8 +174,10 @@ def _parse_calibration(calibration: Any) -> dict[str, Any]:
         if not all(map(_is_number, numbers)):
             raise ValueError(f"calibration has something in {name} that is not a number")
     qualities = calibration["qualities"]
-    if not isinstance(qualities, dict) or not set(qualities) <= set(QUALITIES):
-        raise ValueError(f"calibration has qualities {str(qualities)[:60]}, expected some of {', '.join(QUALITIES)}")
+    if not isinstance(qualities, dict) or not set(qualities) <= set(QUALITY_MEASURES):
+        raise ValueError(
+            f"calibration has qualities {str(qualities)[:60]}, expected some of {', '.join(QUALITY_MEASURES)}"
+        )
     for probability in (calibration["p_target"], *thresholds):
         if not 0 < probability < 1:
             raise ValueError(f"calibration has the probability {probability}, expected above 0 and below 1")

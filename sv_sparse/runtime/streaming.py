@@ -6,7 +6,7 @@ from sv_sparse.data.decoding import Resampler
 from sv_sparse.runtime.audio import to_float
 from sv_sparse.runtime.decision import EmbeddedRecording
 from sv_sparse.runtime.long_audio import WindowedEmbedding
-from sv_sparse.scoring.cosine import Array
+from sv_sparse.scoring.arrays import Float32Array
 
 
 class Stream:
@@ -28,7 +28,7 @@ class Stream:
         """Duration so far."""
         return self._windows.num_samples / self._sample_rate
 
-    def push(self, chunk: Array | Tensor) -> None:
+    def push(self, chunk: Float32Array | Tensor) -> None:
         """Add the next samples [S], as ``Verifier.embed`` takes them.
 
         Raises:
@@ -36,7 +36,7 @@ class Stream:
         """
         self._windows.push(self._resampler(to_float(chunk)))
 
-    def embedding(self) -> Array:
+    def embedding(self) -> Float32Array:
         """Return the embedding [E] so far; more chunks may follow.
 
         Where the rates differ, up to a quarter of a second is still in the resampler.

@@ -30,11 +30,11 @@ from sv_sparse.runtime.engine.runtime import Runtime
 from sv_sparse.runtime.long_audio import WindowedEmbedding
 from sv_sparse.runtime.package import Package, read_package
 from sv_sparse.runtime.streaming import Stream
+from sv_sparse.scoring.arrays import Float32Array
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.cosine import Array
 
-Waveform = Array | Tensor
-Recording = Source | tuple[Waveform, int] | EmbeddedRecording | Array
+Waveform = Float32Array | Tensor
+Recording = Source | tuple[Waveform, int] | EmbeddedRecording | Float32Array
 
 # Waveforms of equal length.
 _BATCH_SIZE = 16
@@ -112,10 +112,10 @@ class Verifier:
     def basis(self) -> dict[str, str | None]:
         """Description of what decisions rest on: ``calibration``, and a ``warning`` about the model; or None."""
         calibration = self.backend.calibration
-        description = calibration.words if calibration is not None else None
+        description = calibration.description if calibration is not None else None
         return {"calibration": description, "warning": card_warning(self.card)}
 
-    def embed(self, waveform: Waveform, sample_rate: int) -> Array:
+    def embed(self, waveform: Waveform, sample_rate: int) -> Float32Array:
         """Return the embedding [E], float32, of a waveform.
 
         Args:
@@ -127,7 +127,7 @@ class Verifier:
         """
         return self.embed_recording((waveform, sample_rate)).embedding
 
-    def embed_file(self, path: str | os.PathLike[str]) -> Array:
+    def embed_file(self, path: str | os.PathLike[str]) -> Float32Array:
         """Return the embedding [E] of a file's first channel, which is read piece by piece.
 
         Raises:
@@ -135,7 +135,7 @@ class Verifier:
         """
         return self.embed_recording(path).embedding
 
-    def embed_batch(self, waveforms: Sequence[Waveform], sample_rate: int) -> Array:
+    def embed_batch(self, waveforms: Sequence[Waveform], sample_rate: int) -> Float32Array:
         """Return the embeddings [N, E] of waveforms; those of equal length are computed together.
 
         Args:
@@ -146,7 +146,7 @@ class Verifier:
             ValueError: As of ``embed``; the message names the waveform by its index.
         """
         embeddings = np.empty((len(waveforms), len(self.backend.mean)), np.float32)
-        samples_by_length: dict[int, dict[int, Array]] = {}
+        samples_by_length: dict[int, dict[int, Float32Array]] = {}
         for index, waveform in enumerate(waveforms):
             with _naming(f"waveform {index}"):
                 samples = self._resample(waveform, sample_rate)
@@ -239,7 +239,7 @@ class Verifier:
     def identify(
         self,
         test: Recording,
-        enrollments: Sequence[EmbeddedRecording] | Array,
+        enrollments: Sequence[EmbeddedRecording] | Float32Array,
         *,
         prior: float = 0.5,
         target_far: float | None = None,
@@ -282,15 +282,15 @@ class Verifier:
     def _make_windows(self, seconds: float) -> WindowedEmbedding:
         return WindowedEmbedding(self._embed_waveforms, round(seconds * self.sample_rate), self.sample_rate)
 
-    def _resample(self, waveform: Waveform, sample_rate: int) -> Array:
+    def _resample(self, waveform: Waveform, sample_rate: int) -> Float32Array:
         samples = to_float(waveform)
         resampler = Resampler(sample_rate, self.sample_rate)
         return np.concatenate([resampler(samples), resampler.rest()])
 
     @torch.no_grad()
-    def _embed_waveforms(self, waveforms: Array) -> Array:
+    def _embed_waveforms(self, waveforms: Float32Array) -> Float32Array:
         """Map waveforms [B, S] to embeddings [B, E]."""
-        embeddings: Array = self.engine(self._filterbank(torch.from_numpy(waveforms))).float().numpy()
+        embeddings: Float32Array = self.engine(self._filterbank(torch.from_numpy(waveforms))).float().numpy()
         if not np.isfinite(embeddings).all():
             raise ValueError("its embedding is not finite")
         return embeddings

@@ -1,59 +1,65 @@
-"""Adaptive symmetric normalization of scores by a cohort of other speakers (AS-norm).
+"""Adaptive symmetric score normalization (AS-norm) with a cohort of training speakers.
 
-Each side of a trial is scored against the cohort once; its ``top_n`` highest scores say what a close stranger
-scores. Matejka et al., Analysis of score normalization in multilingual speaker recognition (Interspeech 2017).
+Matejka et al., Analysis of score normalization in multilingual speaker recognition (Interspeech 2017).
 """
 
 import numpy as np
 
-from sv_sparse.scoring.cosine import Array, Rows
+from sv_sparse.scoring.arrays import Float32Array, IndexArray
 
-_SCORES_AT_ONCE = 1_000_000  # so that they stay in the processor's cache
-_LEAST_SPREAD = 1e-6  # of the closest scores, where a cohort has the same embedding many times
+# In scores. So many stay in the processor's cache while the highest are selected.
+_CHUNK_SIZE = 1_000_000
+# Keeps a cohort that has the same embedding many times from a division by zero.
+_MIN_DEVIATION = 1e-6
 
 
-def cohort_statistics(unit: Array, cohort: Array, top_n: int) -> tuple[Array, Array]:
-    """Mean and standard deviation of each row's highest scores against a cohort.
+def cohort_statistics(unit: Float32Array, cohort: Float32Array, top_n: int) -> tuple[Float32Array, Float32Array]:
+    """Compute mean and standard deviation of each embedding's highest scores against a cohort.
 
     Args:
-        unit: [N, E], of length 1.
-        cohort: [K, E], of length 1, one row for each speaker.
-        top_n: how many scores, from 2 to K.
+        unit: float32 [N, E], embeddings of length 1.
+        cohort: float32 [K, E], embeddings of length 1, one per speaker.
+        top_n: number of highest scores that count, from 2 to K.
 
     Returns:
-        Two arrays [N].
+        Means and standard deviations, float32 [N] each; the deviations are above 0.
 
     Raises:
-        ValueError: the cohort has fewer speakers than ``top_n``.
+        ValueError: ``top_n`` is below 2, or the cohort has fewer speakers.
     """
     if not 2 <= top_n <= len(cohort):
         raise ValueError(
             f"scoring.top_n={top_n}: expected at least 2 and at most {len(cohort)}, the speakers of the cohort"
         )
-    means, deviations = np.empty(len(unit), np.float32), np.empty(len(unit), np.float32)
-    rows = max(1, _SCORES_AT_ONCE // len(cohort))
-    for start in range(0, len(unit), rows):
-        part = slice(start, start + rows)
-        scores = unit[part] @ cohort.T
+    means = np.empty(len(unit), np.float32)
+    deviations = np.empty(len(unit), np.float32)
+    num_rows = max(1, _CHUNK_SIZE // len(cohort))
+    for start in range(0, len(unit), num_rows):
+        chunk = slice(start, start + num_rows)
+        scores = unit[chunk] @ cohort.T
+        # A partition is enough, since the order of the highest does not matter.
         scores.partition(len(cohort) - top_n, axis=1)
-        closest = scores[:, -top_n:]
-        means[part], deviations[part] = closest.mean(axis=1), closest.std(axis=1)
-    return means, np.maximum(deviations, np.float32(_LEAST_SPREAD))
+        highest = scores[:, -top_n:]
+        means[chunk] = highest.mean(axis=1)
+        deviations[chunk] = highest.std(axis=1)
+    return means, np.maximum(deviations, np.float32(_MIN_DEVIATION))
 
 
-def as_norm(scores: Array, means: Array, deviations: Array, enrolment: Rows, test: Rows) -> Array:
-    """Scores in standard deviations above the mean of close strangers, on average of both sides.
+def as_norm(
+    scores: Float32Array, means: Float32Array, deviations: Float32Array, enrollment: IndexArray, test: IndexArray
+) -> Float32Array:
+    """Normalize scores by the cohort statistics of both sides.
 
     Args:
-        scores: [trials].
-        means: [N], of each embedding: see ``cohort_statistics``.
-        deviations: [N].
-        enrolment: [trials], row of each trial's enrolment.
-        test: [trials], row of each trial's test utterance.
+        scores: float32 [trials].
+        means: float32 [N], from ``cohort_statistics``.
+        deviations: float32 [N], from ``cohort_statistics``.
+        enrollment: int64 [trials], the row of each trial's enrollment.
+        test: int64 [trials], the row of each trial's test utterance.
 
     Returns:
-        [trials].
+        float32 [trials]: standard deviations above the cohort's mean, averaged over both sides.
     """
-    left = (scores - means[enrolment]) / deviations[enrolment]
-    right = (scores - means[test]) / deviations[test]
-    return np.float32(0.5) * (left + right)
+    by_enrollment = (scores - means[enrollment]) / deviations[enrollment]
+    by_test = (scores - means[test]) / deviations[test]
+    return np.float32(0.5) * (by_enrollment + by_test)

@@ -1,4 +1,4 @@
-"""What turns embeddings into scores, log-likelihood ratios and decisions, fixed before any trial is seen."""
+"""Scoring back-end: embeddings to scores and log-likelihood ratios, fixed before any trial is seen."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,71 +6,82 @@ from typing import Any
 
 import torch
 
+from sv_sparse.scoring.arrays import Float32Array, IndexArray
 from sv_sparse.scoring.as_norm import as_norm, cohort_statistics
 from sv_sparse.scoring.calibration import Calibration
-from sv_sparse.scoring.cosine import Array, Rows, centred_unit, cosine_scores
+from sv_sparse.scoring.cosine import center_and_normalize, cosine_scores
 
 
 @dataclass(frozen=True)
 class Backend:
-    """From embeddings to scores.
+    """Cosine scoring, with AS-norm and a calibration where these are set.
 
     Attributes:
-        mean: [E], which is subtracted from every embedding.
-        cohort: [K, E], mean embedding of each of K training speakers, for AS-norm; None where there is none.
-        top_n: closest of them that AS-norm looks at.
-        calibration: scores to log-likelihood ratios; None where no speakers were held out, or scores say nothing.
+        mean: float32 [E], subtracted from each embedding.
+        cohort: float32 [K, E], the mean embedding of each of K training speakers, for AS-norm; None
+            scores plain cosines.
+        top_n: number of closest cohort speakers that AS-norm takes; 0 without a cohort.
+        calibration: map from scores to log-likelihood ratios; None if no speakers were held out, or
+            if higher scores did not mean targets.
+
+    >>> import numpy as np
+    >>> backend = Backend(mean=np.zeros(2, np.float32))
+    >>> embeddings = np.array([[3.0, 4.0], [3.0, -4.0]], np.float32)
+    >>> backend.score(embeddings, enrollment=np.array([0]), test=np.array([1])).round(2)
+    array([-0.28], dtype=float32)
     """
 
-    mean: Array
-    cohort: Array | None = None
+    mean: Float32Array
+    cohort: Float32Array | None = None
     top_n: int = 0
     calibration: Calibration | None = None
 
-    def score(self, embeddings: Array, enrolment: Rows, test: Rows) -> Array:
-        """Scores of trials, larger for likelier targets.
+    def score(self, embeddings: Float32Array, enrollment: IndexArray, test: IndexArray) -> Float32Array:
+        """Score trials; a higher score is more likely a target.
 
         Args:
-            embeddings: [N, E].
-            enrolment: [trials], row of each trial's enrolment.
-            test: [trials], row of each trial's test utterance.
+            embeddings: float32 [N, E].
+            enrollment: int64 [trials], the row of each trial's enrollment.
+            test: int64 [trials], the row of each trial's test utterance.
 
         Returns:
-            [trials]: cosines, or with a cohort standard deviations above close strangers.
+            float32 [trials]: cosines in [-1, 1], or with a cohort AS-norm scores.
 
         Raises:
             ValueError: the cohort has fewer speakers than ``top_n``.
         """
-        unit = centred_unit(embeddings, self.mean)
-        scores = cosine_scores(unit, enrolment, test)
+        unit = center_and_normalize(embeddings, self.mean)
+        scores = cosine_scores(unit, enrollment, test)
         if self.cohort is None:
             return scores
-        means, deviations = cohort_statistics(unit, centred_unit(self.cohort, self.mean), self.top_n)
-        return as_norm(scores, means, deviations, enrolment, test)
+        cohort = center_and_normalize(self.cohort, self.mean)
+        means, deviations = cohort_statistics(unit, cohort, self.top_n)
+        return as_norm(scores, means, deviations, enrollment, test)
 
     @property
-    def normalization(self) -> str:
-        """How scores are normalized, in words."""
+    def score_norm(self) -> str:
+        """Description of the score normalization, ``none`` without a cohort."""
         if self.cohort is None:
             return "none"
         return f"AS-norm, top {self.top_n} of {len(self.cohort):,} training speakers"
 
-    def state(self) -> dict[str, Any]:
-        """Tensors and plain data, from which ``of`` makes it again."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return tensors and plain data, from which ``from_dict`` makes the back-end again."""
         return {
             "mean": torch.from_numpy(self.mean),
-            "cohort": torch.from_numpy(self.cohort) if self.cohort is not None else None,
+            "cohort": None if self.cohort is None else torch.from_numpy(self.cohort),
             "top_n": self.top_n,
-            "calibration": self.calibration.as_dict() if self.calibration is not None else None,
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
         }
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> "Backend":
-        """The back-end of a network file."""
-        cohort, calibration = state["cohort"], state["calibration"]
+    def from_dict(cls, state: Mapping[str, Any]) -> "Backend":
+        """Return the back-end of a checkpoint or package, from what ``to_dict`` returned."""
+        cohort = state["cohort"]
+        calibration = state["calibration"]
         return cls(
-            state["mean"].numpy(),
-            cohort.numpy() if cohort is not None else None,
-            state["top_n"],
-            Calibration(**calibration) if calibration is not None else None,
+            mean=state["mean"].numpy(),
+            cohort=None if cohort is None else cohort.numpy(),
+            top_n=state["top_n"],
+            calibration=None if calibration is None else Calibration(**calibration),
         )

@@ -1,150 +1,172 @@
-"""How far error rates would move with other speakers: a bootstrap over speakers, not over trials.
+"""Confidence intervals of error rates: a bootstrap over speakers, not over trials.
 
-Trials of one speaker are alike, so drawing trials would promise too much. Speakers are drawn with replacement; a
-nontarget trial counts as often as both its speakers were drawn, multiplied, a target trial as often as its one.
-Bengio and Mariéthoz, A statistical significance test for person authentication (Odyssey 2004), say why.
+Trials of a speaker depend on each other, so resampling trials gives intervals that are too narrow.
+Speakers are resampled with replacement. A nontarget trial counts as often as both its speakers were
+sampled, multiplied. A target trial counts as often as its speaker was. The reasons are in Bengio and
+Mariéthoz, A statistical significance test for person authentication (Odyssey 2004).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 
-from sv_sparse.scoring.cosine import Floats, Rows
+from sv_sparse.scoring.arrays import BoolArray, Float64Array, FloatArray, IndexArray
 from sv_sparse.scoring.metrics import OperatingPoint
 
 Interval = tuple[float, float]
-Statistic = Callable[["Redrawn"], NDArray[np.float64]]
 
-_FEWEST = 5  # speakers with targets, from which an interval says something
-_DRAWS = 1000
-_AT_ONCE = 64
+_MIN_SPEAKERS = 5  # with targets; an interval from fewer says nothing
+_NUM_SAMPLES = 1000
+_CHUNK_SIZE = 64  # bootstrap samples at a time, to bound the memory
 _LEVEL = 0.95
-_GRID = np.concatenate([np.linspace(0, 1, 801), np.geomspace(1e-6, 1e-2, 400)])  # shares of a class, finer at its end
+# Fractions of a class at which thresholds are placed. They are finer at the end where errors are rare.
+_GRID = np.concatenate([np.linspace(0, 1, 801), np.geomspace(1e-6, 1e-2, 400)])
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Who speaks in the trials of a list, and how often each speaker was drawn.
+class SpeakerBootstrap:
+    """Bootstrap samples of the speakers in a trial list.
 
-    The same trials have the same draws, so that two systems can be compared on them.
+    Equal trials get equal samples, so systems can be compared on them sample by sample.
 
     Args:
-        is_target: [trials].
-        enrolment: [trials], speaker of each trial's enrolment as a number.
-        test: [trials], speaker of each trial's test utterance.
+        is_target: bool [trials].
+        enrollment: int64 [trials], the speaker of each trial's enrollment, as any number.
+        test: int64 [trials], the speaker of each trial's test utterance.
+
+    >>> bootstrap = SpeakerBootstrap(np.array([True, False]), np.array([7, 7]), np.array([7, 9]))
+    >>> bootstrap.num_speakers, bootstrap.is_reliable
+    (2, False)
     """
 
-    is_target: NDArray[np.bool_]
-    enrolment: Rows
-    test: Rows
+    is_target: BoolArray
+    enrollment: IndexArray
+    test: IndexArray
 
     @property
-    def enough(self) -> bool:
-        """Whether so many speakers have targets that drawing others says something."""
-        return len(np.unique(self.enrolment[self.is_target])) >= _FEWEST
+    def is_reliable(self) -> bool:
+        """True if enough speakers have targets for an interval to say something."""
+        return len(np.unique(self.enrollment[self.is_target])) >= _MIN_SPEAKERS
 
     @cached_property
-    def numbers(self) -> tuple[int, Rows]:
-        """How many speakers there are, and the number of each trial's, from 0 on: enrolments, then tests."""
-        distinct, numbers = np.unique(np.concatenate([self.enrolment, self.test]), return_inverse=True)
-        return len(distinct), numbers
+    def speaker_ids(self) -> tuple[int, IndexArray]:
+        """Number of speakers, and each trial's speaker counted from 0: enrollments, then tests."""
+        distinct, ids = np.unique(np.concatenate([self.enrollment, self.test]), return_inverse=True)
+        return len(distinct), ids
 
     @property
-    def speakers(self) -> int:
-        """How many different ones there are."""
-        return self.numbers[0]
+    def num_speakers(self) -> int:
+        """Number of different speakers."""
+        return self.speaker_ids[0]
 
     @cached_property
-    def pairs(self) -> tuple[Rows, Rows, Rows]:
+    def speaker_pairs(self) -> tuple[IndexArray, IndexArray, IndexArray]:
         """Both speakers of each distinct pair, counted from 0, and the pair of each trial."""
-        left, right = np.split(self.numbers[1], 2)
-        distinct, pair = np.unique(left * self.speakers + right, return_inverse=True)
-        return *np.divmod(distinct, self.speakers), pair
+        enrollment, test = np.split(self.speaker_ids[1], 2)
+        distinct, pair_of_trial = np.unique(enrollment * self.num_speakers + test, return_inverse=True)
+        first, second = np.divmod(distinct, self.num_speakers)
+        return first, second, pair_of_trial
 
     @cached_property
-    def weights(self) -> NDArray[np.float32]:
-        """How often each speaker was drawn, [speakers, draws]."""
+    def multiplicities(self) -> FloatArray:
+        """Times that each speaker is in each bootstrap sample, float32 [speakers, samples]."""
+        # A fixed seed gives equal trials equal samples.
         generator = np.random.default_rng(0)
-        even = np.full(self.speakers, 1 / self.speakers)
-        return generator.multinomial(self.speakers, even, size=_DRAWS).T.astype(np.float32)
+        uniform = np.full(self.num_speakers, 1 / self.num_speakers)
+        counts = generator.multinomial(self.num_speakers, uniform, size=_NUM_SAMPLES)
+        return counts.T.astype(np.float32)
 
 
 @dataclass(frozen=True)
-class Redrawn:
-    """Error rates of each draw at thresholds that rise, [thresholds, draws]."""
+class BootstrapRates:
+    """Error rates of each bootstrap sample at rising thresholds.
 
-    p_miss: NDArray[np.float64]
-    p_fa: NDArray[np.float64]
+    Attributes:
+        p_miss: float64 [thresholds, samples], in [0, 1].
+        p_fa: float64 [thresholds, samples], in [0, 1].
+    """
+
+    p_miss: Float64Array
+    p_fa: Float64Array
 
 
-def redraw(scores: Floats, drawn: Drawn) -> Redrawn:
-    """Error rates of one system under every draw, at some 2,000 thresholds.
+def resample(scores: FloatArray, bootstrap: SpeakerBootstrap) -> BootstrapRates:
+    """Compute the error rates of a system in each bootstrap sample, at some 2,000 thresholds.
 
-    Draws without a target or without a nontarget are left out.
+    Samples without a target or without a nontarget are left out.
 
     Args:
         scores: [trials].
-        drawn: of the same trials.
+        bootstrap: speakers of the same trials.
     """
-    is_target = drawn.is_target
-    target_levels, nontarget_levels = np.quantile(scores[is_target], _GRID), np.quantile(scores[~is_target], 1 - _GRID)
+    is_target = bootstrap.is_target
+    target_levels = np.quantile(scores[is_target], _GRID)
+    nontarget_levels = np.quantile(scores[~is_target], 1 - _GRID)
     thresholds = np.unique(np.concatenate([target_levels, nontarget_levels])).astype(scores.dtype)
-    place = np.searchsorted(thresholds, scores, "right")  # how many thresholds accept it
-    first, second, pair = drawn.pairs
-    shape = (len(thresholds) + 1, len(first))
-    counted = [
-        coo_array((np.ones(own.sum(), np.float32), (place[own], pair[own])), shape=shape).tocsr()
-        for own in (is_target, ~is_target)
-    ]
-    found = []
-    for start in range(0, _DRAWS, _AT_ONCE):
-        weights = drawn.weights[:, start : start + _AT_ONCE]
-        of_pair = np.where((first == second)[:, None], weights[first], weights[first] * weights[second])
-        targets, nontargets = (np.cumsum(count @ of_pair, axis=0, dtype=np.float64) for count in counted)
-        whole = (targets[-1] > 0) & (nontargets[-1] > 0)
-        targets, nontargets = targets[:, whole], nontargets[:, whole]
-        found.append((targets[:-1] / targets[-1], 1 - nontargets[:-1] / nontargets[-1]))
-    p_miss, p_fa = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
-    return Redrawn(p_miss, p_fa)
+    num_accepting = np.searchsorted(thresholds, scores, "right")  # thresholds that accept each trial
+    first, second, pair_of_trial = bootstrap.speaker_pairs
+
+    def count_trials(selected: BoolArray) -> csr_array:
+        """Count trials by the number of thresholds that accept them, and by pair of speakers."""
+        ones = np.ones(selected.sum(), np.float32)
+        shape = (len(thresholds) + 1, len(first))
+        return coo_array((ones, (num_accepting[selected], pair_of_trial[selected])), shape=shape).tocsr()
+
+    target_counts = count_trials(is_target)
+    nontarget_counts = count_trials(~is_target)
+    p_miss = []
+    p_fa = []
+    for start in range(0, _NUM_SAMPLES, _CHUNK_SIZE):
+        times = bootstrap.multiplicities[:, start : start + _CHUNK_SIZE]
+        pair_times = np.where((first == second)[:, None], times[first], times[first] * times[second])
+        targets = np.cumsum(target_counts @ pair_times, axis=0, dtype=np.float64)
+        nontargets = np.cumsum(nontarget_counts @ pair_times, axis=0, dtype=np.float64)
+        has_both = (targets[-1] > 0) & (nontargets[-1] > 0)
+        p_miss.append(targets[:-1, has_both] / targets[-1, has_both])
+        p_fa.append(1 - nontargets[:-1, has_both] / nontargets[-1, has_both])
+    return BootstrapRates(np.concatenate(p_miss, axis=1), np.concatenate(p_fa, axis=1))
 
 
-def eers(rates: Redrawn) -> NDArray[np.float64]:
-    """Equal error rate of each draw, interpolated between thresholds."""
-    p_miss = np.concatenate([rates.p_miss, np.ones((1, rates.p_miss.shape[1]))])
-    p_fa = np.concatenate([rates.p_fa, np.zeros((1, rates.p_fa.shape[1]))])
-    after = np.argmax(p_miss > p_fa, axis=0)  # the first threshold with more misses
-    draw = np.arange(p_miss.shape[1])
-    before = after - 1  # there is one: at the lowest threshold nothing is missed
-    gap_before, gap_after = ((p_fa - p_miss)[place, draw] for place in (before, after))
-    share = gap_before / (gap_before - gap_after)
-    return p_fa[before, draw] + share * (p_fa[after, draw] - p_fa[before, draw])
+def bootstrap_eer(rates: BootstrapRates) -> Float64Array:
+    """Compute the equal error rate of each bootstrap sample, [samples], interpolated between thresholds."""
+    num_samples = rates.p_miss.shape[1]
+    # Above all thresholds nothing is accepted.
+    p_miss = np.concatenate([rates.p_miss, np.ones((1, num_samples))])
+    p_fa = np.concatenate([rates.p_fa, np.zeros((1, num_samples))])
+    sample = np.arange(num_samples)
+    following = np.argmax(p_miss > p_fa, axis=0)  # the first threshold with more misses
+    previous = following - 1  # exists, since at the lowest threshold nothing is missed
+    gap = p_fa - p_miss
+    gap_previous = gap[previous, sample]
+    gap_following = gap[following, sample]
+    fraction = gap_previous / (gap_previous - gap_following)
+    return p_fa[previous, sample] + fraction * (p_fa[following, sample] - p_fa[previous, sample])
 
 
-def min_dcfs(point: OperatingPoint) -> Statistic:
-    """What gives the smallest normalized detection cost of each draw."""
+def bootstrap_min_dcf(rates: BootstrapRates, point: OperatingPoint) -> Float64Array:
+    """Compute the minimum normalized detection cost of each bootstrap sample, [samples]."""
     miss, fa = point.weights
-    return lambda rates: np.minimum((miss * rates.p_miss + fa * rates.p_fa).min(axis=0), 1.0)
+    costs = miss * rates.p_miss + fa * rates.p_fa
+    return np.minimum(costs.min(axis=0), 1.0)
 
 
-def interval(values: NDArray[np.float64]) -> Interval:
-    """The middle 95 % of the draws."""
+def interval(values: Float64Array) -> Interval:
+    """Return the interval that holds the middle 95 % of the values."""
     low, high = np.quantile(values, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return float(low), float(high)
 
 
-def difference(ours: Floats, theirs: Floats, drawn: Drawn) -> Interval:
-    """The interval of the difference of two systems' EERs on the same trials, ours less theirs.
+def eer_difference_interval(scores: FloatArray, other: FloatArray, bootstrap: SpeakerBootstrap) -> Interval:
+    """Compute the 95 % interval of the difference of two systems' EERs on the same trials.
 
-    Both hear the same draws, so that what is hard for both does not count. They differ beyond chance in the speakers
-    where the interval leaves out 0.
+    Both systems get the same bootstrap samples, so speakers that are hard for both do not count. The
+    systems differ beyond chance in the speakers if the interval leaves out 0.
 
     Args:
-        ours: scores [trials].
-        theirs: scores [trials] of another system.
-        drawn: of these trials.
+        scores: [trials].
+        other: [trials], scores of the system whose EER is subtracted.
+        bootstrap: speakers of these trials.
     """
-    return interval(eers(redraw(ours, drawn)) - eers(redraw(theirs, drawn)))
+    return interval(bootstrap_eer(resample(scores, bootstrap)) - bootstrap_eer(resample(other, bootstrap)))

@@ -1,6 +1,8 @@
-"""Scores to log-likelihood ratios, and to decisions; what the map is fitted by is in ``regression``.
+"""Calibration: scores to log-likelihood ratios and decision thresholds.
 
-Quality measures as in Mandasari et al., Quality measure functions for calibration (2013).
+It is fitted in ``fit_calibration``, apart from here: using a network needs no scikit-learn. Quality
+measures are as in Mandasari et al., Quality measure functions for calibration of speaker recognition
+systems in various duration conditions (2013).
 """
 
 from collections.abc import Mapping
@@ -8,28 +10,30 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sv_sparse.scoring.cosine import Floats, Rows
+from sv_sparse.scoring.arrays import Float64Array, FloatArray, IndexArray
 
-QUALITIES = ("duration", "magnitude")
-
-Qualities = Mapping[str, NDArray[np.floating]]
+QUALITY_MEASURES = ("duration", "magnitude")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A map from scores, and what is known of a trial's quality, to log-likelihood ratios.
+    """Affine map from a trial's score and quality measures to its log-likelihood ratio.
 
     Attributes:
-        slope: natural log-likelihood ratio for each unit of the score.
-        offset: of a score of 0.
-        qualities: ratio for each unit of each quality measure.
-        p_target: prior of the fit; ratios around ``-logit(p_target)`` are fitted best.
-        trials: that it was fitted on.
-        targets: of them.
-        speakers: in them.
-        thresholds: ratio from which to accept, by the share of false alarms it leads to on these trials.
+        slope: natural log-likelihood ratio per unit of the score, above 0.
+        offset: log-likelihood ratio of a score of 0, with quality measures of 0.
+        qualities: log-likelihood ratio per unit of each quality measure, by name.
+        p_target: prior of the fit, in (0, 1); ratios around ``-logit(p_target)`` are fitted best.
+        trials: number of trials that it was fitted on.
+        targets: number of targets among them.
+        speakers: number of speakers in them.
+        thresholds: log-likelihood ratio from which to accept, by the false-alarm rate that it leads to
+            on these trials.
+
+    >>> calibration = Calibration(10.0, -3.0, {}, 0.1, 1000, 200, 20, {0.01: 2.5})
+    >>> calibration.llr(np.array([0.3, 0.6]), {}).tolist()
+    [0.0, 3.0]
     """
 
     slope: float
@@ -41,36 +45,49 @@ class Calibration:
     speakers: int
     thresholds: dict[float, float]
 
-    def llr(self, scores: Floats, qualities: Qualities) -> NDArray[np.float64]:
-        """Natural log-likelihood ratios of trials, [trials]; above 0, the evidence is for a target."""
-        found = self.slope * scores.astype(np.float64) + self.offset
+    def llr(self, scores: FloatArray, qualities: Mapping[str, FloatArray]) -> Float64Array:
+        """Compute natural log-likelihood ratios of trials.
+
+        Args:
+            scores: [trials].
+            qualities: [trials] for each name in ``qualities``, from ``quality_measures``.
+
+        Returns:
+            float64 [trials]; a ratio above 0 is evidence for a target.
+        """
+        llr = self.slope * scores.astype(np.float64) + self.offset
         for name, weight in self.qualities.items():
-            found += weight * qualities[name]
-        return found
+            llr += weight * qualities[name]
+        return llr
 
     @property
-    def words(self) -> str:
-        """What it is and was fitted on, in words."""
-        known = " and ".join(["scores", *self.qualities])
+    def description(self) -> str:
+        """Sentence part that says what was fitted, and on what."""
+        inputs = " and ".join(["scores", *self.qualities])
         trials = f"{self.trials:,} trials of {self.speakers} held-out speakers, one utterance a side"
-        return f"logistic regression of {known} on {trials}"
+        return f"logistic regression of {inputs} on {trials}"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, which ``Calibration(**data)`` takes."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, which ``Calibration(**data)`` takes."""
         return asdict(self)
 
 
-def qualities_of(measured: Qualities, enrolment: Rows, test: Rows) -> dict[str, NDArray[np.float64]]:
-    """Quality measures of trials: the logarithm of that of the poorer side.
+def quality_measures(
+    measured: Mapping[str, FloatArray], enrollment: IndexArray, test: IndexArray
+) -> dict[str, Float64Array]:
+    """Compute the quality measures of trials: the logarithm of the lower of both sides' values.
 
     Args:
-        measured: [N] by name: ``duration``, seconds that were heard of each side; ``magnitude``, the length of its
-            embedding.
-        enrolment: [trials], row of each trial's enrolment.
-        test: [trials], row of each trial's test utterance.
+        measured: [N] by name: ``duration``, the seconds of speech of each side; ``magnitude``, the
+            length of its embedding.
+        enrollment: int64 [trials], the row of each trial's enrollment.
+        test: int64 [trials], the row of each trial's test utterance.
 
     Returns:
-        [trials] by name.
+        float64 [trials] by name.
     """
-    logs = {name: np.log(values.astype(np.float64).clip(1e-6)) for name, values in measured.items()}
-    return {name: np.minimum(values[enrolment], values[test]) for name, values in logs.items()}
+    qualities = {}
+    for name, values in measured.items():
+        logs = np.log(values.astype(np.float64).clip(1e-6))
+        qualities[name] = np.minimum(logs[enrollment], logs[test])
+    return qualities

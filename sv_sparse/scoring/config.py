@@ -1,81 +1,82 @@
-"""How trials are scored and judged: what the settings of ``scoring`` may be."""
+"""Settings of scoring: the group ``scoring`` of the configuration."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
+from typing import Any
 
-from sv_sparse.scoring.calibration import QUALITIES
+from sv_sparse.scoring.calibration import QUALITY_MEASURES
 from sv_sparse.scoring.metrics import OperatingPoint
 
-NORMALIZATIONS = ("none", "as_norm")
-ENROLMENTS = ("average", "concatenated")
+SCORE_NORMS = ("none", "as_norm")
+ENROLLMENTS = ("average", "concatenated")
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """How trials are scored and judged: the settings of ``scoring``.
-
-    Args:
-        p_target: prior of a target, or several: one for each operating point.
-        c_miss: cost of a miss.
-        c_fa: cost of a false alarm.
-        normalization: ``none`` or ``as_norm``.
-        top_n: closest speakers of the cohort that AS-norm looks at.
-        cohort_utterances: of each training speaker that make its mean embedding in the cohort.
-        enrolment: what becomes of several enrolment utterances: their embeddings' ``average``, or they are
-            ``concatenated`` and embedded as one.
-        quality: measures that calibration knows beside the score: ``duration``, ``magnitude``.
-        false_alarms: shares of false alarms for which thresholds are given.
+class ScoringConfig:
+    """Scoring of trials: operating points, score normalization, calibration.
 
     Raises:
         ValueError: a setting is not allowed; names it.
+
+    >>> [point.p_target for point in ScoringConfig(p_target=0.1).points]
+    [0.1]
     """
 
-    p_target: float | Sequence[float]
-    c_miss: float
-    c_fa: float
-    normalization: str
-    top_n: int
-    cohort_utterances: int
-    enrolment: str
-    quality: Sequence[str]
-    false_alarms: float | Sequence[float]
+    # Any stands for a number or several, a union that Hydra's structured configs do not have.
+    p_target: Any = field(
+        default=(0.01, 0.05), metadata={"help": "Prior of a target, or several, one per operating point."}
+    )
+    c_miss: float = field(default=1.0, metadata={"help": "Cost of a miss."})
+    c_fa: float = field(default=1.0, metadata={"help": "Cost of a false alarm."})
+    score_norm: str = field(default="none", metadata={"help": "none, or as_norm: by a cohort of training speakers."})
+    top_n: int = field(default=300, metadata={"help": "Closest speakers of the cohort that as_norm takes."})
+    cohort_utts_per_speaker: int = field(default=10, metadata={"help": "Utterances per speaker of the cohort."})
+    enrollment: str = field(
+        default="average", metadata={"help": "Several enrollment utterances: average, or concatenated."}
+    )
+    quality_measures: list[str] = field(
+        default_factory=list, metadata={"help": "Inputs of the calibration beside the score: duration, magnitude."}
+    )
+    target_fars: Any = field(default=(0.05, 0.01, 0.001), metadata={"help": "False-alarm rates with a threshold."})
 
     def __post_init__(self) -> None:
-        for name in ("p_target", "false_alarms", "c_miss", "c_fa"):
-            given = getattr(self, name)
-            several = listed(given) if name in {"p_target", "false_alarms"} else [given]
-            numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in several)
-            if not numbers or not all(map(isfinite, several)):
-                raise ValueError(f"scoring.{name}={given}: expected a number{' or several' * (several is not given)}")
-        if isinstance(self.quality, str) or self.quality is None:
-            raise ValueError(f"scoring.quality={self.quality}: expected a list, of {', '.join(QUALITIES)} or empty: []")
-        _refuse_other("normalization", self.normalization, NORMALIZATIONS)
-        _refuse_other("enrolment", self.enrolment, ENROLMENTS)
-        for name in self.quality:
-            _refuse_other("quality", name, QUALITIES)
+        _check_numbers("p_target", self.p_target)
+        _check_numbers("target_fars", self.target_fars)
+        _check_numbers("c_miss", self.c_miss)
+        _check_numbers("c_fa", self.c_fa)
+        _check_choice("score_norm", self.score_norm, SCORE_NORMS)
+        _check_choice("enrollment", self.enrollment, ENROLLMENTS)
+        for name in self.quality_measures:
+            _check_choice("quality_measures", name, QUALITY_MEASURES)
         if not self.points:  # each checks itself
             raise ValueError("scoring.p_target: expected one prior or several, got none")
-        for share in listed(self.false_alarms):
-            if not 0 < share < 1:
-                raise ValueError(f"scoring.false_alarms must be above 0 and below 1, got {share}")
-        if self.top_n < 2 or self.cohort_utterances < 1:
+        for far in unique_list(self.target_fars):
+            if not 0 < far < 1:
+                raise ValueError(f"scoring.target_fars must be above 0 and below 1, got {far}")
+        if self.top_n < 2 or self.cohort_utts_per_speaker < 1:
             raise ValueError(
-                f"scoring.top_n must be 2 or more and scoring.cohort_utterances 1 or more, "
-                f"got {self.top_n} and {self.cohort_utterances}"
+                f"scoring.top_n must be 2 or more and scoring.cohort_utts_per_speaker 1 or more, "
+                f"got {self.top_n} and {self.cohort_utts_per_speaker}"
             )
 
     @property
     def points(self) -> list[OperatingPoint]:
-        """The operating points that costs are given at."""
-        return [OperatingPoint(p_target, self.c_miss, self.c_fa) for p_target in listed(self.p_target)]
+        """Operating points at which costs are computed, one for each distinct prior."""
+        return [OperatingPoint(p_target, self.c_miss, self.c_fa) for p_target in unique_list(self.p_target)]
 
 
-def listed(values: float | Sequence[float]) -> list[float]:
-    """The distinct values of a setting that may be one or several."""
+def unique_list(values: float | Sequence[float]) -> list[float]:
+    """Return the distinct values of a setting that is a number or a list of numbers."""
     return list(dict.fromkeys(values if isinstance(values, (list, tuple)) else [values]))
 
 
-def _refuse_other(name: str, value: str, choices: Sequence[str]) -> None:
+def _check_numbers(name: str, values: float | Sequence[float]) -> None:
+    for value in unique_list(values):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
+            raise ValueError(f"scoring.{name}={values}: expected finite numbers")
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"scoring.{name}={value}: expected one of {', '.join(choices)}")

@@ -1,66 +1,81 @@
-"""Embeddings to cosine scores of trials."""
+"""Cosine scores of trials, from embeddings."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
-Floats = NDArray[np.floating]
-Rows = NDArray[np.int64]
+from sv_sparse.scoring.arrays import Float32Array, IndexArray
 
-_TRIALS_AT_ONCE = 16384  # so that the gathered rows stay in the processor's cache
+# In trials. The gathered rows of so many trials stay in the processor's cache.
+_CHUNK_SIZE = 16384
 
 
-def average_enrolments(embeddings: Array, models: Sequence[Sequence[int]]) -> Array:
-    """Embeddings [N, E], and below them the mean [E] of those of each enrolment of several utterances.
+def average_enrollments(embeddings: Float32Array, models: Sequence[Sequence[int]]) -> Float32Array:
+    """Append the mean embedding of each enrollment of several utterances.
 
-    >>> average_enrolments(np.array([[0.0, 2.0], [4.0, 0.0]], dtype=np.float32), [[0, 1]])[2]
+    Args:
+        embeddings: float32 [N, E], one row per utterance, not normalized.
+        models: for each of M enrollments, the rows of its utterances.
+
+    Returns:
+        float32 [N + M, E]: the embeddings, followed by the means.
+
+    >>> average_enrollments(np.array([[0.0, 2.0], [4.0, 0.0]], dtype=np.float32), [[0, 1]])[2]
     array([2., 1.], dtype=float32)
     """
-    means = [embeddings[list(several)].mean(axis=0, keepdims=True) for several in models]
+    means = [embeddings[list(rows)].mean(axis=0, keepdims=True) for rows in models]
     return np.concatenate([embeddings, *means])
 
 
-def centred_unit(embeddings: Array, mean: Array) -> Array:
-    """Embeddings [N, E] with ``mean`` [E] subtracted, at length 1; those equal to the mean stay 0."""
-    centred = embeddings - mean
-    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
-    return np.divide(centred, lengths, out=np.zeros_like(centred), where=lengths > 0)
-
-
-def cosine_scores(unit: Array, enrolment: Rows, test: Rows) -> Array:
-    """Cosine of both sides of each trial.
-
-    Trials that are all against all, or nearly, are one product of matrices; others are gathered in pieces.
+def center_and_normalize(embeddings: Float32Array, mean: Float32Array) -> Float32Array:
+    """Subtract a mean from embeddings and scale them to length 1.
 
     Args:
-        unit: [N, E], of length 1: see ``centred_unit``.
-        enrolment: [trials], row of each trial's enrolment.
-        test: [trials], row of each trial's test utterance.
+        embeddings: float32 [N, E].
+        mean: float32 [E].
 
     Returns:
-        Scores in [-1, 1], [trials]; a row of zeros scores 0 against everything.
+        float32 [N, E]; embeddings that equal the mean become zeros.
+    """
+    centered = embeddings - mean
+    lengths = np.linalg.norm(centered, axis=1, keepdims=True)
+    return np.divide(centered, lengths, out=np.zeros_like(centered), where=lengths > 0)
 
-    >>> unit = centred_unit(np.array([[1.0, 1.0], [2.0, 2.0], [1.0, -1.0]], np.float32), np.zeros(2, np.float32))
+
+def cosine_scores(unit: Float32Array, enrollment: IndexArray, test: IndexArray) -> Float32Array:
+    """Compute the cosine between both sides of each trial.
+
+    Args:
+        unit: float32 [N, E], embeddings of length 1 from ``center_and_normalize``.
+        enrollment: int64 [trials], the row of each trial's enrollment.
+        test: int64 [trials], the row of each trial's test utterance.
+
+    Returns:
+        float32 [trials], scores in [-1, 1]; a row of zeros scores 0 against every other.
+
+    >>> unit = center_and_normalize(np.array([[1, 1], [2, 2], [1, -1]], np.float32), np.zeros(2, np.float32))
     >>> cosine_scores(unit, np.array([0, 0]), np.array([1, 2])).round(3)
     array([1., 0.], dtype=float32)
     """
-    if len(enrolment) > _TRIALS_AT_ONCE:
-        rows, row = _numbered(enrolment, len(unit))
-        columns, column = _numbered(test, len(unit))
-        if len(rows) * len(columns) <= 2 * len(enrolment):
-            return (unit[rows] @ unit[columns].T)[row, column].clip(-1, 1)
-    scores = np.empty(len(enrolment), dtype=np.float32)
-    for start in range(0, len(enrolment), _TRIALS_AT_ONCE):
-        part = slice(start, start + _TRIALS_AT_ONCE)
-        scores[part] = np.einsum("te,te->t", unit[enrolment[part]], unit[test[part]])
+    if len(enrollment) > _CHUNK_SIZE:
+        rows, row_of_trial = _used_rows(enrollment, len(unit))
+        columns, column_of_trial = _used_rows(test, len(unit))
+        # CN-Celeb's list is nearly all against all. One matrix product then beats gathering rows.
+        if len(rows) * len(columns) <= 2 * len(enrollment):
+            matrix = unit[rows] @ unit[columns].T
+            return matrix[row_of_trial, column_of_trial].clip(-1, 1)
+    scores = np.empty(len(enrollment), dtype=np.float32)
+    for start in range(0, len(enrollment), _CHUNK_SIZE):
+        chunk = slice(start, start + _CHUNK_SIZE)
+        scores[chunk] = np.einsum("te,te->t", unit[enrollment[chunk]], unit[test[chunk]])
+    # Rounding takes the cosine of equal embeddings a little above 1.
     return scores.clip(-1, 1)
 
 
-def _numbered(rows: Rows, count: int) -> tuple[Rows, Rows]:
-    """The distinct rows among ``count``, ascending, and the position of each row among them."""
-    distinct = np.flatnonzero(np.bincount(rows, minlength=count))
-    position = np.empty(count, dtype=np.int64)
+def _used_rows(rows: IndexArray, num_rows: int) -> tuple[IndexArray, IndexArray]:
+    """Return the distinct rows, ascending, and for each element of ``rows`` its position among them."""
+    # Counting is faster than the sort in np.unique for millions of trials.
+    distinct = np.flatnonzero(np.bincount(rows, minlength=num_rows))
+    position = np.empty(num_rows, dtype=np.int64)
     position[distinct] = np.arange(len(distinct))
     return distinct, position[rows]

@@ -1,80 +1,88 @@
-"""The fit of a calibration: logistic regression on trials whose answers are known.
+"""Fit of a calibration: logistic regression on trials with known answers.
 
-It is fitted on speakers that are neither trained on nor judged by. Brümmer et al., Fusion of heterogeneous speaker
-recognition systems (2007).
+The trials are of speakers that are neither trained on nor evaluated on. Brümmer et al., Fusion of
+heterogeneous speaker recognition systems (2007).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sv_sparse.scoring.calibration import Calibration, Qualities
-from sv_sparse.scoring.cosine import Floats
-from sv_sparse.scoring.metrics import rank_scores, thresholds_for
+from sv_sparse.scoring.arrays import BoolArray, FloatArray
+from sv_sparse.scoring.calibration import Calibration
+from sv_sparse.scoring.metrics import sort_scores, thresholds_at_far
 
-_LEAST_FALSE_ALARMS = 10  # behind a threshold; fewer would be chance
+# A threshold that fewer false alarms decide is chance.
+_MIN_FALSE_ALARMS = 10
 
 
 def calibrate(
-    scores: Floats,
-    is_target: NDArray[np.bool_],
-    qualities: Qualities,
+    scores: FloatArray,
+    is_target: BoolArray,
+    qualities: Mapping[str, FloatArray],
     *,
-    speakers: int,
-    false_alarms: Sequence[float],
+    num_speakers: int,
+    target_fars: Sequence[float],
     p_target: float = 0.1,
 ) -> Calibration | None:
     """Fit a calibration.
 
     Args:
         scores: [trials].
-        is_target: [trials].
-        qualities: [trials] by name; none is usual.
-        speakers: in the trials; it is kept.
-        false_alarms: shares for which thresholds are wanted; those that fewer than ten of the nontargets would make
-            up get none.
-        p_target: prior that both classes are weighted to.
+        is_target: bool [trials].
+        qualities: [trials] by name, from ``quality_measures``; usually empty.
+        num_speakers: number of speakers in the trials, for the record.
+        target_fars: false-alarm rates in (0, 1) to find thresholds for. Rates that fewer than ten of the
+            nontargets make up get none.
+        p_target: prior in (0, 1) that both classes are weighted to.
 
     Returns:
-        None where higher scores do not speak for targets: nothing can be decided then.
+        The calibration, or None if higher scores do not mean targets: they cannot decide anything.
 
     Raises:
         ValueError: there are no targets or no nontargets, or a score is not finite.
     """
-    rank_scores(scores, is_target)
-    slopes, offset = _regression(np.stack([scores, *qualities.values()], axis=1), is_target, p_target)
+    sort_scores(scores, is_target)  # raises the errors
+    columns = np.stack([scores, *qualities.values()], axis=1)
+    slopes, intercept = _fit_log_odds(columns, is_target, p_target)
     if slopes[0] <= 0:
         return None
-    fitted = Calibration(
+    calibration = Calibration(
         slope=slopes[0],
-        offset=offset - float(logit(p_target)),
+        # The regression predicts posterior odds. Less the prior's they are the likelihood ratio.
+        offset=intercept - float(logit(p_target)),
         qualities=dict(zip(qualities, slopes[1:], strict=True)),
         p_target=p_target,
         trials=len(scores),
         targets=int(is_target.sum()),
-        speakers=speakers,
+        speakers=num_speakers,
         thresholds={},
     )
-    ranked = rank_scores(fitted.llr(scores, qualities), is_target)
-    known = [share for share in false_alarms if share * len(ranked.nontargets) >= _LEAST_FALSE_ALARMS]
-    fitted.thresholds.update(zip(known, thresholds_for(ranked, known), strict=True))
-    return fitted
+    ratios = sort_scores(calibration.llr(scores, qualities), is_target)
+    reliable = [far for far in target_fars if far * len(ratios.nontargets) >= _MIN_FALSE_ALARMS]
+    calibration.thresholds.update(zip(reliable, thresholds_at_far(ratios, reliable), strict=True))
+    return calibration
 
 
-def _regression(columns: Floats, is_target: NDArray[np.bool_], p_target: float) -> tuple[list[float], float]:
-    """Slopes of the columns, and the offset, of the log odds of a target whose prior is ``p_target``.
+def _fit_log_odds(columns: FloatArray, is_target: BoolArray, p_target: float) -> tuple[list[float], float]:
+    """Fit slopes and intercept of the log odds of a target with prior ``p_target``.
 
-    The fit is penalized as if by one trial, so that scores which separate the classes wholly get finite slopes.
+    Args:
+        columns: [trials, inputs].
+        is_target: bool [trials].
+        p_target: prior of a target.
     """
-    count, targets = len(is_target), is_target.sum()
-    weight = np.where(is_target, p_target / targets, (1 - p_target) / (count - targets)) * count
-    scale, regression = make_pipeline(StandardScaler(), LogisticRegression()).fit(
+    count = len(is_target)
+    num_targets = is_target.sum()
+    weight = np.where(is_target, p_target / num_targets, (1 - p_target) / (count - num_targets)) * count
+    # scikit-learn's default penalty weighs as much as a single trial. It keeps the slopes finite if
+    # the scores separate the classes.
+    scaler, regression = make_pipeline(StandardScaler(), LogisticRegression()).fit(
         columns.astype(np.float64), is_target, logisticregression__sample_weight=weight
     )
-    slopes = regression.coef_[0] / scale.scale_
-    return slopes.tolist(), float(regression.intercept_[0] - np.dot(slopes, scale.mean_))
+    slopes = regression.coef_[0] / scaler.scale_
+    return slopes.tolist(), float(regression.intercept_[0] - np.dot(slopes, scaler.mean_))

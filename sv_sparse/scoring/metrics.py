@@ -1,7 +1,7 @@
-"""Error rates of scored trials, each with the threshold it is reached at.
+"""Error rates and costs of scored trials, each with the threshold at which it is reached.
 
-All of them take the scores sorted by class, once (``Ranked``). A trial is accepted where its score is at least the
-threshold; equal scores are one group.
+All metrics take scores that were sorted by class once (``SortedScores``). A trial is accepted if its
+score is at least the threshold, so equal scores are accepted together.
 """
 
 from bisect import bisect_left
@@ -9,18 +9,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 from scipy.special import log_expit, logit
 
-from sv_sparse.scoring.cosine import Floats
-
-Curve = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+from sv_sparse.scoring.arrays import BoolArray, Float64Array, FloatArray
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Prior of a target and the costs of both errors."""
+    """Prior of a target and the costs of both errors, as in the NIST evaluations.
+
+    Args:
+        p_target: prior of a target, in (0, 1).
+        c_miss: cost of a miss, above 0.
+        c_fa: cost of a false alarm, above 0.
+
+    >>> round(OperatingPoint(0.01).threshold, 3)
+    4.595
+    """
 
     p_target: float = 0.01
     c_miss: float = 1.0
@@ -36,45 +42,51 @@ class OperatingPoint:
 
     @property
     def weights(self) -> tuple[float, float]:
-        """Cost of missing every target, and of accepting every nontarget, over that of the better of the two."""
-        miss, fa = self.c_miss * self.p_target, self.c_fa * (1 - self.p_target)
+        """Costs of missing every target and of accepting every nontarget, over the smaller of both."""
+        miss = self.c_miss * self.p_target
+        fa = self.c_fa * (1 - self.p_target)
         return miss / min(miss, fa), fa / min(miss, fa)
 
     @property
     def threshold(self) -> float:
-        """The log-likelihood ratio from which accepting costs less than rejecting."""
+        """Natural log-likelihood ratio from which accepting costs less than rejecting."""
         miss, fa = self.weights
         return float(np.log(fa / miss))
 
 
 @dataclass(frozen=True)
-class Ranked:
+class SortedScores:
     """Scores by class, ascending.
 
     Attributes:
         targets: [targets].
         nontargets: [nontargets].
+
+    >>> SortedScores(np.array([0.5, 1.0]), np.array([0.0])).rates(np.array([0.0, 0.7]))
+    (array([0. , 0.5]), array([1., 0.]))
     """
 
-    targets: Floats
-    nontargets: Floats
+    targets: FloatArray
+    nontargets: FloatArray
 
-    def rates(self, thresholds: Floats | np.floating) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """``p_miss`` and ``p_fa`` at thresholds of the scores' own type, of any shape."""
-        missed = np.searchsorted(self.targets, thresholds)
-        rejected = np.searchsorted(self.nontargets, thresholds)
-        return missed / len(self.targets), (len(self.nontargets) - rejected) / len(self.nontargets)
+    def rates(self, thresholds: FloatArray | np.floating) -> tuple[Float64Array, Float64Array]:
+        """Return ``p_miss`` and ``p_fa`` at thresholds of any shape, in the scores' own precision."""
+        num_missed = np.searchsorted(self.targets, thresholds)
+        num_rejected = np.searchsorted(self.nontargets, thresholds)
+        p_miss = num_missed / len(self.targets)
+        p_fa = (len(self.nontargets) - num_rejected) / len(self.nontargets)
+        return p_miss, p_fa
 
 
-def rank_scores(
-    scores: Floats, is_target: NDArray[np.bool_], trial: Callable[[int], str] = "trial {}".format
-) -> Ranked:
-    """Scores sorted by class, which every metric takes.
+def sort_scores(
+    scores: FloatArray, is_target: BoolArray, trial: Callable[[int], str] = "trial {}".format
+) -> SortedScores:
+    """Sort scores by class, for the metrics.
 
     Args:
-        scores: [trials], larger is more likely a target.
-        is_target: [trials].
-        trial: what a trial is called in an error, by its position.
+        scores: [trials]; a higher score is more likely a target.
+        is_target: bool [trials].
+        trial: name of a trial for an error, from its position.
 
     Raises:
         ValueError: there are no targets or no nontargets, or a score is not finite; names the first such trial.
@@ -88,116 +100,166 @@ def rank_scores(
         )
     if is_target.all() or not is_target.any():
         raise ValueError(f"trials need targets and nontargets, got {is_target.sum()} targets of {len(is_target)}")
-    return Ranked(np.sort(scores[is_target]), np.sort(scores[~is_target]))
+    return SortedScores(np.sort(scores[is_target]), np.sort(scores[~is_target]))
 
 
-def det_curve(ranked: Ranked) -> Curve:
-    """Miss and false-alarm rates at every threshold.
+def det_curve(scores: SortedScores) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """Compute miss and false-alarm rates at every threshold.
+
+    Args:
+        scores: from ``sort_scores``.
 
     Returns:
-        ``p_miss`` (falling from 1 to 0), ``p_fa`` (rising from 0 to 1), ``thresholds`` (falling from just
-        above the largest score, where nothing is accepted).
+        ``p_miss`` (falling from 1 to 0), ``p_fa`` (rising from 0 to 1) and ``thresholds`` (falling from just
+        above the highest score, where nothing is accepted).
     """
-    distinct = np.unique(np.concatenate([ranked.targets, ranked.nontargets]))[::-1]
-    thresholds = np.concatenate([[_above(distinct[0])], distinct])
-    return *ranked.rates(thresholds), thresholds.astype(np.float64)
+    distinct = np.unique(np.concatenate([scores.targets, scores.nontargets]))[::-1]
+    thresholds = np.concatenate([[_next_float(distinct[0])], distinct])
+    p_miss, p_fa = scores.rates(thresholds)
+    return p_miss, p_fa, thresholds.astype(np.float64)
 
 
-def eer(ranked: Ranked) -> tuple[float, float]:
-    """Equal error rate, interpolated on the DET curve, and its threshold.
+def eer(scores: SortedScores) -> tuple[float, float]:
+    """Compute the equal error rate, interpolated on the DET curve, and its threshold.
 
-    The threshold is the largest at which there are no fewer false alarms than misses, as shares; found by bisection,
-    as the difference of the two does not rise with the threshold.
+    Args:
+        scores: from ``sort_scores``.
 
-    >>> eer(rank_scores(np.array([0.9, 0.4, 0.6, 0.1]), np.array([True, True, False, False])))[0]
+    Returns:
+        The rate in [0, 1], and the highest threshold at which the false-alarm rate is not below the miss rate.
+
+    >>> eer(sort_scores(np.array([0.9, 0.4, 0.6, 0.1]), np.array([True, True, False, False])))[0]
     0.5
     """
 
-    def crossed(threshold: np.floating) -> bool:
-        p_miss, p_fa = ranked.rates(threshold)
-        return bool(p_fa >= p_miss)
+    def misses_prevail(threshold: np.floating) -> bool:
+        p_miss, p_fa = scores.rates(threshold)
+        return bool(p_fa < p_miss)
 
-    sides = (ranked.targets, ranked.nontargets)
-    last = [bisect_left(side, True, key=lambda score: not crossed(score)) - 1 for side in sides]
-    threshold = max(side[index] for side, index in zip(sides, last, strict=True) if index >= 0)
-    above = [side[index] for side in sides if (index := np.searchsorted(side, threshold, "right")) < len(side)]
-    before_miss, before_fa = ranked.rates(min(above)) if above else (1.0, 0.0)
-    after_miss, after_fa = ranked.rates(threshold)
-    before, after = before_fa - before_miss, after_fa - after_miss
-    share = -before / (after - before)
-    return float(before_fa + share * (after_fa - before_fa)), float(threshold)
+    # The difference of both rates falls as the threshold rises, so bisection finds where they cross,
+    # without the rates at every threshold.
+    below = []
+    for sorted_class in (scores.targets, scores.nontargets):
+        count = bisect_left(sorted_class, True, key=misses_prevail)
+        if count > 0:
+            below.append(sorted_class[count - 1])
+    threshold = max(below)
+    above = []
+    for sorted_class in (scores.targets, scores.nontargets):
+        index = np.searchsorted(sorted_class, threshold, "right")
+        if index < len(sorted_class):
+            above.append(sorted_class[index])
+    # Above all scores nothing is accepted.
+    miss_above, fa_above = scores.rates(min(above)) if above else (1.0, 0.0)
+    miss_below, fa_below = scores.rates(threshold)
+    gap_above = fa_above - miss_above
+    gap_below = fa_below - miss_below
+    fraction = -gap_above / (gap_below - gap_above)
+    return float(fa_above + fraction * (fa_below - fa_above)), float(threshold)
 
 
-def min_dcf(ranked: Ranked, point: OperatingPoint) -> tuple[float, float]:
-    """Smallest detection cost, normalized by the cost of the better constant answer, and its threshold.
+def min_dcf(scores: SortedScores, point: OperatingPoint) -> tuple[float, float]:
+    """Compute the minimum detection cost, normalized by the cost of the better constant answer.
 
-    It is reached at the score of a target, or above all scores: any other threshold can be raised to the next target's
-    score without a miss. Nor need thresholds be looked at whose false alarms alone cost as much as rejecting all.
+    Args:
+        scores: from ``sort_scores``.
+        point: prior and costs.
 
-    >>> min_dcf(rank_scores(np.array([0.9, 0.8, 0.3, 0.1]), np.array([True, True, False, False])), OperatingPoint())
+    Returns:
+        The cost in [0, 1], and its threshold.
+
+    >>> min_dcf(sort_scores(np.array([0.9, 0.8, 0.3, 0.1]), np.array([True, True, False, False])), OperatingPoint())
     (0.0, 0.8)
     """
-    targets, nontargets = ranked.targets, ranked.nontargets
+    targets = scores.targets
+    nontargets = scores.nontargets
     miss, fa = point.weights
+    # The minimum lies at the score of a target, or above all scores: any other threshold can be raised
+    # to the next target's score without a miss.
+    # Thresholds whose false alarms alone cost as much as rejecting everything are skipped.
     first = max(0, len(nontargets) - 1 - int(miss / fa * len(nontargets)))
     top = nontargets[first:]
-    skipped = int(np.searchsorted(targets, top[0])) if first else 0
-    candidates = targets[skipped:]
+    num_skipped = int(np.searchsorted(targets, top[0])) if first else 0
+    candidates = targets[num_skipped:]
     p_fa = (len(top) - np.searchsorted(top, candidates)) / len(nontargets)
-    p_miss = np.arange(skipped, len(targets)) / len(targets)  # of equal targets the first; the others cost more
+    p_miss = np.arange(num_skipped, len(targets)) / len(targets)  # right for the first of equal targets
     cost = miss * p_miss + fa * p_fa
     best = len(cost) - 1 - int(np.argmin(cost[::-1])) if len(cost) else -1
     if best < 0 or cost[best] >= miss:
-        return float(miss), float(_above(max(targets[-1], nontargets[-1])))
+        return float(miss), float(_next_float(max(targets[-1], nontargets[-1])))
     return float(cost[best]), float(candidates[best])
 
 
-def act_dcf(ranked: Ranked, point: OperatingPoint) -> float:
-    """Detection cost of log-likelihood ratios at the threshold that the operating point asks for, normalized."""
-    p_miss, p_fa = ranked.rates(ranked.targets.dtype.type(point.threshold))
+def act_dcf(ratios: SortedScores, point: OperatingPoint) -> float:
+    """Compute the normalized detection cost of log-likelihood ratios at the operating point's threshold."""
+    p_miss, p_fa = ratios.rates(ratios.targets.dtype.type(point.threshold))
     miss, fa = point.weights
     return float(miss * p_miss + fa * p_fa)
 
 
-def cllr(ranked: Ranked) -> float:
-    """Cost of log-likelihood ratios, in bits; 0 where they are certain and right, 1 where they say nothing.
+def cllr(ratios: SortedScores) -> float:
+    """Compute the cost of natural log-likelihood ratios, in bits.
 
-    Brümmer and du Preez, Application-independent evaluation of speaker detection (2006).
+    It is 0 for ratios that are certain and right, 1 for ratios that say nothing. Brümmer and du Preez,
+    Application-independent evaluation of speaker detection (2006).
 
-    >>> cllr(Ranked(np.zeros(3), np.zeros(5)))
+    >>> cllr(SortedScores(np.zeros(3), np.zeros(5)))
     1.0
     """
-    missed, accepted = -log_expit(ranked.targets).mean(), -log_expit(-ranked.nontargets).mean()
-    return float((missed + accepted) / 2 / np.log(2))
+    targets = -log_expit(ratios.targets).mean()
+    nontargets = -log_expit(-ratios.nontargets).mean()
+    return float((targets + nontargets) / 2 / np.log(2))
 
 
-def min_cllr(ranked: Ranked) -> float:
-    """The ``cllr`` of the best monotone map of the scores, which isotonic regression finds (PAV), in bits."""
-    targets, targets_equal = np.unique(ranked.targets, return_counts=True)
-    below = np.searchsorted(ranked.nontargets, targets)
-    upto = np.searchsorted(ranked.nontargets, targets, "right")
-    ones = np.zeros(2 * len(targets) + 1)  # targets below a target's score, at it, ..., above the last one's
-    zeros = np.zeros_like(ones)  # and nontargets
-    ones[1::2] = targets_equal
-    zeros[1::2] = upto - below
-    zeros[::2] = np.diff(below, prepend=0, append=len(ranked.nontargets)) - np.append(0, upto - below)
-    count = ones + zeros
-    ones, zeros, count = (values[count > 0] for values in (ones, zeros, count))
-    posterior = isotonic_regression(ones / count, weights=count).x.clip(0, 1)
-    llr = logit(posterior) - np.log(len(ranked.targets) / len(ranked.nontargets))
-    missed = -np.dot(ones[ones > 0], log_expit(llr[ones > 0])) / len(ranked.targets)
-    accepted = -np.dot(zeros[zeros > 0], log_expit(-llr[zeros > 0])) / len(ranked.nontargets)
-    return float((missed + accepted) / 2 / np.log(2))
+def min_cllr(scores: SortedScores) -> float:
+    """Compute the ``cllr`` of the best monotone map of the scores, in bits.
+
+    Isotonic regression of the labels finds that map (pool adjacent violators).
+    """
+    targets, num_equal = np.unique(scores.targets, return_counts=True)
+    below = np.searchsorted(scores.nontargets, targets)
+    upto = np.searchsorted(scores.nontargets, targets, "right")
+    # Isotonic regression pools the nontargets between two targets, so they are counted together. The
+    # groups are: below the first target's score, at it, between it and the second, ..., above the last.
+    num_targets = np.zeros(2 * len(targets) + 1)
+    num_nontargets = np.zeros_like(num_targets)
+    num_targets[1::2] = num_equal
+    num_nontargets[1::2] = upto - below
+    between = np.diff(below, prepend=0, append=len(scores.nontargets))
+    num_nontargets[::2] = between - np.append(0, upto - below)
+    count = num_targets + num_nontargets
+    num_targets = num_targets[count > 0]
+    num_nontargets = num_nontargets[count > 0]
+    count = count[count > 0]
+    posterior = isotonic_regression(num_targets / count, weights=count).x.clip(0, 1)
+    llr = logit(posterior) - np.log(len(scores.targets) / len(scores.nontargets))
+    # Groups without targets may have an infinite ratio, which must not meet their zero count: 0 * inf is NaN.
+    has_targets = num_targets > 0
+    has_nontargets = num_nontargets > 0
+    miss_cost = -np.dot(num_targets[has_targets], log_expit(llr[has_targets])) / len(scores.targets)
+    fa_cost = -np.dot(num_nontargets[has_nontargets], log_expit(-llr[has_nontargets])) / len(scores.nontargets)
+    return float((miss_cost + fa_cost) / 2 / np.log(2))
 
 
-def thresholds_for(ranked: Ranked, false_alarms: Sequence[float]) -> list[float]:
-    """The lowest threshold at which no more than each of these shares of nontargets are accepted."""
-    count = len(ranked.nontargets)
-    allowed = [min(int(np.floor(share * count + 1e-9)), count) for share in false_alarms]
-    lowest = float(min(ranked.nontargets[0], ranked.targets[0]))
-    return [float(_above(ranked.nontargets[count - 1 - k])) if k < count else lowest for k in allowed]
+def thresholds_at_far(scores: SortedScores, target_fars: Sequence[float]) -> list[float]:
+    """Return the lowest threshold for each false-alarm rate at which no more nontargets are accepted.
+
+    Args:
+        scores: from ``sort_scores``.
+        target_fars: false-alarm rates in [0, 1].
+    """
+    count = len(scores.nontargets)
+    thresholds = []
+    for far in target_fars:
+        num_allowed = int(np.floor(far * count + 1e-9))  # 0.29 * 100 is a little less than 29
+        if num_allowed < count:
+            threshold = float(_next_float(scores.nontargets[count - 1 - num_allowed]))
+        else:
+            threshold = float(min(scores.nontargets[0], scores.targets[0]))
+        thresholds.append(threshold)
+    return thresholds
 
 
-def _above(score: np.floating) -> np.floating:
-    """The next number of the score's own type."""
+def _next_float(score: np.floating) -> np.floating:
+    """Return the next larger number in the score's own precision."""
     return np.nextafter(score, score.dtype.type(np.inf))

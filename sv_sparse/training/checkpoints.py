@@ -1,6 +1,8 @@
-"""What changes while a run trains, and how that is saved, taken up again and chosen from."""
+"""State of a run: what changes while it trains, and its checkpoints."""
 
 import logging
+import os
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from sv_sparse.data.loader import UnreadableMeter
 from sv_sparse.distributed import from_first, gathered_objects, rank, ranks
 from sv_sparse.optim import DualAverage, SupportDiagnostics
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.training.setup import Experiment
+from sv_sparse.training.setup import TrainingSetup
 
 logger = logging.getLogger(__name__)
 
@@ -23,199 +25,310 @@ class Progress:
     """Where a run stands.
 
     Attributes:
-        epoch: Epochs ended.
-        batch: Steps of the next one that are done.
-        step: Steps done.
-        seconds: All its time, interruptions left out.
-        ranks: How many processes train together.
-        seen: Utterances drawn.
-        unreadable: How many of them could not be read.
-        rows: Rows of metrics.jsonl.
-        judged: Whether the epoch that ended last has been validated.
-        stale: Epochs since the validation got better.
+        epoch: finished epochs.
+        step_in_epoch: steps of the current epoch that are done.
+        step: steps done.
+        elapsed_seconds: training time, without interruptions.
+        world_size: processes that train together.
+        utterances_seen: utterances drawn.
+        unreadable: utterances of these that could not be read.
+        rows: rows of metrics.jsonl.
+        validated: whether the last finished epoch has been validated.
+        epochs_since_best: epochs since the validation EER was lowest.
     """
 
     epoch: int = 0
-    batch: int = 0
+    step_in_epoch: int = 0
     step: int = 0
-    seconds: float = 0.0
-    ranks: int = 1
-    seen: int = 0
+    elapsed_seconds: float = 0.0
+    world_size: int = 1
+    utterances_seen: int = 0
     unreadable: int = 0
     rows: int = 0
-    judged: bool = True
-    stale: int = 0
+    validated: bool = True
+    epochs_since_best: int = 0
 
 
-class RunState:
-    """The state of a run; begins with that of its last checkpoint, if there is one.
+class TrainState:
+    """The state of a run; it starts with that of the last checkpoint, if there is one.
 
     Args:
-        experiment: what is trained.
-        started: ``time.monotonic()`` at which this process began to work on the run.
+        setup: what is trained.
+        start_time: ``time.monotonic()`` at which this process began to work on the run.
 
     Attributes:
-        begun: whether there was a checkpoint.
-        best: what is known of the best epoch.
-        at_start: the untrained network's evaluations.
-        scaler: of fp16.
+        has_checkpoint: whether there was a checkpoint.
+        best: EER, epoch and sparsity of the best epoch so far.
+        untrained_metrics: evaluation of the untrained network, where a setting asked for it.
+        scaler: loss scaling in fp16.
+        unreadable: counter of recordings that cannot be used.
 
     Raises:
-        ValueError: the checkpoint cannot be read; names the one before it. Or nobody is held out, whom patience needs.
+        ValueError: the checkpoint cannot be read, where the one before it is named; or no speaker is held out, and
+            early stopping needs some.
         OSError: the processes see different checkpoints.
     """
 
-    def __init__(self, experiment: Experiment, started: float) -> None:
-        self.experiment, self.started = experiment, started
-        self.checkpoints = checkpoint.Checkpoints(
-            experiment.folder / "checkpoints", experiment.settings["trainer"]["keep"]
-        )
+    def __init__(self, setup: TrainingSetup, start_time: float) -> None:
+        self.setup = setup
+        self.start_time = start_time
+        config = setup.config.trainer
+        self.checkpoints = Checkpoints(setup.run_dir / "checkpoints", config.keep_last)
         self.progress = Progress()
-        patience = experiment.settings["trainer"]["patience"]
-        if patience is not None and not len(experiment.corpus.manifest.split("validation")):
+        patience = config.early_stop_patience
+        if patience is not None and not len(setup.corpus.manifest.split("validation")):
             raise ValueError(
-                f"trainer.patience={patience} needs speakers to validate on; choose data.validation_share above 0"
+                f"trainer.early_stop_patience={patience} needs speakers to validate on; choose data.val_fraction above 0"
             )
         self.best: dict[str, Any] = {}
-        self.at_start: list[dict[str, Any]] = []
-        self.diagnostics = SupportDiagnostics(experiment.controller)
-        self.scaler = experiment.compute.scaler()
-        self.meter = UnreadableMeter(experiment.settings["data"]["max_unreadable"])
-        self.begun = from_first(lambda: bool(self.checkpoints))
-        if self.begun:
+        self.untrained_metrics: list[dict[str, Any]] = []
+        self.diagnostics = SupportDiagnostics(setup.controller)
+        self.scaler = setup.device.scaler()
+        self.unreadable = UnreadableMeter(setup.config.data.max_unreadable_fraction)
+        self.has_checkpoint = from_first(lambda: bool(self.checkpoints))
+        if self.has_checkpoint:
             self._restore(self.checkpoints.read_last())
-            logger.info("continuing %s at step %d", experiment.folder, self.progress.step)
-            self._assert_same()
-            self._keep_judged()
-            self._forget_lost_best()
+            logger.info("resuming %s from step %d", setup.run_dir, self.progress.step)
+            self._check_ranks_agree()
+            self._recover_epoch_checkpoint()
+            self._reset_missing_best()
 
-    def seconds(self) -> float:
-        """Time spent on the run so far, interruptions left out."""
-        return self.progress.seconds + time.monotonic() - self.started
+    def elapsed_seconds(self) -> float:
+        """Return the time spent on the run so far, without interruptions."""
+        return self.progress.elapsed_seconds + time.monotonic() - self.start_time
 
     def save(self, rows: int) -> None:
-        """Write everything that continuing needs to last.pt; the first process does.
+        """Write everything that resuming needs to last.pt; the first process does.
 
         Args:
-            rows: of metrics.jsonl.
+            rows: rows of metrics.jsonl.
         """
         if rank() > 0:
             return
-        experiment, progress = self.experiment, self.progress
-        progress.seen, progress.unreadable, progress.rows = self.meter.seen, self.meter.unreadable, rows
-        progress.ranks = ranks()
-        state = {
-            "config": experiment.settings,
-            "model": experiment.network.state_dict(),
-            "head": experiment.head.state_dict(),
-            "optimizer": experiment.optimizer.state_dict(),
-            "controller": experiment.controller.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "diagnostics": self.diagnostics.state_dict(),
-            "progress": asdict(progress) | {"seconds": self.seconds()},
-            "generators": {"cpu": torch.get_rng_state(), "cuda": _cuda_generator(experiment.compute.device)},
-            "best": self.best,
-            "at_start": self.at_start,
-            "started_sparse": experiment.started_sparse,
-        }
-        self.checkpoints.save(state)
+        setup, progress = self.setup, self.progress
+        progress.utterances_seen = self.unreadable.seen
+        progress.unreadable = self.unreadable.unreadable
+        progress.rows = rows
+        progress.world_size = ranks()
+        self.checkpoints.save(
+            {
+                "config": setup.config.to_dict(),
+                "model": setup.network.state_dict(),
+                "head": setup.head.state_dict(),
+                "optimizer": setup.optimizer.state_dict(),
+                "controller": setup.controller.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "diagnostics": self.diagnostics.state_dict(),
+                "progress": asdict(progress) | {"elapsed_seconds": self.elapsed_seconds()},
+                "rng_states": {"cpu": torch.get_rng_state(), "cuda": _cuda_rng_state(setup.device.device)},
+                "best": self.best,
+                "untrained_metrics": self.untrained_metrics,
+                "sparse_init": setup.sparse_init,
+            }
+        )
 
-    def keep_epoch(self) -> None:
-        """Keep what was saved as the checkpoint after an epoch."""
+    def save_epoch_checkpoint(self) -> None:
+        """Keep last.pt as the checkpoint of the finished epoch too."""
         if rank() == 0:
-            patient = self.experiment.settings["trainer"]["patience"] is not None
-            self.checkpoints.keep_epoch(self.progress.epoch, best=self.best.get("epoch") if patient else None)
+            stops_early = self.setup.config.trainer.early_stop_patience is not None
+            best_epoch = self.best.get("epoch") if stops_early else None
+            self.checkpoints.keep_epoch(self.progress.epoch, best=best_epoch)
 
-    def _assert_same(self) -> None:
-        """All processes have read the same checkpoint.
+    def save_network(self, name: str, backend: Backend, metrics: dict[str, Any]) -> None:
+        """Write a network file: what using the network needs; the first process does.
 
-        Raises:
-            OSError: they have not.
+        Args:
+            name: of the file in checkpoints/.
+            backend: what scores its embeddings.
+            metrics: numbers about the network.
         """
-        steps = gathered_objects((self.progress.epoch, self.progress.batch, self.progress.step))
-        if len(set(steps)) > 1:
-            raise OSError(
-                f"{self.checkpoints.folder}: the processes read checkpoints of different steps (epoch, batch, step: "
-                f"{steps}); all need the same folder"
-            )
-
-    def _keep_judged(self) -> None:
-        """Keep the epoch that was judged last, where the run was killed after it was saved and before it was kept."""
-        progress = self.progress
-        at_end = progress.epoch and not progress.batch and progress.judged
-        if at_end and not self.checkpoints.epoch(progress.epoch).is_file():
-            self.keep_epoch()
-
-    def _forget_lost_best(self) -> None:
-        """Where the run returned to an epoch whose best one is not kept any more, the next one is the best."""
-        if self.experiment.settings["trainer"]["patience"] is None or not self.best:
-            return
-        path = self.checkpoints.epoch(self.best["epoch"])
-        if not from_first(path.is_file):
-            self.best, self.progress.stale = {}, 0
-
-    def save_network(self, name: str, backend: Backend, figures: dict[str, Any]) -> None:
-        """Write a network file: what using the network needs; the first process does."""
         if rank() > 0:
             return
         state = {
-            "config": self.experiment.settings,
-            "model": self.experiment.network.state_dict(),
-            "backend": backend.state(),
-            "figures": figures,
+            "config": self.setup.config.to_dict(),
+            "model": self.setup.network.state_dict(),
+            "backend": backend.to_dict(),
+            "metrics": metrics,
         }
         checkpoint.save(self.checkpoints.folder / name, state)
 
-    def choose(self) -> bool:
-        """Where the settings say so, go back to the best epoch, or average the last ones: what will be delivered.
+    def select_final_weights(self) -> bool:
+        """Load the best epoch, or the average of the last ones, where the settings ask for it.
 
         Returns:
-            Whether that is another network than the last.
+            Whether these are other weights than the last.
         """
-        trainer, last = self.experiment.settings["trainer"], self.progress.epoch
-        from_first(lambda: None)  # until it has kept the last epoch
-        back = trainer["patience"] is not None and self.best.get("epoch", last) != last
-        if back:
-            logger.info("taking epoch %d of %d, the best", self.best["epoch"], last)
-            self._take(self.checkpoints.epoch(self.best["epoch"]))
-        count = min(trainer["average"], last)
-        if count > 1:
-            logger.info("taking the average of the last %d epochs", count)
+        config, last_epoch = self.setup.config.trainer, self.progress.epoch
+        from_first(lambda: None)  # waits until the first process has written the last epoch's checkpoint
+        best_epoch = self.best.get("epoch", last_epoch)
+        restores_best = config.early_stop_patience is not None and best_epoch != last_epoch
+        if restores_best:
+            logger.info("restoring best epoch %d of %d", best_epoch, last_epoch)
+            self._load_weights_from(self.checkpoints.epoch(best_epoch))
+        num_avg = min(config.num_avg, last_epoch)
+        if num_avg > 1:
+            logger.info("averaging the last %d epochs", num_avg)
             average = DualAverage()
-            for number in range(last - count + 1, last + 1):
-                self._take(self.checkpoints.epoch(number))
-                average.add(self.experiment.optimizer)
-            average.put_into(self.experiment.optimizer)
-        return back or count > 1
+            for epoch in range(last_epoch - num_avg + 1, last_epoch + 1):
+                self._load_weights_from(self.checkpoints.epoch(epoch))
+                average.add(self.setup.optimizer)
+            average.put_into(self.setup.optimizer)
+        return restores_best or num_avg > 1
 
-    def _take(self, path: Path) -> None:
+    def _load_weights_from(self, path: Path) -> None:
         self._restore_weights(checkpoint.load(path, checkpoint.TRAINING_KEYS))
 
     def _restore_weights(self, state: dict[str, Any]) -> None:
-        """Network, head and optimizer, where lambda is."""
-        self.experiment.network.load_state_dict(state["model"])
-        self.experiment.head.load_state_dict(state["head"])
-        self.experiment.optimizer.load_state_dict(state["optimizer"])
+        self.setup.network.load_state_dict(state["model"])
+        self.setup.head.load_state_dict(state["head"])
+        self.setup.optimizer.load_state_dict(state["optimizer"])  # which holds lambda
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._restore_weights(state)
-        self.experiment.controller.load_state_dict(state["controller"])
-        self.experiment.started_sparse = state["started_sparse"]
+        self.setup.controller.load_state_dict(state["controller"])
+        self.setup.sparse_init = state["sparse_init"]
         self.scaler.load_state_dict(state["scaler"])
         self.diagnostics.load_state_dict(state["diagnostics"])
         self.progress = Progress(**state["progress"])
-        storage = self.experiment.settings["data"].get("storage", "files")
-        if storage == "shards" and self.progress.ranks != ranks():
+        self._check_world_size()
+        self.unreadable.seen = self.progress.utterances_seen
+        self.unreadable.unreadable = self.progress.unreadable
+        torch.set_rng_state(state["rng_states"]["cpu"])
+        device = self.setup.device.device
+        if device.type == "cuda" and state["rng_states"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["rng_states"]["cuda"], device)
+        self.best = state["best"]
+        self.untrained_metrics = state["untrained_metrics"]
+
+    def _check_world_size(self) -> None:
+        """Raise a ValueError where another number of processes would change the order of crops."""
+        reads_shards = getattr(self.setup.config.data, "format", "files") == "shards"
+        if reads_shards and self.progress.world_size != ranks():
             raise ValueError(
-                f"data.storage=shards: the order of crops depends on the number of processes; continue with "
-                f"{self.progress.ranks}, not {ranks()}"
+                f"data.format=shards: the order of crops depends on the number of processes; continue with "
+                f"{self.progress.world_size}, not {ranks()}"
             )
-        self.meter.seen, self.meter.unreadable = self.progress.seen, self.progress.unreadable
-        torch.set_rng_state(state["generators"]["cpu"])
-        if self.experiment.compute.device.type == "cuda" and state["generators"]["cuda"] is not None:
-            torch.cuda.set_rng_state(state["generators"]["cuda"], self.experiment.compute.device)
-        self.best, self.at_start = state["best"], state["at_start"]
+
+    def _check_ranks_agree(self) -> None:
+        """Raise an OSError if the processes have read different checkpoints."""
+        progress = self.progress
+        by_rank = gathered_objects((progress.epoch, progress.step_in_epoch, progress.step))
+        if len(set(by_rank)) > 1:
+            raise OSError(
+                f"{self.checkpoints.folder}: the processes read checkpoints of different steps (epoch, step in epoch, "
+                f"step: {by_rank}); all need the same folder"
+            )
+
+    def _recover_epoch_checkpoint(self) -> None:
+        """Write the checkpoint of the last epoch where the run was killed between saving it and keeping it."""
+        progress = self.progress
+        at_epoch_end = progress.epoch > 0 and progress.step_in_epoch == 0 and progress.validated
+        if at_epoch_end and not self.checkpoints.epoch(progress.epoch).is_file():
+            self.save_epoch_checkpoint()
+
+    def _reset_missing_best(self) -> None:
+        """Forget the best epoch where its checkpoint is gone, after a return to an earlier epoch."""
+        if self.setup.config.trainer.early_stop_patience is None or not self.best:
+            return
+        path = self.checkpoints.epoch(self.best["epoch"])
+        if not from_first(path.is_file):
+            self.best = {}
+            self.progress.epochs_since_best = 0
 
 
-def _cuda_generator(device: torch.device) -> torch.Tensor | None:
+class Checkpoints:
+    """The training checkpoints of a run: ``last.pt``, and those of the last few epochs.
+
+    Args:
+        folder: where they are.
+        keep_last: how many epochs' to keep.
+
+    Attributes:
+        last: path of the newest.
+    """
+
+    def __init__(self, folder: Path, keep_last: int) -> None:
+        self.folder = folder
+        self.keep_last = keep_last
+        self.last = folder / "last.pt"
+
+    def __bool__(self) -> bool:
+        return self.last.is_file()
+
+    def epoch(self, epoch: int) -> Path:
+        """Return the path of an epoch's checkpoint."""
+        return self.folder / f"epoch_{epoch:04d}.pt"
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace ``last.pt``.
+
+        Raises:
+            OSError: it cannot be written; the old one stands.
+        """
+        checkpoint.save(self.last, state)
+
+    def keep_epoch(self, epoch: int, *, best: int | None) -> None:
+        """Keep ``last.pt`` as an epoch's checkpoint too, and remove old ones.
+
+        Args:
+            epoch: the finished epoch; checkpoints beyond it are of a future that was given up.
+            best: an epoch whose checkpoint stays.
+        """
+        epochs_to_keep = {*range(epoch - self.keep_last + 1, epoch + 1), best}
+        for path in self._epochs():
+            if int(path.stem.removeprefix("epoch_")) not in epochs_to_keep:
+                path.unlink()
+        if self.keep_last:
+            _link_or_copy(self.last, self.epoch(epoch))
+
+    def read_last(self) -> dict[str, Any]:
+        """Return the content of ``last.pt``.
+
+        Raises:
+            ValueError: it is not readable; names the one before it, if there is one.
+        """
+        try:
+            return checkpoint.load(self.last, checkpoint.TRAINING_KEYS)
+        except ValueError as error:
+            previous = max(self._epochs(), default=None)
+            if previous is None:
+                raise
+            hint = f"the one before it is {previous}, continue from there with resume_from={previous}"
+            raise ValueError(f"{error}; {hint}") from error
+
+    def _epochs(self) -> list[Path]:
+        return list(self.folder.glob("epoch_*.pt"))
+
+
+def roll_back_to(path: Path) -> None:
+    """Make an earlier training checkpoint the last one of its run; that one stays as ``last_before_rollback.pt``.
+
+    Raises:
+        ValueError: it is not readable.
+    """
+    checkpoint.load(path, checkpoint.TRAINING_KEYS)
+    last = path.with_name("last.pt")
+    if path == last:
+        return
+    new_last = last.with_name(".new_last.tmp")
+    _link_or_copy(path, new_last)  # first, since it may be last_before_rollback.pt itself
+    if last.is_file():
+        _link_or_copy(last, last.with_name("last_before_rollback.pt"))
+    _link_or_copy(new_last, last)
+    new_last.unlink()
+
+
+def _link_or_copy(path: Path, other: Path) -> None:
+    """Make a file available under another name too, replacing what has that name."""
+    temporary = other.with_name(f".{other.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, other)
+    temporary.unlink(missing_ok=True)  # a rename to a name that the same file has already does nothing
+
+
+def _cuda_rng_state(device: torch.device) -> torch.Tensor | None:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else None

@@ -1,4 +1,4 @@
-"""The end of a run: exact sparsity, refreshed statistics, the final judgement."""
+"""The end of a run: exact sparsity, new batch-norm statistics, the final evaluation."""
 
 import logging
 from collections.abc import Iterator
@@ -13,133 +13,153 @@ from sv_sparse.data.loader import CropLoader, EpochBatches, UnreadableMeter
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.distributed import from_first, rank, share_first
 from sv_sparse.evaluation.embed import mean_embedding
-from sv_sparse.evaluation.embedding_cache import EMBEDDINGS, EmbeddingCache
-from sv_sparse.evaluation.evaluate import evaluate_lists
-from sv_sparse.evaluation.result import Evaluation
-from sv_sparse.evaluation.validation import make_backend, validate
+from sv_sparse.evaluation.embedding_cache import EMBEDDINGS_DIR, EmbeddingCache
+from sv_sparse.evaluation.evaluate import evaluate_trial_sets
+from sv_sparse.evaluation.result import TrialSetResult
+from sv_sparse.evaluation.validation import fit_scoring_backend, validate as validate_network
 from sv_sparse.optim import count_zeros, sparsity
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.cosine import Array
-from sv_sparse.training.logging import as_words
-from sv_sparse.training.setup import Experiment
+from sv_sparse.scoring.arrays import Float32Array
+from sv_sparse.training.logging import format_metrics
+from sv_sparse.training.setup import TrainingSetup
 
-_FAR = 0.005  # of the sparsity before landing from the target
+_WARN_SPARSITY_ERROR = 0.005  # of the tracked sparsity from the target: more than controllers leave in ordinary runs
+_MIN_CROPS = 2  # of which batch normalization can take a variance
 
 logger = logging.getLogger(__name__)
 
 
-def land(experiment: Experiment, judged: float | None = None) -> dict[str, Any]:
-    """Make the sparsity exact, refresh the batch-norm statistics, and say what that changed.
+def finalize(setup: TrainingSetup, last_val_eer: float | None = None) -> dict[str, Any]:
+    """Make the sparsity exact, renew the batch-norm statistics, and return what that changed.
 
     Args:
-        experiment: what was trained.
-        judged: the EER of held-out speakers, where this very network has been validated.
+        setup: what was trained.
+        last_val_eer: EER of the held-out speakers, where this very network has been validated.
 
     Returns:
-        ``sparsity_before_landing``, ``sparsity``, ``lambda``, ``started_sparse``; where speakers are held out, their
-        EER before and after.
+        ``sparsity_tracked``, which the controller reached; ``sparsity``, the final one; ``lambda``; ``sparse_init``;
+        and where speakers are held out, their EER before (``validation_eer_tracked``) and after (``validation_eer``).
     """
-    params, target = experiment.target_params(), experiment.controller.target_sparsity
-    figures: dict[str, Any] = {"sparsity_before_landing": sparsity(params).item()}
-    if experiment.controller.lands and abs(figures["sparsity_before_landing"] - target) > _FAR:
+    params = setup.regularized_params()
+    target = setup.controller.target_sparsity
+    tracked = sparsity(params).item()
+    if setup.controller.lands and abs(tracked - target) > _WARN_SPARSITY_ERROR:
         logger.warning(
-            "landing from %.2f %% to the target of %.2f %%: the run was too short for lambda to find it",
-            *(100 * figures["sparsity_before_landing"], 100 * target),
+            "tracked sparsity %.2f %% is far from the target of %.2f %%: the run was too short for lambda to find it",
+            100 * tracked,
+            100 * target,
         )
-    if judged is None:
-        before = validate_held_out(experiment)
-        judged = before[0] if before is not None else None
-    experiment.controller.land()
-    with experiment.compute.autocast():
-        crops = _crops(experiment, experiment.dataset)
-        update_bn((experiment.features(batch) for batch in crops), experiment.network)
-    share_first(experiment.network)
-    after = validate_held_out(experiment)
-    for name, param in experiment.sparse_params.items():
+    if last_val_eer is None:
+        validation = validate(setup)
+        last_val_eer = validation[0] if validation is not None else None
+    setup.controller.land()
+    with setup.device.autocast():
+        crops = _statistics_crops(setup, setup.dataset)
+        update_bn((setup.extract_features(batch) for batch in crops), setup.network)
+    share_first(setup.network)  # of several processes, one network
+    validation = validate(setup)
+    for name, param in setup.sparse_params.items():
         if not param.any():
-            logger.warning("%s is zero as a whole: nothing passes this layer but its bias", name)
-    zeros, size = int(count_zeros(params)), sum(param.numel() for param in params)
-    figures |= {"sparsity": zeros / size, "lambda": experiment.controller.lambda_.item()}
-    figures["started_sparse"] = experiment.started_sparse
-    if after is not None:
-        figures |= {"validation_eer_before_landing": judged, "validation_eer": after[0]}
-    logger.info("landed: %s", as_words({name: value for name, value in figures.items() if value is not None}))
-    return figures
+            logger.warning("all weights of %s are zero: nothing passes this layer but its bias", name)
+    metrics: dict[str, Any] = {
+        "sparsity_tracked": tracked,
+        "sparsity": int(count_zeros(params)) / sum(param.numel() for param in params),
+        "lambda": setup.controller.lambda_.item(),
+        "sparse_init": setup.sparse_init,
+    }
+    logger.info("tracked sparsity %.2f %%, final %.4f %%", 100 * tracked, 100 * metrics["sparsity"])
+    if validation is not None:
+        metrics["validation_eer_tracked"] = last_val_eer
+        metrics["validation_eer"] = validation[0]
+    measured = {name: value for name, value in metrics.items() if value is not None}
+    logger.info("finalized: %s", format_metrics(measured))
+    return metrics
 
 
-def validate_held_out(experiment: Experiment) -> tuple[float, Array] | None:
-    """Judge the network on held-out training speakers in the run's precision, as ``validate`` does."""
-    with experiment.compute.autocast():
-        return validate(experiment.network, experiment.filterbank, experiment.corpus.manifest, _limit(experiment))
+def validate(setup: TrainingSetup) -> tuple[float, Float32Array] | None:
+    """Return the EER of the held-out speakers and the mean embedding that scoring subtracts; None without speakers."""
+    with setup.device.autocast():
+        return validate_network(setup.network, setup.filterbank, setup.corpus.manifest, _unreadable_limit(setup))
 
 
-def _limit(experiment: Experiment) -> UnreadableLimit:
-    """Return the limit on recordings that are left out wherever whole utterances are embedded."""
-    return UnreadableLimit(experiment.settings["data"]["max_unreadable"])
-
-
-def training_mean(experiment: Experiment) -> Array:
-    """Mean embedding [E] of training crops without augmentation, which scoring subtracts."""
-    with experiment.compute.autocast():
-        crops = _crops(experiment, experiment.dataset.plain())
-        mean = mean_embedding(experiment.network, (experiment.features(batch) for batch in crops))
+def mean_training_embedding(setup: TrainingSetup) -> Float32Array:
+    """Return the mean embedding [E] of training crops without augmentation, which scoring subtracts."""
+    with setup.device.autocast():
+        crops = _statistics_crops(setup, setup.dataset.plain())
+        mean = mean_embedding(setup.network, (setup.extract_features(batch) for batch in crops))
     return from_first(lambda: mean)
 
 
-def _crops(experiment: Experiment, dataset: Crops) -> Iterator[Batch]:
-    """Training crops of the epoch after the last, the same at every call and in every process."""
-    trainer, device = experiment.settings["trainer"], experiment.compute.device
-    batches = EpochBatches(len(dataset), trainer["batch_size"], experiment.settings["seed"])
-    batches.epoch = trainer["epochs"]
-    loader = CropLoader(dataset, batches, 0, device)
-    meter = UnreadableMeter(experiment.settings["data"]["max_unreadable"])
-    for batch in islice(loader, -(-trainer["statistics_crops"] // trainer["batch_size"])):
+def evaluate_untrained(setup: TrainingSetup, mean: Float32Array) -> list[dict[str, Any]]:
+    """Evaluate the untrained network on the trial lists, as plain data: what the end is compared with.
+
+    Args:
+        setup: what will be trained.
+        mean: embedding [E] that scoring subtracts.
+    """
+    scoring = replace(setup.config.scoring, score_norm="none")  # whose cohort would say nothing yet
+    with setup.device.autocast():
+        results = evaluate_trial_sets(
+            setup.network,
+            setup.filterbank,
+            setup.corpus.trial_sets,
+            Backend(mean),
+            scoring,
+            limit=_unreadable_limit(setup),
+            output_dir=None,
+            with_details=False,
+        )
+    return [result.to_dict() for result in results]
+
+
+def fit_backend(setup: TrainingSetup) -> Backend:
+    """Fit what scores the final network's embeddings, on training speech alone."""
+    return fit_scoring_backend(
+        setup.network,
+        setup.filterbank,
+        setup.corpus.manifest,
+        mean_training_embedding(setup),
+        setup.config.scoring,
+        _unreadable_limit(setup),
+        _embedding_cache(setup),
+    )
+
+
+def evaluate(setup: TrainingSetup, backend: Backend) -> list[TrialSetResult]:
+    """Evaluate the final network on the run's trial lists, in float32, and write its scores."""
+    return evaluate_trial_sets(
+        setup.network,
+        setup.filterbank,
+        setup.corpus.trial_sets,
+        backend,
+        setup.config.scoring,
+        limit=_unreadable_limit(setup),
+        output_dir=setup.run_dir / "scores",
+        cache=_embedding_cache(setup),
+    )
+
+
+def _statistics_crops(setup: TrainingSetup, dataset: Crops) -> Iterator[Batch]:
+    """Yield training crops of the epoch after the last, the same at every call and in every process."""
+    config = setup.config
+    sampler = EpochBatches(len(dataset), config.trainer.batch_size, config.seed)
+    sampler.epoch = config.trainer.epochs
+    loader = CropLoader(dataset, sampler, 0, setup.device.device)
+    unreadable = UnreadableMeter(config.data.max_unreadable_fraction)
+    num_batches = -(-config.trainer.num_bn_crops // config.trainer.batch_size)
+    for batch in islice(loader, num_batches):
         if rank() == 0:  # all processes read the same crops
-            meter.report(batch)
-        meter.count(len(batch.labels) + len(batch.unreadable), len(batch.unreadable))
-        if len(batch.labels) >= 2:
+            unreadable.report(batch)
+        unreadable.count(len(batch.labels) + len(batch.unreadable), len(batch.unreadable))
+        if len(batch.labels) >= _MIN_CROPS:
             yield batch
 
 
-def evaluate_at_start(experiment: Experiment, mean: Array) -> list[dict[str, Any]]:
-    """Judge the untrained network on the run's trial lists, as plain data: what the end is compared with."""
-    plain = replace(experiment.scoring, normalization="none")
-    with experiment.compute.autocast():
-        found = evaluate_lists(
-            *(experiment.network, experiment.filterbank, experiment.corpus.lists, Backend(mean), plain),
-            limit=_limit(experiment),
-            scores_to=None,
-            whole=False,
-        )
-    return [evaluation.as_dict() for evaluation in found]
+def _unreadable_limit(setup: TrainingSetup) -> UnreadableLimit:
+    """Return the limit on recordings that are left out wherever whole utterances are embedded."""
+    return UnreadableLimit(setup.config.data.max_unreadable_fraction)
 
 
-def finish_backend(experiment: Experiment) -> Backend:
-    """What the delivered network's embeddings are scored by, from training speech alone."""
-    mean, cache = training_mean(experiment), _cache(experiment)
-    manifest = experiment.corpus.manifest
-    return make_backend(
-        experiment.network,
-        experiment.filterbank,
-        manifest,
-        mean,
-        experiment.scoring,
-        _limit(experiment),
-        cache,
-    )
-
-
-def evaluate(experiment: Experiment, backend: Backend) -> list[Evaluation]:
-    """Judge the delivered network on the run's trial lists, in float32, and write their scores."""
-    return evaluate_lists(
-        *(experiment.network, experiment.filterbank, experiment.corpus.lists, backend, experiment.scoring),
-        limit=_limit(experiment),
-        scores_to=experiment.folder / "scores",
-        cache=_cache(experiment),
-    )
-
-
-def _cache(experiment: Experiment) -> EmbeddingCache:
-    """Where embeddings are kept, for evaluating again and elsewhere."""
-    model = experiment.settings["model"]
-    return EmbeddingCache(experiment.folder / EMBEDDINGS, experiment.network, model)
+def _embedding_cache(setup: TrainingSetup) -> EmbeddingCache:
+    """Return the run's embeddings on disk, for evaluating it again."""
+    return EmbeddingCache(setup.run_dir / EMBEDDINGS_DIR, setup.network, setup.config.model_settings)

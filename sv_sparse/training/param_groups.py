@@ -1,4 +1,4 @@
-"""How the weights of a run start: their groups, their learning rates, their zeros, and lambda."""
+"""Parameter groups of a run, their learning rates, their sparse start, and the start of lambda."""
 
 import logging
 import math
@@ -8,122 +8,139 @@ from typing import Any
 import torch
 from torch import nn
 
-from sv_sparse.config.settings import RATES, Settings, check_value
+from sv_sparse.config.schema import Config, LearningRates
 from sv_sparse.models.heads import AAMSoftmax
 from sv_sparse.optim import DENSE_TYPES, SPARSE_TYPES, largest_start, partition, sparse_init_
-from sv_sparse.training.init_from import Origin
+from sv_sparse.training.init_from import InitSource
 
 logger = logging.getLogger(__name__)
 
 
-def learning_rates(settings: Settings, *, started_sparse: bool) -> dict[str, float]:
-    """Peak learning rates: of weights that may become zero (``weights``), and of ``others``.
+def learning_rates(config: Config, *, sparse_init: bool) -> dict[str, float]:
+    """Return the peak learning rates of weights that may become zero (``weights``) and of the ``others``.
 
     Args:
-        settings: of the run.
-        started_sparse: whether the weights grow, or grew, from a sparse start.
-
-    Raises:
-        ValueError: ``optim.lr`` is neither one number above 0 nor one for each of its names.
+        config: of the run.
+        sparse_init: whether the weights grow, or grew, from a sparse start.
     """
-    lr = settings["optim"]["lr"]
-    check_value("optim.lr", lr, settings)
-    rates = lr if isinstance(lr, dict) else dict.fromkeys(RATES, lr)
-    chosen = {"weights": "sparse", "others": "others"} if started_sparse else {"weights": "dense", "others": "dense"}
-    return {kind: settings["trainer"]["lr_factor"] * rates[name] for kind, name in chosen.items()}
+    lr = config.optim.lr
+    if not isinstance(lr, LearningRates):
+        lr = LearningRates(sparse_start=lr, dense_params=lr, dense_start=lr)
+    scale = config.trainer.lr_scale
+    if sparse_init:
+        return {"weights": scale * lr.sparse_start, "others": scale * lr.dense_params}
+    return {"weights": scale * lr.dense_start, "others": scale * lr.dense_start}
 
 
-def starts_sparse(settings: Settings) -> bool:
-    """Whether a run starts with most weights zero."""
-    return settings["target_sparsity"] > 0 and settings["sparsity"]["density"] < 1
+def uses_sparse_init(config: Config) -> bool:
+    """Return whether a run from scratch starts with most weights zero."""
+    return config.target_sparsity > 0 and config.sparsity.init_density < 1
 
 
-def start_sparse(groups: Sequence[dict[str, Any]], settings: Settings) -> None:
-    """Make most of the regularized weights zero, by the run's seed."""
-    generator = torch.Generator().manual_seed(settings["seed"])
-    chosen = settings["sparsity"]
-    sparse_init_(groups, density=chosen["density"], rescale=chosen["rescale"], generator=generator)
+def apply_sparse_init(groups: Sequence[dict[str, Any]], config: Config) -> None:
+    """Set most of the regularized weights to zero, by the run's seed."""
+    generator = torch.Generator().manual_seed(config.seed)
+    sparse_init_(
+        groups, density=config.sparsity.init_density, rescale=config.sparsity.rescale_init, generator=generator
+    )
 
 
-def network_groups(network: nn.Module, settings: Settings, regularizer: str = "none") -> list[dict[str, Any]]:
+def network_groups(network: nn.Module, config: Config, regularizer: str = "none") -> list[dict[str, Any]]:
     """Return the network's sparse and dense groups, as ``sparsity.dense``, ``sparsity.sparse`` and types say.
 
     Args:
-        network: whatever is trained.
-        settings: of the run; those of earlier versions name no modules.
+        network: what is trained.
+        config: of the run.
         regularizer: of the sparse group.
 
     Raises:
         ValueError: a name fits nothing, or neither a name nor a type says what a parameter is.
     """
-    names = {kind: tuple(settings["sparsity"].get(kind, ())) for kind in ("dense", "sparse")}
+    dense, sparse = config.sparsity.dense, config.sparsity.sparse
     try:
-        return partition(network, **names, regularizer=regularizer)
+        return partition(network, dense=tuple(dense), sparse=tuple(sparse), regularizer=regularizer)
     except ValueError as error:
-        raise ValueError(
-            f"sparsity.dense={list(names['dense'])}, sparsity.sparse={list(names['sparse'])}: {error}"
-        ) from error
+        raise ValueError(f"sparsity.dense={list(dense)}, sparsity.sparse={list(sparse)}: {error}") from error
 
 
 def parameter_groups(
-    network: nn.Module, head: AAMSoftmax, settings: Settings, rates: dict[str, float]
+    network: nn.Module, head: AAMSoftmax, config: Config, rates: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """The network's sparse and dense groups, and the head's group, which is dense unless ``include_head``.
+    """Return the network's sparse and dense groups, and the head's group, which is dense by default.
 
     Each has its peak learning rate, one of ``rates``, under the name that torch's schedulers use, ``initial_lr``. Where
-    whole channels or kernels are regularized, each weight is a group with a ``lambda_scale`` of its own.
+    whole channels or kernels are regularized, each weight is a group with a ``lambda_scale``.
+
+    Args:
+        network: what is trained.
+        head: of its training.
+        config: of the run.
+        rates: as ``learning_rates`` returns them.
 
     Raises:
-        ValueError: whole output channels of the head are to become zero, which are speakers.
+        ValueError: whole output channels of the head, which are speakers, are to become zero.
     """
-    chosen = settings["sparsity"]
-    whole = chosen["regularizer"] == "group" or chosen["controller"].get("whole", False)
-    if chosen["include_head"] and whole and chosen["grouping"] == "output":
+    settings = config.sparsity
+    if settings.sparsify_head and settings.penalty == "group" and settings.granularity == "out_channel":
         raise ValueError(
-            "sparsity.include_head=true with sparsity.grouping=output makes speakers zero; it must be false"
+            "sparsity.sparsify_head=true with sparsity.granularity=out_channel makes speakers zero; it must be false"
         )
-    regularizer = chosen["regularizer"] if settings["target_sparsity"] > 0 else "none"
-    groups = network_groups(network, settings, regularizer)
-    if chosen["include_head"]:
-        own = partition(head, sparse_types=(*SPARSE_TYPES, AAMSoftmax), regularizer=regularizer)
+    regularizer = settings.penalty if config.target_sparsity > 0 else "none"
+    groups = network_groups(network, config, regularizer)
+    if settings.sparsify_head:
+        head_groups = partition(head, sparse_types=(*SPARSE_TYPES, AAMSoftmax), regularizer=regularizer)
     else:
-        own = partition(head, dense_types=(*DENSE_TYPES, AAMSoftmax))
-    groups += [group | {"name": "head"} for group in own]
+        head_groups = partition(head, dense_types=(*DENSE_TYPES, AAMSoftmax))
+    for group in head_groups:
+        groups.append({**group, "name": "head"})
     if regularizer == "group":
-        groups = [one for group in groups for one in _by_layer(group)]
+        groups = [part for group in groups for part in _split_group_per_weight(group)]
     for group in groups:
-        group["grouping"] = chosen["grouping"]
+        group["grouping"] = {"out_channel": "output", "in_channel": "input"}.get(settings.granularity, settings.granularity)  # TEMP
         group["initial_lr"] = rates["others" if group["regularizer"] == "none" else "weights"]
     return groups
 
 
-def _by_layer(group: dict[str, Any]) -> list[dict[str, Any]]:
-    """A group for each weight, whose ``lambda_scale`` is the weight's size as it is, next to that of the whole group.
+def _split_group_per_weight(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a group for each weight, whose ``lambda_scale`` is its rms value relative to that of the whole group.
 
-    Layers with many inputs have small weights: under one lambda all their channels would die before any of another.
+    Layers with many inputs have small weights: under the same lambda all their channels would die before any of
+    another layer.
     """
     if group["regularizer"] == "none":
         return [group]
-    squares = [float(param.detach().square().mean()) for _, param in group["params"]]
-    mean = sum(squares) / len(squares) or 1.0
-    pairs = zip(group["params"], squares, strict=True)
-    return [group | {"params": [pair], "lambda_scale": (square / mean) ** 0.5 or 1.0} for pair, square in pairs]
+    mean_squares = [float(param.detach().square().mean()) for _, param in group["params"]]
+    mean = sum(mean_squares) / len(mean_squares) or 1.0
+    groups = []
+    for named_param, mean_square in zip(group["params"], mean_squares, strict=True):
+        lambda_scale = math.sqrt(mean_square / mean) or 1.0
+        groups.append({**group, "params": [named_param], "lambda_scale": lambda_scale})
+    return groups
 
 
-def first_lambda(settings: Settings, origin: Origin | None, groups: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Where lambda starts, if not at ``optim.lambda_``, which a lambda that is fixed always does.
+def initial_lambda(config: Config, source: InitSource | None, groups: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return where lambda starts, if not at ``optim.lambda_init``, where a fixed lambda always starts.
 
-    An origin that lambda made sparse gives the lambda that its sparsity was reached with. Elsewhere a start above
-    ``sv_sparse.optim.largest_start`` of the weights is lowered to it.
+    A run that starts from a sparse one takes its lambda. Elsewhere a start above ``sv_sparse.optim.largest_start`` of
+    the weights is lowered to it.
+
+    Args:
+        config: of the run.
+        source: what the run starts from.
+        groups: as ``parameter_groups`` returns them.
     """
-    if settings["sparsity"]["controller"]["_target_"].endswith(".FixedController"):
+    if config.sparsity.controller.name == "fixed":
         return {}
-    if origin is not None and origin.lambda_ > 0:
-        return {"lambda_": origin.lambda_}
-    regularized = [group for group in groups if group["regularizer"] in {"l1", "group"}]
-    params = [param for group in regularized for _, param in group["params"]]
-    largest = largest_start(params, delta=settings["optim"].get("delta", 1.0)) if params else math.inf
-    if largest >= settings["optim"]["lambda_"]:
+    if source is not None and source.lambda_ > 0:
+        return {"lambda_": source.lambda_}
+    params = []
+    for group in groups:
+        if group["regularizer"] in {"l1", "group"}:
+            params += [param for _, param in group["params"]]
+    if not params:
         return {}
-    logger.info("lambda starts at %.3g, below optim.lambda_, which is large beside the weights", largest)
-    return {"lambda_": largest}
+    max_lambda = largest_start(params, delta=getattr(config.optim, "delta", 1.0))
+    if max_lambda >= config.optim.lambda_init:
+        return {}
+    logger.info("lambda starts at %.3g, below optim.lambda_init, which is large beside the weights", max_lambda)
+    return {"lambda_": max_lambda}

@@ -1,227 +1,274 @@
-"""The run folder: one per run, holding everything that is known of it.
+"""The run folder: one per run, with everything that is known of it.
 
-``config.yaml`` (resolved), ``environment.json``, ``manifest.parquet``, ``train.log``, ``metrics.jsonl``, tensorboard
-events, ``checkpoints/``, ``scores/``, ``results.json``, ``report.html``, ``report.md`` and ``figures/``;
-``evaluations.json`` where it was judged again.
+``config.yaml`` (all settings), ``environment.json``, ``manifest.parquet``, ``train.log``, ``metrics.jsonl``,
+tensorboard events, ``checkpoints/``, ``scores/``, ``results.json``, ``report.html``, ``report.md`` and ``figures/``;
+``evaluations.json`` where it was evaluated again.
 """
 
 import json
 import logging
 import os
-import platform
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
-from importlib import metadata
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sv_sparse import __version__
-from sv_sparse.checkpoint import return_to
-from sv_sparse.config.settings import Settings, check, flat, resolve
+from sv_sparse.config.overrides import read_overrides
+from sv_sparse.config.schema import Config, flatten, load_config, read_config
 from sv_sparse.distributed import rank, ranks
 from sv_sparse.io import ESCAPE, LEFTOVERS, only_process, printable, remove_leftovers, write_json, write_text
 from sv_sparse.signals import stop_requests
-from sv_sparse.training.device import choose_device, choose_precision
-from sv_sparse.training.errors import PROBLEMS
-from sv_sparse.training.init_from_config import describe_sources
+from sv_sparse.training.checkpoints import roll_back_to
+from sv_sparse.training.device import resolve_device, resolve_precision
+from sv_sparse.training.environment import environment
+from sv_sparse.training.errors import USER_ERRORS
+from sv_sparse.training.init_from_config import CHOICE, describe_sources
 
 logger = logging.getLogger(__name__)
 
-_BUSY = "{}: another process is training this run"
-_PACKAGES = ("torch", "torchaudio", "speechbrain", "hydra-core", "numpy", "soundfile", "scikit-learn")
+_LOCKED = "{}: another process is training this run"
+# Settings that a restarted command may have different: they do not change the result, an upgrade may change their default.
+_NOT_COMPARED = {"optim.backend", "trainer.cpu_kernels"}
 
 
-def open_run(config: DictConfig) -> tuple[Settings, Path]:
-    """Settings and folder of a new run, or of the one that ``resume`` names, or that torchrun or SLURM started again.
+@dataclass(frozen=True)
+class Run:
+    """A run that is about to train.
+
+    Attributes:
+        config: its settings.
+        folder: its folder.
+        trusted_classes: import paths of network classes that the user named: on the command line, or in a file of
+            configuration that it names.
+    """
+
+    config: Config
+    folder: Path
+    trusted_classes: tuple[str, ...]
+
+
+def open_run_dir(composed: DictConfig) -> Run:
+    """Open the folder of a new run, of one that ``resume_from`` names, or that torchrun or SLURM started again.
+
+    Args:
+        composed: what Hydra composed.
 
     Raises:
         ValueError: a setting is not allowed, or the run cannot be resumed.
         OSError: the folder cannot be made.
     """
-    if config.resume is not None:
-        return resumed(Path(config.resume), HydraConfig.get().overrides.task)
-    settings = resolve(config)
-    folder = Path(settings["folder"]) if settings["folder"] is not None else None
-    if folder is None and _number("TORCHELASTIC_MAX_RESTARTS") > 0:
-        raise ValueError("torchrun --max-restarts needs folder=PATH, where a restart finds its run")
-    trainer = settings["trainer"]
-    if folder is not None and _may_be_restart() and (folder / "checkpoints" / "last.pt").is_file():
-        return _again(settings, folder), folder
-    sources = describe_sources(settings)
-    device = choose_device(trainer["device"], "trainer.device=")
-    trainer["precision"], reason = choose_precision(trainer["precision"], device)
-    return settings, new_folder(settings, sources | {"precision": reason})
+    arguments = list(HydraConfig.get().overrides.task)
+    if composed.resume_from is not None:
+        return open_resumed(Path(composed.resume_from), arguments)
+    config = load_config(composed)
+    choices = HydraConfig.get().runtime.choices
+    trusted = _classes_named_in(arguments)
+    if "_target_" in config.model_settings and not str(choices["model"]).startswith(CHOICE):
+        trusted = (*trusted, config.model_settings["_target_"])  # of a file that the command line chose, not of another run
+    folder = Path(config.run_dir) if config.run_dir is not None else None
+    if folder is None and _env_int("TORCHELASTIC_MAX_RESTARTS") > 0:
+        raise ValueError("torchrun --max-restarts needs run_dir=PATH, where a restart finds its run")
+    if folder is not None and _is_restart() and (folder / "checkpoints" / "last.pt").is_file():
+        return Run(_match_restart(config, folder), folder, trusted)
+    sources = describe_sources(config)
+    device = resolve_device(config.trainer.device, "trainer.device=")
+    precision, reason = resolve_precision(config.trainer.precision, device)
+    config = replace(config, trainer=replace(config.trainer, precision=precision))
+    if config.run_name is None:
+        config = replace(config, run_name=_default_name(config, choices))
+    return Run(config, create_run_dir(config, {**sources, "precision": reason}), trusted)
 
 
-def resumed(path: Path, arguments: list[str]) -> tuple[Settings, Path]:
-    """The settings and the folder of the run to continue; on the command line nothing may stand beside ``resume=``.
+def open_resumed(path: Path, arguments: Sequence[str]) -> Run:
+    """Open the run to resume.
 
     Args:
         path: its folder, or one of its training checkpoints, to which it returns.
-        arguments: the settings of the command line.
+        arguments: the settings of the command line; beside ``resume_from=`` only the run's own network class may stand.
 
     Raises:
-        ValueError: it is no run, or other settings were given.
+        ValueError: it is no run, or other settings are on the command line.
     """
-    others = [word for word in arguments if not word.startswith("resume=")]
+    others = []
+    for word in arguments:
+        if word != "model=custom" and not word.startswith(("resume_from=", "model._target_=")):
+            others.append(word)
     if others:
-        raise ValueError(f"resume={path} continues with the run's own settings; leave out {' '.join(others)}")
-    of_checkpoint = path.suffix == ".pt" and path.parent.name == "checkpoints"
-    folder = path.parent.parent if of_checkpoint else path
-    config = folder / "config.yaml"
-    if not config.is_file() or not (path if of_checkpoint else folder / "checkpoints" / "last.pt").is_file():
+        raise ValueError(f"resume_from={path} continues with the run's own settings; leave out {' '.join(others)}")
+    is_checkpoint = path.suffix == ".pt" and path.parent.name == "checkpoints"
+    folder = path.parent.parent if is_checkpoint else path
+    last = path if is_checkpoint else folder / "checkpoints" / "last.pt"
+    if not (folder / "config.yaml").is_file() or not last.is_file():
         raise ValueError(
-            f"resume={path}: expected a run folder with config.yaml and checkpoints/last.pt, or one of its checkpoints"
+            f"resume_from={path}: expected a run folder with config.yaml and checkpoints/last.pt, or one of its "
+            f"checkpoints"
         )
-    if of_checkpoint and _number("TORCHELASTIC_MAX_RESTARTS") > 0:
+    if is_checkpoint and _env_int("TORCHELASTIC_MAX_RESTARTS") > 0:
         raise ValueError(
-            f"resume={path}: with torchrun --max-restarts each restart would return there again; "
-            f"return without it, or continue with resume={folder}"
+            f"resume_from={path}: with torchrun --max-restarts each restart would return there again; "
+            f"return without it, or continue with resume_from={folder}"
         )
-    if of_checkpoint and _number("SLURM_RESTART_COUNT") == 0:
-        with only_process(folder, _BUSY.format(folder)):
-            return_to(path)
-    return _stored(config), folder
+    if is_checkpoint and _env_int("SLURM_RESTART_COUNT") == 0:
+        with only_process(folder, _LOCKED.format(folder)):
+            roll_back_to(path)
+    return Run(read_config(folder), folder, _classes_named_in(arguments))
 
 
-def _stored(config: Path) -> Settings:
-    settings: Any = OmegaConf.to_container(OmegaConf.load(config))
-    check(settings)
-    for name in ("dense", "sparse"):  # runs of earlier versions named no modules
-        settings["sparsity"].setdefault(name, [])
-    return settings
+def create_run_dir(config: Config, sources: dict[str, str]) -> Path:
+    """Make ``run_dir``, or ``<runs_dir>/<time>_<run_name>``, and write the settings and the environment into it.
 
-
-def _may_be_restart() -> bool:
-    """Whether SLURM runs the command again, after a requeue, or torchrun may.
-
-    torchrun counts restarts on each machine for itself, and not at all those that follow another machine's.
-    """
-    return _number("TORCHELASTIC_MAX_RESTARTS") > 0 or _number("SLURM_RESTART_COUNT") > 0
-
-
-def _number(variable: str) -> int:
-    return int(os.environ.get(variable, "0"))
-
-
-def _again(settings: Settings, folder: Path) -> Settings:
-    """The settings of the run that the same command has begun.
-
-    Raises:
-        ValueError: it was begun with other settings.
-    """
-    stored = _stored(folder / "config.yaml")
-    if settings["trainer"]["precision"] == "auto":
-        settings["trainer"]["precision"] = stored["trainer"]["precision"]  # measured then
-    asked, begun = flat(settings), flat(stored)
-    differing = sorted(name for name in asked | begun if asked.get(name) != begun.get(name))
-    if differing:
-        raise ValueError(f"folder={folder} holds a run that was begun with other settings: {', '.join(differing)}")
-    return stored
-
-
-def new_folder(settings: Settings, about: dict[str, str]) -> Path:
-    """Make ``folder``, or ``<runs>/<time>_<name>``, and write the settings and the environment into it.
-
-    A run that was killed before its first checkpoint leaves a folder that is used again.
+    The folder of a run that was killed before its first checkpoint is used again.
 
     Args:
-        settings: of the run.
-        about: what its log begins with, in words: its corpus, what it starts from, its precision.
+        config: of the run.
+        sources: what its log begins with, in words: its corpus, what it starts from, its precision.
 
     Raises:
-        ValueError: ``folder`` is there already and holds something else, or another process works there, or its name is
-            not UTF-8.
+        ValueError: ``run_dir`` exists and holds something else, or another process works there, or its name is not
+            UTF-8.
     """
-    for name in ("folder", "runs", "name"):
-        if settings[name] is not None and printable(settings[name]) != settings[name]:
-            raise ValueError(f"{name}={printable(settings[name])}: expected a name in UTF-8, as tensorboard needs one")
-    folder = Path(settings["folder"]) if settings["folder"] is not None else _claimed(settings)
+    for name in ("run_dir", "runs_dir", "run_name"):
+        value = getattr(config, name)
+        if value is not None and printable(value) != value:
+            raise ValueError(f"{name}={printable(value)}: expected a name in UTF-8, as tensorboard needs one")
+    folder = Path(config.run_dir) if config.run_dir is not None else _unique_run_dir(config)
     checkpoints = folder / "checkpoints"
-    begun = checkpoints.is_dir() and not set(checkpoints.iterdir()) - set(checkpoints.glob(LEFTOVERS))
-    if folder.exists() and any(folder.iterdir()) and not begun:
-        raise ValueError(f"folder={folder} is there already; name another, or continue it with resume={folder}")
+    is_unused_run = checkpoints.is_dir() and not set(checkpoints.iterdir()) - set(checkpoints.glob(LEFTOVERS))
+    if folder.exists() and any(folder.iterdir()) and not is_unused_run:
+        raise ValueError(f"run_dir={folder} exists; name another, or continue it with resume_from={folder}")
     checkpoints.mkdir(parents=True, exist_ok=True)
-    with only_process(folder, f"folder={folder}: another process is training this run; name another"):
+    with only_process(folder, f"run_dir={folder}: another process is training this run; name another"):
         (folder / "manifest.parquet").unlink(missing_ok=True)
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(settings))
-        write_json(folder / "environment.json", environment() | about)
-    return folder
-
-
-def _claimed(settings: Settings) -> Path:
-    """A folder that this process made, so that runs of one name and second have one each."""
-    runs = Path(settings["runs"])
-    runs.mkdir(parents=True, exist_ok=True)
-    stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{settings['name']}"
-    folder = runs / stem
-    for number in count(2):
-        with suppress(FileExistsError):
-            folder.mkdir()
-            break
-        folder = runs / f"{stem}_{number}"
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(config.to_dict()))
+        write_json(folder / "environment.json", environment() | sources)
     return folder
 
 
 def resume_command(folder: Path) -> str:
-    """What continues a run, as a shell reads it."""
-    plain = re.fullmatch(r"[\w./-]+", str(folder))
-    word = f"resume={folder}" if plain else "resume='{}'".format(str(folder).replace("'", "\\'"))
-    together = ["torchrun", f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}"] if ranks() > 1 else ["python"]
-    return shlex.join([*together, "train.py", word])
+    """Return the command that resumes a run, as a shell reads it."""
+    is_plain = re.fullmatch(r"[\w./-]+", str(folder))
+    escaped = str(folder).replace("'", "\\'")
+    word = f"resume_from={folder}" if is_plain else f"resume_from='{escaped}'"
+    program = ["python"]
+    if ranks() > 1:
+        program = ["torchrun", f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}"]
+    return shlex.join([*program, "train.py", word])
 
 
 @contextmanager
-def logged(folder: Path) -> Iterator[None]:
+def logging_to(folder: Path) -> Iterator[None]:
     """Log to the terminal and ``train.log``; a folder that ends without a checkpoint is removed again.
 
     Raises:
-        ValueError: Another process works on this run.
+        ValueError: another process works on this run.
     """
-    with _logged_warnings():
+    with _warnings_logged():
         if rank() > 0:
-            with _warnings_alone():
+            with _warnings_to_stderr():
                 yield
             return
-        with only_process(folder, _BUSY.format(folder)):
+        with only_process(folder, _LOCKED.format(folder)):
             remove_leftovers(folder)
-            with _logged(folder):
+            with _log_handlers(folder):
                 yield
+
+
+def _classes_named_in(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Return the import paths that the command line gives to ``model._target_``."""
+    classes = []
+    for override in read_overrides(arguments):
+        if override.key_or_group == "model._target_":
+            classes.append(str(override.value()))
+    return tuple(classes)
+
+
+def _is_restart() -> bool:
+    """Return whether SLURM runs the command again, after a requeue, or torchrun may.
+
+    torchrun counts restarts on each machine for itself, and not at all those that follow another machine's.
+    """
+    return _env_int("TORCHELASTIC_MAX_RESTARTS") > 0 or _env_int("SLURM_RESTART_COUNT") > 0
+
+
+def _env_int(variable: str) -> int:
+    return int(os.environ.get(variable, "0"))
+
+
+def _match_restart(config: Config, folder: Path) -> Config:
+    """Return the settings of the run that the same command started before.
+
+    Raises:
+        ValueError: it was started with other settings.
+    """
+    stored = read_config(folder)
+    if config.trainer.precision == "auto":  # measured at the first start
+        config = replace(config, trainer=replace(config.trainer, precision=stored.trainer.precision))
+    if config.run_name is None:
+        config = replace(config, run_name=stored.run_name)
+    values, stored_values = flatten(config.to_dict()), flatten(stored.to_dict())
+    names = (values.keys() | stored_values.keys()) - _NOT_COMPARED
+    differing = [name for name in sorted(names) if values.get(name) != stored_values.get(name)]
+    if differing:
+        raise ValueError(f"run_dir={folder} holds a run with other settings: {', '.join(differing)}")
+    return stored
+
+
+def _default_name(config: Config, choices: Any) -> str:
+    """Return the name of a run after its model, its sparsity and its target."""
+    model, sparsity = str(choices["model"]), str(choices["sparsity"])
+    if model.startswith(CHOICE):
+        model = str(config.model_settings.get("name", config.model_settings.get("_target_", "").rpartition(".")[2]))
+    if sparsity.startswith(CHOICE):
+        sparsity = config.sparsity.controller.name
+    return f"{model}_{sparsity}_{config.target_sparsity}"
+
+
+def _unique_run_dir(config: Config) -> Path:
+    """Make a folder below ``runs_dir``; runs of the same name and second have one each."""
+    runs_dir = Path(config.runs_dir)
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{config.run_name}"
+    folder = runs_dir / stem
+    for number in count(2):
+        with suppress(FileExistsError):
+            folder.mkdir()
+            break
+        folder = runs_dir / f"{stem}_{number}"
+    return folder
 
 
 @contextmanager
-def _logged_warnings() -> Iterator[None]:
+def _warnings_logged() -> Iterator[None]:
     """Inside, Python's warnings are lines of the log: their text alone, without a line of source."""
 
     def log(message: Warning | str, *_args: Any, **_kwargs: Any) -> None:
         logger.warning("%s", message)
 
-    before = warnings.showwarning
+    previous = warnings.showwarning
     warnings.showwarning = log
     try:
         yield
     finally:
-        warnings.showwarning = before
+        warnings.showwarning = previous
 
 
 @contextmanager
-def _warnings_alone() -> Iterator[None]:
-    """Processes beside the first one write no file; what they warn of goes to stderr."""
+def _warnings_to_stderr() -> Iterator[None]:
+    """Inside, a process other than the first writes no file; its warnings go to stderr."""
     root = logging.getLogger()
-    before = root.handlers[:]
+    previous = root.handlers[:]
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(logging.Formatter(f"[process {rank()}] %(levelname)s: %(message)s"))
     terminal.setLevel(logging.WARNING)
@@ -229,31 +276,32 @@ def _warnings_alone() -> Iterator[None]:
     try:
         yield
     finally:
-        root.handlers[:] = before
+        root.handlers[:] = previous
 
 
 @contextmanager
-def _logged(folder: Path) -> Iterator[None]:
+def _log_handlers(folder: Path) -> Iterator[None]:
     root = logging.getLogger()
-    own = logging.getLogger("sv_sparse")
-    before = root.level, own.level, root.handlers[:]
+    package = logging.getLogger("sv_sparse")
+    previous_handlers = root.handlers[:]
+    previous_levels = root.level, package.level
     file = logging.FileHandler(folder / "train.log", encoding="utf-8", errors=ESCAPE)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     terminal = logging.StreamHandler(sys.stdout)
     terminal.setFormatter(logging.Formatter("%(message)s"))
     terminal.setLevel(logging.INFO)
     root.setLevel(logging.INFO)
-    own.setLevel(logging.DEBUG)
+    package.setLevel(logging.DEBUG)
     root.handlers[:] = [file, terminal]
     try:
         with logging_redirect_tqdm():
-            about = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+            stored = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
             for name in ("corpus", "init_from", "precision"):
-                if name in about:
-                    logger.info("%s: %s", name, about[name])
+                if name in stored:
+                    logger.info("%s: %s", name, stored[name])
             yield
-    except PROBLEMS:
-        logger.debug("the whole story", exc_info=True)
+    except USER_ERRORS:
+        logger.debug("traceback", exc_info=True)  # the log file has it, the terminal one sentence
         raise
     except (KeyboardInterrupt, RuntimeError):  # the second where another process stopped first, and this waited for it
         with stop_requests():  # a second signal, which torchrun sends after Ctrl-C
@@ -262,39 +310,9 @@ def _logged(folder: Path) -> Iterator[None]:
         raise
     finally:
         file.close()
-        root.setLevel(before[0])
-        own.setLevel(before[1])
-        root.handlers[:] = before[2]
+        root.setLevel(previous_levels[0])
+        package.setLevel(previous_levels[1])
+        root.handlers[:] = previous_handlers
         if not any((folder / "checkpoints").iterdir()):
             with suppress(OSError):  # a network disk keeps the lock until it is let go
                 shutil.rmtree(folder)
-
-
-def environment() -> dict[str, Any]:
-    """What a figure depends on beside the settings: versions, commit, hardware, command."""
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": torch.cpu.get_capabilities().get("cpu_name", platform.machine()),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "processes": ranks(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "sv-sparse": __version__,
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
-    }
-
-
-def _commit() -> str | None:
-    """The source's commit, marked where files differ from it; None where the source is in no checkout."""
-    if shutil.which("git") is None or _git("ls-files", "--error-unmatch", __file__) is None:
-        return None
-    return _git("describe", "--always", "--dirty", "--abbrev=40")
-
-
-def _git(*words: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), *words]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() if answer.returncode == 0 else None

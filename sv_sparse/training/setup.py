@@ -1,19 +1,18 @@
-"""Settings to objects: network, head, optimizer, controller, loader."""
+"""Setup of a run: settings to network, head, optimizer, controller and data."""
 
 import logging
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from sv_sparse.config.settings import Settings, automatic_workers
+from sv_sparse.config.schema import AugmentConfig, Config, default_num_workers
 from sv_sparse.data.augment import Augmentation
 from sv_sparse.data.augment_ops import Mixer, mask_filterbank
 from sv_sparse.data.dataset import Batch, Crops
@@ -22,35 +21,72 @@ from sv_sparse.data.loader import CropLoader, EpochBatches
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.shard_loader import ShardLoader
 from sv_sparse.distributed import rank, ranks
-from sv_sparse.evaluation.corpus import Corpus, describe_corpus
-from sv_sparse.models.contract import CONTRACT, check_network
-from sv_sparse.models.cpu_kernels.fused import prepare
+from sv_sparse.evaluation.corpus import Corpus, corpus_summary
+from sv_sparse.models.cpu_kernels import accelerate
 from sv_sparse.models.features import MEL_BINS, Filterbank, crop_samples
 from sv_sparse.models.heads import AAMSoftmax
-from sv_sparse.optim import BregmanOptimizer, Controller, ProxSGD, describe
-from sv_sparse.scoring.config import Scoring
-from sv_sparse.training.device import Compute, choose_compute
-from sv_sparse.training.init_from import read_origin
+from sv_sparse.models.registry import build_model, check_model
+from sv_sparse.optim import (
+    AdaBreg,
+    BregmanOptimizer,
+    Controller,
+    FeedbackController,
+    FixedController,
+    GradualMagnitudePruning,
+    LinBreg,
+    PaperController,
+    ProxSGD,
+    QuantileController,
+    describe,
+)
+from sv_sparse.training.device import DeviceConfig, resolve_device_config
+from sv_sparse.training.init_from import load_init_source
 from sv_sparse.training.param_groups import (
-    first_lambda,
+    apply_sparse_init,
+    initial_lambda,
     learning_rates,
     network_groups,
     parameter_groups,
-    start_sparse,
-    starts_sparse,
+    uses_sparse_init,
 )
+
+OPTIMIZERS: dict[str, type[BregmanOptimizer]] = {"adabreg": AdaBreg, "linbreg": LinBreg, "proxsgd": ProxSGD}
+CONTROLLERS: dict[str, type[Controller]] = {
+    "feedback": FeedbackController,
+    "paper": PaperController,
+    "quantile": QuantileController,
+    "gradual_magnitude": GradualMagnitudePruning,
+    "fixed": FixedController,
+}
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Experiment:
-    """Everything that one run trains with."""
+class TrainingSetup:
+    """Everything that a run trains with.
 
-    settings: Settings
-    folder: Path
+    Attributes:
+        config: settings of the run.
+        run_dir: folder of the run.
+        corpus: training data and trial lists.
+        device: device and precision.
+        mixer: augmentation on the device.
+        filterbank: waveforms [B, S] to features [B, F, T].
+        network: features [B, F, T] to embeddings [B, E].
+        head: embeddings and labels to loss.
+        optimizer: of network and head.
+        controller: moves lambda.
+        dataset: crops of the training recordings.
+        sampler: batches of an epoch.
+        loader: batches of crops.
+        sparse_init: whether the weights grow, or grew, from a sparse start.
+    """
+
+    config: Config
+    run_dir: Path
     corpus: Corpus
-    compute: Compute
+    device: DeviceConfig
     mixer: Mixer
     filterbank: Filterbank
     network: nn.Module
@@ -58,17 +94,16 @@ class Experiment:
     optimizer: BregmanOptimizer
     controller: Controller
     dataset: Crops
-    batches: EpochBatches
+    sampler: EpochBatches
     loader: CropLoader | ShardLoader
-    started_sparse: bool
+    sparse_init: bool
 
-    def features(self, batch: Batch) -> Tensor:
-        """A batch of crops as the network hears it: filterbank [B, F, T] on the device."""
-        device = self.compute.device
-        waveforms, extras = batch.waveforms.to(device, non_blocking=True), batch.extras
-        if extras is None:
+    def extract_features(self, batch: Batch) -> Tensor:
+        """Return the augmented filterbank features [B, F, T] of a batch of crops, on the device."""
+        waveforms = batch.waveforms.to(self.device.device, non_blocking=True)
+        if batch.extras is None:
             return self.filterbank(self.mixer(waveforms, None))
-        extras = extras.to(device)
+        extras = batch.extras.to(self.device.device)
         return mask_filterbank(self.filterbank(self.mixer(waveforms, extras)), extras.mask)
 
     @property
@@ -76,206 +111,232 @@ class Experiment:
         """Length of the run in steps."""
         return self.controller.total_steps
 
-    @property
-    def scoring(self) -> Scoring:
-        """How trials are scored and judged."""
-        return Scoring(**self.settings["scoring"])
-
     @cached_property
     def sparse_params(self) -> dict[str, Tensor]:
-        """Return the network's weights that may become zero, by name."""
-        groups = network_groups(self.network, self.settings)
-        return {name: param for group in groups if group["name"] == "sparse" for name, param in group["params"]}
+        """The network's weights that may become zero, by name."""
+        params: dict[str, Tensor] = {}
+        for group in network_groups(self.network, self.config):
+            if group["name"] == "sparse":
+                params |= dict(group["params"])
+        return params
 
-    def target_params(self) -> list[Tensor]:
-        """What ``target_sparsity`` speaks of: the weights that lambda acts on; the network's in a dense run."""
+    def regularized_params(self) -> list[Tensor]:
+        """Return the weights that ``target_sparsity`` counts: those that lambda acts on; all sparse ones if dense."""
         return self.controller.params or list(self.sparse_params.values())
 
 
-def build(settings: Settings, folder: Path, corpus: Corpus) -> Experiment:
-    """Build everything a run trains with; the same settings give the same weights and the same draws.
+def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: Sequence[str] = ()) -> TrainingSetup:
+    """Build everything that a run trains with; the same settings give the same weights and the same random draws.
+
+    Args:
+        config: settings of the run.
+        run_dir: its folder; a checkpoint there says that the run is resumed.
+        corpus: training data and trial lists.
+        trusted_classes: import paths of network classes that the user named.
 
     Raises:
         ValueError: a setting is not allowed or does not fit the data.
-        OSError: ``model.implementation=fused`` asks for kernels that cannot be compiled.
+        OSError: kernels that settings require cannot be compiled.
     """
-    trainer = settings["trainer"]
-    torch.manual_seed(settings["seed"])
-    compute = choose_compute(trainer["device"], trainer["precision"], trainer["compile"])
-    _refuse_small_cohort(Scoring(**settings["scoring"]), corpus.manifest)
-    network, embedding_dim = _network(settings, compute.device)
-    augmentation: Augmentation = _constructed("augment", settings)
-    dataset = _crops(settings, corpus.manifest, augmentation if augmentation.active else None)
-    head: AAMSoftmax = _constructed("head", settings, embedding_dim, dataset.speakers)
-    batches = _batches(settings, len(dataset))
-    loader = _loader(settings, dataset, batches, compute.device)
-    begun = (folder / "checkpoints" / "last.pt").is_file()  # which has all that an origin gives
-    origin = None if begun else read_origin(settings)
-    started_sparse = origin.started_sparse if origin is not None else starts_sparse(settings)
-    rates = learning_rates(settings, started_sparse=started_sparse)
-    if origin is not None:
-        origin.put_into(network, settings["model"], head, corpus.manifest)
-    groups = parameter_groups(network, head, settings, rates)
-    if origin is None and started_sparse:
-        start_sparse(groups, settings)
-    nn.ModuleList([network, head]).to(compute.device)
-    if not compute.compiled:
-        prepare(network)  # before the evaluation of the untrained network, which may take an hour
-    first = {"lr": rates["others"]} | ({} if begun else first_lambda(settings, origin, groups))
-    steps = trainer["steps"] or sum(loader.steps(epoch) for epoch in range(trainer["epochs"]))
-    optimizer, controller = _method(settings, groups, first, steps)
-    if origin is not None:
+    trainer = config.trainer
+    torch.manual_seed(config.seed)
+    device = resolve_device_config(trainer.device, trainer.precision, trainer.compile)
+    _check_cohort_size(config, corpus.manifest)
+    network, embedding_dim = _build_network(config, device.device, trusted_classes)
+    augmentation = _build_augmentation(config.augment)
+    dataset = _build_dataset(config, corpus.manifest, augmentation if augmentation.active else None)
+    head = _build_head(config, embedding_dim, dataset.speakers)
+    sampler = _build_sampler(config, len(dataset))
+    loader = _build_loader(config, dataset, sampler, device.device)
+
+    resumes = (run_dir / "checkpoints" / "last.pt").is_file()  # the checkpoint has all that a source gives
+    source = None if resumes else load_init_source(config)
+    sparse_init = uses_sparse_init(config) if source is None else source.sparse_init
+    rates = learning_rates(config, sparse_init=sparse_init)
+    if source is not None:
+        source.apply_to(network, config.model_settings, head, corpus.manifest)
+    groups = parameter_groups(network, head, config, rates)
+    if source is None and sparse_init:
+        apply_sparse_init(groups, config)
+    nn.ModuleList([network, head]).to(device.device)
+    if not device.compiled:
+        accelerate(network, trainer.cpu_kernels)  # now, since evaluating an untrained network may take an hour
+
+    start = {"lr": rates["others"]}
+    if not resumes:
+        start |= initial_lambda(config, source, groups)
+    total_steps = trainer.max_steps or sum(loader.steps(epoch) for epoch in range(trainer.epochs))
+    optimizer, controller = _build_optimizer(config, groups, start, total_steps)
+    if source is not None:
         controller.take_over()
-    _say(groups, corpus, describe_corpus(settings)["trials"], optimizer)
-    logger.info("%d steps on %s, %s", steps, compute, describe_batch(batches, None if begun else rates))
-    return Experiment(
-        settings=settings,
-        folder=folder,
+    _log_summary(groups, corpus, corpus_summary(config)["trials"], optimizer)
+    logger.info("%d steps on %s, %s", total_steps, device, batch_summary(sampler, None if resumes else rates))
+    return TrainingSetup(
+        config=config,
+        run_dir=run_dir,
         corpus=corpus,
-        compute=compute,
+        device=device,
         mixer=Mixer(dataset.crop_samples, augmentation.speeds),
-        filterbank=Filterbank(SAMPLE_RATE, MEL_BINS).to(compute.device),
+        filterbank=Filterbank(SAMPLE_RATE, MEL_BINS).to(device.device),
         network=network,
         head=head,
         optimizer=optimizer,
         controller=controller,
         dataset=dataset,
-        batches=batches,
+        sampler=sampler,
         loader=loader,
-        started_sparse=started_sparse,
+        sparse_init=sparse_init,
     )
 
 
-def check_buildable(settings: Settings) -> None:
-    """Build what needs no data, and let it go: what cannot be built is refused before data are read.
+def check_buildable(config: Config, trusted_classes: Sequence[str] = ()) -> None:
+    """Build what needs no data, and drop it: what cannot be built is refused before data are read.
+
+    Args:
+        config: settings of the run.
+        trusted_classes: import paths of network classes that the user named.
 
     Raises:
         ValueError: a setting is not allowed, or settings do not go together; names them.
     """
-    trainer = settings["trainer"]
-    compute = choose_compute(trainer["device"], trainer["precision"], trainer["compile"])
-    network, embedding_dim = _network(settings, compute.device)
-    _constructed("augment", settings)
-    head: AAMSoftmax = _constructed("head", settings, embedding_dim, 2)
-    rates = learning_rates(settings, started_sparse=starts_sparse(settings))
-    groups = parameter_groups(network, head, settings, rates)
-    nn.ModuleList([network, head]).to(compute.device)
-    optimizer, _ = _method(settings, groups, {"lr": rates["others"]}, trainer["steps"] or trainer["epochs"])
-    if trainer["average"] > 1 and isinstance(optimizer, ProxSGD):
+    trainer = config.trainer
+    device = resolve_device_config(trainer.device, trainer.precision, trainer.compile)
+    network, embedding_dim = _build_network(config, device.device, trusted_classes)
+    _build_augmentation(config.augment)
+    head = _build_head(config, embedding_dim, num_speakers=2)
+    rates = learning_rates(config, sparse_init=uses_sparse_init(config))
+    groups = parameter_groups(network, head, config, rates)
+    nn.ModuleList([network, head]).to(device.device)
+    optimizer, _ = _build_optimizer(config, groups, {"lr": rates["others"]}, trainer.max_steps or trainer.epochs)
+    if trainer.num_avg > 1 and isinstance(optimizer, ProxSGD):
         raise ValueError(
-            f"trainer.average={trainer['average']} averages dual variables, and optim=proxsgd has none; "
-            f"choose trainer.average=1, or optim=adabreg, linbreg or sgd"
+            f"trainer.num_avg={trainer.num_avg} averages dual variables, and optim=proxsgd has none; "
+            f"choose trainer.num_avg=1, or optim=adabreg, linbreg or sgd"
         )
 
 
-def _network(settings: Settings, device: torch.device) -> tuple[nn.Module, int]:
-    """Build the network on the CPU, and return it with the size of its embeddings; a class of the user's is checked.
-
-    Raises:
-        ValueError: it cannot be built, or does not do what ``contract.CONTRACT`` says.
-    """
-    network: Any = _constructed("model", settings, mel_bins=MEL_BINS)
-    if settings["model"]["_target_"].startswith("sv_sparse.models."):
-        return network, network.embedding_dim
-    size = check_network(network, device)
+def _build_network(config: Config, device: torch.device, trusted_classes: Sequence[str]) -> tuple[nn.Module, int]:
+    """Return the network, on the CPU, and the size of its embeddings; a class of the user's own is checked."""
+    with _named_settings("model", config):
+        network = build_model(config.model_settings, MEL_BINS, trusted=trusted_classes)
+    if "_target_" not in config.model_settings:
+        embedding_dim: Any = network.embedding_dim
+        return network, embedding_dim
+    size = check_model(network, device)
     return network.cpu(), size  # where weights are drawn, so that they do not depend on the device
 
 
-def _method(
-    settings: Settings, groups: list[dict[str, Any]], first: dict[str, float], steps: int
+def _build_augmentation(config: AugmentConfig) -> Augmentation:
+    return Augmentation(
+        store=config.noise_dir,
+        probability=config.aug_prob,
+        speeds=config.speed_perturb,
+        mask_probability=config.spec_augment_prob,
+    )
+
+
+def _build_head(config: Config, embedding_dim: int, num_speakers: int) -> AAMSoftmax:
+    return AAMSoftmax(embedding_dim, num_speakers, scale=config.head.scale, margin=config.head.margin)
+
+
+_TEMP = {"lambda_init": "lambda_", "backend": "implementation", "freeze_fraction": "settle", "min_gain": "floor", "deadband": "band", "drift_gain": "trend", "update_interval": "every", "num_mask_updates": "updates", "per_layer": "layerwise"}  # TEMP
+
+
+def _temp(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {_TEMP.get(k, k): v for k, v in arguments.items()}
+
+
+def _build_optimizer(
+    config: Config, groups: list[dict[str, Any]], start: dict[str, float], total_steps: int
 ) -> tuple[BregmanOptimizer, Controller]:
-    """Build the optimizer, where lambda or the learning rate is another one at first, and the controller."""
-    optimizer: BregmanOptimizer = _constructed("optim", settings | {"optim": settings["optim"] | first}, groups)
-    target = settings["target_sparsity"]
-    controller: Controller = _constructed("sparsity.controller", settings, optimizer, target, steps)
-    controller.reminders.active = False  # the trainer steps and lands, and has its own warnings
+    """Return the optimizer and the controller.
+
+    Args:
+        config: settings of the run.
+        groups: as ``parameter_groups`` returns them.
+        start: learning rate and lambda at the start, where they are not the settings'.
+        total_steps: length of the run.
+    """
+    with _named_settings("optim", config):
+        optimizer = OPTIMIZERS[config.optim.name](groups, **_temp(config.optim.arguments()) | start)
+    with _named_settings("sparsity.controller", config):
+        settings = config.sparsity.controller
+        controller = CONTROLLERS[settings.name](
+            optimizer, config.target_sparsity, total_steps, **_temp(settings.arguments())
+        )
+    controller.reminders.active = False  # the trainer calls step() and finalize(), and has its own warnings
     return optimizer, controller
 
 
-def _constructed(setting: str, settings: Settings, *arguments: Any, **named: Any) -> Any:
-    """Build what a group of settings describes.
+@contextmanager
+def _named_settings(group: str, config: Config) -> Iterator[None]:
+    """Name a setting as typed in what a constructor refuses.
 
     Raises:
-        ValueError: it cannot be built; begins with the setting, as typed.
-        OSError: a file cannot be read.
+        ValueError: begins with the setting.
     """
-    node: Any = settings
-    for part in setting.split("."):
-        node = node[part]
     try:
-        built = instantiate(node, **named)
-        return built(*arguments) if node.get("_partial_") else built
-    except (InstantiationException, ValueError, TypeError) as error:
-        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-        if isinstance(cause, OSError):
-            raise cause from error
-        words = str(cause) if isinstance(cause, ValueError) else f"{type(cause).__name__}: {cause}"
-        if "mel_bins" in words and setting == "model":
-            words += f"\n{CONTRACT}"
-        (first,) = re.findall(r"^[\w.]*", words)
-        if first in node:
-            raise ValueError(f"{setting}.{words}") from error
-        if first in settings["sparsity"]:  # by which the optimizer's groups are made
-            raise ValueError(f"sparsity.{words}") from error
-        named_already = first in settings or first.startswith(f"{setting.partition('.')[0]}.")
-        raise ValueError(words if named_already else f"{setting}: {words}") from error
+        yield
+    except (ValueError, TypeError) as error:
+        message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        (first_word,) = re.findall(r"^[\w.]*", message)
+        settings: Any = config.to_dict()
+        for name in group.split("."):
+            settings = settings[name]
+        if first_word in settings:
+            raise ValueError(f"{group}.{message}") from error
+        if first_word in config.to_dict()["sparsity"]:  # by which the optimizer's groups are made
+            raise ValueError(f"sparsity.{message}") from error
+        is_named = first_word.partition(".")[0] in {group.partition(".")[0], "target_sparsity"}
+        raise ValueError(message if is_named else f"{group}: {message}") from error
 
 
-def _refuse_small_cohort(scoring: Scoring, manifest: Manifest) -> None:
+def _check_cohort_size(config: Config, manifest: Manifest) -> None:
     """Raise a ValueError if AS-norm would look at more training speakers than there are, before training."""
-    speakers = len(manifest.speakers("train"))
-    if scoring.normalization == "as_norm" and scoring.top_n > speakers:
-        raise ValueError(f"scoring.top_n={scoring.top_n}: expected at most {speakers}, which are trained on")
+    scoring, num_speakers = config.scoring, len(manifest.speakers("train"))
+    if scoring.score_norm == "as_norm" and scoring.top_n > num_speakers:
+        raise ValueError(f"scoring.top_n={scoring.top_n}: expected at most {num_speakers}, which are trained on")
 
 
-def _crops(settings: Settings, manifest: Manifest, augmentation: Augmentation | None) -> Crops:
+def _build_dataset(config: Config, manifest: Manifest, augmentation: Augmentation | None) -> Crops:
     rows = manifest.split("train")
     return Crops(
         manifest,
         rows,
         manifest.labels(rows),
-        crop_samples=crop_samples(settings["trainer"]["crop_seconds"], SAMPLE_RATE),
+        crop_samples=crop_samples(config.trainer.crop_seconds, SAMPLE_RATE),
         sample_rate=SAMPLE_RATE,
-        seed=settings["seed"],
+        seed=config.seed,
         augmentation=augmentation,
     )
 
 
-def _batches(settings: Settings, size: int) -> EpochBatches:
-    trainer = settings["trainer"]
+def _build_sampler(config: Config, size: int) -> EpochBatches:
     return EpochBatches(
         size,
-        trainer["batch_size"],
-        settings["seed"],
-        accumulate=trainer["accumulate"],
+        config.trainer.batch_size,
+        config.seed,
+        accumulate=config.trainer.grad_accum_steps,
         rank=rank(),
         ranks=ranks(),
     )
 
 
-def _loader(
-    settings: Settings, dataset: Crops, batches: EpochBatches, device: torch.device
+def _build_loader(
+    config: Config, dataset: Crops, sampler: EpochBatches, device: torch.device
 ) -> CropLoader | ShardLoader:
-    storage, workers = settings["data"].get("storage", "files"), _workers(settings["trainer"]["workers"])
-    load = ShardLoader if storage == "shards" else CropLoader
-    return load(dataset, batches, workers, device)
+    num_workers = config.trainer.num_workers
+    if num_workers == "auto":
+        num_workers = default_num_workers()
+    reads_shards = getattr(config.data, "format", "files") == "shards"
+    loader = ShardLoader if reads_shards else CropLoader
+    return loader(dataset, sampler, int(num_workers), device)
 
 
-def _workers(setting: int | str) -> int:
-    return automatic_workers() if setting == "auto" else int(setting)
-
-
-def split_size(manifest: Manifest, split: str) -> tuple[int, int, float]:
-    """Speakers, utterances and hours of a split."""
-    rows = manifest.split(split)
-    hours = float(np.sum(manifest.samples[rows] / manifest.sample_rate[rows])) / 3600
-    return len(manifest.speakers(split)), len(rows), hours
-
-
-def describe_batch(batches: EpochBatches, rates: dict[str, float] | None) -> str:
-    """What one step consists of, in words; and the rates, if they are not what a checkpoint has."""
-    parts = f"processes {batches.ranks} x accumulated {batches.accumulate} x {batches.part_size}"
-    crops = f"a batch of {batches.batch_size} crops ({parts})"
+def batch_summary(sampler: EpochBatches, rates: dict[str, float] | None) -> str:
+    """Return in words what a step consists of, and the rates, if they are not those of a checkpoint."""
+    parts = f"processes {sampler.ranks} x accumulated {sampler.accumulate} x {sampler.part_size}"
+    crops = f"a batch of {sampler.batch_size} crops ({parts})"
     if rates is None:
         return f"{crops}, learning rates as they were"
     return (
@@ -284,12 +345,13 @@ def describe_batch(batches: EpochBatches, rates: dict[str, float] | None) -> str
     )
 
 
-def _say(groups: list[dict[str, Any]], corpus: Corpus, paths: list[str], optimizer: BregmanOptimizer) -> None:
-    for one, path in zip(corpus.lists, paths, strict=True):
-        count, targets = len(one.trials), int(one.trials.is_target.sum())
-        logger.info("trial list %s: %d trials, %d targets (%s)", one.trials.name, count, targets, path)
+def _log_summary(groups: list[dict[str, Any]], corpus: Corpus, paths: list[str], optimizer: BregmanOptimizer) -> None:
+    for trial_set, path in zip(corpus.trial_sets, paths, strict=True):
+        trials = trial_set.trials
+        num_targets = int(trials.is_target.sum())
+        logger.info("trial list %s: %d trials, %d targets (%s)", trials.name, len(trials), num_targets, path)
     for split in ("train", "validation", "test"):
-        speakers, utterances, hours = split_size(corpus.manifest, split)
+        speakers, utterances, hours = corpus.manifest.summary(split)
         logger.info("%-10s %5d speakers %8d utterances %8.2f hours", split, speakers, utterances, hours)
     logger.info("%s", describe(groups))
     logger.info("%s, implementation %s", type(optimizer).__name__, optimizer.defaults["implementation"])

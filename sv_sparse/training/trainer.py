@@ -1,90 +1,434 @@
-"""The training loop: crops to loss to update to controller, with validation and checkpoints."""
+"""The training loop: forward, backward, clip, optimizer step, controller step; validation and checkpoints by epoch."""
 
 import logging
 import math
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from sv_sparse import distributed
 from sv_sparse.data.dataset import Batch
-from sv_sparse.distributed import gathered, gathered_objects, ranks
+from sv_sparse.distributed import gathered, gathered_objects, rank, ranks
 from sv_sparse.models.heads import margin_at
-from sv_sparse.optim import sparsity, warmup_exponential
+from sv_sparse.optim import clip_grad_norm_, sparsity, warmup_exponential
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.cosine import Array
+from sv_sparse.scoring.arrays import Float32Array
 from sv_sparse.signals import Stopped, stop_requests, stopped_afterwards
-from sv_sparse.training.checkpoints import RunState
-from sv_sparse.training.device import memory_advice
-from sv_sparse.training.finalize import evaluate_at_start, training_mean, validate_held_out
-from sv_sparse.training.logging import Monitor, Timer, as_words, profiled
-from sv_sparse.training.setup import Experiment
-from sv_sparse.training.update import Heard, Update, hear
+from sv_sparse.training.checkpoints import TrainState
+from sv_sparse.training.device import oom_hint
+from sv_sparse.training.finalize import evaluate_untrained, mean_training_embedding, validate
+from sv_sparse.training.logging import MetricLogger, Timer, format_metrics, profiler
+from sv_sparse.training.setup import TrainingSetup
 
 logger = logging.getLogger(__name__)
 
+_MIN_LOSS_SCALE = 2.0**-10  # below this, fp16 gradients overflow for a reason that scaling does not cure
+_MIN_CROPS = 2  # of which batch normalization can take a variance
+_HPARAM_METRICS = (
+    "sparsity",
+    "sparsity_tracked",
+    "nonzero_parameters",
+    "eer",
+    "min_dcf",
+    "wall_time_s",
+    "validation_eer",
+)
 
-class Trainer:
-    """Trains one experiment; ``fit`` continues from the run folder's checkpoint if there is one.
 
-    Args:
-        experiment: what to train.
-        started: ``time.monotonic()`` at which this process began to work on the run.
+class ModelWithLoss(nn.Module):
+    """Network and head as one module, so that they are compiled and distributed together."""
+
+    def __init__(self, network: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.head = head
+
+    def forward(self, filterbank: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the loss of a batch.
+
+        Args:
+            filterbank: [B, F, T].
+            labels: training speakers [B], int64.
+
+        Returns:
+            The mean loss, 0-dim, and the cosines with all speakers [B, K].
+        """
+        loss, cosines = self.head(self.network(filterbank), labels)
+        return loss, cosines
+
+
+@dataclass(frozen=True)
+class GlobalBatchInfo:
+    """Size of a batch over all processes.
+
+    Attributes:
+        num_crops: crops that could be read.
+        num_unreadable: crops that could not.
+        min_part_size: crops of the smallest micro-batch of any process.
+        stop_signal: a stop signal that one of the processes received; 0 for none.
     """
 
-    def __init__(self, experiment: Experiment, started: float) -> None:
-        self.experiment = experiment
-        self.settings = experiment.settings["trainer"]
-        self.state = RunState(experiment, started)
-        self.update = Update(experiment, self.state.diagnostics, self.state.scaler)
-        self.monitor = Monitor(experiment.folder, self.state.progress.step, self.state.progress.rows)
-        self.timer = Timer()
-        self.saved = started
-        self.judged: float | None = None  # EER of held-out speakers, of the network as it is
+    num_crops: int
+    num_unreadable: int
+    min_part_size: int
+    stop_signal: int
 
-    def fit(self) -> None:
-        """Train to the last step, and take what is to be delivered: the last network, the best, or an average.
+
+def reduce_batch_info(micro_batches: Sequence[Batch], signals: Sequence[int]) -> GlobalBatchInfo:
+    """Combine the sizes of a batch over the processes; all get the same answer.
+
+    Args:
+        micro_batches: this process's parts of the batch.
+        signals: stop signals that this process received.
+    """
+    sizes = [len(micro_batch.labels) for micro_batch in micro_batches]
+    num_unreadable = sum(len(micro_batch.unreadable) for micro_batch in micro_batches)
+    local = torch.tensor([sum(sizes), num_unreadable, min(sizes), signals[0] if signals else 0])
+    by_rank = gathered(local)
+    return GlobalBatchInfo(
+        num_crops=int(by_rank[:, 0].sum()),
+        num_unreadable=int(by_rank[:, 1].sum()),
+        min_part_size=int(by_rank[:, 2].min()),
+        stop_signal=int(by_rank[:, 3].max()),
+    )
+
+
+class Trainer:
+    """Trains what ``build_setup`` made; ``train`` continues from the run folder's checkpoint if there is one.
+
+    Args:
+        setup: network, head, optimizer, controller and data.
+        start_time: ``time.monotonic()`` at which this process began to work on the run.
+
+    Attributes:
+        state: what checkpoints hold.
+        last_val_eer: EER of the held-out speakers, of the network as it is; None if it was not measured.
+        failed_step: the first step with a loss or gradient that is not finite, 0-dim on the device; 0 for none.
+    """
+
+    def __init__(self, setup: TrainingSetup, start_time: float) -> None:
+        self.setup = setup
+        self.config = setup.config.trainer
+        self.state = TrainState(setup, start_time)
+        self.metrics = MetricLogger(setup.run_dir, self.state.progress.step, self.state.progress.rows)
+        self.timer = Timer()
+        self.last_save_time = start_time
+        self.last_val_eer: float | None = None
+        self.failed_step = torch.zeros((), dtype=torch.int64, device=setup.device.device)
+        self._model: Any = None
+        self._overflow_logged = rank() > 0  # one process tells of the first overflow in fp16
+
+    def train(self) -> None:
+        """Train to the last step, and load what the run delivers: the last network, the best, or an average.
 
         Raises:
             Stopped: a stop signal came; everything up to the last update is saved.
-            ArithmeticError: the loss is not finite, see ``Update.make``; or no step made an update.
+            ArithmeticError: the loss is not finite, or no step made an update.
             ValueError: too many recordings cannot be read, or the device has too little memory.
             OSError: something cannot be written, or processes that read crops died again and again.
         """
-        trainer = self.settings
-        advice = (
-            f"lower trainer.batch_size={trainer['batch_size']} or trainer.crop_seconds={trainer['crop_seconds']}, "
-            f"raise trainer.accumulate={trainer['accumulate']}, or take trainer.precision=bf16 or a smaller model"
+        config = self.config
+        hint = (
+            f"lower trainer.batch_size={config.batch_size} or trainer.crop_seconds={config.crop_seconds}, "
+            f"raise trainer.grad_accum_steps={config.grad_accum_steps}, or take trainer.precision=bf16 or a smaller model"
         )
-        with memory_advice(advice):
-            if not self.state.begun:
-                mean = training_mean(self.experiment)
-                with self.experiment.compute.autocast():  # it is only what the end is compared with
-                    self.state.at_start = evaluate_at_start(self.experiment, mean)
+        with oom_hint(hint):
+            if not self.state.has_checkpoint:
+                if self.setup.config.data.evaluate_untrained:
+                    with self.setup.device.autocast():  # the run's precision: it is only a comparison
+                        mean = mean_training_embedding(self.setup)
+                        self.state.untrained_metrics = evaluate_untrained(self.setup, mean)
                 self._save()
-            total = self.experiment.total_steps
-            with self.update.ready(), self.monitor.progress(self.state.progress.step, total):
-                self._judge()
-                while self._goes_on():
+            with self._training_mode(), self.metrics.progress(self.state.progress.step, self.setup.total_steps):
+                self._validate_and_save()
+                while self._should_continue():
                     self._train_epoch()
-                    self._judge()
-        self._refuse_no_update()
-        if self.state.choose():
-            self.judged = None
+                    self._validate_and_save()
+        self._check_some_update()
+        if self.state.select_final_weights():
+            self.last_val_eer = None
             with stopped_afterwards():
                 self._save()  # the head that belongs to the network
 
+    @contextmanager
+    def _training_mode(self) -> Iterator[None]:
+        """Inside, batch norms are synchronized, gradients averaged over processes, and the model is compiled."""
+        setup = self.setup
+        device = setup.device.device
+        with distributed.synchronized(setup.network, device):
+            self._model = setup.device.compile(ModelWithLoss(setup.network, setup.head))
+            if ranks() > 1:
+                self._model = DistributedDataParallel(
+                    self._model,
+                    device_ids=[device.index] if device.type == "cuda" else None,
+                    broadcast_buffers=False,  # batch norms are synchronized already
+                    gradient_as_bucket_view=True,
+                )
+            yield
+            self._model = None
+            setup.optimizer.zero_grad()
+
+    def _train_epoch(self) -> None:
+        """Train to the end of an epoch, or of the run; a stop signal waits for the end of a step."""
+        setup, progress = self.setup, self.state.progress
+        grad_accum_steps = self.config.grad_accum_steps
+        setup.sampler.epoch = progress.epoch
+        setup.sampler.start = progress.step_in_epoch * grad_accum_steps
+        setup.network.train()
+        with stop_requests() as signals:
+            with profiler(setup.run_dir, enabled=self.config.profile) as profile_step:
+                batches = iter(self.timer.timed(setup.loader))
+                while progress.step < setup.total_steps:
+                    micro_batches = list(islice(batches, grad_accum_steps))
+                    if not micro_batches:
+                        break
+                    info = reduce_batch_info(micro_batches, signals)
+                    self._count_recordings(micro_batches, info)
+                    self._apply_schedules()
+                    if info.min_part_size >= _MIN_CROPS:
+                        self._train_step(micro_batches, info.num_crops)
+                    progress.step_in_epoch += 1
+                    progress.step += 1
+                    self.metrics.step()
+                    profile_step()
+                    self._save_if_due()
+                    # Several processes stop at the same step: what one was told, all have heard of by reduce_batch_info.
+                    stop_signal = info.stop_signal if ranks() > 1 else next(iter(signals), 0)
+                    if stop_signal:
+                        self._save()
+                        logger.info("stopped by %s at step %d", signal.Signals(stop_signal).name, progress.step)
+                        raise Stopped(stop_signal)
+            progress.epoch += 1
+            progress.step_in_epoch = 0
+            progress.validated = False
+            self._save()  # before the validation, so that nothing is lost however that ends
+            stop_signal = int(gathered(torch.tensor([next(iter(signals), 0)])).max())
+            if stop_signal:
+                raise Stopped(stop_signal)
+
+    def _train_step(self, micro_batches: Sequence[Batch], num_crops: int) -> None:
+        """Make one update of the weights and of lambda.
+
+        Gradients are those of the mean loss over the whole batch, whatever micro-batches it comes in and however many
+        processes share it.
+
+        Args:
+            micro_batches: this process's parts of the batch.
+            num_crops: crops of all micro-batches of all processes.
+        """
+        setup, optimizer, controller, scaler = self.setup, self.setup.optimizer, self.setup.controller, self.state.scaler
+        device = setup.device.device
+        step = self.state.progress.step + 1
+        is_logged = step % self.config.log_interval == 0
+
+        # Forward and backward.
+        optimizer.zero_grad()
+        total_loss = torch.zeros((), device=device)
+        num_correct = torch.zeros((), device=device)
+        for index, micro_batch in enumerate(micro_batches, start=1):
+            labels = micro_batch.labels.to(device, non_blocking=True)
+            # Only the last micro-batch averages gradients over the processes: the sum is the same, at less traffic.
+            skip_sync = ranks() > 1 and index < len(micro_batches)
+            with self._model.no_sync() if skip_sync else nullcontext():
+                with setup.device.autocast():
+                    loss, cosines = self._model(setup.extract_features(micro_batch), labels)
+                # DistributedDataParallel averages over processes, so that this sums to the mean over all crops.
+                loss_share = loss * (len(labels) * ranks() / num_crops)
+                scaler.scale(loss_share).backward()
+            total_loss += loss_share.detach()
+            if is_logged:
+                num_correct += (cosines.argmax(dim=1) == labels).sum()
+
+        # Clip. By default only gradients of nonzero weights count: those of zeros do not move the network.
+        scaler.unscale_(optimizer)
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        grad_norm = clip_grad_norm_(
+            params,
+            self.config.max_grad_norm or math.inf,
+            on=self.config.clip_scope,
+            sparse=controller.params,
+            implementation=optimizer.param_groups[0]["implementation"],
+        )
+        self._record_non_finite(total_loss, grad_norm, step)
+        if device.type == "cpu":
+            self._check_finite()  # on a GPU this would wait for the device; there it comes with the logged metrics
+        if is_logged:
+            self.state.diagnostics.mark()  # which weights are nonzero before the update
+
+        # Update the weights by their dual variables, then lambda by the sparsity that came of it.
+        loss_scale = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        overflowed = scaler.get_scale() < loss_scale  # in fp16 the optimizer's step was left out then
+        if overflowed:
+            self._handle_overflow(loss_scale, step)
+        else:
+            controller.step()
+
+        self.timer.count(num_crops)
+        if is_logged:
+            # Processes have parts of one loss, and their own crops.
+            loss_and_accuracy = torch.stack([total_loss, num_correct * ranks() / num_crops])
+            mean_loss, accuracy = distributed.average(loss_and_accuracy).unbind()
+            self._log_step(mean_loss, accuracy)
+
+    def _count_recordings(self, micro_batches: Sequence[Batch], info: GlobalBatchInfo) -> None:
+        """Name the recordings that could not be used, and end the run where they are too many."""
+        for micro_batch in micro_batches:
+            self.state.unreadable.report(micro_batch)
+        self.state.unreadable.count(info.num_crops + info.num_unreadable, info.num_unreadable)
+
+    def _apply_schedules(self) -> None:
+        """Set learning rate and margin of this step: pure functions of the step, so that resuming needs no state."""
+        step, total_steps = self.state.progress.step, self.setup.total_steps
+        factor = warmup_exponential(
+            step, total_steps, warmup=self.config.warmup_fraction, final=self.config.final_lr_fraction
+        )
+        for group in self.setup.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        head = self.setup.config.head
+        self.setup.head.margin = margin_at(
+            step / total_steps, head.margin, start=head.margin_warmup_start, end=head.margin_warmup_end
+        )
+        # Where the margin begins or ends to rise, gradients change: the controller takes its full gain again.
+        turns = {math.ceil(fraction * total_steps) for fraction in (head.margin_warmup_start, head.margin_warmup_end)}
+        if step > 0 and step in turns:
+            self.setup.controller.rearm()
+
+    def _handle_overflow(self, previous_scale: float, step: int) -> None:
+        """Log the first step whose fp16 gradients overflowed; raise an ArithmeticError if scaling does not help."""
+        loss_scale = self.state.scaler.get_scale()
+        if not self._overflow_logged:
+            self._overflow_logged = True
+            logger.warning(
+                "step %d made no update: in fp16 a gradient overflowed, with the loss scaled by %g; the scale is now "
+                "%g. That is usual in the first steps; the log counts such steps after each epoch",
+                step,
+                previous_scale,
+                loss_scale,
+            )
+        if loss_scale < _MIN_LOSS_SCALE:
+            raise ArithmeticError(
+                f"trainer.precision=fp16: gradients overflow although the loss is scaled by {loss_scale:g}; "
+                "bf16 or fp32 may help"
+            )
+
+    def _record_non_finite(self, loss: Tensor, grad_norm: Tensor, step: int) -> None:
+        """Store the first step that is not finite on the device, without waiting for it."""
+        finite = loss.isfinite() & grad_norm.isfinite()  # the norm is the same in all processes
+        if self.state.scaler.is_enabled():  # an overflowing fp16 gradient is no failure
+            finite = distributed.average(loss).isfinite()
+        self.failed_step = torch.where((self.failed_step == 0) & ~finite, step, self.failed_step)
+
+    def _check_finite(self) -> None:
+        """Raise an ArithmeticError if the loss or gradient of some step was not finite; waits for the device."""
+        failed_step = int(self.failed_step)
+        if failed_step:
+            raise ArithmeticError(
+                f"step {failed_step}: the loss or its gradient is not finite; no checkpoint was written since. A "
+                f"smaller optim.lr or trainer.precision=fp32 may help"
+            )
+
+    def _log_step(self, loss: Tensor, accuracy: Tensor) -> None:
+        """Log the metrics of a step: the only place where a step on a GPU waits for the device."""
+        setup, controller = self.setup, self.setup.controller
+        tensors = {
+            "loss": loss,
+            "accuracy": accuracy,
+            "lambda": controller.lambda_,
+            "sparsity/network": self._sparsity(list(setup.sparse_params.values())),
+            "sparsity/regularized": controller.sparsity(),
+            "sparsity/all": self._sparsity(list(setup.network.parameters())),
+        }
+        for name, value in self.state.diagnostics.read().items():
+            tensors[f"support/{name}"] = value
+        scalars = [value.float().to(loss.device, non_blocking=True) for value in tensors.values()]
+        # Whether a step failed comes with the metrics, in one copy from the device.
+        *values, failed_step = torch.stack([*scalars, self.failed_step.float()]).tolist()
+        if failed_step:
+            self._check_finite()
+        row: dict[str, Any] = {"step": self.state.progress.step + 1, "epoch": self.state.progress.epoch}
+        row |= dict(zip(tensors, values, strict=True))
+        row["target_sparsity"] = controller.target
+        row["sparsity_error"] = controller.target - row["sparsity/regularized"]
+        row["lr"] = setup.optimizer.param_groups[0]["lr"]
+        row["margin"] = setup.head.margin
+        row |= self.timer.read()
+        self.metrics.log(row)
+        self.metrics.show(row)
+
+    def _sparsity(self, params: Sequence[Tensor]) -> Tensor:
+        """Return the fraction of exact zeros, from the optimizer's count where it has one."""
+        return 1 - self.setup.optimizer.count_nonzero(params).sum() / sum(param.numel() for param in params)
+
+    def _validate_and_save(self) -> None:
+        """Validate after an epoch, once, and save; a stop signal ends the validation, not the saving."""
+        progress = self.state.progress
+        if progress.validated:
+            return
+        validation = validate(self.setup)
+        with stopped_afterwards():
+            current_sparsity = sparsity(self.setup.regularized_params()).item()
+            self._check_ranks_agree(current_sparsity)
+            row: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "sparsity": current_sparsity}
+            if validation is not None:
+                val_eer, mean = validation
+                row["validation_eer"] = self.last_val_eer = val_eer
+                self._update_best(val_eer, mean, current_sparsity)
+            skipped = self._steps_without_update()
+            if skipped:
+                row["steps_without_update"] = skipped
+            logger.info("%s", format_metrics(row))
+            row["layers"] = {name: sparsity([param]).item() for name, param in self.setup.sparse_params.items()}
+            histogram = self.state.diagnostics.histogram()
+            if histogram is not None:
+                row["dual_histogram"] = histogram.tolist()
+            self.metrics.log(row)
+            progress.validated = True
+            self._save()
+            self.state.save_epoch_checkpoint()
+        self.timer.restart()
+
+    def _check_ranks_agree(self, current_sparsity: float) -> None:
+        """Raise an AssertionError if lambda or sparsity differ: processes never exchange them while training."""
+        by_rank = gathered_objects((self.setup.controller.lambda_.item(), current_sparsity))
+        assert len(set(by_rank)) == 1, f"lambda and sparsity differ between processes: {by_rank}"
+
+    def _update_best(self, val_eer: float, mean: Float32Array, current_sparsity: float) -> None:
+        """Keep the network with the lowest validation EER among those near the target sparsity."""
+        state, controller = self.state, self.setup.controller
+        is_near = abs(current_sparsity - controller.target_sparsity) <= self.config.best_sparsity_tolerance
+        if is_near and val_eer < state.best.get("validation_eer", math.inf):
+            state.progress.epochs_since_best = 0
+            state.best = {"validation_eer": val_eer, "epoch": state.progress.epoch, "sparsity": current_sparsity}
+            metrics = {**state.best, "lambda": controller.lambda_.item(), "sparse_init": self.setup.sparse_init}
+            state.save_network("best.pt", Backend(mean), metrics)
+        elif state.best:
+            state.progress.epochs_since_best += 1
+
+    def _should_continue(self) -> bool:
+        """Return whether steps are left and early stopping has not struck; a begun epoch is always finished."""
+        progress, patience = self.state.progress, self.config.early_stop_patience
+        if progress.step_in_epoch > 0:
+            return True
+        out_of_patience = patience is not None and progress.epochs_since_best >= patience
+        return progress.step < self.setup.total_steps and not out_of_patience
+
     def _steps_without_update(self) -> int:
         """Return how many of the steps so far left the weights alone."""
-        return self.state.progress.step - self.experiment.controller.steps
+        return self.state.progress.step - self.setup.controller.steps
 
-    def _refuse_no_update(self) -> None:
-        """Raise an ArithmeticError if the whole run left the weights as they were."""
+    def _check_some_update(self) -> None:
+        """Raise an ArithmeticError if the run left the weights as they were."""
         steps = self.state.progress.step
         if not steps or self._steps_without_update() < steps:
             return
@@ -95,169 +439,26 @@ class Trainer:
                 f"train longer, or take bf16 or fp32"
             )
         raise ArithmeticError(
-            f"none of the {steps} steps made an update: each had fewer than 2 crops that could be read for a process, "
-            f"and batch normalization needs 2"
+            f"none of the {steps} steps made an update: each had fewer than {_MIN_CROPS} crops that could be read for "
+            f"a process, and batch normalization needs {_MIN_CROPS}"
         )
 
-    def _train_epoch(self) -> None:
-        """Train to the end of an epoch, or of the run; a stop signal waits for the end of a step."""
-        experiment, progress = self.experiment, self.state.progress
-        batches, accumulate = experiment.batches, self.settings["accumulate"]
-        batches.epoch, batches.start = progress.epoch, progress.batch * accumulate
-        experiment.network.train()
-        with stop_requests() as requests:
-            with profiled(experiment.folder, wanted=self.settings["profile"]) as step_done:
-                source = iter(self.timer.waits(experiment.loader))
-                while progress.step < experiment.total_steps and (parts := list(islice(source, accumulate))):
-                    heard = hear(parts, requests)
-                    self._train_step(parts, heard)
-                    step_done()
-                    stop = heard.signal if ranks() > 1 else next(iter(requests), 0)  # several stop at the same step
-                    if stop:
-                        self._save()
-                        logger.info("stopped by %s at step %d", signal.Signals(stop).name, progress.step)
-                        raise Stopped(stop)
-            progress.epoch, progress.batch, progress.judged = progress.epoch + 1, 0, False
-            self._save()  # before the validation, so that nothing is lost however that ends
-            stop = int(gathered(torch.tensor([next(iter(requests), 0)])).max())
-            if stop:
-                raise Stopped(stop)
-
-    def _train_step(self, parts: Sequence[Batch], heard: Heard) -> None:
-        progress = self.state.progress
-        for part in parts:
-            self.state.meter.report(part)
-        self.state.meter.count(heard.crops + heard.unreadable, heard.unreadable)
-        self._schedule()
-        if heard.fewest >= 2:  # batch normalization needs two
-            logged = (progress.step + 1) % self.settings["log_every"] == 0
-            loss, accuracy = self.update.make(parts, heard.crops, progress.step + 1, logged=logged)
-            self.timer.count(heard.crops)
-            if accuracy is not None:
-                self._log(loss, accuracy)
-        progress.batch += 1
-        progress.step += 1
-        self.monitor.advance()
-        minutes = self.settings["checkpoint_minutes"]
-        if minutes is not None and time.monotonic() - self.saved > 60 * minutes:
+    def _save_if_due(self) -> None:
+        minutes = self.config.checkpoint_interval_minutes
+        if minutes is not None and time.monotonic() - self.last_save_time > 60 * minutes:
             self._save()
-
-    def _schedule(self) -> None:
-        """Learning rate and margin of this step: pure functions of the step. A turn of the margin is a new regime."""
-        step, total = self.state.progress.step, self.experiment.total_steps
-        factor = warmup_exponential(step, total, warmup=self.settings["warmup"], final=self.settings["final_lr"])
-        for group in self.experiment.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-        self.experiment.head.margin = margin_at(
-            step / total,
-            self.experiment.settings["head"]["margin"],
-            start=self.settings["margin_start"],
-            end=self.settings["margin_end"],
-        )
-        turns = {math.ceil(self.settings[name] * total) for name in ("margin_start", "margin_end")}
-        if step in turns - {0}:
-            self.experiment.controller.rearm()
-
-    def _log(self, loss: Tensor, accuracy: Tensor) -> None:
-        experiment, controller = self.experiment, self.experiment.controller
-        measured = {
-            "loss": loss,
-            "accuracy": accuracy,
-            "lambda": controller.lambda_,
-            "sparsity/network": self._sparsity(list(experiment.sparse_params.values())),
-            "sparsity/trained": controller.sparsity(),
-            "sparsity/all": self._sparsity(list(experiment.network.parameters())),
-        }
-        measured |= {f"support/{name}": value for name, value in self.state.diagnostics.read().items()}
-        figures = [value.float().to(loss.device, non_blocking=True) for value in measured.values()]
-        # The only place where a step waits for a GPU: what says whether a step failed comes with the figures.
-        *values, failed = torch.stack([*figures, self.update.failed.float()]).tolist()
-        if failed:
-            self.update.refuse_non_finite()
-        target = controller.target
-        row = {"step": self.state.progress.step + 1, "epoch": self.state.progress.epoch} | dict(
-            zip(measured, values, strict=True)
-        )
-        row |= {"target_sparsity": target, "gap": target - row["sparsity/trained"]}
-        row |= {"lr": experiment.optimizer.param_groups[0]["lr"], "margin": experiment.head.margin}
-        row |= self.timer.read()
-        self.monitor.keep(row)
-        self.monitor.show(row)
-
-    def _sparsity(self, params: Sequence[Tensor]) -> Tensor:
-        """Fraction of exact zeros, of what the optimizer has counted where it has."""
-        return 1 - self.experiment.optimizer.count_nonzero(params).sum() / sum(param.numel() for param in params)
-
-    def _judge(self) -> None:
-        """Validate after an epoch, once, and save; a stop signal ends the validation, not the saving."""
-        progress = self.state.progress
-        if progress.judged:
-            return
-        validated = validate_held_out(self.experiment)
-        with stopped_afterwards():
-            measured = sparsity(self.experiment.target_params()).item()
-            self._assert_same(measured)
-            row: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "sparsity": measured}
-            if validated is not None:
-                row["validation_eer"] = self.judged = validated[0]
-                self._keep_best(*validated, measured)
-            if without := self._steps_without_update():
-                row["steps_without_update"] = without
-            logger.info("%s", as_words(row))
-            histogram = self.state.diagnostics.histogram()
-            own = self.experiment.sparse_params
-            row["layers"] = {name: sparsity([param]).item() for name, param in own.items()}
-            self.monitor.keep(row if histogram is None else row | {"duals": histogram.tolist()})
-            progress.judged = True
-            self._save()
-            self.state.keep_epoch()
-        self.timer.restart()
-
-    def _assert_same(self, measured: float) -> None:
-        """All processes have the same lambda and sparsity, though they never tell each other while training."""
-        found = gathered_objects((self.experiment.controller.lambda_.item(), measured))
-        assert len(set(found)) == 1, f"lambda and sparsity differ between processes: {found}"
-
-    def _keep_best(self, judged: float, mean: Array, measured: float) -> None:
-        """Keep the network with the lowest validation EER among those near the target sparsity."""
-        state = self.state
-        near = abs(measured - self.experiment.controller.target_sparsity) <= self.settings["band"]
-        if near and judged < state.best.get("validation_eer", math.inf):
-            state.progress.stale = 0
-            state.best = {"validation_eer": judged, "epoch": state.progress.epoch, "sparsity": measured}
-            figures = {
-                "lambda": self.experiment.controller.lambda_.item(),
-                "started_sparse": self.experiment.started_sparse,
-            }
-            state.save_network("best.pt", Backend(mean), state.best | figures)
-        elif state.best:
-            state.progress.stale += 1
-
-    def _goes_on(self) -> bool:
-        """Whether there are steps left, and the validation has got better lately; an epoch that was begun is ended."""
-        progress, patience = self.state.progress, self.settings["patience"]
-        stale = patience is not None and progress.stale >= patience
-        return progress.batch > 0 or (progress.step < self.experiment.total_steps and not stale)
 
     def _save(self) -> None:
-        self.update.refuse_non_finite()
-        self.monitor.sync()
-        self.state.save(self.monitor.rows)
-        self.saved = time.monotonic()
+        self._check_finite()  # weights that are not finite never replace a good checkpoint
+        self.metrics.sync()
+        self.state.save(self.metrics.rows)
+        self.last_save_time = time.monotonic()
 
     def finish(self, results: dict[str, Any], figures: Mapping[str, Figure]) -> None:
-        """Give tensorboard the hyperparameters with the final numbers, and the report's figures, and close."""
-        names = (
-            "sparsity",
-            "sparsity_before_landing",
-            "kept_parameters",
-            "eer",
-            "min_dcf",
-            "seconds",
-            "validation_eer",
-        )
-        final = {name: results[name] for name in names if results.get(name) is not None}
-        cllr = next(iter(results["evaluations"].values()))["cllr"]
-        final |= {} if cllr is None else {"cllr": cllr}
-        self.monitor.finish(self.experiment.settings, final, figures, self.state.progress.step)
-        self.monitor.close()
+        """Give tensorboard the settings with the final metrics, and the report's figures, and close it."""
+        final = {name: results[name] for name in _HPARAM_METRICS if results.get(name) is not None}
+        first_trial_set = next(iter(results["evaluations"].values()))
+        if first_trial_set["cllr"] is not None:
+            final["cllr"] = first_trial_set["cllr"]
+        self.metrics.finish(self.setup.config.to_dict(), final, figures, self.state.progress.step)
+        self.metrics.close()

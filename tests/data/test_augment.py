@@ -80,7 +80,7 @@ def test_a_sound_is_a_stretch_of_its_recording_and_begins_again_where_that_is_sh
 
 
 def test_a_folder_that_is_no_store_and_one_without_noise_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"augment.store=.*: expected a folder made by: sv-sparse prepare noise"):
+    with pytest.raises(ValueError, match=r"augment.noise_dir=.*: expected a folder made by: sv-sparse prepare noise"):
         NoiseStore(tmp_path)
     with pytest.raises(ValueError, match="found none"):
         build_store([tmp_path], tmp_path / "out")
@@ -273,12 +273,12 @@ def test_masks_hide_some_frames_and_bins_and_nothing_else():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"probability": 1.5}, "augment.probability must be from 0 to 1, got 1.5"),
-        ({"mask_probability": -1}, "augment.mask_probability must be from 0 to 1"),
-        ({"probability": 0.5}, "augment.probability=0.5 needs augment.store"),
-        ({"speeds": [0.9, 1.0]}, "augment.speeds must be different, .* the first 1.0"),
-        ({"speeds": []}, "augment.speeds must be"),
-        ({"speeds": [1.0, 3.0]}, "augment.speeds must be"),
+        ({"probability": 1.5}, "augment.aug_prob must be from 0 to 1, got 1.5"),
+        ({"mask_probability": -1}, "augment.spec_augment_prob must be from 0 to 1"),
+        ({"probability": 0.5}, "augment.aug_prob=0.5 needs augment.noise_dir"),
+        ({"speeds": [0.9, 1.0]}, "augment.speed_perturb must be different, .* the first 1.0"),
+        ({"speeds": []}, "augment.speed_perturb must be"),
+        ({"speeds": [1.0, 3.0]}, "augment.speed_perturb must be"),
     ],
 )
 def test_settings_out_of_bounds_are_named(settings, message):
@@ -288,5 +288,5 @@ def test_settings_out_of_bounds_are_named(settings, message):
 
 @pytest.mark.parametrize("speeds", [[1.0, float("nan")], [1.0, float("inf")], [1.0, 0.4], [0.9, 1.0]])
 def test_speeds_that_are_not_from_a_half_to_two_are_refused(speeds):
-    with pytest.raises(ValueError, match="augment.speeds must be different, from 0.5 to 2, the first 1.0, got"):
+    with pytest.raises(ValueError, match="augment.speed_perturb must be different, from 0.5 to 2, the first 1.0, got"):
         Augmentation(speeds=speeds)

@@ -57,7 +57,7 @@ def test_a_list_of_training_speakers_that_names_an_evaluation_speaker_is_refused
 def test_a_subset_of_evaluation_speakers_cannot_be_trained_on(prepared, tmp_path):
     for name in ("cnceleb_average", "cnceleb_concatenated"):
         options = {"lists": read_listed(prepared, [name]), "validation_share": 0.0, "seed": 0}
-        with pytest.raises(ValueError, match=f"{name}: 3 of its speakers are trained on with data.train="):
+        with pytest.raises(ValueError, match=f"{name}: 3 of its speakers are trained on with data.train_subsets="):
             select(prepared, train=["cn1_dev", "cn_segments"], out=tmp_path / "m.parquet", **options)
 
 

@@ -119,7 +119,7 @@ def test_speakers_with_one_utterance_are_never_held_out(scan, tmp_path):
 def test_too_few_speakers_to_hold_out_is_an_error(scan, tmp_path):
     path = tmp_path / "train_list"
     path.write_text("".join(f"id0000{s} id0000{s}/a/00001.wav\n" for s in range(4)))
-    message = r"data.validation_share=0.1: expected 2 training speakers with two .*; found 0"
+    message = r"data.val_fraction=0.1: expected 2 training speakers with two .*; found 0"
     with pytest.raises(ValueError, match=message):
         scan(train_list=path, validation_share=0.1)
 
@@ -127,7 +127,7 @@ def test_too_few_speakers_to_hold_out_is_an_error(scan, tmp_path):
 def test_too_few_training_speakers_is_an_error_that_names_the_setting(scan, tmp_path):
     path = tmp_path / "train_list"
     path.write_text("id00000 id00000/a/00001.wav\n")
-    with pytest.raises(ValueError, match=r"data.train_list=.*train_list: expected at least 2 .*; found 1 "):
+    with pytest.raises(ValueError, match=r"data.train_utterances=.*train_list: expected at least 2 .*; found 1 "):
         scan(train_list=path)
     with pytest.raises(ValueError, match=r"data.root=.*speech: expected at least 2 .*; found 0 .* 4 held out"):
         scan(validation_share=0.9)
@@ -203,7 +203,7 @@ def test_a_missing_list_is_refused(scan, tmp_path, setting):
 def test_missing_trial_utterances_are_named_with_their_list_and_count(scan, trials):
     with trials.open("a") as file:
         file.writelines(f"0 id00004/a/00001.wav gone/a/{number}.wav\n" for number in range(5))
-    message = r"data.trials=.*veri_test.txt: 5 of 8 utterances are missing; first gone/a/0.wav, gone/a/1.wav"
+    message = r"data.trial_lists=.*veri_test.txt: 5 of 8 utterances are missing; first gone/a/0.wav, gone/a/1.wav"
     with pytest.raises(ValueError, match=message):
         scan()
 
@@ -211,7 +211,7 @@ def test_missing_trial_utterances_are_named_with_their_list_and_count(scan, tria
 def test_missing_training_utterances_are_named_with_their_list_and_count(scan, tmp_path):
     path = tmp_path / "train_list"
     path.write_text("id00000 id00000/a/00001.wav\ngone gone/a/1.wav\n")
-    with pytest.raises(ValueError, match=r"data.train_list=.*: 1 of 2 utterances .* missing; first gone/a/1.wav"):
+    with pytest.raises(ValueError, match=r"data.train_utterances=.*: 1 of 2 utterances .* missing; first gone/a/1.wav"):
         scan(train_list=path)
 
 
@@ -225,7 +225,7 @@ def test_a_training_list_in_another_format_is_refused_with_the_line(scan, tmp_pa
 def test_a_training_list_with_other_speakers_than_the_folders_is_refused(scan, tmp_path):
     path = tmp_path / "train_list"
     path.write_text("id00000 id00000/a/00001.wav\nbob id00001/a/00001.wav\n")
-    with pytest.raises(ValueError, match=r"data.train_list=.*1 lines differ, first 'bob id00001/a/00001.wav'"):
+    with pytest.raises(ValueError, match=r"data.train_utterances=.*1 lines differ, first 'bob id00001/a/00001.wav'"):
         scan(train_list=path)
 
 
@@ -265,13 +265,13 @@ def test_unreadable_training_speech_within_the_allowed_share_is_named_and_left_o
 def test_unreadable_training_speech_past_the_allowed_share_is_an_error(scan, corpus, spoil):
     paths = sorted(corpus.glob("id0000[0-2]/*/*.wav"))
     spoil(paths[1])
-    with pytest.raises(ValueError, match=r"data.max_unreadable=0.0: 1 of 16 training .* first id00000/a/00002.wav"):
+    with pytest.raises(ValueError, match=r"data.max_unreadable_fraction=0.0: 1 of 16 training .* first id00000/a/00002.wav"):
         scan(max_unreadable=0.0)
     for path in paths[2:11]:
         spoil(path)
     assert len(scan(max_unreadable=0.1)) == 14
     spoil(paths[11])
-    message = r"data.max_unreadable=0.1: 11 of 16 training .* first id00000/a/00002.wav, id00000/b/00001.wav"
+    message = r"data.max_unreadable_fraction=0.1: 11 of 16 training .* first id00000/a/00002.wav, id00000/b/00001.wav"
     with pytest.raises(ValueError, match=message):
         scan(max_unreadable=0.1)
 
@@ -289,13 +289,13 @@ def test_unreadable_trial_utterances_past_the_allowed_share_are_an_error(scan, c
     keys = [path.relative_to(corpus).as_posix() for path in paths]
     trials.write_text("".join(f"{int(key[:7] == keys[0][:7])} {keys[0]} {key}\n" for key in keys[1:]))
     spoil(paths[2])
-    with pytest.raises(ValueError, match=r"data.max_unreadable=0.0: 1 of 12 data.trials .* first id00003/b/00001.wav"):
+    with pytest.raises(ValueError, match=r"data.max_unreadable_fraction=0.0: 1 of 12 data.trial_lists .* first id00003/b/00001.wav"):
         scan(max_unreadable=0.0)
     for path in paths[3:12]:
         spoil(path)
     assert len(scan(max_unreadable=0.5).split("test")) == 12
     spoil(paths[1])
-    with pytest.raises(ValueError, match=r"data.max_unreadable=0.5: 11 of 12 data.trials utterances cannot be used"):
+    with pytest.raises(ValueError, match=r"data.max_unreadable_fraction=0.5: 11 of 12 data.trial_lists utterances cannot be used"):
         scan(max_unreadable=0.5)
 
 

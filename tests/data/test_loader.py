@@ -98,7 +98,7 @@ def test_where_workers_are_killed_others_go_on_from_the_batch_that_they_owed(cro
 @few_processors
 def test_workers_that_die_again_and_again_end_the_run(crops):
     batches = EpochBatches(len(crops), 2, 7)
-    with pytest.raises(OSError, match=r"with fewer of them \(trainer.workers\) each has more memory"):
+    with pytest.raises(OSError, match=r"with fewer of them \(trainer.num_workers\) each has more memory"):
         list(CropLoader(Deadly(crops), batches, 1, "cpu"))
 
 
@@ -158,7 +158,7 @@ def test_a_run_names_what_it_leaves_out_and_stops_past_the_allowed_share(caplog)
         update(meter, counted(99, 1))
     assert (meter.seen, meter.unreadable) == (2000, 20)
     assert caplog.messages == ["left out of a batch: x.wav: gone"] * 20
-    with pytest.raises(ValueError, match=r"data.max_unreadable=0.01: 21 of 2001 utterances drawn \(1.0%\)"):
+    with pytest.raises(ValueError, match=r"data.max_unreadable_fraction=0.01: 21 of 2001 utterances drawn \(1.0%\)"):
         update(meter, counted(0, 1))
 
 
@@ -172,11 +172,11 @@ def test_a_run_is_patient_with_the_first_few_unreadable_draws():
 def test_a_run_that_allows_no_unreadable_draw_stops_at_the_first():
     meter = UnreadableMeter(0.0)
     update(meter, counted(100, 0))
-    with pytest.raises(ValueError, match=r"data.max_unreadable=0.0: 1 of 101 utterances"):
+    with pytest.raises(ValueError, match=r"data.max_unreadable_fraction=0.0: 1 of 101 utterances"):
         update(meter, counted(0, 1))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), "few"])
 def test_a_share_that_is_none_is_refused(share):
-    with pytest.raises(ValueError, match=f"data.max_unreadable={share}: expected a share from 0 to 1"):
+    with pytest.raises(ValueError, match=f"data.max_unreadable_fraction={share}: expected a share from 0 to 1"):
         UnreadableLimit(share)

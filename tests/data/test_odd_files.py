@@ -82,15 +82,15 @@ def trained(corpus, request, tmp_path_factory) -> Path:
         *TINY,
         "data=folder",
         f"data.root={corpus.root}",
-        f"data.trials={corpus.trials}",
-        "data.max_unreadable=0.5",
+        f"data.trial_lists={corpus.trials}",
+        "data.max_unreadable_fraction=0.5",
         "scoring=as_norm",
         "scoring.top_n=3",
         "trainer.epochs=1",
         "trainer.batch_size=16",
         "target_sparsity=0.5",
         f"trainer.precision={request.param}",
-        f"folder={folder}/run",
+        f"run_dir={folder}/run",
     ]
     done = run(str(ROOT / "train.py"), *settings, folder=folder)
     assert done.returncode == 0, done.stderr

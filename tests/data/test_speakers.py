@@ -8,7 +8,7 @@ from sv_sparse.data.corpora.voxceleb import prepare_voxceleb
 from sv_sparse.data.prepared import judged, read_listed
 from sv_sparse.data.speakers import read_sexes, sexes_table
 from sv_sparse.data.trials import Trials
-from sv_sparse.evaluation.trial_sets import lists_of_files
+from sv_sparse.evaluation.trial_sets import trial_sets_from_files
 
 VOX1 = "VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tSet\nid10001\tX\tm\tIreland\tdev\nid10270\tY\tf\tUSA\ttest\n"
 VOX2 = "VoxCeleb2 ID ,VGGFace2 ID ,Gender ,Set \nid00012 ,n000012 ,m ,dev \nid00017 ,n000017 ,f ,test \n"
@@ -70,5 +70,5 @@ def test_a_table_knows_speakers_whose_names_it_composes_otherwise(tmp_path, reco
     assert judged(trials, manifest, sexes).sexes == list(speakers.values())
     lines = "".join(f"{int(left == right)}\t{left}\t{right}\n" for left in keys for right in keys)
     (tmp_path / "mine.txt").write_text(lines, encoding="utf-8")
-    (one,) = lists_of_files(tmp_path, [tmp_path / "mine.txt"], sexes)
+    (one,) = trial_sets_from_files(tmp_path, [tmp_path / "mine.txt"], sexes)
     assert one.sexes == list(speakers.values())

@@ -161,10 +161,10 @@ def test_training_on_all_of_voxceleb_leaves_only_o_to_judge_on(reference, tmp_pa
     assert len(select(reference, train=both, lists=o, **options).speakers("train")) == 6
     assert len(select(reference, train=["vox2_dev"], lists=e, **options).speakers("train")) == 3
     with pytest.raises(
-        ValueError, match=r"vox1_E_cleaned: 3 of its speakers are trained on .* data.train=\[vox2_dev\]"
+        ValueError, match=r"vox1_E_cleaned: 3 of its speakers are trained on .* data.train_subsets=\[vox2_dev\]"
     ):
         select(reference, train=both, lists=e, **options)
-    with pytest.raises(ValueError, match=r"data.train=\['vox3'\]: expected some of vox1_dev, vox1_test"):
+    with pytest.raises(ValueError, match=r"data.train_subsets=\['vox3'\]: expected some of vox1_dev, vox1_test"):
         select(reference, train=["vox3"], lists=o, **options)
 
 

@@ -21,7 +21,7 @@ COMMANDS = [
     line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines() if line.strip()
 ]
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-TINY_DEMO = ("data.make.train_speakers=6", "data.make.test_speakers=4", "data.make.trials=40", "data.make.sessions=3")
+TINY_DEMO = ("data.synthesize.train_speakers=6", "data.synthesize.test_speakers=4", "data.synthesize.trials=40", "data.synthesize.sessions=3")
 SCRIPT = str(Path(sys.executable).with_name("sv-sparse"))
 TINY_RESNET = (*(word for word in TINY if not word.startswith("model.")), "model.base_channels=16")
 
@@ -96,24 +96,24 @@ def test_archives_are_compared_with_what_was_published(tmp_path):
 
 @pytest.mark.parametrize("command", of("python"))
 def test_a_python_command_of_the_readme_runs(command, tones: Tones, finished, tmp_path, cache, prepared):
-    known = {"data.root=PATH": f"data.root={tones.root}", "data.trials=FILE": f"data.trials={tones.trials}"}
+    known = {"data.root=PATH": f"data.root={tones.root}", "data.trial_lists=FILE": f"data.trial_lists={tones.trials}"}
     copy = shutil.copytree(finished, tmp_path / "finished")
-    known |= {"resume=RUN": f"resume={copy}", "init_from=RUN": f"init_from={copy}"}
+    known |= {"resume_from=RUN": f"resume_from={copy}", "init_from=RUN": f"init_from={copy}"}
     words = [known.get(word, word) for word in shlex.split(command, comments=True)][1:]
-    if words[0] == "train.py" and "--help" not in words and f"resume={copy}" not in words:
+    if words[0] == "train.py" and "--help" not in words and f"resume_from={copy}" not in words:
         words += [
             *(TINY_RESNET if "model=resnet34" in words else TINY),
             "trainer.epochs=1",
-            "trainer.statistics_crops=4",
+            "trainer.num_bn_crops=4",
         ]
         corpora = {"data=voxceleb": prepared.voxceleb, "experiment=vox_ecapa_paper": prepared.voxceleb}
         corpora |= {"experiment=cn_ecapa_paper": prepared.cnceleb}
         corpus = next((word for word in words if word in corpora), None)
         if corpus is not None:
             words = [prepared.put_into(word, corpora[corpus]) for word in words]
-            words += ["data.validation_share=0"]
+            words += ["data.val_fraction=0"]
         elif "data=folder" not in words and f"init_from={copy}" not in words:
-            words += [f"data.cache={cache}", *TINY_DEMO]
+            words += [f"data.cache_dir={cache}", *TINY_DEMO]
     out = run([sys.executable, str(ROOT / words[0]), *words[1:]], tmp_path)
     assert "| EER" in out or "Choices (GROUP=CHOICE)" in out
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sv_sparse.evaluation.complexity import packed_bytes, size_of
+from sv_sparse.evaluation.complexity import compressed_bytes, measure_complexity
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.resnet import ResNet34
 from sv_sparse.models.se_resnet import SEResNet
@@ -21,7 +21,7 @@ NETWORKS = {
 
 def sized(network: nn.Module) -> dict:
     weights = {name: p for group in partition(network) if group["name"] == "sparse" for name, p in group["params"]}
-    return size_of(network, weights, nn.Linear(16, 100, bias=False))
+    return measure_complexity(network, weights, nn.Linear(16, 100, bias=False))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -42,7 +42,7 @@ CONTEXT = 2 * 1536 * 128 * 199 / 1e9  # which ECAPA's pooling multiplies once, n
 @pytest.mark.parametrize(("network", "published"), [(ECAPA, 2.65 - CONTEXT), (ResNet34, 4.53)])
 def test_two_seconds_of_the_full_size_networks_cost_what_is_published(network, published, monkeypatch):
     monkeypatch.setattr("sv_sparse.evaluation.complexity.SECONDS", 2.0)
-    monkeypatch.setattr("sv_sparse.evaluation.complexity._ROUNDS", 1)
+    monkeypatch.setattr("sv_sparse.evaluation.complexity._NUM_TIMING_ROUNDS", 1)
     found = sized(network())["size"]
     assert found["macs"] / 1e9 == pytest.approx(published, rel=0.02)
     assert found["head_parameters"] == 1600
@@ -61,9 +61,9 @@ def test_zeros_are_counted_as_weights_as_work_and_as_whole_channels():
     assert (layer["dead_channels"], layer["dead_inputs"]) == (3, 1)
     assert layer["zeros"] == int((weight == 0).sum())
     kept = 1 - layer["zeros"] / layer["parameters"]
-    assert layer["kept_macs"] == pytest.approx(kept * before["macs"])
-    assert found["size"]["kept_parameters"] == dense["size"]["kept_parameters"] - layer["zeros"]
-    assert found["size"]["packed_bytes"] < dense["size"]["packed_bytes"] == dense["size"]["bytes"]
+    assert layer["nonzero_macs"] == pytest.approx(kept * before["macs"])
+    assert found["size"]["nonzero_parameters"] == dense["size"]["nonzero_parameters"] - layer["zeros"]
+    assert found["size"]["compressed_bytes"] < dense["size"]["compressed_bytes"] == dense["size"]["bytes"]
     assert found["size"]["parameters"] == sum(p.numel() for p in network.parameters())
     assert found["size"]["latency"]["seconds"] > 0
     assert not network.training
@@ -74,4 +74,4 @@ def test_zeros_are_counted_as_weights_as_work_and_as_whole_channels():
     [(1000, 4000), (960, 3840 + 125), (100, 400 + 125), (10, 40 + 20 + 44), (0, 44)],
 )
 def test_a_packed_weight_has_its_values_and_the_cheaper_way_to_say_where_they_are(kept, expected):
-    assert packed_bytes(1000, kept, 10) == expected
+    assert compressed_bytes(1000, kept, 10) == expected

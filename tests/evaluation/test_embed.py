@@ -97,7 +97,7 @@ def test_recordings_that_cannot_be_used_are_named_with_the_reason_and_left_out(t
 
 
 def test_more_than_the_allowed_share_that_cannot_be_used_is_one_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding, "_READ_AHEAD", 100)
+    monkeypatch.setattr(embedding, "_PREFETCH", 100)
     recordings = ramps(tmp_path, 200)
     for number in range(20):
         Path(recordings[number][0].path).write_bytes(b"nothing")

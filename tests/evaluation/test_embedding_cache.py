@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from test_embedding import Sums
+from test_embed import Sums
 from torch import nn
 
 from sv_sparse.data.audio import recording
@@ -75,9 +75,9 @@ def test_other_weights_another_network_and_a_changed_file_are_computed_anew(reco
     os.utime(path, ns=(1, 1))
     assert heard(tmp_path / "cache", recordings)[1] == 1
     other = EmbeddingCache(tmp_path / "cache", Counting(), MODEL | {"channels": 4})
-    assert other.find(recordings) == {}
+    assert other.get(recordings) == {}
     same = EmbeddingCache(tmp_path / "cache", Counting(), MODEL | {"implementation": "fused"})
-    assert len(same.find(recordings)) == 150
+    assert len(same.get(recordings)) == 150
 
 
 def test_an_interruption_keeps_what_was_embedded_and_the_end_is_the_same(recordings, tmp_path, monkeypatch):
@@ -92,12 +92,12 @@ def test_an_interruption_keeps_what_was_embedded_and_the_end_is_the_same(recordi
     with pytest.raises(KeyboardInterrupt):
         heard(tmp_path / "cache", recordings, Interrupted())
     found, count = heard(tmp_path / "cache", recordings)
-    assert count == 150 - embedding._READ_AHEAD
+    assert count == 150 - embedding._PREFETCH
     np.testing.assert_array_equal(found, expected)
 
 
 def test_embeddings_are_on_disk_within_seconds(recordings, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_cache, "_SECONDS", 0)
+    monkeypatch.setattr(embedding_cache, "_FLUSH_SECONDS", 0)
     heard(tmp_path / "cache", recordings)
     assert len(list((tmp_path / "cache").rglob("*.npz"))) == 3  # blocks
     assert heard(tmp_path / "cache", recordings)[1] == 0

@@ -14,12 +14,12 @@ from sv_sparse.data.trials import Trials
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.evaluation.embed import embed
 from sv_sparse.evaluation.embedding_cache import EmbeddingCache
-from sv_sparse.evaluation.evaluate import evaluate_lists, keep_evaluations
-from sv_sparse.evaluation.result import judge
-from sv_sparse.evaluation.score_files import difference_of, read_scores, read_speakers, write_scores, write_speakers
+from sv_sparse.evaluation.evaluate import evaluate_trial_sets, update_evaluations_file
+from sv_sparse.evaluation.result import compute_metrics
+from sv_sparse.evaluation.score_files import eer_difference, read_scores, read_speakers, write_scores, write_speakers
 from sv_sparse.evaluation.validation import validation_trials
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.config import Scoring
+from sv_sparse.scoring.config import ScoringConfig
 
 
 def test_a_score_file_is_read_as_it_was_written_whatever_the_names(tmp_path):
@@ -46,7 +46,7 @@ def test_score_files_keep_names_with_any_space_of_unicode(tmp_path, space):
     write_speakers(path.with_suffix(".speakers"), trials, [f"{name[0]}{space}" for name in names])
     np.testing.assert_array_equal(read_scores(path)[0], scores)
     assert read_speakers(path.with_suffix(".speakers")) == {name: f"{name[0]}{space}" for name in names}
-    gap, _ = difference_of(path, path)  # which asks for the names in both files
+    gap, _ = eer_difference(path, path)  # which asks for the names in both files
     assert gap == 0
 
 
@@ -88,12 +88,12 @@ def test_a_recording_without_samples_in_the_manifest_is_left_out_though_it_can_b
     is_target = np.array([True, False, False, True, False])
     trials = Trials("mine", is_target, np.array([0, 0, 4, 2, 1]), np.array([1, 2, 0, 3, 2]), names, {"pair": [1, 3]})
     one = judged(trials, manifest, {})
-    scoring = Scoring([0.01], 1.0, 1.0, "none", 300, 10, enrolment, [], [])
-    settings = {"limit": UnreadableLimit(0.5), "scores_to": None, "whole": False}
+    scoring = ScoringConfig([0.01], 1.0, 1.0, "none", 300, 10, enrolment, [], [])
+    settings = {"limit": UnreadableLimit(0.5), "output_dir": None, "with_details": False}
     for cache in (None, EmbeddingCache(tmp_path / "cache", _Loudness(), {})):
         if cache is not None:  # which may know its embedding from elsewhere
             embed(_Loudness(), torch.nn.Identity(), one.recordings, title="others", cache=cache)
-        (found,) = evaluate_lists(
+        (found,) = evaluate_trial_sets(
             _Loudness(),
             torch.nn.Identity(),
             [one],
@@ -105,7 +105,7 @@ def test_a_recording_without_samples_in_the_manifest_is_left_out_though_it_can_b
         lost = 2 if enrolment == "concatenated" else 1  # averages do with the others
         assert (found.trials, found.trials_left_out) == (5 - lost, lost)
     with pytest.raises(ValueError, match=r"b/s/1.wav: could not be used when its manifest was written"):
-        evaluate_lists(
+        evaluate_trial_sets(
             _Loudness(),
             torch.nn.Identity(),
             [one],
@@ -149,12 +149,12 @@ def test_validation_hears_as_many_sessions_of_a_speaker_as_there_are(tmp_path):
 
 
 def test_what_a_run_is_judged_by_later_is_kept_beside_what_was_there(tmp_path):
-    scoring = Scoring([0.01], 1.0, 1.0, "none", 300, 10, "average", [], [])
+    scoring = ScoringConfig([0.01], 1.0, 1.0, "none", 300, 10, "average", [], [])
     for name in ("one", "two", "one"):
         trials = Trials(name, np.array([True, False]), np.array([0, 1]), np.array([1, 0]), ["a", "b"])
         one, scores = Judged(trials, [[], []], [], [], [], None), np.array([1.0, 0.0], np.float32)
-        found = judge(one, scores, Backend(np.zeros(2, np.float32)), scoring, whole=True)
-        keep_evaluations(tmp_path, [found])
+        found = compute_metrics(one, scores, Backend(np.zeros(2, np.float32)), scoring, with_details=True)
+        update_evaluations_file(tmp_path, [found])
     kept = json.loads((tmp_path / "evaluations.json").read_text())
     assert list(kept) == ["one", "two"]
     assert kept["two"]["trials"] == 2
@@ -187,20 +187,20 @@ def test_two_systems_are_compared_on_the_same_trials(tmp_path):
     generator = np.random.default_rng(0)
     better, worse = generator.normal(size=496), 3 * generator.normal(size=496)
     ours, theirs = scored(tmp_path / "a", better), scored(tmp_path / "b", worse)
-    gain, (low, high) = difference_of(ours, theirs)
+    gain, (low, high) = eer_difference(ours, theirs)
     assert low < gain < high < 0
-    loss, (lower, upper) = difference_of(theirs, ours)
+    loss, (lower, upper) = eer_difference(theirs, ours)
     assert (loss, lower, upper) == (-gain, -high, -low)
-    assert difference_of(ours, ours) == (0, (0, 0))
+    assert eer_difference(ours, ours) == (0, (0, 0))
 
 
 def test_systems_are_not_compared_on_other_trials_nor_on_few_speakers(tmp_path):
     scores = np.random.default_rng(0).normal(size=496)
     ours = scored(tmp_path / "a", scores)
-    assert difference_of(ours, scored(tmp_path / "b", scores, label_of_first=True)) is None
+    assert eer_difference(ours, scored(tmp_path / "b", scores, label_of_first=True)) is None
     few = [scored(tmp_path / name, scores, speakers=4) for name in "cd"]
-    assert difference_of(*few) is None
+    assert eer_difference(*few) is None
     (tmp_path / "a" / "all.speakers").write_text("s0/0\ts0\n")
-    assert difference_of(ours, ours) is None
+    assert eer_difference(ours, ours) is None
     (tmp_path / "a" / "all.speakers").unlink()
-    assert difference_of(ours, ours) is None
+    assert eer_difference(ours, ours) is None

@@ -22,7 +22,7 @@ from sv_sparse.evaluation import embed as embedding
 from sv_sparse.evaluation.score_files import read_scores
 from sv_sparse.scoring.backend import Backend
 
-AS_NORM = ("--normalization", "as_norm", "--top-n", "3")
+AS_NORM = ("--score-norm", "as_norm", "--top-n", "3")
 
 
 @pytest.fixture
@@ -44,23 +44,23 @@ def evaluations(run: Path) -> dict:
 def test_without_lists_a_run_is_judged_by_its_own_and_gets_its_own_figures(run, capsys):
     text = evaluate(capsys, run)
     (own,) = json.loads((run / "results.json").read_text())["evaluations"].values()
-    del own["start_eer"]
+    del own["untrained_eer"]
     assert evaluations(run) == {"trials": own}
     assert f"trials: EER {own['eer']:.2%}" in text
     assert f"{own['trials']} trials, {own['targets']} targets of 3 speakers" in text
-    assert "enrolment: one recording; normalization: none" in text
+    assert "enrollment: one recording; score normalization: none" in text
     assert "minDCF" in text
     assert "p_target 0.05: minDCF" in text
 
 
 def test_the_second_time_nothing_is_embedded(run, capsys, monkeypatch):
     first = evaluate(capsys, run)
-    monkeypatch.setattr("sv_sparse.evaluation.embed._embedded", None)  # which a call would stumble over
+    monkeypatch.setattr("sv_sparse.evaluation.embed._embed_group", None)  # which a call would stumble over
     assert evaluate(capsys, run) == first
 
 
 def test_killed_in_the_middle_and_run_again_it_gives_the_same_scores(run, capsys, monkeypatch):
-    monkeypatch.setattr(embedding, "_READ_AHEAD", 4)
+    monkeypatch.setattr(embedding, "_PREFETCH", 4)
     shutil.rmtree(run / "embeddings")
     evaluate(capsys, run)
     expected = (run / "scores" / "trials.txt").read_text()
@@ -68,9 +68,9 @@ def test_killed_in_the_middle_and_run_again_it_gives_the_same_scores(run, capsys
     (run / "scores" / "trials.txt").unlink()
     slow = (
         "import time, sv_sparse.evaluation.embedding_cache as cache, sv_sparse.evaluation.embed as embedding\n"
-        "cache._SECONDS, embedding._READ_AHEAD, embed = 0, 4, embedding._embedded\n"
+        "cache._FLUSH_SECONDS, embedding._PREFETCH, embed = 0, 4, embedding._embed_group\n"
         "def slowly(*words):\n    time.sleep(0.3)\n    return embed(*words)\n"
-        "embedding._embedded = slowly\n"
+        "embedding._embed_group = slowly\n"
         f"from sv_sparse.commands.main import main\nmain(['evaluate', {str(run)!r}])\n"
     )
     process = subprocess.Popen([sys.executable, "-c", slow], stdout=subprocess.DEVNULL)
@@ -88,8 +88,8 @@ def test_killed_in_the_middle_and_run_again_it_gives_the_same_scores(run, capsys
 
 def test_as_norm_has_files_of_its_own_and_names_its_cohort(run, capsys):
     text = evaluate(capsys, run, *AS_NORM)
-    assert "normalization: AS-norm, top 3 of 4 training speakers" in text
-    assert evaluations(run)["trials_as_norm_3"]["normalization"] == "AS-norm, top 3 of 4 training speakers"
+    assert "score normalization: AS-norm, top 3 of 4 training speakers" in text
+    assert evaluations(run)["trials_as_norm_3"]["score_norm"] == "AS-norm, top 3 of 4 training speakers"
     plain, _ = read_scores(run / "scores" / "trials.txt")
     normalized, _ = read_scores(run / "scores" / "trials_as_norm_3.txt")
     assert len(plain) == len(normalized)
@@ -98,24 +98,24 @@ def test_as_norm_has_files_of_its_own_and_names_its_cohort(run, capsys):
 
 def test_a_cohort_with_fewer_speakers_than_asked_for_is_refused(run, capsys):
     with pytest.raises(SystemExit):
-        evaluate(capsys, run, "--normalization", "as_norm")
+        evaluate(capsys, run, "--score-norm", "as_norm")
     assert "scoring.top_n=300: expected at least 2 and at most 4" in capsys.readouterr().err
 
 
 def test_a_run_can_be_normalized_from_the_start(train, tones, tmp_path, capsys):
-    settings = ["scoring=as_norm", "scoring.top_n=3", f"folder={tmp_path / 'normal'}"]
-    assert train(*THREE_EPOCHS, *tones.settings(), *settings, "trainer.steps=3").status == 0
+    settings = ["scoring=as_norm", "scoring.top_n=3", f"run_dir={tmp_path / 'normal'}"]
+    assert train(*THREE_EPOCHS, *tones.settings(), *settings, "trainer.max_steps=3").status == 0
     results = json.loads((tmp_path / "normal" / "results.json").read_text())
     assert list(results["evaluations"]) == ["trials_as_norm_3"]
     state = checkpoint.load(tmp_path / "normal" / "checkpoints" / "model.pt", checkpoint.NETWORK_KEYS)
-    backend = Backend.of(state["backend"])
+    backend = Backend.from_dict(state["backend"])
     assert (backend.top_n, len(backend.cohort)) == (3, 4)
     assert "AS-norm, top 3 of 4" in evaluate(capsys, tmp_path / "normal")
-    assert "normalization: none" in evaluate(capsys, tmp_path / "normal", "--normalization", "none")
+    assert "score normalization: none" in evaluate(capsys, tmp_path / "normal", "--score-norm", "none")
 
 
 def test_more_close_strangers_than_training_speakers_are_refused_before_training(train, tones, tmp_path):
-    ended = train(*THREE_EPOCHS, *tones.settings(), "scoring=as_norm", f"folder={tmp_path / 'normal'}")
+    ended = train(*THREE_EPOCHS, *tones.settings(), "scoring=as_norm", f"run_dir={tmp_path / 'normal'}")
     assert ended.status == 2
     assert "scoring.top_n=300: expected at most 4, which are trained on" in ended.err
 
@@ -130,28 +130,28 @@ def test_a_folder_of_recordings_is_judged_by_the_lists_in_it(run, tones, tmp_pat
     (folder / "lists" / "two.txt").write_text("\n".join(lines[::2]) + "\n")
     table = tmp_path / "speakers.csv"
     table.write_text("speaker,sex\nid10006,f\nid10007,f\nid10008,m\n")
-    evaluate(capsys, run, "--on", f"folder:{folder}")
+    evaluate(capsys, run, "--trial-sets", f"folder:{folder}")
     assert set(evaluations(run)) == {"one", "two"}
     np.testing.assert_allclose(
         read_scores(run / "scores" / "one.txt")[0], read_scores(run / "scores" / "trials.txt")[0], atol=1e-5
     )
-    text = evaluate(capsys, run, "--root", tones.root, "--trials", tones.trials, "--speakers", table)
+    text = evaluate(capsys, run, "--audio-root", tones.root, "--trials", tones.trials, "--speaker-metadata", table)
     assert "sex f: EER" in text
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--on", "vox1_O_cleaned"], "was not trained on a prepared folder"),
-        (["--on", "folder:/nowhere"], "no trial list"),
-        (["--on", "nowhere:x"], "nowhere: expected a folder made by: sv-sparse prepare"),
-        (["--trials", "{trials}", "--root", "/nowhere"], "/nowhere: no such folder of recordings"),
-        (["--root", "{root}"], "--root and --trials go together"),
-        (["--trials", "{trials}"], "--root and --trials go together"),
-        (["--trials", "{trials}", "--root", "{root}/id10000"], "recordings are not in"),
-        (["--speakers", "{trials}"], "--speakers is for the lists of --trials"),
-        (["--top-n", "3"], "--top-n 3 is for --normalization as_norm"),
-        (["--trials", "{trials}", "{trials}", "--root", "{root}"], "expected lists of different names"),
+        (["--trial-sets", "vox1_O_cleaned"], "was not trained on a prepared folder"),
+        (["--trial-sets", "folder:/nowhere"], "no trial list"),
+        (["--trial-sets", "nowhere:x"], "nowhere: expected a folder made by: sv-sparse prepare"),
+        (["--trials", "{trials}", "--audio-root", "/nowhere"], "/nowhere: no such folder of recordings"),
+        (["--audio-root", "{root}"], "--audio-root and --trials go together"),
+        (["--trials", "{trials}"], "--audio-root and --trials go together"),
+        (["--trials", "{trials}", "--audio-root", "{root}/id10000"], "recordings are not in"),
+        (["--speaker-metadata", "{trials}"], "--speaker-metadata is for the lists of --trials"),
+        (["--top-n", "3"], "--top-n 3 is for --score-norm as_norm"),
+        (["--trials", "{trials}", "{trials}", "--audio-root", "{root}"], "expected lists of different names"),
     ],
 )
 def test_lists_that_are_not_there_are_named(run, tones, words, message, capsys):
@@ -164,27 +164,27 @@ def test_lists_that_are_not_there_are_named(run, tones, words, message, capsys):
 def test_a_network_file_that_lies_alone_has_no_lists(run, tmp_path, capsys):
     shutil.copy(run / "checkpoints" / "model.pt", tmp_path / "alone.pt")
     with pytest.raises(SystemExit):
-        evaluate(capsys, tmp_path / "alone.pt", "--scores", tmp_path / "scores")
+        evaluate(capsys, tmp_path / "alone.pt", "--output-dir", tmp_path / "scores")
     assert "has no lists of its own" in capsys.readouterr().err
 
 
 def test_another_list_of_the_same_name_does_not_take_the_place_of_the_runs_own(run, tones, tmp_path, capsys):
     other = tmp_path / "trials.txt"
     other.write_text("\n".join(tones.trials.read_text().splitlines()[::3]) + "\n")
-    words = ("--root", tones.root, "--trials", other)
+    words = ("--audio-root", tones.root, "--trials", other)
     before = (run / "scores" / "trials.txt").read_text()
     with pytest.raises(SystemExit):
         evaluate(capsys, run, *words)
-    assert "judged by another list called trials, of 153 trials" in capsys.readouterr().err
+    assert "evaluated on another list called trials, of 153 trials" in capsys.readouterr().err
     assert (run / "scores" / "trials.txt").read_text() == before
-    assert "51 trials" in evaluate(capsys, run, *words, "--scores", tmp_path / "elsewhere")
-    evaluate(capsys, run, "--root", tones.root, "--trials", tones.trials)  # the same list is welcome
+    assert "51 trials" in evaluate(capsys, run, *words, "--output-dir", tmp_path / "elsewhere")
+    evaluate(capsys, run, "--audio-root", tones.root, "--trials", tones.trials)  # the same list is welcome
 
 
 def test_a_read_only_run_is_judged_elsewhere(run, tmp_path, capsys):
     shutil.rmtree(run / "embeddings")
     (run / "embeddings").write_text("a file in the way")
-    assert "trials: EER" in evaluate(capsys, run, "--scores", tmp_path / "elsewhere")
+    assert "trials: EER" in evaluate(capsys, run, "--output-dir", tmp_path / "elsewhere")
     assert list((tmp_path / "elsewhere" / "embeddings").rglob("*.npz"))
 
 
@@ -194,7 +194,15 @@ def test_lists_of_files_with_speakers_that_a_run_knows_are_warned_of(run, tones,
     keys = [manifest.utterance(row) for row in manifest.split(split)]
     write_trial_list(tmp_path / "known.txt", keys)
     monkeypatch.chdir(run / "checkpoints")
-    words = ("model.pt", "--root", tones.root, "--trials", tmp_path / "known.txt", "--scores", tmp_path / "elsewhere")
+    words = (
+        "model.pt",
+        "--audio-root",
+        tones.root,
+        "--trials",
+        tmp_path / "known.txt",
+        "--output-dir",
+        tmp_path / "elsewhere",
+    )
     cli.main(["evaluate", *map(str, words)])
     speakers = len({key.split("/")[0] for key in keys})
     assert f"list known has {len(keys)} utterances and {speakers} speakers" in capsys.readouterr().err
@@ -203,7 +211,7 @@ def test_lists_of_files_with_speakers_that_a_run_knows_are_warned_of(run, tones,
 def test_scores_that_were_removed_leave_a_report_without_their_curves(run, tones, tmp_path, capsys):
     (run / "scores" / "trials.txt").unlink()
     shutil.copy(tones.trials, tmp_path / "again.txt")
-    evaluate(capsys, run, "--root", tones.root, "--trials", tmp_path / "again.txt")
+    evaluate(capsys, run, "--audio-root", tones.root, "--trials", tmp_path / "again.txt")
     page = (run / "report.html").read_text()
     assert "Scores of again" in page
     assert "Scores of trials" not in page
@@ -221,8 +229,14 @@ def test_choosing_stopping_and_calibrating_never_touch_the_trials(tones, attempt
     folders = []
     for listed in (tones.trials, wrong):
         folder = tmp_path / f"run{len(folders)}"
-        settings = [*Tones(tones.root, listed).settings(), "data.validation_share=0.4", "trainer.patience=1"]
-        settings += ["trainer.band=1", "scoring=as_norm", "scoring.top_n=3", "trainer.epochs=6", f"folder={folder}"]
+        settings = [*Tones(tones.root, listed).settings(), "data.val_fraction=0.4", "trainer.early_stop_patience=1"]
+        settings += [
+            "trainer.best_sparsity_tolerance=1",
+            "scoring=as_norm",
+            "scoring.top_n=3",
+            "trainer.epochs=6",
+            f"run_dir={folder}",
+        ]
         done = attempts(*THREE_EPOCHS, *settings)
         assert done.status == 0, done.err
         folders.append(folder)
@@ -236,20 +250,22 @@ def test_choosing_stopping_and_calibrating_never_touch_the_trials(tones, attempt
     assert rows(folders[0]) == rows(folders[1])
     assert states[0]["best"]["epoch"] is not None
     found = checkpoint.load(folders[0] / "checkpoints" / "model.pt", checkpoint.NETWORK_KEYS)
-    assert Backend.of(found["backend"]).calibration is not None
+    assert Backend.from_dict(found["backend"]).calibration is not None
     eers = [json.loads((folder / "results.json").read_text())["eer"] for folder in folders]
     assert sum(eers) == pytest.approx(1, abs=0.02)  # the judgement itself is turned round
 
 
 def test_two_processes_share_the_embedding_and_give_the_scores_of_one(run, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding, "_READ_AHEAD", 4)
+    monkeypatch.setattr(embedding, "_PREFETCH", 4)
     shutil.rmtree(run / "embeddings")
     expected = evaluate(capsys, run)
     scores = (run / "scores" / "trials.txt").read_text()
     shutil.rmtree(run / "embeddings")
     script = tmp_path / "evaluate.py"
     script.write_text(
-        f"from sv_sparse import cli, embedding\nembedding._READ_AHEAD = 4\ncli.main(['evaluate', {str(run)!r}])\n"
+        "from sv_sparse.commands.main import main\n"
+        "from sv_sparse.evaluation import embed\n"
+        f"embed._PREFETCH = 4\nmain(['evaluate', {str(run)!r}])\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     done = subprocess.run(
@@ -272,7 +288,7 @@ def test_labels_that_are_turned_round_are_noticed(run, tones, tmp_path, capsys, 
     lines = (run / "scores" / "trials.txt").read_text().splitlines()
     turned = [line.split() for line in lines]
     (tmp_path / "turned.txt").write_text("".join(f"{1 - int(label)} {a} {b}\n" for a, b, _, label in turned))
-    evaluate(capsys, run, "--root", tones.root, "--trials", tmp_path / "turned.txt")
+    evaluate(capsys, run, "--audio-root", tones.root, "--trials", tmp_path / "turned.txt")
     (own,) = json.loads((run / "results.json").read_text())["evaluations"].values()
     assert own["eer"] < 0.5
     assert "turned: EER" in caplog.text

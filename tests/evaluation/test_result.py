@@ -8,13 +8,13 @@ import pytest
 from sv_sparse.data.manifest import Part
 from sv_sparse.data.prepared import Judged, concatenated, without
 from sv_sparse.data.trials import Trials
-from sv_sparse.evaluation.result import Sides, judge
+from sv_sparse.evaluation.result import TrialSideInfo, compute_metrics
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.calibration import Calibration
-from sv_sparse.scoring.config import Scoring
-from sv_sparse.scoring.metrics import eer, rank_scores
+from sv_sparse.scoring.config import ScoringConfig
+from sv_sparse.scoring.metrics import eer, sort_scores
 
-SCORING = Scoring([0.01, 0.05], 1.0, 1.0, "none", 300, 10, "average", [], [0.05])
+SCORING = ScoringConfig([0.01, 0.05], 1.0, 1.0, "none", 300, 10, "average", [], [0.05])
 PLAIN = Backend(np.zeros(2, np.float32))
 
 
@@ -42,26 +42,26 @@ def listed(count: int = 400, *, known: bool = True, seed: int = 0) -> tuple[Judg
 
 def test_every_number_says_what_it_was_measured_on():
     one, scores = listed()
-    found = judge(one, scores, PLAIN, SCORING, whole=True)
+    found = compute_metrics(one, scores, PLAIN, SCORING, with_details=True)
     assert (found.name, found.trials, found.speakers) == ("list", 400, 8)
     assert found.targets == one.trials.is_target.sum()
-    assert (found.enrolment, found.normalization, found.calibration) == ("one recording", "none", None)
-    assert [cost["p_target"] for cost in found.costs] == [0.01, 0.05]
-    assert all(cost["act_dcf"] is None for cost in found.costs)
+    assert (found.enrollment, found.score_norm, found.calibration) == ("one recording", "none", None)
+    assert [cost["p_target"] for cost in found.dcf] == [0.01, 0.05]
+    assert all(cost["act_dcf"] is None for cost in found.dcf)
     low, high = found.eer_interval
     assert low < found.eer < high
-    for cost in found.costs:
+    for cost in found.dcf:
         assert cost["min_dcf_interval"][0] <= cost["min_dcf"] <= cost["min_dcf_interval"][1]
-    assert found.key == "list"
+    assert found.id == "list"
 
 
 def test_groups_are_judged_by_their_trials_alone():
     one, scores = listed(6000)
     trials = one.trials
-    groups = judge(one, scores, PLAIN, SCORING, whole=True).groups
+    groups = compute_metrics(one, scores, PLAIN, SCORING, with_details=True).breakdown
     assert set(groups) == {"genre", "seconds", "sex"}
     song = np.array(one.genres)[trials.test] == "song"
-    assert groups["genre"]["song"]["eer"] == eer(rank_scores(scores[song], trials.is_target[song]))[0]
+    assert groups["genre"]["song"]["eer"] == eer(sort_scores(scores[song], trials.is_target[song]))[0]
     assert groups["genre"]["song"]["trials"] == song.sum()
     shorter = np.minimum(np.array(one.seconds)[trials.enrolment], np.array(one.seconds)[trials.test])
     assert {name: group["trials"] for name, group in groups["seconds"].items()} == {
@@ -77,10 +77,10 @@ def test_groups_are_judged_by_their_trials_alone():
 
 def test_speakers_in_paths_are_believed_where_the_labels_agree():
     one, scores = listed(known=False)
-    assert Sides.of(one).speakers[:5] == ["s0", "s0", "s0", "s0", "s1"]
-    assert judge(one, scores, PLAIN, SCORING, whole=True).speakers == 8
+    assert TrialSideInfo.from_trial_set(one).speakers[:5] == ["s0", "s0", "s0", "s0", "s1"]
+    assert compute_metrics(one, scores, PLAIN, SCORING, with_details=True).speakers == 8
     one.trials.is_target[:] = ~one.trials.is_target
-    found = judge(one, scores, PLAIN, SCORING, whole=True)
+    found = compute_metrics(one, scores, PLAIN, SCORING, with_details=True)
     assert (found.speakers, found.eer_interval) == (None, None)
 
 
@@ -89,20 +89,20 @@ def test_few_speakers_have_no_interval():
     owners = np.isin(one.trials.enrolment // 4, range(4))  # who alone have targets, beside four strangers
     columns = (one.trials.is_target, one.trials.enrolment, one.trials.test)
     few = replace(one, trials=Trials("few", *(column[owners] for column in columns), one.trials.utterances))
-    found = judge(few, scores[owners], PLAIN, SCORING, whole=True)
+    found = compute_metrics(few, scores[owners], PLAIN, SCORING, with_details=True)
     assert (found.speakers, found.eer_interval) == (8, None)
 
 
 def test_a_calibrated_network_is_judged_by_its_decisions():
     one, scores = listed(4000)
     calibration = Calibration(1.5, -1.1, {}, 0.1, 10, 5, 2, {0.05: 0.7})
-    found = judge(one, scores, Backend(PLAIN.mean, calibration=calibration), SCORING, whole=True)
+    found = compute_metrics(one, scores, Backend(PLAIN.mean, calibration=calibration), SCORING, with_details=True)
     accepted = 1.5 * scores - 1.1 >= 0.7
-    (decision,) = found.decisions
+    (decision,) = found.thresholds
     assert decision["p_fa"] == pytest.approx(accepted[~one.trials.is_target].mean())
     assert decision["p_miss"] == pytest.approx((~accepted)[one.trials.is_target].mean())
     assert found.min_cllr <= found.cllr < 1
-    assert all(cost["min_dcf"] <= cost["act_dcf"] for cost in found.costs)
+    assert all(cost["min_dcf"] <= cost["act_dcf"] for cost in found.dcf)
     assert (
         found.calibration == "logistic regression of scores on 10 trials of 2 held-out speakers, one utterance a side"
     )
@@ -112,10 +112,10 @@ def test_a_calibration_that_wants_to_know_how_long_utterances_are_is_silent_wher
     calibration = Calibration(1.5, -1.1, {"duration": 0.5}, 0.1, 10, 5, 2, {0.05: 0.7})
     backend = Backend(PLAIN.mean, calibration=calibration)
     one, scores = listed()
-    assert judge(one, scores, backend, SCORING, whole=False).cllr is not None
+    assert compute_metrics(one, scores, backend, SCORING, with_details=False).cllr is not None
     one, scores = listed(known=False)
-    found = judge(one, scores, backend, SCORING, whole=False)
-    assert (found.cllr, found.calibration, found.decisions) == (None, None, [])
+    found = compute_metrics(one, scores, backend, SCORING, with_details=False)
+    assert (found.cllr, found.calibration, found.thresholds) == (None, None, [])
 
 
 def test_a_score_that_is_not_a_number_is_an_error_that_names_the_trial():
@@ -124,7 +124,7 @@ def test_a_score_that_is_not_a_number_is_an_error_that_names_the_trial():
     left, right = one.trials.enrolment[7], one.trials.test[7]
     name = f"the score of list, {one.trials.utterances[left]} {one.trials.utterances[right]} is nan; 1 of 400"
     with pytest.raises(ValueError, match=name):
-        judge(one, scores, PLAIN, SCORING, whole=False)
+        compute_metrics(one, scores, PLAIN, SCORING, with_details=False)
 
 
 def test_enrolments_of_several_utterances_are_told_and_can_be_concatenated():
@@ -132,18 +132,21 @@ def test_enrolments_of_several_utterances_are_told_and_can_be_concatenated():
     trials = Trials("models", np.array([True, False]), np.array([32, 33]), np.array([0, 0]), one.trials.utterances,
                     {"m0": [1, 2, 3], "m1": [4, 5]})  # fmt: skip
     several = Judged(trials, one.recordings, one.genres, one.speakers, one.seconds, None, one.sexes)
-    sides = Sides.of(several)
+    sides = TrialSideInfo.from_trial_set(several)
     assert (sides.speakers[32], sides.seconds[32], sides.sexes[33]) == ("s0", 4 + 7 + 10, "f")
     scores = np.array([1.0, 0.0], np.float32)
-    assert judge(several, scores, PLAIN, SCORING, whole=False).enrolment == "average of up to 3 utterances"
+    assert (
+        compute_metrics(several, scores, PLAIN, SCORING, with_details=False).enrollment
+        == "average of up to 3 utterances"
+    )
     joined = concatenated(several)
     assert joined.trials.utterances[32:] == ["m0", "m1"]
     assert joined.recordings[32] == [part for k in (1, 2, 3) for part in one.recordings[k]]
     assert (joined.seconds[33], joined.speakers[33]) == (1 + 4, "s1")
     assert joined.trials.heard().tolist() == [0, 32, 33]
     assert trials.heard().tolist() == [0, 1, 2, 3, 4, 5]
-    found = judge(joined, scores, PLAIN, replace(SCORING, enrolment="concatenated"), whole=False)
-    assert (found.enrolment, found.key) == ("up to 3 utterances concatenated", "models_concatenated")
+    found = compute_metrics(joined, scores, PLAIN, replace(SCORING, enrollment="concatenated"), with_details=False)
+    assert (found.enrollment, found.id) == ("up to 3 utterances concatenated", "models_concatenated")
 
 
 def test_a_list_that_lost_recordings_is_judged_by_its_rest_and_says_how_much_it_lost():
@@ -151,19 +154,19 @@ def test_a_list_that_lost_recordings_is_judged_by_its_rest_and_says_how_much_it_
     rest = without(complete, [0, 9])
     trials = complete.trials
     remains = ~(np.isin(trials.enrolment, [0, 9]) | np.isin(trials.test, [0, 9]))
-    evaluation = judge(rest, scores[remains], PLAIN, SCORING, whole=True)
+    evaluation = compute_metrics(rest, scores[remains], PLAIN, SCORING, with_details=True)
     assert (evaluation.trials, evaluation.trials_left_out) == (remains.sum(), 4000 - remains.sum())
     assert evaluation.recordings_left_out == 2
     assert rest.left_out.recordings == ["s0/v/0.wav", "s2/v/1.wav"]
-    assert (evaluation.list_digest, evaluation.digest) == (trials.digest, rest.trials.digest)
-    assert evaluation.digest != evaluation.list_digest
-    assert evaluation.eer == eer(rank_scores(scores[remains], trials.is_target[remains]))[0]
+    assert (evaluation.list_checksum, evaluation.checksum) == (trials.digest, rest.trials.digest)
+    assert evaluation.checksum != evaluation.list_checksum
+    assert evaluation.eer == eer(sort_scores(scores[remains], trials.is_target[remains]))[0]
     song = remains & (np.array(complete.genres)[trials.test] == "song")
-    assert evaluation.groups["genre"]["song"]["trials"] == song.sum()
+    assert evaluation.breakdown["genre"]["song"]["trials"] == song.sum()
     assert rest.recordings[0] == complete.recordings[1]
-    nothing_lost = judge(complete, scores, PLAIN, SCORING, whole=False)
+    nothing_lost = compute_metrics(complete, scores, PLAIN, SCORING, with_details=False)
     assert (nothing_lost.trials_left_out, nothing_lost.recordings_left_out) == (0, 0)
-    assert nothing_lost.digest == nothing_lost.list_digest == trials.digest
+    assert nothing_lost.checksum == nothing_lost.list_checksum == trials.digest
 
 
 def test_speakers_of_whom_nothing_can_be_used_are_not_counted():
@@ -171,32 +174,31 @@ def test_speakers_of_whom_nothing_can_be_used_are_not_counted():
     trials = complete.trials
     rest = without(complete, [28, 29, 30, 31])
     remains = (trials.enrolment < 28) & (trials.test < 28)
-    assert judge(rest, scores[remains], PLAIN, SCORING, whole=False).speakers == 7
+    assert compute_metrics(rest, scores[remains], PLAIN, SCORING, with_details=False).speakers == 7
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"normalization": "s_norm"}, "scoring.normalization=s_norm: expected one of none, as_norm"),
-        ({"enrolment": "first"}, "scoring.enrolment=first: expected one of average, concatenated"),
-        ({"quality": ["noise"]}, "scoring.quality=noise: expected one of duration, magnitude"),
+        ({"score_norm": "s_norm"}, "scoring.score_norm=s_norm: expected one of none, as_norm"),
+        ({"enrollment": "first"}, "scoring.enrollment=first: expected one of average, concatenated"),
+        ({"quality_measures": ["noise"]}, "scoring.quality_measures=noise: expected one of duration, magnitude"),
         ({"p_target": []}, "scoring.p_target: expected one prior or several, got none"),
         ({"p_target": [0.5, 1.0]}, "scoring.p_target must be above 0 and below 1, got 1.0"),
-        ({"false_alarms": [0.0]}, "scoring.false_alarms must be above 0 and below 1, got 0.0"),
+        ({"target_fars": [0.0]}, "scoring.target_fars must be above 0 and below 1, got 0.0"),
         ({"top_n": 1}, "scoring.top_n must be 2 or more"),
-        ({"p_target": "high"}, "scoring.p_target=high: expected a number or several"),
-        ({"p_target": None}, "scoring.p_target=None: expected a number or several"),
-        ({"false_alarms": [None]}, "scoring.false_alarms=.None.: expected a number or several"),
-        ({"c_miss": None}, "scoring.c_miss=None: expected a number"),
-        ({"c_fa": float("inf")}, "scoring.c_fa=inf: expected a number"),
-        ({"quality": "duration"}, "scoring.quality=duration: expected a list"),
+        ({"p_target": "high"}, "scoring.p_target=high: expected finite numbers"),
+        ({"p_target": None}, "scoring.p_target=None: expected finite numbers"),
+        ({"target_fars": [None]}, "scoring.target_fars=.None.: expected finite numbers"),
+        ({"c_miss": None}, "scoring.c_miss=None: expected finite numbers"),
+        ({"c_fa": float("inf")}, "scoring.c_fa=inf: expected finite numbers"),
     ],
 )
 def test_settings_of_scoring_check_themselves(setting, message):
     with pytest.raises(ValueError, match=message):
-        Scoring(**{**vars(SCORING), **setting})
+        ScoringConfig(**{**vars(SCORING), **setting})
 
 
 def test_one_prior_may_be_given_without_brackets():
-    assert [point.p_target for point in Scoring(**{**vars(SCORING), "p_target": 0.1}).points] == [0.1]
-    assert [point.p_target for point in Scoring(**{**vars(SCORING), "p_target": [0.1, 0.1]}).points] == [0.1]
+    assert [point.p_target for point in ScoringConfig(**{**vars(SCORING), "p_target": 0.1}).points] == [0.1]
+    assert [point.p_target for point in ScoringConfig(**{**vars(SCORING), "p_target": [0.1, 0.1]}).points] == [0.1]

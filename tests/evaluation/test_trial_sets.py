@@ -2,7 +2,7 @@
 
 import pytest
 
-from sv_sparse.evaluation.trial_sets import _expanded
+from sv_sparse.evaluation.trial_sets import expand_aliases
 
 
 @pytest.mark.parametrize(
@@ -16,9 +16,9 @@ from sv_sparse.evaluation.trial_sets import _expanded
     ],
 )
 def test_the_usual_lists_have_short_names_and_others_are_called_as_they_are(names, expected):
-    assert list(_expanded(names)) == expected
+    assert list(expand_aliases(names)) == expected
 
 
 def test_a_missing_name_is_an_error():
     with pytest.raises(ValueError, match="expected PREPARED:LIST"):
-        list(_expanded("cnceleb,"))
+        list(expand_aliases("cnceleb,"))

@@ -27,41 +27,41 @@ def evaluation(name: str, **changes: Any) -> dict[str, Any]:
     known = {
         **{
             "name": name,
-            "key": name,
-            "digest": "0123456789abcdef",
+            "id": name,
+            "checksum": "0123456789abcdef",
             "trials": 400,
             "targets": 100,
             "speakers": 48,
-            "enrolment": "one utterance",
+            "enrollment": "one utterance",
         },
-        **{"normalization": "AS-norm, top 300 of 5,994 training speakers", "costs": costs},
+        **{"score_norm": "AS-norm, top 300 of 5,994 training speakers", "dcf": costs},
         "calibration": "logistic regression on 1,234 trials of 12 held-out training speakers",
         **{"eer": 0.1128, "eer_threshold": 0.41, "eer_interval": [0.0981, 0.1302], "cllr": 0.41, "min_cllr": 0.37},
-        "groups": {
+        "breakdown": {
             "genre": {
                 genre: {"trials": 200, "targets": 50, "eer": 0.1 + 0.01 * len(genre)} for genre in ("song", "vlog")
             },
             "seconds": {"2 to 4": {"trials": 150, "targets": 40, "eer": 0.16}},
             "sex": {"f": {"trials": 220, "targets": 55, "eer": 0.1}, "m": {"trials": 180, "targets": 45, "eer": 0.12}},
         },
-        "decisions": [{"false_alarms": 0.05, "threshold": 1.25, "p_fa": 0.0612, "p_miss": 0.1834}],
-        "start_eer": 0.4322,
+        "thresholds": [{"target_far": 0.05, "threshold": 1.25, "p_fa": 0.0612, "p_miss": 0.1834}],
+        "untrained_eer": 0.4322,
     }
     return known | changes
 
 
 def unknown(name: str) -> dict[str, Any]:
     """A list of which nothing is known but its scores."""
-    one = evaluation(name, speakers=None, calibration=None, eer_interval=None, cllr=None, groups={}, decisions=[])
-    costs = [cost | {"min_dcf_interval": None, "act_dcf": None} for cost in one["costs"]]
-    return one | {"costs": costs, "normalization": "none"}
+    one = evaluation(name, speakers=None, calibration=None, eer_interval=None, cllr=None, breakdown={}, thresholds=[])
+    costs = [cost | {"min_dcf_interval": None, "act_dcf": None} for cost in one["dcf"]]
+    return one | {"dcf": costs, "score_norm": "none"}
 
 
 def layer(parameters: int, zeros: int) -> dict[str, int]:
     return {
         **{"parameters": parameters, "zeros": zeros, "channels": 16, "dead_channels": 2, "inputs": 8, "dead_inputs": 0},
-        **{"macs": 300 * parameters, "kept_macs": 300 * (parameters - zeros)},
-        **{"bytes": 4 * parameters, "packed_bytes": 4 * (parameters - zeros) + parameters // 8},
+        **{"macs": 300 * parameters, "nonzero_macs": 300 * (parameters - zeros)},
+        **{"bytes": 4 * parameters, "compressed_bytes": 4 * (parameters - zeros) + parameters // 8},
     }
 
 
@@ -78,7 +78,7 @@ def results(
     known = {
         **{
             "target_sparsity": target,
-            "sparsity_before_landing": target,
+            "sparsity_tracked": target,
             "sparsity": target,
             "lambda": 0.1 * (target > 0),
         },
@@ -86,12 +86,12 @@ def results(
             "sparsity_network": target,
             "sparsity_all": 1 - kept / 20_500,
             "parameters": 20_500,
-            "kept_parameters": kept,
+            "nonzero_parameters": kept,
         },
-        **{"validation_eer": 0.2, "validation_eer_before_landing": 0.21, "started_sparse": target > 0},
-        **{"eer": first["eer"], "min_dcf": first["costs"][0]["min_dcf"], "start_eer": first["start_eer"]},
+        **{"validation_eer": 0.2, "validation_eer_tracked": 0.21, "sparse_init": target > 0},
+        **{"eer": first["eer"], "min_dcf": first["dcf"][0]["min_dcf"], "untrained_eer": first["untrained_eer"]},
         **{"seconds": 228.0, "seed": 0, "evaluations": evaluations},
-        "scoring": {"normalization": first["normalization"], "subtracted": "mean embedding of 512 training crops"},
+        "scoring": {"score_norm": first["score_norm"], "mean_embedding": "mean embedding of 512 training crops"},
         "corpus": {
             **{"name": "voxceleb", "synthetic": False, "path": "/data/prepared", "train": ["vox2_dev"]},
             "trials": ["vox1_O_cleaned"],
@@ -102,8 +102,8 @@ def results(
         },
         "layers": {name: layer(10_000, round(10_000 * target)) for name in layers},
         "size": {
-            **{"parameters": 20_500, "kept_parameters": kept, "macs": 6_000_000, "kept_macs": 600_000},
-            **{"bytes": 82_000, "packed_bytes": 10_500, "seconds_of_speech": 3.0, "head_parameters": 1024},
+            **{"parameters": 20_500, "nonzero_parameters": kept, "macs": 6_000_000, "nonzero_macs": 600_000},
+            **{"bytes": 82_000, "compressed_bytes": 10_500, "seconds_of_speech": 3.0, "head_parameters": 1024},
             "latency": {"seconds": 0.0912, "device": "cpu", "threads": 1},
         },
     }

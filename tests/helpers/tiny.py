@@ -20,11 +20,11 @@ TINY = (
     "trainer.epochs=2",
     "trainer.batch_size=4",
     "trainer.crop_seconds=0.3",
-    "trainer.statistics_crops=8",
-    "trainer.workers=0",
+    "trainer.num_bn_crops=8",
+    "trainer.num_workers=0",
     "trainer.precision=fp32",
     "trainer.device=cpu",
-    "trainer.log_every=1",
+    "trainer.log_interval=1",
 )
 
 THREE_EPOCHS = (*TINY, "trainer.epochs=3", "target_sparsity=0.8")  # of 6 steps each, on the tiny corpus
@@ -37,7 +37,7 @@ class Tones(NamedTuple):
     trials: Path
 
     def settings(self) -> list[str]:
-        return ["data=folder", f"data.root={self.root}", f"data.trials={self.trials}"]
+        return ["data=folder", f"data.root={self.root}", f"data.trial_lists={self.trials}"]
 
 
 class Outcome(NamedTuple):

@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 
 from sv_sparse.config.settings import resolve
-from sv_sparse.evaluation.corpus import prepare_corpus
+from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.io import write_json
 from sv_sparse.models.contract import check_network
 from sv_sparse.models.ecapa_tdnn import ECAPA
@@ -80,7 +80,7 @@ class WithoutBins(nn.Module):
 def resolved(tones, *words, network: str):
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        settings = resolve(compose("config", ["name=test", *TINY, *tones.settings(), *words]))
+        settings = resolve(compose("config", ["run_name=test", *TINY, *tones.settings(), *words]))
     settings["model"] = {"_target_": f"test_contract.{network}"}
     return settings
 
@@ -89,7 +89,7 @@ def test_a_network_without_attributes_is_trained_landed_judged_and_reported(tone
     settings = resolved(tones, "trainer.epochs=1", "target_sparsity=0.5", network="Own")
     (tmp_path / "checkpoints").mkdir()
     check_buildable(settings)
-    experiment = build(settings, tmp_path, prepare_corpus(settings, tmp_path))
+    experiment = build(settings, tmp_path, load_corpus(settings, tmp_path))
     trainer = Trainer(experiment, 0.0)
     trainer.fit()
     landing = land(experiment, trainer.judged)
@@ -170,7 +170,7 @@ def test_settings_say_which_modules_stay_dense_and_which_may_become_zero(tones, 
     with pytest.raises(ValueError, match=r"sparsity.dense=\['gian'\], .* dense names 'gian'"):
         check_buildable(resolved(tones, "sparsity.dense=[gian]", network="WithUnknownType"))
     settings = resolved(tones, "sparsity.sparse=[gain]", "sparsity.dense=[last]", network="WithUnknownType")
-    experiment = build(settings, tmp_path, prepare_corpus(settings, tmp_path))
+    experiment = build(settings, tmp_path, load_corpus(settings, tmp_path))
     assert set(experiment.sparse_params) == {"gain", "layer.weight"}
     regulated = {id(param) for param in experiment.controller.params}
     assert regulated == {id(param) for param in experiment.sparse_params.values()}

@@ -182,7 +182,7 @@ def test_without_kernels_training_goes_on_with_one_warning(kind: str, without, t
         steps = [trained(small().train(), bf16=False) for _ in range(2)]
     assert all(value.isfinite().all() for step in steps for value in step)
     (words,) = [str(warning.message) for warning in warned]
-    assert "choose model.implementation=torch" in words
+    assert "choose trainer.cpu_kernels=torch" in words
     assert "takes up to a tenth longer" in words
 
 
@@ -205,7 +205,7 @@ def test_fused_without_a_compiler_is_an_error_before_training_and_says_what_to_c
     without("no-such-compiler")
     model = small("fused").eval()
     assert model(torch.randn(2, 20, 30)).shape == (2, 192)  # as of older runs, whose settings say fused
-    sentence = "the network's kernels cannot be compiled with no-such-compiler: .*choose model.implementation=torch"
+    sentence = "the network's kernels cannot be compiled with no-such-compiler: .*choose trainer.cpu_kernels=torch"
     with pytest.raises(OSError, match=sentence):
         model.train()
     with pytest.raises(OSError, match=sentence):

@@ -77,7 +77,7 @@ def pages(tmp_path_factory) -> dict[str, str]:
     run = run_folder(folder / ("a_run_with_a_long_name_" * 4), found)
     write_report(run, found, draw_run(run, found))
     fixed = run_folder(
-        folder / "fixed", results(sparsity_before_landing=0.7, sparsity=0.7), controller="FixedController"
+        folder / "fixed", results(sparsity_tracked=0.7, sparsity=0.7), controller="FixedController"
     )
     dense = run_folder(folder / "dense", results(target=0.0))
     write_comparison(folder / "compared", read_entries([run, fixed, dense], None)[0], {})

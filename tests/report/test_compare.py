@@ -14,7 +14,7 @@ from helpers.reported import DEMO_CORPUS, evaluation, results, run_folder, unkno
 from helpers.tiny import ROOT
 
 from sv_sparse.commands import main as cli
-from sv_sparse.evaluation.score_files import difference_of
+from sv_sparse.evaluation.score_files import eer_difference
 from sv_sparse.report.compare import compare_table, write_comparison
 from sv_sparse.report.cost import ways
 from sv_sparse.report.sweep import differences_to_first, read_entries
@@ -26,12 +26,12 @@ def swept(tmp_path) -> list[Path]:
     """Two runs that find their target, three with a fixed lambda, a dense one, and one that is not finished."""
     found = [
         run_folder(
-            tmp_path / f"feedback_{target}", results(target, seconds=180.0, sparsity_before_landing=target + 1e-5)
+            tmp_path / f"feedback_{target}", results(target, seconds=180.0, sparsity_tracked=target + 1e-5)
         )
         for target in (0.75, 0.9)
     ]
     for lambda_, sparsity in ((0.05, 0.65), (0.1, 0.92), (0.2, 0.99)):
-        one = results(sparsity_before_landing=sparsity, sparsity=sparsity, seconds=300.0) | {"lambda": lambda_}
+        one = results(sparsity_tracked=sparsity, sparsity=sparsity, seconds=300.0) | {"lambda": lambda_}
         found.append(run_folder(tmp_path / f"fixed_{lambda_}", one, controller="FixedController"))
     found.append(run_folder(tmp_path / "dense", results(0.0, lists=[unknown("trials")]), controller="FixedController"))
     (tmp_path / "begun").mkdir()
@@ -70,7 +70,7 @@ def test_the_script_is_the_command(swept):
 def test_a_row_for_each_list_that_a_run_was_judged_by_since(tmp_path, capsys):
     run = run_folder(tmp_path / "run", results())
     later = evaluation("other", trials=1234)
-    del later["start_eer"]
+    del later["untrained_eer"]
     (run / "evaluations.json").write_text(json.dumps({"other": later}))
     cli.main(["compare", str(run)])
     assert sorted(row[1] for row in cells(capsys.readouterr().out)) == ["other", "trials"]
@@ -177,7 +177,7 @@ def test_runs_that_scored_the_same_trials_are_compared_with_the_first(tmp_path, 
 
 
 def test_other_trials_under_one_name_are_told_apart(tmp_path):
-    lists = [evaluation("trials"), evaluation("trials", trials=7, digest="fedcba9876543210")]
+    lists = [evaluation("trials"), evaluation("trials", trials=7, checksum="fedcba9876543210")]
     runs = [run_folder(tmp_path / name, results(lists=[one])) for name, one in zip("ab", lists, strict=True)]
     entries, _ = read_entries(runs, None)
     assert [entry.one["name"] for entry in entries] == ["trials (012345)", "trials (fedcba)"]
@@ -197,7 +197,7 @@ def test_trials_that_were_left_out_are_a_column_where_there_are_any(tmp_path):
 
 def test_a_list_of_which_other_trials_were_scored_since_is_shown_as_it_was_judged_last(tmp_path):
     run = run_folder(tmp_path / "run", results(lists=[evaluation("trials", trials_left_out=5, recordings_left_out=1)]))
-    mended = evaluation("trials", eer=0.09, digest="fedcba9876543210")
+    mended = evaluation("trials", eer=0.09, checksum="fedcba9876543210")
     (run / "evaluations.json").write_text(json.dumps({"trials": mended}))
     (entry,), _ = read_entries([run], None)
     assert entry.one["eer"] == 0.09
@@ -209,7 +209,7 @@ def test_a_list_of_which_other_trials_were_scored_since_is_shown_as_it_was_judge
 
 def test_scores_of_other_trials_are_not_compared_whatever_their_names(tmp_path):
     """Enrolments that are averages of fewer utterances have the same names."""
-    lists = [evaluation("trials"), evaluation("trials", digest="fedcba9876543210")]
+    lists = [evaluation("trials"), evaluation("trials", checksum="fedcba9876543210")]
     runs = [run_folder(tmp_path / name, results(lists=[one])) for name, one in zip("ab", lists, strict=True)]
     names = [f"s{k % 8}/{k}" for k in range(32)]
     for run in runs:
@@ -219,4 +219,4 @@ def test_scores_of_other_trials_are_not_compared_whatever_their_names(tmp_path):
         (run / "scores" / "trials.txt").write_text(scores)
         (run / "scores" / "trials.speakers").write_text("".join(f"{name}\t{name[:2]}\n" for name in names))
     assert differences_to_first(read_entries(runs, None)[0]) == {}
-    assert difference_of(*(run / "scores" / "trials.txt" for run in runs)) is not None
+    assert eer_difference(*(run / "scores" / "trials.txt" for run in runs)) is not None

@@ -80,7 +80,7 @@ def test_every_figure_says_what_is_to_be_seen(tmp_path):
 
 def test_odd_names_are_shown_and_do_nothing(tmp_path):
     groups = {"genre": {ODD: {"trials": 10, "targets": 5, "eer": 0.2}}}
-    found = results(lists=[evaluation(ODD, groups=groups), unknown("_b")], layers=[ODD, "embedding.weight"])
+    found = results(lists=[evaluation(ODD, breakdown=groups), unknown("_b")], layers=[ODD, "embedding.weight"])
     page = reported(tmp_path / ODD, found)
     assert not page.all("b")
     assert page.text.count(ODD) >= 4
@@ -92,7 +92,7 @@ def test_odd_names_are_shown_and_do_nothing(tmp_path):
 
 def test_what_is_not_known_is_a_dash_and_what_is_absent_is_left_out(tmp_path):
     found = results(lists=[unknown("trials")])
-    del found["validation_eer"], found["validation_eer_before_landing"]
+    del found["validation_eer"], found["validation_eer_tracked"]
     page = reported(tmp_path / "run", found)
     assert "none: speakers not known" in page.text
     assert "EER of groups" not in page.text
@@ -164,7 +164,7 @@ def test_lists_that_a_run_was_judged_by_since_are_in_its_report(tmp_path):
     before = (folder / "results.json").read_text()
     later = {"later_as_norm": evaluation("later", eer=0.0777), "trials": evaluation("trials", eer=0.0333)}
     for one in later.values():
-        del one["start_eer"]
+        del one["untrained_eer"]
     (folder / "evaluations.json").write_text(json.dumps(later))
     write_scores(folder / "scores" / "later_as_norm.txt", 400)
     refresh_report(folder)

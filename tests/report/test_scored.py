@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sv_sparse.report.scored import POINTS, look_at, probit
-from sv_sparse.scoring.metrics import OperatingPoint, det_curve, min_dcf, rank_scores
+from sv_sparse.scoring.metrics import OperatingPoint, det_curve, min_dcf, sort_scores
 
 COSTS = [{"p_target": p, "c_miss": 1.0, "c_fa": 1.0} for p in (0.01, 0.05)]
 
@@ -18,7 +18,7 @@ def scored(trials: int):
 def test_a_thinned_curve_has_points_of_its_own_and_lies_near_all_others():
     scores, is_target = scored(200_000)
     seen = look_at(scores, is_target, COSTS)
-    p_miss, p_fa, _ = det_curve(rank_scores(scores, is_target))
+    p_miss, p_fa, _ = det_curve(sort_scores(scores, is_target))
     assert len(seen.p_fa) <= POINTS
     assert set(zip(seen.p_fa, seen.p_miss, strict=True)) <= set(zip(p_fa, p_miss, strict=True))
     inner = (p_fa > 1e-4) & (p_miss > 1e-3)
@@ -28,7 +28,7 @@ def test_a_thinned_curve_has_points_of_its_own_and_lies_near_all_others():
 
 def test_few_trials_are_drawn_as_they_are():
     scores, is_target = scored(50)
-    p_miss, p_fa, _ = det_curve(rank_scores(scores, is_target))
+    p_miss, p_fa, _ = det_curve(sort_scores(scores, is_target))
     seen = look_at(scores, is_target, COSTS)
     assert np.array_equal(seen.p_fa, p_fa)
     assert np.array_equal(seen.p_miss, p_miss)
@@ -38,7 +38,7 @@ def test_a_mark_is_where_the_cost_is_smallest():
     scores, is_target = scored(5_000)
     for (fa, miss), cost in zip(look_at(scores, is_target, COSTS).best, COSTS, strict=True):
         p = cost["p_target"]
-        least, _ = min_dcf(rank_scores(scores, is_target), OperatingPoint(p))
+        least, _ = min_dcf(sort_scores(scores, is_target), OperatingPoint(p))
         assert (p * miss + (1 - p) * fa) / min(p, 1 - p) == pytest.approx(least)
 
 

@@ -69,7 +69,7 @@ def test_two_recordings_get_the_verifiers_own_numbers(verifier, port, kind, othe
         "llr": own.llr,
         "probability": own.probability,
         "prior": own.prior,
-        "calibration": CALIBRATION.words,
+        "calibration": CALIBRATION.description,
         "warning": None,
         "decisions": found.content["decisions"],
     }
@@ -95,7 +95,7 @@ def test_the_model_is_described_with_its_limits(port):
     assert said["card"] == CARD
     assert said["target_fars"] == [0.01, 0.05]
     assert said["default_target_far"] == 0.01
-    assert said["calibration"] == CALIBRATION.words
+    assert said["calibration"] == CALIBRATION.description
     assert said["limits_of_use"] == [NOT_DETECTED, CONSENT]
     assert said["max_seconds"] == LIMITS.max_seconds
     assert said["max_bytes"] == 200_000

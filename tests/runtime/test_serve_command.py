@@ -9,7 +9,7 @@ import pytest
 from helpers.serving import ask, audio, serving, tiny_verifier, verify
 from helpers.tiny import ROOT
 
-from sv_sparse.commands.main import parser
+from sv_sparse.commands.main import build_parser
 from sv_sparse.runtime.server.limits import Limits
 
 
@@ -43,7 +43,7 @@ def test_the_command_serves_until_it_is_stopped_and_warns_of_the_network(folder,
 
 def refused(*given: str) -> str:
     """What the command says where it does not begin."""
-    chosen = parser(["serve"]).parse_args(["serve", *given])
+    chosen = build_parser(["serve"]).parse_args(["serve", *given])
     with pytest.raises(ValueError, match=r"\w") as problem:
         chosen.main(chosen)
     return str(problem.value)
@@ -51,7 +51,7 @@ def refused(*given: str) -> str:
 
 def test_the_help_states_every_limit(capsys):
     with pytest.raises(SystemExit):
-        parser(["serve"]).parse_args(["serve", "--help"])
+        build_parser(["serve"]).parse_args(["serve", "--help"])
     told = " ".join(capsys.readouterr().out.split())
     limits = Limits(max_seconds=60, max_megabytes=20)
     for words in (

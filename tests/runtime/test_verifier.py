@@ -23,7 +23,7 @@ from sv_sparse.runtime.decision import SYNTHETIC_WARNING, EmbeddedRecording, Ref
 from sv_sparse.runtime.long_audio import WindowedEmbedding
 from sv_sparse.runtime.verifier import Verifier
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.calibration import qualities_of
+from sv_sparse.scoring.calibration import quality_measures
 
 NETWORK = deployed.trained(deployed.ECAPA)
 BACKEND = deployed.backend()
@@ -180,7 +180,7 @@ def test_a_calibration_hears_of_the_poorer_sides_length_and_magnitude():
     sides = [verifier(backend).embed_recording((tone(0, 0, seconds), RATE)) for seconds in (1.5, 0.5)]
     embeddings = np.stack([side.embedding for side in sides])
     measured = {"duration": np.array([1.5, 0.5]), "magnitude": np.linalg.norm(embeddings, axis=1)}
-    expected = backend.calibration.llr(backend.score(embeddings, *ONE), qualities_of(measured, *ONE))
+    expected = backend.calibration.llr(backend.score(embeddings, *ONE), quality_measures(measured, *ONE))
     assert verifier(backend).verify(*sides).llr == expected[0]
     with pytest.raises(ValueError, match="uses durations"):
         verifier(backend).verify(sides[0], embeddings[1])
@@ -308,6 +308,6 @@ def test_every_outcome_has_its_words_and_settings_that_are_wrong_have_none():
 )
 def test_what_decisions_rest_on_is_told(card, warning):
     model = Verifier(NETWORK, BACKEND, card, features=deployed.FEATURES)
-    assert model.basis == {"calibration": BACKEND.calibration.words, "warning": warning}
+    assert model.basis == {"calibration": BACKEND.calibration.description, "warning": warning}
     uncalibrated = Verifier(NETWORK, replace(BACKEND, calibration=None), card, features=deployed.FEATURES)
     assert uncalibrated.basis == {"calibration": None, "warning": warning}

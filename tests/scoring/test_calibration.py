@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sv_sparse.scoring.calibration import Calibration, qualities_of
+from sv_sparse.scoring.calibration import Calibration, quality_measures
 from sv_sparse.scoring.fit_calibration import calibrate
-from sv_sparse.scoring.metrics import OperatingPoint, act_dcf, cllr, min_cllr, min_dcf, rank_scores
+from sv_sparse.scoring.metrics import OperatingPoint, act_dcf, cllr, min_cllr, min_dcf, sort_scores
 
 
 def scored(count: int = 40_000, seed: int = 0):
@@ -18,7 +18,7 @@ def scored(count: int = 40_000, seed: int = 0):
 
 def fitted(scores, is_target, qualities=None, p_target=0.1) -> Calibration:
     found = calibrate(
-        scores, is_target, qualities or {}, p_target=p_target, speakers=9, false_alarms=[0.05, 0.01, 1e-6]
+        scores, is_target, qualities or {}, p_target=p_target, num_speakers=9, target_fars=[0.05, 0.01, 1e-6]
     )
     assert found is not None
     return found
@@ -34,7 +34,7 @@ def test_the_ratios_are_the_true_ones_whatever_prior_it_is_fitted_at(p_target):
 def test_on_other_trials_of_the_kind_the_ratios_cost_little_more_than_the_least():
     calibration = fitted(*scored())
     scores, is_target = scored(seed=1)
-    ranked = rank_scores(calibration.llr(scores, {}), is_target)
+    ranked = sort_scores(calibration.llr(scores, {}), is_target)
     assert cllr(ranked) < min_cllr(ranked) + 0.01
     for point in (OperatingPoint(0.05), OperatingPoint(0.3)):
         assert act_dcf(ranked, point) < min_dcf(ranked, point)[0] + 0.03
@@ -56,13 +56,13 @@ def test_short_utterances_whose_scores_say_less_are_helped_by_their_length():
     with_length = fitted(heard, is_target, {"duration": np.log(seconds)})
     without = fitted(heard, is_target)
     assert with_length.qualities["duration"] == pytest.approx(-0.2 * 10 / np.log(8), rel=0.1)
-    costs = [cllr(rank_scores(c.llr(heard, {"duration": np.log(seconds)}), is_target)) for c in (with_length, without)]
+    costs = [cllr(sort_scores(c.llr(heard, {"duration": np.log(seconds)}), is_target)) for c in (with_length, without)]
     assert costs[0] < costs[1] - 0.01
 
 
 def test_the_quality_of_a_trial_is_that_of_its_poorer_side():
     measured = {"duration": np.array([2.0, 5.0, 3.0]), "magnitude": np.array([1.0, 2.0, 4.0], np.float32)}
-    both = qualities_of(measured, np.array([0, 1]), np.array([1, 2]))
+    both = quality_measures(measured, np.array([0, 1]), np.array([1, 2]))
     np.testing.assert_allclose(both["duration"], np.log([2.0, 3.0]))
     np.testing.assert_allclose(both["magnitude"], np.log([1.0, 2.0]))
 
@@ -75,16 +75,16 @@ def test_scores_that_separate_the_speakers_wholly_get_a_finite_calibration():
 
 def test_scores_that_speak_against_targets_are_not_calibrated():
     scores, is_target = scored()
-    assert calibrate(-scores, is_target, {}, p_target=0.5, speakers=9, false_alarms=[]) is None
+    assert calibrate(-scores, is_target, {}, p_target=0.5, num_speakers=9, target_fars=[]) is None
 
 
 def test_a_calibration_is_plain_data_and_back():
     calibration = fitted(*scored(2000))
-    assert Calibration(**calibration.as_dict()) == calibration
+    assert Calibration(**calibration.to_dict()) == calibration
 
 
 def test_a_score_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="the score of trial 0 is nan"):
         calibrate(
-            np.array([np.nan, 0, 1]), np.array([True, False, True]), {}, p_target=0.5, speakers=2, false_alarms=[]
+            np.array([np.nan, 0, 1]), np.array([True, False, True]), {}, p_target=0.5, num_speakers=2, target_fars=[]
         )

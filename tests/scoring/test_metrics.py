@@ -10,15 +10,15 @@ from sklearn.metrics import log_loss, roc_curve
 
 from sv_sparse.scoring.metrics import (
     OperatingPoint,
-    Ranked,
+    SortedScores,
     act_dcf,
     cllr,
     det_curve,
     eer,
     min_cllr,
     min_dcf,
-    rank_scores,
-    thresholds_for,
+    sort_scores,
+    thresholds_at_far,
 )
 
 POINTS = [OperatingPoint(), OperatingPoint(0.05), OperatingPoint(0.5, c_miss=10.0), OperatingPoint(0.9, 1.0, 3.0)]
@@ -50,7 +50,7 @@ def by_counting(scores, is_target):
 @given(scored())
 def test_the_curve_is_what_counting_and_scikit_learn_give(case):
     scores, is_target = case
-    p_miss, p_fa, thresholds = det_curve(rank_scores(scores, is_target))
+    p_miss, p_fa, thresholds = det_curve(sort_scores(scores, is_target))
     miss, false_alarm, expected = by_counting(scores, is_target)
     np.testing.assert_allclose(p_miss, miss, atol=1e-12)
     np.testing.assert_allclose(p_fa, false_alarm, atol=1e-12)
@@ -65,7 +65,7 @@ def test_the_curve_is_what_counting_and_scikit_learn_give(case):
 @given(scored())
 def test_the_eer_lies_where_the_lines_between_the_curves_points_cross(case):
     scores, is_target = case
-    rate, threshold = eer(rank_scores(scores, is_target))
+    rate, threshold = eer(sort_scores(scores, is_target))
     miss, false_alarm, thresholds = by_counting(scores, is_target)
     after = next(k for k in range(len(miss)) if false_alarm[k] >= miss[k])
     before = after - 1
@@ -81,7 +81,7 @@ def test_the_eer_lies_where_the_lines_between_the_curves_points_cross(case):
 @given(scored(), st.sampled_from(POINTS))
 def test_min_dcf_is_the_least_cost_over_all_thresholds_and_its_threshold_costs_that(case, point):
     scores, is_target = case
-    ranked = rank_scores(scores, is_target)
+    ranked = sort_scores(scores, is_target)
     miss, false_alarm, _ = by_counting(scores, is_target)
     costs = point.c_miss * point.p_target * miss + point.c_fa * (1 - point.p_target) * false_alarm
     least = costs.min() / min(point.c_miss * point.p_target, point.c_fa * (1 - point.p_target))
@@ -96,7 +96,7 @@ def test_min_dcf_is_the_least_cost_over_all_thresholds_and_its_threshold_costs_t
 @given(scored(), st.sampled_from(POINTS))
 def test_act_dcf_is_the_cost_at_the_bayes_threshold_and_never_below_min_dcf(case, point):
     llr, is_target = case
-    ranked = rank_scores(llr, is_target)
+    ranked = sort_scores(llr, is_target)
     odds = point.p_target * point.c_miss / ((1 - point.p_target) * point.c_fa)
     accepted = np.exp(llr.astype(np.float64)) * odds >= 1 - 1e-12
     cost = point.p_target * point.c_miss * np.mean(~accepted[is_target])
@@ -110,7 +110,7 @@ def test_act_dcf_is_the_cost_at_the_bayes_threshold_and_never_below_min_dcf(case
 @given(scored())
 def test_cllr_is_scikit_learns_log_loss_with_both_classes_of_equal_weight(case):
     llr, is_target = case
-    found = cllr(rank_scores(llr.astype(np.float64), is_target))
+    found = cllr(sort_scores(llr.astype(np.float64), is_target))
     weight = np.where(is_target, 1 / is_target.sum(), 1 / (~is_target).sum())
     loss = log_loss(is_target, 1 / (1 + np.exp(-llr.astype(np.float64))), sample_weight=weight)
     assert found == pytest.approx(loss / np.log(2), rel=1e-4, abs=1e-6)
@@ -120,10 +120,10 @@ def test_cllr_is_scikit_learns_log_loss_with_both_classes_of_equal_weight(case):
 @given(scored(few_values))
 def test_min_cllr_is_below_that_of_any_monotone_map_and_of_the_scores_themselves(case):
     scores, is_target = case
-    least = min_cllr(rank_scores(scores, is_target))
+    least = min_cllr(sort_scores(scores, is_target))
     assert 0 <= least <= 1 + 1e-9
     for mapped in (scores, scores - 1, 3 * scores, np.tanh(scores), scores**3):
-        assert least <= cllr(rank_scores(mapped.astype(np.float64), is_target)) + 1e-6
+        assert least <= cllr(sort_scores(mapped.astype(np.float64), is_target)) + 1e-6
 
 
 @settings(max_examples=50, deadline=None)
@@ -134,18 +134,18 @@ def test_min_cllr_is_reached_by_a_monotone_map_that_a_general_minimizer_finds(ca
 
     def cost(steps):
         llr = np.cumsum(np.concatenate([steps[:1], np.exp(steps[1:])]))[index]
-        return cllr(rank_scores(llr, is_target))
+        return cllr(sort_scores(llr, is_target))
 
     found = min(minimize(cost, np.full(len(values), start)).fun for start in (-1.0, 0.5))
-    assert min_cllr(rank_scores(scores, is_target)) == pytest.approx(found, abs=5e-3)
+    assert min_cllr(sort_scores(scores, is_target)) == pytest.approx(found, abs=5e-3)
 
 
 @cases
 @given(scored(), st.floats(0, 1))
 def test_at_the_threshold_for_a_share_of_false_alarms_there_are_no_more_and_just_below_there_are(case, share):
     scores, is_target = case
-    ranked = rank_scores(scores, is_target)
-    (threshold,) = thresholds_for(ranked, [share])
+    ranked = sort_scores(scores, is_target)
+    (threshold,) = thresholds_at_far(ranked, [share])
     nontargets = scores[~is_target]
     assert np.mean(nontargets >= threshold) <= share + 1e-9
     lower = nontargets[nontargets < threshold]
@@ -159,9 +159,9 @@ def test_the_rates_do_not_depend_on_the_order_nor_on_a_monotone_map():
     scores = generator.normal(size=2000) + 1.5 * is_target
     order = generator.permutation(2000)
     for metric in (lambda r: eer(r)[0], lambda r: min_dcf(r, POINTS[0])[0], min_cllr):
-        found = metric(rank_scores(scores, is_target))
-        assert metric(rank_scores(scores[order], is_target[order])) == pytest.approx(found, abs=1e-12)
-        assert metric(rank_scores(np.exp(scores), is_target)) == pytest.approx(found, abs=1e-12)
+        found = metric(sort_scores(scores, is_target))
+        assert metric(sort_scores(scores[order], is_target[order])) == pytest.approx(found, abs=1e-12)
+        assert metric(sort_scores(np.exp(scores), is_target)) == pytest.approx(found, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -169,11 +169,11 @@ def test_the_rates_do_not_depend_on_the_order_nor_on_a_monotone_map():
     [([2.0, 3.0], [0.0, 1.0], 0.0), ([0.0], [1.0], 1.0), ([1.0, 1.0], [1.0, 1.0], 0.5), ([1.0, 3.0], [0.0, 2.0], 0.5)],
 )
 def test_the_eer_of_small_cases_is_what_paper_and_pencil_give(targets, nontargets, rate):
-    assert eer(Ranked(np.array(targets), np.array(nontargets)))[0] == pytest.approx(rate)
+    assert eer(SortedScores(np.array(targets), np.array(nontargets)))[0] == pytest.approx(rate)
 
 
 def test_useless_scores_cost_what_a_constant_answer_costs():
-    ranked = rank_scores(np.zeros(100), np.arange(100) % 2 == 0)
+    ranked = sort_scores(np.zeros(100), np.arange(100) % 2 == 0)
     cost, threshold = min_dcf(ranked, OperatingPoint())
     assert cost == 1.0
     assert 0 < threshold < 1e-9  # finite, and above every score: nothing is accepted
@@ -182,14 +182,14 @@ def test_useless_scores_cost_what_a_constant_answer_costs():
 
 
 def test_scores_that_separate_the_classes_cost_nothing():
-    ranked = Ranked(np.array([2.0, 3.0]), np.array([-1.0, 0.0, 1.0]))
+    ranked = SortedScores(np.array([2.0, 3.0]), np.array([-1.0, 0.0, 1.0]))
     assert (eer(ranked)[0], min_dcf(ranked, OperatingPoint())[0], min_cllr(ranked)) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("is_target", [np.ones(3, bool), np.zeros(3, bool)])
 def test_trials_of_one_kind_are_refused(is_target):
     with pytest.raises(ValueError, match=f"need targets and nontargets, got {is_target.sum()} targets of 3"):
-        rank_scores(np.zeros(3), is_target)
+        sort_scores(np.zeros(3), is_target)
 
 
 @cases
@@ -201,7 +201,7 @@ def test_a_score_that_is_not_finite_is_refused_and_its_trial_named(case, data, v
     scores[spoilt] = value
     message = f"the score of a b {spoilt[0]} is {value}; {len(spoilt)} of {len(scores)} scores are not finite"
     with pytest.raises(ValueError, match=message.replace("-", ".")):
-        rank_scores(scores, is_target, "a b {}".format)
+        sort_scores(scores, is_target, "a b {}".format)
 
 
 @pytest.mark.parametrize(

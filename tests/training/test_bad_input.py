@@ -32,24 +32,24 @@ def folder(tmp_path):
 
 
 def own(folder) -> list[str]:
-    return ["data=folder", f"data.root={folder / 'wav'}", f"data.trials={folder / 'trials.txt'}"]
+    return ["data=folder", f"data.root={folder / 'wav'}", f"data.trial_lists={folder / 'trials.txt'}"]
 
 
 def test_a_missing_root(refused, tmp_path, tones):
-    message = refused("data=folder", f"data.root={tmp_path}/none", f"data.trials={tones.trials}")
+    message = refused("data=folder", f"data.root={tmp_path}/none", f"data.trial_lists={tones.trials}")
     assert f"data.root={tmp_path}/none: expected a folder of <speaker>/<session>/<utterance>" in message
 
 
 def test_an_empty_folder(refused, tmp_path, tones):
     (tmp_path / "empty").mkdir()
-    message = refused("data=folder", f"data.root={tmp_path}/empty", f"data.trials={tones.trials}")
+    message = refused("data=folder", f"data.root={tmp_path}/empty", f"data.trial_lists={tones.trials}")
     assert "found an empty folder" in message
 
 
 def test_a_broken_flac_in_the_trials_where_none_may_be_left_out(refused, folder):
     (folder / "wav" / "spk4" / "s0" / "00001.flac").write_bytes(b"fLaC" + bytes(100))
-    message = refused(*own(folder), "data.max_unreadable=0")
-    assert "data.max_unreadable=0: 1 of 12 data.trials utterances cannot be used" in message
+    message = refused(*own(folder), "data.max_unreadable_fraction=0")
+    assert "data.max_unreadable_fraction=0: 1 of 12 data.trial_lists utterances cannot be used" in message
     assert "spk4/s0/00001.flac" in message
 
 
@@ -57,14 +57,14 @@ def test_too_many_broken_flacs_for_training(refused, folder):
     for path in sorted((folder / "wav").glob("spk[12]/*/*.flac"))[:11]:
         path.write_bytes(b"no FLAC")
     message = refused(*own(folder))
-    assert "data.max_unreadable=0.01: 11 of 24 training utterances cannot be used" in message
+    assert "data.max_unreadable_fraction=0.01: 11 of 24 training utterances cannot be used" in message
     assert "spk1/s0/00001.flac" in message
 
 
 def test_a_trial_that_names_a_missing_file(refused, folder):
     (folder / "wav" / "spk5" / "s1" / "00002.flac").unlink()
     message = refused(*own(folder))
-    assert "data.trials=" in message
+    assert "data.trial_lists=" in message
     assert "spk5/s1/00002.flac" in message
 
 
@@ -76,7 +76,7 @@ def test_a_trial_list_that_is_none(refused, folder):
 def test_two_trial_lists_of_one_name(refused, folder):
     (folder / "other").mkdir()
     (folder / "other" / "trials.txt").write_text((folder / "trials.txt").read_text())
-    lists = f"data.trials=[{folder}/trials.txt,{folder}/other/trials.txt]"
+    lists = f"data.trial_lists=[{folder}/trials.txt,{folder}/other/trials.txt]"
     assert "expected one list or several of different names" in refused(*own(folder)[:2], lists)
 
 
@@ -86,7 +86,7 @@ def test_a_path_that_the_command_line_cannot_take_unquoted(refused, folder):
 
 def test_an_empty_training_list(refused, folder):
     (folder / "train.txt").write_text("\n")
-    assert "train.txt: the list is empty" in refused(*own(folder), f"data.train_list={folder}/train.txt")
+    assert "train.txt: the list is empty" in refused(*own(folder), f"data.train_utterances={folder}/train.txt")
 
 
 def test_more_in_a_batch_than_there_are_utterances(refused, folder):
@@ -102,7 +102,7 @@ def test_a_value_that_the_optimizer_refuses(refused, folder):
 
 
 def test_a_lambda_that_could_never_grow(refused, folder):
-    assert "lambda_ of a regulated group must start above 0" in refused(*own(folder), "optim.lambda_=0")
+    assert "lambda_ of a regulated group must start above 0" in refused(*own(folder), "optim.lambda_init=0")
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_a_lambda_that_could_never_grow(refused, folder):
         ("trainer.epoch=3", "error: unknown setting 'trainer.epoch'; valid under trainer: epochs, steps, batch_size"),
         ("head.margin=abc", "error: head.margin must be a number, got 'abc'"),
         ("target_sparsity=0.5,90", "error: target_sparsity must be a number, at least 0 and below 1, got 90"),
-        ("resume=", "error: resume must be a run's folder or one of its checkpoints, or null for none, got ''"),
-        ("data=folder", "error: data.root, data.trials must be given, for instance data.root=..."),
+        ("resume_from=", "error: resume must be a run's folder or one of its checkpoints, or null for none, got ''"),
+        ("data=folder", "error: data.root, data.trial_lists must be given, for instance data.root=..."),
     ],
 )
 def test_a_setting_that_is_not_allowed(refused, argument, message):
@@ -128,7 +128,7 @@ def test_a_device_that_is_not_there(refused, folder):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_step(train, folder, tmp_path):
-    done = train(*TINY, *own(folder), "optim.lr=1e30", "trainer.clip_norm=null")
+    done = train(*TINY, *own(folder), "optim.lr=1e30", "trainer.max_grad_norm=null")
     assert done.status == 2
     assert "the loss or its gradient is not finite; no checkpoint was written since" in done.err
     (run,) = (tmp_path / "runs").iterdir()

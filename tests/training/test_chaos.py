@@ -11,16 +11,16 @@ from helpers.tiny import TINY
 
 SEED = 0
 DEMO = (
-    *("data=demo", "data.validation_share=0.25", "data.make.train_speakers=8", "data.make.test_speakers=4"),
-    *("data.make.sessions=2", "data.make.utterances=3", "data.make.trials=40"),
+    *("data=demo", "data.val_fraction=0.25", "data.synthesize.train_speakers=8", "data.synthesize.test_speakers=4"),
+    *("data.synthesize.sessions=2", "data.synthesize.utterances=3", "data.synthesize.trials=40"),
 )
-SETTINGS = (*TINY, "trainer.epochs=3", "trainer.keep=2", "trainer.checkpoint_minutes=1e-6", "target_sparsity=0.8")
+SETTINGS = (*TINY, "trainer.epochs=3", "trainer.keep_last=2", "trainer.checkpoint_interval_minutes=1e-6", "target_sparsity=0.8")
 
 # Where a kill waits for its moment: in a function, entered for one of these times, at most so many calls and returns
 # (Python's and C's) later. A context manager is entered twice.
 BEFORE_TRAINING = (
-    *[("run.open_run", (1,), 3_000), ("corpus.prepare_corpus", (1,), 10_000), ("build.build", (1,), 10_000)],
-    *[("evaluate.evaluate_lists", (1,), 10_000), ("checkpoint.save", (1,), 10_000)],
+    *[("run.open_run", (1,), 3_000), ("corpus.load_corpus", (1,), 10_000), ("setup.build_setup", (1,), 10_000)],
+    *[("evaluate.evaluate_trial_sets", (1,), 10_000), ("checkpoint.save", (1,), 10_000)],
     ("storage.atomic_write", (1, 2, 3, 4, 5, 6), 30),
 )
 IN_AN_EPOCH = (
@@ -28,21 +28,21 @@ IN_AN_EPOCH = (
     *[("checkpoint.save", (1, 2), 10_000), ("storage.atomic_write", (3, 4), 8)],
 )
 AFTER_AN_EPOCH = (
-    *[("validation.validate", (1,), 10_000), ("checkpoint.keep_epoch", (1,), 60)],
+    *[("validation.validate", (1,), 10_000), ("checkpoints.keep_epoch", (1,), 60)],
     ("storage.atomic_write", (4,), 1),  # last.pt, behind metrics.jsonl
 )
 AFTER_TRAINING = (
-    *[("landing.land", (1,), 10_000), ("validation.make_backend", (1,), 10_000), ("state.save_network", (1,), 3_000)],
-    *[("evaluate.evaluate_lists", (1,), 10_000), ("embedding_cache.flush", (1,), 1_000)],
+    *[("landing.land", (1,), 10_000), ("validation.fit_scoring_backend", (1,), 10_000), ("state.save_network", (1,), 3_000)],
+    *[("evaluate.evaluate_trial_sets", (1,), 10_000), ("embedding_cache.flush", (1,), 1_000)],
     *[("monitor.finish", (1,), 3_000), ("write.write_report", (1,), 100_000)],
 )
 STRUCK = {  # what must have been hit, and what tells so
     "a step": "update.make",
     "a checkpoint being written": "checkpoint.save",
-    "an epoch's checkpoint being kept": "checkpoint.keep_epoch",
+    "an epoch's checkpoint being kept": "checkpoints.keep_epoch",
     "a validation": "validation.validate",
     "landing": "landing.land",
-    "an evaluation": "evaluate.evaluate_lists",
+    "an evaluation": "evaluate.evaluate_trial_sets",
     "the report": "write.write_report",
 }
 
@@ -65,7 +65,7 @@ def begin_or_continue(attempts: Attempts, folder: Path, settings: list[str], **b
     events = max((int(path.name.split(".")[3]) for path in folder.glob("tensorboard/*")), default=0)
     while int(time.time()) <= events:  # tensorboard orders its files by seconds
         time.sleep(0.05)
-    return attempts(*([f"resume={folder}"] if begun else [*settings, f"folder={folder}"]), **blow)
+    return attempts(*([f"resume_from={folder}"] if begun else [*settings, f"run_dir={folder}"]), **blow)
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -73,7 +73,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def test_a_run_killed_again_and_again_ends_like_one_that_nobody_disturbed(attempts, tmp_path):
-    settings = [*SETTINGS, *DEMO, f"data.cache={tmp_path / 'demo'}"]
+    settings = [*SETTINGS, *DEMO, f"data.cache_dir={tmp_path / 'demo'}"]
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     done = begin_or_continue(attempts, whole, settings)
     assert done.status == 0, done.err

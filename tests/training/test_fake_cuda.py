@@ -22,7 +22,7 @@ from sv_sparse.config.settings import resolve
 from sv_sparse.data import loader
 from sv_sparse.data.loader import worker_settings
 from sv_sparse.data.noise import KINDS, build_store
-from sv_sparse.evaluation.corpus import prepare_corpus
+from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.training.device import Compute
 from sv_sparse.training.finalize import land
 from sv_sparse.training.setup import Experiment, build
@@ -42,10 +42,10 @@ def make(device: Device, folder: Path, *words: str, precision: str = "fp32") -> 
     """An experiment on the device, built by the code of a run; constructors may read."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        settings = resolve(compose("config", ["name=test", *words]))
+        settings = resolve(compose("config", ["run_name=test", *words]))
     compute = Compute(CUDA, precision, compiled=False)
     with device.waiting(), mock.patch("sv_sparse.training.setup.choose_compute", return_value=compute):
-        return build(settings, folder, prepare_corpus(settings, folder))
+        return build(settings, folder, load_corpus(settings, folder))
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def training(
 ) -> Iterator[tuple[Trainer, Experiment]]:
     """A run on the device that can be stepped."""
     general = [word for word in TINY if word.startswith("trainer.") and "log_every" not in word]
-    experiment = make(device, folder, *general, "trainer.log_every=2", *words, precision=precision)
+    experiment = make(device, folder, *general, "trainer.log_interval=2", *words, precision=precision)
     with ExitStack() as stack:
         with device.waiting():
             trainer = Trainer(experiment, time.monotonic())
@@ -105,7 +105,7 @@ def store(tmp_path_factory):
 @pytest.mark.parametrize("augment", ["full", "musan_rirs"])
 @on_fake_cuda
 def test_a_step_on_augmented_speech_does_not_wait(augment, store, tones, tmp_path):
-    words = [f"augment={augment}", f"augment.store={store}", "augment.probability=1", "augment.mask_probability=1"]
+    words = [f"augment={augment}", f"augment.noise_dir={store}", "augment.aug_prob=1", "augment.spec_augment_prob=1"]
     words += ["trainer.batch_size=12", *tones.settings(), *ECAPA]
     check(train(tmp_path, *words))
 
@@ -130,13 +130,13 @@ def test_a_step_of_every_way_to_sparsity_does_not_wait(sparsity, tones, tmp_path
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 @on_fake_cuda
 def test_a_step_of_every_optimizer_does_not_wait(optim, tones, tmp_path):
-    check(train(tmp_path, *tones.settings(), *ECAPA, f"optim={optim}", "trainer.accumulate=2"))
+    check(train(tmp_path, *tones.settings(), *ECAPA, f"optim={optim}", "trainer.grad_accum_steps=2"))
 
 
 @pytest.mark.parametrize("grouping", ["output", "input", "kernel"])
 @on_fake_cuda
 def test_a_step_under_a_group_penalty_does_not_wait(grouping, tones, tmp_path):
-    words = ["sparsity.regularizer=group", f"sparsity.grouping={grouping}", "sparsity.density=1"]
+    words = ["sparsity.penalty=group", f"sparsity.granularity={grouping}", "sparsity.init_density=1"]
     check(train(tmp_path, *tones.settings(), *ECAPA, *words))
 
 
@@ -155,7 +155,7 @@ def test_a_step_in_fp16_reads_the_scale_alone(tones, tmp_path):
 
 @on_fake_cuda
 def test_a_step_that_failed_ends_the_run_where_figures_are_fetched_and_before_they_are_kept(tones, tmp_path):
-    words = [*tones.settings(), *ECAPA, "trainer.log_every=1"]
+    words = [*tones.settings(), *ECAPA, "trainer.log_interval=1"]
     with Device() as device, training(device, tmp_path, *words) as (trainer, experiment):
         batch = experiment.dataset.__getitems__([(0, row) for row in range(4)])
         device.value = 1  # the first step failed, says whatever is read

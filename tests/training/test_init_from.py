@@ -17,7 +17,7 @@ from sv_sparse.commands import main as cli
 from sv_sparse.data.manifest import PART, Manifest
 from sv_sparse.io import only_process
 from sv_sparse.models.heads import AAMSoftmax
-from sv_sparse.training.init_from import Origin
+from sv_sparse.training.init_from import InitSource
 from sv_sparse.training.logging import read_rows
 
 
@@ -31,18 +31,18 @@ def network(folder):
 
 
 def test_it_begins_where_the_other_ended_and_lands_again(train, finished, tones, tmp_path):
-    done = train(*TINY, *tones.settings(), "target_sparsity=0.8", f"init_from={finished}", "trainer.lr_factor=1e-9")
+    done = train(*TINY, *tones.settings(), "target_sparsity=0.8", f"init_from={finished}", "trainer.lr_scale=1e-9")
     assert done.status == 0, done.err
     assert re.search(r"the head knows (\d+) of \1 training speakers", done.out)
     before, after = (json.loads((folder / "results.json").read_text()) for folder in (finished, only_run(tmp_path)))
-    assert after["start_eer"] == pytest.approx(before["eer"], abs=0.05)  # less another mean
+    assert after["untrained_eer"] == pytest.approx(before["eer"], abs=0.05)  # less another mean
     assert after["sparsity"] == before["sparsity"]
     for name, value in network(finished)["model"].items():
         if value.ndim > 1:
             torch.testing.assert_close(network(only_run(tmp_path))["model"][name], value, atol=1e-5, rtol=0)
     rows = read_rows(only_run(tmp_path) / "metrics.jsonl")
     assert rows[0]["lambda"] == pytest.approx(before["lambda"], rel=1e-4)
-    assert rows[0]["sparsity/trained"] == pytest.approx(0.8, abs=1e-3)
+    assert rows[0]["sparsity/regularized"] == pytest.approx(0.8, abs=1e-3)
     assert rows[0]["loss"] < read_rows(finished / "metrics.jsonl")[0]["loss"]
 
 
@@ -64,7 +64,7 @@ def test_the_heads_rows_go_to_their_speakers(train, finished, tones, tmp_path):
     names = manifest.speakers("train")[1:]
     keys = [manifest.utterance(row) for row in manifest.split("train") if manifest.speaker(row) in names]
     fewer.write_text("".join(f"{key.split('/')[0]} {key}\n" for key in keys))
-    settings = [f"data.train_list={fewer}", "data.validation_share=0", "trainer.lr_factor=1e-9", "target_sparsity=0.8"]
+    settings = [f"data.train_utterances={fewer}", "data.val_fraction=0", "trainer.lr_scale=1e-9", "target_sparsity=0.8"]
     done = train(*TINY, *tones.settings(), *settings, f"init_from={finished}")
     assert done.status == 0, done.err
     old, new = (
@@ -80,12 +80,12 @@ def test_a_dense_network_is_brought_to_its_target_at_the_dense_rate(train, finis
     for value in state["model"].values():
         if value.ndim > 1:
             value.add_(0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(0)))
-    state["figures"] |= {"sparsity": 0.0, "started_sparse": False, "lambda": 0.0}
+    state["metrics"] |= {"sparsity": 0.0, "sparse_init": False, "lambda": 0.0}
     checkpoint.save(dense / "checkpoints" / "model.pt", state)
     done = train(*TINY, *tones.settings(), f"init_from={dense}", "target_sparsity=0.5", "trainer.epochs=3")
     assert done.status == 0, done.err
     rows = [row for row in read_rows(only_run(tmp_path) / "metrics.jsonl") if "loss" in row]
-    assert rows[0]["sparsity/trained"] < 0.2
+    assert rows[0]["sparsity/regularized"] < 0.2
     assert max(row["lr"] for row in rows) == pytest.approx(0.003)
     found = json.loads((only_run(tmp_path) / "results.json").read_text())
     assert found["sparsity"] == pytest.approx(0.5, abs=1e-3)
@@ -106,13 +106,13 @@ def test_speakers_that_the_other_run_trained_on_do_not_judge(train, finished, to
     keys = [manifest.utterance(row) for row in manifest.split("train")[:8]]
     trials = tmp_path / "trials.txt"
     trials.write_text("".join(f"{int(a[:7] == b[:7])} {a} {b}\n" for a in keys for b in keys if a != b))
-    done = train(*TINY, "data=folder", f"data.root={tones.root}", f"data.trials={trials}", f"init_from={finished}")
+    done = train(*TINY, "data=folder", f"data.root={tones.root}", f"data.trial_lists={trials}", f"init_from={finished}")
     assert done.status == 2
     assert f"of its speakers are trained on with init_from={finished}" in done.err
 
 
 def test_a_folder_of_choice_is_used_once(train, tones, tmp_path):
-    words = [*TINY, *tones.settings(), f"folder={tmp_path / 'here'}", "trainer.epochs=1"]
+    words = [*TINY, *tones.settings(), f"run_dir={tmp_path / 'here'}", "trainer.epochs=1"]
     assert train(*words).status == 0
     assert (tmp_path / "here" / "results.json").is_file()
     done = train(*words)
@@ -129,25 +129,25 @@ def test_a_run_is_not_evaluated_on_speakers_that_it_trained_on(finished, tmp_pat
     lines = [f"{int(a[:7] == b[:7])} {a} {b}\n" for a in keys for b in keys if a != b]
     (prepared / "trials" / "mine.txt").write_text("".join(lines))
     with pytest.raises(SystemExit):
-        cli.main(["evaluate", str(finished), "--on", f"{prepared}:mine"])
+        cli.main(["evaluate", str(finished), "--trial-sets", f"{prepared}:mine"])
     assert "list mine: 2 of its speakers are trained on with" in capsys.readouterr().err
     assert np.unique(manifest.labels(manifest.split("train")[:8])).size == 2
 
 
 def test_scores_of_network_files_need_a_folder_and_those_of_several_runs_have_theirs(finished, tmp_path, capsys):
     for words, message in (
-        ([str(finished / "checkpoints" / "model.pt")], "is no run folder; --scores is needed"),
-        ([str(finished), str(finished), "--scores", str(tmp_path)], "--scores takes the scores of one network"),
+        ([str(finished / "checkpoints" / "model.pt")], "is no run folder; --output-dir is needed"),
+        ([str(finished), str(finished), "--output-dir", str(tmp_path)], "--output-dir takes the scores of one network"),
     ):
         with pytest.raises(SystemExit):
-            cli.main(["evaluate", *words, "--on", "x:y"])
+            cli.main(["evaluate", *words, "--trial-sets", "x:y"])
         assert message in capsys.readouterr().err
 
 
 def test_a_list_may_name_another_ending_than_its_files_have(finished, tones, tmp_path, capsys):
     other = tmp_path / "trials.txt"
     other.write_text(tones.trials.read_text().replace(".flac", ".wav"))
-    cli.main(["evaluate", str(finished), "--root", str(tones.root), "--trials", str(other), "--scores", str(tmp_path)])
+    cli.main(["evaluate", str(finished), "--audio-root", str(tones.root), "--trials", str(other), "--output-dir", str(tmp_path)])
     assert "trials: EER" in capsys.readouterr().out
 
 
@@ -167,14 +167,14 @@ def test_what_the_others_origin_trained_on_does_not_judge_either(finished, tmp_p
     lines = [f"{int(a[:7] == b[:7])} {a} {b}\n" for a in keys for b in keys if a != b]
     (prepared / "trials" / "mine.txt").write_text("".join(lines))
     with pytest.raises(SystemExit):
-        cli.main(["evaluate", str(later), "--on", f"{prepared}:mine"])
+        cli.main(["evaluate", str(later), "--trial-sets", f"{prepared}:mine"])
     assert f"list mine: 2 of its speakers are trained on with {finished}" in capsys.readouterr().err
 
 
 def test_speakers_that_the_other_run_trained_on_are_not_held_out(train, finished, tones):
-    done = train(*TINY, *tones.settings(), f"init_from={finished}", "data.validation_share=0.5")
+    done = train(*TINY, *tones.settings(), f"init_from={finished}", "data.val_fraction=0.5")
     assert done.status == 2
-    assert "hold out the same (data.validation_share and data.validation_seed as there), or nobody" in done.err
+    assert "hold out the same (data.val_fraction and data.val_seed as there), or nobody" in done.err
 
 
 def test_the_same_name_in_another_corpus_is_another_speaker(train, finished, tones, tmp_path):
@@ -185,7 +185,7 @@ def test_the_same_name_in_another_corpus_is_another_speaker(train, finished, ton
         shutil.copy(path, copy)
     trials = tmp_path / "trials.txt"
     trials.write_text(tones.trials.read_text().replace("/s", "/other-s"))
-    words = ["data=folder", f"data.root={tmp_path / 'wav'}", f"data.trials={trials}", "data.validation_share=0"]
+    words = ["data=folder", f"data.root={tmp_path / 'wav'}", f"data.trial_lists={trials}", "data.val_fraction=0"]
     done = train(*TINY, *words, f"init_from={finished}", "target_sparsity=0.8")
     assert done.status == 0, done.err
     assert "the head knows 0 of 6 training speakers" in done.out
@@ -196,26 +196,26 @@ def test_a_sparse_network_is_not_made_dense_by_a_ramp(train, finished, tones, tm
     done = train(*TINY, *tones.settings(), *words, f"init_from={finished}", "target_sparsity=0.8")
     assert done.status == 0, done.err
     rows = [row for row in read_rows(only_run(tmp_path) / "metrics.jsonl") if "loss" in row]
-    assert {round(row["sparsity/trained"], 3) for row in rows} == {0.8}
+    assert {round(row["sparsity/regularized"], 3) for row in rows} == {0.8}
 
 
 def test_what_another_run_has_pruned_stays_pruned(train, tones, tmp_path):
-    pruning = ["sparsity=magnitude", "target_sparsity=0.8", "trainer.epochs=2"]
-    assert train(*TINY, *tones.settings(), *pruning, f"folder={tmp_path / 'origin'}").status == 0
-    done = train(*TINY, *tones.settings(), *pruning, f"init_from={tmp_path / 'origin'}", f"folder={tmp_path / 'run'}")
+    pruning = ["sparsity=gradual_magnitude", "target_sparsity=0.8", "trainer.epochs=2"]
+    assert train(*TINY, *tones.settings(), *pruning, f"run_dir={tmp_path / 'origin'}").status == 0
+    done = train(*TINY, *tones.settings(), *pruning, f"init_from={tmp_path / 'origin'}", f"run_dir={tmp_path / 'run'}")
     assert done.status == 0, done.err
     rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
-    assert {round(row["sparsity/trained"], 3) for row in rows} == {0.8}
+    assert {round(row["sparsity/regularized"], 3) for row in rows} == {0.8}
     origin, now = (network(tmp_path / name)["model"] for name in ("origin", "run"))
     assert all((now[name][value == 0] == 0).all() for name, value in origin.items() if value.ndim > 1)
 
 
 def test_a_run_goes_on_without_the_one_that_it_started_from(train, finished, tones, tmp_path):
     origin = shutil.copytree(finished, tmp_path / "origin")
-    words = [*TINY, *tones.settings(), f"init_from={origin}", "target_sparsity=0.8", f"folder={tmp_path / 'run'}"]
+    words = [*TINY, *tones.settings(), f"init_from={origin}", "target_sparsity=0.8", f"run_dir={tmp_path / 'run'}"]
     assert train(*words).status == 0
     shutil.rmtree(origin)
-    done = train(f"resume={tmp_path / 'run'}")
+    done = train(f"resume_from={tmp_path / 'run'}")
     assert done.status == 0, done.err
 
 
@@ -223,7 +223,7 @@ def test_a_run_that_is_started_again_goes_on_without_the_one_that_it_started_fro
     train, finished, tones, tmp_path, monkeypatch
 ):
     origin, run = shutil.copytree(finished, tmp_path / "origin"), tmp_path / "run"
-    words = [*TINY, *tones.settings(), f"init_from={origin}", "target_sparsity=0.8", f"folder={run}"]
+    words = [*TINY, *tones.settings(), f"init_from={origin}", "target_sparsity=0.8", f"run_dir={run}"]
     assert train(*words).status == 0
     (run / "results.json").unlink()
     shutil.rmtree(origin)
@@ -251,7 +251,7 @@ def test_a_head_knows_speakers_whose_names_are_composed_otherwise(tmp_path):
     network, model = torch.nn.Linear(1, 1), {"_target_": "any"}
     head = AAMSoftmax(4, len(ours.speakers("train")))
     before = head.weight.detach().clone()
-    Origin(tmp_path, model, network.state_dict(), rows=rows, manifest=theirs).put_into(network, model, head, ours)
+    InitSource(tmp_path, model, network.state_dict(), rows=rows, manifest=theirs).put_into(network, model, head, ours)
     for number, name in enumerate(ours.speakers("train")):
         expected = {"Jos\u00e9": rows["Jose\u0301"], "Moritz": before[number]}.get(name, rows.get(name))
         assert torch.equal(head.weight[number], expected), name
@@ -259,7 +259,7 @@ def test_a_head_knows_speakers_whose_names_are_composed_otherwise(tmp_path):
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_may_begin_again(train, tones, tmp_path):
     folder = tmp_path / "here"
-    words = [*TINY, *tones.settings(), f"folder={folder}", "trainer.epochs=1"]
+    words = [*TINY, *tones.settings(), f"run_dir={folder}", "trainer.epochs=1"]
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text("left\n")
     assert train(*words).status == 0
@@ -271,14 +271,14 @@ def test_a_list_of_files_that_a_run_trained_on_is_warned_of(finished, tones, tmp
     keys = [manifest.utterance(row) for row in manifest.split("train")[:8]]
     trials = tmp_path / "mine.txt"
     trials.write_text("".join(f"{int(a[:7] == b[:7])} {a} {b}\n" for a in keys for b in keys if a != b))
-    cli.main(["evaluate", str(finished), "--root", str(tones.root), "--trials", str(trials), "--scores", str(tmp_path)])
+    cli.main(["evaluate", str(finished), "--audio-root", str(tones.root), "--trials", str(trials), "--output-dir", str(tmp_path)])
     assert "list mine has 8 utterances and 2 speakers of names" in capsys.readouterr().err
 
 
 def test_two_processes_do_not_train_one_run(train, finished, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "copy")
     with only_process(copy, "held"):
-        done = train(f"resume={copy}")
+        done = train(f"resume_from={copy}")
     assert done.status == 2
     assert f"{copy}: another process is training this run" in done.err
     assert (copy / "results.json").is_file()
@@ -291,28 +291,28 @@ def test_fine_tuning_asks_for_what_it_starts_from(train, tones):
 
 
 def test_a_network_file_of_a_run_is_as_good_as_the_run(train, finished, tones, tmp_path):
-    words = [*TINY, *tones.settings(), "target_sparsity=0.8", "trainer.lr_factor=1e-9", "trainer.epochs=1"]
+    words = [*TINY, *tones.settings(), "target_sparsity=0.8", "trainer.lr_scale=1e-9", "trainer.epochs=1"]
     path = finished / "checkpoints" / "model.pt"
-    done = train(*words, f"init_from={path}", f"folder={tmp_path / 'one'}")
+    done = train(*words, f"init_from={path}", f"run_dir={tmp_path / 'one'}")
     assert done.status == 0, done.err
     assert re.search(r"the head knows (\d+) of \1 training speakers", done.out)
     elsewhere = shutil.copy(path, tmp_path / "copy.pt")
-    done = train(*words, f"init_from={elsewhere}", f"folder={tmp_path / 'two'}")
+    done = train(*words, f"init_from={elsewhere}", f"run_dir={tmp_path / 'two'}")
     assert done.status == 0, done.err
     assert "the head knows 0 of" in done.out
     assert f"{elsewhere}: what it was trained on is not known" in done.out
     found = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
-    assert found[0]["start_eer"] == found[1]["start_eer"]
-    assert [round(result["lambda"], 6) for result in found] == [round(network(finished)["figures"]["lambda"], 6)] * 2
+    assert found[0]["untrained_eer"] == found[1]["untrained_eer"]
+    assert [round(result["lambda"], 6) for result in found] == [round(network(finished)["metrics"]["lambda"], 6)] * 2
 
 
 def test_the_best_network_of_a_run_knows_its_lambda(train, tones, tmp_path):
-    words = [*TINY, *tones.settings(), "target_sparsity=0.5", f"folder={tmp_path / 'run'}", "trainer.epochs=1"]
-    assert train(*words, "trainer.band=1").status == 0
+    words = [*TINY, *tones.settings(), "target_sparsity=0.5", f"run_dir={tmp_path / 'run'}", "trainer.epochs=1"]
+    assert train(*words, "trainer.best_sparsity_tolerance=1").status == 0
     best = tmp_path / "run" / "checkpoints" / "best.pt"
-    figures = checkpoint.load(best, checkpoint.NETWORK_KEYS)["figures"]
+    figures = checkpoint.load(best, checkpoint.NETWORK_KEYS)["metrics"]
     assert figures["lambda"] > 0
-    assert figures["started_sparse"]
+    assert figures["sparse_init"]
     done = train(*TINY, *tones.settings(), "target_sparsity=0.5", f"init_from={best}", "trainer.epochs=1")
     assert done.status == 0, done.err
 

@@ -10,10 +10,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from sv_sparse.config.overrides import check_names
+from sv_sparse.config.overrides import check_command_line
 from sv_sparse.config.settings import read_settings, resolve
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.training.init_from_config import describe_sources, offer_origins
+from sv_sparse.training.init_from_config import describe_sources, register_init_sources
 
 CONF = ROOT / "conf"
 TAKEN = ("model", "data", "optim", "sparsity", "target_sparsity")
@@ -23,13 +23,13 @@ SHORT = tuple(word for word in TINY if not word.startswith("model."))
 @pytest.fixture(autouse=True)
 def _nothing_offered_afterwards():
     yield
-    offer_origins([], CONF)
+    register_init_sources([], CONF)
 
 
 def composed(*words: str) -> dict:
     """The settings of a command line, resolved as a run resolves them."""
-    offer_origins(words, CONF)
-    check_names(words, CONF)
+    register_init_sources(words, CONF)
+    check_command_line(words, CONF)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", list(words), return_hydra_config=True)
         HydraConfig.instance().set_config(config)
@@ -50,17 +50,17 @@ def origin(tmp_path):
     return make
 
 
-FOLDER = ("data=folder", "data.root=/corpus/wav", "data.trials=[/corpus/a.txt,/corpus/b.txt]")
+FOLDER = ("data=folder", "data.root=/corpus/wav", "data.trial_lists=[/corpus/a.txt,/corpus/b.txt]")
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        (*FOLDER, "data.max_unreadable=0.5", "data.corpus=mine", "target_sparsity=0.75"),
-        ("model=resnet34", "data=voxceleb", "data.prepared=/vox", "data.train=[vox1_dev,vox2_dev]", "optim=linbreg"),
-        ("model=ecapa_512", "model.channels=384", "optim=sgd", "optim.lr=0.005", "data.cache=/demo", "seed=3"),
-        (*FOLDER, "sparsity=magnitude", "sparsity.controller.layerwise=true", "optim.lr.dense=0.4"),
-        ("data=cnceleb", "data.prepared=/cn", "data.validation_share=0", "target_sparsity=0"),
+        (*FOLDER, "data.max_unreadable_fraction=0.5", "data.corpus=mine", "target_sparsity=0.75"),
+        ("model=resnet34", "data=voxceleb", "data.prepared_dir=/vox", "data.train_subsets=[vox1_dev,vox2_dev]", "optim=linbreg"),
+        ("model=ecapa_512", "model.channels=384", "optim=sgd", "optim.lr=0.005", "data.cache_dir=/demo", "seed=3"),
+        (*FOLDER, "sparsity=gradual_magnitude", "sparsity.controller.per_layer=true", "optim.lr.dense_start=0.4"),
+        ("data=cnceleb", "data.prepared_dir=/cn", "data.val_fraction=0", "target_sparsity=0"),
     ],
 )
 def test_a_run_has_the_settings_of_the_run_that_it_starts_from(origin, words):
@@ -77,7 +77,7 @@ def read_settings_of(folder: str) -> dict:
 
 def test_what_is_chosen_on_the_command_line_is_not_taken_over(origin):
     theirs = f"init_from={origin(*FOLDER, 'optim=linbreg', 'sparsity=quantile', 'target_sparsity=0.75')}"
-    ours = composed(theirs, "data=voxceleb", "data.prepared=/vox", "target_sparsity=0.5", "model=resnet34", "optim=sgd")
+    ours = composed(theirs, "data=voxceleb", "data.prepared_dir=/vox", "target_sparsity=0.5", "model=resnet34", "optim=sgd")
     assert (ours["data"]["prepared"], ours["target_sparsity"]) == ("/vox", 0.5)
     assert "root" not in ours["data"]
     assert ours["model"]["_target_"].endswith("ResNet34")
@@ -87,21 +87,21 @@ def test_what_is_chosen_on_the_command_line_is_not_taken_over(origin):
 
 
 def test_single_values_change_those_of_the_run(origin):
-    theirs = f"init_from={origin(*FOLDER, 'data.train_list=/corpus/train.txt')}"
-    data = composed(theirs, "data.root=/other", "data.validation_share=0.2")["data"]
+    theirs = f"init_from={origin(*FOLDER, 'data.train_utterances=/corpus/train.txt')}"
+    data = composed(theirs, "data.root=/other", "data.val_fraction=0.2")["data"]
     assert (data["root"], data["validation_share"], data["train_list"]) == ("/other", 0.2, "/corpus/train.txt")
-    with pytest.raises(ValueError, match=r"unknown setting 'data.prepared'; valid under data: corpus, root, trials"):
-        composed(theirs, "data.prepared=/vox")
+    with pytest.raises(ValueError, match=r"unknown setting 'data.prepared_dir'; valid under data: corpus, root, trials"):
+        composed(theirs, "data.prepared_dir=/vox")
 
 
 def test_where_a_demo_lies_follows_its_cache(origin):
-    data = composed(f"init_from={origin('data.cache=/one')}", "data.cache=/two")["data"]
+    data = composed(f"init_from={origin('data.cache_dir=/one')}", "data.cache_dir=/two")["data"]
     assert (data["root"], data["make"]["root"]) == ("/two/wav", "/two")
 
 
 def test_an_experiment_that_chooses_data_and_model_keeps_them(origin):
     theirs = f"init_from={origin(*FOLDER, 'model=resnet34', 'target_sparsity=0.75')}"
-    ours = composed(theirs, "experiment=vox_ecapa_strong", "data.prepared=/vox", "augment.store=/noise")
+    ours = composed(theirs, "experiment=vox_ecapa_wespeaker", "data.prepared_dir=/vox", "augment.noise_dir=/noise")
     assert (ours["data"]["corpus"], ours["data"]["validation_share"]) == ("voxceleb", 0)
     assert ours["model"]["_target_"].endswith("ECAPA")
     assert ours["target_sparsity"] == 0.75
@@ -157,10 +157,10 @@ def test_a_run_may_have_any_name_and_be_named_with_a_slash_at_its_end(origin, tm
 def test_each_job_of_a_sweep_has_the_settings_of_its_own_origin(origin):
     paths = [origin(*FOLDER, "model.channels=384", f"target_sparsity={t}", name=f"run {t}") for t in (0.5, 0.75)]
     paths.append(origin(*FOLDER, "model.channels=128", name="narrow"))
-    paths.append(origin("model=resnet34", "data=voxceleb", "data.prepared=/vox", name="vox"))
-    words = ["-m", "init_from=" + ",".join(f"'{path}'" for path in paths), "experiment=lmft", "data.validation_share=0"]
-    offer_origins(words, CONF)
-    check_names(words, CONF)
+    paths.append(origin("model=resnet34", "data=voxceleb", "data.prepared_dir=/vox", name="vox"))
+    words = ["-m", "init_from=" + ",".join(f"'{path}'" for path in paths), "experiment=lmft", "data.val_fraction=0"]
+    register_init_sources(words, CONF)
+    check_command_line(words, CONF)
     found = []
     for path in paths:
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -172,7 +172,7 @@ def test_each_job_of_a_sweep_has_the_settings_of_its_own_origin(origin):
 
 
 def test_a_run_of_an_earlier_version_keeps_its_corpus_whatever_other_corpora_are_like(origin):
-    folder = origin("data=voxceleb", "data.prepared=/corpora/vox", "data.train=[vox1_dev]", "data.trials=[vox1_O]")
+    folder = origin("data=voxceleb", "data.prepared_dir=/corpora/vox", "data.train_subsets=[vox1_dev]", "data.trial_lists=[vox1_O]")
     settings = OmegaConf.load(f"{folder}/config.yaml")
     del settings.data.corpus
     OmegaConf.save(settings, f"{folder}/config.yaml")
@@ -183,7 +183,7 @@ def test_a_run_of_an_earlier_version_keeps_its_corpus_whatever_other_corpora_are
 def test_a_begun_run_that_is_started_again_needs_no_more_of_what_it_started_from(origin, tmp_path):
     path = origin(*FOLDER, "model.channels=384", "target_sparsity=0.75")
     begun = tmp_path / "begun"
-    words = (f"init_from={path}", f"folder={begun}", "experiment=lmft", "trainer.epochs=2", "model.channels=128")
+    words = (f"init_from={path}", f"run_dir={begun}", "experiment=lmft", "trainer.epochs=2", "model.channels=128")
     settings = composed(*words)
     (begun / "checkpoints").mkdir(parents=True)
     (begun / "config.yaml").write_text(OmegaConf.to_yaml(settings))
@@ -222,7 +222,7 @@ def test_what_is_no_run_is_refused_before_anything_is_composed_or_made(train, tm
 
 
 def test_fine_tuning_needs_nothing_but_the_run(train, finished, tmp_path):
-    done = train("experiment=lmft", *SHORT, f"init_from={finished}/", "seed=7", f"folder={tmp_path / 'after'}")
+    done = train("experiment=lmft", *SHORT, f"init_from={finished}/", "seed=7", f"run_dir={tmp_path / 'after'}")
     assert done.status == 0, done.err
     before, after = read_settings(finished), read_settings(tmp_path / "after")
     assert {name: after[name] for name in TAKEN} == {name: before[name] for name in TAKEN}
@@ -233,7 +233,7 @@ def test_fine_tuning_needs_nothing_but_the_run(train, finished, tmp_path):
     held_out = Manifest(tmp_path / "after" / "manifest.parquet").speakers("validation")
     assert held_out == Manifest(finished / "manifest.parquet").speakers("validation") != []
     assert json.loads((tmp_path / "after" / "results.json").read_text())["sparsity"] == pytest.approx(0.8, abs=1e-3)
-    assert train(f"resume={tmp_path / 'after'}").status == 0
+    assert train(f"resume_from={tmp_path / 'after'}").status == 0
 
 
 def test_the_log_says_what_is_other_than_in_the_run(finished):
@@ -247,7 +247,7 @@ def test_a_sweep_starts_each_run_from_its_own(train, finished, tmp_path):
     other = shutil.copytree(finished, tmp_path / "other")
     settings = read_settings(other) | {"target_sparsity": 0.5}
     (other / "config.yaml").write_text(OmegaConf.to_yaml(settings))
-    done = train("-m", *SHORT, f"init_from={finished},{other}", "trainer.steps=2")
+    done = train("-m", *SHORT, f"init_from={finished},{other}", "trainer.max_steps=2")
     assert done.status == 0, done.err
     found = {read_settings(run)["init_from"]: read_settings(run) for run in (tmp_path / "runs").glob("2*")}
     assert {path: run["target_sparsity"] for path, run in found.items()} == {str(finished): 0.8, str(other): 0.5}
@@ -280,7 +280,7 @@ def test_a_run_that_is_known_only_when_settings_are_composed_needs_its_data(trai
     assert done.status == 2
     assert "without ${...}; give model= and data= here" in done.err
     data = read_settings(finished)["data"]
-    words = ["data=folder", f"data.root={data['root']}", f"data.trials={data['trials']}", "trainer.steps=2"]
+    words = ["data=folder", f"data.root={data['root']}", f"data.trial_lists={data['trials']}", "trainer.max_steps=2"]
     done = train(*TINY, *words, f"init_from='{tmp_path}/run_${{seed}}'")
     assert done.status == 0, done.err
 

@@ -24,7 +24,7 @@ def run(folder: Path, *words: str) -> Outcome:
 def trained(tones: Tones, tmp_path_factory) -> tuple[Outcome, Path]:
     """A run without a compiler."""
     folder = tmp_path_factory.mktemp("without")
-    settings = (*TINY, *tones.settings(), "target_sparsity=0.8", f"folder={folder / 'run'}")
+    settings = (*TINY, *tones.settings(), "target_sparsity=0.8", f"run_dir={folder / 'run'}")
     return run(folder, str(ROOT / "train.py"), *settings), folder
 
 
@@ -53,9 +53,9 @@ def test_the_network_is_evaluated_exported_and_used(trained, tones):
 
 
 def test_kernels_that_were_asked_for_are_an_error_before_the_first_step(tones, tmp_path):
-    settings = (*TINY, *tones.settings(), "model.implementation=fused", f"folder={tmp_path / 'run'}")
+    settings = (*TINY, *tones.settings(), "trainer.cpu_kernels=fused", f"run_dir={tmp_path / 'run'}")
     done = run(tmp_path, str(ROOT / "train.py"), *settings)
     assert done.status == 2
     assert done.err.splitlines()[-1].startswith("error: the network's kernels cannot be compiled with")
-    assert "choose model.implementation=torch" in done.err
+    assert "choose trainer.cpu_kernels=torch" in done.err
     assert not (tmp_path / "run").exists()

@@ -11,11 +11,11 @@ from hydra import compose, initialize_config_dir
 from sv_sparse.config.settings import resolve
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.heads import AAMSoftmax
-from sv_sparse.training.init_from import Origin
+from sv_sparse.training.init_from import InitSource
 from sv_sparse.training.logging import read_rows
 from sv_sparse.training.param_groups import first_lambda, parameter_groups
 
-SHORT = ("trainer.epochs=3", "data.validation_share=0")
+SHORT = ("trainer.epochs=3", "data.val_fraction=0")
 
 
 def run(train, tones, tmp_path, *settings):
@@ -32,7 +32,7 @@ def test_it_ends_on_the_target(train, tones, tmp_path, choice):
     found, rows = run(train, tones, tmp_path, f"sparsity={choice}", "target_sparsity=0.7")
     assert found["sparsity"] == pytest.approx(0.7, abs=0.02 if choice == "channels" else 1e-3)
     if choice in {"quantile", "magnitude"}:
-        assert found["sparsity_before_landing"] == pytest.approx(0.7, abs=1e-3)
+        assert found["sparsity_tracked"] == pytest.approx(0.7, abs=1e-3)
     last = [row for row in rows if "support/births" in row][-1]
     assert all(0 <= last[f"support/{name}"] <= 1 for name in ("births", "deaths", "turnover"))
 
@@ -71,17 +71,17 @@ def test_under_a_common_lambda_channels_die_in_order_of_their_size_within_their_
 )
 def test_lambda_starts_low_beside_dense_weights_where_a_controller_moves_it(sparsity, alive, origin, first):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        settings = resolve(compose("config", ["name=test", f"sparsity={sparsity}"]))
+        settings = resolve(compose("config", ["run_name=test", f"sparsity={sparsity}"]))
     weight = torch.full((4, 5), 0.2)
     weight.flatten()[alive:] = 0
-    run = None if origin is None else Origin(Path("run"), {}, {}, origin)
+    run = None if origin is None else InitSource(Path("run"), {}, {}, origin)
     assert first_lambda(settings, run, [{"regularizer": "l1", "params": [("weight", weight)]}]) == pytest.approx(first)
 
 
 @pytest.mark.parametrize("delta", [1.0, 10.0])
 def test_a_lambda_above_the_living_weights_starts_where_it_does_not_make_them_larger(delta):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        settings = resolve(compose("config", ["name=test", "optim.lambda_=100", f"optim.delta={delta}"]))
+        settings = resolve(compose("config", ["run_name=test", "optim.lambda_init=100", f"optim.delta={delta}"]))
     weight = torch.zeros(4, 5)
     weight[0, :2] = torch.tensor([0.3, -0.4])
     groups = [{"regularizer": "l1", "params": [("weight", weight)]}, {"regularizer": "none", "params": []}]
@@ -89,8 +89,8 @@ def test_a_lambda_above_the_living_weights_starts_where_it_does_not_make_them_la
 
 
 def test_a_fixed_lambda_ends_where_it_ends(train, tones, tmp_path):
-    found, _ = run(train, tones, tmp_path, "sparsity=fixed", "optim.lambda_=0.02", "target_sparsity=0.7")
-    assert found["sparsity"] == pytest.approx(found["sparsity_before_landing"])
+    found, _ = run(train, tones, tmp_path, "sparsity=fixed", "optim.lambda_init=0.02", "target_sparsity=0.7")
+    assert found["sparsity"] == pytest.approx(found["sparsity_tracked"])
     assert found["lambda"] == pytest.approx(0.02)
 
 
@@ -103,7 +103,7 @@ def test_dense_is_target_zero(train, tones, tmp_path):
 @pytest.mark.filterwarnings("ignore:landed on")
 def test_the_proximal_baseline_lands_from_below_and_has_no_duals_to_come_back_by(train, tones, tmp_path):
     found, _ = run(train, tones, tmp_path, "optim=proxsgd", "target_sparsity=0.7")
-    before = found["sparsity_before_landing"]
+    before = found["sparsity_tracked"]
     assert before == pytest.approx(0.7, abs=0.1)
     assert found["sparsity"] == pytest.approx(max(0.7, before), abs=1e-3)
 
@@ -115,11 +115,11 @@ def test_the_proximal_baseline_lands_from_below_and_has_no_duals_to_come_back_by
             ["sparsity=dense", "target_sparsity=0.5"],
             "target_sparsity=0.5: sparsity=dense trains dense; leave target_sparsity out",
         ),
-        (["sparsity.regularizer=group"], "sparsity.density must be 1, got 0.01"),
-        (["sparsity.regularizer=mask"], "FeedbackController regulates ('l1', 'group'), got groups with ['mask']"),
-        (["sparsity.grouping=row"], "sparsity.grouping must be one of output, input, kernel, got 'row'"),
+        (["sparsity.penalty=group"], "sparsity.init_density must be 1, got 0.01"),
+        (["sparsity.penalty=mask"], "FeedbackController regulates ('l1', 'group'), got groups with ['mask']"),
+        (["sparsity.granularity=row"], "sparsity.granularity must be one of output, input, kernel, got 'row'"),
         (
-            ["optim.implementation=fast"],
+            ["optim.backend=fast"],
             "implementation must be one of auto, fused, native, compile, foreach, got 'fast'",
         ),
     ],

@@ -13,10 +13,10 @@ import pytest
 from helpers.tiny import ROOT, TINY, Outcome, Tones
 from omegaconf import OmegaConf
 
-from sv_sparse.config.overrides import check_names
+from sv_sparse.config.overrides import check_command_line
 from sv_sparse.training.run_dir import new_folder
 
-SHORT = (*TINY, "trainer.epochs=1", "trainer.statistics_crops=4")
+SHORT = (*TINY, "trainer.epochs=1", "trainer.num_bn_crops=4")
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 
 
@@ -35,7 +35,7 @@ def results(folder: Path) -> list[dict]:
 def swept(tones: Tones, tmp_path_factory) -> tuple[Outcome, Path]:
     """Two targets by two seeds on two processes, whose names differ by the target alone."""
     folder = tmp_path_factory.mktemp("swept")
-    settings = (*tones.settings(), "target_sparsity=0.5,0.75", "seed=0,1", "trainer.workers=1")
+    settings = (*tones.settings(), "target_sparsity=0.5,0.75", "seed=0,1", "trainer.num_workers=1")
     return sweep(folder, *settings, *JOBLIB), folder
 
 
@@ -73,8 +73,8 @@ def test_a_failing_job_says_which_it_is_and_the_others_are_run(launcher, tones, 
 
 def test_settings_of_launchers_and_sweepers_are_not_taken_for_our_own():
     launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=60"]
-    check_names(["-m", "seed=0,1", *launcher, "hydra.sweep.dir=elsewhere", "+hydra.launcher.ray.x=1"], ROOT / "conf")
-    check_names(["--multirun", *JOBLIB, "hydra.sweeper.max_batch_size=2", "target_sparsity=0.5,0.9"], ROOT / "conf")
+    check_command_line(["-m", "seed=0,1", *launcher, "hydra.sweep.dir=elsewhere", "+hydra.launcher.ray.x=1"], ROOT / "conf")
+    check_command_line(["--multirun", *JOBLIB, "hydra.sweeper.max_batch_size=2", "target_sparsity=0.5,0.9"], ROOT / "conf")
 
 
 def test_the_cluster_commands_of_the_readme_name_settings_that_exist():
@@ -85,7 +85,7 @@ def test_the_cluster_commands_of_the_readme_name_settings_that_exist():
         *("hydra/launcher=submitit_slurm", "hydra/launcher=submitit_local", "hydra/launcher=ray")
     ]
     for words in commands:
-        check_names(words[2:], ROOT / "conf")
+        check_command_line(words[2:], ROOT / "conf")
 
 
 def made(settings: dict) -> str:

@@ -16,7 +16,7 @@ from sv_sparse.commands import main as cli
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.trials import read_trials
 from sv_sparse.evaluation.score_files import read_scores
-from sv_sparse.scoring.metrics import eer, rank_scores
+from sv_sparse.scoring.metrics import eer, sort_scores
 from sv_sparse.training.logging import read_rows
 
 FILES = {
@@ -51,14 +51,14 @@ def test_the_delivered_network_has_the_target_sparsity_to_the_weight(finished):
 def test_the_results_say_what_scripts_need(finished):
     found = results(finished)
     assert found.keys() >= {
-        *("target_sparsity", "sparsity_before_landing", "sparsity", "kept_parameters", "eer", "min_dcf"),
-        *("start_eer", "seconds", "evaluations", "layers"),
+        *("target_sparsity", "sparsity_tracked", "sparsity", "nonzero_parameters", "eer", "min_dcf"),
+        *("untrained_eer", "seconds", "evaluations", "layers"),
     }
     one = found["evaluations"]["trials"]
-    assert (one["eer"], one["costs"][0]["min_dcf"], one["start_eer"]) == (
+    assert (one["eer"], one["dcf"][0]["min_dcf"], one["untrained_eer"]) == (
         found["eer"],
         found["min_dcf"],
-        found["start_eer"],
+        found["untrained_eer"],
     )
     layers = found["layers"].values()
     assert sum(layer["zeros"] for layer in layers) / sum(layer["parameters"] for layer in layers) == found["sparsity"]
@@ -78,16 +78,16 @@ def test_log_results_and_report_name_the_corpus_its_path_and_its_lists(finished,
 
 
 def test_the_first_line_says_that_the_demo_was_not_chosen_and_how_to_choose(train, tmp_path):
-    made = [f"data.make.{name}=2" for name in ("sessions", "utterances")]
-    made += ["data.make.train_speakers=4", "data.make.test_speakers=4", "data.make.trials=12"]
-    words = [*TINY, *made, f"data.cache={tmp_path / 'demo'}", "trainer.steps=2", "data.validation_share=0"]
+    made = [f"data.synthesize.{name}=2" for name in ("sessions", "utterances")]
+    made += ["data.synthesize.train_speakers=4", "data.synthesize.test_speakers=4", "data.synthesize.trials=12"]
+    words = [*TINY, *made, f"data.cache_dir={tmp_path / 'demo'}", "trainer.max_steps=2", "data.val_fraction=0"]
     refused = "trainer.batch_size=999"  # by the run that has said the line; not every run needs to be trained for it
     by_default = train(*words, refused)
     assert by_default.status == 2
     first = by_default.out.splitlines()[0]
     assert first.startswith("corpus: demo (synthetic voices; data=demo is the default, data=folder data.root=PATH")
     assert first.endswith(str(tmp_path / "demo" / "wav"))
-    chosen = train(*words, "data=demo", f"folder={tmp_path / 'chosen'}")
+    chosen = train(*words, "data=demo", f"run_dir={tmp_path / 'chosen'}")
     assert chosen.out.splitlines()[0] == f"corpus: demo (synthetic voices), {tmp_path / 'demo' / 'wav'}"
     assert results(tmp_path / "chosen")["corpus"]["synthetic"]
     assert "demo (synthetic voices)" in (tmp_path / "chosen" / "report.html").read_text()
@@ -97,7 +97,7 @@ def test_the_first_line_says_that_the_demo_was_not_chosen_and_how_to_choose(trai
 
 def test_the_eer_in_the_results_is_that_of_the_written_scores(finished):
     scores, is_target = read_scores(finished / "scores" / "trials.txt")
-    assert eer(rank_scores(scores, is_target))[0] == pytest.approx(results(finished)["eer"], abs=1e-3)
+    assert eer(sort_scores(scores, is_target))[0] == pytest.approx(results(finished)["eer"], abs=1e-3)
 
 
 def test_the_table_is_the_last_thing_printed(finished):
@@ -120,8 +120,8 @@ def test_every_step_is_recorded_with_its_figures(finished):
     rows = [row for row in read_rows(finished / "metrics.jsonl") if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     assert rows[0].keys() >= {
-        *("loss", "accuracy", "lr", "margin", "lambda", "gap", "utterances_per_second", "data_wait"),
-        *("sparsity/network", "sparsity/trained", "sparsity/all"),
+        *("loss", "accuracy", "lr", "margin", "lambda", "sparsity_error", "utterances_per_second", "data_wait_fraction"),
+        *("sparsity/network", "sparsity/regularized", "sparsity/all"),
     }
     assert rows[-1]["margin"] == 0.2
     assert all(later["lr"] < earlier["lr"] for earlier, later in pairwise(rows[1:]))
@@ -131,9 +131,9 @@ def test_tensorboard_has_the_curves_the_layers_and_the_hyperparameters(finished)
     events = EventAccumulator(str(finished / "tensorboard")).Reload()
     tags = set(events.Tags()["scalars"])
     assert tags >= {
-        *("loss", "accuracy", "lr", "margin", "lambda", "gap", "sparsity/network", "sparsity/trained", "sparsity/all"),
-        *("validation_eer", "utterances_per_second", "data_wait", "final/eer", "final/sparsity"),
-        *("final/sparsity_before_landing", "final/kept_parameters", "final/validation_eer"),
+        *("loss", "accuracy", "lr", "margin", "lambda", "sparsity_error", "sparsity/network", "sparsity/regularized", "sparsity/all"),
+        *("validation_eer", "utterances_per_second", "data_wait_fraction", "final/eer", "final/sparsity"),
+        *("final/sparsity_tracked", "final/nonzero_parameters", "final/validation_eer"),
     }
     assert set(events.Tags()["images"]) >= {"report/det", "report/sparsity", "report/lambda", "report/layers"}
     assert sum(tag.startswith("sparsity_per_layer/") for tag in tags) == len(results(finished)["layers"])
@@ -141,7 +141,7 @@ def test_tensorboard_has_the_curves_the_layers_and_the_hyperparameters(finished)
 
 def test_evaluating_the_network_file_gives_the_runs_own_figures(finished, tones, tmp_path, capsys):
     network = str(finished / "checkpoints" / "model.pt")
-    lists = ["--root", str(tones.root), "--trials", str(tones.trials), "--scores", str(tmp_path / "scores")]
+    lists = ["--audio-root", str(tones.root), "--trials", str(tones.trials), "--output-dir", str(tmp_path / "scores")]
     cli.main(["evaluate", network, *lists])
     assert f"trials: EER {results(finished)['eer']:.2%}" in capsys.readouterr().out
     again, _ = read_scores(tmp_path / "scores" / "trials.txt")
@@ -151,8 +151,8 @@ def test_evaluating_the_network_file_gives_the_runs_own_figures(finished, tones,
 def test_a_target_of_zero_trains_dense_on_the_same_path(train, tones, tmp_path):
     assert train(*TINY, *tones.settings(), "target_sparsity=0", "trainer.epochs=1").status == 0
     found = results(only_run(tmp_path))
-    assert found["sparsity"] == found["sparsity_before_landing"] == 0
-    assert found["kept_parameters"] == found["parameters"]
+    assert found["sparsity"] == found["sparsity_tracked"] == 0
+    assert found["nonzero_parameters"] == found["parameters"]
     rates = [row["lr"] for row in read_rows(only_run(tmp_path) / "metrics.jsonl") if "lr" in row]
     assert max(rates) == 0.003
 
@@ -172,7 +172,7 @@ def test_weights_that_start_sparse_have_a_learning_rate_of_their_own(train, tone
 
 def test_the_head_counts_only_where_it_is_asked_for(train, tones, tmp_path, finished):
     assert results(finished)["sparsity_network"] == pytest.approx(results(finished)["sparsity"], abs=1e-6)
-    settings = ["sparsity.include_head=true", "target_sparsity=0.8", "trainer.epochs=1"]
+    settings = ["sparsity.sparsify_head=true", "target_sparsity=0.8", "trainer.epochs=1"]
     assert train(*TINY, *tones.settings(), *settings).status == 0
     found = results(only_run(tmp_path))
     assert found["sparsity"] == pytest.approx(0.8, abs=1e-3)
@@ -184,8 +184,8 @@ def test_resnet34_linbreg_and_several_trial_lists_run(train, tones, tmp_path):
     other.write_text("\n".join(tones.trials.read_text().splitlines()[::2]) + "\n")
     tiny = [word for word in TINY if not word.startswith("model.")]
     model = ["model=resnet34", "model.base_channels=16", "model.embedding_dim=16", "optim=linbreg", "trainer.epochs=1"]
-    lists = [*tones.settings()[:2], f"data.trials=[{tones.trials},{other}]"]
-    done = train(*tiny, *model, *lists, "target_sparsity=0.7", "data.validation_share=0", "trainer.clip_norm=null")
+    lists = [*tones.settings()[:2], f"data.trial_lists=[{tones.trials},{other}]"]
+    done = train(*tiny, *model, *lists, "target_sparsity=0.7", "data.val_fraction=0", "trainer.max_grad_norm=null")
     assert done.status == 0
     found = results(only_run(tmp_path))
     assert list(found["evaluations"]) == ["trials", "other"]
@@ -210,15 +210,15 @@ def test_a_sweep_leaves_a_folder_for_each_run(train, tones, tmp_path):
 
 def test_a_folder_may_have_any_name(train, tones, tmp_path):
     folder = tmp_path / "é $x 'y' \"z\" =1,2 #{a}%s"
-    quoted = "folder='{}'".format(str(folder).replace("'", "\\'"))
-    done = train(*TINY, *tones.settings(), "trainer.steps=2", quoted)
+    quoted = "run_dir='{}'".format(str(folder).replace("'", "\\'"))
+    done = train(*TINY, *tones.settings(), "trainer.max_steps=2", quoted)
     assert done.status == 0, done.err
     assert f"{folder}/report.html" in done.out
-    assert OmegaConf.load(folder / "config.yaml").folder == str(folder)
+    assert OmegaConf.load(folder / "config.yaml").run_dir == str(folder)
     assert {"train.log", "report.html", "tensorboard"} <= {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["folder", "runs"])
+@pytest.mark.parametrize("name", ["run_dir", "runs_dir"])
 def test_a_folder_whose_name_is_not_utf_8_is_refused_by_its_name(train, tones, tmp_path, name):
     path = tmp_path / os.fsdecode(b"b\xffd")
     done = train(*TINY, *tones.settings(), f"{name}='{path}'")

@@ -28,11 +28,11 @@ TRAINED, TESTED = SPEAKERS[:6], SPEAKERS[6:]
 HELD_OUT = sorted(validation_speakers(np.repeat(np.array(TRAINED, object), 6), 0.4, 0))
 SETTINGS = (
     *THREE_EPOCHS,
-    "data.validation_share=0.4",
+    "data.val_fraction=0.4",
     "scoring=as_norm",
-    "scoring.cohort_utterances=1",
+    "scoring.cohort_utts_per_speaker=1",
     "scoring.top_n=4",
-    "scoring.quality=[duration,magnitude]",
+    "scoring.quality_measures=[duration,magnitude]",
 )
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
@@ -60,7 +60,7 @@ def damaged(tmp_path_factory) -> Tones:
 def damaged_run(attempts, damaged, tmp_path_factory) -> Path:
     """The folder of a run on that corpus."""
     folder = tmp_path_factory.mktemp("damaged_run") / "run"
-    done = attempts(*SETTINGS, *damaged.settings(), "data.max_unreadable=0.5", f"folder={folder}")
+    done = attempts(*SETTINGS, *damaged.settings(), "data.max_unreadable_fraction=0.5", f"run_dir={folder}")
     assert done.status == 0, done.err
     return folder
 
@@ -75,7 +75,7 @@ def test_held_out_speakers_the_cohort_and_the_calibration_lose_bad_recordings_an
     assert log.count("left out of the cohort: 1 training speakers without a recording that can be used") == 1
     assert "scoring.top_n=4 is lowered to the 3 speakers of the cohort" in log
     state = checkpoint.load(damaged_run / "checkpoints" / "model.pt", checkpoint.NETWORK_KEYS)
-    backend = Backend.of(state["backend"])
+    backend = Backend.from_dict(state["backend"])
     assert len(backend.cohort) == 3
     assert np.isfinite(backend.cohort).all()
     assert (backend.calibration.trials, backend.calibration.targets) == (5 * 6 + 15, 2 * 3 + 3 * 3)  # in other sessions
@@ -88,12 +88,12 @@ def test_a_run_that_is_killed_in_a_validation_with_bad_recordings_ends_the_same(
     attempts, damaged, damaged_run, tmp_path
 ):
     folder = tmp_path / "run"
-    words = (*SETTINGS, *damaged.settings(), "data.max_unreadable=0.5", f"folder={folder}")
+    words = (*SETTINGS, *damaged.settings(), "data.max_unreadable_fraction=0.5", f"run_dir={folder}")
     done = attempts(*words, within="validation.validate", visit=2)
     assert done.status == -signal.SIGKILL, done.err
     progress = checkpoint.load(folder / "checkpoints" / "last.pt", checkpoint.TRAINING_KEYS)["progress"]
-    assert (progress["epoch"], progress["batch"], progress["judged"]) == (2, 0, False)
-    done = attempts(f"resume={folder}")
+    assert (progress["epoch"], progress["step_in_epoch"], progress["validated"]) == (2, 0, False)
+    done = attempts(f"resume_from={folder}")
     assert done.status == 0, done.err
     assert_same_run(folder, damaged_run)
 
@@ -106,14 +106,14 @@ def test_too_many_bad_recordings_end_a_run_after_its_epoch_was_saved(attempts, t
     write_trial_list(tmp_path / "trials.txt", [key for key in keys if key[:7] in TESTED])
     corpus = Tones(tmp_path / "wav", tmp_path / "trials.txt")
     folder = tmp_path / "run"
-    done = attempts(*SETTINGS, *corpus.settings(), "data.max_unreadable=0", f"folder={folder}")
+    done = attempts(*SETTINGS, *corpus.settings(), "data.max_unreadable_fraction=0", f"run_dir={folder}")
     assert done.status == 2
-    message = "error: data.max_unreadable=0: more than 0 of the 12 recordings of the validation cannot be used; first "
+    message = "error: data.max_unreadable_fraction=0: more than 0 of the 12 recordings of the validation cannot be used; first "
     assert f"{message}{tmp_path}/wav/{bad}: cannot be read as a recording" in done.err
     progress = checkpoint.load(folder / "checkpoints" / "last.pt", checkpoint.TRAINING_KEYS)["progress"]
-    assert (progress["epoch"], progress["step"], progress["judged"]) == (1, 6, False)
+    assert (progress["epoch"], progress["step"], progress["validated"]) == (1, 6, False)
     (tmp_path / "wav" / bad).write_bytes(whole)  # mended
-    done = attempts(f"resume={folder}")
+    done = attempts(f"resume_from={folder}")
     assert done.status == 0, done.err
 
 
@@ -127,7 +127,7 @@ def test_held_out_speakers_of_whom_too_little_can_be_used_give_a_warning_and_no_
     write_trial_list(tmp_path / "trials.txt", [key for key in keys if key[:7] in TESTED])
     corpus = Tones(tmp_path / "wav", tmp_path / "trials.txt")
     folder = tmp_path / "run"
-    done = attempts(*THREE_EPOCHS, *corpus.settings(), "data.validation_share=0.4", f"folder={folder}")
+    done = attempts(*THREE_EPOCHS, *corpus.settings(), "data.val_fraction=0.4", f"run_dir={folder}")
     assert done.status == 0, done.err
     assert "no validation: the recordings of held-out speakers that can be used make 0 targets and" in done.out
     assert "no calibration: the recordings" in done.out
@@ -141,12 +141,12 @@ def test_a_run_whose_trials_have_a_bad_recording_is_judged_on_the_others(attempt
     write_trial_list(tmp_path / "trials.txt", tested)
     corpus = Tones(tmp_path / "wav", tmp_path / "trials.txt")
     folder = tmp_path / "run"
-    done = attempts(*THREE_EPOCHS, *corpus.settings(), f"folder={folder}")
+    done = attempts(*THREE_EPOCHS, *corpus.settings(), f"run_dir={folder}")
     assert done.status == 0, done.err
     assert f"list trials: 17 of 153 trials are left out, since 1 recordings cannot be used ({tested[0]})" in done.out
     one = json.loads((folder / "results.json").read_text())["evaluations"]["trials"]
     assert (one["trials"], one["trials_left_out"], one["recordings_left_out"]) == (136, 17, 1)
-    assert one["digest"] != one["list_digest"] == read_trials(corpus.trials).digest
+    assert one["checksum"] != one["list_checksum"] == read_trials(corpus.trials).digest
     lines = (folder / "scores" / "trials.txt").read_text().splitlines()
     assert len(lines) == 136
     assert not any(tested[0] in line for line in lines)
@@ -172,7 +172,7 @@ def evaluate(*words: object) -> None:
 
 
 def words_of(lists: Tones) -> list[object]:
-    return ["--root", lists.root, "--trials", lists.trials]
+    return ["--audio-root", lists.root, "--trials", lists.trials]
 
 
 def test_an_evaluation_leaves_trials_of_a_bad_recording_out_and_says_so(copied, capsys, caplog):
@@ -259,16 +259,16 @@ def test_a_listed_recording_that_is_not_there_any_more_is_an_error(uninterrupted
 
 
 def test_two_processes_leave_out_what_one_does_and_name_it_once(copied, capsys, monkeypatch):
-    monkeypatch.setattr(embedding, "_READ_AHEAD", 4)
+    monkeypatch.setattr(embedding, "_PREFETCH", 4)
     run, lists, _ = copied
     elsewhere = run.parent / "elsewhere"
-    evaluate(run, *words_of(lists), "--scores", elsewhere)
+    evaluate(run, *words_of(lists), "--output-dir", elsewhere)
     expected = capsys.readouterr().out
     scores = (elsewhere / "others.txt").read_text()
     shutil.rmtree(elsewhere)
-    words = [str(word) for word in ("evaluate", run, *words_of(lists), "--scores", elsewhere)]
+    words = [str(word) for word in ("evaluate", run, *words_of(lists), "--output-dir", elsewhere)]
     script = run.parent / "evaluate.py"
-    script.write_text(f"from sv_sparse import cli, embedding\nembedding._READ_AHEAD = 4\ncli.main({words!r})\n")
+    script.write_text(f"from sv_sparse.commands.main import main\nfrom sv_sparse.evaluation import embed\nembed._PREFETCH = 4\nmain({words!r})\n")
     done = together(script)
     assert done.returncode == 0, done.stderr
     assert done.stdout == expected
@@ -276,7 +276,7 @@ def test_two_processes_leave_out_what_one_does_and_name_it_once(copied, capsys, 
     assert done.stderr.count("left out of the trial lists: ") == 1
     assert done.stderr.count("trials are left out, since") == 1
     words += ["--max-unreadable", "0"]
-    script.write_text(f"from sv_sparse import cli, embedding\nembedding._READ_AHEAD = 4\ncli.main({words!r})\n")
+    script.write_text(f"from sv_sparse.commands.main import main\nfrom sv_sparse.evaluation import embed\nembed._PREFETCH = 4\nmain({words!r})\n")
     done = together(script)
     assert done.returncode != 0
     assert done.stderr.count("error: --max-unreadable 0.0") == 1
@@ -284,7 +284,7 @@ def test_two_processes_leave_out_what_one_does_and_name_it_once(copied, capsys, 
 
 def test_two_processes_train_on_where_held_out_speakers_have_bad_recordings(damaged, tmp_path):
     folder = tmp_path / "run"
-    words = [*SETTINGS, *damaged.settings(), "data.max_unreadable=0.5", "trainer.epochs=1", f"folder={folder}"]
+    words = [*SETTINGS, *damaged.settings(), "data.max_unreadable_fraction=0.5", "trainer.epochs=1", f"run_dir={folder}"]
     done = together(ROOT / "train.py", *words)
     assert done.returncode == 0, done.stderr
     log = (folder / "train.log").read_text()

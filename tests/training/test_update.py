@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from sv_sparse import checkpoint
 from sv_sparse.config.settings import resolve
-from sv_sparse.evaluation.corpus import prepare_corpus
+from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.optim import SupportDiagnostics
 from sv_sparse.training import finalize as landing
 from sv_sparse.training.device import Compute, bf16_gain, choose_compute, choose_precision, memory_advice
@@ -30,10 +30,10 @@ def experiment(tones, tmp_path):
     def make(*words):
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            settings = resolve(compose("config", ["name=test", *TINY, *tones.settings(), *words]))
+            settings = resolve(compose("config", ["run_name=test", *TINY, *tones.settings(), *words]))
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        made = build(settings, folder, prepare_corpus(settings, folder))
+        made = build(settings, folder, load_corpus(settings, folder))
         made.network.eval()
         return made
 
@@ -51,7 +51,7 @@ def updated(made):
 
 def test_a_batch_in_parts_is_the_batch_as_a_whole(experiment):
     words = ["optim=linbreg", "optim.lr=0.05", "target_sparsity=0.5", "trainer.batch_size=12"]
-    whole, parts = (updated(experiment(*words, f"trainer.accumulate={count}")) for count in (1, 3))
+    whole, parts = (updated(experiment(*words, f"trainer.grad_accum_steps={count}")) for count in (1, 3))
     torch.testing.assert_close(parts[0], whole[0])
     assert parts[1] == whole[1]
     for name, value in whole[2].items():
@@ -99,8 +99,8 @@ def scaled_by(scale: float, factor: float = 0.5):
 
 def test_a_run_all_of_whose_steps_overflow_ends_with_an_error_before_landing(train, tones, tmp_path, monkeypatch):
     monkeypatch.setattr(Compute, "scaler", scaled_by(2.0**60))
-    words = [*TINY, *tones.settings(), "trainer.precision=fp16", "trainer.steps=3", f"folder={tmp_path / 'run'}"]
-    done = train(*words, "data.validation_share=0")
+    words = [*TINY, *tones.settings(), "trainer.precision=fp16", "trainer.max_steps=3", f"run_dir={tmp_path / 'run'}"]
+    done = train(*words, "data.val_fraction=0")
     assert done.status == 2
     message = "error: trainer.precision=fp16: gradients overflowed at each of the 3 steps, so none made an update"
     assert message in done.err
@@ -109,14 +109,14 @@ def test_a_run_all_of_whose_steps_overflow_ends_with_an_error_before_landing(tra
     assert "steps_without_update 3" in done.out
     assert "landed" not in done.out
     assert not (tmp_path / "run" / "checkpoints" / "model.pt").exists()
-    again = train(f"resume={tmp_path / 'run'}")
+    again = train(f"resume_from={tmp_path / 'run'}")
     assert (again.status, message in again.err) == (2, True)
 
 
 def test_steps_that_overflow_are_counted_after_each_epoch(train, tones, tmp_path, monkeypatch):
     monkeypatch.setattr(Compute, "scaler", scaled_by(2.0**60, 2.0**-58))
-    words = [*TINY, *tones.settings(), "trainer.precision=fp16", "trainer.epochs=1", f"folder={tmp_path / 'run'}"]
-    done = train(*words, "data.validation_share=0")
+    words = [*TINY, *tones.settings(), "trainer.precision=fp16", "trainer.epochs=1", f"run_dir={tmp_path / 'run'}"]
+    done = train(*words, "data.val_fraction=0")
     assert done.status == 0, done.err
     assert "step 1 made no update: in fp16 a gradient overflowed" in done.out
     (row,) = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "layers" in row]
@@ -129,16 +129,16 @@ def test_a_run_none_of_whose_batches_has_two_crops_that_can_be_read_ends_with_an
     monkeypatch.setattr(
         "sv_sparse.training.trainer.hear", lambda parts, signals: replace(hear(parts, signals), fewest=1)
     )
-    done = train(*TINY, *tones.settings(), "trainer.steps=2", "data.validation_share=0", f"folder={tmp_path / 'run'}")
+    done = train(*TINY, *tones.settings(), "trainer.max_steps=2", "data.val_fraction=0", f"run_dir={tmp_path / 'run'}")
     assert done.status == 2
     assert "error: none of the 2 steps made an update: each had fewer than 2 crops that could be read" in done.err
 
 
 def test_averaging_without_duals_is_refused_before_data_are_read(train, tones, tmp_path):
-    words = [*TINY, "data=folder", "data.root=/nowhere", f"data.trials={tones.trials}", f"folder={tmp_path / 'run'}"]
-    done = train(*words, "optim=proxsgd", "trainer.average=2")
+    words = [*TINY, "data=folder", "data.root=/nowhere", f"data.trial_lists={tones.trials}", f"run_dir={tmp_path / 'run'}"]
+    done = train(*words, "optim=proxsgd", "trainer.num_avg=2")
     assert done.status == 2
-    assert "error: trainer.average=2 averages dual variables, and optim=proxsgd has none; choose" in done.err
+    assert "error: trainer.num_avg=2 averages dual variables, and optim=proxsgd has none; choose" in done.err
     assert not (tmp_path / "run").exists()
 
 
@@ -149,21 +149,21 @@ def test_averaging_without_duals_is_refused_before_data_are_read(train, tones, t
         (["model.layout=other"], "model.layout must be one of wespeaker, speechbrain, got 'other'"),
         (["optim.betas=[0.9,1.5]"], "optim.betas must be two numbers in [0, 1), got "),
         (["sparsity.controller.alpha=-1"], "sparsity.controller.alpha must be above 0, got -1"),
-        (["sparsity.controller.settle=1"], "sparsity.controller.settle must be at least 0 and below 1, got 1"),
-        (["trainer.patience=2", "data.validation_share=0"], "trainer.patience=2 needs speakers to validate on"),
-        (["sparsity=magnitude", "optim=proxsgd"], "sparsity.regularizer must be one of l1, group, none; AdaBreg"),
+        (["sparsity.controller.freeze_fraction=1"], "sparsity.controller.freeze_fraction must be at least 0 and below 1, got 1"),
+        (["trainer.early_stop_patience=2", "data.val_fraction=0"], "trainer.early_stop_patience=2 needs speakers to validate on"),
+        (["sparsity=gradual_magnitude", "optim=proxsgd"], "sparsity.penalty must be one of l1, group, none; AdaBreg"),
         (["sparsity=quantile", "optim=proxsgd"], "sparsity.controller: QuantileController orders duals"),
         (
-            ["sparsity.regularizer=group", "sparsity.density=1", "sparsity.include_head=true"],
-            "sparsity.include_head=true with sparsity.grouping=output",
+            ["sparsity.penalty=group", "sparsity.init_density=1", "sparsity.sparsify_head=true"],
+            "sparsity.sparsify_head=true with sparsity.granularity=out_channel",
         ),
         (["head.margin=2"], "head.margin must be at least 0 and below pi / 2, got 2"),
-        (["augment.probability=0.5"], "augment.probability=0.5 needs augment.store"),
+        (["augment.aug_prob=0.5"], "augment.aug_prob=0.5 needs augment.noise_dir"),
         (["sparsity.dense=[nothing]"], "sparsity.dense=['nothing'], sparsity.sparse=[]: dense names 'nothing'"),
     ],
 )
 def test_what_a_constructor_refuses_is_named_as_typed_before_data_are_read(train, tones, tmp_path, words, message):
-    data = ["data=folder", "data.root=/nowhere", f"data.trials={tones.trials}", f"folder={tmp_path / 'run'}"]
+    data = ["data=folder", "data.root=/nowhere", f"data.trial_lists={tones.trials}", f"run_dir={tmp_path / 'run'}"]
     done = train(*TINY, *data, *words)
     assert done.status == 2
     assert f"error: {message}" in done.err
@@ -212,8 +212,8 @@ def results(folder):
 
 
 def test_a_run_of_some_steps_goes_through_everything(train, tones, tmp_path):
-    words = [*TINY, *tones.settings(), "target_sparsity=0.8", f"folder={tmp_path / 'run'}"]
-    done = train(*words, "trainer.steps=8", "trainer.epochs=1", "trainer.profile=true")  # 6 steps in an epoch
+    words = [*TINY, *tones.settings(), "target_sparsity=0.8", f"run_dir={tmp_path / 'run'}"]
+    done = train(*words, "trainer.max_steps=8", "trainer.epochs=1", "trainer.profile=true")  # 6 steps in an epoch
     assert done.status == 0, done.err
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
@@ -225,8 +225,8 @@ def test_a_run_of_some_steps_goes_through_everything(train, tones, tmp_path):
 
 
 def test_an_early_end_delivers_the_best_epoch(train, tones, tmp_path):
-    words = [*TINY, *tones.settings(), "target_sparsity=0", f"folder={tmp_path / 'run'}", "trainer.lr_factor=1e-9"]
-    done = train(*words, "trainer.epochs=9", "trainer.patience=2")
+    words = [*TINY, *tones.settings(), "target_sparsity=0", f"run_dir={tmp_path / 'run'}", "trainer.lr_scale=1e-9"]
+    done = train(*words, "trainer.epochs=9", "trainer.early_stop_patience=2")
     assert done.status == 0, done.err
     last = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt", checkpoint.TRAINING_KEYS)
     assert last["progress"]["epoch"] == last["best"]["epoch"] + 2 < 9
@@ -238,8 +238,8 @@ def test_an_early_end_delivers_the_best_epoch(train, tones, tmp_path):
 
 
 def test_an_average_of_epochs_is_as_sparse_as_asked(train, tones, tmp_path):
-    words = [*TINY, *tones.settings(), "target_sparsity=0.8", f"folder={tmp_path / 'run'}", "trainer.epochs=6"]
-    done = train(*words, "trainer.average=3", "trainer.keep=3")
+    words = [*TINY, *tones.settings(), "target_sparsity=0.8", f"run_dir={tmp_path / 'run'}", "trainer.epochs=6"]
+    done = train(*words, "trainer.num_avg=3", "trainer.keep_last=3")
     assert done.status == 0, done.err
     assert "taking the average of the last 3 epochs" in done.out
     assert results(tmp_path / "run")["sparsity"] == pytest.approx(0.8, abs=1e-3)
@@ -251,15 +251,15 @@ def test_an_average_of_epochs_is_as_sparse_as_asked(train, tones, tmp_path):
 
 
 def test_best_and_average_are_not_both_taken(train, tones):
-    done = train(*TINY, *tones.settings(), "trainer.average=2", "trainer.patience=2")
+    done = train(*TINY, *tones.settings(), "trainer.num_avg=2", "trainer.early_stop_patience=2")
     assert done.status == 2
-    assert "trainer.patience delivers the best epoch, trainer.average the last ones: choose one of them" in done.err
+    assert "trainer.early_stop_patience delivers the best epoch, trainer.num_avg the last ones: choose one of them" in done.err
 
 
 def test_patience_needs_somebody_to_validate_on(train, tones):
-    done = train(*TINY, *tones.settings(), "trainer.patience=2", "data.validation_share=0")
+    done = train(*TINY, *tones.settings(), "trainer.early_stop_patience=2", "data.val_fraction=0")
     assert done.status == 2
-    assert "trainer.patience=2 needs speakers to validate on" in done.err
+    assert "trainer.early_stop_patience=2 needs speakers to validate on" in done.err
 
 
 def test_crops_of_another_rate_are_resampled_in_float32_whatever_the_precision_of_a_run(experiment, tmp_path):
@@ -268,7 +268,7 @@ def test_crops_of_another_rate_are_resampled_in_float32_whatever_the_precision_o
         samples, _ = soundfile.read(tmp_path / "wav" / key)
         soundfile.write(tmp_path / "wav" / key, samples, 22050)
     write_trial_list(tmp_path / "trials.txt", [key for key in keys if key[3] in "45"])
-    words = [f"data.root={tmp_path / 'wav'}", f"data.trials={tmp_path / 'trials.txt'}"]
+    words = [f"data.root={tmp_path / 'wav'}", f"data.trial_lists={tmp_path / 'trials.txt'}"]
     plain = experiment(*words)
     expected = list(landing._crops(plain, plain.dataset))
     reduced = experiment(*words, "trainer.precision=bf16")

@@ -178,7 +178,7 @@ class _Api:
             {
                 "max_seconds": self._limits.max_seconds,
                 "max_bytes": self._limits.max_bytes,
-                "normalization": backend.normalization,
+                "score_norm": backend.score_norm,
                 **self._verifier.basis,
                 "target_fars": self._target_fars(),
                 "default_target_far": DecisionRule.from_backend(backend).target_far,

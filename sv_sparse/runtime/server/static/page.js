@@ -266,7 +266,7 @@ function show() {
 }
 
 function basis(decision) {
-  const score = `The score is a cosine of two embeddings${model.normalization === "none" ? "" : `, normalized (${model.normalization})`}.`;
+  const score = `The score is a cosine of two embeddings${model.score_norm === "none" ? "" : `, normalized (${model.score_norm})`}.`;
   if (!model.calibration) return score;
   return `${score} Evidence is the natural logarithm of how many times likelier this score is for one speaker than for two: ` +
     `${model.calibration}. ` + (decision ? "The share of false alarms holds for pairs like those; others may differ. " : "") +
@@ -309,7 +309,7 @@ function draw(decision) {
 
 /** Ends of the scale: the same for most pairs, wider where one would lie outside. */
 function ends(values, isCalibrated) {
-  const usual = isCalibrated ? 8 : model.normalization === "none" ? 1 : 4;
+  const usual = isCalibrated ? 8 : model.score_norm === "none" ? 1 : 4;
   const reach = Math.max(usual, ...values.map(value => isCalibrated || usual > 1 ? 1.1 * Math.abs(value) : 0));
   return [-reach, reach];
 }

@@ -1,0 +1,80 @@
+"""sv-sparse train, which python train.py is too: train a network to a target sparsity and report on it."""
+
+import multiprocessing
+import sys
+import time
+
+import hydra
+from omegaconf import DictConfig
+
+from sv_sparse.config.help import format_help
+from sv_sparse.config.overrides import check_command_line, complete_command_line
+from sv_sparse.config.schema import conf_dir, register_schema
+from sv_sparse.distributed import end, first_before_others, from_first, processes, rank
+from sv_sparse.evaluation.corpus import load_corpus
+from sv_sparse.io import harden_output
+from sv_sparse.report import collect, draw_run, write_report, write_results
+from sv_sparse.training.device import disable_malloc_trim
+from sv_sparse.training.errors import report_errors
+from sv_sparse.training.finalize import evaluate, finalize, fit_backend
+from sv_sparse.training.init_from_config import register_init_sources
+from sv_sparse.training.run_dir import logging_to, open_run_dir
+from sv_sparse.training.setup import build_setup, check_buildable
+from sv_sparse.training.trainer import Trainer
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command.
+
+    Args:
+        arguments: settings and choices, and options of Hydra.
+    """
+    harden_output()
+    register_schema()
+    if "--help" in arguments or "-h" in arguments:
+        with report_errors():
+            print(format_help(arguments))
+        return
+    with report_errors():
+        arguments = complete_command_line(arguments)
+        register_init_sources(arguments)
+        check_command_line(arguments)
+    sys.argv[1:] = arguments  # which Hydra reads
+    run()
+    end()
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+def run(composed: DictConfig) -> None:
+    """Train, finalize, evaluate and report one run; of a sweep, one job.
+
+    Args:
+        composed: the settings, as Hydra composed them.
+    """
+    start_time = time.monotonic()
+    disable_malloc_trim()
+    multiprocessing.set_start_method(None, force=True)  # not joblib's own, with which a job's processes cannot start
+    with report_errors(), processes():
+        # One process opens the folder and reads the corpus; the others wait for what it did.
+        opened = from_first(lambda: open_run_dir(composed))
+        config, folder = opened.config, opened.folder
+        with logging_to(folder):
+            check_buildable(config, opened.trusted_classes)  # before hours of reading data
+            corpus = first_before_others(lambda: load_corpus(config, folder))
+            setup = build_setup(config, folder, corpus, opened.trusted_classes)
+            trainer = Trainer(setup, start_time)
+            trainer.train()
+            metrics = finalize(setup, trainer.last_val_eer)
+            backend = fit_backend(setup)
+            trainer.state.save_network("model.pt", backend, metrics)
+            evaluations = evaluate(setup, backend)
+            if rank() > 0:
+                return
+            results = collect(
+                setup, metrics, evaluations, trainer.state.untrained_metrics, trainer.state.elapsed_seconds()
+            )
+            table = write_results(folder, results)
+            figures = draw_run(folder, results)
+            trainer.finish(results, {figure.name: figure.figure for figure in figures})
+            write_report(folder, results, figures)
+        print(f"\n{folder}/report.html\n\n{table}")

@@ -1,0 +1,87 @@
+"""What ``python train.py --help`` prints: choices, and each setting with type, default and one sentence."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sv_sparse.config.overrides import GROUPS, CommandLine, parse_command_line
+
+_INTRODUCTION = """Train a speaker-verification network to the sparsity you ask for, in one run.
+
+  python train.py                                       ECAPA-TDNN, 90 % sparse, on synthetic speech
+  python train.py model=resnet34 target_sparsity=0.95   another network, another target; 0 is dense
+  python train.py data=folder data.root=PATH data.trial_lists=FILE   your own recordings
+  python train.py resume_from=runs/NAME                 continue an interrupted run
+  python train.py -m target_sparsity=0.75,0.9,0.95      a sweep, one run after the other
+"""
+
+
+def format_help(arguments: Sequence[str]) -> str:
+    """Return the help text for the settings of the choices on a command line.
+
+    Args:
+        arguments: the command line without the program's name; its choices say which settings there are.
+    """
+    line = parse_command_line([word for word in arguments if word not in {"--help", "-h"}])
+    selected = [str(override.input_line) for override in line.overrides if override.key_or_group in GROUPS]
+    composed = line.compose(selected)
+    lines = [_INTRODUCTION, "Choices (GROUP=CHOICE):", ""]
+    lines += [f"  {group}: {', '.join(line.choices(group))}" for group in GROUPS]
+    lines += ["", "Settings (SETTING=VALUE), of these choices:", *_settings(composed, line)]
+    lines += ["", "--cfg job prints the configuration; --hydra-help lists Hydra's own options."]
+    return "\n".join(lines)
+
+
+def _settings(composed: DictConfig, line: CommandLine) -> Iterator[str]:
+    for name in map(str, composed):
+        if OmegaConf.is_missing(composed, name) or not OmegaConf.is_dict(composed[name]):
+            yield _line(composed, name, "")
+    for group in GROUPS:
+        if group in composed:
+            yield from _group(composed[group], group)
+
+
+def _group(node: DictConfig, name: str) -> Iterator[str]:
+    """Yield the lines of a group: its class's first sentence, then its settings."""
+    kind = OmegaConf.get_type(node)
+    yield ""
+    yield f"{name}: {_first_line(kind)}" if is_dataclass(kind) else f"{name}: arguments of its class"
+    inner = []
+    for key in map(str, node):
+        if OmegaConf.is_missing(node, key) or not OmegaConf.is_dict(node[key]):
+            yield _line(node, key, f"{name}.")
+        else:
+            inner.append(key)
+    for key in inner:
+        yield from _group(node[key], f"{name}.{key}")
+
+
+def _line(node: DictConfig, key: str, prefix: str) -> str:
+    kind = OmegaConf.get_type(node)
+    hint, help_text = "", ""
+    if is_dataclass(kind):
+        for setting in fields(kind):
+            if setting.name == key:
+                hint = _type_name(setting.type)
+                help_text = setting.metadata.get("help", "")
+    default = "must be given" if OmegaConf.is_missing(node, key) else _shown(node[key])
+    return f"  {prefix + key} ({hint}{', ' if hint else ''}{default})  {help_text}".rstrip()
+
+
+def _type_name(hint: Any) -> str:
+    name = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
+    return "" if name in {"Any", "typing.Any"} else str(name)
+
+
+def _first_line(kind: type) -> str:
+    return (kind.__doc__ or "").partition("\n")[0]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(OmegaConf.to_container(value)) if OmegaConf.is_config(value) else str(value)

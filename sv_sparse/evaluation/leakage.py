@@ -1,0 +1,96 @@
+"""Checks against leakage: no run is evaluated or validated on speakers that it was trained on.
+
+The training speech of the runs that it started from (``init_from``) counts as its own. DECISIONS 33
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sv_sparse.data import prepared
+from sv_sparse.data.manifest import Manifest, match
+from sv_sparse.data.prepared import Judged, rows_of
+
+logger = logging.getLogger(__name__)
+
+
+def check_speaker_overlap(run: Path, trial_sets: Sequence[Judged], setting: str = "") -> None:
+    """Check that a run, and those it started from, were not trained on speakers of trial lists.
+
+    Args:
+        run: folder of the run, or a network file.
+        trial_sets: lists to evaluate on. Lists whose speakers are unknown pass.
+        setting: text before the run's folder in messages, such as ``init_from=``.
+
+    Raises:
+        ValueError: a run was; names it and the list.
+    """
+    trial_sets = [trial_set for trial_set in trial_sets if trial_set.speakers]
+    if not trial_sets:
+        return
+    for run_dir in ancestor_runs(run):
+        manifest = run_dir / "manifest.parquet"
+        if not manifest.is_file():
+            logger.warning("%s: what it was trained on is not known; it may know the speakers", run_dir)
+            continue
+        # Names of speakers count within a corpus only, so the corpus that the rows come from matters.
+        folder = _read_config(run_dir).get("data", {}).get("prepared_dir")
+        source = Path(folder) / "manifest.parquet" if folder else manifest
+        trained = rows_of(manifest, "train", "validation")
+        for trial_set in trial_sets:
+            prepared.refuse_trained_on(trial_set, trained, source, f"{setting}{run_dir}")
+
+
+def check_validation_overlap(run: Path, manifest: Manifest) -> None:
+    """Check that a run, and those it started from, were not trained on speakers that are held out now.
+
+    Args:
+        run: folder of the run, or a network file.
+        manifest: manifest of the new run.
+
+    Raises:
+        ValueError: a run was; names it.
+    """
+    validation = rows_of(manifest.source, "validation").column("utterance").to_pylist()
+    if not validation:
+        return
+    for run_dir in ancestor_runs(run):
+        path = run_dir / "manifest.parquet"
+        if not path.is_file():
+            continue
+        trained = rows_of(path, "train").column("utterance").combine_chunks()
+        if (match(validation, trained) >= 0).any():
+            raise ValueError(
+                f"data.val_fraction: speakers that are held out here were trained on by init_from={run_dir}; "
+                f"hold out the same (data.val_fraction and data.val_seed as there), or nobody: "
+                f"data.val_fraction=0"
+            )
+
+
+def ancestor_runs(run: Path) -> Iterator[Path]:
+    """Yield the folder of a run, of the run that it started from, and so on.
+
+    Args:
+        run: folder of the run, or a network file.
+    """
+    origin: str | None = str(run)
+    while origin is not None:
+        run_dir = run_dir_of(Path(origin))
+        yield run_dir
+        origin = _read_config(run_dir).get("init_from")
+
+
+def run_dir_of(path: Path) -> Path:
+    """Return the folder of the run that a network file lies in; any other path stays as it is."""
+    resolved = path.resolve()
+    if resolved.is_file() and resolved.parent.name == "checkpoints":
+        return resolved.parent.parent
+    return path
+
+
+def _read_config(run_dir: Path) -> Any:
+    path = run_dir / "config.yaml"
+    return OmegaConf.load(path) if path.is_file() else {}
