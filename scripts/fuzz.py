@@ -27,7 +27,7 @@ import soundfile
 import torch
 
 from sv_sparse.export.package import write_package
-from sv_sparse.io import check_sum
+from sv_sparse.io import checksum
 from sv_sparse.models.registry import build_model
 from sv_sparse.runtime.audio import read_audio as decode
 from sv_sparse.runtime.engine.runtime import Runtime
@@ -182,7 +182,7 @@ def _damage(header: dict[str, Any], tensors: dict[str, Any], data: bytearray, ge
     for start, end in parts:
         for place in generator.integers(start, max(start + 1, end), size=min(end - start, 3)):
             data[place] ^= int(generator.integers(256))
-    tensors[name][4] = check_sum(*(bytes(data[start:end]) for start, end in parts))
+    tensors[name][4] = checksum(*(bytes(data[start:end]) for start, end in parts))
 
 
 def _change(whole: Any, generator: Generator) -> None:

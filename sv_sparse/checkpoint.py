@@ -1,8 +1,8 @@
-"""What is saved of a run, and how: atomically, as tensors and plain data, read back strictly.
+"""Checkpoint files: written atomically, as tensors and plain data, and read back strictly.
 
-``last.pt`` holds everything that resuming needs, ``epoch_0003.pt`` the same after the third epoch. A network file
-(``model.pt``, ``best.pt``) holds what using the network needs: its weights, the resolved configuration, and the figures
-it was saved with.
+``last.pt`` holds everything that resuming needs, ``epoch_0003.pt`` the same after the third epoch. A network
+file (``model.pt``, ``best.pt``) holds what using the network needs: its weights, the settings of its run, the
+back-end that scores its embeddings, and the metrics at the time of saving.
 """
 
 import io
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from sv_sparse.io import atomic_write, compare_zip_sums
+from sv_sparse.io import atomic_write, verify_crc
 
 FORMAT = 5
 TRAINING_KEYS = {
@@ -25,21 +25,42 @@ TRAINING_KEYS = {
 }  # fmt: skip
 NETWORK_KEYS = {"format", "config", "model", "backend", "metrics"}
 
-# What torch.load and zipfile raise for files that were cut off or changed at random: found by trying.
-DAMAGED = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),  # the last two where the name of a compression is damaged
-    *(RuntimeError, EOFError, OSError, UnpicklingError, struct.error, AssertionError),
-    *(LookupError, ValueError, TypeError, AttributeError),
+# Errors of torch.load and zipfile for files that were cut off or changed at random: a list from experiments.
+CORRUPT_FILE_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,  # where the name of the compression is damaged
+    RuntimeError,
+    EOFError,
+    OSError,
+    UnpicklingError,
+    struct.error,
+    AssertionError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
 )
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` under a temporary name, sync, rename: a reader finds the old file or the new one, whole.
+    """Write a checkpoint atomically: a reader sees the complete old file or the complete new one.
+
+    Args:
+        path: file to write; its folder must exist.
+        state: tensors and plain data by the names in TRAINING_KEYS or NETWORK_KEYS, without ``format``.
 
     Raises:
-        OSError: it cannot be written (a full disk, say); the old file stands.
+        OSError: the file cannot be written, as on a full disk; the old file stays.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "model.pt"
+    >>> save(path, {"config": {}, "model": {"weight": torch.ones(2)}, "backend": {}, "metrics": {}})
+    >>> load(path, NETWORK_KEYS)["model"]["weight"]
+    tensor([1., 1.])
     """
-    buffer = io.BytesIO()  # torch would turn a failing write into an error of its own that names no cause
+    # By way of memory: torch turns a failing write into an error of its own that does not name the cause.
+    buffer = io.BytesIO()
     torch.save(state | {"format": FORMAT}, buffer)
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
@@ -50,31 +71,37 @@ def load(path: Path, keys: set[str]) -> dict[str, Any]:
 
     Args:
         path: the file.
-        keys: what it must hold, no more and no less: TRAINING_KEYS or NETWORK_KEYS.
+        keys: names that it must hold, no more and no less: TRAINING_KEYS or NETWORK_KEYS.
+
+    Returns:
+        Tensors and plain data by name.
 
     Raises:
-        ValueError: it is missing, damaged, of another format, or holds other keys; names the file.
+        ValueError: the file is missing, damaged, of another format, or holds other names.
     """
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}")
     try:
-        with path.open("rb") as file:  # one file, whatever takes its name meanwhile
-            compare_zip_sums(file)
+        # Opened once: both reads see the same file even if another process replaces it.
+        with path.open("rb") as file:
+            verify_crc(file)
             file.seek(0)
+            # weights_only: a checkpoint is data and runs no code.
             state = torch.load(file, map_location="cpu", weights_only=True)
-    except DAMAGED as error:
-        first = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} is not a readable checkpoint: {first}") from error
+    except CORRUPT_FILE_ERRORS as error:
+        first_line = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is not a readable checkpoint: {first_line}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, expected a checkpoint")
     if state.get("format") != FORMAT:
-        raise ValueError(f"{path} has checkpoint format {state.get('format')}, and this version reads {FORMAT}; sv-sparse 0.1 reads 4")
-    if keys == NETWORK_KEYS and set(state) == TRAINING_KEYS:
         raise ValueError(
-            f"{path} is what a run continues from, not a network that was delivered; those are model.pt and best.pt"
+            f"{path} has checkpoint format {state.get('format')}, this version reads {FORMAT}; sv-sparse 0.1 reads 4"
         )
-    if keys == TRAINING_KEYS and set(state) == NETWORK_KEYS:
-        raise ValueError(f"{path} is a network file, with which no training continues; init_from=RUN starts from it")
-    if set(state) != keys:
-        raise ValueError(f"{path} lacks {sorted(keys - set(state))} and has unknown {sorted(set(state) - keys)}")
+    names = set(state)
+    if keys == NETWORK_KEYS and names == TRAINING_KEYS:
+        raise ValueError(f"{path} is a checkpoint to resume from, not a network file; those are model.pt and best.pt")
+    if keys == TRAINING_KEYS and names == NETWORK_KEYS:
+        raise ValueError(f"{path} is a network file, from which no run resumes; init_from=RUN starts from it")
+    if names != keys:
+        raise ValueError(f"{path} lacks {sorted(keys - names)} and has unknown {sorted(names - keys)}")
     return state

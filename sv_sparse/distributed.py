@@ -1,8 +1,8 @@
-"""The few lines that torchrun needs: which process this is, and what the processes tell each other.
+"""Processes that torchrun starts: rank, communication, and synchronized batch normalization.
 
-Everything here also holds for a process of its own, which is number 0 of 1 and tells nobody. The number of processes
-changes how fast a run is, not what it computes: a batch is divided among them, gradients are averaged, and batch
-normalization has the statistics of the whole batch.
+Everything here also works in a single process, which is rank 0 of 1. The number of processes changes how fast a run
+is, not what it computes: a batch is divided among them, gradients are averaged, and batch normalization uses the
+statistics of the whole batch (DECISIONS 39).
 """
 
 import atexit
@@ -22,151 +22,172 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(hours=2)  # that one process may be busy alone; torchrun notices at once when it ends
+# One process may read a corpus this long while the others wait. It is not needed to detect a process that died:
+# torchrun does that at once.
+_TIMEOUT = timedelta(hours=2)
+_POLL_SECONDS = 0.01
 
 
 @contextmanager
-def processes() -> Iterator[None]:
-    """Join the processes that torchrun started, where it did, and leave them at the end."""
+def process_group() -> Iterator[None]:
+    """Join the process group if torchrun started this process, and leave it at the end."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
+    # gloo beside nccl: small messages between updates are CPU tensors, so that nobody waits for a GPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if int(os.environ["LOCAL_RANK"]) < torch.cuda.device_count():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    store, number, count = next(dist.rendezvous("env://", timeout=_PATIENCE))
-    own_store = dist.PrefixStore(name_of_start(store, number, count), store)
-    dist.init_process_group(backend, timeout=_PATIENCE, store=own_store, rank=number, world_size=count)
+    store, group_rank, group_size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+    prefix = agree_on_store_prefix(store, group_rank, group_size)
+    dist.init_process_group(
+        backend, timeout=_TIMEOUT, store=dist.PrefixStore(prefix, store), rank=group_rank, world_size=group_size
+    )
     yield
-    dist.destroy_process_group()  # not after an error: it may wait for the others, and torchrun for this process
+    # Not in a finally clause: after an error it may wait for the other processes, and torchrun waits for this one.
+    dist.destroy_process_group()
 
 
-def end() -> None:
-    """End a process that torchrun started and whose work is done, without Python's finalization.
+def exit_process() -> None:
+    """End a process of torchrun whose work is done, without Python's finalization; do nothing in other processes.
 
-    Threads of torch's process groups may still be there, and one that asks for the interpreter while that is taken
-    down aborts the process: "terminate called without an active exception". Threads that Python would wait for are
-    not waited for.
+    Threads of torch's process groups may still run. One that asks for the interpreter during finalization aborts
+    the process: "terminate called without an active exception". Threads that Python would join are not joined.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
-    atexit._run_exitfuncs()  # data workers, log files
+    atexit._run_exitfuncs()  # ends data workers and closes log files; private, but unchanged since Python 2
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
 
 
-def name_of_start(store: dist.Store, number: int, count: int) -> str:
-    """A name that the processes of one start agree on: torchrun's store still holds what earlier starts wrote.
+def agree_on_store_prefix(store: dist.Store, group_rank: int, group_size: int) -> str:
+    """Return a random name that all processes of one start share.
 
-    The first process names it. It tells whoever asks, by a name that nobody asked by before, until all have heard.
+    The store of torchrun survives restarts and still holds addresses of processes that are gone (DECISIONS 38). Rank 0
+    makes the name. The others ask for it under keys that are new at each start, until all have confirmed it.
+
+    Args:
+        store: store of all starts.
+        group_rank: rank of this process.
+        group_size: number of processes.
     """
-    own = uuid4().hex
-    if number > 0:
-        store.set(f"asks/{number}", own)
-        while not store.check([f"answer/{own}"]):
-            time.sleep(0.01)
-        name = store.get(f"answer/{own}").decode()
-        store.set(f"heard/{name}/{number}", "")
-        return name
-    waiting = set(range(1, count))
+    own_name = uuid4().hex
+    if group_rank > 0:
+        store.set(f"request/{group_rank}", own_name)
+        while not store.check([f"answer/{own_name}"]):
+            time.sleep(_POLL_SECONDS)
+        prefix = store.get(f"answer/{own_name}").decode()
+        store.set(f"confirmed/{prefix}/{group_rank}", "")
+        return prefix
+    waiting = set(range(1, group_size))
     while waiting:
         for other in sorted(waiting):
-            if store.check([f"asks/{other}"]):
-                store.set(f"answer/{store.get(f'asks/{other}').decode()}", own)
-        waiting = {other for other in waiting if not store.check([f"heard/{own}/{other}"])}
-        time.sleep(0.01)
-    return own
+            if store.check([f"request/{other}"]):
+                request = store.get(f"request/{other}").decode()
+                store.set(f"answer/{request}", own_name)
+            if store.check([f"confirmed/{own_name}/{other}"]):
+                waiting.remove(other)
+        time.sleep(_POLL_SECONDS)
+    return own_name
 
 
 def rank() -> int:
-    """Number of this process, from 0 on; 0 is the one that writes."""
+    """Return the rank of this process, from 0; rank 0 is the one that writes files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def ranks() -> int:
-    """How many processes train together."""
+def world_size() -> int:
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def local_rank() -> int:
-    """Number of this process on its machine, and of its GPU."""
+    """Return the rank of this process on its machine, which is also the index of its GPU."""
     return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
 
 
-def from_first(make: Callable[[], T]) -> T:
-    """What the first process makes, in all processes.
+def broadcast_from_rank0(function: Callable[[], T]) -> T:
+    """Call a function in rank 0, and return its result in all processes.
+
+    Args:
+        function: returns plain data, which is pickled.
 
     Raises:
-        Exception: whatever ``make`` raises, in the first process.
-        SystemExit: in the others then.
+        Exception: in rank 0, any exception of ``function``.
+        SystemExit: in the other processes then.
     """
-    if ranks() == 1:
-        return make()
-    answer: list[Any] = [None]
+    if world_size() == 1:
+        return function()
+    message: list[Any] = [None]  # stays None if the function fails
     if rank() == 0:
         try:
-            answer = [("made", make())]
+            message = [("result", function())]
         finally:
-            dist.broadcast_object_list(answer)
+            dist.broadcast_object_list(message)
     else:
-        dist.broadcast_object_list(answer)
-    if answer[0] is None:
+        dist.broadcast_object_list(message)
+    if message[0] is None:
         raise SystemExit(1)
-    return answer[0][1]
+    return message[0][1]
 
 
-def first_before_others(make: Callable[[], T]) -> T:
-    """What each process makes for itself, the first one before the others: they find what it wrote."""
+def rank0_first(function: Callable[[], T]) -> T:
+    """Call a function in every process, in rank 0 before the others, which can read the files that it wrote.
+
+    Returns:
+        The process's own result, which is not pickled.
+    """
     if rank() == 0:
-        made: list[T] = []
-        from_first(lambda: made.append(make()))
-        return made[0]
-    from_first(make)
-    return make()
+        results: list[T] = []
+        broadcast_from_rank0(lambda: results.append(function()))
+        return results[0]
+    broadcast_from_rank0(function)
+    return function()
 
 
-def gathered(own: Tensor) -> Tensor:
-    """A small CPU tensor [N] of each process, [ranks, N]."""
-    if ranks() == 1:
-        return own.unsqueeze(0)
-    rows = [torch.empty_like(own) for _ in range(ranks())]
-    dist.all_gather(rows, own)
+def all_gather(values: Tensor) -> Tensor:
+    """Return a small CPU tensor [N] of each process as [world_size, N]."""
+    if world_size() == 1:
+        return values.unsqueeze(0)
+    rows = [torch.empty_like(values) for _ in range(world_size())]
+    dist.all_gather(rows, values)
     return torch.stack(rows)
 
 
-def gathered_objects(own: T) -> list[T]:
-    """Plain data of each process, in all of them."""
-    if ranks() == 1:
-        return [own]
-    found: list[Any] = [None] * ranks()
-    dist.all_gather_object(found, own)
-    return found
+def all_gather_objects(value: T) -> list[T]:
+    """Return the plain data of each process, by rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
-def average(values: Tensor) -> Tensor:
-    """Mean over the processes of a tensor on the device."""
-    if ranks() == 1:
+def all_reduce_mean(values: Tensor) -> Tensor:
+    """Return the mean over the processes of a tensor on the training device."""
+    if world_size() == 1:
         return values
-    values = values.clone()
-    dist.all_reduce(values)
-    return values / ranks()
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / world_size()
 
 
 @torch.no_grad()
-def share_first(network: nn.Module) -> None:
-    """Give all processes the first one's parameters and buffers, in place."""
-    if ranks() > 1:
-        for value in network.state_dict().values():
+def broadcast_module(module: nn.Module) -> None:
+    """Copy rank 0's parameters and buffers to all processes, in place."""
+    if world_size() > 1:
+        for value in module.state_dict().values():
             dist.broadcast(value, src=0)
 
 
-class _Sum(torch.autograd.Function):
-    """The sum of a tensor over the processes; what depends on it in one depends on the tensors of all."""
+class _AllReduceSum(torch.autograd.Function):
+    """Sum of a tensor over the processes, whose gradient is summed over the processes too."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        total = own.clone()
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
         dist.all_reduce(total)
         return total
 
@@ -178,58 +199,72 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncedBatchNorm(_BatchNorm):
-    """Batch norm with the statistics of all processes' batches, on a CPU, where torch's own does not run."""
+    """Batch normalization with the statistics of all processes' batches, on a CPU: torch's SyncBatchNorm needs GPUs."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalize [B, C, ...]."""
+        """Normalize [B, C, ...] by the mean and variance of each channel."""
         if not self.training:
             return super().forward(input)
         x = input.float()
-        axes, shape = [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
-        summed = _Sum.apply(torch.cat([x.sum(axes), x.new_tensor([x.numel() // x.shape[1]])]))
-        count = summed[-1].detach()
-        mean = summed[:-1] / count
+        axes = [0, *range(2, x.ndim)]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        # Two messages, as torch has: sums with the count first, then squares around the common mean. Sums of
+        # squares in one message would cancel in float32.
+        count_here = x.new_tensor([x.numel() // x.shape[1]])
+        sums = _AllReduceSum.apply(torch.cat([x.sum(axes), count_here]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
         centered = x - mean.view(shape)
-        variance = _Sum.apply(centered.square().sum(axes)) / count
-        self._keep(mean.detach(), variance.detach() * count / (count - 1))
-        normal = centered * (variance + self.eps).rsqrt().view(shape)
+        variance = _AllReduceSum.apply(centered.square().sum(axes)) / count
+        self._update_running_stats(mean.detach(), variance.detach() * count / (count - 1))
+        normalized = centered * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
-            normal = normal * self.weight.view(shape) + self.bias.view(shape)
-        return normal.to(input.dtype)
+            normalized = normalized * self.weight.view(shape) + self.bias.view(shape)
+        return normalized.to(input.dtype)
 
     @torch.no_grad()
-    def _keep(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics."""
+    def _update_running_stats(self, mean: Tensor, variance: Tensor) -> None:
         assert self.num_batches_tracked is not None
         assert self.running_mean is not None
         assert self.running_var is not None
         self.num_batches_tracked.add_(1)
+        # momentum=None means a cumulative average, as in torch.
         weight = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, weight)
         self.running_var.lerp_(variance, weight)
 
 
 @contextmanager
-def synchronized(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Inside, each batch norm of ``network`` has the statistics of all processes' batches; alone, it is as it was."""
-    kind = nn.SyncBatchNorm if device.type == "cuda" else SyncedBatchNorm
-    own = [(name, module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
-    before = own if ranks() > 1 else []
-    for name, module in before:
-        network.set_submodule(name, _sharing(kind, module), strict=True)
+def sync_batch_norm(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """Replace each batch norm of a network by a synchronized one inside the block.
+
+    Parameters and buffers are shared with the original modules, which return at the end. In a single process nothing
+    is replaced.
+
+    Args:
+        network: network to train.
+        device: device that it trains on; torch's SyncBatchNorm serves GPUs, SyncedBatchNorm the CPU.
+    """
+    norm_class = nn.SyncBatchNorm if device.type == "cuda" else SyncedBatchNorm
+    originals: list[tuple[str, _BatchNorm]] = []
+    if world_size() > 1:
+        originals = [(name, module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
+    for name, module in originals:
+        network.set_submodule(name, _clone_norm(norm_class, module), strict=True)
     try:
         yield
     finally:
-        for name, module in before:
+        for name, module in originals:
             module.train(network.get_submodule(name).training)
             network.set_submodule(name, module, strict=True)
 
 
-def _sharing(kind: type[_BatchNorm], module: _BatchNorm) -> _BatchNorm:
-    """A batch norm of another kind with the same parameters and buffers."""
-    made = kind(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
-    made._parameters, made._buffers = module._parameters, module._buffers
-    return made.train(module.training)
+def _clone_norm(norm_class: type[_BatchNorm], module: _BatchNorm) -> _BatchNorm:
+    """Return a batch norm of another class with the same parameters and buffers."""
+    clone = norm_class(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
+    clone._parameters = module._parameters
+    clone._buffers = module._buffers
+    return clone.train(module.training)

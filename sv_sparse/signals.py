@@ -1,4 +1,4 @@
-"""How a program ends before its time: on signals, and on problems that it can name."""
+"""Stop signals and user errors: ways in which a program ends early, without a traceback."""
 
 import os
 import signal
@@ -7,89 +7,94 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-PROBLEMS = (ValueError, OSError, ArithmeticError)  # of input, hardware or numbers
-WHOLE_STORY = "HYDRA_FULL_ERROR"  # environment variable, 1: problems end a program as they are, with their frames
-_STOP_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # Ctrl-C, schedulers, and their early warning, which Windows lacks
+USER_ERRORS = (ValueError, OSError, ArithmeticError)  # of input, hardware or numbers
+FULL_TRACEBACK_ENV = "HYDRA_FULL_ERROR"  # environment variable; 1 shows the traceback of user errors
+
+# Ctrl-C, the stop of a scheduler, and its early warning. Windows lacks the last.
+_STOP_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 STOP_SIGNALS = tuple(getattr(signal, name) for name in _STOP_NAMES if hasattr(signal, name))
 
 
-class Stopped(KeyboardInterrupt):
-    """A stop signal came.
+class StopRequested(KeyboardInterrupt):
+    """Exception that a stop signal raises.
 
     Args:
-        number: of the signal.
+        signal_number: number of the signal.
     """
 
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
 
 
 @contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """Yield a list that receives the numbers of stop signals; Ctrl-C interrupts at once if it is not the first.
-
-    A scheduler's signals often come twice, from itself and from torchrun.
+def capture_stop_signals() -> Iterator[list[int]]:
+    """Yield a list to which the numbers of stop signals are appended, instead of stopping the program.
 
     Raises:
-        Stopped: Ctrl-C came before an earlier signal was acted on.
+        StopRequested: Ctrl-C came while an earlier signal still waited.
     """
     requests: list[int] = []
 
-    def note(number: int, _frame: FrameType | None) -> None:
-        if requests and number == signal.SIGINT:
-            raise Stopped(number)
-        requests.append(number)
+    def record(signal_number: int, _frame: FrameType | None) -> None:
+        # Only Ctrl-C is impatient: schedulers often send a signal twice, themselves and through torchrun.
+        if requests and signal_number == signal.SIGINT:
+            raise StopRequested(signal_number)
+        requests.append(signal_number)
 
-    with _handled_by(note):
+    with _signal_handlers(record):
         yield requests
 
 
 @contextmanager
-def stopped_afterwards() -> Iterator[None]:
-    """Let what is inside be finished before a stop signal that comes meanwhile acts.
+def defer_stop() -> Iterator[None]:
+    """Run the block to its end before a stop signal acts.
 
     Raises:
-        Stopped: one came.
+        StopRequested: a stop signal came in the block.
     """
-    with stop_requests() as requests:
+    with capture_stop_signals() as requests:
         yield
     if requests:
-        raise Stopped(requests[0])
+        raise StopRequested(requests[0])
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """Turn a problem of input, hardware or numbers into one line on stderr and exit status 2, a signal into 128 + n.
+def report_errors() -> Iterator[None]:
+    """Turn a user error into one line on stderr and exit status 2, and a stop signal into status 128 + n.
 
-    The whole story goes to stderr with the environment variable HYDRA_FULL_ERROR=1.
+    With the environment variable HYDRA_FULL_ERROR=1, user errors keep their traceback.
 
     Raises:
-        SystemExit: there was a problem, or a stop signal.
+        SystemExit: there was a user error or a stop signal.
     """
-    with _handled_by(_stop):
+    with _signal_handlers(_raise_stop):
         try:
             yield
-        except PROBLEMS as error:
-            if os.environ.get(WHOLE_STORY) == "1":
+        except USER_ERRORS as error:
+            if os.environ.get(FULL_TRACEBACK_ENV) == "1":
                 raise
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
-        except KeyboardInterrupt as stop:
+        except StopRequested as stop:
             print("interrupted", file=sys.stderr)
-            raise SystemExit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)) from None
+            raise SystemExit(128 + stop.signal_number) from None
+        except KeyboardInterrupt:  # raised by a library
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGINT) from None
 
 
 @contextmanager
-def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+def _signal_handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    previous = {}
+    for signal_number in STOP_SIGNALS:
+        previous[signal_number] = signal.signal(signal_number, handler)
     try:
         yield
     finally:
-        for number, handling in before.items():
-            signal.signal(number, handling)
+        for signal_number, previous_handler in previous.items():
+            signal.signal(signal_number, previous_handler)
 
 
-def _stop(number: int, _frame: FrameType | None) -> None:
-    """Outside the training steps, what is saved is all there is to save."""
-    raise Stopped(number)
+def _raise_stop(signal_number: int, _frame: FrameType | None) -> None:
+    raise StopRequested(signal_number)

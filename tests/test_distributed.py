@@ -16,7 +16,7 @@ import torch.distributed as dist
 from helpers.tiny import ROOT, TINY, damage_middle, write_tones, write_trial_list
 
 from sv_sparse import checkpoint
-from sv_sparse.distributed import name_of_start
+from sv_sparse.distributed import agree_on_store_prefix
 from sv_sparse.training.logging import read_rows
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
@@ -179,7 +179,7 @@ def test_the_processes_of_a_start_agree_on_a_name_that_no_earlier_start_had():
     store = dist.HashStore()
     with ThreadPoolExecutor(3) as pool:
         starts = [
-            set(pool.map(lambda number: name_of_start(store, number, 3), order))
+            set(pool.map(lambda number: agree_on_store_prefix(store, number, 3), order))
             for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2), (2, 0, 1))
         ]
     assert [len(names) for names in starts] == [1] * 4

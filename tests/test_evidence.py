@@ -24,9 +24,9 @@ from evidence.results import Finished, Group, Run, near_target
 from evidence.tables import TABLES, control_table
 from helpers.tiny import ROOT, TINY, Tones
 from hydra import compose, initialize_config_dir
-
 from sv_sparse.config.settings import resolve
 from sv_sparse.report.style import house_style
+
 from sv_sparse.training.logging import read_rows
 
 WORDS = ["--quick", "--questions", "structure", "finetuning"]

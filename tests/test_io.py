@@ -3,7 +3,7 @@ import json
 import pytest
 
 from sv_sparse import io as storage
-from sv_sparse.io import atomic_write, only_process, write_json, write_text
+from sv_sparse.io import atomic_write, file_lock, write_json, write_text
 
 
 def test_a_written_file_takes_the_place_of_the_old_one_and_leaves_nothing_beside_it(tmp_path):
@@ -82,9 +82,9 @@ def test_a_name_that_is_not_utf_8_is_written_escaped_and_read_from_json_as_it_wa
 
 def test_a_second_process_is_refused(tmp_path):
     with (
-        only_process(tmp_path, "first"),
+        file_lock(tmp_path, "first"),
         pytest.raises(ValueError, match="it is taken"),
-        only_process(tmp_path, "it is taken"),
+        file_lock(tmp_path, "it is taken"),
     ):
         pass
 
@@ -92,7 +92,7 @@ def test_a_second_process_is_refused(tmp_path):
 def test_a_system_without_locks_says_so_once_and_goes_on(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(storage, "fcntl", None)
     for _ in range(2):
-        with only_process(tmp_path, "refused"):
+        with file_lock(tmp_path, "refused"):
             write_text(tmp_path / "a.txt", "written")
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path}: there are no file locks here; let no other process write into it"

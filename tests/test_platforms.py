@@ -96,8 +96,8 @@ def folder(tmp_path) -> Path:
 
 def test_a_network_is_used_and_files_are_written_without_what_only_posix_has(folder):
     lock = (
-        "from pathlib import Path\nfrom sv_sparse.io import only_process, write_text\n"
-        "with only_process(Path('.'), 'refused'):\n    write_text('written.txt', 'whole')\n"
+        "from pathlib import Path\nfrom sv_sparse.io import file_lock, write_text\n"
+        "with file_lock(Path('.'), 'refused'):\n    write_text('written.txt', 'whole')\n"
     )
     model = ("--model", "model.safetensors")
     commands = [

@@ -13,9 +13,9 @@ import pytest
 from helpers import trees
 from helpers.tiny import ROOT, Tones
 from hydra import compose, initialize_config_dir
+from sv_sparse.config.settings import resolve
 
 from sv_sparse.commands import main as cli
-from sv_sparse.config.settings import resolve
 
 CONF = ROOT / "conf"
 SMALL = ["--tiny", "--models", "ecapa", "--optims", "linbreg", "--targets", "0", "0.8"]

@@ -1,37 +1,38 @@
-"""sv-sparse compare: finished runs in one table, with figures."""
+"""Command ``sv-sparse compare``: finished runs in one table, with figures."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from sv_sparse.report.compare import compare_table, write_comparison
-from sv_sparse.report.sweep import differences_to_first, read_entries
+from sv_sparse.report.compare import compare_table, compare_to_first, read_run_results, write_comparison
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``sv-sparse compare``."""
+    """Add the arguments of the command."""
     parser.add_argument(
         "runs",
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="run folders; those that are not finished are named and left out",
+        help="run folders; unfinished ones are named and left out",
     )
-    parser.add_argument("--list", help="the trial list to compare on; all of each run's if not given")
-    parser.add_argument("--out", type=Path, help="a folder to write compare.html, compare.md and compare.csv to")
+    parser.add_argument("--list", metavar="ID", help="trial list to compare on (default: all lists of each run)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="write compare.html, compare.md and compare.csv here"
+    )
 
 
-def main(chosen: argparse.Namespace) -> None:
-    """Run ``sv-sparse compare``.
+def main(args: argparse.Namespace) -> None:
+    """Run the command.
 
     Raises:
-        ValueError: no run is finished, or none was judged on the list.
-        OSError: something cannot be read or written.
+        ValueError: no run is finished, or none was evaluated on the list.
+        OSError: a file cannot be read or written.
     """
-    entries, left_out = read_entries(chosen.runs, chosen.list)
-    for line in left_out:
-        print(line, file=sys.stderr)
-    differences = differences_to_first(entries)
-    print(compare_table(entries, differences))
-    if chosen.out is not None:
-        write_comparison(chosen.out, entries, differences)
+    results, messages = read_run_results(args.runs, args.list)
+    for message in messages:
+        print(message, file=sys.stderr)
+    results = compare_to_first(results)
+    print(compare_table(results))
+    if args.out is not None:
+        write_comparison(args.out, results)

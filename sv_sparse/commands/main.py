@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with _named_missing_package(name):
         args = build_parser(arguments).parse_args(arguments)
-        with signals.clear_errors():
+        with signals.report_errors():
             args.main(args)
 
 

@@ -10,10 +10,10 @@ from omegaconf import DictConfig
 from sv_sparse.config.help import format_help
 from sv_sparse.config.overrides import check_command_line, complete_command_line
 from sv_sparse.config.schema import conf_dir, register_schema
-from sv_sparse.distributed import end, first_before_others, from_first, processes, rank
+from sv_sparse.distributed import broadcast_from_rank0, exit_process, process_group, rank, rank0_first
 from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.io import harden_output
-from sv_sparse.report import collect, draw_run, write_report, write_results
+from sv_sparse.report import build_results, write_report, write_results
 from sv_sparse.training.device import disable_malloc_trim
 from sv_sparse.training.errors import report_errors
 from sv_sparse.training.finalize import evaluate, finalize, fit_backend
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
         check_command_line(arguments)
     sys.argv[1:] = arguments  # which Hydra reads
     run()
-    end()
+    exit_process()
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
@@ -54,13 +54,13 @@ def run(composed: DictConfig) -> None:
     start_time = time.monotonic()
     disable_malloc_trim()
     multiprocessing.set_start_method(None, force=True)  # not joblib's own, with which a job's processes cannot start
-    with report_errors(), processes():
+    with report_errors(), process_group():
         # One process opens the folder and reads the corpus; the others wait for what it did.
-        opened = from_first(lambda: open_run_dir(composed))
+        opened = broadcast_from_rank0(lambda: open_run_dir(composed))
         config, folder = opened.config, opened.folder
         with logging_to(folder):
             check_buildable(config, opened.trusted_classes)  # before hours of reading data
-            corpus = first_before_others(lambda: load_corpus(config, folder))
+            corpus = rank0_first(lambda: load_corpus(config, folder))
             setup = build_setup(config, folder, corpus, opened.trusted_classes)
             trainer = Trainer(setup, start_time)
             trainer.train()
@@ -70,11 +70,10 @@ def run(composed: DictConfig) -> None:
             evaluations = evaluate(setup, backend)
             if rank() > 0:
                 return
-            results = collect(
+            results = build_results(
                 setup, metrics, evaluations, trainer.state.untrained_metrics, trainer.state.elapsed_seconds()
             )
             table = write_results(folder, results)
-            figures = draw_run(folder, results)
+            figures = write_report(folder, results)
             trainer.finish(results, {figure.name: figure.figure for figure in figures})
-            write_report(folder, results, figures)
         print(f"\n{folder}/report.html\n\n{table}")

@@ -14,7 +14,7 @@ from sv_sparse.data.corpora.folder import check_validation_share, validation_spe
 from sv_sparse.data.manifest import Manifest, Part, match
 from sv_sparse.data.speakers import read_sexes
 from sv_sparse.data.trials import Trials, read_trials
-from sv_sparse.io import composed
+from sv_sparse.io import nfc
 
 SPEAKERS = "speakers.csv"  # of a prepared folder, where something is known of them
 _SAME_SECONDS = 0.01
@@ -76,7 +76,7 @@ def judged(trials: Trials, manifest: Manifest, sexes: Mapping[str, str]) -> Judg
     columns = zip(*((manifest.parts(row), manifest.genre(row), manifest.speaker(row)) for row in rows), strict=True)
     recordings, genres, speakers = (list(column) for column in columns)
     seconds = (manifest.samples[rows] / manifest.sample_rate[rows]).tolist()
-    known = [sexes.get(composed(speaker), "") for speaker in speakers]
+    known = [sexes.get(nfc(speaker), "") for speaker in speakers]
     return Judged(trials, recordings, genres, speakers, seconds, manifest.source, known)
 
 

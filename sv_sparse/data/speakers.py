@@ -4,7 +4,7 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from sv_sparse.io import composed
+from sv_sparse.io import nfc
 
 _NAMES = ("speaker", "voxceleb1 id", "voxceleb2 id")
 _SEX = ("sex", "gender")
@@ -31,7 +31,7 @@ def read_sexes(path: str | Path) -> dict[str, str]:
     if speaker is None or sex is None:
         raise ValueError(f"{path}: expected columns 'speaker' and 'sex', divided by commas or tabs; got {head}")
     entries = [(row[speaker].strip(), row[sex].strip().lower()) for row in rows if len(row) > max(speaker, sex)]
-    return {composed(name): _KNOWN[entry] for name, entry in entries if entry in _KNOWN}
+    return {nfc(name): _KNOWN[entry] for name, entry in entries if entry in _KNOWN}
 
 
 def sexes_table(sexes: Mapping[str, str]) -> str:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.manifest import Part
 from sv_sparse.data.unreadable import UnreadableLimit
-from sv_sparse.distributed import from_first, gathered_objects, rank, ranks
+from sv_sparse.distributed import all_gather_objects, broadcast_from_rank0, rank, world_size
 from sv_sparse.evaluation.embedding_cache import EmbeddingCache
 from sv_sparse.scoring.arrays import BoolArray, Float32Array
 
@@ -89,7 +89,7 @@ def embed(
     network.eval()
     device = next(network.parameters()).device
     # Only the first process reads the cache: others would see the files that it writes meanwhile.
-    cached = from_first(lambda: cache.get(utterances) if cache is not None else {})
+    cached = broadcast_from_rank0(lambda: cache.get(utterances) if cache is not None else {})
     reasons = dict(unusable)
     for position in unusable:
         cached.pop(position, None)
@@ -120,11 +120,11 @@ def embed(
             # An error or interruption loses nothing that was computed.
             if cache is not None:
                 cache.flush()
-    for other_computed, other_reasons in gathered_objects((computed, reasons)):
+    for other_computed, other_reasons in all_gather_objects((computed, reasons)):
         computed.update(other_computed)
         reasons.update(other_reasons)
     reasons = dict(sorted(reasons.items()))
-    from_first(lambda: _report_unusable(reasons, len(utterances), limit, title))
+    broadcast_from_rank0(lambda: _report_unusable(reasons, len(utterances), limit, title))
     embeddings = cached | computed
     size = len(next(iter(embeddings.values()))) if embeddings else 0
     values = np.full((len(utterances), size), np.nan, np.float32)
@@ -210,7 +210,7 @@ def _rank_blocks(utterances: Sequence[Sequence[Part]], settled: Container[int]) 
         block = [position for position in order[start : start + _PREFETCH] if position not in settled]
         if block:
             blocks.append(block)
-    return blocks[rank() :: ranks()]
+    return blocks[rank() :: world_size()]
 
 
 def _read_blocks(

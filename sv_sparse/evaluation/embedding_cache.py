@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from sv_sparse.data.manifest import Part
-from sv_sparse.io import atomic_write, compare_zip_sums
+from sv_sparse.io import atomic_write, verify_crc
 from sv_sparse.scoring.arrays import Float32Array
 
 EMBEDDINGS_DIR = "embeddings"  # in a run folder
@@ -99,7 +99,7 @@ class EmbeddingCache:
         for path in sorted(self.folder.glob("*.npz")):
             try:
                 with path.open("rb") as file:
-                    compare_zip_sums(file)
+                    verify_crc(file)
                 with np.load(path) as arrays:
                     keys = arrays["keys"]
                     embeddings = arrays["embeddings"]

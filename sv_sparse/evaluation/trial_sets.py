@@ -12,7 +12,7 @@ from sv_sparse.data.decoding import AUDIO_ENDINGS
 from sv_sparse.data.prepared import Judged, read_listed
 from sv_sparse.data.trials import read_trials, split_fields
 from sv_sparse.evaluation.corpus import load_corpus
-from sv_sparse.io import composed
+from sv_sparse.io import nfc
 
 USAGE = (
     "expected PREPARED:LIST[,LIST...] with lists of a prepared folder, LIST alone where RUN was trained on one, "
@@ -139,7 +139,7 @@ def trial_sets_from_files(audio_root: Path, paths: Sequence[Path], sexes: Mappin
             raise ValueError(
                 f"{path}: {len(missing)} of {len(files)} recordings are not in {audio_root}; first {missing[0]}"
             )
-        speakers = [composed(name.partition("/")[0]) for name in trials.utterances]
+        speakers = [nfc(name.partition("/")[0]) for name in trials.utterances]
         trial_sets.append(
             Judged(
                 trials,

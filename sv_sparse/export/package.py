@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import save as to_safetensors
 from torch import Tensor, nn
 
-from sv_sparse.io import atomic_write, check_sum
+from sv_sparse.io import atomic_write, checksum
 from sv_sparse.runtime.fold_bn import fold_batch_norm, folded_state
 from sv_sparse.runtime.package import BACKEND, METADATA_KEY, POSITIONS, VALUES, build_folded
 from sv_sparse.runtime.package_header import PackageHeader, TensorSpec
@@ -60,8 +60,8 @@ def write_package(
             encoded = encode(tensor, tensor_dtype)
         except ValueError as error:
             raise ValueError(f"{name} {error}") from error
-        checksum = check_sum(encoded.values, encoded.positions)
-        specs[name] = TensorSpec(encoded.kind, tuple(tensor.shape), encoded.nnz, tensor_dtype, checksum)
+        stored_checksum = checksum(encoded.values, encoded.positions)
+        specs[name] = TensorSpec(encoded.kind, tuple(tensor.shape), encoded.nnz, tensor_dtype, stored_checksum)
         arrays[VALUES + name] = np.frombuffer(encoded.values, np.uint8)
         if encoded.positions:
             arrays[POSITIONS + name] = np.frombuffer(encoded.positions, np.uint8)

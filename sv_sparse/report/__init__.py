@@ -1,8 +1,6 @@
-"""Run folders to results, figures, pages and tables."""
+"""Reports on finished runs: results.json, tables, figures and pages."""
 
-from sv_sparse.report.draw import Drawn, draw_run
-from sv_sparse.report.results import collect
-from sv_sparse.report.tables import results_table
-from sv_sparse.report.write import refresh_report, write_report, write_results
+from sv_sparse.report.html import refresh_report, write_report, write_results
+from sv_sparse.report.results import build_results
 
-__all__ = ["Drawn", "collect", "draw_run", "refresh_report", "results_table", "write_report", "write_results"]
+__all__ = ["build_results", "refresh_report", "write_report", "write_results"]

@@ -1,61 +1,385 @@
-"""Finished runs to one table, and to compare.html, compare.md and compare.csv."""
+"""Comparison of finished runs: one table, with figures, as HTML, Markdown and CSV."""
 
 import csv
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from sv_sparse.config.schema import Config, read_config
+from sv_sparse.evaluation.score_files import eer_difference
 from sv_sparse.io import write_text
-from sv_sparse.report.cost import cost_table, ways
-from sv_sparse.report.page import figure_links, render
-from sv_sparse.report.style import house_style
-from sv_sparse.report.sweep import Column, Differences, Entry, columns, conditions_table, table
-from sv_sparse.report.sweep_figures import sweep_figures
-from sv_sparse.report.tables import corpus_name
-from sv_sparse.report.write import write_figures
+from sv_sparse.report import format as fmt
+from sv_sparse.report.figures.compare import comparison_figures
+from sv_sparse.report.figures.style import report_style
+from sv_sparse.report.html import write_pages
+from sv_sparse.report.results import Results, all_evaluations
+from sv_sparse.report.tables import Table, corpus_name, speakers_text
+
+Row = dict[str, Any]  # values of a run and a list by their CSV names; None where one is not known
+
+_CONDITIONS = ("enrollment", "score_norm", "calibration", "speakers", "targets")  # last columns of the CSV
 
 
-def compare_table(entries: Sequence[Entry], differences: Differences) -> str:
-    """One row for each run and list, in Markdown."""
-    return table(entries, columns(entries, differences)).markdown()
+@dataclass(frozen=True)
+class RunResult:
+    """Finished run and its evaluation on one trial list.
+
+    Attributes:
+        run_dir: the run folder.
+        run_name: shortest end of the path that no other run has.
+        results: content of results.json.
+        config: settings of the run.
+        list_name: name of the list; lists of other trials under the same name have another one.
+        evaluation: evaluation of the list, as in ``evaluations`` of results.json.
+        eer_difference: EER less the first run's, and the ends of its 95 % interval; None if it is not known.
+    """
+
+    run_dir: Path
+    run_name: str
+    results: Results
+    config: Config
+    list_name: str
+    evaluation: Mapping[str, Any]
+    eer_difference: tuple[float, float, float] | None = None
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the run had no target sparsity."""
+        return not self.results["target_sparsity"]
+
+    @property
+    def controller(self) -> str:
+        """Name of the controller, or "dense"."""
+        return "dense" if self.is_dense else str(self.config.sparsity.controller.name)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether lambda was fixed, so that the sparsity followed from it."""
+        return self.controller == "fixed"
+
+    @property
+    def network(self) -> str:
+        """Model and optimizer: runs with the same ones are compared by their cost."""
+        return f"{self.results['training']['model']}, {self.config.optim.name}"
+
+    @property
+    def series(self) -> str:
+        """Label of the runs that are drawn as one series."""
+        return f"{self.network}, {'fixed λ' if self.is_fixed else self.controller}"
+
+    @property
+    def minutes(self) -> float:
+        """Minutes of the run."""
+        return float(self.results["wall_time_s"]) / 60
+
+    @property
+    def sparsity_error(self) -> float:
+        """Tracked sparsity less the target."""
+        return float(self.results["sparsity_tracked"] - self.results["target_sparsity"])
 
 
-def write_comparison(folder: Path, entries: Sequence[Entry], differences: Differences) -> None:
+def read_run_results(run_dirs: Sequence[Path], list_id: str | None = None) -> tuple[list[RunResult], list[str]]:
+    """Read finished runs.
+
+    Args:
+        run_dirs: run folders.
+        list_id: id of the trial list to compare on; None means all lists of each run.
+
+    Returns:
+        A result for each run and list, and a message for each run that is left out.
+
+    Raises:
+        ValueError: no run is left.
+    """
+    results: list[RunResult] = []
+    messages = []
+    for run_dir, run_name in zip(run_dirs, _unique_names(run_dirs), strict=True):
+        if not (run_dir / "results.json").is_file():
+            messages.append(f"{run_dir}: not finished, left out")
+            continue
+        try:
+            config = read_config(run_dir)
+        except ValueError as error:  # of an earlier version
+            messages.append(f"{error}; left out")
+            continue
+        run_results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+        evaluations = all_evaluations(run_dir, run_results)
+        if list_id is not None and list_id not in evaluations:
+            messages.append(f"{run_dir}: not evaluated on {list_id}, left out; it has {', '.join(evaluations)}")
+            continue
+        for name, evaluation in evaluations.items():
+            if list_id in {None, name}:
+                results.append(RunResult(run_dir, run_name, run_results, config, name, evaluation))
+    if not results:
+        raise ValueError(f"there is nothing to compare: {'; '.join(messages)}")
+    return _with_unique_list_names(results), messages
+
+
+def _unique_names(run_dirs: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of the paths, of equal depth, that are all different."""
+    paths = [run_dir.resolve().parts for run_dir in run_dirs]
+    depth = 1
+    while len({parts[-depth:] for parts in paths}) < len(set(paths)):
+        depth += 1
+    return ["/".join(parts[-depth:]) for parts in paths]
+
+
+def _with_unique_list_names(results: Sequence[RunResult]) -> list[RunResult]:
+    """Add the checksum to the name of lists that hold other trials in other runs."""
+    checksums: dict[str, set[str]] = {}
+    for result in results:
+        checksums.setdefault(result.list_name, set()).add(result.evaluation["checksum"])
+    unique = []
+    for result in results:
+        list_name = result.list_name
+        if len(checksums[list_name]) > 1:
+            list_name = f"{list_name} ({result.evaluation['checksum'][:6]})"
+        unique.append(replace(result, list_name=list_name))
+    return unique
+
+
+def compare_to_first(results: Sequence[RunResult]) -> list[RunResult]:
+    """Return the results with the differences of their EERs to the first run's, on the lists that both scored."""
+    first_run = results[0].run_dir
+    first_checksums = {}
+    for result in results:
+        if result.run_dir == first_run:
+            first_checksums[result.evaluation["id"]] = result.evaluation["checksum"]
+    compared = []
+    for result in results:
+        difference = None
+        list_id = result.evaluation["id"]
+        path = result.run_dir / "scores" / f"{list_id}.txt"
+        first_path = first_run / "scores" / f"{list_id}.txt"
+        # Only on the same trials: most of the variation between speakers is common then, and cancels.
+        same_trials = first_checksums.get(list_id) == result.evaluation["checksum"]
+        if result.run_dir != first_run and same_trials and path.is_file() and first_path.is_file():
+            difference = eer_difference(path, first_path)
+        if difference is not None:
+            value, (low, high) = difference
+            compared.append(replace(result, eer_difference=(value, low, high)))
+        else:
+            compared.append(result)
+    return compared
+
+
+class SearchCost(NamedTuple):
+    """Time that reaching a target sparsity took.
+
+    Attributes:
+        network: model and optimizer.
+        target: target sparsity.
+        method: description of the runs.
+        is_fixed: whether these are all runs with a fixed lambda together; otherwise it is one run.
+        num_runs: number of runs.
+        minutes: minutes of all of them.
+        sparsity: tracked sparsity nearest to the target.
+    """
+
+    network: str
+    target: float
+    method: str
+    is_fixed: bool
+    num_runs: int
+    minutes: float
+    sparsity: float
+
+    @property
+    def points(self) -> float:
+        """Distance to the target, in percentage points."""
+        return 100 * abs(self.sparsity - self.target)
+
+
+def search_costs(results: Sequence[RunResult]) -> list[SearchCost]:
+    """Return what it cost to reach each target: by a sweep of fixed lambdas, and by each run with a controller.
+
+    Networks with runs of one kind only have no costs.
+    """
+    runs = {result.run_dir: result for result in results if not result.is_dense}
+    costs = []
+    for network in dict.fromkeys(run.network for run in runs.values()):
+        fixed = [run for run in runs.values() if run.network == network and run.is_fixed]
+        controlled = [run for run in runs.values() if run.network == network and not run.is_fixed]
+        if not fixed or not controlled:
+            continue
+        sweep_minutes = sum(run.minutes for run in fixed)
+        for target in sorted({run.results["target_sparsity"] for run in controlled}):
+            tracked = {run.results["sparsity_tracked"]: run for run in reversed(fixed)}
+            nearest_sparsity = min(tracked, key=lambda value: abs(value - target))
+            method = f"fixed λ, the nearest {tracked[nearest_sparsity].results['lambda']:.3g}"
+            costs.append(SearchCost(network, target, method, True, len(fixed), sweep_minutes, nearest_sparsity))
+            for run in controlled:
+                if run.results["target_sparsity"] == target:
+                    method = f"{run.controller}: {run.run_name}"
+                    tracked_sparsity = run.results["sparsity_tracked"]
+                    costs.append(SearchCost(network, target, method, False, 1, run.minutes, tracked_sparsity))
+    return costs
+
+
+def compare_table(results: Sequence[RunResult]) -> str:
+    """Return the table of runs and lists, in Markdown."""
+    return _runs_table([_row(result) for result in results]).markdown()
+
+
+def write_comparison(folder: Path, results: Sequence[RunResult]) -> None:
     """Write compare.html, compare.md, compare.csv and figures/*.svg.
 
     Args:
-        folder: made if absent.
-        entries: what ``read_entries`` returned.
-        differences: see ``columns``.
+        folder: folder of the files; it is made.
+        results: runs and lists, at least one.
 
     Raises:
-        OSError: something cannot be written.
+        OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    chosen, found = columns(entries, differences), ways(entries)
-    with house_style():
-        figures = sweep_figures(entries, found)
-    write_figures(folder, figures)
-    runs, lists, costs = table(entries, chosen), conditions_table(entries), cost_table(found) if found else None
-    counts = [len({entry.run for entry in entries}), len({entry.one["name"] for entry in entries})]
-    words = [f"{count} {word}{'s' * (count != 1)}" for count, word in zip(counts, ("run", "list"), strict=True)]
-    corpora = sorted({corpus_name(entry.results) for entry in entries})
-    summary = f"{words[0]}, {words[1]}; trained on: {', '.join(corpora)}"
-    html = render("compare.html", figures, name="Runs compared", summary=summary, tables=[runs, lists], costs=costs)
-    write_text(folder / "compare.html", html)
-    lines = ["# Runs compared", "", f"{summary}.", "", runs.markdown(), "", lists.markdown(), ""]
-    lines += [costs.markdown(), ""] if costs is not None else []
-    write_text(folder / "compare.md", "\n".join([*lines, *figure_links(figures)]).rstrip() + "\n")
-    write_text(folder / "compare.csv", as_csv(entries, chosen))
-
-
-def as_csv(entries: Sequence[Entry], of: Sequence[Column]) -> str:
-    """The entries as they are: fractions, minutes, nothing where something is not known."""
+    with report_style():
+        figures = comparison_figures(results)
+    rows = [_row(result) for result in results]
+    tables = [_runs_table(rows), _lists_table(results)]
+    costs = search_costs(results)
+    if costs:
+        tables.append(_cost_table(costs))
+    num_runs = len({result.run_dir for result in results})
+    num_lists = len({result.list_name for result in results})
+    corpora = sorted({corpus_name(result.results) for result in results})
+    summary = f"Runs: {num_runs}, lists: {num_lists}; trained on: {', '.join(corpora)}"
+    values = {"name": "Comparison of runs", "summary": summary, "tables": tables}
+    write_pages(folder, "compare", "compare", figures, values)
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    kept = ("enrollment", "score_norm", "calibration", "speakers", "targets")
-    writer.writerow([*(key for column in of for key in column.keys), *kept])
-    for entry in entries:
-        values = [value for column in of for value in column.values(entry)]
-        writer.writerow([*values, *(entry.one[key] for key in kept)])
-    return file.getvalue()
+    writer = csv.DictWriter(file, [*_known_keys(rows), *_CONDITIONS], extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "compare.csv", file.getvalue())
+
+
+def _row(result: RunResult) -> Row:
+    run, evaluation = result.results, result.evaluation
+    left_out = bool(evaluation.get("recordings_left_out"))
+    row = {
+        "run": result.run_name,
+        "list": result.list_name,
+        "trials": evaluation["trials"],
+        "trials_left_out": evaluation["trials_left_out"] if left_out else None,
+        "recordings_left_out": evaluation["recordings_left_out"] if left_out else None,
+        "model": run["training"]["model"],
+        "optimizer": result.config.optim.name,
+        "lr": run["training"]["lr"],
+        "controller": result.controller,
+        "lambda": None if result.is_dense else run["lambda"],
+        "target_sparsity": run["target_sparsity"],
+        "sparsity_tracked": run["sparsity_tracked"],
+        "sparsity": run["sparsity"],
+        "nonzero_fraction": run["nonzero_parameters"] / run["parameters"],
+        "eer": evaluation["eer"],
+    }
+    row["eer_low"], row["eer_high"] = evaluation["eer_interval"] or (None, None)
+    for key in ("min_dcf", "act_dcf"):
+        for cost in evaluation["dcf"]:
+            row[f"{key}({fmt.point_name(cost)})"] = cost[key]
+    row["cllr"] = evaluation["cllr"]
+    difference = result.eer_difference or (None, None, None)
+    row["eer_difference"], row["eer_difference_low"], row["eer_difference_high"] = difference
+    row["untrained_eer"] = evaluation.get("untrained_eer")
+    row["minutes"] = result.minutes
+    row["seed"] = run["seed"]
+    return row | {key: evaluation[key] for key in _CONDITIONS}
+
+
+def _known_keys(rows: Sequence[Row]) -> list[str]:
+    """Return the keys, in order, for which a row has a value; lists may have different operating points."""
+    keys: dict[str, None] = {}
+    for row in rows:
+        keys |= dict.fromkeys(row)
+    return [key for key in keys if key not in _CONDITIONS and any(row.get(key) is not None for row in rows)]
+
+
+def _left_out_cell(row: Row) -> str:
+    if row["trials_left_out"] is None:
+        return fmt.DASH
+    return f"{row['trials_left_out']:,} trials (unusable recordings: {row['recordings_left_out']:,})"
+
+
+def _interval_cell(row: Row) -> str:
+    return fmt.DASH if row["eer_low"] is None else fmt.interval((row["eer_low"], row["eer_high"]))
+
+
+def _difference_cell(row: Row) -> str:
+    if row["eer_difference"] is None:
+        return fmt.DASH
+    low, high = row["eer_difference_low"], row["eer_difference_high"]
+    return f"{100 * row['eer_difference']:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
+
+
+# Columns of the table of runs by the CSV name: header, and the cell of a row.
+_COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
+    "trials": ("trials", lambda row: fmt.count(row["trials"])),
+    "trials_left_out": ("left out", _left_out_cell),
+    "lr": ("lr", lambda row: f"{row['lr']:g}"),
+    "lambda": ("lambda", lambda row: fmt.number(row["lambda"], ".3g")),
+    "target_sparsity": ("target", lambda row: fmt.percent(row["target_sparsity"])),
+    "sparsity_tracked": ("tracked sparsity", lambda row: fmt.percent(row["sparsity_tracked"], 3)),
+    "sparsity": ("final sparsity", lambda row: fmt.percent(row["sparsity"], 4)),
+    "nonzero_fraction": ("nonzero parameters", lambda row: fmt.percent(row["nonzero_fraction"])),
+    "eer": ("EER", lambda row: fmt.percent(row["eer"])),
+    "eer_low": ("95% interval", _interval_cell),
+    "cllr": ("Cllr", lambda row: fmt.number(row["cllr"])),
+    "eer_difference": ("EER less the first run's [95% interval]", _difference_cell),
+    "untrained_eer": ("untrained EER", lambda row: fmt.percent(row["untrained_eer"])),
+    "minutes": ("minutes", lambda row: fmt.number(row["minutes"], ".1f")),
+}
+# Parts of an interval, which the column of its first part shows.
+_CSV_ONLY = {"recordings_left_out", "eer_high", "eer_difference_low", "eer_difference_high"}
+
+
+def _runs_table(rows: Sequence[Row]) -> Table:
+    headers = []
+    columns = []
+    for key in _known_keys(rows):
+        if key in _CSV_ONLY:
+            continue
+        if key.startswith(("min_dcf(", "act_dcf(")):
+            headers.append(key.replace("_dcf", "DCF"))
+            columns.append([fmt.number(row.get(key)) for row in rows])
+        elif key in _COLUMNS:
+            header, cell = _COLUMNS[key]
+            headers.append(header)
+            columns.append([cell(row) for row in rows])
+        else:
+            headers.append(key)
+            columns.append([str(row[key]) for row in rows])
+    return Table("Runs", headers, list(zip(*columns, strict=True)))
+
+
+def _lists_table(results: Sequence[RunResult]) -> Table:
+    """Return the conditions of each list, with the number of runs that have the same ones."""
+    runs_by_conditions: dict[tuple[str, ...], set[Path]] = {}
+    for result in results:
+        evaluation = result.evaluation
+        row = (
+            result.list_name,
+            fmt.count(evaluation["trials"]),
+            fmt.count(evaluation["targets"]),
+            speakers_text(evaluation),
+            evaluation["enrollment"],
+            result.results["scoring"]["mean_embedding"],
+            evaluation["score_norm"],
+            evaluation["calibration"] or "none",
+        )
+        runs_by_conditions.setdefault(row, set()).add(result.run_dir)
+    headers = (
+        "list", "trials", "targets", "speakers", "enrollment", "subtracted", "score norm", "calibration", "runs",
+    )  # fmt: skip
+    return Table("Lists", headers, [(*row, str(len(runs))) for row, runs in runs_by_conditions.items()])
+
+
+def _cost_table(costs: Sequence[SearchCost]) -> Table:
+    rows = []
+    for cost in costs:
+        minutes, sparsity = fmt.number(cost.minutes, ".1f"), fmt.percent(cost.sparsity, 3)
+        target, num_runs = fmt.percent(cost.target), fmt.count(cost.num_runs)
+        rows.append((cost.network, target, cost.method, num_runs, minutes, sparsity, f"{cost.points:.3f}"))
+    headers = ("network", "target", "method", "runs", "minutes", "nearest tracked sparsity", "points from the target")
+    return Table("Cost of reaching a target", headers, rows)

@@ -1,80 +1,157 @@
-"""A finished run as plain data: what results.json holds."""
+"""Results of a finished run: the content of results.json, and everything else that a report reads."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from sv_sparse.distributed import ranks
+from sv_sparse.config.schema import Config, read_config
+from sv_sparse.distributed import world_size
 from sv_sparse.evaluation.complexity import measure_complexity
 from sv_sparse.evaluation.corpus import corpus_summary
 from sv_sparse.evaluation.result import TrialSetResult
 from sv_sparse.optim import sparsity
+from sv_sparse.training.logging import Row, read_rows
 from sv_sparse.training.setup import TrainingSetup
 
 Results = dict[str, Any]
 
 
-def collect(
+def build_results(
     setup: TrainingSetup,
-    landing: dict[str, Any],
+    final_metrics: Mapping[str, Any],
     evaluations: Sequence[TrialSetResult],
-    at_start: Sequence[dict[str, Any]],
-    seconds: float,
+    untrained: Sequence[Mapping[str, Any]],
+    wall_time_s: float,
 ) -> Results:
-    """All figures of a finished run as plain data.
+    """Build the content of results.json.
 
     Args:
-        setup: the run, landed.
-        landing: what ``land`` returned.
-        evaluations: of the delivered network, one per trial list.
-        at_start: the same lists before training, as plain data.
-        seconds: the whole run's time, interruptions left out.
+        setup: the run, finalized.
+        final_metrics: metrics that ``finalize`` returned.
+        evaluations: of the final network, one for each trial list.
+        untrained: evaluations of the untrained network as plain data; empty if it was not evaluated.
+        wall_time_s: seconds of the run, without interruptions.
 
     Returns:
-        Figures of the run; ``eer``, ``min_dcf`` and ``untrained_eer`` at the top are the first list's, and
-        ``evaluations`` holds every list's. ``corpus`` is what ``corpus_summary`` returns. Rates and sparsities are
-        fractions.
+        Plain data; rates and sparsities are fractions. ``evaluations`` holds all lists by id; ``eer``, ``min_dcf``
+        and ``untrained_eer`` at the top level are the first list's. ``untrained_eer`` is absent if the untrained
+        network was not evaluated.
     """
     config = setup.config
-    before = {evaluation["id"]: evaluation["eer"] for evaluation in at_start}  # other where they are scored otherwise
-    lists = {e.id: e.to_dict() | {"untrained_eer": before.get(e.id)} for e in evaluations}
-    first = lists[evaluations[0].id]
-    sized = measure_complexity(setup.network, setup.sparse_params, setup.head)
-    total, kept = sized["size"]["parameters"], sized["size"]["nonzero_parameters"]
-    return {
+    untrained_eers = {evaluation["id"]: evaluation["eer"] for evaluation in untrained}
+    by_id: dict[str, dict[str, Any]] = {}
+    for evaluation in evaluations:
+        by_id[evaluation.id] = evaluation.to_dict()
+        # The untrained network is scored without score normalization, under an id of its own.
+        if evaluation.id in untrained_eers:
+            by_id[evaluation.id]["untrained_eer"] = untrained_eers[evaluation.id]
+    first = next(iter(by_id.values()))
+    complexity = measure_complexity(setup.network, setup.sparse_params, setup.head)
+    num_params = complexity["size"]["parameters"]
+    nnz = complexity["size"]["nonzero_parameters"]
+    speakers, utterances, hours = setup.corpus.manifest.summary("train")
+    results = {
         "target_sparsity": config.target_sparsity,
-        **landing,
+        **final_metrics,
         "sparsity_network": float(sparsity(list(setup.sparse_params.values()))),
-        "sparsity_all": (total - kept) / total,
-        "parameters": total,
-        "nonzero_parameters": kept,
+        "sparsity_all": (num_params - nnz) / num_params,
+        "parameters": num_params,
+        "nonzero_parameters": nnz,
         "eer": first["eer"],
         "min_dcf": first["dcf"][0]["min_dcf"],
-        "untrained_eer": first["untrained_eer"],
-        "seconds": seconds,
+        "wall_time_s": wall_time_s,
         "seed": config.seed,
         "corpus": corpus_summary(config),
-        "training": _training(setup),
+        "training": {
+            "model": type(setup.network).__name__,
+            "speakers": speakers,
+            "utterances": utterances,
+            "hours": hours,
+            "epochs": config.trainer.epochs,
+            "steps": setup.total_steps,
+            "lr": setup.optimizer.param_groups[0]["initial_lr"],
+            "device": str(setup.device.device),
+            "precision": setup.device.precision,
+            "processes": world_size(),
+        },
         "scoring": {
             "mean_embedding": f"mean embedding of {config.trainer.num_bn_crops} training crops",
-            "score_norm": evaluations[0].score_norm,
+            "score_norm": first["score_norm"],
         },
-        "evaluations": lists,
-        **sized,
+        "evaluations": by_id,
+        **complexity,
     }
+    if "untrained_eer" in first:
+        results["untrained_eer"] = first["untrained_eer"]
+    return results
 
 
-def _training(setup: TrainingSetup) -> dict[str, Any]:
-    """What was trained, on what, how long."""
-    speakers, utterances, hours = setup.corpus.manifest.summary("train")
-    return {
-        "model": type(setup.network).__name__,
-        "speakers": speakers,
-        "utterances": utterances,
-        "hours": hours,
-        "epochs": setup.config.trainer.epochs,
-        "steps": setup.total_steps,
-        "lr": setup.optimizer.param_groups[0]["initial_lr"],
-        "device": str(setup.device.device),
-        "precision": setup.device.precision,
-        "processes": ranks(),
-    }
+@dataclass(frozen=True)
+class RunReport:
+    """Content of a finished run's report.
+
+    Attributes:
+        run_dir: the run folder.
+        results: content of results.json.
+        config: settings of the run.
+        environment: content of environment.json.
+        steps: rows of metrics.jsonl with a loss, one for each logged step.
+        validations: rows of metrics.jsonl with a validation EER.
+    """
+
+    run_dir: Path
+    results: Results
+    config: Config
+    environment: dict[str, Any]
+    steps: list[Row]
+    validations: list[Row]
+
+    @property
+    def name(self) -> str:
+        """Name of the run folder."""
+        return self.run_dir.resolve().name
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the run had no target sparsity."""
+        return not self.results["target_sparsity"]
+
+
+def read_run_report(run_dir: Path, results: Results) -> RunReport:
+    """Read a run folder.
+
+    Args:
+        run_dir: folder of a finished run.
+        results: content of results.json, with the evaluations to show.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+    """
+    rows = read_rows(run_dir / "metrics.jsonl")
+    return RunReport(
+        run_dir,
+        results,
+        read_config(run_dir),
+        json.loads((run_dir / "environment.json").read_text(encoding="utf-8")),
+        [row for row in rows if "loss" in row],
+        [row for row in rows if "validation_eer" in row],
+    )
+
+
+def all_evaluations(run_dir: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all evaluations of a run by id: those of results.json, and later ones of ``sv-sparse evaluate``.
+
+    A list of which other trials are scored now, because a recording was mended, has its later evaluation: the score
+    file is of that one. With the same trials the run's own evaluation stays.
+    """
+    evaluations = dict(results["evaluations"])
+    path = run_dir / "evaluations.json"
+    if path.is_file():
+        later = json.loads(path.read_text(encoding="utf-8"))
+        for result_id, evaluation in later.items():
+            previous = evaluations.get(result_id)
+            if previous is None or previous["checksum"] != evaluation["checksum"]:
+                evaluations[result_id] = evaluation
+    return evaluations

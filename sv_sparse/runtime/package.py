@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from sv_sparse.io import check_sum
+from sv_sparse.io import checksum
 from sv_sparse.models.layers import keep_channels_last
 from sv_sparse.models.registry import build_model
 from sv_sparse.runtime.fold_bn import fill_norm_stats, folded_state, replace_norms
@@ -177,7 +177,7 @@ def _read_tensor(file: Any, name: str, spec: TensorSpec) -> Nonzeros:
     """Return the nonzero elements of a tensor whose bytes are those that were written."""
     values = _read_bytes(file, VALUES + name)
     positions = b"" if spec.kind == "dense" else _read_bytes(file, POSITIONS + name)
-    if spec.checksum != check_sum(values, positions):
+    if spec.checksum != checksum(values, positions):
         raise ValueError(f"{name} is damaged: its bytes have changed since they were written")
     try:
         encoded = SparseTensorBytes(spec.kind, spec.nnz, positions, values)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
-from sv_sparse.io import check_sum
+from sv_sparse.io import checksum
 from sv_sparse.runtime.sparse_codec import DTYPES, KINDS
 from sv_sparse.scoring.calibration import QUALITY_MEASURES, Calibration
 
@@ -110,7 +110,7 @@ class PackageHeader:
 
 def with_checksum(json_text: str) -> str:
     """Return the JSON of a header as it is stored: after its checksum and a space."""
-    return f"{check_sum(json_text.encode())} {json_text}"
+    return f"{checksum(json_text.encode())} {json_text}"
 
 
 def _check_features(features: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sv_sparse.io import check_sum
+from sv_sparse.io import checksum
 from sv_sparse.runtime.decision import EmbeddedRecording, Outcome
 
 # The answer for a recording of nobody who is enrolled.
@@ -69,7 +69,7 @@ class _Row(NamedTuple):
         """Return the checksum of all columns and of the model's fingerprint."""
         text = json.dumps([fingerprint, self.speaker, self.seconds, self.created], default=repr)
         content = self.embedding if isinstance(self.embedding, bytes) else repr(self.embedding).encode()
-        return check_sum(text.encode(), content)
+        return checksum(text.encode(), content)
 
 
 def default_path() -> Path:

@@ -12,7 +12,7 @@ import torch
 
 from sv_sparse import checkpoint
 from sv_sparse.data.loader import UnreadableMeter
-from sv_sparse.distributed import from_first, gathered_objects, rank, ranks
+from sv_sparse.distributed import all_gather_objects, broadcast_from_rank0, rank, world_size
 from sv_sparse.optim import DualAverage, SupportDiagnostics
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.training.setup import TrainingSetup
@@ -85,7 +85,7 @@ class TrainState:
         self.diagnostics = SupportDiagnostics(setup.controller)
         self.scaler = setup.device.scaler()
         self.unreadable = UnreadableMeter(setup.config.data.max_unreadable_fraction)
-        self.has_checkpoint = from_first(lambda: bool(self.checkpoints))
+        self.has_checkpoint = broadcast_from_rank0(lambda: bool(self.checkpoints))
         if self.has_checkpoint:
             self._restore(self.checkpoints.read_last())
             logger.info("resuming %s from step %d", setup.run_dir, self.progress.step)
@@ -109,7 +109,7 @@ class TrainState:
         progress.utterances_seen = self.unreadable.seen
         progress.unreadable = self.unreadable.unreadable
         progress.rows = rows
-        progress.world_size = ranks()
+        progress.world_size = world_size()
         self.checkpoints.save(
             {
                 "config": setup.config.to_dict(),
@@ -159,7 +159,7 @@ class TrainState:
             Whether these are other weights than the last.
         """
         config, last_epoch = self.setup.config.trainer, self.progress.epoch
-        from_first(lambda: None)  # waits until the first process has written the last epoch's checkpoint
+        broadcast_from_rank0(lambda: None)  # waits until the first process has written the last epoch's checkpoint
         best_epoch = self.best.get("epoch", last_epoch)
         restores_best = config.early_stop_patience is not None and best_epoch != last_epoch
         if restores_best:
@@ -203,16 +203,16 @@ class TrainState:
     def _check_world_size(self) -> None:
         """Raise a ValueError where another number of processes would change the order of crops."""
         reads_shards = getattr(self.setup.config.data, "format", "files") == "shards"
-        if reads_shards and self.progress.world_size != ranks():
+        if reads_shards and self.progress.world_size != world_size():
             raise ValueError(
                 f"data.format=shards: the order of crops depends on the number of processes; continue with "
-                f"{self.progress.world_size}, not {ranks()}"
+                f"{self.progress.world_size}, not {world_size()}"
             )
 
     def _check_ranks_agree(self) -> None:
         """Raise an OSError if the processes have read different checkpoints."""
         progress = self.progress
-        by_rank = gathered_objects((progress.epoch, progress.step_in_epoch, progress.step))
+        by_rank = all_gather_objects((progress.epoch, progress.step_in_epoch, progress.step))
         if len(set(by_rank)) > 1:
             raise OSError(
                 f"{self.checkpoints.folder}: the processes read checkpoints of different steps (epoch, step in epoch, "
@@ -231,7 +231,7 @@ class TrainState:
         if self.setup.config.trainer.early_stop_patience is None or not self.best:
             return
         path = self.checkpoints.epoch(self.best["epoch"])
-        if not from_first(path.is_file):
+        if not broadcast_from_rank0(path.is_file):
             self.best = {}
             self.progress.epochs_since_best = 0
 

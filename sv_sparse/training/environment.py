@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sv_sparse import __version__
-from sv_sparse.distributed import ranks
+from sv_sparse.distributed import world_size
 
 _PACKAGES = ("torch", "torchaudio", "speechbrain", "hydra-core", "numpy", "soundfile", "scikit-learn")
 
@@ -28,7 +28,7 @@ def environment() -> dict[str, Any]:
         "processor": torch.cpu.get_capabilities().get("cpu_name", platform.machine()),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "processes": ranks(),
+        "processes": world_size(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "sv-sparse": __version__,
         "packages": {name: metadata.version(name) for name in _PACKAGES},

@@ -10,7 +10,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 
 from sv_sparse import signals
-from sv_sparse.signals import PROBLEMS as USER_ERRORS
+from sv_sparse.signals import USER_ERRORS
 
 __all__ = ["USER_ERRORS", "report_errors"]
 
@@ -26,11 +26,11 @@ def report_errors() -> Iterator[None]:
         SystemExit: outside a sweep, or on a stop signal.
         CompactHydraException: in a job of a sweep.
     """
-    with signals.clear_errors():
+    with signals.report_errors():
         try:
             yield
         except USER_ERRORS as error:
-            if os.environ.get(signals.WHOLE_STORY) == "1":
+            if os.environ.get(signals.FULL_TRACEBACK_ENV) == "1":
                 raise
             if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
                 job = HydraConfig.get()

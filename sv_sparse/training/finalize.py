@@ -11,15 +11,16 @@ from torch.optim.swa_utils import update_bn
 from sv_sparse.data.dataset import Batch, Crops
 from sv_sparse.data.loader import CropLoader, EpochBatches, UnreadableMeter
 from sv_sparse.data.unreadable import UnreadableLimit
-from sv_sparse.distributed import from_first, rank, share_first
+from sv_sparse.distributed import broadcast_from_rank0, broadcast_module, rank
 from sv_sparse.evaluation.embed import mean_embedding
 from sv_sparse.evaluation.embedding_cache import EMBEDDINGS_DIR, EmbeddingCache
 from sv_sparse.evaluation.evaluate import evaluate_trial_sets
 from sv_sparse.evaluation.result import TrialSetResult
-from sv_sparse.evaluation.validation import fit_scoring_backend, validate as validate_network
+from sv_sparse.evaluation.validation import fit_scoring_backend
+from sv_sparse.evaluation.validation import validate as validate_network
 from sv_sparse.optim import count_zeros, sparsity
-from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.arrays import Float32Array
+from sv_sparse.scoring.backend import Backend
 from sv_sparse.training.logging import format_metrics
 from sv_sparse.training.setup import TrainingSetup
 
@@ -56,7 +57,7 @@ def finalize(setup: TrainingSetup, last_val_eer: float | None = None) -> dict[st
     with setup.device.autocast():
         crops = _statistics_crops(setup, setup.dataset)
         update_bn((setup.extract_features(batch) for batch in crops), setup.network)
-    share_first(setup.network)  # of several processes, one network
+    broadcast_module(setup.network)  # of several processes, one network
     validation = validate(setup)
     for name, param in setup.sparse_params.items():
         if not param.any():
@@ -87,7 +88,7 @@ def mean_training_embedding(setup: TrainingSetup) -> Float32Array:
     with setup.device.autocast():
         crops = _statistics_crops(setup, setup.dataset.plain())
         mean = mean_embedding(setup.network, (setup.extract_features(batch) for batch in crops))
-    return from_first(lambda: mean)
+    return broadcast_from_rank0(lambda: mean)
 
 
 def evaluate_untrained(setup: TrainingSetup, mean: Float32Array) -> list[dict[str, Any]]:

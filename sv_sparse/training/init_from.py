@@ -17,7 +17,7 @@ from sv_sparse import checkpoint
 from sv_sparse.config.schema import Config
 from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.data.prepared import rows_of
-from sv_sparse.io import composed
+from sv_sparse.io import nfc
 from sv_sparse.models.heads import AAMSoftmax
 from sv_sparse.models.pretrained.convert import convert
 
@@ -124,7 +124,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except checkpoint.DAMAGED as error:
+    except checkpoint.CORRUPT_FILE_ERRORS as error:
         first_line = str(error).partition("\n")[0]
         raise ValueError(f"init_from={path}: cannot be read as a file of weights ({first_line})") from error
     if not isinstance(state, dict):
@@ -174,7 +174,7 @@ def _common_speakers(source: Manifest, target: Manifest) -> dict[str, str]:
     pairs = dict.fromkeys(zip(target_names, source_names, strict=True))  # of speakers, not of a million utterances
     common = {}
     for target_name, source_name in pairs:
-        if composed(target_name) == composed(source_name):
+        if nfc(target_name) == nfc(source_name):
             common[target_name] = source_name
     return common
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from sv_sparse.config.schema import flatten
 from sv_sparse.distributed import rank
-from sv_sparse.io import naming, write_text
+from sv_sparse.io import name_file_in_errors, write_text
 from sv_sparse.optim.diagnostics import HISTOGRAM_END
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class MetricLogger:
         self.rows += 1
         if self._is_silent:
             return
-        with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
+        with name_file_in_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self._write_to_tensorboard(row)
 

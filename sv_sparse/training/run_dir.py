@@ -27,9 +27,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sv_sparse.config.overrides import read_overrides
 from sv_sparse.config.schema import Config, flatten, load_config, read_config
-from sv_sparse.distributed import rank, ranks
-from sv_sparse.io import ESCAPE, LEFTOVERS, only_process, printable, remove_leftovers, write_json, write_text
-from sv_sparse.signals import stop_requests
+from sv_sparse.distributed import rank, world_size
+from sv_sparse.io import ESCAPE, TEMP_PATTERN, file_lock, printable, remove_temp_files, write_json, write_text
+from sv_sparse.signals import capture_stop_signals
 from sv_sparse.training.checkpoints import roll_back_to
 from sv_sparse.training.device import resolve_device, resolve_precision
 from sv_sparse.training.environment import environment
@@ -121,7 +121,7 @@ def open_resumed(path: Path, arguments: Sequence[str]) -> Run:
             f"return without it, or continue with resume_from={folder}"
         )
     if is_checkpoint and _env_int("SLURM_RESTART_COUNT") == 0:
-        with only_process(folder, _LOCKED.format(folder)):
+        with file_lock(folder, _LOCKED.format(folder)):
             roll_back_to(path)
     return Run(read_config(folder), folder, _classes_named_in(arguments))
 
@@ -145,11 +145,11 @@ def create_run_dir(config: Config, sources: dict[str, str]) -> Path:
             raise ValueError(f"{name}={printable(value)}: expected a name in UTF-8, as tensorboard needs one")
     folder = Path(config.run_dir) if config.run_dir is not None else _unique_run_dir(config)
     checkpoints = folder / "checkpoints"
-    is_unused_run = checkpoints.is_dir() and not set(checkpoints.iterdir()) - set(checkpoints.glob(LEFTOVERS))
+    is_unused_run = checkpoints.is_dir() and not set(checkpoints.iterdir()) - set(checkpoints.glob(TEMP_PATTERN))
     if folder.exists() and any(folder.iterdir()) and not is_unused_run:
         raise ValueError(f"run_dir={folder} exists; name another, or continue it with resume_from={folder}")
     checkpoints.mkdir(parents=True, exist_ok=True)
-    with only_process(folder, f"run_dir={folder}: another process is training this run; name another"):
+    with file_lock(folder, f"run_dir={folder}: another process is training this run; name another"):
         (folder / "manifest.parquet").unlink(missing_ok=True)
         write_text(folder / "config.yaml", OmegaConf.to_yaml(config.to_dict()))
         write_json(folder / "environment.json", environment() | sources)
@@ -162,7 +162,7 @@ def resume_command(folder: Path) -> str:
     escaped = str(folder).replace("'", "\\'")
     word = f"resume_from={folder}" if is_plain else f"resume_from='{escaped}'"
     program = ["python"]
-    if ranks() > 1:
+    if world_size() > 1:
         program = ["torchrun", f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}"]
     return shlex.join([*program, "train.py", word])
 
@@ -179,8 +179,8 @@ def logging_to(folder: Path) -> Iterator[None]:
             with _warnings_to_stderr():
                 yield
             return
-        with only_process(folder, _LOCKED.format(folder)):
-            remove_leftovers(folder)
+        with file_lock(folder, _LOCKED.format(folder)):
+            remove_temp_files(folder)
             with _log_handlers(folder):
                 yield
 
@@ -304,7 +304,7 @@ def _log_handlers(folder: Path) -> Iterator[None]:
         logger.debug("traceback", exc_info=True)  # the log file has it, the terminal one sentence
         raise
     except (KeyboardInterrupt, RuntimeError):  # the second where another process stopped first, and this waited for it
-        with stop_requests():  # a second signal, which torchrun sends after Ctrl-C
+        with capture_stop_signals():  # a second signal, which torchrun sends after Ctrl-C
             if any((folder / "checkpoints").iterdir()):
                 logger.info("continue with: %s", resume_command(folder))
         raise

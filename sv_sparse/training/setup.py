@@ -20,7 +20,7 @@ from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.loader import CropLoader, EpochBatches
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.shard_loader import ShardLoader
-from sv_sparse.distributed import rank, ranks
+from sv_sparse.distributed import rank, world_size
 from sv_sparse.evaluation.corpus import Corpus, corpus_summary
 from sv_sparse.models.cpu_kernels import accelerate
 from sv_sparse.models.features import MEL_BINS, Filterbank, crop_samples
@@ -318,7 +318,7 @@ def _build_sampler(config: Config, size: int) -> EpochBatches:
         config.seed,
         accumulate=config.trainer.grad_accum_steps,
         rank=rank(),
-        ranks=ranks(),
+        ranks=world_size(),
     )
 
 

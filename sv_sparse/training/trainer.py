@@ -17,12 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sv_sparse import distributed
 from sv_sparse.data.dataset import Batch
-from sv_sparse.distributed import gathered, gathered_objects, rank, ranks
+from sv_sparse.distributed import all_gather, all_gather_objects, rank, world_size
 from sv_sparse.models.heads import margin_at
 from sv_sparse.optim import clip_grad_norm_, sparsity, warmup_exponential
-from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.arrays import Float32Array
-from sv_sparse.signals import Stopped, stop_requests, stopped_afterwards
+from sv_sparse.scoring.backend import Backend
+from sv_sparse.signals import StopRequested, capture_stop_signals, defer_stop
 from sv_sparse.training.checkpoints import TrainState
 from sv_sparse.training.device import oom_hint
 from sv_sparse.training.finalize import evaluate_untrained, mean_training_embedding, validate
@@ -93,7 +93,7 @@ def reduce_batch_info(micro_batches: Sequence[Batch], signals: Sequence[int]) ->
     sizes = [len(micro_batch.labels) for micro_batch in micro_batches]
     num_unreadable = sum(len(micro_batch.unreadable) for micro_batch in micro_batches)
     local = torch.tensor([sum(sizes), num_unreadable, min(sizes), signals[0] if signals else 0])
-    by_rank = gathered(local)
+    by_rank = all_gather(local)
     return GlobalBatchInfo(
         num_crops=int(by_rank[:, 0].sum()),
         num_unreadable=int(by_rank[:, 1].sum()),
@@ -131,7 +131,7 @@ class Trainer:
         """Train to the last step, and load what the run delivers: the last network, the best, or an average.
 
         Raises:
-            Stopped: a stop signal came; everything up to the last update is saved.
+            StopRequested: a stop signal came; everything up to the last update is saved.
             ArithmeticError: the loss is not finite, or no step made an update.
             ValueError: too many recordings cannot be read, or the device has too little memory.
             OSError: something cannot be written, or processes that read crops died again and again.
@@ -156,7 +156,7 @@ class Trainer:
         self._check_some_update()
         if self.state.select_final_weights():
             self.last_val_eer = None
-            with stopped_afterwards():
+            with defer_stop():
                 self._save()  # the head that belongs to the network
 
     @contextmanager
@@ -164,9 +164,9 @@ class Trainer:
         """Inside, batch norms are synchronized, gradients averaged over processes, and the model is compiled."""
         setup = self.setup
         device = setup.device.device
-        with distributed.synchronized(setup.network, device):
+        with distributed.sync_batch_norm(setup.network, device):
             self._model = setup.device.compile(ModelWithLoss(setup.network, setup.head))
-            if ranks() > 1:
+            if world_size() > 1:
                 self._model = DistributedDataParallel(
                     self._model,
                     device_ids=[device.index] if device.type == "cuda" else None,
@@ -184,7 +184,7 @@ class Trainer:
         setup.sampler.epoch = progress.epoch
         setup.sampler.start = progress.step_in_epoch * grad_accum_steps
         setup.network.train()
-        with stop_requests() as signals:
+        with capture_stop_signals() as signals:
             with profiler(setup.run_dir, enabled=self.config.profile) as profile_step:
                 batches = iter(self.timer.timed(setup.loader))
                 while progress.step < setup.total_steps:
@@ -202,18 +202,18 @@ class Trainer:
                     profile_step()
                     self._save_if_due()
                     # Several processes stop at the same step: what one was told, all have heard of by reduce_batch_info.
-                    stop_signal = info.stop_signal if ranks() > 1 else next(iter(signals), 0)
+                    stop_signal = info.stop_signal if world_size() > 1 else next(iter(signals), 0)
                     if stop_signal:
                         self._save()
                         logger.info("stopped by %s at step %d", signal.Signals(stop_signal).name, progress.step)
-                        raise Stopped(stop_signal)
+                        raise StopRequested(stop_signal)
             progress.epoch += 1
             progress.step_in_epoch = 0
             progress.validated = False
             self._save()  # before the validation, so that nothing is lost however that ends
-            stop_signal = int(gathered(torch.tensor([next(iter(signals), 0)])).max())
+            stop_signal = int(all_gather(torch.tensor([next(iter(signals), 0)])).max())
             if stop_signal:
-                raise Stopped(stop_signal)
+                raise StopRequested(stop_signal)
 
     def _train_step(self, micro_batches: Sequence[Batch], num_crops: int) -> None:
         """Make one update of the weights and of lambda.
@@ -237,12 +237,12 @@ class Trainer:
         for index, micro_batch in enumerate(micro_batches, start=1):
             labels = micro_batch.labels.to(device, non_blocking=True)
             # Only the last micro-batch averages gradients over the processes: the sum is the same, at less traffic.
-            skip_sync = ranks() > 1 and index < len(micro_batches)
+            skip_sync = world_size() > 1 and index < len(micro_batches)
             with self._model.no_sync() if skip_sync else nullcontext():
                 with setup.device.autocast():
                     loss, cosines = self._model(setup.extract_features(micro_batch), labels)
                 # DistributedDataParallel averages over processes, so that this sums to the mean over all crops.
-                loss_share = loss * (len(labels) * ranks() / num_crops)
+                loss_share = loss * (len(labels) * world_size() / num_crops)
                 scaler.scale(loss_share).backward()
             total_loss += loss_share.detach()
             if is_logged:
@@ -277,8 +277,8 @@ class Trainer:
         self.timer.count(num_crops)
         if is_logged:
             # Processes have parts of one loss, and their own crops.
-            loss_and_accuracy = torch.stack([total_loss, num_correct * ranks() / num_crops])
-            mean_loss, accuracy = distributed.average(loss_and_accuracy).unbind()
+            loss_and_accuracy = torch.stack([total_loss, num_correct * world_size() / num_crops])
+            mean_loss, accuracy = distributed.all_reduce_mean(loss_and_accuracy).unbind()
             self._log_step(mean_loss, accuracy)
 
     def _count_recordings(self, micro_batches: Sequence[Batch], info: GlobalBatchInfo) -> None:
@@ -326,7 +326,7 @@ class Trainer:
         """Store the first step that is not finite on the device, without waiting for it."""
         finite = loss.isfinite() & grad_norm.isfinite()  # the norm is the same in all processes
         if self.state.scaler.is_enabled():  # an overflowing fp16 gradient is no failure
-            finite = distributed.average(loss).isfinite()
+            finite = distributed.all_reduce_mean(loss).isfinite()
         self.failed_step = torch.where((self.failed_step == 0) & ~finite, step, self.failed_step)
 
     def _check_finite(self) -> None:
@@ -376,7 +376,7 @@ class Trainer:
         if progress.validated:
             return
         validation = validate(self.setup)
-        with stopped_afterwards():
+        with defer_stop():
             current_sparsity = sparsity(self.setup.regularized_params()).item()
             self._check_ranks_agree(current_sparsity)
             row: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "sparsity": current_sparsity}
@@ -400,7 +400,7 @@ class Trainer:
 
     def _check_ranks_agree(self, current_sparsity: float) -> None:
         """Raise an AssertionError if lambda or sparsity differ: processes never exchange them while training."""
-        by_rank = gathered_objects((self.setup.controller.lambda_.item(), current_sparsity))
+        by_rank = all_gather_objects((self.setup.controller.lambda_.item(), current_sparsity))
         assert len(set(by_rank)) == 1, f"lambda and sparsity differ between processes: {by_rank}"
 
     def _update_best(self, val_eer: float, mean: Float32Array, current_sparsity: float) -> None:

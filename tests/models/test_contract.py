@@ -7,16 +7,16 @@ import torch
 from helpers.tiny import ROOT, TINY
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from sv_sparse.config.settings import resolve
 from torch import Tensor, nn
 
-from sv_sparse.config.settings import resolve
 from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.io import write_json
 from sv_sparse.models.contract import check_network
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.resnet import ResNet34
 from sv_sparse.models.se_resnet import SEResNet
-from sv_sparse.report import collect, write_results
+from sv_sparse.report import build_results, write_results
 from sv_sparse.training.finalize import evaluate, finish_backend, land
 from sv_sparse.training.run_dir import environment
 from sv_sparse.training.setup import build, check_buildable
@@ -95,7 +95,7 @@ def test_a_network_without_attributes_is_trained_landed_judged_and_reported(tone
     landing = land(experiment, trainer.judged)
     evaluations = evaluate(experiment, finish_backend(experiment))
     write_json(tmp_path / "environment.json", environment())
-    results = collect(experiment, landing, evaluations, trainer.state.at_start, trainer.state.seconds())
+    results = build_results(experiment, landing, evaluations, trainer.state.at_start, trainer.state.seconds())
     assert "50.0" in write_results(tmp_path, results)
     trainer.monitor.close()
     assert results["training"]["model"] == "Own"

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from helpers.reported import evaluation, results, run_folder, unknown
 
-from sv_sparse.report import draw_run, write_report
-from sv_sparse.report.compare import write_comparison
-from sv_sparse.report.sweep import read_entries
+from sv_sparse.report import write_report
+from sv_sparse.report.compare import read_run_results, write_comparison
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="chromium is missing; on Debian: apt-get install chromium")
@@ -73,14 +72,12 @@ def pages(tmp_path_factory) -> dict[str, str]:
     """A report with everything, and a comparison, as text."""
     folder = tmp_path_factory.mktemp("pages")
     layers = [f"blocks.{index}.res2net.convolutions.{index}.weight" for index in range(30)]
-    found = results(lists=[evaluation("a_list_with_a_long_name_" * 3), unknown("b")], layers=layers)
-    run = run_folder(folder / ("a_run_with_a_long_name_" * 4), found)
-    write_report(run, found, draw_run(run, found))
-    fixed = run_folder(
-        folder / "fixed", results(sparsity_tracked=0.7, sparsity=0.7), controller="FixedController"
-    )
+    content = results(lists=[evaluation("a_list_with_a_long_name_" * 3), unknown("b")], layers=layers)
+    run = run_folder(folder / ("a_run_with_a_long_name_" * 4), content)
+    write_report(run, content)
+    fixed = run_folder(folder / "fixed", results(sparsity_tracked=0.7, sparsity=0.7), controller="fixed")
     dense = run_folder(folder / "dense", results(target=0.0))
-    write_comparison(folder / "compared", read_entries([run, fixed, dense], None)[0], {})
+    write_comparison(folder / "compared", read_run_results([run, fixed, dense])[0])
     paths = {"report": run / "report.html", "compare": folder / "compared" / "compare.html"}
     return {name: path.read_text() for name, path in paths.items()}
 

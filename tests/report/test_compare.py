@@ -3,43 +3,43 @@
 import csv
 import json
 import re
-import subprocess
-import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.reported import DEMO_CORPUS, evaluation, results, run_folder, unknown
-from helpers.tiny import ROOT
 
 from sv_sparse.commands import main as cli
 from sv_sparse.evaluation.score_files import eer_difference
-from sv_sparse.report.compare import compare_table, write_comparison
-from sv_sparse.report.cost import ways
-from sv_sparse.report.sweep import differences_to_first, read_entries
-from sv_sparse.report.words import ABSENT
+from sv_sparse.report.compare import (
+    compare_table,
+    compare_to_first,
+    read_run_results,
+    search_costs,
+    write_comparison,
+)
+from sv_sparse.report.format import DASH
 
 
 @pytest.fixture
 def swept(tmp_path) -> list[Path]:
     """Two runs that find their target, three with a fixed lambda, a dense one, and one that is not finished."""
-    found = [
-        run_folder(
-            tmp_path / f"feedback_{target}", results(target, seconds=180.0, sparsity_tracked=target + 1e-5)
-        )
-        for target in (0.75, 0.9)
-    ]
+    runs = []
+    for target in (0.75, 0.9):
+        content = results(target, wall_time_s=180.0, sparsity_tracked=target + 1e-5)
+        runs.append(run_folder(tmp_path / f"feedback_{target}", content))
     for lambda_, sparsity in ((0.05, 0.65), (0.1, 0.92), (0.2, 0.99)):
-        one = results(sparsity_tracked=sparsity, sparsity=sparsity, seconds=300.0) | {"lambda": lambda_}
-        found.append(run_folder(tmp_path / f"fixed_{lambda_}", one, controller="FixedController"))
-    found.append(run_folder(tmp_path / "dense", results(0.0, lists=[unknown("trials")]), controller="FixedController"))
-    (tmp_path / "begun").mkdir()
-    return [*found, tmp_path / "begun"]
+        content = results(sparsity_tracked=sparsity, sparsity=sparsity, wall_time_s=300.0) | {"lambda": lambda_}
+        runs.append(run_folder(tmp_path / f"fixed_{lambda_}", content, controller="fixed"))
+    runs.append(run_folder(tmp_path / "dense", results(0.0, lists=[unknown("trials")]), controller="fixed"))
+    (tmp_path / "unfinished").mkdir()
+    return [*runs, tmp_path / "unfinished"]
 
 
 def cells(text: str) -> list[list[str]]:
-    """Of the rows of a Markdown table."""
+    """Return the cells of a Markdown table."""
     return [[cell.strip() for cell in line.split(" | ")] for line in text.splitlines()[2:]]
 
 
@@ -48,26 +48,20 @@ def test_a_row_for_each_finished_run_and_a_word_on_the_others(swept, capsys):
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2 + 6
     assert len({line.count("|") for line in out.splitlines()}) == 1
-    assert re.search(r"ECAPA \| AdaBreg +\| 0\.01 \| FeedbackController \| 0\.1 +\| 75\.00%", out)
+    assert re.search(r"ECAPA \| adabreg +\| 0\.01 \| feedback +\| 0\.1 +\| 75\.00%", out)
     assert "9.81% to 13.02%" in out
     assert f"{swept[-1]}: not finished, left out" in err
 
 
 def test_a_comparison_names_the_corpora(tmp_path):
     runs = [run_folder(tmp_path / "one", results()), run_folder(tmp_path / "two", results(corpus=DEMO_CORPUS))]
-    write_comparison(tmp_path / "out", read_entries(runs, None)[0], {})
+    write_comparison(tmp_path / "out", read_run_results(runs)[0])
     for name in ("compare.html", "compare.md"):
         text = (tmp_path / "out" / name).read_text()
-        assert "2 runs, 1 list; trained on: demo (synthetic voices), voxceleb" in text
+        assert "Runs: 2, lists: 1; trained on: demo (synthetic voices), voxceleb" in text
 
 
-def test_the_script_is_the_command(swept):
-    command = [sys.executable, str(ROOT / "scripts" / "compare.py"), *map(str, swept)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == compare_table(read_entries(swept, None)[0], {}) + "\n"
-
-
-def test_a_row_for_each_list_that_a_run_was_judged_by_since(tmp_path, capsys):
+def test_a_row_for_each_list_that_a_run_was_evaluated_on_since(tmp_path, capsys):
     run = run_folder(tmp_path / "run", results())
     later = evaluation("other", trials=1234)
     del later["untrained_eer"]
@@ -79,38 +73,41 @@ def test_a_row_for_each_list_that_a_run_was_judged_by_since(tmp_path, capsys):
     assert only[1:3] == ["other", "1,234"]
 
 
-@pytest.mark.parametrize(("words", "message"), [([], "none of these runs is finished"), (["--list", "no"], "trials")])
-def test_nothing_to_compare_and_an_unknown_list_are_errors_in_words(swept, capsys, words, message):
-    runs = swept[:1] if words else swept[-1:]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [([], "not finished, left out"), (["--list", "no"], "not evaluated on no, left out; it has trials")],
+)
+def test_nothing_to_compare_and_an_unknown_list_are_errors(swept, capsys, arguments, message):
+    runs = swept[:1] if arguments else swept[-1:]
     with pytest.raises(SystemExit) as end:
-        cli.main(["compare", *map(str, runs), *words])
+        cli.main(["compare", *map(str, runs), *arguments])
     assert end.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_run_that_was_not_judged_on_the_list_is_named_and_left_out(tmp_path):
+def test_a_run_that_was_not_evaluated_on_the_list_is_named_and_left_out(tmp_path):
     runs = [run_folder(tmp_path / name, results(lists=[evaluation(name)])) for name in ("a", "b")]
-    entries, left_out = read_entries(runs, "b")
-    assert [entry.name for entry in entries] == ["b"]
-    assert left_out == [f"{runs[0]}: not judged on b, left out; it has a"]
+    run_results, messages = read_run_results(runs, "b")
+    assert [result.run_name for result in run_results] == ["b"]
+    assert messages == [f"{runs[0]}: not evaluated on b, left out; it has a"]
 
 
 def test_a_run_of_an_earlier_version_is_named_and_left_out(swept):
-    (swept[0] / "results.json").write_text(json.dumps({"eer": 0.1, "evaluations": {}}))
-    entries, left_out = read_entries(swept, None)
-    assert len(entries) == 5
-    assert any(line.startswith(f"{swept[0]}: evaluated by an earlier version") for line in left_out)
-    with pytest.raises(ValueError, match="earlier version"):
-        read_entries(swept[:1], None)
+    (swept[0] / "config.yaml").write_text(json.dumps({"optim": {"_target_": "sv_sparse.optim.AdaBreg"}}))
+    run_results, messages = read_run_results(swept)
+    assert len(run_results) == 5
+    assert messages[0].startswith(f"{swept[0]}/config.yaml: its settings are not those of this version")
+    with pytest.raises(ValueError, match="not those of this version"):
+        read_run_results(swept[:1])
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path):
+def test_runs_of_one_name_have_names_of_their_own(tmp_path):
     runs = [run_folder(tmp_path / side / "run", results()) for side in ("left", "right")]
-    assert [entry.name for entry in read_entries(runs, None)[0]] == ["left/run", "right/run"]
+    assert [result.run_name for result in read_run_results(runs)[0]] == ["left/run", "right/run"]
 
 
 def test_the_csv_parses_back_to_the_numbers(swept, tmp_path):
-    write_comparison(tmp_path / "out", read_entries(swept, None)[0], {})
+    write_comparison(tmp_path / "out", read_run_results(swept)[0])
     with open(tmp_path / "out" / "compare.csv", newline="") as file:
         rows = {row["run"]: row for row in csv.DictReader(file)}
     first = rows["feedback_0.75"]
@@ -121,37 +118,39 @@ def test_the_csv_parses_back_to_the_numbers(swept, tmp_path):
 
 def test_a_comparison_is_a_page_a_text_and_figures(swept, tmp_path):
     for name in ("one", "two"):
-        write_comparison(tmp_path / name, read_entries(swept, None)[0], {})
+        write_comparison(tmp_path / name, read_run_results(swept)[0])
     files = {path.relative_to(tmp_path / "one"): path.read_bytes() for path in (tmp_path / "one").rglob("*.*")}
     assert {str(path) for path in files} == {
         *("compare.html", "compare.md", "compare.csv"),
-        *("figures/eer_trials.svg", "figures/targets.svg", "figures/cost.svg"),
+        *("figures/eer_trials.svg", "figures/targets.svg"),
     }
     assert files == {path.relative_to(tmp_path / "two"): path.read_bytes() for path in (tmp_path / "two").rglob("*.*")}
     text = files[Path("compare.html")].decode()
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 2
+    assert "Cost of reaching a target" in text
     assert not re.search(r"https?:|@import|<script|<link|<img|\bsrc=|url\((?!#)", text)
 
 
 def test_one_dense_run_is_compared_too(tmp_path):
     runs = [run_folder(tmp_path / "<i>dense", results(0.0))]
-    write_comparison(tmp_path / "out", read_entries(runs, None)[0], {})
+    write_comparison(tmp_path / "out", read_run_results(runs)[0])
     text = (tmp_path / "out" / "compare.html").read_text()
     assert "&lt;i&gt;dense" in text
     assert "<i>" not in text
 
 
 def test_fixed_lambdas_cost_all_of_their_runs_and_count_by_the_nearest(swept):
-    found = [(one.target, one.fixed, one.runs, one.minutes) for one in ways(read_entries(swept, None)[0])]
-    assert found == [(0.75, True, 3, 15.0), (0.75, False, 1, 3.0), (0.9, True, 3, 15.0), (0.9, False, 1, 3.0)]
-    points = [one.points for one in ways(read_entries(swept, None)[0])]
-    assert points == pytest.approx([10, 0.001, 2, 0.001])
+    costs = search_costs(read_run_results(swept)[0])
+    summary = [(cost.target, cost.is_fixed, cost.num_runs, cost.minutes) for cost in costs]
+    assert summary == [(0.75, True, 3, 15.0), (0.75, False, 1, 3.0), (0.9, True, 3, 15.0), (0.9, False, 1, 3.0)]
+    assert [cost.points for cost in costs] == pytest.approx([10, 0.001, 2, 0.001])
 
 
 def test_differences_to_the_first_run_are_a_column_where_they_are_known(swept):
-    entries = read_entries(swept, None)[0]
-    assert "first run" not in compare_table(entries, {})
-    text = compare_table(entries, {swept[1]: {"trials": (0.012, -0.003, 0.027)}})
+    run_results = read_run_results(swept)[0]
+    assert "first run" not in compare_table(run_results)
+    run_results[1] = replace(run_results[1], eer_difference=(0.012, -0.003, 0.027))
+    text = compare_table(run_results)
     assert "EER less the first run's [95% interval]" in text.splitlines()[0]
     (row,) = (row for row in text.splitlines() if "+1.20 points [-0.30, +2.70]" in row)
     assert row.startswith("| feedback_0.9 ")
@@ -169,48 +168,48 @@ def test_runs_that_scored_the_same_trials_are_compared_with_the_first(tmp_path, 
     head, _, first, second = capsys.readouterr().out.splitlines()
     column = [cell.strip() for cell in head.split("|")].index("EER less the first run's [95% interval]")
     cells = [line.split("|")[column].strip() for line in (first, second)]
-    assert cells[0] == ABSENT
+    assert cells[0] == DASH
     assert re.fullmatch(r"\+\d+\.\d\d points \[\+\d+\.\d\d, \+\d+\.\d\d\]", cells[1])
     table = csv.DictReader((tmp_path / "out" / "compare.csv").read_text().splitlines())
     (row,) = [row for row in table if row["run"] == "two"]
     assert float(row["eer_difference_low"]) < float(row["eer_difference"]) < float(row["eer_difference_high"])
 
 
-def test_other_trials_under_one_name_are_told_apart(tmp_path):
+def test_other_trials_under_one_name_have_names_of_their_own(tmp_path):
     lists = [evaluation("trials"), evaluation("trials", trials=7, checksum="fedcba9876543210")]
-    runs = [run_folder(tmp_path / name, results(lists=[one])) for name, one in zip("ab", lists, strict=True)]
-    entries, _ = read_entries(runs, None)
-    assert [entry.one["name"] for entry in entries] == ["trials (012345)", "trials (fedcba)"]
+    runs = [run_folder(tmp_path / name, results(lists=[entry])) for name, entry in zip("ab", lists, strict=True)]
+    run_results, _ = read_run_results(runs)
+    assert [result.list_name for result in run_results] == ["trials (012345)", "trials (fedcba)"]
 
 
 def test_trials_that_were_left_out_are_a_column_where_there_are_any(tmp_path):
     lists = [evaluation("trials"), evaluation("trials", trials_left_out=1234, recordings_left_out=2)]
-    runs = [run_folder(tmp_path / name, results(lists=[one])) for name, one in zip("ab", lists, strict=True)]
-    entries, _ = read_entries(runs, None)
-    complete, lossy = cells(compare_table(entries, {}))
-    assert (complete[3], lossy[3]) == (ABSENT, "1,234 trials (unusable recordings: 2)")
-    assert "left out" not in compare_table(entries[:1], {})
-    write_comparison(tmp_path / "out", entries, {})
+    runs = [run_folder(tmp_path / name, results(lists=[entry])) for name, entry in zip("ab", lists, strict=True)]
+    run_results, _ = read_run_results(runs)
+    complete, lossy = cells(compare_table(run_results))
+    assert (complete[3], lossy[3]) == (DASH, "1,234 trials (unusable recordings: 2)")
+    assert "left out" not in compare_table(run_results[:1])
+    write_comparison(tmp_path / "out", run_results)
     table = list(csv.DictReader((tmp_path / "out" / "compare.csv").read_text().splitlines()))
     assert [(row["trials_left_out"], row["recordings_left_out"]) for row in table] == [("", ""), ("1234", "2")]
 
 
-def test_a_list_of_which_other_trials_were_scored_since_is_shown_as_it_was_judged_last(tmp_path):
+def test_a_list_of_which_other_trials_were_scored_since_is_shown_as_it_was_evaluated_last(tmp_path):
     run = run_folder(tmp_path / "run", results(lists=[evaluation("trials", trials_left_out=5, recordings_left_out=1)]))
     mended = evaluation("trials", eer=0.09, checksum="fedcba9876543210")
     (run / "evaluations.json").write_text(json.dumps({"trials": mended}))
-    (entry,), _ = read_entries([run], None)
-    assert entry.one["eer"] == 0.09
+    (result,), _ = read_run_results([run])
+    assert result.evaluation["eer"] == 0.09
     again = evaluation("trials", eer=0.08)  # of the same trials, on another device say
     (run / "evaluations.json").write_text(json.dumps({"trials": again}))
-    (entry,), _ = read_entries([run], None)
-    assert entry.one["eer"] == 0.1128
+    (result,), _ = read_run_results([run])
+    assert result.evaluation["eer"] == 0.1128
 
 
 def test_scores_of_other_trials_are_not_compared_whatever_their_names(tmp_path):
-    """Enrolments that are averages of fewer utterances have the same names."""
+    """Enrollments that are averages of fewer utterances have the same names."""
     lists = [evaluation("trials"), evaluation("trials", checksum="fedcba9876543210")]
-    runs = [run_folder(tmp_path / name, results(lists=[one])) for name, one in zip("ab", lists, strict=True)]
+    runs = [run_folder(tmp_path / name, results(lists=[entry])) for name, entry in zip("ab", lists, strict=True)]
     names = [f"s{k % 8}/{k}" for k in range(32)]
     for run in runs:
         generator = np.random.default_rng(0)
@@ -218,5 +217,6 @@ def test_scores_of_other_trials_are_not_compared_whatever_their_names(tmp_path):
         scores = "".join(f"{a} {b} {generator.normal(1.5 * same):.6f} {int(same)}\n" for a, b, same in pairs)
         (run / "scores" / "trials.txt").write_text(scores)
         (run / "scores" / "trials.speakers").write_text("".join(f"{name}\t{name[:2]}\n" for name in names))
-    assert differences_to_first(read_entries(runs, None)[0]) == {}
+    run_results = compare_to_first(read_run_results(runs)[0])
+    assert [result.eer_difference for result in run_results] == [None, None]
     assert eer_difference(*(run / "scores" / "trials.txt" for run in runs)) is not None

@@ -12,7 +12,7 @@ from helpers import deployed
 from safetensors.numpy import load_file, save_file
 
 from sv_sparse.export.package import write_package
-from sv_sparse.io import check_sum
+from sv_sparse.io import checksum
 from sv_sparse.runtime import sparse_codec
 from sv_sparse.runtime.fold_bn import fold_batch_norm, folded_state
 from sv_sparse.runtime.package import read_package
@@ -123,7 +123,7 @@ def described(path):
 def sealed(about, tensors, name="mfa.weight"):
     """Let a tensor's check sum be that of its bytes, as it would be of a forgery."""
     parts = (tensors.get(part + name, np.zeros(0, np.uint8)).tobytes() for part in ("values:", "positions:"))
-    about["tensors"][name][4] = check_sum(*parts)
+    about["tensors"][name][4] = checksum(*parts)
 
 
 def lengthen(about, tensors):

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from helpers.serving import CALIBRATION, CARD, LIMITS, ask, audio, serving, tiny_verifier, verify
 
-from sv_sparse.report.style import ROLES
+from sv_sparse.report.figures.style import PALETTE
 from sv_sparse.runtime.decision import CONSENT, NOT_DETECTED, SYNTHETIC_WARNING, EmbeddedRecording
 from sv_sparse.runtime.server.app import make_app
 from sv_sparse.runtime.server.limits import Limits
@@ -456,11 +456,11 @@ def test_the_page_names_nothing_outside_and_has_no_code_in_it(port):
         assert "://" not in text.body.decode()
 
 
-def test_the_page_has_the_colours_of_the_reports(port):
+def test_the_page_has_the_colors_of_the_reports(port):
     style = ask(port, "GET", "/style.css").body.decode()
     found = re.findall(r"--(\w+): (#\w{6});", style)
     assert len(found) == 14
-    assert {(name, colour) for name, colour in found} <= {(name, each) for name, both in ROLES.items() for each in both}
+    assert {(name, color) for name, color in found} <= {(name, each) for name, both in PALETTE.items() for each in both}
 
 
 def test_a_comparison_writes_no_file_and_says_nothing(port, capfd):

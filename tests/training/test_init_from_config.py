@@ -9,9 +9,9 @@ from helpers.tiny import ROOT, TINY
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+from sv_sparse.config.settings import read_settings, resolve
 
 from sv_sparse.config.overrides import check_command_line
-from sv_sparse.config.settings import read_settings, resolve
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.training.init_from_config import describe_sources, register_init_sources
 

@@ -16,7 +16,7 @@ from sv_sparse.data.decoding import AUDIO_ENDINGS, SAMPLE_RATE, looks_like_audio
 from sv_sparse.data.manifest import Manifest, match, refuse_missing
 from sv_sparse.data.trials import Trials, read_trials, split_fields
 from sv_sparse.data.unreadable import UnreadableLimit
-from sv_sparse.io import composed, printable
+from sv_sparse.io import nfc, printable
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ def _listed_for_training(
     differs = [
         (name, key)
         for name, key, own in zip(names, wanted, speaker[found], strict=True)
-        if composed(name) != composed(own)
+        if nfc(name) != nfc(own)
     ]
     if differs:
         name, key = differs[0]

@@ -25,7 +25,7 @@ from sv_sparse.data.corpora.headers import one_part, unusable
 from sv_sparse.data.corpora.published import LIST_FILES
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.manifest import NAME
-from sv_sparse.io import only_process, printable, write_text
+from sv_sparse.io import file_lock, printable, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def sole(out: Path) -> Iterator[None]:
     if printable(out) != str(out):
         raise ValueError(f"--out {printable(out)}: expected a name in UTF-8")  # which Parquet's readers need
     out.mkdir(parents=True, exist_ok=True)
-    with only_process(out, f"--out {out}: another process is preparing into this folder"):
+    with file_lock(out, f"--out {out}: another process is preparing into this folder"):
         for folder in (out, out / "trials", out / PIECES):  # what a killed run was writing
             for left in folder.glob(".*.tmp"):
                 left.unlink()

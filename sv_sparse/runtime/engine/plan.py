@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sv_sparse.io import check_sum, write_json
+from sv_sparse.io import checksum, write_json
 from sv_sparse.runtime.engine.bindings import MAX_TILE
 
 USE_DENSE = 0
@@ -55,4 +55,4 @@ class Plan:
         return plan
 
     def _checksum(self) -> str:
-        return check_sum(json.dumps(asdict(self), sort_keys=True).encode())
+        return checksum(json.dumps(asdict(self), sort_keys=True).encode())

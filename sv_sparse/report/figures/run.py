@@ -1,0 +1,33 @@
+"""All figures of a run."""
+
+import logging
+
+from sv_sparse.evaluation.score_files import read_scores
+from sv_sparse.report.figures.errors import error_figures
+from sv_sparse.report.figures.score_stats import summarize_scores
+from sv_sparse.report.figures.style import FigureFile, report_style
+from sv_sparse.report.figures.training import layers_figure, training_figures
+from sv_sparse.report.results import RunReport
+
+logger = logging.getLogger(__name__)
+
+
+def draw_run(report: RunReport) -> list[FigureFile]:
+    """Draw the figures of a finished run; a list whose score file is gone has none, with a warning.
+
+    Raises:
+        OSError: a score file cannot be read.
+    """
+    evaluations = {}
+    summaries = {}
+    for result_id, evaluation in report.results["evaluations"].items():
+        path = report.run_dir / "scores" / f"{result_id}.txt"
+        if not path.is_file():
+            logger.warning("%s does not exist: the report has no score figures of %s", path, result_id)
+            continue
+        scores, is_target = read_scores(path)
+        evaluations[result_id] = evaluation
+        summaries[result_id] = summarize_scores(scores, is_target, evaluation["dcf"])
+    with report_style():
+        figures = error_figures(evaluations, summaries) if evaluations else []
+        return [*figures, *training_figures(report), layers_figure(report)]

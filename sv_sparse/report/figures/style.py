@@ -1,0 +1,231 @@
+"""Look of figures and pages: colors for light and dark, axes and legends, SVG for pages and for files."""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+WIDTH = 4.0  # inches; a page shows a figure 320 to 400 pixels wide, where its letters are 10 to 13 pixels high
+
+# Colors in light and in dark. matplotlib draws in the light ones; SVG gets CSS variables of these names in their
+# place (DECISIONS 51). The series are the colors of Okabe and Ito (2008), which color-blind people can tell apart,
+# moved towards the text's for a contrast of at least 3 to the background. Series also differ in dashes or markers.
+PALETTE = {
+    "text": ("#1c1e22", "#e8eaed"),
+    "muted": ("#59606b", "#a8b0bb"),
+    "grid": ("#dde1e6", "#353b44"),
+    "background": ("#fefefe", "#16181c"),
+    "s1": ("#0072b2", "#5ab4ea"),
+    "s2": ("#c94f00", "#f2904a"),
+    "s3": ("#00805f", "#35c79d"),
+    "s4": ("#a8487f", "#e595c4"),
+    "s5": ("#806400", "#dcc04a"),
+    "s6": ("#5d4fb0", "#ada3f2"),
+}
+TEXT = PALETTE["text"][0]
+MUTED = PALETTE["muted"][0]
+GRID = PALETTE["grid"][0]
+BACKGROUND = PALETTE["background"][0]
+SERIES = tuple(PALETTE[f"s{number}"][0] for number in range(1, 7))
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 3)), (0, (8, 3)))
+MARKERS = ("o", "s", "^", "D", "v", "P")
+HOLLOW: dict[str, Any] = {"markerfacecolor": BACKGROUND, "markeredgewidth": 1.5, "linestyle": "none"}
+
+_RC: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "text.color": TEXT,
+    "text.parse_math": False,  # a $ in a name is a $
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.use_mathtext": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "legend.labelcolor": TEXT,
+    "figure.facecolor": BACKGROUND,
+    "axes.facecolor": BACKGROUND,
+    "figure.dpi": 150,  # of tensorboard's pictures; SVG has none
+    "svg.fonttype": "none",  # text stays text: it is searched, copied, and set in the reader's fonts
+    "svg.hashsalt": "sv-sparse",  # equal figures are equal files
+}
+_MARGIN = 8  # points around a figure in a file of its own
+_SVG = "{http://www.w3.org/2000/svg}"
+_HREF = "{http://www.w3.org/1999/xlink}href"
+_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+class FigureFile(NamedTuple):
+    """Finished figure.
+
+    Attributes:
+        name: name of its file, and in tensorboard.
+        title: one line.
+        alt_text: description for readers who do not see it, and its caption.
+        figure: figure of matplotlib.
+        svg: the same as SVG, as matplotlib writes it.
+    """
+
+    name: str
+    title: str
+    alt_text: str
+    figure: Figure
+    svg: str
+
+
+@contextmanager
+def report_style() -> Iterator[None]:
+    """Apply the look of this project to figures that are drawn inside."""
+    with mpl.rc_context(_RC), warnings.catch_warnings():
+        # matplotlib's font may lack letters of a name; SVG is shown in the reader's own fonts.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        yield
+
+
+def new_figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure and its axes.
+
+    Args:
+        height: inches; the width is WIDTH.
+        rows: number of axes, one above the other, with a common x axis.
+    """
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots(rows, 1, sharex=True, squeeze=False)
+    return figure, list(axes[:, 0])
+
+
+def render_figure(name: str, title: str, alt_text: str, figure: Figure) -> FigureFile:
+    """Return a finished figure with its SVG; to be called inside ``report_style``."""
+    buffer = io.StringIO()
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # equal figures are equal files
+    figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    return FigureFile(name, title, alt_text, figure, buffer.getvalue())
+
+
+def log_ticks(axes: Axes) -> None:
+    """Make the y axis logarithmic, with plain numbers and at least two ticks on less than a decade."""
+    axes.set_yscale("log")
+    low, high = axes.yaxis.get_view_interval()
+    subs = (1, 2, 5) if high < 200 * low else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def horizontal_rows(axes: Axes, positions: Sequence[float], labels: Sequence[str], num_rows: int, size: int) -> None:
+    """Label the rows of a horizontal chart, the first at the top.
+
+    Args:
+        axes: axes with the chart.
+        positions: positions of the labels on the y axis.
+        labels: text of each row.
+        num_rows: number of rows, gaps included.
+        size: font size in points.
+    """
+    axes.set_yticks(positions, labels, fontsize=size)
+    axes.set_ylim(num_rows - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+
+
+def legend_above(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], columns: int = 2) -> None:
+    """Add a legend above the axes."""
+    # matplotlib hides labels that begin with "_".
+    labels = [f"\N{WORD JOINER}{label}" if label.startswith("_") else label for label in labels]
+    figure.legend(list(handles), labels, loc="outside upper left", ncols=columns, borderaxespad=0.0, handlelength=1.8)
+
+
+def shorten(name: str, max_length: int) -> str:
+    """Return a name in at most ``max_length`` letters, without its beginning.
+
+    >>> shorten("blocks.1.res2net.convs.0.conv", 16)
+    '…t.convs.0.conv'
+    """
+    return name if len(name) <= max_length else "…" + name[-max_length + 2 :]
+
+
+def inline_svg(figure: FigureFile, prefix: str) -> str:
+    """Return an svg element for an HTML page, in the page's colors.
+
+    Args:
+        figure: the figure.
+        prefix: beginning of the element's ids, different for each figure of the page.
+    """
+    root = _themed_svg(figure, prefix)
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(_SVG)  # HTML has no namespaces
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def standalone_svg(figure: FigureFile) -> str:
+    """Return the figure as an SVG file that is light or dark as its reader's system is."""
+    root = _themed_svg(figure, "f")
+    width, height = (float(side) + 2 * _MARGIN for side in root.attrib["viewBox"].split()[2:])
+    size = {"width": f"{width:g}", "height": f"{height:g}"}
+    root.attrib |= {"width": f"{width:g}pt", "height": f"{height:g}pt"}
+    root.set("viewBox", f"{-_MARGIN} {-_MARGIN} {width:g} {height:g}")
+    style = ElementTree.Element(f"{_SVG}style")
+    style.text = f"{css_variables()} text {{ font-family: {_FONTS} }} path {{ stroke-linejoin: round }}"
+    background = {"x": str(-_MARGIN), "y": str(-_MARGIN), "style": "fill: var(--background)"}
+    root.insert(0, style)
+    root.insert(1, ElementTree.Element(f"{_SVG}rect", background | size))
+    ElementTree.register_namespace("", _SVG.strip("{}"))
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def css_variables() -> str:
+    """Return CSS that defines the colors of PALETTE as variables, in light and in dark."""
+    light = " ".join(f"--{name}: {colors[0]};" for name, colors in PALETTE.items())
+    dark = " ".join(f"--{name}: {colors[1]};" for name, colors in PALETTE.items())
+    return f":root {{ {light} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
+
+
+def _themed_svg(figure: FigureFile, prefix: str) -> ElementTree.Element:
+    """Return SVG with CSS variables for colors, without fonts, with prefixed ids, and with its description."""
+    root = ElementTree.fromstring(figure.svg)
+    root.attrib |= {"role": "img", "aria-label": figure.alt_text}
+    referenced_ids = set(re.findall(r'(?:url\(|href=")#([\w-]+)', figure.svg))
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag in {f"{_SVG}metadata", f"{_SVG}style"}:
+                parent.remove(child)
+    for element in root.iter():
+        style = element.attrib.get("style")
+        if style is not None:
+            for name, (light, _) in PALETTE.items():
+                style = style.replace(light, f"var(--{name})")
+            element.set("style", re.sub(r"\bfont: ([\d.]+px)[^;]*", r"font-size: \1", style))
+        element_id = element.attrib.pop("id", None)
+        if element_id in referenced_ids:
+            element.set("id", f"{prefix}-{element_id}")
+        if _HREF in element.attrib:
+            element.set("href", element.attrib.pop(_HREF).replace("#", f"#{prefix}-"))
+        if "clip-path" in element.attrib:
+            element.set("clip-path", element.attrib["clip-path"].replace("#", f"#{prefix}-"))
+    return root

@@ -1,0 +1,171 @@
+"""Figures of a run's training: loss, sparsity, lambda, support changes, validation, layers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from sv_sparse.report.figures.style import (
+    DASHES,
+    MUTED,
+    SERIES,
+    TEXT,
+    FigureFile,
+    horizontal_rows,
+    legend_above,
+    log_ticks,
+    new_figure,
+    render_figure,
+    shorten,
+)
+from sv_sparse.report.format import percent
+from sv_sparse.report.results import RunReport
+from sv_sparse.training.logging import Row
+
+_MAX_POINTS = 600  # of a curve
+_NEAR_TARGET = 2.0  # points of sparsity around the target in the close-up
+_BAR_HEIGHT = 0.145  # inches
+
+
+def training_figures(report: RunReport) -> list[FigureFile]:
+    """Draw the training curves that the run has data for; to be called inside ``report_style``."""
+    stride = max(1, len(report.steps) // _MAX_POINTS)
+    rows = report.steps[::-1][::stride][::-1]  # backwards, so that the last row is among them
+    figures = []
+    if rows:
+        figures.append(_loss_figure(rows))
+        if not report.is_dense:
+            figures.append(_sparsity_figure(report, rows))
+        if any(row["lambda"] > 0 for row in rows):
+            figures.append(_lambda_figure(rows))
+        support_rows = [row for row in rows if "support/activated" in row]
+        if support_rows and not report.is_dense:
+            figures.append(_support_figure(support_rows))
+    if len(report.validations) > 1:
+        figures.append(_validation_figure(report.validations))
+    return figures
+
+
+def layers_figure(report: RunReport) -> FigureFile:
+    """Draw the sparsity of each layer and its fraction of dead output channels; inside ``report_style``."""
+    layers = report.results["layers"]
+    names = [shorten(name.removesuffix(".weight"), 26) for name in layers]
+    sparsities = [100 * layer["zeros"] / layer["parameters"] for layer in layers.values()]
+    dead = [100 * layer["dead_channels"] / layer["channels"] for layer in layers.values()]
+    positions = range(len(layers))
+    figure, (axes,) = new_figure(max(1.8, 0.75 + _BAR_HEIGHT * len(layers)))
+    bars = axes.barh(positions, sparsities, color=SERIES[0], height=0.62, alpha=0.75)
+    (dots,) = axes.plot(dead, positions, "D", color=SERIES[1], markersize=3.2, clip_on=False)
+    handles: list[Any] = [bars, dots]
+    labels = ["zeros", "dead output channels"]
+    if not report.is_dense:
+        target = 100 * report.results["target_sparsity"]
+        handles.append(axes.axvline(target, color=TEXT, linestyle="--", linewidth=1))
+        labels.append(f"target {target:.4g}%")
+    horizontal_rows(axes, positions, names, len(layers), size=8)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("%")
+    legend_above(figure, handles, labels, columns=3)
+    low, low_layer = min(zip(sparsities, layers, strict=True))
+    high, high_layer = max(zip(sparsities, layers, strict=True))
+    num_dead = sum(layer["dead_channels"] for layer in layers.values())
+    alt_text = (
+        f"Sparsity of each of {len(layers)} layers, from {low:.2f}% in {low_layer} to {high:.2f}% in {high_layer}; "
+        f"{num_dead:,} output channels are dead."
+    )
+    return render_figure("layers", "Sparsity of each layer", alt_text, figure)
+
+
+def _loss_figure(rows: Sequence[Row]) -> FigureFile:
+    figure, (axes,) = new_figure(2.6)
+    _plot_curve(axes, rows, "loss", SERIES[0])
+    axes.set_ylabel("loss")
+    alt_text = f"Training loss against the step, from {rows[0]['loss']:.2f} to {rows[-1]['loss']:.2f}."
+    return render_figure("loss", "Training loss", alt_text, figure)
+
+
+def _sparsity_figure(report: RunReport, rows: Sequence[Row]) -> FigureFile:
+    """Draw the sparsity, and below it a close-up around the target with the tolerance of the best epoch."""
+    target = 100 * report.results["target_sparsity"]
+    tolerance = 100 * report.config.trainer.best_sparsity_tolerance
+    targets = [100 * row["target_sparsity"] for row in rows]
+    if len(set(targets)) == 1:  # no ramp; the close-up shows the exact target, not a rounded one
+        targets = [target] * len(rows)
+    steps = [row["step"] for row in rows]
+    figure, (upper, lower) = new_figure(3.9, rows=2)
+    for axes in (upper, lower):
+        measured = _plot_curve(axes, rows, "sparsity/regularized", SERIES[0], factor=100)
+        (line,) = axes.plot(steps, targets, color=TEXT, linestyle="--", linewidth=1)
+        band = axes.axhspan(target - tolerance, target + tolerance, color=SERIES[2], alpha=0.22, linewidth=0)
+    upper.set_ylabel("sparsity (%)")
+    lower.set_ylabel("near the target (%)")
+    lower.set_ylim(target - _NEAR_TARGET, min(100, target + _NEAR_TARGET))
+    labels = ["tracked", f"target {target:.4g}%", f"within {tolerance:g} points"]
+    legend_above(figure, [measured, line, band], labels, columns=3)
+    tracked = percent(report.results["sparsity_tracked"], 3)
+    alt_text = (
+        f"Tracked sparsity against the step, and a close-up around the target of {target:.4g}%; it ended at {tracked}. "
+        "The band is trainer.best_sparsity_tolerance, within which an epoch can be the best."
+    )
+    return render_figure("sparsity", "Tracked sparsity and its target", alt_text, figure)
+
+
+def _lambda_figure(rows: Sequence[Row]) -> FigureFile:
+    figure, (axes,) = new_figure(2.6)
+    _plot_curve(axes, rows, "lambda", SERIES[1])
+    if min(row["lambda"] for row in rows) > 0:
+        log_ticks(axes)
+    axes.set_ylabel("λ")
+    alt_text = f"The l1 weight lambda against the step, from {rows[0]['lambda']:.3g} to {rows[-1]['lambda']:.3g}."
+    return render_figure("lambda", "λ, the weight of the l1 norm", alt_text, figure)
+
+
+def _support_figure(rows: Sequence[Row]) -> FigureFile:
+    figure, (axes,) = new_figure(2.8)
+    activated = _plot_curve(axes, rows, "support/activated", SERIES[0], factor=100)
+    deactivated = _plot_curve(axes, rows, "support/deactivated", SERIES[1], factor=100, dashes=DASHES[1])
+    rates = []
+    for row in rows:
+        rates += [row["support/activated"], row["support/deactivated"]]
+    positive_rates = [rate for rate in rates if rate > 0]
+    if positive_rates and max(positive_rates) > 30 * min(positive_rates):
+        axes.set_ylim(80 * min(positive_rates), 150 * max(positive_rates))
+        log_ticks(axes)
+    axes.set_ylabel("% of weights in one step")
+    legend_above(figure, [activated, deactivated], ["activated", "deactivated"])
+    last = rows[-1]
+    alt_text = (
+        "Weights that became nonzero (activated) and zero (deactivated) in one update, as fractions of all "
+        f"regularized weights; at the end {last['support/activated']:.3%} and {last['support/deactivated']:.3%}."
+    )
+    return render_figure("support", "Activated and deactivated weights", alt_text, figure)
+
+
+def _validation_figure(rows: Sequence[Row]) -> FigureFile:
+    figure, (axes,) = new_figure(2.6)
+    _plot_curve(axes, rows, "validation_eer", SERIES[2], factor=100)
+    axes.set_ylabel("EER (%)")
+    axes.set_ylim(0, 108 * max(row["validation_eer"] for row in rows) + 1)
+    alt_text = (
+        f"EER on held-out training speakers after each epoch, from {rows[0]['validation_eer']:.2%} to "
+        f"{rows[-1]['validation_eer']:.2%}."
+    )
+    return render_figure("validation", "EER on held-out training speakers", alt_text, figure)
+
+
+def _plot_curve(
+    axes: Axes, rows: Sequence[Row], key: str, color: str, factor: float = 1, dashes: Any = DASHES[0]
+) -> Any:
+    """Plot a column of metrics.jsonl against the step, and return the line."""
+    steps = [row["step"] for row in rows]
+    values = [factor * row[key] for row in rows]
+    marker = "o" if len(rows) <= 12 else None  # a line of one point would not be seen
+    (line,) = axes.plot(steps, values, color=color, linestyle=dashes, marker=marker, markersize=3)
+    subplot = axes.get_subplotspec()
+    if subplot is not None and subplot.is_last_row():
+        axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.tick_params(color=MUTED, length=3)
+    return line

@@ -1,0 +1,167 @@
+"""Report of a run as files: results.json, report.html with all figures in it, report.md, figures/*.svg."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+from sv_sparse.io import write_json, write_text
+from sv_sparse.report import format as fmt
+from sv_sparse.report import tables
+from sv_sparse.report.figures.run import draw_run
+from sv_sparse.report.figures.style import FigureFile, css_variables, inline_svg, standalone_svg
+from sv_sparse.report.results import Results, RunReport, all_evaluations, read_run_report
+from sv_sparse.runtime.decision import LIMITS_OF_USE, NOT_DIFFERENT, SYNTHETIC_WARNING, Outcome
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=select_autoescape(["html"]),  # names of speakers, lists and layers may hold anything
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_ERROR_FIGURES = ("det", "scores_", "groups_")  # beginnings of their names
+
+
+def write_results(run_dir: Path, results: Results) -> str:
+    """Write results.json into a run folder, and return the table of the results in Markdown."""
+    write_json(run_dir / "results.json", results)
+    return tables.results_table(results).markdown()
+
+
+def write_report(run_dir: Path, results: Results) -> list[FigureFile]:
+    """Write figures/*.svg, report.html and report.md into a run folder.
+
+    Args:
+        run_dir: folder of a finished run.
+        results: content of results.json, with the evaluations to show.
+
+    Returns:
+        The figures.
+
+    Raises:
+        OSError: a file of the run folder is missing, or a file cannot be written.
+    """
+    report = read_run_report(run_dir, results)
+    figures = draw_run(report)
+    write_pages(run_dir, "report", "run", figures, _page_values(report, figures))
+    return figures
+
+
+def refresh_report(run_dir: Path) -> None:
+    """Write the report of a finished run again, with the evaluations that were added since.
+
+    Raises:
+        OSError: a file of the run folder is missing, or a file cannot be written.
+    """
+    results: Results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+    results["evaluations"] = all_evaluations(run_dir, results)
+    write_report(run_dir, results)
+
+
+def write_pages(folder: Path, name: str, template: str, figures: Sequence[FigureFile], values: dict[str, Any]) -> None:
+    """Write figures/*.svg, an HTML page with the figures in it, and a Markdown page that links them.
+
+    Args:
+        folder: folder of the files.
+        name: name of both pages, without a suffix.
+        template: name of both templates in templates/, without a suffix.
+        figures: figures of the pages.
+        values: other variables of the templates.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    (folder / "figures").mkdir(exist_ok=True)
+    for figure in figures:
+        write_text(folder / "figures" / f"{figure.name}.svg", standalone_svg(figure))
+    # Ids of one figure must not be those of another, since all are in one HTML document.
+    prefixes = {figure.name: f"f{index}" for index, figure in enumerate(figures)}
+    css = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    values = values | {
+        "figures": figures,
+        "style": css_variables() + css,
+        "svg": lambda figure: inline_svg(figure, prefixes[figure.name]),
+        "quote": quote,
+    }
+    for suffix in ("html", "md"):
+        write_text(folder / f"{name}.{suffix}", _TEMPLATES.get_template(f"{template}.{suffix}").render(values))
+
+
+def _page_values(report: RunReport, figures: Sequence[FigureFile]) -> dict[str, Any]:
+    """Return the variables of the templates run.html and run.md."""
+    results, training, environment = report.results, report.results["training"], report.environment
+    evaluations = []
+    for name, evaluation in results["evaluations"].items():
+        evaluations.append(
+            {
+                "name": name,
+                "metrics": tables.metrics_table(evaluation),
+                "thresholds": tables.thresholds_table(evaluation),
+                "conditions": tables.conditions(evaluation, results["scoring"]),
+                "breakdown": tables.breakdown_table(evaluation),
+            }
+        )
+    notes = [
+        f'A pair whose evidence reaches the threshold is "{Outcome.ACCEPTED}", any other "{Outcome.NOT_ACCEPTED}"; '
+        f"{NOT_DIFFERENT}."
+    ]
+    if report.config.is_synthetic:
+        notes.append(f"Warning: {SYNTHETIC_WARNING}.")
+    notes.append(f"Limits of use: {LIMITS_OF_USE}.")
+    environment_facts = []
+    for name, value in environment.items():
+        if value is not None and name not in {"command", "packages", "corpus"}:  # the page has them elsewhere
+            environment_facts.append((name, value))
+    error_figures = [figure for figure in figures if figure.name.startswith(_ERROR_FIGURES)]
+    layer_figures = [figure for figure in figures if figure.name == "layers"]
+    return {
+        "name": report.name,
+        "summary": (
+            f"{training['model']}, trained on {training['speakers']:,} speakers of {tables.corpus_name(results)}, "
+            f"{training['utterances']:,} utterances, {training['hours']:.2f} hours, for {training['epochs']} epochs "
+            f"or {training['steps']:,} steps on {training['device']} in {training['precision']}."
+        ),
+        "cards": _cards(report),
+        "results": tables.results_table(results),
+        "evaluations": evaluations,
+        "decision_notes": notes,
+        "error_figures": error_figures,
+        "layer_figures": layer_figures,
+        "training_figures": [figure for figure in figures if figure not in (*error_figures, *layer_figures)],
+        "sparsity": tables.sparsity_table(results),
+        "size": tables.size_table(results["size"]),
+        "latency": tables.latency_note(results["size"]),
+        "layers": tables.layers_table(results["layers"]),
+        "facts": tables.training_facts(results),
+        "command": environment["command"],
+        "environment": environment_facts,
+        "packages": list(environment["packages"].items()),
+    }
+
+
+def _cards(report: RunReport) -> list[tuple[str, str, str]]:
+    """Return the most important numbers: name, number, note."""
+    results, size, training = report.results, report.results["size"], report.results["training"]
+    name, evaluation = next(iter(results["evaluations"].items()))
+    sparsity_note = "dense"
+    if not report.is_dense:
+        target, tracked = fmt.percent(results["target_sparsity"]), fmt.percent(results["sparsity_tracked"], 3)
+        sparsity_note = f"target {target}, {tracked} tracked"
+    eer_note = name
+    if evaluation["eer_interval"] is not None:
+        eer_note += f", 95% interval {fmt.interval(evaluation['eer_interval'])}"
+    nnz, num_params = results["nonzero_parameters"], results["parameters"]
+    nonzero_macs = fmt.percent(size["nonzero_macs"] / size["macs"], 1)
+    size_note = f"{fmt.percent(nnz / num_params, 1)} of {num_params:,}; {nonzero_macs} of multiply-accumulates"
+    minutes = fmt.number(results["wall_time_s"] / 60, ".1f")
+    return [
+        ("Final sparsity", fmt.percent(results["sparsity"], 4), sparsity_note),
+        ("EER", fmt.percent(evaluation["eer"]), eer_note),
+        ("Nonzero parameters", fmt.count(nnz), size_note),
+        ("Minutes", minutes, f"{training['steps']:,} steps on {training['device']}"),
+    ]
