@@ -26,12 +26,13 @@ import numpy as np
 import soundfile
 import torch
 
+from sv_sparse.export.package import write_package
 from sv_sparse.io import checksum
-from sv_sparse.models.registry import build_network
-from sv_sparse.runtime.audio import decode
+from sv_sparse.models.registry import build_model
+from sv_sparse.runtime.audio import read_audio as decode
 from sv_sparse.runtime.engine.runtime import Runtime
-from sv_sparse.runtime.package import read_package, write_package
-from sv_sparse.runtime.package_header import with_check_sum
+from sv_sparse.runtime.package import read_package
+from sv_sparse.runtime.package_header import with_checksum
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.calibration import Calibration
 
@@ -144,11 +145,11 @@ def _packages() -> list[bytes]:
     backend = Backend(np.ones(16, np.float32), np.eye(16, dtype=np.float32), 4, calibration)
     torch.manual_seed(0)
     for model in _MODELS:
-        network = build_network(model, 80).eval()
+        network = build_model(model, 80).eval()
         for param in network.parameters():
             param.data.mul_(torch.rand(param.shape) < 0.05)
         with tempfile.TemporaryDirectory() as folder:
-            write_package(Path(folder) / "m", network, model, backend, {"licence": "none"}, features=features)
+            write_package(Path(folder) / "m", network, model, backend, {"license": "none"}, features=features)
             found.append((Path(folder) / "m").read_bytes())
     return found
 
@@ -167,7 +168,7 @@ def package(generator: Generator) -> bytes:
     else:
         for _ in range(generator.integers(1, 4)):
             _change(about, generator)
-    header["__metadata__"]["sv_sparse"] = with_check_sum(json.dumps(about))
+    header["__metadata__"]["sv_sparse"] = with_checksum(json.dumps(about))
     if generator.integers(4) == 0:
         _change(header, generator)
     text = json.dumps(header).encode()
@@ -177,7 +178,7 @@ def package(generator: Generator) -> bytes:
 def _damage(header: dict[str, Any], tensors: dict[str, Any], data: bytearray, generator: Generator) -> None:
     """Change bytes of one tensor, and its check sum with them: what a check sum keeps from being read is read."""
     name = list(tensors)[generator.integers(len(tensors))]
-    parts = [header.get(kind + name, {"data_offsets": [0, 0]})["data_offsets"] for kind in ("values:", "places:")]
+    parts = [header.get(kind + name, {"data_offsets": [0, 0]})["data_offsets"] for kind in ("values:", "positions:")]
     for start, end in parts:
         for place in generator.integers(start, max(start + 1, end), size=min(end - start, 3)):
             data[place] ^= int(generator.integers(256))
@@ -199,7 +200,7 @@ def _change(whole: Any, generator: Generator) -> None:
 def read_model(content: bytes, path: Path) -> None:
     """Read a package; one that can be read can be used, whatever it computes."""
     path.write_bytes(content)
-    runtime = Runtime.of(read_package(path), threads=1)
+    runtime = Runtime.load(read_package(path), threads=1)
     assert runtime(torch.zeros(1, 80, 20)).shape[0] == 1
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from sv_sparse.commands.export import heard, write_onnx
+from sv_sparse.commands.export import calibration_inputs, write_onnx
 from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.prepared import Judged
@@ -59,7 +59,7 @@ def evaluations(run: Path, utterances: int) -> Iterator[dict[str, object]]:
     with tempfile.TemporaryDirectory() as folder:
         engines = forms(run, Path(folder))
         trial_sets = run_trial_sets(run)
-        training = list(heard(run, "outside", utterances))
+        training = list(calibration_inputs(run, "none", utterances))
         reference: dict[str, tuple[Array, float]] = {}
         for form, (num_bytes, engine) in engines.items():
             mean = embed(engine, training).mean(axis=0)
@@ -92,11 +92,11 @@ def forms(run: Path, folder: Path) -> dict[str, tuple[int, Callable[[torch.Tenso
     engines = {}
     for values in ("fp32", "bf16", "fp16"):
         path = folder / f"{values}.safetensors"
-        write_package(path, network, settings["model"], backend, {}, features=FEATURES, values=values)
-        runtime = Runtime.of(read_package(path), threads=1)
+        write_package(path, network, settings["model"], backend, {}, features=FEATURES, dtype=values)
+        runtime = Runtime.load(read_package(path), threads=1)
         engines[values] = path.stat().st_size, lambda x, runtime=runtime: runtime(x).numpy()
     path = folder / "int8.onnx"
-    write_onnx(path, network, {}, run, features="outside", int8=True)
+    write_onnx(path, network, {}, run, frontend="none", int8=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     engines["int8"] = path.stat().st_size, lambda x: session.run(None, {"filterbank": x.numpy()})[0]
     return engines

@@ -27,8 +27,8 @@ import numpy as np
 import soundfile
 import torch
 
-from sv_sparse.models.registry import build_network
-from sv_sparse.runtime.package import write_package
+from sv_sparse.export.package import write_package
+from sv_sparse.models.registry import build_model
 from sv_sparse.scoring.backend import Backend
 
 RATE, MEL_BINS, SECONDS, DENSITY = 16000, 80, 3, 0.1
@@ -73,7 +73,7 @@ def main() -> None:
 def write_inputs(folder: Path) -> None:
     """Write the model and two recordings."""
     torch.manual_seed(0)
-    network = build_network(MODEL, MEL_BINS).eval()
+    network = build_model(MODEL, MEL_BINS).eval()
     for param in network.parameters():
         if param.ndim > 1:
             param.mul_(torch.rand(param.shape) < DENSITY)

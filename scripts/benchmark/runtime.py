@@ -25,7 +25,7 @@ import torch
 from sv_sparse.commands.export import make_card
 from sv_sparse.evaluation.load import load_network
 from sv_sparse.export.onnx import export_onnx
-from sv_sparse.runtime.engine.autotune import measured_plan, torch_threads
+from sv_sparse.runtime.engine.autotune import autotune, torch_threads
 from sv_sparse.runtime.engine.lowering import lower
 from sv_sparse.runtime.engine.runtime import Runtime, machine
 from sv_sparse.runtime.package import read_package, write_package
@@ -77,7 +77,7 @@ def shown(row: Mapping[str, Any]) -> dict[str, Any]:
 def exported(run: Path, folder: Path) -> dict[str, Any]:
     """Write a run's network in all forms into a folder; return their sizes in bytes."""
     network, backend, settings = load_network(run / "checkpoints" / "model.pt")
-    card = make_card(run, settings, licence="", trained_on=None)
+    card = make_card(run, settings, license_name="", trained_on=None)
     for values in ("fp32", "bf16"):
         write_package(
             folder / f"{values}.safetensors",
@@ -86,9 +86,9 @@ def exported(run: Path, folder: Path) -> dict[str, Any]:
             backend,
             card,
             features=FEATURES,
-            values=values,
+            dtype=values,
         )
-    export_onnx(network, folder / "model.onnx", features="outside", metadata={})
+    export_onnx(network, folder / "model.onnx", frontend="none", metadata={})
     torch.save(network.state_dict(), folder / "dense.pt")
     weights = [param for param in network.parameters() if param.ndim > 1]
     zeros = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
@@ -106,10 +106,10 @@ def make_engine(name: str, folder: Path, threads: int) -> Callable[[torch.Tensor
     """Return the function of an engine from filterbank [B, F, T] to embeddings."""
     package = read_package(folder / "fp32.safetensors")
     if name == "ours":
-        plan = measured_plan(lower(package.network()), machine(), threads=threads)
-        return Runtime.of(package, threads=threads, plan=plan)
+        plan = autotune(lower(package.network()), machine_name(), threads=threads)
+        return Runtime.load(package, threads=threads, plan=plan)
     if name == "ours, not measured":
-        return Runtime.of(package, threads=threads)
+        return Runtime.load(package, threads=threads)
     if name == "torch":
         return package.network()
     if name == "onnxruntime":
@@ -160,7 +160,7 @@ LOADERS = {
 from sv_sparse.runtime.package import read_package
 from sv_sparse.runtime.engine.runtime import Runtime
 def load():
-    runtime = Runtime.of(read_package(folder / "fp32.safetensors"), threads=1)
+    runtime = Runtime.load(read_package(folder / "fp32.safetensors"), threads=1)
     return lambda x: runtime(torch.from_numpy(x))
 """,
     "torch": """
@@ -228,7 +228,7 @@ def report(latencies: list[dict[str, Any]], files: list[dict[str, Any]], seconds
     names = list(latencies[0]["ms"])
     peers = [peer for peer in PEERS if peer in names and "ours" in names]
     head = ["network", "zeros", "threads", *names, *(f"times {peer}" for peer in peers), "target", "difference"]
-    lines = [f"Milliseconds for {seconds:g} s of speech, batch 1, on {machine()}", "", *heading(head)]
+    lines = [f"Milliseconds for {seconds:g} s of speech, batch 1, on {machine_name()}", "", *heading(head)]
     for row in latencies:
         times = row["ms"]
         cells = [row["network"], f"{row['sparsity']:.2%}", str(row["threads"])]
