@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
+from sv_sparse.report.record import judged_lists
+from sv_sparse.report.words import ABSENT as DASH
 
 from sv_sparse.evaluation.score_files import redrawn_eers
-from sv_sparse.report.record import judged_lists
 from sv_sparse.report.tables import Table
-from sv_sparse.report.words import ABSENT as DASH
 from sv_sparse.scoring.bootstrap import interval
 from sv_sparse.training.logging import read_rows
 

@@ -14,9 +14,9 @@ import pytest
 import soundfile
 from evidence import corpus, tables
 from helpers.tiny import ROOT, Tones
-from sv_sparse.config.schema import register_schema
 
 from sv_sparse.config.overrides import check_command_line
+from sv_sparse.config.schema import register_schema
 from sv_sparse.data.noise import build_store
 
 PATHS = ["--root", "/wav", "--trials", "a.txt b.txt", "--train-utterances", "/train.txt"]

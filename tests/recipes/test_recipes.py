@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from helpers import trees
 from helpers.tiny import ROOT, Tones
-from sv_sparse.config.schema import Config, load_config, register_schema
 
 from sv_sparse.commands import main as cli
 from sv_sparse.config.overrides import check_command_line, parse_command_line
+from sv_sparse.config.schema import Config, load_config, register_schema
 
 SMALL = ("--smoke", "--models", "ecapa", "--optims", "linbreg", "--targets", "0 0.8")
 # The console scripts of this environment, as after "source .venv/bin/activate".

@@ -16,9 +16,10 @@ from helpers.fake_cuda import CUDA, Device, WaitsError, on_fake_cuda
 from helpers.tiny import RATE, ROOT, TINY
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from sv_sparse.config.settings import resolve
+from sv_sparse.training.update import Heard
 from torch._subclasses.fake_tensor import FakeTensor
 
-from sv_sparse.config.settings import resolve
 from sv_sparse.data import loader
 from sv_sparse.data.loader import worker_settings
 from sv_sparse.data.noise import KINDS, build_store
@@ -27,7 +28,6 @@ from sv_sparse.training.device import Compute
 from sv_sparse.training.finalize import land
 from sv_sparse.training.setup import Experiment, build
 from sv_sparse.training.trainer import Trainer
-from sv_sparse.training.update import Heard
 
 MODELS, OPTIMIZERS, SPARSITIES = (
     sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml")) for group in ("model", "optim", "sparsity")

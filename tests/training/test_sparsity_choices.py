@@ -7,8 +7,8 @@ import pytest
 import torch
 from helpers.tiny import ROOT, TINY
 from hydra import compose, initialize_config_dir
-
 from sv_sparse.config.settings import resolve
+
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.heads import AAMSoftmax
 from sv_sparse.training.init_from import InitSource

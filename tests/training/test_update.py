@@ -9,16 +9,16 @@ import torch
 from helpers.tiny import ROOT, TINY, write_tones, write_trial_list
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from sv_sparse.config.settings import resolve
+from sv_sparse.training.update import Update, hear
 
 from sv_sparse import checkpoint
-from sv_sparse.config.settings import resolve
 from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.optim import SupportDiagnostics
 from sv_sparse.training import finalize as landing
 from sv_sparse.training.device import Compute, bf16_gain, choose_compute, choose_precision, memory_advice
 from sv_sparse.training.logging import read_rows
 from sv_sparse.training.setup import build
-from sv_sparse.training.update import Update, hear
 
 CPU = torch.device("cpu")
 
