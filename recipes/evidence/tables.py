@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
-from sv_sparse.report.record import judged_lists
-from sv_sparse.report.words import ABSENT as DASH
 
-from sv_sparse.evaluation.score_files import redrawn_eers
+from sv_sparse.evaluation.score_files import bootstrap_eers
+from sv_sparse.report.format import DASH
+from sv_sparse.report.results import all_evaluations
 from sv_sparse.report.tables import Table
 from sv_sparse.scoring.bootstrap import interval
 from sv_sparse.training.logging import read_rows
@@ -141,7 +141,7 @@ class Group:
 
     def resampled_eers(self, trial_list: str) -> NDArray[np.float64] | None:
         """Mean EER of the runs for each resample of the test speakers; None for too few or unknown speakers."""
-        resamples = [redrawn_eers(run.folder / "scores" / f"{trial_list}.txt") for run in self.runs]
+        resamples = [bootstrap_eers(run.folder / "scores" / f"{trial_list}.txt") for run in self.runs]
         if any(eers is None for eers in resamples):
             return None
         return np.mean(np.array(resamples), axis=0)
@@ -193,7 +193,7 @@ def load_groups(runs_dir: Path) -> Groups:
     runs: dict[str, list[Run]] = {}
     for path in sorted(runs_dir.glob("*_s[0-9]*/results.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
-        run = Run(path.parent, results, judged_lists(path.parent, results))
+        run = Run(path.parent, results, all_evaluations(path.parent, results))
         runs.setdefault(path.parent.name.rpartition("_s")[0], []).append(run)
     if not runs:
         raise ValueError(f"{runs_dir}: no finished run NAME_sSEED")

@@ -11,7 +11,7 @@ from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.data.prepared import Judged, rows_of
 from sv_sparse.data.speakers import read_sexes
 from sv_sparse.data.unreadable import UnreadableLimit
-from sv_sparse.distributed import end, processes, rank
+from sv_sparse.distributed import exit_process, process_group, rank
 from sv_sparse.evaluation.embedding_cache import EMBEDDINGS_DIR, EmbeddingCache
 from sv_sparse.evaluation.evaluate import check_trial_checksums, evaluate_trial_sets, update_evaluations_file
 from sv_sparse.evaluation.leakage import check_speaker_overlap, run_dir_of
@@ -19,7 +19,7 @@ from sv_sparse.evaluation.load import load_network
 from sv_sparse.evaluation.result import TrialSetResult, side_speakers
 from sv_sparse.evaluation.trial_sets import parse_trial_sets, run_trial_sets, trial_sets_from_files
 from sv_sparse.evaluation.validation import fit_scoring_backend
-from sv_sparse.io import composed
+from sv_sparse.io import nfc
 from sv_sparse.models.features import MEL_BINS, Filterbank
 from sv_sparse.report import refresh_report
 from sv_sparse.scoring.config import ENROLLMENTS, SCORE_NORMS, ScoringConfig
@@ -88,12 +88,12 @@ def main(args: argparse.Namespace) -> None:
         OSError: a file cannot be read or written.
     """
     _check_arguments(args)
-    with processes():
+    with process_group():
         for path in args.networks:
             if len(args.networks) > 1 and rank() == 0:
                 print(f"{path}:")
             _evaluate(path, args)
-    end()
+    exit_process()
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -193,10 +193,10 @@ def _warn_of_same_names(run_dir: Path, trial_sets: Sequence[Judged]) -> None:
         return
     rows = rows_of(manifest, "train", "validation")
     utterances = rows.column("utterance").combine_chunks()
-    speakers = set(map(composed, rows.column("speaker").unique().to_pylist()))
+    speakers = set(map(nfc, rows.column("speaker").unique().to_pylist()))
     for trial_set in from_files:
         num_utterances = int((match(trial_set.trials.utterances, utterances) >= 0).sum())
-        num_speakers = len(speakers.intersection(map(composed, side_speakers(trial_set))))
+        num_speakers = len(speakers.intersection(map(nfc, side_speakers(trial_set))))
         if num_utterances or num_speakers:
             print(
                 f"warning: list {trial_set.trials.name} has {num_utterances} utterances and {num_speakers} speakers of "

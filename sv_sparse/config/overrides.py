@@ -1,4 +1,4 @@
-"""Checks of the command line: an unknown setting, choice or value is refused with the valid ones before a run begins."""
+"""Checks of the command line: what is unknown or not allowed is refused with what is, before a run begins."""
 
 import copy
 import os

@@ -147,7 +147,18 @@ def test_scores_of_network_files_need_a_folder_and_those_of_several_runs_have_th
 def test_a_list_may_name_another_ending_than_its_files_have(finished, tones, tmp_path, capsys):
     other = tmp_path / "trials.txt"
     other.write_text(tones.trials.read_text().replace(".flac", ".wav"))
-    cli.main(["evaluate", str(finished), "--audio-root", str(tones.root), "--trials", str(other), "--output-dir", str(tmp_path)])
+    cli.main(
+        [
+            "evaluate",
+            str(finished),
+            "--audio-root",
+            str(tones.root),
+            "--trials",
+            str(other),
+            "--output-dir",
+            str(tmp_path),
+        ]
+    )
     assert "trials: EER" in capsys.readouterr().out
 
 
@@ -271,7 +282,18 @@ def test_a_list_of_files_that_a_run_trained_on_is_warned_of(finished, tones, tmp
     keys = [manifest.utterance(row) for row in manifest.split("train")[:8]]
     trials = tmp_path / "mine.txt"
     trials.write_text("".join(f"{int(a[:7] == b[:7])} {a} {b}\n" for a in keys for b in keys if a != b))
-    cli.main(["evaluate", str(finished), "--audio-root", str(tones.root), "--trials", str(trials), "--output-dir", str(tmp_path)])
+    cli.main(
+        [
+            "evaluate",
+            str(finished),
+            "--audio-root",
+            str(tones.root),
+            "--trials",
+            str(trials),
+            "--output-dir",
+            str(tmp_path),
+        ]
+    )
     assert "list mine has 8 utterances and 2 speakers of names" in capsys.readouterr().err
 
 

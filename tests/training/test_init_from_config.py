@@ -60,7 +60,13 @@ FOLDER = ("data=folder", "data.root=/corpus/wav", "data.trial_lists=[/corpus/a.t
     "words",
     [
         (*FOLDER, "data.max_unreadable_fraction=0.5", "data.corpus=mine", "target_sparsity=0.75"),
-        ("model=resnet34", "data=voxceleb", "data.prepared_dir=/vox", "data.train_subsets=[vox1_dev,vox2_dev]", "optim=linbreg"),
+        (
+            "model=resnet34",
+            "data=voxceleb",
+            "data.prepared_dir=/vox",
+            "data.train_subsets=[vox1_dev,vox2_dev]",
+            "optim=linbreg",
+        ),
         ("model=ecapa_512", "model.channels=384", "optim=sgd", "optim.lr=0.005", "data.cache_dir=/demo", "seed=3"),
         (*FOLDER, "sparsity=gradual_magnitude", "sparsity.controller.per_layer=true", "optim.lr.dense_start=0.4"),
         ("data=cnceleb", "data.prepared_dir=/cn", "data.val_fraction=0", "target_sparsity=0"),
@@ -83,7 +89,9 @@ def taken(config: Config) -> dict:
 
 def test_what_is_chosen_on_the_command_line_is_not_taken_over(origin):
     theirs = f"init_from={origin(*FOLDER, 'optim=linbreg', 'sparsity=quantile', 'target_sparsity=0.75')}"
-    ours = composed(theirs, "data=voxceleb", "data.prepared_dir=/vox", "target_sparsity=0.5", "model=resnet34", "optim=sgd")
+    ours = composed(
+        theirs, "data=voxceleb", "data.prepared_dir=/vox", "target_sparsity=0.5", "model=resnet34", "optim=sgd"
+    )
     assert (ours.data.prepared_dir, ours.target_sparsity) == ("/vox", 0.5)
     assert ours.model.name == "resnet34"
     assert ours.optim.momentum == 0.9

@@ -120,7 +120,16 @@ def test_every_step_is_recorded_with_its_figures(finished):
     rows = [row for row in read_rows(finished / "metrics.jsonl") if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     assert rows[0].keys() >= {
-        *("loss", "accuracy", "lr", "margin", "lambda", "sparsity_error", "utterances_per_second", "data_wait_fraction"),
+        *(
+            "loss",
+            "accuracy",
+            "lr",
+            "margin",
+            "lambda",
+            "sparsity_error",
+            "utterances_per_second",
+            "data_wait_fraction",
+        ),
         *("sparsity/network", "sparsity/regularized", "sparsity/all"),
     }
     assert rows[-1]["margin"] == 0.2
@@ -131,7 +140,17 @@ def test_tensorboard_has_the_curves_the_layers_and_the_hyperparameters(finished)
     events = EventAccumulator(str(finished / "tensorboard")).Reload()
     tags = set(events.Tags()["scalars"])
     assert tags >= {
-        *("loss", "accuracy", "lr", "margin", "lambda", "sparsity_error", "sparsity/network", "sparsity/regularized", "sparsity/all"),
+        *(
+            "loss",
+            "accuracy",
+            "lr",
+            "margin",
+            "lambda",
+            "sparsity_error",
+            "sparsity/network",
+            "sparsity/regularized",
+            "sparsity/all",
+        ),
         *("validation_eer", "utterances_per_second", "data_wait_fraction", "final/eer", "final/sparsity"),
         *("final/sparsity_tracked", "final/nonzero_parameters", "final/validation_eer"),
     }
