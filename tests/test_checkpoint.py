@@ -13,7 +13,7 @@ STATE = {
     "config": {"seed": 0},
     "model": {"w": torch.arange(3.0)},
     "backend": {"mean": torch.zeros(2)},
-    "figures": {"eer": 0.1},
+    "metrics": {"eer": 0.1},
 }
 
 
@@ -27,7 +27,7 @@ def test_what_is_saved_is_loaded_again_as_tensors_and_plain_data(tmp_path):
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({name: STATE[name] for name in ("config", "model", "backend")}, r"lacks \['figures'\]"),
+        ({name: STATE[name] for name in ("config", "model", "backend")}, r"lacks \['metrics'\]"),
         (STATE | {"extra": 1}, r"has unknown \['extra'\]"),
     ],
 )
@@ -38,24 +38,27 @@ def test_other_keys_than_expected_are_named(tmp_path, state, message):
 
 
 def test_a_single_bit_that_changed_is_noticed_wherever_it_is(tmp_path):
-    path, chance, weights, unseen = tmp_path / "model.pt", random.Random(0), torch.randn(1000), 0
+    path = tmp_path / "model.pt"
+    generator = random.Random(0)
+    weights = torch.randn(1000)
+    unnoticed = 0
     checkpoint.save(path, STATE | {"model": {"w": weights}})
-    whole = path.read_bytes()
+    content = path.read_bytes()
     for _ in range(300):
-        changed = bytearray(whole)
-        changed[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        changed = bytearray(content)
+        changed[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
         path.write_bytes(changed)
         with contextlib.suppress(ValueError):  # it may be padding, or a date
             state = checkpoint.load(path, checkpoint.NETWORK_KEYS)
             assert torch.equal(state["model"]["w"], weights)
             assert state["config"] == STATE["config"]
-            unseen += 1
-    assert unseen < 100
+            unnoticed += 1
+    assert unnoticed < 100
 
 
 def test_another_format_is_refused(tmp_path):
     torch.save(STATE | {"format": 99}, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="has checkpoint format 99, this version reads 4"):
+    with pytest.raises(ValueError, match="has checkpoint format 99, this version reads 5; sv-sparse 0.1 reads 4"):
         checkpoint.load(tmp_path / "model.pt", checkpoint.NETWORK_KEYS)
 
 
@@ -67,7 +70,7 @@ def test_a_pickled_object_is_refused(tmp_path):
 
 def test_a_training_checkpoint_is_not_taken_for_a_network(tmp_path):
     checkpoint.save(tmp_path / "last.pt", dict.fromkeys(checkpoint.TRAINING_KEYS - {"format"}, 0))
-    with pytest.raises(ValueError, match=r"is what a run continues from, .* those are model\.pt and best\.pt"):
+    with pytest.raises(ValueError, match=r"is a checkpoint to resume from, .* those are model\.pt and best\.pt"):
         checkpoint.load(tmp_path / "last.pt", checkpoint.NETWORK_KEYS)
 
 
@@ -80,16 +83,22 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "model",
     [
-        {"_target_": "os.makedirs", "name": "made"},
-        {"_target_": "sv_sparse.models.EcapaTdnn", "channels": {"_target_": "os.makedirs", "name": "made"}},
+        {"_target_": "os.makedirs", "name": "evil"},
+        {"name": "ecapa_tdnn", "channels": {"_target_": "os.makedirs", "name": "evil"}},
     ],
 )
 def test_a_network_file_runs_no_code_but_ours(tmp_path, monkeypatch, model):
     monkeypatch.chdir(tmp_path)
-    checkpoint.save(tmp_path / "model.pt", STATE | {"config": {"model": model}})
-    with pytest.raises(ValueError, match=r"expected one of sv_sparse\.models"):
+    config = {
+        "model": model,
+        "data": {"root": "wav", "trial_lists": "trials.txt"},
+        "optim": {"name": "adabreg"},
+        "sparsity": {"controller": {"name": "feedback"}},
+    }
+    checkpoint.save(tmp_path / "model.pt", STATE | {"config": config})
+    with pytest.raises(ValueError, match=r"model\.pt"):
         load_network(tmp_path / "model.pt")
-    assert not (tmp_path / "made").exists()
+    assert not (tmp_path / "evil").exists()
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -175,7 +175,7 @@ def assert_continued_to(together: Path, folder: Path) -> None:
         assert torch.equal(value, network(together)[name]), name
 
 
-def test_the_processes_of_a_start_agree_on_a_name_that_no_earlier_start_had():
+def test_the_processes_of_a_start_agree_on_a_prefix_that_no_earlier_start_had():
     store = dist.HashStore()
     with ThreadPoolExecutor(3) as pool:
         starts = [

@@ -11,15 +11,15 @@ from sv_sparse.data.manifest import Manifest, match
 from sv_sparse.data.prepared import Judged, rows_of
 from sv_sparse.data.speakers import read_sexes
 from sv_sparse.data.unreadable import UnreadableLimit
-from sv_sparse.distributed import exit_process, process_group, rank
+from sv_sparse.distributed import end, processes, rank
 from sv_sparse.evaluation.embedding_cache import EMBEDDINGS_DIR, EmbeddingCache
 from sv_sparse.evaluation.evaluate import check_trial_checksums, evaluate_trial_sets, update_evaluations_file
 from sv_sparse.evaluation.leakage import check_speaker_overlap, run_dir_of
 from sv_sparse.evaluation.load import load_network
-from sv_sparse.evaluation.result import TrialSetResult, TrialSideInfo
+from sv_sparse.evaluation.result import TrialSetResult, side_speakers
 from sv_sparse.evaluation.trial_sets import parse_trial_sets, run_trial_sets, trial_sets_from_files
 from sv_sparse.evaluation.validation import fit_scoring_backend
-from sv_sparse.io import nfc
+from sv_sparse.io import composed
 from sv_sparse.models.features import MEL_BINS, Filterbank
 from sv_sparse.report import refresh_report
 from sv_sparse.scoring.config import ENROLLMENTS, SCORE_NORMS, ScoringConfig
@@ -88,12 +88,12 @@ def main(args: argparse.Namespace) -> None:
         OSError: a file cannot be read or written.
     """
     _check_arguments(args)
-    with process_group():
+    with processes():
         for path in args.networks:
             if len(args.networks) > 1 and rank() == 0:
                 print(f"{path}:")
             _evaluate(path, args)
-    exit_process()
+    end()
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -185,21 +185,18 @@ def _scoring_config(scoring: ScoringConfig, args: argparse.Namespace) -> Scoring
 
 
 def _warn_of_same_names(run_dir: Path, trial_sets: Sequence[Judged]) -> None:
-    """Warn of lists of files that have names of utterances or speakers of the run's own.
-
-    Only names are known of such lists, and names may agree by chance, so that this is no error.
-    """
+    """Warn of lists of files that name utterances or speakers as the run's training speech does."""
+    # Only names are known of such lists. Names may agree by chance, so that this is no error.
     manifest = run_dir / "manifest.parquet"
     from_files = [trial_set for trial_set in trial_sets if not trial_set.speakers]
     if not from_files or not manifest.is_file():
         return
     rows = rows_of(manifest, "train", "validation")
     utterances = rows.column("utterance").combine_chunks()
-    speakers = set(map(nfc, rows.column("speaker").unique().to_pylist()))
+    speakers = set(map(composed, rows.column("speaker").unique().to_pylist()))
     for trial_set in from_files:
         num_utterances = int((match(trial_set.trials.utterances, utterances) >= 0).sum())
-        list_speakers = TrialSideInfo.from_trial_set(trial_set).speakers
-        num_speakers = len(speakers.intersection(map(nfc, list_speakers)))
+        num_speakers = len(speakers.intersection(map(composed, side_speakers(trial_set))))
         if num_utterances or num_speakers:
             print(
                 f"warning: list {trial_set.trials.name} has {num_utterances} utterances and {num_speakers} speakers of "

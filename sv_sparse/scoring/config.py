@@ -43,8 +43,6 @@ class ScoringConfig:
     def __post_init__(self) -> None:
         _check_numbers("p_target", self.p_target)
         _check_numbers("target_fars", self.target_fars)
-        _check_numbers("c_miss", self.c_miss)
-        _check_numbers("c_fa", self.c_fa)
         _check_choice("score_norm", self.score_norm, SCORE_NORMS)
         _check_choice("enrollment", self.enrollment, ENROLLMENTS)
         for name in self.quality_measures:

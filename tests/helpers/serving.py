@@ -15,9 +15,9 @@ import soundfile
 import torch
 from helpers.tiny import RATE, tone
 
+from sv_sparse.export.package import write_package
 from sv_sparse.models.features import Filterbank
 from sv_sparse.models.registry import build_model
-from sv_sparse.export.package import write_package
 from sv_sparse.runtime.server.app import make_app, make_server
 from sv_sparse.runtime.server.limits import Limits
 from sv_sparse.runtime.verifier import Verifier

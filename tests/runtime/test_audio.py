@@ -166,7 +166,7 @@ def test_samples_that_are_no_sound_are_refused(wrong):
 
 HARM = """
 import os, sys, time
-sys.path.insert(0, "scripts")
+sys.path.insert(0, "tests")
 import fuzz, numpy
 
 def read(content, path):
@@ -187,7 +187,7 @@ def fuzzed(*words: str) -> subprocess.CompletedProcess:
 
 
 def test_of_hundreds_of_damaged_files_none_does_harm():
-    done = fuzzed("scripts/fuzz.py", "audio", "--cases", "300")
+    done = fuzzed("tests/fuzz.py", "audio", "--cases", "300")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "300 cases, 0 findings" in done.stdout
 

@@ -1,4 +1,4 @@
-"""Damaged files by the thousand, read as a stranger's would be: python scripts/fuzz.py audio|package --cases 10000.
+"""Read damaged files by the thousand, as a stranger's would be: python tests/fuzz.py audio|package --cases 10000.
 
 Every case is a function of the seed and its number. It may be read, or refused by a ValueError; whatever else happens
 is a finding: another error, a crash, more than a few seconds, too much memory, a library's complaint.
@@ -251,15 +251,15 @@ def fuzz(target: str, seed: int, cases: range) -> list[tuple[int, str]]:
                 target=_work, args=(target, seed, range(start, cases.stop), current, folder)
             )
             worker.start()
-            seen, since = -1, time.monotonic()
+            last_case, since = -1, time.monotonic()
             while worker.is_alive():
                 worker.join(0.5)
-                if current.value != seen:
-                    seen, since = current.value, time.monotonic()
+                if current.value != last_case:
+                    last_case, since = current.value, time.monotonic()
                 elif time.monotonic() - since > SECONDS:
                     worker.kill()
                     worker.join()
-                    findings.append((seen, f"took more than {SECONDS:g} seconds"))
+                    findings.append((last_case, f"took more than {SECONDS:g} seconds"))
             if worker.exitcode == 0:
                 break
             if worker.exitcode is not None and (not findings or findings[-1][0] != current.value):
@@ -276,15 +276,15 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", type=int, metavar="NUMBER", help="write the file of one case to stdout")
-    chosen = parser.parse_args()
-    if chosen.write is not None:
-        sys.stdout.buffer.write(case(chosen.target, chosen.seed, chosen.write))
+    args = parser.parse_args()
+    if args.write is not None:
+        sys.stdout.buffer.write(case(args.target, args.seed, args.write))
         return
-    started = time.monotonic()
-    findings = fuzz(chosen.target, chosen.seed, range(chosen.cases))
+    start_time = time.monotonic()
+    findings = fuzz(args.target, args.seed, range(args.cases))
     for number, what in findings:
         print(f"case {number}: {what}")
-    print(f"{chosen.cases} cases, {len(findings)} findings, {time.monotonic() - started:.0f} seconds")
+    print(f"{args.cases} cases, {len(findings)} findings, {time.monotonic() - start_time:.0f} seconds")
     sys.exit(bool(findings))
 
 
