@@ -80,7 +80,7 @@ def test_weighted_statistics_are_those_of_torchs_operations(dtype: torch.dtype) 
     gradients = []
     for kernels in (True, False):
         ends = [tensor.to(dtype).requires_grad_() for tensor in (frames, scores)]
-        found = statistics(*ends, correction=0, variance_floor=1e-8, kernels=kernels)
+        found = statistics(*ends, correction=0, variance_floor=1e-8, moments=ops.FusedMoments if kernels else None)
         (found * torch.arange(18)).sum().backward()
         gradients.append([found, *(end.grad for end in ends)])
     for one, other in zip(*gradients, strict=True):
@@ -117,7 +117,7 @@ def test_frozen_weights_get_no_gradient(frozen: str) -> None:
 
 
 def test_a_second_backward_pass_needs_a_retained_graph() -> None:
-    unit = ConvUnit(8, 8)
+    unit = accelerate(ConvUnit(8, 8), True)
     loss = unit(torch.randn(4, 8, 1, 10))[0].sum()
     loss.backward(retain_graph=True)
     once = unit.conv.weight.grad.clone()
