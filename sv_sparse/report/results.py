@@ -1,4 +1,4 @@
-"""Results of a finished run: the content of results.json, and everything else that a report reads."""
+"""Results of a finished run: results.json, and everything else that a report reads."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -115,7 +115,7 @@ class RunReport:
 
     @property
     def is_dense(self) -> bool:
-        """Whether the run had no target sparsity."""
+        """True if the run had no target sparsity."""
         return not self.results["target_sparsity"]
 
 
@@ -141,16 +141,19 @@ def read_run_report(run_dir: Path, results: Results) -> RunReport:
 
 
 def all_evaluations(run_dir: Path, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all evaluations of a run by id: those of results.json, and later ones of ``sv-sparse evaluate``.
+    """Return all evaluations of a run by id, with later ones of ``sv-sparse evaluate``.
 
-    A list of which other trials are scored now, because a recording was mended, has its later evaluation: the score
-    file is of that one. With the same trials the run's own evaluation stays.
+    Args:
+        run_dir: folder of the finished run.
+        results: content of its results.json.
     """
     evaluations = dict(results["evaluations"])
     path = run_dir / "evaluations.json"
     if path.is_file():
         later = json.loads(path.read_text(encoding="utf-8"))
         for result_id, evaluation in later.items():
+            # The run's own evaluation stays, unless other trials were scored since, as after a
+            # recording was mended: the score file is of those (DECISIONS 71).
             previous = evaluations.get(result_id)
             if previous is None or previous["checksum"] != evaluation["checksum"]:
                 evaluations[result_id] = evaluation

@@ -12,7 +12,8 @@ from sv_sparse.scoring.metrics import OperatingPoint, det_curve, min_dcf, sort_s
 
 Array = NDArray[np.float64]
 
-MAX_POINTS = 400  # of a DET curve: more cannot be seen
+# Of a DET curve, which has millions: more cannot be seen (DECISIONS 51).
+MAX_POINTS = 400
 _BINS = 60
 
 
