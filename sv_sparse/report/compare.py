@@ -171,7 +171,7 @@ def sparse_runs(results: Iterable[RunResult]) -> list[RunResult]:
 
 def compare_table(results: Sequence[RunResult]) -> str:
     """Return the table of runs and lists, in Markdown."""
-    return _runs_table([_row(result) for result in results]).markdown()
+    return _runs_table(list(map(_row, results))).markdown()
 
 
 def write_comparison(folder: Path, results: Sequence[RunResult]) -> None:
@@ -187,7 +187,7 @@ def write_comparison(folder: Path, results: Sequence[RunResult]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with report_style():
         figures = comparison_figures(results, sparse_runs(results))
-    rows = [_row(result) for result in results]
+    rows = list(map(_row, results))
     tables = [_runs_table(rows), _lists_table(results)]
     costs = cost_table(results)
     if costs is not None:
@@ -302,7 +302,7 @@ def _runs_table(rows: Sequence[Row]) -> Table:
         elif key in _COLUMNS:
             header, cell = _COLUMNS[key]
             headers.append(header)
-            columns.append([cell(row) for row in rows])
+            columns.append(list(map(cell, rows)))
         else:
             headers.append(key)
             columns.append([str(row[key]) for row in rows])
@@ -328,7 +328,8 @@ def _lists_table(results: Sequence[RunResult]) -> Table:
     headers = (
         "list", "trials", "targets", "speakers", "enrollment", "subtracted", "score norm", "calibration", "runs",
     )  # fmt: skip
-    return Table("Lists", headers, [(*row, str(len(runs))) for row, runs in runs_by_conditions.items()])
+    rows = [(*row, str(len(runs))) for row, runs in runs_by_conditions.items()]
+    return Table("Lists", headers, rows)
 
 
 def cost_table(results: Iterable[RunResult]) -> Table | None:
@@ -343,9 +344,9 @@ def cost_table(results: Iterable[RunResult]) -> Table | None:
         by_network.setdefault(run.network, []).append(run)
     for network, runs in by_network.items():
         fixed = [run for run in runs if run.controller == "fixed"]
-        controlled = [run for run in runs if run.controller != "fixed"]
         if not fixed:
             continue
+        controlled = [run for run in runs if run not in fixed]
         sweep_minutes = sum(run.minutes for run in fixed)
         for target in sorted({run.results["target_sparsity"] for run in controlled}):
             nearest = min(fixed, key=lambda run: abs(run.results["sparsity_tracked"] - target))

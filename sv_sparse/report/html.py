@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,8 +26,6 @@ _TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-# Beginnings of their names.
-_ERROR_FIGURES = ("det", "scores_", "groups_")
 
 
 def write_results(run_dir: Path, results: Results) -> str:
@@ -49,8 +48,9 @@ def write_report(run_dir: Path, results: Results) -> list[FigureFile]:
         OSError: a file of the run folder is missing, or a file cannot be written.
     """
     report = read_run_report(run_dir, results)
-    figures = draw_run(report)
-    write_pages(run_dir, "report", "run", figures, _page_values(report, figures))
+    sections = draw_run(report)
+    figures = list(chain.from_iterable(sections.values()))
+    write_pages(run_dir, "report", "run", figures, _page_values(report) | sections)
     return figures
 
 
@@ -94,8 +94,8 @@ def write_pages(folder: Path, name: str, template: str, figures: Sequence[Figure
         write_text(folder / f"{name}.{suffix}", _TEMPLATES.get_template(f"{template}.{suffix}").render(values))
 
 
-def _page_values(report: RunReport, figures: Sequence[FigureFile]) -> dict[str, Any]:
-    """Return the variables of the templates run.html and run.md."""
+def _page_values(report: RunReport) -> dict[str, Any]:
+    """Return the variables of the templates run.html and run.md, without the figures."""
     results = report.results
     training = results["training"]
     environment = report.environment
@@ -122,8 +122,6 @@ def _page_values(report: RunReport, figures: Sequence[FigureFile]) -> dict[str, 
         # The page has these elsewhere.
         if value is not None and name not in {"command", "packages", "corpus"}:
             environment_facts.append((name, value))
-    error_figures = [figure for figure in figures if figure.name.startswith(_ERROR_FIGURES)]
-    layer_figures = [figure for figure in figures if figure.name == "layers"]
     return {
         "name": report.name,
         "summary": (
@@ -135,9 +133,6 @@ def _page_values(report: RunReport, figures: Sequence[FigureFile]) -> dict[str, 
         "results": tables.results_table(results),
         "evaluations": evaluations,
         "decision_notes": notes,
-        "error_figures": error_figures,
-        "layer_figures": layer_figures,
-        "training_figures": [figure for figure in figures if figure not in (*error_figures, *layer_figures)],
         "sparsity": tables.sparsity_table(results),
         "size": tables.size_table(results["size"]),
         "latency": tables.latency_note(results["size"]),

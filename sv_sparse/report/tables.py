@@ -50,7 +50,7 @@ class Table:
 
     def markdown(self) -> str:
         """Return the table in Markdown, with aligned columns."""
-        lines = [[_markdown_cell(cell) for cell in row] for row in (self.headers, *self.rows)]
+        lines = [list(map(_markdown_cell, row)) for row in (self.headers, *self.rows)]
         widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
         lines.insert(1, ["-" * width for width in widths])
         aligned = []
@@ -120,8 +120,9 @@ def thresholds_table(evaluation: Evaluation) -> Table | None:
     """Return the table of error rates at the calibration's thresholds, None without calibration."""
     rows = []
     for threshold in evaluation["thresholds"]:
-        rates = [fmt.percent(threshold[key]) for key in ("target_far", "p_fa", "p_miss")]
-        rows.append((rates[0], fmt.number(threshold["threshold"], ".2f"), rates[1], rates[2]))
+        target_far = fmt.percent(threshold["target_far"])
+        llr = fmt.number(threshold["threshold"], ".2f")
+        rows.append((target_far, llr, fmt.percent(threshold["p_fa"]), fmt.percent(threshold["p_miss"])))
     headers = ("target false-alarm rate", "LLR threshold", "false alarms", "misses")
     return Table("Thresholds from held-out speakers", headers, rows) if rows else None
 

@@ -16,7 +16,6 @@ from sv_sparse.report.figures.style import (
     legend_above,
     new_figure,
     render_figure,
-    shorten,
 )
 from sv_sparse.report.format import percent
 
@@ -51,7 +50,9 @@ def _eer_figure(list_name: str, results: Sequence["RunResult"]) -> FigureFile:
     figure, (axes,) = new_figure(2.9 + 0.16 * len(series))
     _set_sparsity_axis(axes, [1 - result.results["sparsity"] for result in results])
     handles = []
-    for index, (_, color, marker, members) in enumerate(series):
+    labels = []
+    for index, (label, color, marker, members) in enumerate(series):
+        labels.append(label)
         # Equal sparsities would hide each other: runs end exactly at their target.
         shift = 1.05 ** (index - (len(series) - 1) / 2)
         points = []
@@ -71,7 +72,7 @@ def _eer_figure(list_name: str, results: Sequence["RunResult"]) -> FigureFile:
     # At least two points of EER, so that small differences do not look large.
     axes.set_ylim(min(low, middle - 1), max(high, middle + 1))
     axes.set_ylabel("EER (%)")
-    legend_above(figure, handles, [shorten(label, 44) for label, *_ in series], columns=1)
+    legend_above(figure, handles, labels, columns=1)
     best = min(results, key=lambda result: result.evaluation["eer"])
     alt_text = (
         f"EER on {list_name} against the final sparsity, of {len(results)} runs; the lowest is "
@@ -98,7 +99,9 @@ def _targets_figure(results: Sequence["RunResult"]) -> FigureFile:
     figure, (axes,) = new_figure(2.9 + 0.16 * len(series))
     axes.axhline(0, color=TEXT, linewidth=0.8)
     handles = []
-    for index, (_, color, marker, members) in enumerate(series):
+    labels = []
+    for index, (label, color, marker, members) in enumerate(series):
+        labels.append(label)
         shift = 0.4 * (index - (len(series) - 1) / 2)
         targets = []
         errors = []
@@ -113,7 +116,7 @@ def _targets_figure(results: Sequence["RunResult"]) -> FigureFile:
     axes.margins(x=0.12, y=0.12)
     axes.set_xlabel("target (%)")
     axes.set_ylabel("points from the target")
-    legend_above(figure, handles, [shorten(label, 44) for label, *_ in series], columns=1)
+    legend_above(figure, handles, labels, columns=1)
     farthest = max(results, key=lambda result: abs(result.sparsity_error))
     alt_text = (
         f"Tracked sparsity less its target, of {len(results)} runs; the farthest, {farthest.run_name}, had the target "

@@ -161,10 +161,15 @@ def label_rows(axes: Axes, positions: Sequence[float], labels: Sequence[str], nu
 
 
 def legend_above(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], columns: int = 2) -> None:
-    """Add a legend above the axes."""
-    # matplotlib hides labels that begin with "_".
-    labels = [f"\N{WORD JOINER}{label}" if label.startswith("_") else label for label in labels]
-    figure.legend(list(handles), labels, loc="outside upper left", ncols=columns, borderaxespad=0.0, handlelength=1.8)
+    """Add a legend above the axes; long labels lose their beginnings."""
+    texts = []
+    for label in labels:
+        text = shorten(label, 44)
+        # matplotlib hides labels that begin with "_".
+        if text.startswith("_"):
+            text = f"\N{WORD JOINER}{text}"
+        texts.append(text)
+    figure.legend(list(handles), texts, loc="outside upper left", ncols=columns, borderaxespad=0.0, handlelength=1.8)
 
 
 def shorten(name: str, max_length: int) -> str:

@@ -41,6 +41,7 @@ def training_figures(report: RunReport) -> list[FigureFile]:
         figures.append(_loss_figure(rows))
         if not report.is_dense:
             figures.append(_sparsity_figure(report, rows))
+        # A dense run has no lambda, and magnitude pruning makes zeros without one.
         if any(row["lambda"] > 0 for row in rows):
             figures.append(_lambda_figure(rows))
         support_rows = [row for row in rows if "support/activated" in row]
@@ -98,7 +99,8 @@ def _sparsity_figure(report: RunReport, rows: Sequence[Row]) -> FigureFile:
     target = 100 * report.results["target_sparsity"]
     tolerance = 100 * report.config.trainer.best_sparsity_tolerance
     steps = [row["step"] for row in rows]
-    targets = [100 * row["target_sparsity"] for row in rows]  # which change on a ramp
+    # They change on a ramp.
+    targets = [100 * row["target_sparsity"] for row in rows]
     figure, (upper, lower) = new_figure(3.9, rows=2)
     for axes in (upper, lower):
         measured = _plot_curve(axes, rows, "sparsity/regularized", SERIES[0], factor=100)
