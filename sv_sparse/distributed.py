@@ -22,8 +22,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 T = TypeVar("T")
 
-# One process may read a corpus this long while the others wait. Processes that died are not found by
-# it: torchrun notices them at once.
+# One process may read a corpus this long while the others wait. It does not delay the detection of
+# a process that died: torchrun notices that at once.
 _TIMEOUT = timedelta(hours=2)
 _POLL_SECONDS = 0.01
 
@@ -36,6 +36,7 @@ def process_group() -> Iterator[None]:
         return
     # gloo beside nccl: messages between updates are CPU tensors, so that nobody waits for a GPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    # Before nccl starts, which would put all processes on the first GPU.
     if int(os.environ["LOCAL_RANK"]) < torch.cuda.device_count():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, group_rank, group_size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
@@ -44,7 +45,7 @@ def process_group() -> Iterator[None]:
         backend, timeout=_TIMEOUT, store=dist.PrefixStore(prefix, store), rank=group_rank, world_size=group_size
     )
     yield
-    # Not in a finally clause: after an error it may wait for the other processes, and torchrun waits for this one.
+    # Not in a finally clause: after an error it may wait for the others, and torchrun for this one.
     dist.destroy_process_group()
 
 
@@ -173,6 +174,7 @@ def all_reduce_mean(values: Tensor) -> Tensor:
     """Return the mean over the processes of a tensor on the training device."""
     if world_size() == 1:
         return values
+    # all_reduce works in place.
     total = values.clone()
     dist.all_reduce(total)
     return total / world_size()
@@ -259,6 +261,7 @@ def sync_batch_norm(network: nn.Module, device: torch.device) -> Iterator[None]:
     originals: list[tuple[str, _BatchNorm]] = []
     if world_size() > 1:
         originals = [(name, module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
+    # Replaced while training alone: checkpoints, evaluation and export see the plain network.
     for name, module in originals:
         network.set_submodule(name, _clone_norm(norm_class, module), strict=True)
     try:

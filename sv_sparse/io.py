@@ -64,10 +64,11 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """
     assert mode in {"wb", "w"}, mode
     path = Path(path)
+    # A random name, as another process may write the same file.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     text_options = {"encoding": "utf-8", "newline": "\n", "errors": ESCAPE} if mode == "w" else {}
     try:
-        # Not the module tempfile, whose files are private: this one has the permissions of any new file.
+        # Not the module tempfile, whose files are private: others may read what this one writes.
         with (
             name_file_in_errors(path),
             open(temporary, mode.replace("w", "x"), **text_options) as file,  # type: ignore[call-overload]
@@ -157,7 +158,8 @@ def file_lock(folder: Path, message: str) -> Iterator[None]:
         yield
 
 
-@cache  # one warning for each folder
+# One warning for each folder.
+@cache
 def _warn_without_locks(folder: Path) -> None:
     logger.warning("%s: there are no file locks here; let no other process write into it", folder)
 
@@ -175,6 +177,7 @@ def checksum(*parts: bytes) -> str:
     """
     digest = hashlib.blake2b(digest_size=_CHECKSUM_BYTES)
     for part in parts:
+        # With the lengths, a byte that moves from one part to the next is noticed.
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()
@@ -202,7 +205,7 @@ def verify_crc(file: BinaryIO) -> None:
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    r"""Write a byte that is not UTF-8 as ``\xff``, other characters as "backslashreplace" does."""
+    r"""Write a byte that is not UTF-8 as ``\xff``, others as "backslashreplace" does."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     escaped = ""
@@ -301,6 +304,7 @@ class _PipeSafeOutput(io.FileIO):
         except OSError as error:
             if error.errno not in _READER_GONE_ERRNOS:
                 raise
+        # The descriptor itself is replaced, as libraries in C write to it too.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self.fileno())
         os.close(null)

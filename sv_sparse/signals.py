@@ -9,7 +9,7 @@ from types import FrameType
 
 # Errors of input, hardware or numbers. A traceback says nothing about them to a user.
 USER_ERRORS = (ValueError, OSError, ArithmeticError)
-# Environment variable; 1 shows the traceback of user errors. The name is Hydra's, which reads it too.
+# Environment variable; 1 shows the traceback of user errors. The name is Hydra's, who reads it too.
 FULL_TRACEBACK_ENV = "HYDRA_FULL_ERROR"
 
 # Ctrl-C, the stop of a scheduler, and its early warning. Windows lacks the last.
@@ -31,7 +31,7 @@ class StopRequested(KeyboardInterrupt):
 
 @contextmanager
 def capture_stop_signals() -> Iterator[list[int]]:
-    """Yield a list to which stop signals append their numbers, instead of stopping the program.
+    """Yield a list to which stop signals append their numbers, instead of ending the program.
 
     Raises:
         StopRequested: Ctrl-C came while an earlier signal still waited.
@@ -96,6 +96,7 @@ def _signal_handlers(handler: Callable[[int, FrameType | None], None]) -> Iterat
     try:
         yield
     finally:
+        # These blocks are nested: the block around this one handles signals again.
         for signal_number, previous_handler in previous.items():
             signal.signal(signal_number, previous_handler)
 

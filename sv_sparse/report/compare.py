@@ -121,6 +121,7 @@ def read_run_results(run_dirs: Sequence[Path], list_id: str | None = None) -> tu
 def _unique_names(run_dirs: Sequence[Path]) -> list[str]:
     """Return the shortest ends of the paths, of equal depth, that are all different."""
     paths = [run_dir.resolve().parts for run_dir in run_dirs]
+    # Runs of two sweeps may have the same names in different folders.
     depth = 1
     while len({parts[-depth:] for parts in paths}) < len(set(paths)):
         depth += 1
@@ -199,6 +200,7 @@ def write_comparison(folder: Path, results: Sequence[RunResult]) -> None:
         "tables": tables,
     }
     write_pages(folder, "compare", "compare", figures, values)
+    # Fractions and minutes without rounding, for programs.
     file = io.StringIO()
     keys = [*_keys_with_values(rows), *_CONDITIONS]
     writer = csv.DictWriter(file, keys, extrasaction="ignore", lineterminator="\n")
@@ -347,6 +349,7 @@ def cost_table(results: Iterable[RunResult]) -> Table | None:
         if not fixed:
             continue
         controlled = [run for run in runs if run not in fixed]
+        # Nobody knows the nearest lambda before the sweep, so all of its runs count.
         sweep_minutes = sum(run.minutes for run in fixed)
         for target in sorted({run.results["target_sparsity"] for run in controlled}):
             nearest = min(fixed, key=lambda run: abs(run.results["sparsity_tracked"] - target))

@@ -90,6 +90,7 @@ def write_pages(folder: Path, name: str, template: str, figures: Sequence[Figure
         "svg": lambda figure: inline_svg(figure, prefixes[figure.name]),
         "quote": quote,
     }
+    # The HTML page needs no other file, so that it can be mailed; Markdown is for terminals.
     for suffix in ("html", "md"):
         write_text(folder / f"{name}.{suffix}", _TEMPLATES.get_template(f"{template}.{suffix}").render(values))
 
@@ -114,6 +115,7 @@ def _page_values(report: RunReport) -> dict[str, Any]:
         f'A pair whose evidence reaches the threshold is "{Outcome.ACCEPTED}", any other "{Outcome.NOT_ACCEPTED}"; '
         f"{NOT_DIFFERENT}."
     ]
+    # A card of a demo network must not look like one of people's voices.
     if report.config.is_synthetic:
         notes.append(f"Warning: {SYNTHETIC_WARNING}.")
     notes.append(f"Limits of use: {LIMITS_OF_USE}.")

@@ -47,6 +47,7 @@ def build_results(
         # The untrained network is scored without score normalization, under an id of its own.
         if evaluation.id in untrained_eers:
             by_id[evaluation.id]["untrained_eer"] = untrained_eers[evaluation.id]
+    # The first list of the settings is the one that a run is known by.
     first = next(iter(by_id.values()))
     complexity = measure_complexity(setup.network, setup.sparse_params, setup.head)
     num_params = complexity["size"]["parameters"]
@@ -76,6 +77,7 @@ def build_results(
             "precision": setup.device.precision,
             "processes": world_size(),
         },
+        # Conditions that all lists have in common.
         "scoring": {
             "mean_embedding": f"mean embedding of {config.trainer.num_bn_crops} training crops",
             "score_norm": first["score_norm"],

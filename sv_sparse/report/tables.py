@@ -13,6 +13,7 @@ Evaluation = Mapping[str, Any]
 # Names and values.
 Facts = list[tuple[str, str]]
 
+# A cell that pages align at the right.
 _NUMBER = re.compile(rf"[+-]?\d|{fmt.DASH}?$")
 _GROUP_LABELS = {("sex", "f"): "female", ("sex", "m"): "male"}
 
@@ -157,6 +158,7 @@ def conditions(evaluation: Evaluation, scoring: Mapping[str, str]) -> Facts:
     trials = evaluation["trials"]
     targets = evaluation["targets"]
     facts = [("trials", f"{trials:,}: {targets:,} targets, {trials - targets:,} nontargets")]
+    # Error rates without some trials are those of another list (DECISIONS 71).
     if evaluation.get("recordings_left_out"):
         recordings = fmt.count(evaluation["recordings_left_out"])
         trials_left_out = fmt.count(evaluation["trials_left_out"])

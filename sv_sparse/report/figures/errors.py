@@ -50,6 +50,7 @@ def _det_figure(evaluations: Mapping[str, Evaluation], summaries: Mapping[str, S
     low, high = _rate_limits(summaries.values(), max(evaluation["eer"] for evaluation in evaluations.values()))
     curves: list[Line2D] = []
     marker_handles: dict[str, Line2D] = {}
+    # Color and dashes change together: a print in gray still tells the lists apart.
     for (result_id, evaluation), color, dashes in zip(evaluations.items(), cycle(SERIES), cycle(DASHES)):
         summary = summaries[result_id]
         (curve,) = axes.plot(probit(summary.p_fa), probit(summary.p_miss), color=color, linestyle=dashes)
@@ -91,6 +92,7 @@ def _set_probit_axes(axes: Axes, low: float, high: float) -> None:
         axis.set_label_text(label)
     start, end = probit(np.array([low, high])) + np.array([-0.08, 0.08])
     axes.set(xlim=(start, end), ylim=(start, end))
+    # Misses and false alarms have the same scale, so that the EER lies on the diagonal.
     axes.set_box_aspect(1)
 
 
@@ -105,6 +107,7 @@ def _scores_figure(result_id: str, evaluation: Evaluation, summary: ScoreSummary
     ):
         axes.stairs(100 * fractions, summary.edges, fill=True, color=color, alpha=0.22)
         handles.append(axes.stairs(100 * fractions, summary.edges, color=color, linestyle=dashes, linewidth=1.3))
+    # Thresholds have dashes that neither histogram has.
     thresholds = {"EER": evaluation["eer_threshold"]}
     for cost in evaluation["dcf"]:
         thresholds[f"minDCF({point_name(cost)})"] = cost["min_dcf_threshold"]
@@ -144,6 +147,7 @@ def _breakdown_figure(result_id: str, evaluation: Evaluation) -> FigureFile:
     axes.hlines(positions, eer, rates, color=SERIES[0], linewidth=1.4, alpha=0.6)
     (dots,) = axes.plot(rates, positions, "o", color=SERIES[0], markersize=5)
     label_rows(axes, positions, [shorten(label, 28) for label in labels], num_rows, size=9)
+    # From 0 to at least 1 %, so that differences of hundredths do not look large.
     axes.set_xlim(0, 1.08 * max([*rates, eer, 1]))
     axes.set_xlabel("EER (%)")
     legend_above(figure, [dots, line], ["group (trials)", f"all trials, {eer:.2f}%"])

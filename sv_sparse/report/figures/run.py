@@ -24,6 +24,7 @@ def draw_run(report: RunReport) -> dict[str, list[FigureFile]]:
     evaluations = {}
     summaries = {}
     for result_id, evaluation in report.results["evaluations"].items():
+        # Score files are large, and may be removed after the run.
         path = report.run_dir / "scores" / f"{result_id}.txt"
         if not path.is_file():
             logger.warning("%s does not exist: the report has no score figures of %s", path, result_id)

@@ -134,7 +134,7 @@ def render_figure(name: str, title: str, alt_text: str, figure: Figure) -> Figur
 
 
 def log_ticks(axes: Axes) -> None:
-    """Make the y axis logarithmic, with plain numbers, and two ticks or more in less than a decade."""
+    """Make the y axis logarithmic, with plain numbers, and two ticks or more within a decade."""
     axes.set_yscale("log")
     low, high = axes.yaxis.get_view_interval()
     subs = (1, 2, 5) if high < 200 * low else (1,)
@@ -204,6 +204,7 @@ def standalone_svg(figure: FigureFile) -> str:
     width = inner_width + 2 * _MARGIN
     height = inner_height + 2 * _MARGIN
     size = {"width": f"{width:g}", "height": f"{height:g}"}
+    # A rectangle and a margin, since a viewer's background may have any color.
     root.attrib |= {"width": f"{width:g}pt", "height": f"{height:g}pt"}
     root.set("viewBox", f"{-_MARGIN} {-_MARGIN} {width:g} {height:g}")
     style = ElementTree.Element(f"{_SVG}style")
@@ -227,6 +228,7 @@ def css_variables() -> str:
 
 def _themed_svg(figure: FigureFile, prefix: str) -> ElementTree.Element:
     """Return SVG with CSS variables as colors, the page's fonts, prefixed ids and a description."""
+    # From text, not from a parsed tree: the caller changes its copy.
     root = ElementTree.fromstring(figure.svg)
     root.attrib |= {"role": "img", "aria-label": figure.alt_text}
     referenced_ids = set(re.findall(r'(?:url\(|href=")#([\w-]+)', figure.svg))

@@ -108,6 +108,7 @@ def _sparsity_figure(report: RunReport, rows: Sequence[Row]) -> FigureFile:
         band = axes.axhspan(target - tolerance, target + tolerance, color=SERIES[2], alpha=0.22, linewidth=0)
     upper.set_ylabel("sparsity (%)")
     lower.set_ylabel("near the target (%)")
+    # In the full range a distance of half a point cannot be seen.
     lower.set_ylim(target - _NEAR_TARGET, min(100, target + _NEAR_TARGET))
     labels = ["tracked", f"target {target:.4g}%", f"within {tolerance:g} points"]
     legend_above(figure, [measured, line, band], labels, columns=3)
@@ -155,6 +156,7 @@ def _validation_figure(rows: Sequence[Row]) -> FigureFile:
     figure, (axes,) = new_figure(2.6)
     _plot_curve(axes, rows, "validation_eer", SERIES[2], factor=100)
     axes.set_ylabel("EER (%)")
+    # From 0, so that noise between epochs does not look like a trend.
     axes.set_ylim(0, 108 * max(row["validation_eer"] for row in rows) + 1)
     alt_text = (
         f"EER on held-out training speakers after each epoch, from {rows[0]['validation_eer']:.2%} to "
