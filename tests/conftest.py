@@ -91,7 +91,14 @@ def uninterrupted(tones, attempts, tmp_path_factory) -> Path:
 def finished(tones, tmp_path_factory) -> Path:
     """The folder of a finished tiny run, trained by the command line in a process of its own."""
     runs = tmp_path_factory.mktemp("finished")
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, *tones.settings(), "target_sparsity=0.8", f"runs_dir={runs}"]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *TINY,
+        *tones.settings(),
+        "target_sparsity=0.8",
+        f"runs_dir={runs}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=runs, check=False)
     assert done.returncode == 0, done.stderr
     (folder,) = runs.iterdir()

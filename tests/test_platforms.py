@@ -11,7 +11,7 @@ import soundfile
 from helpers import deployed
 from helpers.tiny import ROOT, tone
 
-from sv_sparse.runtime.package import write_package
+from sv_sparse.export.package import write_package
 
 # Windows has none of these. Other packages may use what they use on this system: they have ways of their own there.
 MODULES = ("fcntl", "resource", "pwd", "grp", "termios")
@@ -102,7 +102,7 @@ def test_a_network_is_used_and_files_are_written_without_what_only_posix_has(fol
     model = ("--model", "model.safetensors")
     commands = [
         ["verify", "0.flac", "1.flac", *model],
-        ["embed", "0.flac", "1.flac", "--to", "e.npz", *model],
+        ["embed", "0.flac", "1.flac", "--output", "e.npz", *model],
         ["enroll", "A", "0.flac", *model],
         ["identify", "0.flac", "--threshold=-99", *model],
     ]

@@ -1,83 +1,126 @@
-"""What the runs listen to: recordings that are given, or the demo corpus."""
+"""Make what the evidence needs beside a corpus: a subset of its training list, and its trials in noise and rooms.
 
-from argparse import Namespace
-from dataclasses import dataclass
+python recipes/evidence/corpus.py subset train_list.txt foreign_list.txt --out subset.txt
+python recipes/evidence/corpus.py noisy --root wav --trials veri_test.txt --noise STORE --out noisy
+"""
+
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
-from stages import HOME, quoted
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
+from sv_sparse.data.audio import read_utterance, recording
+from sv_sparse.data.augment_ops import reverberate
+from sv_sparse.data.decoding import SAMPLE_RATE
+from sv_sparse.data.noise import NoiseStore
 from sv_sparse.data.rng import generator
-from sv_sparse.data.speakers import read_sexes
-from sv_sparse.io import write_text
+from sv_sparse.data.torchaudio_guard import torchaudio
+from sv_sparse.data.trials import read_trials
+from sv_sparse.io import atomic_write, write_text
+
+# Kind of noise and signal-to-noise ratio in dB; a room has none.
+CONDITIONS: tuple[tuple[str, int | None], ...] = (
+    ("noise", 20),
+    ("noise", 10),
+    ("noise", 5),
+    ("noise", 0),
+    ("speech", 20),
+    ("speech", 10),
+    ("room", None),
+)
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Recordings and lists.
+def write_subset(train_list: Path, other_list: Path, out: Path) -> None:
+    """Write as many lines of a training list as another list has, speaker by speaker in a random order.
 
-    Attributes:
-        root: Folder that the lists' paths are relative to.
-        trials: Trial lists.
-        train_list: Lines of ``speaker path``; None for all speakers that no trial names.
-        foreign_list: The same, of other sources than the trials are of; None where there is none.
+    Args:
+        train_list: lines of "speaker path".
+        other_list: list whose number of lines is the size of the subset.
+        out: the list to write.
     """
-
-    root: Path
-    trials: tuple[Path, ...]
-    train_list: Path | None
-    foreign_list: Path | None
-
-    def settings(self) -> list[str]:
-        """For train.py."""
-        lists = ",".join(map(quoted, self.trials))
-        found = ["data=folder", f"data.root={quoted(self.root)}", f"data.trials=[{lists}]"]
-        return found + ([f"data.train_list={quoted(self.train_list)}"] if self.train_list else [])
-
-    def speech(self) -> list[Path]:
-        """Recordings of training speakers, for babble; none where no list names them."""
-        return [self.root / line.split(maxsplit=1)[1] for line in (_lines(self.train_list) if self.train_list else [])]
-
-
-def chosen_corpus(chosen: Namespace) -> Corpus:
-    """The corpus of the command line; the demo corpus, made if absent, where it names none.
-
-    Raises:
-        ValueError: The demo cannot be made, or a list cannot be read.
-        OSError: Something cannot be written.
-    """
-    if chosen.root is not None:
-        return Corpus(chosen.root, tuple(chosen.trials), chosen.train_list, chosen.foreign_list)
-    demo = OmegaConf.load(HOME / "conf" / "data" / "demo.yaml")
-    cache = Path(demo.cache).expanduser()
-    train_list, men = cache / "train_list.txt", chosen.out / "men.txt"
-    if not chosen.dry_run:
-        instantiate(demo.make)
-        sexes = read_sexes(cache / "speakers.csv")
-        _write(men, [line for line in _lines(train_list) if sexes[_speaker(line)] == "m"])
-    return Corpus(cache / "wav", (cache / "veri_test.txt",), train_list, men)  # one source: men stand for another
-
-
-def write_subset(corpus: Corpus, path: Path) -> None:
-    """Write a training list of as many utterances as the foreign list has, of speakers drawn from the training list."""
-    assert corpus.train_list is not None
-    assert corpus.foreign_list is not None
-    lines, wanted = _lines(corpus.train_list), len(_lines(corpus.foreign_list))
-    speakers = sorted({_speaker(line) for line in lines})
+    lines = train_list.read_text(encoding="utf-8").splitlines()
+    size = len(other_list.read_text(encoding="utf-8").splitlines())
+    speakers = sorted({line.split(maxsplit=1)[0] for line in lines})
     order = generator(0, "evidence subset", 0, "").permutation(len(speakers))
-    place = {speakers[number]: rank for rank, number in enumerate(order)}
-    _write(path, sorted(lines, key=lambda line: place[_speaker(line)])[:wanted])
+    rank = {speakers[index]: position for position, index in enumerate(order)}
+    lines.sort(key=lambda line: rank[line.split(maxsplit=1)[0]])
+    write_text(out, "".join(f"{line}\n" for line in lines[:size]))
 
 
-def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+def write_noisy_trials(root: Path, trial_lists: Sequence[Path], noise_dir: Path, out: Path) -> None:
+    """Write the recordings of trial lists in each of ``CONDITIONS``, as sv-sparse evaluate reads them.
+
+    Both sides of a trial are in the condition, each with a segment of noise or a room of its own, which depends on the
+    name of the utterance and the condition alone. A condition whose lists exist is left as it is.
+
+    Args:
+        root: folder that the paths of the lists are relative to.
+        trial_lists: trial lists, "label enrollment test" in each line.
+        noise_dir: folder made by sv-sparse prepare noise.
+        out: gets a folder for each condition, with the recordings in wav/ and the lists beside it.
+    """
+    store = NoiseStore(noise_dir)
+    utterances = sorted({name for path in trial_lists for name in read_trials(path).utterances})
+    for kind, snr in CONDITIONS:
+        condition = kind if snr is None else f"{kind}_{snr}dB"
+        lists = {out / condition / f"{path.stem}_{condition}.txt": path.read_text("utf-8") for path in trial_lists}
+        if all(path.is_file() and path.read_text("utf-8") == text for path, text in lists.items()):
+            continue
+        for name in tqdm(utterances, desc=condition, unit="utterance"):
+            clean = read_utterance(recording(root / name), SAMPLE_RATE)
+            path = (out / condition / "wav" / name).with_suffix(".flac")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as file:
+                soundfile.write(file, add_noise(clean, name, kind, snr, store).numpy(), SAMPLE_RATE, format="FLAC")
+        # Written last: a list says that its recordings are complete.
+        for path, text in lists.items():
+            write_text(path, text)
 
 
-def _speaker(line: str) -> str:
-    return line.split(maxsplit=1)[0]
+def add_noise(clean: Tensor, name: str, kind: str, snr: int | None, store: NoiseStore) -> Tensor:
+    """Return an utterance in noise or a room, scaled down where it would be louder than a file can be.
+
+    Args:
+        clean: waveform [S].
+        name: name of the utterance, which seeds the random choice.
+        kind: noise, speech or room.
+        snr: signal-to-noise ratio in dB; None for a room.
+        store: noises and rooms.
+    """
+    rng = generator(0, f"evidence {kind}", 0, name)
+    index, position = int(rng.integers(store.count(kind))), float(rng.random())
+    if snr is None:
+        noisy = reverberate(clean[None], torch.tensor(store.room(index))[None])[0]
+    else:
+        noise = torch.tensor(store.sound(kind, index, position, len(clean)).astype(np.float32))
+        noisy = torchaudio.functional.add_noise(clean, noise, torch.tensor(float(snr))) if noise.any() else clean
+    return noisy / noisy.abs().max().clamp(min=1.0)
 
 
-def _write(path: Path, lines: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(f"{line}\n" for line in lines))
+def main() -> None:
+    """Read the command line and write the subset or the noisy trials."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    subset = commands.add_parser("subset", help="as many training utterances as another list has")
+    subset.add_argument("train_list", type=Path)
+    subset.add_argument("other_list", type=Path)
+    noisy = commands.add_parser("noisy", help="trials in noise and rooms")
+    noisy.add_argument("--root", type=Path, required=True, help="folder of the recordings")
+    noisy.add_argument("--trials", type=Path, nargs="+", required=True, help="trial lists")
+    noisy.add_argument("--noise", type=Path, required=True, help="folder made by sv-sparse prepare noise")
+    for command in (subset, noisy):
+        command.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    if args.command == "subset":
+        write_subset(args.train_list, args.other_list, args.out)
+    else:
+        write_noisy_trials(args.root, args.trials, args.noise, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,292 +1,479 @@
-"""The answers as tables: one function for each question, in Markdown."""
+"""Write the tables of the evidence from finished runs: one Markdown file for each question.
 
-from collections.abc import Callable, Mapping, Sequence
+python recipes/evidence/tables.py runs/evidence/runs --out runs/evidence/tables
+
+Runs are found by the names that run.sh gives them, NAME_sSEED. Runs that differ in the seed alone are one group, and
+their error rates are averaged. Intervals contain 95 % of resamples of the test speakers; differences are taken resample
+by resample on the same trials.
+"""
+
+import argparse
+import csv
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
-from evidence.noisy import CONDITIONS
-from evidence.results import Finished, Group, Run
+from sv_sparse.evaluation.score_files import bootstrap_eers
+from sv_sparse.report.format import DASH
+from sv_sparse.report.results import all_evaluations
 from sv_sparse.report.tables import Table
-from sv_sparse.report.words import ABSENT, count, number, percent
+from sv_sparse.scoring.bootstrap import interval
+from sv_sparse.training.logging import read_rows
 
-WAYS = {
+BAND = 0.005  # half a percentage point around the target
+METHODS = {
     "dense": "dense, Adam",
+    "sgd": "dense, SGD",
     "feedback": "feedback, AdaBreg",
     "linbreg": "feedback, LinBreg",
     "quantile": "quantile, AdaBreg",
-    "oracle": "fixed λ, told by feedback, not landed",
+    "oracle": "λ fixed at the end of feedback, not finalized",
     "magnitude": "magnitude pruning",
     "layerwise": "magnitude pruning by layer",
     "proxsgd": "feedback, ProxSGD",
 }
+NOISE_CONDITIONS = ("noise_20dB", "noise_10dB", "noise_5dB", "noise_0dB", "speech_20dB", "speech_10dB", "room")
+SEED_SETTINGS = ("seed", "data.val_seed", "run_dir", "run_name", "init_from", "optim.lambda_init")
 
 
-def control_table(found: Finished, lists: Sequence[str]) -> Table:
-    """Targets, and what was reached before landing."""
-    heads = ("network", "optimizer", "target", "before landing", "points off", "steps", "in ±0.5 points from step")
+@dataclass(frozen=True)
+class Run:
+    """Finished run.
+
+    Attributes:
+        folder: its run folder.
+        results: its results.json.
+        evaluations: its results on each trial list by name, those of later evaluations among them.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+    evaluations: dict[str, Any]
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl."""
+        return read_rows(self.folder / "metrics.jsonl")
+
+    @property
+    def sparsity_error(self) -> float:
+        """Tracked sparsity minus its target, in percentage points."""
+        return 100 * float(self.results["sparsity_tracked"] - self.results["target_sparsity"])
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl at the ends of epochs."""
+        return [row for row in self.rows if "validation_eer" in row and "epoch" in row]
+
+    def steps_in_band(self) -> str:
+        """First logged step within ``BAND`` of the target, and the step from which on the sparsity stays there."""
+        logged = [row for row in self.rows if "loss" in row]
+        errors = np.array([row["sparsity/regularized"] for row in logged]) - self.results["target_sparsity"]
+        inside = np.abs(errors) <= BAND
+        if not inside.any():
+            return DASH
+        outside = np.flatnonzero(~inside)
+        stays = outside[-1] + 1 if len(outside) else 0
+        last = logged[stays]["step"] if stays < len(logged) else DASH
+        return f"{logged[inside.argmax()]['step']}, stays from {last}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in the seed alone.
+
+    Attributes:
+        name: name of their folders without the seed.
+        runs: one for each seed.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def method(self) -> str:
+        """First word of the name."""
+        return self.name.partition("_")[0]
+
+    @property
+    def value(self) -> str:
+        """Number at the end of the name: a target, λ, a learning rate or a width; empty without one."""
+        word = self.name.rpartition("_")[2]
+        return word if re.fullmatch(r"[\d.e+-]+", word) else ""
+
+    @property
+    def label(self) -> str:
+        """Method and target in words."""
+        return f"{METHODS[self.method]} {float(self.value):.0%}" if self.value else METHODS[self.method]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the runs."""
+        return [int(run.results["seed"]) for run in self.runs]
+
+    def with_seeds(self, seeds: Sequence[int]) -> "Group":
+        """The group of the runs that have one of these seeds."""
+        return Group(self.name, tuple(run for run in self.runs if run.results["seed"] in seeds))
+
+    def mean(self, key: str) -> float:
+        """Mean of a number of results.json."""
+        return float(np.mean([run.results[key] for run in self.runs]))
+
+    def eers(self, trial_list: str) -> list[float]:
+        """EER of each run as a fraction."""
+        return [float(run.evaluations[trial_list]["eer"]) for run in self.runs]
+
+    def eer(self, trial_list: str) -> float:
+        """Mean EER as a fraction."""
+        return float(np.mean(self.eers(trial_list)))
+
+    def untrained_eer(self, trial_list: str) -> str:
+        """Mean EER before training in words."""
+        eers = [run.evaluations[trial_list].get("untrained_eer") for run in self.runs]
+        return DASH if None in eers else f"{np.mean(eers):.2%}"
+
+    def resampled_eers(self, trial_list: str) -> NDArray[np.float64] | None:
+        """Mean EER of the runs for each resample of the test speakers; None for too few or unknown speakers."""
+        resamples = [bootstrap_eers(run.folder / "scores" / f"{trial_list}.txt") for run in self.runs]
+        if any(eers is None for eers in resamples):
+            return None
+        return np.mean(np.array(resamples), axis=0)
+
+    def eer_with_interval(self, trial_list: str) -> str:
+        """Mean EER and its interval in words."""
+        resamples = self.resampled_eers(trial_list)
+        words = f"{self.eer(trial_list):.2%}"
+        if resamples is None:
+            return words
+        low, high = interval(resamples)
+        return f"{words} [{100 * low:.2f}, {100 * high:.2f}]"
+
+    def difference(self, other: "Group | None", trial_list: str) -> str:
+        """EER minus that of another group in percentage points, over the seeds that both have, in words.
+
+        Raises:
+            ValueError: the groups were evaluated on different trials.
+        """
+        if other is None or other.name == self.name:
+            return DASH
+        seeds = set(self.seeds) & set(other.seeds)
+        if not seeds:
+            return DASH
+        left, right = self.with_seeds(list(seeds)), other.with_seeds(list(seeds))
+        checksums = {run.evaluations[trial_list]["checksum"] for run in (*left.runs, *right.runs)}
+        if len(checksums) > 1:
+            raise ValueError(f"{trial_list}: {self.name} and {other.name} were evaluated on different trials")
+        words = f"{100 * (left.eer(trial_list) - right.eer(trial_list)):+.2f}"
+        left_eers, right_eers = left.resampled_eers(trial_list), right.resampled_eers(trial_list)
+        if left_eers is None or right_eers is None:
+            return words
+        low, high = interval(left_eers - right_eers)
+        return f"{words} [{100 * low:+.2f}, {100 * high:+.2f}]"
+
+
+Groups = dict[str, Group]
+
+
+def load_groups(runs_dir: Path) -> Groups:
+    """Load the finished runs of a folder.
+
+    Args:
+        runs_dir: folder of run folders named NAME_sSEED; those without results.json are left out.
+
+    Raises:
+        ValueError: no run is finished, or runs of one group differ in more than the seed.
+    """
+    runs: dict[str, list[Run]] = {}
+    for path in sorted(runs_dir.glob("*_s[0-9]*/results.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        run = Run(path.parent, results, all_evaluations(path.parent, results))
+        runs.setdefault(path.parent.name.rpartition("_s")[0], []).append(run)
+    if not runs:
+        raise ValueError(f"{runs_dir}: no finished run NAME_sSEED")
+    for group in runs.values():
+        settings = [_settings_but_seed(run.folder) for run in group]
+        for run, other in zip(group, settings, strict=True):
+            different = [name for name in other if other[name] != settings[0].get(name, other[name])]
+            if different:
+                raise ValueError(
+                    f"{run.folder} and {group[0].folder} differ in {', '.join(different)}, not in the seed alone"
+                )
+    return {name: Group(name, tuple(group)) for name, group in runs.items()}
+
+
+def _settings_but_seed(folder: Path) -> dict[str, str]:
+    """Settings of a run by their dotted names, without those that differ between seeds."""
+    settings: dict[str, str] = {}
+
+    def add(node: Any, prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                add(value, f"{prefix}{key}.")
+            elif prefix + key not in SEED_SETTINGS:
+                settings[prefix + key] = str(value)
+
+    add(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")), "")
+    return settings
+
+
+def trial_lists_of(groups: Groups) -> list[str]:
+    """Trial lists on which every run was evaluated when it ended."""
+    evaluations = [run.results["evaluations"] for group in groups.values() for run in group.runs]
+    return [name for name in evaluations[0] if all(name in lists for lists in evaluations)]
+
+
+def starting_with(groups: Groups, *prefixes: str) -> list[Group]:
+    """Groups whose names start with one of these words, in the order of their last words as numbers."""
+    matches = [group for name, group in groups.items() if name.startswith(prefixes)]
+    return sorted(matches, key=lambda group: float(group.value or 0))
+
+
+def quality_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
+    """Error rates of each method, and their differences to the dense network and to magnitude pruning."""
+    heads = ["method", "target", "tracked sparsity", "seeds"]
+    for name in trial_lists:
+        heads += [f"EER {name} [95 %]", "of each seed", "minus dense", "minus magnitude", "minus by layer"]
     rows = []
-    for group in found.starting("control_"):
+    if "dense" in groups:
+        untrained = ["dense, before training", DASH, DASH, str(len(groups["dense"].runs))]
+        for name in trial_lists:
+            untrained += [groups["dense"].untrained_eer(name), DASH, DASH, DASH, DASH]
+        rows.append(untrained)
+    compared = [group for name, group in groups.items() if name == "dense" or name.rpartition("_")[0] in METHODS]
+    for group in sorted(compared, key=lambda group: (float(group.value or 0), list(METHODS).index(group.method))):
+        target = f"{float(group.value):.2%}" if group.value else DASH
+        row = [METHODS[group.method], target, f"{group.mean('sparsity_tracked'):.3%}", str(len(group.runs))]
+        for name in trial_lists:
+            row += [group.eer_with_interval(name), ", ".join(f"{100 * eer:.2f}" for eer in group.eers(name))]
+            for other in ("dense", f"magnitude_{group.value}", f"layerwise_{group.value}"):
+                row.append(group.difference(groups.get(other), name))
+        rows.append(row)
+    return Table("", heads, rows)
+
+
+def convergence_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
+    """EER of held-out training speakers and sparsity after each epoch, over the seeds that all columns have."""
+    names = [name for name in ("dense", "feedback_0.9", "oracle_0.9", "magnitude_0.9") if name in groups]
+    if not names:
+        return Table("", ["epoch"], [])
+    # Other seeds hold out other speakers, so that only common seeds can be compared.
+    seeds = sorted(set.intersection(*(set(groups[name].seeds) for name in names)))
+    columns = [groups[name].with_seeds(seeds) for name in names]
+    rows = []
+    num_epochs = min(len(run.epochs()) for group in columns for run in group.runs)
+    for epoch in range(num_epochs):
+        row = [str(epoch + 1)]
+        for group in columns:
+            ends = [run.epochs()[epoch] for run in group.runs]
+            eer, sparsity = (np.mean([end[key] for end in ends]) for key in ("validation_eer", "sparsity"))
+            row.append(f"{eer:.2%} at {sparsity:.1%}")
+        rows.append(row)
+    return Table("", [f"epoch (seeds {', '.join(map(str, seeds))})", *(group.label for group in columns)], rows)
+
+
+def noise_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
+    """EER in noise and rooms, and as a multiple of the EER on clean speech."""
+    names = ("dense", "feedback_0.9", "feedback_0.95", "feedback_0.99", "magnitude_0.9", "magnitude_0.99")
+    columns = [groups[name] for name in names if name in groups]
+    rows = []
+    for name in trial_lists:
+        rows.append([name, "clean", *(f"{group.eer(name):.2%}" for group in columns)])
+        for condition in NOISE_CONDITIONS:
+            noisy = f"{name}_{condition}"
+            cells = []
+            for group in columns:
+                if all(noisy in run.evaluations for run in group.runs):
+                    cells.append(f"{group.eer(noisy):.2%} ({group.eer(noisy) / group.eer(name):.2f} times)")
+                else:
+                    cells.append(DASH)
+            if any(cell != DASH for cell in cells):
+                rows.append([name, condition.replace("_", " "), *cells])
+    return Table(
+        "", ["list", "condition", *(group.label for group in columns)], rows if len(rows) > len(trial_lists) else []
+    )
+
+
+def control_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
+    """Targets, and the sparsity that was tracked before it was made exact."""
+    heads = ["network", "optimizer", "target", "tracked sparsity", "points off", "steps", "within 0.5 points from step"]
+    heads += ["λ at the end", *(f"EER {name} (untrained)" for name in trial_lists)]
+    rows = []
+    for group in starting_with(groups, "control_"):
         run = group.runs[0]
-        model, optim, target = group.name.removeprefix("control_").rsplit("_", 2)
-        first, last = run.entered()
-        when = ABSENT if first is None else f"{first}, to stay from {ABSENT if last is None else last}"
-        before = run.results["sparsity_before_landing"]
-        rows.append(
-            (
-                *(model, optim, percent(float(target)), percent(before, 3), f"{run.gap:+.3f}", str(run.steps), when),
-                f"{run.results['lambda']:.3g}",
-                *(f"{percent(group.eer(name))} ({percent(group.untrained_eer(name))})" for name in lists),
-            )
-        )
-    return Table("Control", (*heads, "λ at the end", *(f"EER {name} (before training)" for name in lists)), rows)
-
-
-def insensitivity_table(found: Finished, lists: Sequence[str]) -> Table:
-    """What comes of a start of lambda, and of the same lambda fixed."""
-    heads = ["λ", "feedback: before landing", "λ at the end", *(f"EER {name}" for name in lists)]
-    heads += ["fixed: sparsity", *(f"EER {name}" for name in lists)]
-    values = [group.name.rpartition("_")[2] for group in found.starting("start_")]
-    rows = []
-    for value in values:
-        row = [value]
-        for name in (f"start_{value}", f"fixed_{value}"):
-            group = found.get(name)
-            row.append(percent(group.mean("sparsity_before_landing"), 3) if group else ABSENT)
-            if name.startswith("start"):
-                row.append(number(group.mean("lambda") if group else None, ".3g"))
-            row += [percent(group.eer(each)) if group else ABSENT for each in lists]
+        model, optimizer, target = group.name.removeprefix("control_").rsplit("_", 2)
+        row = [model, optimizer, f"{float(target):.2%}", f"{group.mean('sparsity_tracked'):.3%}"]
+        row += [f"{run.sparsity_error:+.3f}", str(run.results["training"]["steps"]), run.steps_in_band()]
+        row.append(f"{run.results['lambda']:.3g}")
+        row += [f"{group.eer(name):.2%} ({group.untrained_eer(name)})" for name in trial_lists]
         rows.append(row)
-    return Table("Insensitivity", heads, rows)
+    return Table("", heads, rows)
 
 
-def quality_table(found: Finished, lists: Sequence[str]) -> Table:
-    """Error rates of every way, and how they differ from the dense network's and from magnitude pruning's."""
-    heads = ["way", "target", "before landing", "seeds"]
-    for name in lists:
-        heads += [
-            f"EER {name} [95 %]",
-            "of each seed",
-            *(f"minus {other}" for other in ("dense", "magnitude", "by layer")),
+def insensitivity_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
+    """Sparsity and EER by the start of λ, and by the same λ fixed."""
+    rows = []
+    for group in starting_with(groups, "start_", "fixed_"):
+        run = group.runs[0]
+        in_band = "yes" if abs(run.sparsity_error) <= 100 * BAND else "no"
+        row = [
+            group.value,
+            group.method,
+            f"{group.mean('sparsity_tracked'):.3%}",
+            in_band,
+            f"{group.mean('lambda'):.3g}",
         ]
-    rows = [_untrained(found["dense"], lists)] if "dense" in found else []
-    for group in _by_target(found):
-        way, _, target = group.name.partition("_")
-        before = percent(group.mean("sparsity_before_landing"), 3) if target else ABSENT
-        row = [WAYS[way], percent(float(target)) if target else ABSENT, before, str(len(group.runs))]
-        for name in lists:
-            row += [rate(group, name), ", ".join(f"{100 * eer:.2f}" for eer in group.eers(name))]
-            others = ("dense", f"magnitude_{target}", f"layerwise_{target}")
-            row += [_difference(group, found.get(other), name) for other in others]
-        rows.append(row)
-    return Table("Quality", heads, rows)
+        rows.append([*row, *(f"{group.eer(name):.2%}" for name in trial_lists)])
+    heads = ["λ", "feedback starts there, or fixed", "tracked sparsity", "within 0.5 points", "λ at the end"]
+    return Table("", [*heads, *(f"EER {name}" for name in trial_lists)], rows)
 
 
-def _untrained(dense: Group, lists: Sequence[str]) -> list[str]:
-    """What a network makes of the lists before it is trained: what is left of it is what was learnt."""
-    row = ["dense, before training", ABSENT, ABSENT, str(len(dense.runs))]
-    for name in lists:
-        each = [dense.of([seed]).untrained_eer(name) for seed in dense.seeds]
-        row += [
-            percent(dense.untrained_eer(name)),
-            ", ".join(percent(eer).removesuffix("%") for eer in each),
-            *3 * [ABSENT],
-        ]
-    return row
+def structure_table(groups: Groups, trial_lists: Sequence[str], runtime: Path) -> Table:
+    """Sparse networks and narrow dense ones by size and latency.
 
-
-def _by_target(found: Finished) -> list[Group]:
-    """Dense, then every way by target."""
-    own = [group for group in found.values() if group.name.partition("_")[0] in WAYS]
-    order = list(WAYS)
-    return sorted(own, key=lambda g: (float(g.name.partition("_")[2] or 0), order.index(g.name.partition("_")[0])))
-
-
-def convergence_table(found: Finished, lists: Sequence[str]) -> Table:
-    """EER of held-out training speakers and sparsity after each epoch, means of the seeds that all columns have."""
-    groups, seeds = converging(found)
-    epochs = [[run.epochs() for run in group.runs] for group in groups]
-    shortest = min((len(own) for group in epochs for own in group), default=0)
+    Args:
+        groups: all groups.
+        trial_lists: names of trial lists.
+        runtime: JSON file of scripts/benchmark/runtime.py; without it the table is empty.
+    """
+    measured = json.loads(runtime.read_text(encoding="utf-8")) if runtime.is_file() else {"latency": [], "files": []}
+    file_bytes = {row["run"]: row["fp32_bytes"] for row in measured["files"]}
     rows = []
-    for epoch in range(shortest):
-        cells = [np.mean([own[epoch][2:] for own in group], axis=0) for group in epochs]
-        rows.append([str(epoch + 1), *(f"{percent(eer)} at {percent(sparsity, 1)}" for eer, sparsity in cells)])
-    listed = ", ".join(map(str, seeds))
-    return Table("Early convergence", (f"epoch (seeds {listed})", *(label(group) for group in groups)), rows)
-
-
-def converging(found: Finished) -> tuple[list[Group], list[int]]:
-    """The groups whose first epochs are compared, of the seeds that all have: other seeds hold out other speakers."""
-    groups = [found[name] for name in CONVERGING if name in found]
-    seeds = sorted(set.intersection(*({*group.seeds} for group in groups))) if groups else []
-    return [group.of(seeds) for group in groups] if seeds else [], seeds
-
-
-CONVERGING = ("dense", "feedback_0.9", "oracle_0.9", "magnitude_0.9")
-NOISY = ("dense", "feedback_0.9", "feedback_0.95", "feedback_0.99", "magnitude_0.9", "magnitude_0.99")
-
-
-def noise_table(found: Finished, lists: Sequence[str]) -> Table:
-    """EER in noise and rooms, of networks that heard none in training, and what that is beside clean speech."""
-    groups = [found[name] for name in NOISY if name in found]
-    heads = ("list", "condition", *(label(group) for group in groups))
-    rows = []
-    for name in lists:
-        rows.append([name, "clean", *(percent(group.eer(name)) for group in groups)])
-        for condition in CONDITIONS:
-            noisy = f"{name}_{condition.name}"
-            there = [group.judged(noisy) for group in groups]
-            cells = [
-                f"{group.eer(noisy):.2%} ({group.eer(noisy) / group.eer(name):.2f} times)" if known else ABSENT
-                for group, known in zip(groups, there, strict=True)
-            ]
-            if any(there):
-                rows.append([name, condition.name.replace("_", " "), *cells])
-    return Table("In noise and rooms", heads, rows)
-
-
-def foreign_table(found: Finished, lists: Sequence[str]) -> Table:
-    """EER of networks that were trained on other sources than the trials are of, beside those that were not."""
-    heads = ["way", "target", "utterances: all, as many, other"]
-    heads += [
-        f"{name}: {what}" for name in lists for what in ("all sources", "as many", "other sources", "minus dense")
-    ]
-    rows = []
-    for group in found.starting("foreign_"):
-        name = group.name.removeprefix("foreign_")
-        three = [own.of(group.seeds) if own else None for own in (found.get(name), found.get(f"subset_{name}"), group)]
-        way, _, target = name.partition("_")
-        heard = [count(own.runs[0].results["training"]["utterances"]) if own else ABSENT for own in three]
-        row = [WAYS[way], percent(float(target)) if target else ABSENT, ", ".join(heard)]
-        for each in lists:
-            row += [rate(own, each) if own else ABSENT for own in three]
-            row.append(_difference(group, found.get("foreign_dense"), each))
-        rows.append(row)
-    return Table("Across sources", heads, rows)
-
-
-def finetuning_table(found: Finished, lists: Sequence[str]) -> Table:
-    """From a dense network, beside from scratch, by the seeds that both have."""
-    heads = ("way", "target", "seeds", "steps", "before landing", *(f"EER {name} [95 %]" for name in lists))
-    rows = []
-    targets = {group.name.rpartition("_")[2] for group in found.starting("finetuned_")}
-    for name in (f"{way}_{target}" for target in sorted(targets) for way in ("feedback", "magnitude")):
-        scratch, tuned = found.get(name), found.get(f"finetuned_{name}")
-        if scratch and tuned:
-            scratch = scratch.of(tuned.seeds)
-        rows += [_tuned(group, found.get("dense"), lists) for group in (scratch, tuned) if group and group.runs]
-    return Table("Fine-tuning", heads, rows)
-
-
-def _tuned(group: Group, dense: Group | None, lists: Sequence[str]) -> list[str]:
-    before, way, target = ("", *group.name.rsplit("_", 2))[-3:]
-    steps = str(group.runs[0].steps)
-    if before and dense:
-        steps = f"{dense.runs[0].steps} dense + {steps}"
-    words = f"{WAYS[way]}, {'from the dense network' if before else 'from scratch'}"
-    sparsity = percent(group.mean("sparsity_before_landing"), 3)
-    seeds = ", ".join(map(str, group.seeds))
-    return [words, percent(float(target)), seeds, steps, sparsity, *(rate(group, name) for name in lists)]
-
-
-def structure_table(found: Finished, measured: Mapping[str, Any], lists: Sequence[str]) -> Table:
-    """Single weights, whole channels and narrow networks, by what they keep and how long they take."""
-    heads = ["network", "seeds", "parameters kept", "file", "torch", "onnxruntime", "sparse engine", "fastest"]
-    heads += [f"EER {name} [95 %]" for name in lists]
-    rows = []
-    for group in found.starting(*STRUCTURES):
-        about = measured.get(group.runs[0].folder.name)
-        if about is None:
+    engines: list[str] = []
+    for latency in measured["latency"]:
+        group = groups.get(latency["run"].rpartition("_s")[0])
+        if group is None:
             continue
-        times = about["milliseconds"]
-        best = min(times, key=times.__getitem__)
-        row = [_structure(group), str(len(group.runs)), count(about["kept"]), f"{about['bytes'] / 1e6:.2f} MB"]
+        engines = list(latency["ms"])
+        name = f"dense, {group.value} channels" if group.method == "narrow" else group.label
+        row = [name, str(len(group.runs)), f"{group.runs[0].results['nonzero_parameters']:,}"]
         row += [
-            *(f"{times[name]:.1f} ms" for name in ("torch", "onnxruntime", "sparse")),
-            f"{times[best]:.1f} ms, {best}",
+            f"{file_bytes[latency['run']] / 1e6:.2f} MB",
+            *(f"{latency['ms'][engine]:.1f} ms" for engine in engines),
         ]
-        rows.append((times[best], [*row, *(rate(group, name) for name in lists)]))
-    return Table("Structure", heads, [row for _, row in sorted(rows, key=lambda pair: -pair[0])])
+        rows.append([*row, *(group.eer_with_interval(name) for name in trial_lists)])
+    heads = ["network", "seeds", "nonzero parameters", "file", *engines]
+    return Table("", [*heads, *(f"EER {name} [95 %]" for name in trial_lists)], rows)
 
 
-STRUCTURES = ("dense", "feedback_", "channels_", "narrow_")
-
-
-def _structure(group: Group) -> str:
-    way, _, amount = group.name.partition("_")
-    words = {"dense": "dense", "feedback": "single weights, {} zero", "channels": "{} of each layer's channels cut out"}
-    if way == "narrow":
-        return f"dense, {amount} channels from the start"
-    return words[way].format(percent(float(amount), 0) if amount else "")
-
-
-def search_table(found: Finished, lists: Sequence[str]) -> Table:
-    """Learning rates beside the default."""
-    heads = ("way", "learning rate", "before landing", "validation EER", *(f"EER {name}" for name in lists))
+def foreign_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
+    """EER after training on all sources, on as many utterances of all sources, and on other sources alone."""
+    heads = ["method", "utterances: all, as many, other"]
+    for name in trial_lists:
+        heads += [f"{name}: all sources", "as many", "other sources", "other sources minus dense"]
     rows = []
-    for way in SEARCHED:
-        usual = found.get(way if way == "dense" else f"{way}_0.9")
-        own = found.starting(f"search_{way}_")
-        for group in sorted([*own, *([usual] if usual else [])], key=_rate_of):
-            run = group.runs[0]  # the seed that all of them have
-            default = " (default)" if group is usual else ""
-            row = [
-                WAYS.get(way, "dense, SGD"),
-                f"{_rate_of(group):g}{default}",
-                percent(run.results["sparsity_before_landing"], 3),
-            ]
-            rows.append(
-                [*row, percent(run.results.get("validation_eer")), *(percent(run.lists[n]["eer"]) for n in lists)]
-            )
-    return Table("Learning rates", heads, rows)
+    for group in starting_with(groups, "foreign_"):
+        name = group.name.removeprefix("foreign_")
+        trainings = [groups.get(name), groups.get(f"subset_{name}"), group]
+        same_seeds = [other.with_seeds(group.seeds) if other else None for other in trainings]
+        counts = [f"{g.runs[0].results['training']['utterances']:,}" if g else DASH for g in same_seeds]
+        row = [Group(name, ()).label, ", ".join(counts)]
+        for trial_list in trial_lists:
+            row += [other.eer_with_interval(trial_list) if other else DASH for other in same_seeds]
+            row.append(group.difference(groups.get("foreign_dense"), trial_list))
+        rows.append(row)
+    return Table("", heads, rows)
 
 
-SEARCHED = ("dense", "sgd", "magnitude", "feedback", "linbreg", "proxsgd")
+def finetuning_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
+    """EER from a trained dense network, beside EER from scratch."""
+    rows = []
+    for finetuned in starting_with(groups, "finetuned_"):
+        scratch = groups.get(finetuned.name.removeprefix("finetuned_"))
+        if scratch is not None:
+            rows.append(_finetuning_row(scratch.with_seeds(finetuned.seeds), "from scratch", trial_lists))
+        rows.append(_finetuning_row(finetuned, "from the dense network", trial_lists))
+    heads = ["method", "start", "steps", "tracked sparsity", *(f"EER {name} [95 %]" for name in trial_lists)]
+    return Table("", heads, rows)
 
 
-def _rate_of(group: Group) -> float:
-    return float(group.runs[0].results["training"]["lr"])
+def _finetuning_row(group: Group, start: str, trial_lists: Sequence[str]) -> list[str]:
+    label = Group(group.name.removeprefix("finetuned_"), ()).label
+    row = [label, start, str(group.runs[0].results["training"]["steps"]), f"{group.mean('sparsity_tracked'):.3%}"]
+    return [*row, *(group.eer_with_interval(name) for name in trial_lists)]
 
 
-TABLES: dict[str, Callable[[Finished, Sequence[str]], Table]] = {
-    "control": control_table,
-    "insensitivity": insensitivity_table,
+def search_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
+    """Learning rates beside the defaults, at 90 % zeros and one seed."""
+    rows = []
+    for method in ("dense", "sgd", "magnitude", "feedback", "linbreg", "proxsgd"):
+        default = groups.get("dense" if method == "dense" else f"{method}_0.9")
+        tried = starting_with(groups, f"search_{method}_")
+        for group in [default, *tried] if default and tried else tried:
+            run = group.runs[0]
+            row = [METHODS[method], f"{run.results['training']['lr']:g}{' (default)' if group is default else ''}"]
+            row += [f"{run.results['sparsity_tracked']:.3%}", f"{run.results['validation_eer']:.2%}"]
+            rows.append([*row, *(f"{run.evaluations[name]['eer']:.2%}" for name in trial_lists)])
+    heads = ["method", "learning rate", "tracked sparsity", "validation EER", *(f"EER {name}" for name in trial_lists)]
+    return Table("", heads, rows)
+
+
+TABLES: dict[str, Callable[[Groups, Sequence[str]], Table]] = {
     "quality": quality_table,
     "convergence": convergence_table,
     "noise": noise_table,
+    "control": control_table,
+    "insensitivity": insensitivity_table,
     "foreign": foreign_table,
     "finetuning": finetuning_table,
     "search": search_table,
 }
 
 
-def label(group: Group) -> str:
-    """The way and the target of a group, in words."""
-    way, _, target = group.name.partition("_")
-    return f"{WAYS[way]} {float(target):.0%}" if target else WAYS[way]
+def conditions(groups: Groups) -> str:
+    """Training data, trial lists, machines and commits of the runs as a Markdown list."""
+    trained, evaluated, machines = set(), set(), set()
+    hours = 0.0
+    for run in (run for group in groups.values() for run in group.runs):
+        training = run.results["training"]
+        environment = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
+        hours += run.results["wall_time_s"] / 3600
+        trained.add(
+            f"{training['speakers']:,} speakers, {training['utterances']:,} utterances, {training['precision']}"
+        )
+        for name, evaluation in run.results["evaluations"].items():
+            evaluated.add(f"{name} ({evaluation['trials']:,} trials of {evaluation['speakers']} speakers)")
+        machine = environment["gpu"] or environment["processor"]
+        machines.add(f"{machine}, torch {environment['packages']['torch']}, commit {str(environment['commit'])[:7]}")
+    lines = [f"- {hours:.1f} hours of training."]
+    for title, values in (("Trained on", trained), ("Evaluated on", evaluated), ("Computed by", machines)):
+        lines.append(f"- {title}: {'; '.join(sorted(values))}.")
+    return "\n".join(lines)
 
 
-def rate(group: Group, name: str) -> str:
-    """Mean EER, and where 95 % of draws of other speakers put it."""
-    between = group.interval(name)
-    words = f"{group.eer(name):.2%}"
-    return words if between is None else f"{words} [{100 * between[0]:.2f}, {100 * between[1]:.2f}]"
+def main() -> None:
+    """Write the table of each question that has finished runs, and the ends of all epochs as epochs.csv."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs_dir", type=Path, help="folder of run folders")
+    parser.add_argument("--runtime", type=Path, default=Path(), help="JSON file of scripts/benchmark/runtime.py")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the tables")
+    args = parser.parse_args()
+    try:
+        groups = load_groups(args.runs_dir)
+        trial_lists = trial_lists_of(groups)
+        tables = {question: table(groups, trial_lists) for question, table in TABLES.items()}
+    except ValueError as error:
+        parser.error(str(error))
+    tables["structure"] = structure_table(groups, trial_lists, args.runtime)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for question, table in tables.items():
+        if table.rows:
+            text = f"# {question.capitalize()}\n\n{conditions(groups)}\n\n{table.markdown()}\n"
+            (args.out / f"{question}.md").write_text(text, encoding="utf-8")
+            print(args.out / f"{question}.md")
+    with open(args.out / "epochs.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        keys = ("epoch", "step", "validation_eer", "sparsity")
+        writer.writerow(["run", *keys])
+        for run in (run for group in groups.values() for run in group.runs):
+            writer.writerows([run.folder.name, *(row[key] for key in keys)] for row in run.epochs())
 
 
-def _difference(group: Group, other: Group | None, name: str) -> str:
-    """In points, with its interval; nothing to itself."""
-    found = group.minus(other, name) if other is not None and other.name != group.name else None
-    if found is None:
-        return ABSENT
-    gap, between = found
-    words = f"{100 * gap:+.2f}"
-    return words if between is None else f"{words} [{100 * between[0]:+.2f}, {100 * between[1]:+.2f}]"
-
-
-def curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Epoch by epoch, of every run: for programs."""
-    return [
-        {"run": run.folder.name, "epoch": epoch, "step": step, "validation_eer": eer, "sparsity": sparsity}
-        for run in runs
-        for epoch, step, eer, sparsity in run.epochs()
-    ]
+if __name__ == "__main__":
+    main()

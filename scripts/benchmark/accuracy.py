@@ -1,24 +1,22 @@
-"""What making a trained network smaller costs in EER: rounded values, eight bits, dead channels cut out.
+"""Measure the EER of trained networks with rounded values, beside the EER in float32.
 
 python scripts/benchmark/accuracy.py RUN [RUN ...] [--utterances 256]
 
-RUN are folders of finished runs, judged by their own trial lists. All forms hear the same filterbanks; each has the
-mean of its own embeddings of training utterances subtracted. Differences are to float32.
+RUN are folders of finished runs, evaluated on their own trial lists. All forms get the same filterbanks; from each, the
+mean of its own embeddings of training utterances is subtracted. Differences are to float32.
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
-from interleaved import medians
-from sv_sparse.runtime.compact import compact
 
-from sv_sparse.commands.export import heard, write_onnx
+from sv_sparse.commands.export import calibration_inputs, write_onnx
 from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.prepared import Judged
@@ -35,96 +33,92 @@ FEATURES = {"sample_rate": SAMPLE_RATE, "mel_bins": MEL_BINS}
 
 
 def main() -> None:
-    """Judge every form of every run."""
+    """Evaluate every form of every run and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--utterances", type=int, default=256, help="of training, behind the means")
-    chosen = parser.parse_args()
+    parser.add_argument("--utterances", type=int, default=256, help="training utterances behind the means")
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [row for run in chosen.runs for row in judged(run, chosen.utterances)]
+    rows: list[dict[str, object]] = []
+    for run in args.runs:
+        rows += evaluations(run, args.utterances)
     print("| run | list | form | MB | EER | difference, points | mean cosine to fp32 |\n|---|---|---|---|---|---|---|")
     for row in rows:
         print("| {run} | {list} | {form} | {MB:.2f} | {EER:.2%} | {difference:+.2f} | {cosine:.5f} |".format(**row))
     print(json.dumps(rows))
-    for run in chosen.runs:
-        network, _, settings = load_network(run / "checkpoints" / "model.pt")
-        if settings["sparsity"]["controller"].get("whole", False):
-            print(f"{run.name}: {cut(network)}")
 
 
 @torch.inference_mode()
-def cut(network: torch.nn.Module) -> str:
-    """What dense torch gains by cutting out dead channels, in words."""
-    smaller, x = compact(network), torch.randn(1, MEL_BINS, 300)
-    times = medians({"whole": lambda: network(x), "compact": lambda: smaller(x)}, rounds=15)
-    whole, less = (1e3 * times[name] for name in ("whole", "compact"))
-    difference = float((network(x) - smaller(x)).abs().max() / network(x).abs().max())
-    sizes = [sum(param.numel() for param in each.parameters()) for each in (network, smaller)]
-    return (
-        f"{whole:.1f} ms with dead channels, {less:.1f} ms without, {less / whole:.2f} of it, for 3 s by dense torch, "
-        f"one thread; {sizes[0]:,} and {sizes[1]:,} parameters; equal to {difference:.0e} of the largest value"
-    )
+def evaluations(run: Path, utterances: int) -> Iterator[dict[str, object]]:
+    """Yield a row of the table for each form and trial list of a run.
 
-
-def judged(run: Path, utterances: int) -> list[dict[str, object]]:
-    """A row for each list and form."""
+    Args:
+        run: run folder.
+        utterances: number of training utterances behind the mean embedding.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        found = forms(run, Path(folder))
-        lists = run_trial_sets(run)
-        training = list(heard(run, "outside", utterances))
-        rows: list[dict[str, object]] = []
+        engines = forms(run, Path(folder))
+        trial_sets = run_trial_sets(run)
+        training = list(calibration_inputs(run, "none", utterances))
         reference: dict[str, tuple[Array, float]] = {}
-        for form, (size, engine) in found.items():
-            mean = embedded(engine, training).mean(axis=0)
-            for one in lists:
-                embeddings = embedded(engine, filterbanks(one))
-                rate = error_rate(one, embeddings, mean)
-                first, least = reference.setdefault(one.trials.name, (embeddings, rate))
-                cosines = (
-                    (first * embeddings).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(embeddings, axis=1)
-                )
-                about = {"run": run.name, "list": one.trials.name, "form": form, "MB": size / 1e6, "EER": rate}
-                rows.append(about | {"difference": 100 * (rate - least), "cosine": float(cosines.mean())})
-        return rows
+        for form, (num_bytes, engine) in engines.items():
+            mean = embed(engine, training).mean(axis=0)
+            for trial_set in trial_sets:
+                embeddings = embed(engine, filterbanks(trial_set))
+                rate = error_rate(trial_set, embeddings, mean)
+                # The first form is float32, which the others are compared with.
+                expected, expected_rate = reference.setdefault(trial_set.trials.name, (embeddings, rate))
+                norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(embeddings, axis=1)
+                cosines = (expected * embeddings).sum(axis=1) / norms
+                yield {
+                    "run": run.name,
+                    "list": trial_set.trials.name,
+                    "form": form,
+                    "MB": num_bytes / 1e6,
+                    "EER": rate,
+                    "difference": 100 * (rate - expected_rate),
+                    "cosine": float(cosines.mean()),
+                }
 
 
 def forms(run: Path, folder: Path) -> dict[str, tuple[int, Callable[[torch.Tensor], Array]]]:
-    """Bytes of each form, and what maps a filterbank [1, F, T] to an embedding [1, E]."""
+    """Write each form of a run's network; return its bytes, and the function from filterbank [1, F, T] to embedding.
+
+    Args:
+        run: run folder.
+        folder: folder that the files are written to.
+    """
     network, backend, settings = load_network(run / "checkpoints" / "model.pt")
-    found = {}
+    engines = {}
     for values in ("fp32", "bf16", "fp16"):
         path = folder / f"{values}.safetensors"
-        write_package(path, network, settings["model"], backend, {}, features=FEATURES, values=values)
-        runtime = Runtime.of(read_package(path), threads=1)
-        found[values] = path.stat().st_size, lambda x, runtime=runtime: runtime(x).numpy()
-    if settings["sparsity"]["controller"].get("whole", False):
-        smaller, path = compact(network), folder / "compact.safetensors"
-        write_package(path, smaller, smaller.settings, backend, {}, features=FEATURES)
-        dense = Runtime.of(read_package(path), threads=1)
-        found["compact"] = path.stat().st_size, lambda x: dense(x).numpy()
+        write_package(path, network, settings["model"], backend, {}, features=FEATURES, dtype=values)
+        runtime = Runtime.load(read_package(path), threads=1)
+        engines[values] = path.stat().st_size, lambda x, runtime=runtime: runtime(x).numpy()
     path = folder / "int8.onnx"
-    write_onnx(path, network, {}, run, features="outside", int8=True)
+    write_onnx(path, network, {}, run, frontend="none", int8=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    found["int8"] = path.stat().st_size, lambda x: session.run(None, {"filterbank": x.numpy()})[0]
-    return found
+    engines["int8"] = path.stat().st_size, lambda x: session.run(None, {"filterbank": x.numpy()})[0]
+    return engines
 
 
-def filterbanks(one: Judged) -> Iterable[torch.Tensor]:
-    """Of a list's utterances, [1, F, T]."""
+def filterbanks(trial_set: Judged) -> Iterator[torch.Tensor]:
+    """Yield the filterbank [1, F, T] of each utterance of a trial list."""
     filterbank = Filterbank(SAMPLE_RATE, MEL_BINS)
-    for parts in one.recordings:
+    for parts in trial_set.recordings:
         yield filterbank(read_utterance(parts)[None])
 
 
-def embedded(engine: Callable[[torch.Tensor], Array], several: Iterable[torch.Tensor | Array]) -> Array:
-    """Embeddings [N, E]."""
-    return np.concatenate([engine(torch.as_tensor(filterbank)) for filterbank in several])
+def embed(engine: Callable[[torch.Tensor], Array], inputs: Iterable[torch.Tensor | Array]) -> Array:
+    """Compute the embeddings [N, E] of N filterbanks."""
+    return np.concatenate([engine(torch.as_tensor(filterbank)) for filterbank in inputs])
 
 
-def error_rate(one: Judged, embeddings: Array, mean: Array) -> float:
-    """The EER of a list."""
-    scores = Backend(mean).score(embeddings, one.trials.enrolment, one.trials.test)
-    return eer(sort_scores(scores, one.trials.is_target, one.trials.describe))[0]
+def error_rate(trial_set: Judged, embeddings: Array, mean: Array) -> float:
+    """Compute the EER of a trial list by cosines after subtracting a mean [E] from the embeddings [N, E]."""
+    trials = trial_set.trials
+    scores = Backend(mean).score(embeddings, trials.enrolment, trials.test)
+    return eer(sort_scores(scores, trials.is_target, trials.describe))[0]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Crops and augmentation on one CPU core: ours against SpeechBrain's, soundfile and webdataset, in one process."""
+"""Measure loading of crops and augmentation on one CPU core, beside SpeechBrain, soundfile and webdataset."""
 
 import argparse
 import io
@@ -31,7 +31,7 @@ RATE, SECONDS, CROP, BATCH = 16000, 8, 32240, 32
 
 
 def write_speech(root: Path, ending: str, count: int) -> Manifest:
-    """Utterances of eight seconds, and their manifest."""
+    """Write ``count`` utterances of eight seconds; return their manifest."""
     draw = np.random.default_rng(0)
     keys = [f"id{k:05d}/s/{k:05d}{ending}" for k in range(count)]
     for key in keys:
@@ -40,14 +40,14 @@ def write_speech(root: Path, ending: str, count: int) -> Manifest:
         soundfile.write(root / key, 0.3 * np.sin(walk) + 0.01 * draw.normal(size=len(walk)), RATE)
     headers = read_headers(root, keys, tqdm(disable=True))
     names = {"utterance": keys, "speaker": [key[:7] for key in keys], "session": ["s"] * count}
-    stated = {name: headers.column(name) for name in ("samples", "sample_rate", "channels")}
+    header_columns = {name: headers.column(name) for name in ("samples", "sample_rate", "channels")}
     parts = one_part(pa.array(keys, pa.string()), headers)
-    table = pa.table({**names, **stated, "parts": parts, "split": ["train"] * count})
+    table = pa.table({**names, **header_columns, "parts": parts, "split": ["train"] * count})
     return Manifest.write(root / "manifest.parquet", table, root)
 
 
 def write_noise(root: Path) -> None:
-    """Noise of five seconds and rooms of half a second, laid out as MUSAN and RIRS_NOISES."""
+    """Write noise of five seconds and rooms of half a second, laid out as MUSAN and RIRS_NOISES."""
     draw = np.random.default_rng(1)
     for kind in SNR:
         (root / kind).mkdir(parents=True)
@@ -60,25 +60,25 @@ def write_noise(root: Path) -> None:
 
 
 def crops_of(manifest: Manifest, augmentation: Augmentation | None = None) -> Crops:
-    """Two-second crops of all utterances."""
+    """Return the dataset of two-second crops of all utterances."""
     rows = manifest.split("train")
     return Crops(manifest, rows, manifest.labels(rows), crop_samples=CROP, seed=0, augmentation=augmentation)
 
 
-def through(loader: Callable[[], Iterator[object]]) -> None:
-    """Everything that a loader gives."""
+def exhaust(loader: Callable[[], Iterator[object]]) -> None:
+    """Read everything that a loader yields."""
     for _ in loader():
         pass
 
 
-def ours(manifest: Manifest) -> Callable[[], Iterator[object]]:
-    """Our loader in the calling process."""
+def our_loader(manifest: Manifest) -> Callable[[], Iterator[object]]:
+    """Return our loader, in the calling process."""
     crops = crops_of(manifest)
     return partial(iter, CropLoader(crops, EpochBatches(len(crops), BATCH, 0), 0, "cpu"))
 
 
-def speechbrains(manifest: Manifest) -> Callable[[], Iterator[object]]:
-    """SpeechBrain's: a dataset of dynamic items, its reader with start and stop, its padded batches."""
+def speechbrain_loader(manifest: Manifest) -> Callable[[], Iterator[object]]:
+    """Return SpeechBrain's loader: dynamic items, its reader with start and stop, its padded batches."""
     from speechbrain.dataio.dataio import read_audio  # noqa: PLC0415  # after torchaudio
     from speechbrain.dataio.dataloader import SaveableDataLoader  # noqa: PLC0415
     from speechbrain.dataio.dataset import DynamicItemDataset  # noqa: PLC0415
@@ -90,8 +90,8 @@ def speechbrains(manifest: Manifest) -> Callable[[], Iterator[object]]:
     @provides("sig")
     def pipeline(wav: str) -> Tensor:
         start = int(draw.integers(SECONDS * RATE - CROP))
-        found: Tensor = read_audio({"file": wav, "start": start, "stop": start + CROP})
-        return found
+        crop: Tensor = read_audio({"file": wav, "start": start, "stop": start + CROP})
+        return crop
 
     from speechbrain.dataio.batch import PaddedBatch  # noqa: PLC0415
 
@@ -100,8 +100,8 @@ def speechbrains(manifest: Manifest) -> Callable[[], Iterator[object]]:
     return partial(iter, SaveableDataLoader(dataset, batch_size=BATCH, collate_fn=PaddedBatch, drop_last=True))
 
 
-def webdatasets(folder: Path) -> Iterator[object]:
-    """Webdataset's way: whole members one after the other, decoded, then cut."""
+def webdataset_crops(folder: Path) -> Iterator[object]:
+    """Yield crops as webdataset does: full members one after the other, decoded, then cut."""
     draw = np.random.default_rng(0)
     for sample in webdataset.WebDataset(sorted(map(str, folder.glob("*.tar"))), shardshuffle=False):
         start = int(draw.integers(SECONDS * RATE - CROP))
@@ -109,7 +109,7 @@ def webdatasets(folder: Path) -> Iterator[object]:
 
 
 def augmentations(noise: Path, store: Path) -> dict[str, Callable[[], object]]:
-    """A batch of waveforms with noise, or in rooms, or faster."""
+    """Return functions that put a batch of waveforms in noise or rooms, or make it faster, by name."""
     from speechbrain.augment.time_domain import AddNoise, AddReverb, SpeedPerturb  # noqa: PLC0415
 
     for kind in ("noise", "simulated_rirs"):
@@ -117,7 +117,7 @@ def augmentations(noise: Path, store: Path) -> dict[str, Callable[[], object]]:
         lines = [f"{k},{soundfile.info(f).duration},{f},wav,\n" for k, f in enumerate(files)]
         (noise / f"{kind}.csv").write_text("ID,duration,wav,wav_format,wav_opts\n" + "".join(lines))
     speech = 0.1 * torch.randn(BATCH, CROP)
-    as_held = (32768 * speech).to(torch.int16)
+    samples = (32768 * speech).to(torch.int16)
     lengths = torch.ones(BATCH)
     every, mixer = Augmentation(store=str(store), probability=1.0), Mixer(CROP)
     kinds: dict[str, list[int]] = {"noise": [], "room": []}
@@ -127,8 +127,8 @@ def augmentations(noise: Path, store: Path) -> dict[str, Callable[[], object]]:
 
     def mixed(kind: str) -> Tensor:
         plans = [every.plan(0, 0, str(number)) for number in kinds[kind][:BATCH]]
-        found: Tensor = mixer(as_held, every.gather(plans, CROP))
-        return found
+        waveforms: Tensor = mixer(samples, every.gather(plans, CROP))
+        return waveforms
 
     add_noise = AddNoise(csv_file=str(noise / "noise.csv"), snr_low=0, snr_high=15, clean_sample_rate=RATE)
     add_reverb = AddReverb(csv_file=str(noise / "simulated_rirs.csv"), clean_sample_rate=RATE)
@@ -139,7 +139,7 @@ def augmentations(noise: Path, store: Path) -> dict[str, Callable[[], object]]:
         "noise, SpeechBrain": partial(add_noise, speech, lengths),
         "rooms, ours (one for each utterance)": partial(mixed, "room"),
         "rooms, SpeechBrain (one for the batch)": partial(add_reverb, speech),
-        "rooms, SpeechBrain, one for each utterance": lambda: [add_reverb(one[None]) for one in speech],
+        "rooms, SpeechBrain, one for each utterance": lambda: [add_reverb(waveform[None]) for waveform in speech],
         "rooms, torchaudio.functional.fftconvolve": partial(torchaudio.functional.fftconvolve, speech, rooms),
         "rooms, the convolution alone, eight rows at a time": lambda: [
             *map(reverberate, speech.split(8), rooms.split(8))
@@ -150,20 +150,20 @@ def augmentations(noise: Path, store: Path) -> dict[str, Callable[[], object]]:
 
 
 def loaders(wav: Manifest, flac: Manifest, shards: Path) -> dict[str, Callable[[], object]]:
-    """All utterances once, cut to crops and put into batches."""
+    """Return functions that read all utterances once, cut to crops and put into batches, by name."""
     tar = Manifest(shards / "manifest.parquet")
     return {
-        "wav, ours": partial(through, ours(wav)),
-        "wav, SpeechBrain": partial(through, speechbrains(wav)),
-        "flac, ours": partial(through, ours(flac)),
-        "flac, SpeechBrain": partial(through, speechbrains(flac)),
-        "tar of flac, ours": partial(through, ours(tar)),
-        "tar of flac, webdataset": partial(through, partial(webdatasets, shards)),
+        "wav, ours": partial(exhaust, our_loader(wav)),
+        "wav, SpeechBrain": partial(exhaust, speechbrain_loader(wav)),
+        "flac, ours": partial(exhaust, our_loader(flac)),
+        "flac, SpeechBrain": partial(exhaust, speechbrain_loader(flac)),
+        "tar of flac, ours": partial(exhaust, our_loader(tar)),
+        "tar of flac, webdataset": partial(exhaust, partial(webdataset_crops, shards)),
     }
 
 
 def show(title: str, seconds: dict[str, float], count: int) -> None:
-    """Utterances per second, milliseconds each."""
+    """Print utterances per second, and milliseconds of each."""
     print(f"\n| {title} | utterances/s | ms each |\n|---|---:|---:|")
     for name, value in seconds.items():
         print(f"| {name} | {count / value:,.0f} | {1000 * value / count:.3f} |")
@@ -174,25 +174,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--utterances", type=int, default=960)
     parser.add_argument("--rounds", type=int, default=5)
-    chosen = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        wav, flac = (write_speech(folder / ending, f".{ending}", chosen.utterances) for ending in ("wav", "flac"))
+        wav, flac = (write_speech(folder / ending, f".{ending}", args.utterances) for ending in ("wav", "flac"))
         write_shards(folder / "flac", folder / "shards")
         write_noise(folder / "noise")
         build_store([folder / "noise"], folder / "store")
-        read = medians(loaders(wav, flac, folder / "shards"), chosen.rounds)
-        mixed = medians(augmentations(folder / "noise", folder / "store"), chosen.rounds)
+        read = medians(loaders(wav, flac, folder / "shards"), args.rounds)
+        mixed = medians(augmentations(folder / "noise", folder / "store"), args.rounds)
     print(f"torch {torch.__version__}, one thread, crops of {CROP} samples, page cache warm")
-    show("loader", read, chosen.utterances)
+    show("loader", read, args.utterances)
     show("augmentation, batches of 32", mixed, BATCH)
     ratios = {
         "wav_loader_over_speechbrain": read["wav, SpeechBrain"] / read["wav, ours"],
         "flac_loader_over_speechbrain": read["flac, SpeechBrain"] / read["flac, ours"],
         "shards_over_webdataset": read["tar of flac, webdataset"] / read["tar of flac, ours"],
-        "wav_crops_per_second": chosen.utterances / read["wav, ours"],
-        "flac_crops_per_second": chosen.utterances / read["flac, ours"],
+        "wav_crops_per_second": args.utterances / read["wav, ours"],
+        "flac_crops_per_second": args.utterances / read["flac, ours"],
         "noise_over_speechbrain": mixed["noise, SpeechBrain"] / mixed["noise, ours"],
         "rooms_over_speechbrain_each": mixed["rooms, SpeechBrain, one for each utterance"]
         / mixed["rooms, ours (one for each utterance)"],

@@ -209,7 +209,6 @@ def waits(options: Options) -> Iterator[Row]:
     for title, words in {
         "feedback": [],
         "quantile": ["sparsity=quantile"],
-        "channels": ["sparsity=channels"],
         "augmented": ["augment=full", f"augment.store={options.folder / 'store'}", "augment.probability=0.9"],
         "bf16": ["trainer.precision=bf16"],
     }.items():
@@ -285,10 +284,10 @@ def compile_(options: Options) -> Iterator[Row]:
     for words in ways[:1] if options.quick else ways:
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         graphs: list[int] = []
         losses = _losses(options, *words, after=lambda: graphs.append(_graphs()))  # noqa: B023  # called in this turn
-        yield _alike(" ".join(words), losses, plain, 0.02, f", {time.perf_counter() - began:.0f} s")
+        yield _alike(" ".join(words), losses, plain, 0.02, f", {time.perf_counter() - start_time:.0f} s")
         again = graphs[-1] - graphs[2]
         detail = f"{again} times; once is right, where the margin begins to rise"
         yield row(f"{' '.join(words)}: compiled again after the third step", again <= 1, detail)
@@ -451,13 +450,13 @@ def speed(options: Options) -> Iterator[Row]:
     for name in ("fp32", "bf16") if cuda else ("fp32",):
         bf16 = name == "bf16"
         network = ECAPA(mfa_channels=3072, layout="speechbrain")
-        ours = training.Ours(network, data, bf16=bf16, compiled=cuda and not options.quick)
-        peer = training.SpeechBrains(data, bf16=bf16)
-        seconds = medians({"ours": ours.step, "SpeechBrain": peer.step}, rounds)
+        step = training.OurStep(network, data, bf16=bf16, compiled=cuda and not options.quick)
+        peer = training.SpeechBrainStep(data, bf16=bf16)
+        seconds = medians({"ours": step.step, "SpeechBrain": peer.step}, rounds)
         ratio = seconds["SpeechBrain"] / seconds["ours"]
         words = ", ".join(f"{who} {batch / each:.0f} utterances/s" for who, each in seconds.items())
         yield row(f"speed of training, {training.SHARED}, {name}", ratio >= 1, f"{words}: {ratio:.2f} times")
-        del ours, peer
+        del step, peer
     if not cuda:
         yield needs_cuda("speed of the optimizer")
         return

@@ -1,4 +1,4 @@
-"""Preparing VoxCeleb at its full number of files: the scan's files per second, and the memory of it all.
+"""Measure the preparation of VoxCeleb at its full number of files: files per second, and memory.
 
 The tree has the depth and names of VoxCeleb2; its files are hard links to a few tiny recordings, since 1.2 million of
 real length would fill the disk.
@@ -20,12 +20,12 @@ import soundfile
 from sv_sparse.data.corpora.collect import collect
 from sv_sparse.data.corpora.voxceleb import parse, prepare_voxceleb
 
-_LINKS = 30_000  # to one file; file systems allow 65,000
+_LINKS = 30_000  # hard links to one file; file systems allow 65,000
 _SESSIONS, _UTTERANCES = 20, 10
 
 
 def keys(count: int) -> Iterator[str]:
-    """Utterances as VoxCeleb2 names them."""
+    """Yield the names of ``count`` utterances as in VoxCeleb2."""
     letters = string.ascii_letters + string.digits
     for number in range(count):
         session, utterance = divmod(number, _UTTERANCES)
@@ -35,19 +35,20 @@ def keys(count: int) -> Iterator[str]:
 
 
 def make_tree(root: Path, count: int) -> None:
-    """Hard links, a new recording for every so many."""
+    """Write hard links, to a new recording for every ``_LINKS``, which file systems limit."""
     source = root / "source"
     source.mkdir(parents=True)
-    made: set[str] = set()
+    folders: set[str] = set()
     for number, key in enumerate(keys(count)):
         if number % _LINKS == 0:
-            one = source / f"{number}.wav"
-            soundfile.write(one, np.zeros(3200), 16000)
+            recording = source / f"{number}.wav"
+            # Silence would be left out of the corpus.
+            soundfile.write(recording, 0.1 * np.random.default_rng(number).normal(size=3200), 16000)
         folder = f"{root}/dev/wav/{key.rsplit('/', 1)[0]}"
-        if folder not in made:
+        if folder not in folders:
             os.makedirs(folder)
-            made.add(folder)
-        os.link(one, f"{root}/dev/wav/{key}")
+            folders.add(folder)
+        os.link(recording, f"{root}/dev/wav/{key}")
 
 
 def main() -> None:
@@ -56,10 +57,10 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1_200_000)
     parser.add_argument("--folder", type=Path, required=True, help="an empty or absent folder for the tree")
     parser.add_argument("--keep", action="store_true", help="leave the tree there")
-    chosen = parser.parse_args()
-    root, out = chosen.folder / "root", chosen.folder / "out"
+    args = parser.parse_args()
+    root, out = args.folder / "root", args.folder / "out"
     if not root.exists():
-        make_tree(root, chosen.files)
+        make_tree(root, args.files)
     figures: dict[str, float] = {}
     for name in ("first", "again"):
         start = time.perf_counter()
@@ -68,9 +69,9 @@ def main() -> None:
     figures["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     start = time.perf_counter()
     collect([root], parse, (), beside=out)
-    figures["scan_files_per_second"] = chosen.files / (time.perf_counter() - start)
-    if not chosen.keep:
-        shutil.rmtree(chosen.folder)
+    figures["scan_files_per_second"] = args.files / (time.perf_counter() - start)
+    if not args.keep:
+        shutil.rmtree(args.folder)
     for name, value in figures.items():
         print(f"{name}: {value:,.2f}")
     print(json.dumps(figures))

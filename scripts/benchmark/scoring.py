@@ -1,4 +1,4 @@
-"""Scoring and judging at the sizes of VoxCeleb1-E and CN-Celeb, beside what toolkits and scripts do.
+"""Measure scoring and error rates at the sizes of VoxCeleb1-E and CN-Celeb, beside toolkits and scripts.
 
 A row for each job: median seconds over interleaved rounds, the most memory it took beside its input, and how many
 times as long a peer takes. Peers that would take minutes get a part of the job, and are scaled up; those that cannot
@@ -32,17 +32,17 @@ SPEECHBRAIN_EER, SPEECHBRAIN_MIN_DCF = 20_000, 5_000  # scores that these can ta
 
 
 class Job(NamedTuple):
-    """What is timed.
+    """Computation that is timed.
 
     Attributes:
-        ours: does all of it.
-        peers: by name, what each does, and how many times that is the whole job.
-        amount: trials, scores or utterances.
-        unit: of the amount.
-        target: most seconds for ours, or None.
+        function: our computation.
+        peers: functions of others by name, each with the number of times that makes the complete job.
+        amount: number of trials, scores or utterances.
+        unit: trials, scores or utterances.
+        target: most seconds that our computation should take, or None.
     """
 
-    ours: Callable[[], object]
+    function: Callable[[], object]
     peers: dict[str, tuple[Callable[[], object], float]]
     amount: int
     unit: str
@@ -51,11 +51,11 @@ class Job(NamedTuple):
 
 def embeddings(count: int, seed: int = 0) -> np.ndarray:
     """Unit vectors [count, SIZE]."""
-    drawn = np.random.default_rng(seed).normal(size=(count, SIZE)).astype(np.float32)
-    return center_and_normalize(drawn, np.zeros(SIZE, np.float32))
+    vectors = np.random.default_rng(seed).normal(size=(count, SIZE)).astype(np.float32)
+    return center_and_normalize(vectors, np.zeros(SIZE, np.float32))
 
 
-def one_by_one(unit: np.ndarray, left: np.ndarray, right: np.ndarray, count: int) -> Callable[[], object]:
+def scikit_learn_loop(unit: np.ndarray, left: np.ndarray, right: np.ndarray, count: int) -> Callable[[], object]:
     """scikit-learn's cosine, a call for each of the first trials."""
     return lambda: [
         cosine_similarity(unit[a : a + 1], unit[b : b + 1])[0, 0]
@@ -72,7 +72,7 @@ def torch_loop(unit: np.ndarray, left: np.ndarray, right: np.ndarray, count: int
 def cosine_job(unit: np.ndarray, left: np.ndarray, right: np.ndarray, target: float | None) -> Job:
     """Cosines of a list."""
     peers = {
-        "scikit-learn, trial by trial": (one_by_one(unit, left, right, 2_000), len(left) / 2_000),
+        "scikit-learn, trial by trial": (scikit_learn_loop(unit, left, right, 2_000), len(left) / 2_000),
         "torch, trial by trial": (torch_loop(unit, left, right, 5_000), len(left) / 5_000),
     }
     return Job(lambda: cosine_scores(unit, left, right), peers, len(left), "trials", target)
@@ -84,7 +84,7 @@ def as_norm_job(utterances: int) -> Job:
     left, right = np.random.default_rng(0).integers(utterances, size=(2, 100_000))
     scores = cosine_scores(unit, left, right)
 
-    def ours() -> None:
+    def normalize() -> None:
         as_norm(scores, *cohort_statistics(unit, cohort, 300), left, right)
 
     def sorting() -> None:
@@ -93,16 +93,16 @@ def as_norm_job(utterances: int) -> Job:
             closest.mean(), closest.std()
 
     peers = {"sorting each utterance's scores": (sorting, utterances / 500)}
-    return Job(ours, peers, utterances, "utterances", 7.0 * utterances / 145_000)
+    return Job(normalize, peers, utterances, "utterances", 7.0 * utterances / 145_000)
 
 
-def judge_job(count: int, share: float, target: float | None) -> Job:
+def rates_job(count: int, share: float, target: float | None) -> Job:
     """EER and minDCF of scores."""
     generator = np.random.default_rng(0)
     is_target = generator.random(count) < share
     scores = (generator.normal(size=count) + 2 * is_target).astype(np.float32)
 
-    def ours() -> None:
+    def error_rates() -> None:
         ranked = sort_scores(scores, is_target)
         eer(ranked), min_dcf(ranked, POINT)
 
@@ -117,11 +117,11 @@ def judge_job(count: int, share: float, target: float | None) -> Job:
         peers["SpeechBrain's EER"] = (lambda: EER(*sides), 1.0)
     if count <= SPEECHBRAIN_MIN_DCF:
         peers["SpeechBrain's minDCF"] = (lambda: minDCF(*sides), 1.0)
-    return Job(ours, peers, count, "scores", target)
+    return Job(error_rates, peers, count, "scores", target)
 
 
 def jobs() -> dict[str, Job]:
-    """All of them."""
+    """Return all jobs by name."""
     generator = np.random.default_rng(0)
     unit = embeddings(145_000)
     enrolments, tests = 196, 17_777
@@ -132,17 +132,17 @@ def jobs() -> dict[str, Job]:
         "cosine, 3.48 M matrix trials": cosine_job(unit, *matrix, 3_484_292 / 2.5e6),
         "AS-norm, 20 k x 6 k, top 300": as_norm_job(20_000),
         "AS-norm, 145 k x 6 k, top 300": as_norm_job(145_000),
-        "EER and minDCF, 5 k scores": judge_job(5_000, 0.5, None),
-        "EER and minDCF, 20 k scores": judge_job(20_000, 0.5, None),
-        "EER and minDCF, 1e5 scores": judge_job(100_000, 0.5, None),
-        "EER and minDCF, 5.8e5 scores": judge_job(580_000, 0.5, 0.05),
-        "EER and minDCF, 3.48e6 scores": judge_job(3_484_292, 17_755 / 3_484_292, None),
-        "EER and minDCF, 1e7 scores": judge_job(10_000_000, 0.5, 0.7),
+        "EER and minDCF, 5 k scores": rates_job(5_000, 0.5, None),
+        "EER and minDCF, 20 k scores": rates_job(20_000, 0.5, None),
+        "EER and minDCF, 1e5 scores": rates_job(100_000, 0.5, None),
+        "EER and minDCF, 5.8e5 scores": rates_job(580_000, 0.5, 0.05),
+        "EER and minDCF, 3.48e6 scores": rates_job(3_484_292, 17_755 / 3_484_292, None),
+        "EER and minDCF, 1e7 scores": rates_job(10_000_000, 0.5, 0.7),
     }
 
 
 def peak_megabytes(function: Callable[[], object]) -> float:
-    """Most memory that it held at once, beside what was there before."""
+    """Measure the most memory in MB that a function has allocated at once."""
     tracemalloc.start()
     function()
     peak: int = tracemalloc.get_traced_memory()[1]
@@ -151,7 +151,7 @@ def peak_megabytes(function: Callable[[], object]) -> float:
 
 
 def would_need(count: int, seconds: float) -> str:
-    """What SpeechBrain's functions would need for so many scores, by what its EER needed for SPEECHBRAIN_EER of them.
+    """Estimate the time and memory of SpeechBrain's functions from the time that its EER took for fewer scores.
 
     Both compare each score with two thresholds for each score; minDCF holds those of the targets at once, in float32.
     """
@@ -166,33 +166,33 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", default="", help="jobs whose names begin so")
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    print(f"numpy {np.__version__}, {chosen.threads} threads, median of {chosen.rounds} interleaved rounds")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(f"numpy {np.__version__}, {args.threads} threads, median of {args.rounds} interleaved rounds")
     figures: dict[str, dict[str, object]] = {}
     quadratic = 0.0  # seconds of SpeechBrain's EER for SPEECHBRAIN_EER scores, where that was run
     for name, job in jobs().items():
-        if not name.startswith(chosen.only):
+        if not name.startswith(args.only):
             continue
-        with threadpool_limits(chosen.threads):
-            found = medians({"ours": job.ours} | {peer: run for peer, (run, _) in job.peers.items()}, chosen.rounds)
-        ours, memory = found["ours"], peak_megabytes(job.ours)
-        ratios = {peer: found[peer] * times / ours for peer, (_, times) in job.peers.items()}
-        print(f"{name:32} {ours:8.4f} s {job.amount / ours / 1e6:8.2f} M {job.unit}/s {memory:8.0f} MB")
+        with threadpool_limits(args.threads):
+            seconds = medians({"ours": job.function} | {peer: run for peer, (run, _) in job.peers.items()}, args.rounds)
+        our_seconds, memory = seconds["ours"], peak_megabytes(job.function)
+        ratios = {peer: seconds[peer] * times / our_seconds for peer, (_, times) in job.peers.items()}
+        print(f"{name:32} {our_seconds:8.4f} s {job.amount / our_seconds / 1e6:8.2f} M {job.unit}/s {memory:8.0f} MB")
         for peer, ratio in ratios.items():
             print(f"    {peer:40} {ratio:10.1f} x as long")
-        if "SpeechBrain's EER" in found:
-            quadratic = found["SpeechBrain's EER"]
+        if "SpeechBrain's EER" in seconds:
+            quadratic = seconds["SpeechBrain's EER"]
         elif job.unit == "scores" and job.amount > SPEECHBRAIN_EER and quadratic > 0:
             print(f"    not run: {would_need(job.amount, quadratic)}")
         figures[name] = {
-            "seconds": round(ours, 4),
+            "seconds": round(our_seconds, 4),
             "megabytes": round(memory, 1),
             "peers": {peer: round(ratio, 2) for peer, ratio in ratios.items()},
             "at_most": job.target,
-            "met": None if job.target is None else ours <= job.target,
+            "met": None if job.target is None else our_seconds <= job.target,
         }
-    print(json.dumps({"benchmark": "scoring", "threads": chosen.threads, "jobs": figures}))
+    print(json.dumps({"benchmark": "scoring", "threads": args.threads, "jobs": figures}))
 
 
 if __name__ == "__main__":

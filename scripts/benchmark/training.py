@@ -1,10 +1,11 @@
-"""Whole training steps, from crops to the update: ours against SpeechBrain's, and against what the machine multiplies.
+"""Measure training steps from crops to the update, beside SpeechBrain's and the machine's rate of multiplication.
 
-Every case gets the same 16-bit crops. ``ours`` is the step of sv_sparse/trainer.py: features, forward, loss, backward,
-clipping, AdaBreg, controller. ``SpeechBrain`` is its recipe's: Fbank, sentence normalization, ECAPA_TDNN, classifier,
-angular-margin loss, backward, clipping, torch's Adam. They are compared on the variant that both have, C=1024 and MFA
-3072. The other networks are rated by the multiplications of their convolutions and linear layers (2 operations each,
-three times those of the forward pass) against the best rate of torch's matrix products at these shapes in this run.
+Every case gets the same 16-bit crops. Ours is the step of sv_sparse/training/trainer.py: features, forward, loss,
+backward, clipping, AdaBreg, controller. ``SpeechBrain`` is its recipe's: Fbank, sentence normalization, ECAPA_TDNN,
+classifier, angular-margin loss, backward, clipping, torch's Adam. They are compared on the variant that both have,
+C=1024 and MFA 3072. The other networks are rated by the multiplications of their convolutions and linear layers (2
+operations each, three times those of the forward pass) against the best rate of torch's matrix products at these shapes
+in this run.
 """
 
 import argparse
@@ -44,12 +45,19 @@ Device = torch.device
 
 
 def autocast(device: Device, bf16: bool) -> AbstractContextManager[object]:
-    """Mixed precision, or none."""
+    """Return the context of mixed precision, or of none."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
-class Ours:
-    """Our training step, and its bare forward and backward passes."""
+class OurStep:
+    """Our training step, and its bare forward and backward passes.
+
+    Args:
+        network: the network.
+        batch: 16-bit crops [B, S] and labels [B].
+        bf16: compute in bfloat16 where autocast allows it.
+        compiled: use torch.compile.
+    """
 
     def __init__(self, network: nn.Module, batch: tuple[Tensor, Tensor], *, bf16: bool, compiled: bool) -> None:
         self.crops, self.labels = batch
@@ -57,16 +65,16 @@ class Ours:
         self.network = network.to(self.device)
         self.head = AAMSoftmax(network.embedding_dim, SPEAKERS).to(self.device)  # type: ignore[arg-type]
         self.mixer, self.filterbank = Mixer(self.crops.shape[1]), Filterbank().to(self.device)
-        own, rest = partition(network), partition(self.head, dense_types=(*DENSE_TYPES, AAMSoftmax))
-        sparse_init_(own)
-        self.optimizer = AdaBreg([*own, *(group | {"name": "head"} for group in rest)], lr=1e-3)
+        network_groups, head_groups = partition(network), partition(self.head, dense_types=(*DENSE_TYPES, AAMSoftmax))
+        sparse_init_(network_groups)
+        self.optimizer = AdaBreg([*network_groups, *(group | {"name": "head"} for group in head_groups)], lr=1e-3)
         self.controller = FeedbackController(self.optimizer, 0.9, 10_000)
         self.params = [param for group in self.optimizer.param_groups for param in group["params"]]
         self.called = torch.compile(self.network) if compiled else self.network
         self.features = self.filterbank(self.mixer(self.crops, None))
 
     def passes(self, features: Tensor) -> Tensor:
-        """Forward and backward."""
+        """Run forward and backward; return the loss."""
         for param in self.params:
             param.grad = None
         with autocast(self.device, self.bf16):
@@ -76,12 +84,12 @@ class Ours:
         return loss.detach()
 
     def bare(self) -> None:
-        """Forward and backward on features that are there."""
+        """Run forward and backward on features that are computed already."""
         self.passes(self.features)
         wait(self.device)
 
     def step(self) -> None:
-        """All that the trainer does for a batch."""
+        """Do all that the trainer does for a batch."""
         loss = self.passes(self.filterbank(self.mixer(self.crops, None)))
         norm = clip_grad_norm_(self.params, 1.0, sparse=self.controller.params)
         torch.stack([loss, norm]).tolist()
@@ -90,7 +98,7 @@ class Ours:
         wait(self.device)
 
 
-class SpeechBrains:
+class SpeechBrainStep:
     """The training step of SpeechBrain's VoxCeleb recipe."""
 
     def __init__(self, batch: tuple[Tensor, Tensor], *, bf16: bool) -> None:
@@ -112,7 +120,7 @@ class SpeechBrains:
         self.optimizer = torch.optim.Adam(self.params, lr=1e-3)
 
     def step(self) -> None:
-        """One update."""
+        """Make one update."""
         self.optimizer.zero_grad()
         with torch.no_grad():
             features = self.normalize(self.features(self.waveforms), self.lengths)
@@ -127,14 +135,14 @@ class SpeechBrains:
 
 
 def wait(device: Device) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has done its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def products(frames: int, device: Device) -> dict[str, tuple[Callable[[], object], float]]:
-    """Matrix products at the networks' shapes, with their operations in units of 1e9."""
-    found: dict[str, tuple[Callable[[], object], float]] = {}
+    """Return matrix products at the networks' shapes, with their operations in units of 1e9."""
+    cases: dict[str, tuple[Callable[[], object], float]] = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         for inner, outer in ((512, 512), (1024, 1024), (3072, 1536)):
             x, weight = (torch.randn(shape, device=device).to(dtype) for shape in ((frames, inner), (outer, inner)))
@@ -143,12 +151,12 @@ def products(frames: int, device: Device) -> dict[str, tuple[Callable[[], object
                 torch.mm(x, weight.T)
                 wait(device)
 
-            found[f"{name} product {inner} x {outer}"] = multiply, 2e-9 * frames * inner * outer
-    return found
+            cases[f"{name} product {inner} x {outer}"] = multiply, 2e-9 * frames * inner * outer
+    return cases
 
 
 def operations(network: nn.Module, frames: int, batch: int) -> float:
-    """Of a training step's convolutions and linear layers, in units of 1e9."""
+    """Count the operations of a training step's convolutions and linear layers, in units of 1e9."""
     network.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 80, frames, device=next(network.parameters()).device))
@@ -157,7 +165,7 @@ def operations(network: nn.Module, frames: int, batch: int) -> float:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=32, help="crops in a batch")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a crop")
@@ -169,28 +177,28 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_steps(chosen: argparse.Namespace, batch: tuple[Tensor, Tensor]) -> dict[str, Ours | SpeechBrains]:
-    """A step for each network and precision."""
-    steps: dict[str, Ours | SpeechBrains] = {}
-    for precision in chosen.precision:
+def make_steps(args: argparse.Namespace, batch: tuple[Tensor, Tensor]) -> dict[str, OurStep | SpeechBrainStep]:
+    """Make a step for each network and precision."""
+    steps: dict[str, OurStep | SpeechBrainStep] = {}
+    for precision in args.precision:
         bf16 = precision == "bf16"
         network = ECAPA(mfa_channels=3072, layout="speechbrain")
-        steps[f"SpeechBrain {precision}"] = SpeechBrains(batch, bf16=bf16)
-        steps[f"{SHARED} {precision}"] = Ours(network, batch, bf16=bf16, compiled=chosen.compile)
+        steps[f"SpeechBrain {precision}"] = SpeechBrainStep(batch, bf16=bf16)
+        steps[f"{SHARED} {precision}"] = OurStep(network, batch, bf16=bf16, compiled=args.compile)
     for name, make in NETWORKS.items():
-        steps[f"{name} bf16"] = Ours(make(), batch, bf16=True, compiled=chosen.compile)
+        steps[f"{name} bf16"] = OurStep(make(), batch, bf16=True, compiled=args.compile)
     return steps
 
 
 def report(
-    chosen: argparse.Namespace, steps: dict[str, Ours | SpeechBrains], seconds: dict[str, float], frames: int
+    args: argparse.Namespace, steps: dict[str, OurStep | SpeechBrainStep], seconds: dict[str, float], frames: int
 ) -> dict[str, float]:
-    """Print a row for each step; returns the ratios."""
+    """Print a row for each step; return the ratios."""
     best = {}
     for precision in ("fp32", "bf16"):
         rates = {
             name: work / seconds[name]
-            for name, (_, work) in products(frames * chosen.batch, Device("meta")).items()
+            for name, (_, work) in products(frames * args.batch, Device("meta")).items()
             if name.startswith(precision)
         }
         name = max(rates, key=lambda each: rates[each])
@@ -199,15 +207,15 @@ def report(
     ratios = {}
     for name, step in steps.items():
         precision = name.split()[-1]
-        rate = operations(step.network, frames, chosen.batch) / seconds[name] if isinstance(step, Ours) else 0.0
-        words = f"{name:28} {1000 * seconds[name]:8.1f} ms {chosen.batch / seconds[name]:8.1f} utterances/s"
-        if isinstance(step, Ours):
+        rate = operations(step.network, frames, args.batch) / seconds[name] if isinstance(step, OurStep) else 0.0
+        words = f"{name:28} {1000 * seconds[name]:8.1f} ms {args.batch / seconds[name]:8.1f} utterances/s"
+        if isinstance(step, OurStep):
             ratios[f"{name}: share of product rate"] = rate / best[precision]
             ratios[f"{name}: overhead"] = seconds[name] / seconds[f"{name} bare"] - 1
             words += f"  {rate:6.0f} GFLOP/s, {100 * rate / best[precision]:.1f} % of products"
             words += f"  {100 * ratios[f'{name}: overhead']:.1f} % over forward and backward"
         print(words)
-    for precision in chosen.precision:
+    for precision in args.precision:
         ratio = seconds[f"SpeechBrain {precision}"] / seconds[f"{SHARED} {precision}"]
         ratios[f"{precision}: speed over SpeechBrain"] = ratio
         print(f"{SHARED} {precision}: {ratio:.2f} times SpeechBrain")
@@ -216,23 +224,23 @@ def report(
 
 def main() -> None:
     """Run all cases in turn and print the table."""
-    chosen = parse()
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
+    args = parse()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    device = Device(chosen.device)
-    samples = crop_samples(chosen.seconds)
-    crops = torch.randint(-8000, 8000, (chosen.batch, samples), dtype=torch.int16, device=device)
-    batch = crops, torch.randint(SPEAKERS, (chosen.batch,), device=device)
-    steps = make_steps(chosen, batch)
-    frames = round(100 * chosen.seconds)
+    device = Device(args.device)
+    samples = crop_samples(args.seconds)
+    crops = torch.randint(-8000, 8000, (args.batch, samples), dtype=torch.int16, device=device)
+    batch = crops, torch.randint(SPEAKERS, (args.batch,), device=device)
+    steps = make_steps(args, batch)
+    frames = round(100 * args.seconds)
     cases: dict[str, Callable[[], object]] = {name: step.step for name, step in steps.items()}
-    cases |= {f"{name} bare": step.bare for name, step in steps.items() if isinstance(step, Ours)}
-    cases |= {name: multiply for name, (multiply, _) in products(frames * chosen.batch, device).items()}
-    seconds = medians(cases, chosen.rounds)
+    cases |= {f"{name} bare": step.bare for name, step in steps.items() if isinstance(step, OurStep)}
+    cases |= {name: multiply for name, (multiply, _) in products(frames * args.batch, device).items()}
+    seconds = medians(cases, args.rounds)
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"torch {torch.__version__}, {where}, batch {chosen.batch}, {chosen.seconds:g} s")
-    ratios = {name: round(ratio, 4) for name, ratio in report(chosen, steps, seconds, frames).items()}
+    print(f"torch {torch.__version__}, {where}, batch {args.batch}, {args.seconds:g} s")
+    ratios = {name: round(ratio, 4) for name, ratio in report(args, steps, seconds, frames).items()}
     if device.type == "cuda":
         print(f"peak memory of all cases together: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
     print(json.dumps({"benchmark": "training", "device": where, "threads": torch.get_num_threads(), "ratios": ratios}))

@@ -1,4 +1,4 @@
-"""Which model the commands that use one take."""
+"""Arguments and messages that several commands share: the model, the decision, the limits of use."""
 
 import argparse
 import json
@@ -20,100 +20,123 @@ from sv_sparse.runtime.decision import (
 from sv_sparse.runtime.engine.runtime import Runtime, check_threads
 from sv_sparse.runtime.verifier import Verifier
 
-VARIABLE = "SV_SPARSE_MODEL"  # of the environment
+MODEL_ENV = "SV_SPARSE_MODEL"
 _OUTCOMES = (
     f'The outcome is "{Outcome.ACCEPTED}", "{Outcome.NOT_ACCEPTED}" (the evidence does not reach the threshold; '
-    f'{NOT_DIFFERENT}), "{Outcome.NO_DECISION}" (no threshold is known) or "{Outcome.REFUSED_INPUT}" (a recording '
-    "cannot be judged; the reason is on stderr, and with --json on stdout too). Exit status: 0 with an outcome of the "
+    f'{NOT_DIFFERENT}), "{Outcome.NO_DECISION}" (the model has no threshold) or "{Outcome.REFUSED_INPUT}" (a recording '
+    "cannot be used; the reason is on stderr, and with --json on stdout too). Exit status: 0 with an outcome of the "
     "first three, 2 with refused input and after any other error, 128 + N after signal N. "
     f"Limits of use: {NOT_DETECTED}. {CONSENT_SENTENCE}"
 )
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """The arguments that name the model and what it is computed by."""
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name the model and how it is computed."""
     parser.add_argument(
         "--model",
         type=Path,
         metavar="FILE",
-        help=f"model.safetensors, from sv-sparse export; the environment variable {VARIABLE} if not given",
+        help=f"model.safetensors, from sv-sparse export; default: the environment variable {MODEL_ENV}",
     )
     parser.add_argument(
         "--threads",
         type=int,
-        help="that compute the network; if not given, one for up to ten seconds, all cores for longer recordings",
+        help="threads that compute the network; default: one for up to ten seconds, all cores for longer recordings",
+    )
+    add_model_class_argument(parser)
+
+
+def add_model_class_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that names a class of the user's own."""
+    parser.add_argument(
+        "--model-class",
+        metavar="PATH",
+        help="import path of the network's class where it is your own, such as mypkg.net.Net; it is imported only "
+        "because you name it, here or in the environment variable SV_SPARSE_MODEL_CLASS",
     )
 
 
-def add_decision(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say how is decided."""
+def add_database_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that names the database of speakers."""
     parser.add_argument(
-        "--false-alarms",
+        "--database",
+        type=Path,
+        metavar="FILE",
+        help="database of enrolled speakers; default: ~/.local/share/sv-sparse/speakers.sqlite",
+    )
+
+
+def add_decision_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of a decision."""
+    parser.add_argument(
+        "--target-far",
         type=float,
-        metavar="SHARE",
-        help="of strangers that may be accepted, such as 0.01; the smallest with a known threshold if not given",
+        metavar="RATE",
+        help="false-alarm rate: fraction of strangers that may be accepted, such as 0.01; default: the smallest one "
+        "that the model has a threshold for",
     )
     parser.add_argument(
         "--threshold",
         type=float,
-        help="to take instead: of the log-likelihood ratio, or of the score where the model is not calibrated",
+        help="threshold to use instead, of the log-likelihood ratio, or of the score where the model is not calibrated",
     )
     parser.add_argument(
         "--prior",
         type=float,
         default=0.5,
         metavar="P",
-        help="probability of one speaker before anything is heard (0.5)",
+        help="probability of one speaker before the recordings are compared; default: 0.5",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.epilog = _OUTCOMES
 
 
-def load_model(chosen: argparse.Namespace) -> Verifier:
-    """The model that the command line or the environment names.
+def load_verifier(args: argparse.Namespace) -> Verifier:
+    """Return the verifier of the model that the command line or the environment names.
 
     Raises:
-        ValueError: neither does, or it cannot be read.
+        ValueError: Neither does, or it cannot be read.
     """
-    if chosen.threads is not None:
-        torch.set_num_threads(check_threads(chosen.threads))
-    verifier = Verifier.from_pretrained(model_path(chosen), threads=chosen.threads)
-    if chosen.threads is None and isinstance(verifier.engine, Runtime) and not verifier.engine.needs_torch_threads:
-        torch.set_num_threads(1)  # features of one thread are as fast, and wait for no core that another program has
+    if args.threads is not None:
+        torch.set_num_threads(check_threads(args.threads))
+    verifier = Verifier.from_pretrained(model_path(args), threads=args.threads, model_class=args.model_class)
+    if args.threads is None and isinstance(verifier.engine, Runtime) and not verifier.engine.needs_torch_threads:
+        # One thread computes the features as fast, and waits for no core that another program has. DECISIONS 76
+        torch.set_num_threads(1)
     return verifier
 
 
-def model_path(chosen: argparse.Namespace) -> Path:
-    """The model's file, as the command line or the environment names it.
+def model_path(args: argparse.Namespace) -> Path:
+    """Return the path of the model that the command line or the environment names.
 
     Raises:
-        ValueError: neither does.
+        ValueError: Neither does, or there is no such file.
     """
-    path = chosen.model or os.environ.get(VARIABLE)
+    path = args.model or os.environ.get(MODEL_ENV)
     if not path:
-        raise ValueError(f"name a model with --model FILE, or with the environment variable {VARIABLE}")
+        raise ValueError(f"name a model with --model FILE, or with the environment variable {MODEL_ENV}")
     if not Path(path).is_file():
-        raise ValueError(f"{path}: there is no such model file; sv-sparse export RUN --to FILE writes one")
+        raise ValueError(f"{path}: there is no such model file; sv-sparse export RUN --output FILE writes one")
     return Path(path)
 
 
 @contextmanager
-def refused_input(chosen: argparse.Namespace) -> Iterator[None]:
-    """Report a recording that cannot be judged: as JSON if the command line asks for it, and as an error.
+def report_refused_input(args: argparse.Namespace) -> Iterator[None]:
+    """Report a recording that cannot be used: as an error and, if the command line asks for it, as JSON.
 
     Raises:
-        ValueError: there is such a recording; names it.
+        ValueError: There is such a recording; the message names it.
     """
     try:
         yield
     except RefusedInputError as refusal:
-        if chosen.json:
+        if args.json:
             print(json.dumps({"outcome": refusal.outcome, "recording": refusal.recording, "error": str(refusal)}))
         raise ValueError(f"{refusal.outcome}: {refusal}") from refusal
 
 
-def limit_lines(verifier: Verifier) -> Iterator[str]:
-    """Yield what follows every decision: the warning about the model if there is one, and the limits of use."""
+def print_limits(verifier: Verifier) -> None:
+    """Print what follows every decision: the warning about the model, if there is one, and the limits of use."""
     if verifier.basis["warning"] is not None:
-        yield f"warning: {verifier.basis['warning']}"
-    yield f"limits: {LIMITS_OF_USE}"
+        print(f"warning: {verifier.basis['warning']}")
+    print(f"limits: {LIMITS_OF_USE}")

@@ -1,4 +1,4 @@
-"""sv-sparse embed: recordings to embeddings, in a file for other programs."""
+"""Command ``sv-sparse embed``: writes the embeddings of recordings to a file for other programs."""
 
 import argparse
 import csv
@@ -10,75 +10,87 @@ from pathlib import Path
 
 import numpy as np
 
-from sv_sparse.commands.common import add_model, load_model
+from sv_sparse.commands.common import add_model_arguments, load_verifier
 from sv_sparse.io import atomic_write
-from sv_sparse.runtime.decision import Heard
+from sv_sparse.runtime.decision import EmbeddedRecording
+from sv_sparse.runtime.verifier import Verifier
 
-_ENDINGS = (".npz", ".csv")
+_SUFFIXES = (".npz", ".csv")
 
-Row = tuple[str, Heard]  # a recording's name, and its embedding
+# With the recording's name.
+Row = tuple[str, EmbeddedRecording]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``sv-sparse embed``."""
+    """Add the arguments of ``sv-sparse embed``."""
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="recordings")
     parser.add_argument(
-        "--to",
+        "--output",
         type=Path,
         required=True,
         metavar="FILE",
         help=".npz with files [N], embeddings [N, E] and seconds [N], or .csv with a line for each recording",
     )
-    add_model(parser)
+    add_model_arguments(parser)
 
 
-def main(chosen: argparse.Namespace) -> None:
-    """Run ``sv-sparse embed``. Stopped, it keeps what is done beside the file, and goes on there the next time.
+def main(args: argparse.Namespace) -> None:
+    """Run ``sv-sparse embed``; a command that was stopped resumes at the first recording that is not embedded.
 
     Raises:
-        ValueError: the model cannot be read, or some recordings; the others' embeddings are written all the same.
-        OSError: the file cannot be written.
+        ValueError: The model cannot be read, or some recordings; the embeddings of the others are written all the same.
+        OSError: The file cannot be written.
     """
-    if chosen.to.suffix not in _ENDINGS:
-        raise ValueError(f"--to {chosen.to}: expected a name that ends in {' or '.join(_ENDINGS)}")
-    if not chosen.to.parent.is_dir():
-        raise ValueError(f"--to {chosen.to}: there is no folder {chosen.to.parent}")
-    verifier = load_model(chosen)
-    begun = chosen.to.with_name(f".{chosen.to.name}.begun.npz")
-    found = _begun(begun, verifier.fingerprint)
-    keys = [_key(file) for file in chosen.files]
-    tried = set(found)
+    output: Path = args.output
+    if output.suffix not in _SUFFIXES:
+        raise ValueError(f"--output {output}: expected a name that ends in {' or '.join(_SUFFIXES)}")
+    if not output.parent.is_dir():
+        raise ValueError(f"--output {output}: there is no folder {output.parent}")
+    verifier = load_verifier(args)
+    partial_path = output.with_name(f".{output.name}.partial.npz")
+    embeddings = _read_partial(partial_path, verifier.fingerprint)
     try:
-        for number, (file, key) in enumerate(zip(chosen.files, keys, strict=True), start=1):
-            if key not in tried:
-                tried.add(key)
-                try:
-                    found[key] = verifier.hear(file)
-                except ValueError as error:
-                    print(f"left out: {error}", file=sys.stderr)
-            _show(f"{number} of {len(keys)}")
-        rows = [(str(file), found[key]) for file, key in zip(chosen.files, keys, strict=True) if key in found]
+        rows = _embed_files(verifier, args.files, embeddings)
         if rows:
-            (_write_csv if chosen.to.suffix == ".csv" else _write_npz)(chosen.to, rows)
-            print(f"{chosen.to}: {len(rows)} embeddings of {len(verifier.backend.mean)} numbers")
-    except BaseException:
-        _keep(begun, found, verifier.fingerprint)
+            write_rows = _write_csv if output.suffix == ".csv" else _write_npz
+            write_rows(output, rows)
+            print(f"{output}: {len(rows)} embeddings of {len(verifier.backend.mean)} numbers")
+    except BaseException:  # a stop signal, too
+        _write_partial(partial_path, embeddings, verifier.fingerprint)
         raise
-    begun.unlink(missing_ok=True)
-    if len(rows) < len(keys):
-        raise ValueError(f"{len(keys) - len(rows)} of {len(keys)} recordings could not be embedded")
+    partial_path.unlink(missing_ok=True)
+    num_failed = len(args.files) - len(rows)
+    if num_failed:
+        raise ValueError(f"{num_failed} of {len(args.files)} recordings could not be embedded")
 
 
-def _show(progress: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{progress} ", end="", file=sys.stderr, flush=True)
+def _embed_files(verifier: Verifier, files: Sequence[Path], embeddings: dict[str, EmbeddedRecording]) -> list[Row]:
+    """Return a row for each file that can be embedded; add the embeddings, by key, that were missing."""
+    # Keys are taken first: a recording that changes meanwhile is embedded again by the next command.
+    keys = [_recording_key(file) for file in files]
+    failed = set()
+    rows = []
+    for index, (file, key) in enumerate(zip(files, keys, strict=True)):
+        if key not in embeddings and key not in failed:
+            try:
+                embeddings[key] = verifier.embed_recording(file)
+            except ValueError as error:
+                print(f"left out: {error}", file=sys.stderr)
+                failed.add(key)
+        if key in embeddings:
+            rows.append((str(file), embeddings[key]))
+        if sys.stderr.isatty():
+            print(f"\r{index + 1} of {len(keys)} ", end="", file=sys.stderr, flush=True)
+    return rows
 
 
-def _key(file: Path) -> str:
-    """What tells a recording from others: its path, size and time of change."""
-    about = file.stat() if file.is_file() else None
-    told = f"{file.absolute()}\0{about.st_size} {about.st_mtime_ns}" if about is not None else f"{file.absolute()}"
-    return hashlib.sha256(told.encode(errors="surrogateescape")).hexdigest()
+def _recording_key(file: Path) -> str:
+    """Return what identifies a recording: a digest of its path, size and modification time."""
+    text = f"{file.absolute()}"
+    if file.is_file():
+        stat = file.stat()
+        text += f"\0{stat.st_size} {stat.st_mtime_ns}"
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def _write_npz(path: Path, rows: Sequence[Row]) -> None:
@@ -86,31 +98,36 @@ def _write_npz(path: Path, rows: Sequence[Row]) -> None:
         np.savez(
             file,
             files=np.array([name for name, _ in rows]),
-            embeddings=np.stack([heard.embedding for _, heard in rows]),
-            seconds=np.array([heard.seconds for _, heard in rows]),
+            embeddings=np.stack([recording.embedding for _, recording in rows]),
+            seconds=np.array([recording.seconds for _, recording in rows]),
         )
 
 
 def _write_csv(path: Path, rows: Sequence[Row]) -> None:
-    size = len(rows[0][1].embedding)
+    _, first = rows[0]
+    columns = [f"e{index}" for index in range(len(first.embedding))]
     with atomic_write(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", "seconds", *(f"e{index}" for index in range(size))])
-        for name, heard in rows:
-            writer.writerow([name, heard.seconds, *map(repr, heard.embedding.tolist())])
+        writer.writerow(["file", "seconds", *columns])
+        for name, recording in rows:
+            writer.writerow([name, recording.seconds, *recording.embedding.tolist()])
 
 
-def _keep(path: Path, found: Mapping[str, Heard], fingerprint: str) -> None:
-    if found:
-        _write_npz(path, [(f"{fingerprint} {key}", heard) for key, heard in found.items()])
+def _write_partial(path: Path, embeddings: Mapping[str, EmbeddedRecording], fingerprint: str) -> None:
+    if embeddings:
+        _write_npz(path, [(f"{fingerprint} {key}", recording) for key, recording in embeddings.items()])
 
 
-def _begun(path: Path, fingerprint: str) -> dict[str, Heard]:
-    """What an earlier attempt with the same model left, by key; nothing where it cannot be read."""
+def _read_partial(path: Path, fingerprint: str) -> dict[str, EmbeddedRecording]:
+    """Return the embeddings, by key, that a stopped command with the same model has written; none if unreadable."""
+    embeddings = {}
     try:
         with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
             rows = zip(file["files"].tolist(), file["embeddings"], file["seconds"].tolist(), strict=True)
-            found = [(*name.split(), Heard(embedding, seconds)) for name, embedding, seconds in rows]
-            return {key: heard for model, key, heard in found if model == fingerprint}
+            for name, embedding, seconds in rows:
+                model, key = name.split()
+                if model == fingerprint:
+                    embeddings[key] = EmbeddedRecording(embedding, seconds)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return {}
+    return embeddings

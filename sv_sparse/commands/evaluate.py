@@ -16,7 +16,7 @@ from sv_sparse.evaluation.embedding_cache import EMBEDDINGS_DIR, EmbeddingCache
 from sv_sparse.evaluation.evaluate import check_trial_checksums, evaluate_trial_sets, update_evaluations_file
 from sv_sparse.evaluation.leakage import check_speaker_overlap, run_dir_of
 from sv_sparse.evaluation.load import load_network
-from sv_sparse.evaluation.result import TrialSetResult, TrialSideInfo
+from sv_sparse.evaluation.result import TrialSetResult, side_speakers
 from sv_sparse.evaluation.trial_sets import parse_trial_sets, run_trial_sets, trial_sets_from_files
 from sv_sparse.evaluation.validation import fit_scoring_backend
 from sv_sparse.io import nfc
@@ -135,7 +135,7 @@ def _evaluate(path: Path, args: argparse.Namespace) -> None:
     device = resolve_device(args.device, "--device ")
     network = network.to(device)
     filterbank = Filterbank(SAMPLE_RATE, MEL_BINS).to(device)
-    cache = EmbeddingCache((args.output_dir or run_dir) / EMBEDDINGS_DIR, network, config.model)
+    cache = EmbeddingCache((args.output_dir or run_dir) / EMBEDDINGS_DIR, network, config.model_settings)
     # Another normalization gives scores of another scale, so the calibration is fitted anew too.
     if backend.top_n != (scoring.top_n if scoring.score_norm == "as_norm" else 0):
         manifest = run_dir / "manifest.parquet"
@@ -185,10 +185,8 @@ def _scoring_config(scoring: ScoringConfig, args: argparse.Namespace) -> Scoring
 
 
 def _warn_of_same_names(run_dir: Path, trial_sets: Sequence[Judged]) -> None:
-    """Warn of lists of files that have names of utterances or speakers of the run's own.
-
-    Only names are known of such lists, and names may agree by chance, so that this is no error.
-    """
+    """Warn of lists of files that name utterances or speakers as the run's training speech does."""
+    # Only names are known of such lists. Names may agree by chance, so that this is no error.
     manifest = run_dir / "manifest.parquet"
     from_files = [trial_set for trial_set in trial_sets if not trial_set.speakers]
     if not from_files or not manifest.is_file():
@@ -198,8 +196,7 @@ def _warn_of_same_names(run_dir: Path, trial_sets: Sequence[Judged]) -> None:
     speakers = set(map(nfc, rows.column("speaker").unique().to_pylist()))
     for trial_set in from_files:
         num_utterances = int((match(trial_set.trials.utterances, utterances) >= 0).sum())
-        list_speakers = TrialSideInfo.from_trial_set(trial_set).speakers
-        num_speakers = len(speakers.intersection(map(nfc, list_speakers)))
+        num_speakers = len(speakers.intersection(map(nfc, side_speakers(trial_set))))
         if num_utterances or num_speakers:
             print(
                 f"warning: list {trial_set.trials.name} has {num_utterances} utterances and {num_speakers} speakers of "

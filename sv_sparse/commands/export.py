@@ -1,9 +1,9 @@
-"""sv-sparse export: a trained network as one file, for use."""
+"""Command ``sv-sparse export``: writes a trained network to one file, for use."""
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,175 +14,200 @@ import torch
 from torch import nn
 
 from sv_sparse import __version__
+from sv_sparse.commands.common import add_model_class_argument
 from sv_sparse.config.schema import Config, PreparedDataConfig
 from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.evaluation.load import load_network
-from sv_sparse.export.onnx import FEATURES, export_onnx
+from sv_sparse.export.onnx import FRONTENDS, export_onnx
+from sv_sparse.export.package import write_package
 from sv_sparse.export.quantize import quantize_onnx
 from sv_sparse.models.features import MEL_BINS, Filterbank
 from sv_sparse.runtime.decision import LIMITS_OF_USE, SYNTHETIC
-from sv_sparse.runtime.package import write_package
-from sv_sparse.runtime.sparse_codec import VALUES
+from sv_sparse.runtime.sparse_codec import DTYPES
 
-_UTTERANCES, _SECONDS = 32, 6.0  # that tell int8 the range of values: so many, and at most so long
-_FIGURES = ("target_sparsity", "sparsity_network", "parameters", "nonzero_parameters", "seed")
-_JUDGED = ("name", "trials", "targets", "speakers", "enrollment", "score_norm", "eer", "eer_interval", "dcf")
+# Utterances that tell int8 the range of activations.
+NUM_CALIBRATION_CLIPS = 32
+CALIBRATION_CLIP_SECONDS = 6.0
+_METRIC_KEYS = ("target_sparsity", "sparsity_network", "parameters", "nonzero_parameters", "seed")
+_EVALUATION_KEYS = (
+    "name",
+    "trials",
+    "targets",
+    "speakers",
+    "enrollment",
+    "score_norm",
+    "eer",
+    "eer_interval",
+    "dcf",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``sv-sparse export``."""
-    parser.add_argument("trained", type=Path, metavar="RUN", help="a run folder, or a network file of one")
-    parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="model.safetensors or model.onnx")
+    """Add the arguments of ``sv-sparse export``."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or a network file in one")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="model.safetensors or model.onnx")
     parser.add_argument(
-        "--values",
-        choices=list(VALUES),
-        help="what weights of a .safetensors are rounded to; fp32, which keeps every bit",
+        "--dtype",
+        choices=list(DTYPES),
+        help="type that the weights of a .safetensors are rounded to; default: fp32, which keeps every bit",
     )
     parser.add_argument(
-        "--features", choices=FEATURES, help="of an .onnx: inside (a waveform goes in, the default) or outside"
+        "--frontend",
+        choices=FRONTENDS,
+        help="frontend of an .onnx: included (the input is a waveform; the default) or none (a filterbank)",
     )
-    parser.add_argument("--int8", action="store_true", help="an .onnx with products in eight bits")
-    parser.add_argument("--licence", default="not stated", help="of the network, for its card")
-    parser.add_argument("--trained-on", help="the training data in words, for its card; the run's setting if not given")
+    parser.add_argument("--int8", action="store_true", help="write an .onnx with products in eight bits")
+    parser.add_argument("--license", default="not stated", help="license of the network, for its card")
+    parser.add_argument("--trained-on", help="training data in words, for the card; default: by the run's settings")
+    add_model_class_argument(parser)
 
 
-def main(chosen: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
     """Run ``sv-sparse export``.
 
     Raises:
-        ValueError: something is not as expected; names it.
-        OSError: something cannot be read or written.
+        ValueError: An argument is not allowed, or the run cannot be read; the message names it.
+        OSError: A file cannot be read or written.
     """
-    kind = _kind(chosen)
-    folder, path = _places(chosen.trained)
-    network, backend, config = load_network(path)
-    dense = _bytes(network)
-    card = make_card(folder, config, licence=chosen.licence, trained_on=chosen.trained_on)
-    model = config.model_settings
-    if kind == ".safetensors":
-        features = {"sample_rate": SAMPLE_RATE, "mel_bins": MEL_BINS}
-        write_package(chosen.to, network, model, backend, card, features=features, values=chosen.values or "fp32")
+    output: Path = args.output
+    if output.suffix not in {".safetensors", ".onnx"}:
+        raise ValueError(f"--output {output}: expected a name that ends in .safetensors or .onnx")
+    if not output.parent.is_dir():
+        raise ValueError(f"--output {output}: there is no folder {output.parent}")
+    is_package = output.suffix == ".safetensors"
+    for name in ("frontend", "int8") if is_package else ("dtype",):
+        if getattr(args, name):
+            raise ValueError(f"--{name} is not for a {output.suffix}, which --output {output} asks for")
+    run_dir, network_path = args.run.parent.parent, args.run
+    if args.run.is_dir():
+        run_dir, network_path = args.run, args.run / "checkpoints" / "model.pt"
+    trusted = () if args.model_class is None else (args.model_class,)
+    network, backend, config = load_network(network_path, trusted)
+    card = make_card(run_dir, config, license_name=args.license, trained_on=args.trained_on)
+    if is_package:
+        write_package(
+            output,
+            network,
+            config.model_settings,
+            backend,
+            card,
+            features={"sample_rate": SAMPLE_RATE, "mel_bins": MEL_BINS},
+            dtype=args.dtype or "fp32",
+            model_class=args.model_class,
+        )
     else:
-        write_onnx(chosen.to, network, card, folder, features=chosen.features or "inside", int8=chosen.int8)
-    size = chosen.to.stat().st_size
-    share = f", {dense / size:.1f} times smaller" if size < dense else ""
-    print(f"{chosen.to}: {size / 1e6:.2f} MB{share}; the network as it was trained has {dense / 1e6:.1f} MB")
-
-
-def _kind(chosen: argparse.Namespace) -> str:
-    """The ending of the file that is asked for, once all that is asked for fits it."""
-    kind: str = chosen.to.suffix
-    if kind not in {".safetensors", ".onnx"}:
-        raise ValueError(f"--to {chosen.to}: expected a name that ends in .safetensors or .onnx")
-    if not chosen.to.parent.is_dir():
-        raise ValueError(f"--to {chosen.to}: there is no folder {chosen.to.parent}")
-    foreign = {".safetensors": ("features", "int8"), ".onnx": ("values",)}[kind]
-    for name in foreign:
-        if getattr(chosen, name):
-            raise ValueError(f"--{name} is not for a {kind}, which --to {chosen.to} asks for")
-    return kind
+        write_onnx(output, network, card, run_dir, frontend=args.frontend or "included", int8=args.int8)
+    size = output.stat().st_size
+    dense_size = sum(value.numel() * 4 for value in network.state_dict().values() if value.is_floating_point())
+    ratio = f", {dense_size / size:.1f} times smaller" if size < dense_size else ""
+    print(f"{output}: {size / 1e6:.2f} MB{ratio}; the network as it was trained has {dense_size / 1e6:.1f} MB")
 
 
 def write_onnx(
-    path: Path, network: nn.Module, card: dict[str, Any], folder: Path, *, features: str = "inside", int8: bool = False
+    path: Path,
+    network: nn.Module,
+    card: dict[str, Any],
+    run_dir: Path,
+    *,
+    frontend: str = "included",
+    int8: bool = False,
 ) -> None:
     """Write a network as an ONNX file.
 
     Args:
-        path: the file.
-        network: filterbank [B, F, T] to embedding [B, E].
-        card: goes into the file's metadata.
-        folder: of its run, whose training utterances tell int8 the range of values.
-        features: ``inside`` or ``outside``.
-        int8: products in eight bits.
+        path: The file.
+        network: Network from filterbank [B, F, T] to embedding [B, E].
+        card: Plain data for the file's metadata.
+        run_dir: Folder of its run, whose training utterances tell int8 the range of activations.
+        frontend: ``included`` or ``none``, as of ``export_onnx``.
+        int8: Compute products in eight bits.
 
     Raises:
-        ValueError: the packages for ONNX are missing, or the run's recordings are gone.
-        OSError: a file cannot be read or written.
+        ValueError: The packages for ONNX are missing, or the run's recordings are gone.
+        OSError: A file cannot be read or written.
     """
     metadata = {"card": json.dumps(card, allow_nan=False)}
     if not int8:
-        export_onnx(network, path, features=features, metadata=metadata)
+        export_onnx(network, path, frontend=frontend, metadata=metadata)
         return
     with TemporaryDirectory() as temporary:
-        whole = Path(temporary) / "whole.onnx"
-        export_onnx(network, whole, features=features, metadata=metadata)
-        quantize_onnx(whole, path, heard(folder, features))
+        float32_path = Path(temporary) / "float32.onnx"
+        export_onnx(network, float32_path, frontend=frontend, metadata=metadata)
+        quantize_onnx(float32_path, path, calibration_inputs(run_dir, frontend))
 
 
-def heard(folder: Path, features: str, count: int = _UTTERANCES) -> Iterator[np.ndarray]:
-    """Some of a run's training utterances, as an ONNX file of these features takes them.
+def calibration_inputs(
+    run_dir: Path, frontend: str, num_utterances: int = NUM_CALIBRATION_CLIPS
+) -> Iterator[np.ndarray]:
+    """Yield some of a run's training utterances, as an ONNX file takes them.
 
     Args:
-        folder: of the run.
-        features: ``inside``: waveforms [1, S]; ``outside``: filterbanks [1, F, T].
-        count: how many.
+        run_dir: Folder of the run.
+        frontend: ``included``: waveforms [1, S]; ``none``: filterbanks [1, F, T].
+        num_utterances: Number of utterances, spread over the manifest. Default: 32.
 
     Raises:
-        ValueError: the run does not say what it was trained on, or a recording cannot be read.
+        ValueError: The run has no manifest.
     """
-    if not (folder / "manifest.parquet").is_file():
-        raise ValueError(f"--int8: {folder} has no manifest.parquet, which says what it was trained on")
-    manifest, filterbank = Manifest(folder / "manifest.parquet"), Filterbank(SAMPLE_RATE, MEL_BINS)
+    if not (run_dir / "manifest.parquet").is_file():
+        raise ValueError(f"--int8: {run_dir} has no manifest.parquet, which lists the training recordings")
+    manifest = Manifest(run_dir / "manifest.parquet")
+    filterbank = Filterbank(SAMPLE_RATE, MEL_BINS)
     rows = manifest.split("train")
-    for row in rows[:: max(1, len(rows) // count)][:count]:
+    for row in rows[:: max(1, len(rows) // num_utterances)][:num_utterances]:
         try:
-            waveform = read_utterance(manifest.parts(row))[None, : round(_SECONDS * SAMPLE_RATE)]
+            samples = read_utterance(manifest.parts(row))
         except ValueError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        with torch.no_grad():
-            yield (waveform if features == "inside" else filterbank(waveform)).numpy()
+        waveform = samples[None, : round(CALIBRATION_CLIP_SECONDS * SAMPLE_RATE)]
+        if frontend == "none":
+            with torch.no_grad():
+                waveform = filterbank(waveform)
+        yield waveform.numpy()
 
 
-def _bytes(network: nn.Module) -> int:
-    """Of a network with its zeros, in float32."""
-    return sum(value.numel() * 4 for value in network.state_dict().values() if value.is_floating_point())
-
-
-def _places(given: Path) -> tuple[Path, Path]:
-    """The run's folder, and its network file."""
-    if given.is_dir():
-        return given, given / "checkpoints" / "model.pt"
-    return given.parent.parent, given
-
-
-def make_card(folder: Path, config: Config, *, licence: str, trained_on: str | None) -> dict[str, Any]:
-    """What is known of a trained network, as plain data.
+def make_card(run_dir: Path, config: Config, *, license_name: str, trained_on: str | None) -> dict[str, Any]:
+    """Return the card of a trained network: plain data about its training and its results.
 
     Args:
-        folder: its run's; what it holds of results and environment is taken in.
-        config: its run's.
-        licence: in words.
-        trained_on: in words; made from the settings if not given.
+        run_dir: Folder of its run, with results.json and environment.json.
+        config: Settings of its run.
+        license_name: License in words.
+        trained_on: Training data in words. Default: by the settings.
     """
-    results, environment = (_json(folder / name) for name in ("results.json", "environment.json"))
-    judged = results.get("evaluations", {})
+    results = _read_json(run_dir / "results.json")
+    environment = _read_json(run_dir / "environment.json")
+    evaluations = [_select(evaluation, _EVALUATION_KEYS) for evaluation in results.get("evaluations", {}).values()]
     return {
         "name": config.run_name,
-        "licence": licence,
-        "trained_on": trained_on or _data(config),
+        "license": license_name,
+        "trained_on": trained_on or _describe_data(config),
         SYNTHETIC: config.is_synthetic,
         "limits_of_use": LIMITS_OF_USE,
         "training": results.get("training", {}),
         "scoring": results.get("scoring", {}),
-        "figures": {name: results[name] for name in _FIGURES if name in results},
-        "evaluations": [{name: one[name] for name in _JUDGED if name in one} for one in judged.values()],
+        "metrics": _select(results, _METRIC_KEYS),
+        "evaluations": evaluations,
         "commit": environment.get("commit"),
         "sv_sparse": __version__,
         "exported": datetime.now(UTC).date().isoformat(),
     }
 
 
-def _json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+def _select(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: values[key] for key in keys if key in values}
 
 
-def _data(config: Config) -> str:
-    """The training data in words, without the folders of whoever trained."""
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content
+
+
+def _describe_data(config: Config) -> str:
+    """Return the training data in words, without the folders of whoever trained."""
     data = config.data
     if config.is_synthetic:
         return "the demo corpus: synthetic voices"

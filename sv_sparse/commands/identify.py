@@ -1,87 +1,99 @@
-"""sv-sparse identify: which enrolled speaker a recording is of, or that it is none of them."""
+"""Command ``sv-sparse identify``: compares a recording with all enrolled speakers."""
 
 import argparse
 import json
 import time
 from pathlib import Path
 
-from sv_sparse.commands.common import add_decision, add_model, limit_lines, load_model, refused_input
+from sv_sparse.commands.common import (
+    add_database_argument,
+    add_decision_arguments,
+    add_model_arguments,
+    load_verifier,
+    print_limits,
+    report_refused_input,
+)
 from sv_sparse.runtime.decision import NOT_DIFFERENT, Outcome, Verification
-from sv_sparse.runtime.speaker_db import UNKNOWN, Store, default_path
+from sv_sparse.runtime.speaker_db import UNKNOWN, SpeakerDatabase, default_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``sv-sparse identify``."""
+    """Add the arguments of ``sv-sparse identify``."""
     parser.add_argument("file", type=Path, metavar="FILE", help="a recording")
-    parser.add_argument(
-        "--store", type=Path, help="the file of all speakers; ~/.local/share/sv-sparse/speakers.sqlite if not given"
-    )
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="likeliest speakers to name (5)")
-    add_model(parser)
-    add_decision(parser)
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="number of speakers to print; default: 5")
+    add_database_argument(parser)
+    add_model_arguments(parser)
+    add_decision_arguments(parser)
 
 
-def main(chosen: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
     """Run ``sv-sparse identify``.
 
     Raises:
-        ValueError: the model or the store cannot be read, the recording cannot be judged, nobody is enrolled, or no
-            such threshold is known; names it.
+        ValueError: The model or the database cannot be read, the recording cannot be used, nobody is enrolled, or there
+            is no such threshold.
     """
-    if chosen.top < 1:
-        raise ValueError(f"--top must be at least 1, got {chosen.top}")
-    path = chosen.store or default_path()
-    verifier = load_model(chosen)
-    enrolled = Store(path).enrolled(verifier.fingerprint)
-    if not enrolled:
-        raise ValueError(f"{path}: nobody is enrolled; sv-sparse enroll NAME FILE... does")
-    started = time.perf_counter()
-    with refused_input(chosen):
+    if args.top < 1:
+        raise ValueError(f"--top must be at least 1, got {args.top}")
+    path = args.database or default_path()
+    verifier = load_verifier(args)
+    enrollments = SpeakerDatabase(path).embeddings(verifier.fingerprint)
+    if not enrollments:
+        raise ValueError(f"{path}: nobody is enrolled; sv-sparse enroll NAME FILE... enrolls a speaker")
+    start_time = time.perf_counter()
+    with report_refused_input(args):
         verifications = verifier.identify(
-            chosen.file,
-            list(enrolled.values()),
-            prior=chosen.prior,
-            false_alarms=chosen.false_alarms,
-            threshold=chosen.threshold,
+            args.file,
+            list(enrollments.values()),
+            prior=args.prior,
+            target_far=args.target_far,
+            threshold=args.threshold,
         )
-    ranked = sorted(zip(enrolled, verifications, strict=True), key=lambda pair: _likelihood(pair[1]), reverse=True)
-    name, best = ranked[0]
-    answer = None if best.accepted is None else name if best.accepted else UNKNOWN
-    seconds = time.perf_counter() - started
-    top = ranked[: chosen.top]
-    if chosen.json:
-        speakers = [{"name": name} | each.as_dict() for name, each in top]
+    ranking = sorted(zip(enrollments, verifications, strict=True), key=_evidence, reverse=True)
+    best_name, best = ranking[0]
+    answer = None
+    if best.accepted is not None:
+        answer = best_name if best.accepted else UNKNOWN
+    seconds = time.perf_counter() - start_time
+    if args.json:
+        speakers = []
+        for name, verification in ranking[: args.top]:
+            speakers.append({"name": name} | verification.to_dict())
         decision = {"outcome": best.outcome, "answer": answer, "known": best.accepted}
         print(json.dumps(decision | verifier.basis | {"speakers": speakers}, ensure_ascii=False))
         return
-    print(answer or f"{best.outcome}: the model knows no threshold; --threshold gives one")
-    for name, each in top:
-        print(f"  {name}: {_words(each)}")
+    print(answer or f"{best.outcome}: the model has no threshold; --threshold sets one")
+    for name, verification in ranking[: args.top]:
+        print(f"  {name}: {_describe(verification)}")
     if verifier.basis["calibration"] is not None:
         print(f"log-likelihood ratios by {verifier.basis['calibration']}")
-    print(_threshold(best, len(ranked)), end="")
-    print("\n".join(limit_lines(verifier)))
+    if best.threshold is not None:
+        print(_threshold_line(best, len(ranking)))
+    print_limits(verifier)
     print(f"{seconds:.3f} seconds")
 
 
-def _likelihood(found: Verification) -> float:
-    return found.score if found.llr is None else found.llr
+def _evidence(entry: tuple[str, Verification]) -> float:
+    _, verification = entry
+    return verification.score if verification.llr is None else verification.llr
 
 
-def _words(found: Verification) -> str:
-    if found.llr is None:
-        return f"score {found.score:.4f}"
-    return f"log-likelihood ratio {found.llr:.2f}, probability {found.probability:.2%}, score {found.score:.4f}"
+def _describe(verification: Verification) -> str:
+    score = f"score {verification.score:.4f}"
+    if verification.llr is None:
+        return score
+    return f"log-likelihood ratio {verification.llr:.2f}, probability {verification.probability:.2%}, {score}"
 
 
-def _threshold(found: Verification, speakers: int) -> str:
-    """What was decided by, in a line; nothing where nothing was decided."""
-    if found.threshold is None:
-        return ""
-    line = f"{found.outcome}: threshold {found.threshold:.2f}"
-    if found.false_alarms is not None:
-        most = min(1.0, speakers * found.false_alarms)
-        line += f", for {100 * found.false_alarms:g}% false alarms a speaker: up to {most:.2%} for {speakers} together"
-    if found.outcome == Outcome.NOT_ACCEPTED:
+def _threshold_line(best: Verification, num_speakers: int) -> str:
+    line = f"{best.outcome}: threshold {best.threshold:.2f}"
+    if best.target_far is not None:
+        # The union bound: a stranger is compared with each speaker.
+        joint_far = min(1.0, num_speakers * best.target_far)
+        line += (
+            f", for a false-alarm rate of {100 * best.target_far:g}% a speaker: "
+            f"up to {joint_far:.2%} for {num_speakers} together"
+        )
+    if best.outcome == Outcome.NOT_ACCEPTED:
         line += f"; {NOT_DIFFERENT}"
-    return f"{line}\n"
+    return line

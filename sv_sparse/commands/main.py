@@ -33,7 +33,7 @@ COMMANDS = {
     "evaluate": Command("score trial lists with a trained network", "evaluate", needs_train_extra=True),
     "compare": Command("finished runs in one table, with figures", "compare", needs_train_extra=True),
     "export": Command("write a trained network to one file for use", "export", needs_train_extra=True),
-    "autotune": Command("measure how a model is computed fastest on this machine", "tune"),
+    "autotune": Command("measure how a model is computed fastest on this machine", "autotune"),
     "embed": Command("recordings to embeddings", "embed"),
     "verify": Command("tell whether two recordings are of one speaker", "verify"),
     "enroll": Command("add recordings of a speaker to the database", "enroll"),

@@ -1,58 +1,61 @@
-"""sv-sparse serve: a local web page on which two recordings are compared."""
+"""Command ``sv-sparse serve``: a local web page on which two recordings are compared."""
 
 import argparse
 import socket
 import sys
 from ipaddress import ip_address
 
-from sv_sparse.commands.common import add_model, load_model
+from sv_sparse.commands.common import add_model_arguments, load_verifier
 from sv_sparse.io import install_command
 from sv_sparse.runtime.server.limits import Limits
 
-_USUAL = Limits(seconds=60.0, megabytes=20.0)
-_LIMITS = (
-    f"Besides, at most {_USUAL.uploads} comparisons are received and held in memory at once, and at most "
-    f"{_USUAL.connections} connections are open: one more closes the one that has been idle longest. "
+_DEFAULTS = Limits(max_seconds=60.0, max_megabytes=20.0)
+_OTHER_LIMITS = (
+    f"Besides, at most {_DEFAULTS.max_uploads} comparisons are received and held in memory at once, and at most "
+    f"{_DEFAULTS.max_connections} connections are open: one more closes the one that has been idle longest. "
     "Whoever has waited too long in the queue gets status 503 with Retry-After."
 )
+_SECONDS_AND_SIZES = {
+    "max_seconds": "longest recording",
+    "max_megabytes": "largest recording",
+    "upload_seconds": "longest time in which a client sends both recordings",
+    "queue_seconds": "longest wait for a place to send, and again for one to be compared",
+    "idle_seconds": "time after which a connection without a complete request is closed",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``sv-sparse serve``."""
-    add_model(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; this computer alone if not given")
-    parser.add_argument("--port", type=int, default=8000, help="8000 if not given; 0 takes a free one")
+    """Add the arguments of ``sv-sparse serve``."""
+    add_model_arguments(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: this computer alone")
+    parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
     parser.add_argument(
         "--allowed-host",
         action="append",
         default=[],
         metavar="NAME",
         help="name under which a reverse proxy offers the page, or NAME:PORT where the port is not 80 or 443; can be "
-        "given several times",
+        "repeated",
     )
-    for name, default, text in (
-        ("--max-seconds", _USUAL.seconds, "longest recording"),
-        ("--max-megabytes", _USUAL.megabytes, "largest recording"),
-        ("--upload-seconds", _USUAL.upload_seconds, "longest time in which a client sends both recordings"),
-        ("--queue-seconds", _USUAL.queue_seconds, "longest wait for a place to send, and again for one to be compared"),
-        ("--idle-seconds", _USUAL.idle_seconds, "after which a connection without a complete request is closed"),
-    ):
-        parser.add_argument(name, type=float, default=default, metavar="X", help=f"{text} ({default:g})")
+    for name, text in _SECONDS_AND_SIZES.items():
+        default = getattr(_DEFAULTS, name)
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=float, default=default, metavar="X", help=f"{text}; default: {default:g}")
     parser.add_argument(
-        "--at-once",
+        "--max-concurrent",
         type=int,
-        default=_USUAL.at_once,
+        default=_DEFAULTS.max_concurrent,
         metavar="N",
-        help=f"comparisons that are computed at once ({_USUAL.at_once}); further ones wait",
+        help=f"comparisons that are computed at once; further ones wait; default: {_DEFAULTS.max_concurrent}",
     )
-    parser.epilog = _LIMITS
+    parser.epilog = _OTHER_LIMITS
 
 
-def main(chosen: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
     """Run ``sv-sparse serve`` until it is stopped.
 
     Raises:
-        ValueError: a limit is not allowed, the model cannot be read, the port cannot be used, or the extra ``serve`` is
+        ValueError: A limit is not allowed, the model cannot be read, the port cannot be used, or the extra ``serve`` is
             not installed.
     """
     try:
@@ -62,35 +65,35 @@ def main(chosen: argparse.Namespace) -> None:
             raise
         raise ValueError(f"sv-sparse serve needs {error.name}: {install_command('serve')}") from error
 
-    if not 0 <= chosen.port < 65536:
-        raise ValueError(f"--port must be 0 to 65535, got {chosen.port}")
+    if not 0 <= args.port < 65536:
+        raise ValueError(f"--port must be 0 to 65535, got {args.port}")
     limits = Limits(
-        chosen.max_seconds,
-        chosen.max_megabytes,
-        at_once=chosen.at_once,
-        upload_seconds=chosen.upload_seconds,
-        queue_seconds=chosen.queue_seconds,
-        idle_seconds=chosen.idle_seconds,
+        max_seconds=args.max_seconds,
+        max_megabytes=args.max_megabytes,
+        max_concurrent=args.max_concurrent,
+        upload_seconds=args.upload_seconds,
+        queue_seconds=args.queue_seconds,
+        idle_seconds=args.idle_seconds,
     )
-    verifier = load_model(chosen)
-    app = make_app(verifier, limits, chosen.host, chosen.allowed_host)
-    with _listening(chosen.host, chosen.port) as listener:
+    verifier = load_verifier(args)
+    app = make_app(verifier, limits, args.host, args.allowed_host)
+    with _listen(args.host, args.port) as listener:
         address, port = listener.getsockname()[:2]
         if not ip_address(address).is_loopback:
-            print(f"warning: with --host {chosen.host} anybody on the network can use this page", file=sys.stderr)
-        name = f"[{address}]" if ":" in address else address
-        print(f"http://{name}:{port}  (Ctrl-C ends it)", flush=True)
+            print(f"warning: with --host {args.host} anybody on the network can use this page", file=sys.stderr)
+        url_host = f"[{address}]" if ":" in address else address
+        print(f"http://{url_host}:{port}  (Ctrl-C ends it)", flush=True)
         make_server(app, limits).run(sockets=[listener])
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    """A socket that is bound and listens.
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
 
     Raises:
-        ValueError: it cannot be; says why.
+        ValueError: The address cannot be used; the message says why.
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
     except OSError as error:
-        raise ValueError(f"--host {host} --port {port} cannot be listened on ({error})") from error
+        raise ValueError(f"--host {host} --port {port} cannot be used ({error})") from error

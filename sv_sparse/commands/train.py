@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from sv_sparse.config.help import format_help
 from sv_sparse.config.overrides import check_command_line, complete_command_line
-from sv_sparse.config.schema import conf_dir, register_schema
+from sv_sparse.config.schema import conf_dir
 from sv_sparse.distributed import broadcast_from_rank0, exit_process, process_group, rank, rank0_first
 from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.io import harden_output
@@ -30,7 +30,6 @@ def main(arguments: list[str]) -> None:
         arguments: settings and choices, and options of Hydra.
     """
     harden_output()
-    register_schema()
     if "--help" in arguments or "-h" in arguments:
         with report_errors():
             print(format_help(arguments))

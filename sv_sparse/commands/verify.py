@@ -1,58 +1,61 @@
-"""sv-sparse verify: whether two recordings are of one speaker."""
+"""Command ``sv-sparse verify``: compares two recordings."""
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-from sv_sparse.commands.common import add_decision, add_model, limit_lines, load_model, refused_input
+from sv_sparse.commands.common import (
+    add_decision_arguments,
+    add_model_arguments,
+    load_verifier,
+    print_limits,
+    report_refused_input,
+)
 from sv_sparse.runtime.decision import NOT_DIFFERENT, Outcome, Verification
 from sv_sparse.runtime.verifier import Verifier
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``sv-sparse verify``."""
-    parser.add_argument("enrolment", type=Path, metavar="A", help="a recording")
-    parser.add_argument("test", type=Path, metavar="B", help="another one")
-    add_model(parser)
-    add_decision(parser)
+    """Add the arguments of ``sv-sparse verify``."""
+    parser.add_argument("enrollment", type=Path, metavar="ENROLLMENT", help="recording of the speaker")
+    parser.add_argument("test", type=Path, metavar="TEST", help="recording that is compared with it")
+    add_model_arguments(parser)
+    add_decision_arguments(parser)
 
 
-def main(chosen: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
     """Run ``sv-sparse verify``.
 
     Raises:
-        ValueError: the model cannot be read, a recording cannot be judged, or no such threshold is known; names it.
+        ValueError: The model cannot be read, a recording cannot be used, or there is no such threshold.
     """
-    verifier = load_model(chosen)
-    with refused_input(chosen):
+    verifier = load_verifier(args)
+    with report_refused_input(args):
         verification = verifier.verify(
-            chosen.enrolment,
-            chosen.test,
-            prior=chosen.prior,
-            false_alarms=chosen.false_alarms,
-            threshold=chosen.threshold,
+            args.enrollment, args.test, prior=args.prior, target_far=args.target_far, threshold=args.threshold
         )
-    if chosen.json:
-        print(json.dumps(verification.as_dict() | verifier.basis, allow_nan=False))
+    if args.json:
+        print(json.dumps(verification.to_dict() | verifier.basis, allow_nan=False))
     else:
-        print("\n".join(_lines(verification, verifier)))
+        _print_verification(verification, verifier)
 
 
-def _lines(found: Verification, verifier: Verifier) -> Iterator[str]:
-    """A verification for the terminal."""
-    normalization = verifier.backend.score_norm
-    yield f"score {found.score:.4f} ({'cosine' if normalization == 'none' else normalization})"
-    if found.llr is None:
-        yield "no probability: the model is not calibrated"
+def _print_verification(verification: Verification, verifier: Verifier) -> None:
+    score_norm = verifier.backend.score_norm
+    print(f"score {verification.score:.4f} ({'cosine' if score_norm == 'none' else score_norm})")
+    if verification.llr is None:
+        print("no probability: the model is not calibrated")
     else:
-        yield f"log-likelihood ratio {found.llr:.2f}, by {verifier.basis['calibration']}"
-        yield f"probability of one speaker {found.probability:.2%}, where it was {found.prior:.2%} before"
-    if found.threshold is None:
-        yield f"{found.outcome}: the model knows no threshold; --threshold gives one"
+        print(f"log-likelihood ratio {verification.llr:.2f}, by {verifier.basis['calibration']}")
+        print(f"probability of one speaker {verification.probability:.2%}, from a prior of {verification.prior:.2%}")
+    if verification.threshold is None:
+        print(f"{verification.outcome}: the model has no threshold; --threshold sets one")
     else:
-        share = f", for {100 * found.false_alarms:g}% false alarms" if found.false_alarms is not None else ""
-        meaning = f"; {NOT_DIFFERENT}" if found.outcome == Outcome.NOT_ACCEPTED else ""
-        yield f"{found.outcome}: threshold {found.threshold:.2f}{share}{meaning}"
-    yield from limit_lines(verifier)
-    yield f"{found.seconds:.3f} seconds"
+        line = f"{verification.outcome}: threshold {verification.threshold:.2f}"
+        if verification.target_far is not None:
+            line += f", for a false-alarm rate of {100 * verification.target_far:g}%"
+        if verification.outcome == Outcome.NOT_ACCEPTED:
+            line += f"; {NOT_DIFFERENT}"
+        print(line)
+    print_limits(verifier)
+    print(f"{verification.seconds:.3f} seconds")

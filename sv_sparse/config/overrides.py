@@ -1,4 +1,4 @@
-"""Checks of the command line: an unknown setting, choice or value is refused with the valid ones before a run begins."""
+"""Checks of the command line: what is unknown or not allowed is refused with what is, before a run begins."""
 
 import copy
 import os
@@ -227,8 +227,9 @@ def _check_value(key: str, value: Any, composed: DictConfig) -> None:
     if key == "target_sparsity":
         check_dense_target(value, candidate.sparsity)
     if is_dataclass(OmegaConf.get_type(candidate[group])):
-        for missing in OmegaConf.missing_keys(candidate[group]):
-            OmegaConf.update(candidate[group], missing, "unset")  # other settings of the group may come later
+        for missing in OmegaConf.missing_keys(candidate):
+            if missing.startswith(f"{group}."):  # its value may come later on the command line
+                OmegaConf.update(candidate, missing, "unset")
         OmegaConf.to_object(candidate[group])  # the group's class checks its values
 
 

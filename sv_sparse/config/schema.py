@@ -865,3 +865,6 @@ def _schema_of(settings: Mapping[str, Any], choices: Mapping[str, Any]) -> Any:
     if "synthesize" in settings:
         return writable(choices["demo"])
     return writable(choices["prepared" if "prepared_dir" in settings else "folder"])
+
+
+register_schema()  # as Hydra expects it: whoever imports the settings can compose them

@@ -84,6 +84,7 @@ class _MacCounter(TorchDispatchMode):
         output = func(*args, **kwargs)
         if func.overloadpacket not in flop_registry:
             return output
+        # torch counts a multiply-accumulate as two operations.
         macs = flop_registry[func.overloadpacket](*args, **kwargs, out_val=output) // 2
         for arg in args:
             if not isinstance(arg, Tensor) or arg.ndim < 2:  # a bias has one dimension
@@ -133,6 +134,7 @@ def _latency(network: nn.Module, speech: Tensor) -> dict[str, Any]:
     """Measure the median seconds from filterbank to embedding, on a CPU with one thread."""
     num_threads = torch.get_num_threads()
     on_gpu = speech.device.type == "cuda"
+    # With one thread, machines with different numbers of cores can be compared.
     torch.set_num_threads(1)
     try:
         seconds = []

@@ -70,6 +70,7 @@ def load_corpus(config: Config, run_dir: Path) -> Corpus:
     stems = {Path(name.rpartition(":")[2]).stem for name in names}
     if not names or len(stems) < len(names):  # results are named by the list
         raise ValueError(f"data.trial_lists={data.trial_lists}: expected one list or several of different names")
+    # A resumed run keeps its manifest, so that the same speakers stay held out.
     manifest_path = run_dir / "manifest.parquet"
     if isinstance(data, PreparedDataConfig):
         trial_sets = read_listed(data.prepared_dir, names)
@@ -89,6 +90,7 @@ def load_corpus(config: Config, run_dir: Path) -> Corpus:
                 make_demo(data.cache_dir, **vars(data.synthesize))
             scan_folder(
                 data.root,
+                # Speakers of these lists are not trained on.
                 trials=[name for name in names if not is_prepared_reference(name)],
                 train_list=data.train_utterances,
                 validation_share=data.val_fraction,
@@ -126,6 +128,7 @@ def load_trial_set(name: str, manifest: Manifest, sexes: Mapping[str, str]) -> J
     if not is_prepared_reference(name):
         return judged(read_trials(name), manifest, sexes)
     (trial_set,) = read_listed("", [name])
+    # A published list whose speakers are trained on is a mistake, not a wish. DECISIONS 30
     trained = rows_of(manifest.source, "train", "validation")
     prepared.refuse_trained_on(trial_set, trained, manifest.source, "data.root")
     return trial_set

@@ -220,6 +220,7 @@ def _read_blocks(
 
     The next block is read while the caller works on the present one.
     """
+    # Decoding releases Python's lock, so threads are enough.
     with ThreadPoolExecutor(2) as pool:
 
         def submit(index: int) -> list[Future[Tensor | str]]:

@@ -33,10 +33,9 @@ _FLUSH_SECONDS = 10  # a killed process loses no more
 
 
 class EmbeddingCache:
-    """Embeddings of a network, looked up by audio.
+    """Embeddings of a network, looked up by the path, size and modification time of audio files.
 
-    Audio is identified by its files' path, size and modification time, not by its content. Several
-    processes may use a cache at once.
+    Several processes may use a cache at once.
 
     Args:
         cache_dir: folder for the embeddings of all networks, such as ``RUN/embeddings``; it is made
@@ -111,6 +110,7 @@ class EmbeddingCache:
 
 def _model_key(network: nn.Module, model: Mapping[str, Any]) -> str:
     """Return a name that depends on all that decides an embedding but the audio."""
+    # Kinds of devices differ in the last bits.
     device = next(network.parameters()).device.type
     # Kernels do not count: "implementation" selects them, and all give the same embeddings.
     settings = sorted((name, value) for name, value in model.items() if name != "implementation")
@@ -123,11 +123,13 @@ def _model_key(network: nn.Module, model: Mapping[str, Any]) -> str:
         digest.update(source.read_bytes())
     for name, value in network.state_dict().items():
         digest.update(name.encode())
+        # As bytes, since numpy has no bfloat16.
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 def _utterance_key(parts: Sequence[Part]) -> bytes:
+    # Not the content: reading all audio would take much of the time that the cache saves.
     digest = hashlib.blake2b(digest_size=_KEY_BYTES)
     for part in parts:
         within_tar = (part.offset, part.bytes) if part.offset else ()

@@ -16,7 +16,7 @@ from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.distributed import rank
 from sv_sparse.evaluation.embed import embed
 from sv_sparse.evaluation.embedding_cache import EmbeddingCache
-from sv_sparse.evaluation.result import TrialSetResult, TrialSideInfo, compute_metrics, result_id
+from sv_sparse.evaluation.result import TrialSetResult, compute_metrics, result_id, side_speakers
 from sv_sparse.evaluation.score_files import write_scores, write_speakers
 from sv_sparse.io import write_json
 from sv_sparse.scoring.backend import Backend
@@ -67,6 +67,7 @@ def evaluate_trial_sets(
             list has no targets or no nontargets left.
     """
     trial_sets = [apply_enrollment_mode(trial_set, scoring) for trial_set in trial_sets]
+    # A recording that is in several lists is embedded once.
     position_of: dict[Recording, int] = {}
     without_samples: dict[int, str] = {}
     for trial_set in trial_sets:
@@ -102,8 +103,7 @@ def evaluate_trial_sets(
         results.append(result)
         if output_dir is not None:
             output_dir.mkdir(parents=True, exist_ok=True)
-            speakers = TrialSideInfo.from_trial_set(trial_set).speakers
-            write_speakers(output_dir / f"{result.id}.speakers", trials, speakers)
+            write_speakers(output_dir / f"{result.id}.speakers", trials, side_speakers(trial_set))
             write_scores(output_dir / f"{result.id}.txt", trials, scores)
     return results
 
@@ -136,7 +136,8 @@ def _usable_part(complete: Judged, unusable: Collection[Recording]) -> Judged:
 
 
 def _check_files_exist(trial_set: Judged, utterances: Sequence[int]) -> None:
-    """Raise a ValueError if files are missing: that is a wrong path, not a bad recording."""
+    """Raise a ValueError if files are missing."""
+    # The limit on unusable recordings is not for these: a missing file is a wrong path, not a bad recording.
     missing = []
     for utterance in utterances:
         if not _lacks_samples(trial_set, utterance):
@@ -146,10 +147,8 @@ def _check_files_exist(trial_set: Judged, utterances: Sequence[int]) -> None:
 
 
 def _lacks_samples(trial_set: Judged, utterance: int) -> bool:
-    """Return True for an utterance that the manifest has without samples.
-
-    It is left out even if it can be read now, since calibration may need its duration. DECISIONS 70
-    """
+    """Return True for an utterance that the manifest has without samples."""
+    # It is left out even if it can be read now, since calibration may need its duration. DECISIONS 70
     return bool(trial_set.seconds) and not trial_set.seconds[utterance]
 
 

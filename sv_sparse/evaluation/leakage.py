@@ -57,9 +57,10 @@ def check_validation_overlap(run: Path, manifest: Manifest) -> None:
     validation = rows_of(manifest.source, "validation").column("utterance").to_pylist()
     if not validation:
         return
+    # Validating on speakers that the weights know would choose the epoch that knows them best.
     for run_dir in ancestor_runs(run):
         path = run_dir / "manifest.parquet"
-        if not path.is_file():
+        if not path.is_file():  # ``check_speaker_overlap`` has warned of it
             continue
         trained = rows_of(path, "train").column("utterance").combine_chunks()
         if (match(validation, trained) >= 0).any():

@@ -92,39 +92,17 @@ class TrialSetResult:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class TrialSideInfo:
-    """Metadata of the sides of a trial list: its utterances, then its enrollments of several utterances.
-
-    Attributes:
-        speakers: [sides]; empty if they are not known.
-        sexes: [sides]; empty if they are not known.
-        seconds: [sides], summed over several utterances; empty if they are not known.
-    """
-
-    speakers: list[str]
-    sexes: list[str]
-    seconds: list[float]
-
-    @classmethod
-    def from_trial_set(cls, trial_set: Judged) -> "TrialSideInfo":
-        """Return the metadata of a trial list."""
-        sides = concatenated(trial_set)
-        return cls(sides.speakers or _speakers_from_paths(trial_set.trials), sides.sexes, sides.seconds)
-
-    def speaker_bootstrap(self, trials: Trials) -> SpeakerBootstrap | None:
-        """Return the bootstrap over speakers; None if they are unknown, or too few for an interval."""
-        if not self.speakers:
-            return None
-        ids = np.unique(self.speakers, return_inverse=True)[1]
-        bootstrap = SpeakerBootstrap(trials.is_target, ids[trials.enrolment], ids[trials.test])
-        return bootstrap if bootstrap.is_reliable else None
+def side_speakers(trial_set: Judged) -> list[str]:
+    """Return the speaker of each side of a list: utterances, then enrollments of several; empty if unknown."""
+    return concatenated(trial_set).speakers or _speakers_from_paths(trial_set.trials)
 
 
 def _speakers_from_paths(trials: Trials) -> list[str]:
     """Return the first parts of the utterances' paths if they agree with all labels, else nothing."""
+    # The name of an enrollment of several utterances is no path.
     if trials.models:
         return []
+    # VoxCeleb's paths begin with the speaker. Those of other corpora may not, which the labels show.
     speakers = [utterance.partition("/")[0] for utterance in trials.utterances]
     ids = np.unique(speakers, return_inverse=True)[1]
     is_same = ids[trials.enrolment] == ids[trials.test]
@@ -165,11 +143,11 @@ def compute_metrics(
     """
     trials = trial_set.trials
     left_out = trial_set.left_out or LeftOut([], 0, trials.digest)
-    sides = TrialSideInfo.from_trial_set(trial_set)
+    speakers = side_speakers(trial_set)
+    seconds = concatenated(trial_set).seconds
     sorted_scores = sort_scores(scores, trials.is_target, trials.describe)
-    bootstrap = sides.speaker_bootstrap(trials) if with_details else None
-    rates = resample(scores, bootstrap) if bootstrap is not None else None
-    measured = {"duration": np.array(sides.seconds)} if sides.seconds else {}
+    rates = _bootstrap_rates(trials, scores, speakers) if with_details else None
+    measured = {"duration": np.array(seconds)} if seconds else {}
     if magnitudes is not None:
         measured["magnitude"] = magnitudes
     ratios = _log_likelihood_ratios(trials, scores, backend.calibration, measured)
@@ -180,25 +158,36 @@ def compute_metrics(
     return TrialSetResult(
         name=trials.name,
         id=result_id(trial_set, scoring),
+        # Results can be compared if this agrees, whatever the lists are called. DECISIONS 71
         checksum=trials.digest,
         list_checksum=left_out.list_digest,
         trials=len(trials),
         trials_left_out=left_out.trials,
         recordings_left_out=len(left_out.recordings),
         targets=int(trials.is_target.sum()),
-        speakers=len(set(sides.speakers)) or None,
+        speakers=len(set(speakers)) or None,
         enrollment=_enrollment_description(trial_set),
         score_norm=backend.score_norm,
         calibration=calibration.description if calibration is not None else None,
         eer=rate,
         eer_threshold=threshold,
+        # Without errors all samples agree. The interval would claim that there never are any.
         eer_interval=interval(bootstrap_eer(rates)) if rates is not None and rate > 0 else None,
         dcf=_detection_costs(sorted_scores, ratios, rates, scoring),
         cllr=cllr(ratios) if ratios is not None else None,
         min_cllr=min_cllr(sorted_scores),
         thresholds=_threshold_results(ratios, calibration),
-        breakdown=_breakdown(trial_set, scores, sides) if with_details else {},
+        breakdown=_breakdown(trial_set, scores) if with_details else {},
     )
+
+
+def _bootstrap_rates(trials: Trials, scores: Float32Array, speakers: Sequence[str]) -> BootstrapRates | None:
+    """Compute the error rates of bootstrap samples; None if speakers are unknown, or too few for an interval."""
+    if not speakers:
+        return None
+    ids = np.unique(speakers, return_inverse=True)[1]
+    bootstrap = SpeakerBootstrap(trials.is_target, ids[trials.enrolment], ids[trials.test])
+    return resample(scores, bootstrap) if bootstrap.is_reliable else None
 
 
 def _log_likelihood_ratios(
@@ -249,16 +238,18 @@ def _enrollment_description(trial_set: Judged) -> str:
     max_utterances = max(map(len, trial_set.trials.models.values()), default=1)
     if max_utterances > 1:
         return f"average of up to {max_utterances} utterances"
-    # A model may have a single utterance: the others may be unusable.
+    # A model may have a single utterance, if its others cannot be used.
     recordings = concatenated(trial_set).recordings
     max_parts = max((len(recordings[side]) for side in np.unique(trial_set.trials.enrolment)), default=1)
     return f"up to {max_parts} utterances concatenated" if max_parts > 1 else "one recording"
 
 
-def _breakdown(trial_set: Judged, scores: Float32Array, sides: TrialSideInfo) -> Breakdown:
+def _breakdown(trial_set: Judged, scores: Float32Array) -> Breakdown:
     """Compute trials, targets and EER by group of trials."""
     trials = trial_set.trials
+    sides = concatenated(trial_set)
     breakdown = {}
+    # The genre is the test utterance's, since an enrollment of several utterances may have several.
     if any(trial_set.genres):
         labels, genre = _encode_labels(trial_set.genres)
         breakdown["genre"] = _eer_per_label(scores, trials.is_target, labels, genre[trials.test])
@@ -269,6 +260,7 @@ def _breakdown(trial_set: Judged, scores: Float32Array, sides: TrialSideInfo) ->
     if any(sides.sexes):
         labels, sex = _encode_labels(sides.sexes)
         is_same = sex[trials.enrolment] == sex[trials.test]
+        # Nontargets across sexes are easy, so they are in no group.
         common = np.where(is_same, sex[trials.test], len(labels))
         breakdown["sex"] = _eer_per_label(scores, trials.is_target, labels, common)
     return {kind: groups for kind, groups in breakdown.items() if groups}

@@ -5,15 +5,15 @@ Trial lists play no part here, so nothing is tuned on them.
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from torch import nn
 
-from sv_sparse.data.manifest import Manifest, Part
+from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.trials import Trials
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.distributed import rank
@@ -32,11 +32,11 @@ _MAX_UTTERANCES_PER_SPEAKER = 12
 
 logger = logging.getLogger(__name__)
 
+_EmbedFunction = Callable[..., Embeddings]  # ``embed`` with all but its utterances and title bound
+
 
 def validation_trials(manifest: Manifest) -> tuple[IndexArray, Trials | None]:
-    """Make trials of all pairs of utterances of the held-out speakers.
-
-    Targets are across sessions if there are such: within a session, the channel would help.
+    """Make trials of all pairs of utterances of the held-out speakers, targets across sessions if possible.
 
     Args:
         manifest: manifest of the run.
@@ -55,6 +55,7 @@ def validation_trials(manifest: Manifest) -> tuple[IndexArray, Trials | None]:
     sessions = np.array([manifest.session(row) for row in rows])
     first, second = np.triu_indices(len(rows), k=1)
     is_target = labels[first] == labels[second]
+    # Within a session the channel is the same, and would make targets too easy.
     across_sessions = sessions[first] != sessions[second]
     if (is_target & across_sessions).any():
         used = ~is_target | across_sessions
@@ -104,16 +105,11 @@ def validate(
     if validation is None:
         return None
     trials = validation.trials
+    # The training mean would cost a pass over training crops at each validation.
     mean: Float32Array = validation.embeddings.mean(axis=0)
     scores = Backend(mean).score(validation.embeddings, trials.enrolment, trials.test)
     rate, _ = eer(sort_scores(scores, trials.is_target, trials.describe))
     return rate, mean
-
-
-class _EmbedFunction(Protocol):
-    """``embed`` with all but its utterances and title bound."""
-
-    def __call__(self, utterances: Sequence[Sequence[Part]], *, title: str) -> Embeddings: ...
 
 
 class _ValidationSet(NamedTuple):
@@ -212,9 +208,11 @@ def _cohort_embeddings(embed_utterances: _EmbedFunction, manifest: Manifest, utt
         raise ValueError("scoring.score_norm=as_norm: no recording of the training speakers can be used")
     speakers = np.repeat(np.arange(len(selected)), [len(own) for own in selected])
     present, starts, counts = np.unique(speakers[embeddings.usable], return_index=True, return_counts=True)
+    # A bad recording makes its speaker's mean one of fewer utterances; only without any is the speaker missing.
     num_missing = len(selected) - len(present)
     if num_missing and rank() == 0:
         logger.warning("left out of the cohort: %d training speakers without a recording that can be used", num_missing)
+    # Rows are sorted by speaker, so each speaker's sum is that of a range.
     sums: Float32Array = np.add.reduceat(embeddings.values[embeddings.usable], starts, axis=0)
     return sums / counts.astype(np.float32)[:, None]
 
@@ -232,6 +230,7 @@ def _fit_calibration(
     }
     inputs = {name: measured[name] for name in scoring.quality_measures}
     calibration = calibrate(
+        # Scored as trials will be, with the cohort if there is one.
         backend.score(embeddings, trials.enrolment, trials.test),
         trials.is_target,
         quality_measures(inputs, trials.enrolment, trials.test),

@@ -1,4 +1,4 @@
-"""ONNX files with weights and activations of eight bits."""
+"""Quantization of ONNX files: weights and activations of eight bits."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,111 +7,111 @@ from typing import Any
 
 import numpy as np
 
-from sv_sparse.export.onnx import FILTERBANK, optional, quiet
+from sv_sparse.export.onnx import FILTERBANK, require_module, silence_logger
 from sv_sparse.io import atomic_write
 
 _OPERATORS = ["Conv", "MatMul", "Gemm"]
 
 
 def quantize_onnx(source: Path, path: Path, inputs: Iterable[np.ndarray]) -> None:
-    """Write a file of `sv_sparse.export.onnx.export_onnx` with its convolutions and matrix products in int8.
+    """Write a file of `sv_sparse.export.onnx.export_onnx` with int8 convolutions and matrix products.
 
-    Their inputs and outputs are unsigned, between the smallest and the largest value that ``inputs`` caused: a few
-    dozen utterances of the kind that will be judged. Their weights are signed, with a scale for each output channel.
-    All else stays float32, the features included: sums and products between layers in int8 cost most of the accuracy
-    and save no time. Embeddings change, so a mean, a cohort and a calibration are to be computed anew.
+    Weights are signed, with a scale for each output channel. They use 7 of the 8 bits, without which sums
+    overflow on x86 processors that lack VNNI. Activations are unsigned, between the smallest and the
+    largest value that ``inputs`` caused. Everything else stays float32, the filterbank included: sums and
+    products between layers in int8 cost most of the accuracy and save no time.
 
-    The operators are standard ones with ``QuantizeLinear`` and ``DequantizeLinear`` around them. Weights use 7 of the
-    8 bits, without which sums overflow on x86 processors that lack VNNI.
+    Embeddings change, so a mean, a cohort and a calibration must be computed again. The operators are
+    standard ones with ``QuantizeLinear`` and ``DequantizeLinear`` around them.  DECISIONS 59
 
     Args:
-        source: as `export_onnx` wrote it, with the features inside or outside.
-        path: the file; its folder must exist. Metadata are those of ``source``, and ``quantization``.
-        inputs: waveforms [B, S] or filterbanks [B, F, T], as ``source`` takes them, float32, of any lengths.
+        source: File that `export_onnx` wrote, with or without frontend.
+        path: File to write; its folder must exist. It has the metadata of ``source``, and ``quantization``.
+        inputs: Waveforms [B, S] or filterbanks [B, F, T], as ``source`` takes them, float32, of any lengths: dozens
+            of utterances of the kind that the file will be used for.
 
     Raises:
         ValueError: ``source`` or an input is of another kind, there is no input, or the packages for ONNX are missing.
-        OSError: a file cannot be read or written.
+        OSError: A file cannot be read or written.
     """
-    onnx, quantization = optional("onnx"), optional("onnxruntime.quantization")
-    model = _read(source)
-    kind = quantization.QuantType
-    with TemporaryDirectory() as folder, quiet("root"):
-        quantized = Path(folder) / "quantized.onnx"
+    onnx = require_module("onnx")
+    quantization = require_module("onnxruntime.quantization")
+    model = _read_model(source)
+    with TemporaryDirectory() as folder, silence_logger("root"):
+        temporary = Path(folder) / "quantized.onnx"
         quantization.quantize_static(
             model,
-            quantized,
-            _Reader(model.graph.input[0], inputs),
+            temporary,
+            _CalibrationReader(model.graph.input[0], inputs),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=_OPERATORS,
             nodes_to_exclude=_nodes_before(model.graph, FILTERBANK),
             per_channel=True,
             reduce_range=True,
-            activation_type=kind.QUInt8,
-            weight_type=kind.QInt8,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
             calibrate_method=quantization.CalibrationMethod.MinMax,
         )
-        written = onnx.load(quantized)
-    del written.metadata_props[:]
-    written.metadata_props.extend(model.metadata_props)
-    written.metadata_props.add(key="quantization", value="int8")
-    onnx.checker.check_model(written, full_check=True)
+        quantized = onnx.load(temporary)
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(model.metadata_props)
+    quantized.metadata_props.add(key="quantization", value="int8")
+    onnx.checker.check_model(quantized, full_check=True)
     with atomic_write(path) as file:
-        file.write(written.SerializeToString())
+        file.write(quantized.SerializeToString())
 
 
-def _read(source: Path) -> Any:
-    """The file as an ``onnx.ModelProto``.
-
-    Raises:
-        ValueError: It is not one of ours, or is quantized already.
-        OSError: It cannot be read.
-    """
+def _read_model(source: Path) -> Any:
+    """Return the file as an ``onnx.ModelProto``."""
     try:
-        model = optional("onnx").load_model_from_string(source.read_bytes())
-    except optional("google.protobuf.message").DecodeError:
+        model = require_module("onnx").load_model_from_string(source.read_bytes())
+    except require_module("google.protobuf.message").DecodeError:
         raise ValueError(f"{source}: not an ONNX file") from None
     keys = {entry.key for entry in model.metadata_props}
     if "embedding_dim" not in keys or "quantization" in keys:
-        raise ValueError(f"{source}: expected a network as it was exported, in float32")
+        raise ValueError(f"{source}: expected a network as sv-sparse export wrote it, in float32")
     return model
 
 
 def _nodes_before(graph: Any, value: str) -> list[str]:
-    """Names of the nodes that a value is computed by."""
-    makers = {output: node for node in graph.node for output in node.output}
-    found: set[str] = set()
+    """Return the names of all nodes that a value is computed by."""
+    producers = {}
+    for node in graph.node:
+        for output in node.output:
+            producers[output] = node
+    names: set[str] = set()
     values = [value]
     while values:
-        node = makers.get(values.pop())
-        if node is not None and node.name not in found:
-            found.add(node.name)
+        node = producers.get(values.pop())
+        if node is not None and node.name not in names:
+            names.add(node.name)
             values += node.input
-    return sorted(found)
+    return sorted(names)
 
 
-class _Reader:
-    """What onnxruntime takes calibration inputs from: one after the other, then None."""
+class _CalibrationReader:
+    """Source of calibration inputs as onnxruntime asks for them: one after the other, then None."""
 
     def __init__(self, graph_input: Any, inputs: Iterable[np.ndarray]) -> None:
         self._name = graph_input.name
         self._axes = [axis.dim_value or axis.dim_param for axis in graph_input.type.tensor_type.shape.dim]
         self._inputs = iter(inputs)
-        self._any = False
+        self._num_inputs = 0
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         array = next(self._inputs, None)
         if array is None:
-            if not self._any:
+            if self._num_inputs == 0:
                 raise ValueError("quantization needs at least one input")
             return None
-        if array.dtype != np.float32 or not self._fits(array.shape):
-            wanted = f"float32 [{', '.join(map(str, self._axes))}]"
-            raise ValueError(f"each {self._name} must be {wanted}, got {array.dtype} {list(array.shape)}")
-        self._any = True
+        if array.dtype != np.float32 or not self._has_shape(array.shape):
+            expected = f"float32 [{', '.join(map(str, self._axes))}]"
+            raise ValueError(f"each {self._name} must be {expected}, got {array.dtype} {list(array.shape)}")
+        self._num_inputs += 1
         return {self._name: array}
 
-    def _fits(self, shape: tuple[int, ...]) -> bool:
-        return len(shape) == len(self._axes) and all(
-            size == axis for size, axis in zip(shape, self._axes, strict=True) if isinstance(axis, int)
-        )
+    def _has_shape(self, shape: tuple[int, ...]) -> bool:
+        if len(shape) != len(self._axes):
+            return False
+        # An axis with a name instead of a size is free.
+        return all(axis == size or isinstance(axis, str) for axis, size in zip(self._axes, shape, strict=True))

@@ -1,6 +1,8 @@
 """The networks that a file may name. No other class is ever built from what a file says."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -16,6 +18,27 @@ _WIDEST, _LONGEST = 1 << 16, 64  # value of a setting, and values of one
 _MOST = {"res2net_scale": 64, "kernel_sizes": 255, "dilations": 64}
 # What constructors raise for settings that are allowed by themselves and do not fit together.
 _CONTRADICTIONS = (TypeError, LookupError, ArithmeticError, RuntimeError, StopIteration, AssertionError)
+
+
+_NAMES: dict[str, type[nn.Module]] = {"ecapa_tdnn": ECAPA, "resnet34": ResNet34, "se_resnet": SEResNet}
+MODEL_CLASS_ENV = "SV_SPARSE_MODEL_CLASS"
+
+
+def build_model(settings: Mapping[str, Any], mel_bins: int, trusted: Collection[str] = ()) -> Any:
+    """Return the network of settings with a registry ``name``, or of a trusted class of the user's own."""
+    target = settings.get("_target_")
+    if "name" in settings:
+        name = settings["name"]
+        if not isinstance(name, str) or name not in _NAMES:
+            raise ValueError(f"its network is {name!r}, expected one of {', '.join(_NAMES)}")
+        network = _NAMES[name]
+        plain = {key: value for key, value in settings.items() if key != "name"}
+        return build_network({"_target_": f"{network.__module__}.{network.__qualname__}", **plain}, mel_bins)
+    if isinstance(target, str) and target not in _KNOWN and target in {*trusted, os.environ.get(MODEL_CLASS_ENV)}:
+        module, _, class_name = target.rpartition(".")
+        arguments = {key: value for key, value in settings.items() if key != "_target_"}
+        return getattr(import_module(module), class_name)(mel_bins=mel_bins, **arguments)
+    return build_network(settings, mel_bins)
 
 
 def build_network(model: Mapping[str, Any], mel_bins: int) -> nn.Module:
@@ -50,17 +73,6 @@ def _check(name: str, value: Any) -> None:
 
 def _plain(value: Any, most: int) -> bool:
     return isinstance(value, (bool, str)) or (isinstance(value, int) and 0 <= value <= most)
-
-
-_NAMES = {"ecapa_tdnn": ECAPA, "resnet34": ResNet34, "se_resnet": SEResNet}
-
-
-def build_model(settings, mel_bins, trusted=()):
-    model = dict(settings)
-    if "name" in model:
-        cls = _NAMES[model.pop("name")]
-        model["_target_"] = next(k for k, v in _KNOWN.items() if v is cls)
-    return build_network(model, mel_bins)
 
 
 from sv_sparse.models.contract import check_network as check_model  # noqa

@@ -1,7 +1,7 @@
-"""Recordings and waveforms as users bring them, to a waveform of one rate, piece by piece.
+"""Recordings and waveforms as users bring them, converted to one sample rate piece by piece.
 
-What a file's header says is not believed: no memory is set aside for it. See ``sv_sparse.data.decoding``, by which
-training and evaluation read files too.
+Files are decoded by ``sv_sparse.data.decoding``, as in training and evaluation. Their headers are not
+trusted: no memory is allocated for what a header promises.  # DECISIONS 68
 """
 
 import os
@@ -10,57 +10,63 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
-from sv_sparse.data.decoding import MAX_SECONDS, Resampler, Source, check_loudness, iter_audio
+from sv_sparse.data import decoding
+from sv_sparse.data.decoding import MAX_SECONDS, Source, check_loudness
 from sv_sparse.io import printable
 from sv_sparse.scoring.arrays import Float32Array
 
-__all__ = ["LONGEST_SECONDS", "Resampler", "Source", "as_samples", "decode", "pieces"]
 
-LONGEST_SECONDS = MAX_SECONDS
-
-
-def pieces(
-    source: Source, sample_rate: int, *, max_seconds: float = LONGEST_SECONDS, name: str = "the recording"
+def iter_audio(
+    source: Source, sample_rate: int, *, max_seconds: float = MAX_SECONDS, name: str = "the recording"
 ) -> Iterator[Float32Array]:
     """Decode a recording's first channel and resample it, as ``decoding.iter_audio``; errors name the recording.
 
     Args:
-        source: a file's path, or what a file holds.
-        sample_rate: of the pieces, in Hz.
-        max_seconds: beyond which a recording is refused, whatever its header says.
-        name: what bytes are called in errors; a file is called by its path.
+        source: Path of a file, or the content of one.
+        sample_rate: Rate of the pieces, in Hz.
+        max_seconds: Longest duration, whatever the header says. Default: 24 hours.
+        name: Name of bytes in errors; a file is called by its path.
 
     Yields:
-        float32 [S], in [-1, 1] but for recordings that are louder.
+        float32 [S], in [-1, 1] except for recordings that are louder.
 
     Raises:
-        ValueError: it cannot be read, is empty or broken off, too long, of a rate below 4 or above 384 kHz, of more
-            than 64 channels, or holds samples that are not finite or beyond 2 ** 31; names it.
+        ValueError: The recording cannot be read, is empty, cut off or too long, has a rate below 4 or above 384 kHz or
+            more than 64 channels, or holds samples that are not finite or beyond 2 ** 31.
     """
-    name = name if isinstance(source, bytes) else printable(os.fspath(source))
+    if not isinstance(source, bytes):
+        name = printable(os.fspath(source))
     try:
-        yield from iter_audio(source, sample_rate, max_seconds=max_seconds)
-    except (ValueError, OSError) as error:
-        problem = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ValueError(f"{name}: {problem}") from error
+        yield from decoding.iter_audio(source, sample_rate, max_seconds=max_seconds)
+    except OSError as error:
+        raise ValueError(f"{name}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
-def decode(source: Source, sample_rate: int, *, max_seconds: float, name: str = "the recording") -> Float32Array:
-    """A whole recording, float32 [S]; see ``pieces``."""
-    return np.concatenate(list(pieces(source, sample_rate, max_seconds=max_seconds, name=name)))
+def read_audio(source: Source, sample_rate: int, *, max_seconds: float = MAX_SECONDS) -> Float32Array:
+    """Return a complete recording, float32 [S]; arguments and errors as of ``iter_audio``."""
+    return np.concatenate(list(iter_audio(source, sample_rate, max_seconds=max_seconds)))
 
 
-def as_samples(waveform: object) -> Float32Array:
-    """A waveform, float32 [S] in [-1, 1], of an array or tensor [S] of floating-point or 16-bit samples.
+def to_float(waveform: object) -> Float32Array:
+    """Return a waveform as float32 [S] in [-1, 1].
+
+    Args:
+        waveform: Float32Array, tensor or list [S] of floating-point or 16-bit samples.
 
     Raises:
-        ValueError: it is of another kind or shape, or holds samples that are not finite or beyond 2 ** 31.
+        ValueError: It has another type or shape, or holds samples that are not finite or beyond 2 ** 31.
+
+    >>> to_float(np.array([16384, -32768], np.int16))
+    array([ 0.5, -1. ], dtype=float32)
     """
-    found = waveform.detach().cpu().numpy() if isinstance(waveform, Tensor) else np.asarray(waveform)
-    if found.ndim != 1 or not (found.dtype == np.int16 or np.issubdtype(found.dtype, np.floating)):
+    array = waveform.detach().cpu().numpy() if isinstance(waveform, Tensor) else np.asarray(waveform)
+    is_int16 = array.dtype == np.int16
+    if array.ndim != 1 or not (is_int16 or np.issubdtype(array.dtype, np.floating)):
         raise ValueError(
-            f"expected a waveform [S] of floating-point or 16-bit samples, got {list(found.shape)} of {found.dtype}"
+            f"expected a waveform [S] of floating-point or 16-bit samples, got {list(array.shape)} of {array.dtype}"
         )
-    check_loudness(found)
-    samples = found.astype(np.float32)
-    return samples / np.float32(32768) if found.dtype == np.int16 else samples
+    check_loudness(array)
+    samples = array.astype(np.float32)
+    return samples / np.float32(32768) if is_int16 else samples

@@ -1,4 +1,4 @@
-"""Embeddings to decisions, each with what it rests on."""
+"""Decisions from embeddings, each with what it rests on."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ from sv_sparse.scoring.calibration import quality_measures
 
 
 class Outcome(StrEnum):
-    """Result of a comparison, in the words of the commands, the page, JSON and Python alike.
+    """Result of a comparison, in the same words in the commands, on the page, in JSON and in Python.
 
     Attributes:
         ACCEPTED: The evidence reaches the threshold.
         NOT_ACCEPTED: The evidence does not reach the threshold. The speakers may still be the same.
-        REFUSED_INPUT: A recording cannot be judged: it is too short, silent or unreadable.
-        NO_DECISION: The model knows no threshold, and none was given.
+        REFUSED_INPUT: A recording cannot be used: it is too short, silent or unreadable.
+        NO_DECISION: The model has no threshold, and the caller named none.
     """
 
     ACCEPTED = "accepted"
@@ -29,22 +29,22 @@ class Outcome(StrEnum):
     NO_DECISION = "no decision"
 
 
-# What people read into a missing acceptance: at a strict threshold it is common for recordings of one speaker.
+# People read "different speakers" into a missing acceptance. At a strict threshold it is common for one speaker.
 NOT_DIFFERENT = 'this does not mean "different speakers"'
 NOT_DETECTED = "replayed, converted or synthetic voices (spoofing, deepfakes) are not detected"
 CONSENT = "enroll or compare a person's voice only with that person's consent"
 CONSENT_SENTENCE = f"{CONSENT[0].upper()}{CONSENT[1:]}."
 LIMITS_OF_USE = f"{NOT_DETECTED}; {CONSENT}"
-SYNTHETIC = "synthetic_voices_only"  # key of a model's card
+# Key of a model's card.
+SYNTHETIC = "synthetic_voices_only"
 SYNTHETIC_WARNING = "trained on synthetic voices only (demo corpus): decisions about people mean nothing"
-_DEMO_BEFORE = "the demo corpus: made-up speech"  # trained_on in cards that were written before they had SYNTHETIC
 
 
 class RefusedInputError(ValueError):
-    """A recording cannot be judged.
+    """Error for a recording that cannot be used.
 
     Args:
-        reason: In words, with the name of the recording.
+        reason: Sentence with the name of the recording.
         recording: 1 or 2, of the two that are compared.
     """
 
@@ -55,48 +55,52 @@ class RefusedInputError(ValueError):
         self.recording = recording
 
 
-def warning_of(card: Mapping[str, Any]) -> str | None:
+def card_warning(card: Mapping[str, Any]) -> str | None:
     """Return the warning that belongs to every decision of a model, by its card; None if there is none."""
-    if card.get(SYNTHETIC) is True or card.get("trained_on") == _DEMO_BEFORE:
-        return SYNTHETIC_WARNING
-    return None
+    return SYNTHETIC_WARNING if card.get(SYNTHETIC) is True else None
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What is kept of a recording, or of several of one speaker.
+class EmbeddedRecording:
+    """Embedding of a recording, or of several recordings of one speaker.
 
     Attributes:
         embedding: [E]; of several recordings the mean.
-        seconds: that were heard; None where that is not known. Only some calibrations ask for it.
+        seconds: Duration; None where it is unknown. Only some calibrations use it.
+
+    >>> EmbeddedRecording(np.zeros(192, np.float32), seconds=3.2).seconds
+    3.2
     """
 
     embedding: Float32Array
     seconds: float | None = None
 
     @classmethod
-    def together(cls, several: Sequence["Heard"]) -> "Heard":
-        """Several recordings of one speaker as one, as ``sv-sparse evaluate`` averages enrolments."""
-        seconds = [each.seconds for each in several if each.seconds is not None]
-        embedding = np.stack([each.embedding for each in several]).mean(axis=0)
-        return cls(embedding, sum(seconds) if len(seconds) == len(several) else None)
+    def mean_of(cls, recordings: Sequence["EmbeddedRecording"]) -> "EmbeddedRecording":
+        """Return recordings of one speaker as one, averaged as ``sv-sparse evaluate`` averages enrollments."""
+        embedding = np.stack([recording.embedding for recording in recordings]).mean(axis=0)
+        seconds = 0.0
+        for recording in recordings:
+            if recording.seconds is None:
+                return cls(embedding, None)
+            seconds += recording.seconds
+        return cls(embedding, seconds)
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Whether two sides are of one speaker.
+    """Comparison of two recordings.
 
     Attributes:
-        score: larger for likelier targets: a cosine, or, with AS-norm, standard deviations above close strangers.
-        llr: natural log-likelihood ratio; above 0, the evidence is for one speaker. None without a calibration.
-        probability: that it is one speaker, by ``llr`` and ``prior``; None without a calibration.
-        prior: how probable that was before anything was heard.
-        threshold: from which on they are taken for one speaker, of ``llr``, or of ``score`` without a calibration; None
-            where there is none.
-        false_alarms: share of strangers that the threshold accepted among the speakers it was made on; None where it
-            was given, or is none.
-        accepted: whether they are taken for one speaker; None without a threshold.
-        seconds: that the answer took.
+        score: Cosine or, with AS-norm, standard deviations above close strangers; larger for likelier targets.
+        llr: Natural log-likelihood ratio; above 0, the evidence is for one speaker. None without a calibration.
+        probability: Posterior probability of one speaker, by ``llr`` and ``prior``; None without a calibration.
+        prior: Probability of one speaker before the recordings are compared.
+        threshold: Smallest ``llr``, or ``score`` without a calibration, that is accepted; None where there is none.
+        target_far: False-alarm rate of the threshold on the trials that it was set on; None where the caller named the
+            threshold, or there is none.
+        accepted: True if the evidence reaches the threshold; None without a threshold.
+        seconds: Time that the answer took.
     """
 
     score: float
@@ -104,7 +108,7 @@ class Verification:
     probability: float | None
     prior: float
     threshold: float | None
-    false_alarms: float | None
+    target_far: float | None
     accepted: bool | None
     seconds: float
 
@@ -115,68 +119,81 @@ class Verification:
             return Outcome.NO_DECISION
         return Outcome.ACCEPTED if self.accepted else Outcome.NOT_ACCEPTED
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data with the outcome, for JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data with the outcome, for JSON."""
         return {"outcome": self.outcome.value} | asdict(self)
 
 
 @dataclass(frozen=True)
-class Rule:
-    """By what is decided; see ``Verification``."""
+class DecisionRule:
+    """Prior and threshold of decisions; attributes as of ``Verification``."""
 
     prior: float
     threshold: float | None
-    false_alarms: float | None
+    target_far: float | None
 
     @classmethod
-    def of(
-        cls, backend: Backend, *, prior: float = 0.5, false_alarms: float | None = None, threshold: float | None = None
-    ) -> "Rule":
-        """What a back-end offers, as it is wanted.
+    def from_backend(
+        cls, backend: Backend, *, prior: float = 0.5, target_far: float | None = None, threshold: float | None = None
+    ) -> "DecisionRule":
+        """Return the rule of a scoring back-end.
 
         Args:
-            backend: of the model.
-            prior: probability of one speaker before anything is heard. At 0.5 the recordings alone speak.
-            false_alarms: the share to take the calibration's threshold for; its smallest one if not given.
-            threshold: to take instead.
+            backend: Back-end of the model.
+            prior: Probability of one speaker before the recordings are compared. Default: 0.5, by which the evidence
+                alone counts.
+            target_far: False-alarm rate whose threshold is used, such as 0.01. Default: the smallest one that the
+                calibration has a threshold for.
+            threshold: Threshold to use instead.
 
         Raises:
-            ValueError: the prior is no probability, no threshold is known for that share, or both it and a threshold
-                are given.
+            ValueError: The prior is not a probability, there is no threshold for that rate, or the caller named both a
+                rate and a threshold.
         """
         if not 0 < prior < 1:
             raise ValueError(f"the prior must be above 0 and below 1, got {prior}")
         if threshold is not None:
-            if false_alarms is not None:
-                raise ValueError("give a threshold, or a share of false alarms that one is known for")
+            if target_far is not None:
+                raise ValueError("expected a threshold or a false-alarm rate, got both")
             if not np.isfinite(threshold):
                 raise ValueError(f"the threshold must be a number, got {threshold}")
             return cls(prior, threshold, None)
-        known = backend.calibration.thresholds if backend.calibration is not None else {}
-        if false_alarms is None:  # the strictest threshold: nobody is accepted by an oversight
-            return cls(prior, known[min(known)], min(known)) if known else cls(prior, None, None)
-        if false_alarms not in known:
-            shares = ", ".join(f"{share:g}" for share in sorted(known)) or "none"
-            raise ValueError(f"no threshold is known for {false_alarms:g} false alarms; the model knows: {shares}")
-        return cls(prior, known[false_alarms], false_alarms)
+        thresholds = backend.calibration.thresholds if backend.calibration is not None else {}
+        if target_far is None:
+            if not thresholds:
+                return cls(prior, None, None)
+            # The strictest one: nobody is accepted by an oversight.
+            target_far = min(thresholds)
+        if target_far not in thresholds:
+            rates = ", ".join(f"{rate:g}" for rate in sorted(thresholds)) or "none"
+            raise ValueError(
+                f"there is no threshold for a false-alarm rate of {target_far:g}; the model has thresholds for: {rates}"
+            )
+        return cls(prior, thresholds[target_far], target_far)
 
 
 def decide(
-    backend: Backend, rule: Rule, sides: Sequence[Heard], enrolment: IndexArray, test: IndexArray, *, started: float
+    backend: Backend,
+    rule: DecisionRule,
+    sides: Sequence[EmbeddedRecording],
+    enrollment: IndexArray,
+    test: IndexArray,
+    *,
+    start_time: float,
 ) -> list[Verification]:
-    """Score and decide trials.
+    """Score trials and decide them.
 
     Args:
-        backend: what scores.
-        rule: what decides.
-        sides: [N], all that stand in a trial.
-        enrolment: [trials], rows of ``sides``.
-        test: [trials], rows of ``sides``.
-        started: when the answer was begun, in seconds of ``time.perf_counter``.
+        backend: Scoring back-end.
+        rule: Prior and threshold.
+        sides: [N], all recordings that occur in a trial.
+        enrollment: [trials], row of ``sides`` of each trial's enrollment.
+        test: [trials], row of ``sides`` of each trial's test recording.
+        start_time: ``time.perf_counter`` at the beginning of the request.
 
     Raises:
-        ValueError: an embedding has another size than the model's or is not finite, or the calibration asks for seconds
-            that are not known.
+        ValueError: An embedding has another size than the model's or is not finite, or the calibration uses durations
+            and one is unknown.
     """
     for side in sides:
         if side.embedding.shape != backend.mean.shape or not np.isfinite(side.embedding).all():
@@ -184,34 +201,57 @@ def decide(
                 f"expected embeddings {list(backend.mean.shape)} of finite numbers, got {list(side.embedding.shape)}"
             )
     embeddings = np.stack([np.asarray(side.embedding, np.float32) for side in sides])
-    scores = backend.score(embeddings, enrolment, test)
-    llrs = _ratios(backend, sides, embeddings, scores, enrolment, test)
-    prior = np.log(rule.prior) - np.log1p(-rule.prior)
-    probabilities = (1 + np.tanh((llrs + prior) / 2)) / 2 if llrs is not None else None
-    seconds = time.perf_counter() - started
-    found = []
+    scores = backend.score(embeddings, enrollment, test)
+    llrs = _log_likelihood_ratios(backend, sides, embeddings, scores, enrollment, test)
+    probabilities = None
+    if llrs is not None:
+        prior_log_odds = np.log(rule.prior) - np.log1p(-rule.prior)
+        # The sigmoid; tanh does not overflow.
+        probabilities = (1 + np.tanh((llrs + prior_log_odds) / 2)) / 2
+    seconds = time.perf_counter() - start_time
+    verifications = []
     for trial, score in enumerate(scores.tolist()):
-        llr = float(llrs[trial]) if llrs is not None else None
-        probability = float(probabilities[trial]) if probabilities is not None else None
-        accepted = (score if llr is None else llr) >= rule.threshold if rule.threshold is not None else None
-        found.append(
-            Verification(score, llr, probability, rule.prior, rule.threshold, rule.false_alarms, accepted, seconds)
+        llr = None
+        probability = None
+        evidence = score
+        if llrs is not None and probabilities is not None:
+            llr = float(llrs[trial])
+            probability = float(probabilities[trial])
+            evidence = llr
+        accepted = None if rule.threshold is None else evidence >= rule.threshold
+        verifications.append(
+            Verification(
+                score=score,
+                llr=llr,
+                probability=probability,
+                prior=rule.prior,
+                threshold=rule.threshold,
+                target_far=rule.target_far,
+                accepted=accepted,
+                seconds=seconds,
+            )
         )
-    return found
+    return verifications
 
 
-def _ratios(
-    backend: Backend, sides: Sequence[Heard], embeddings: Float32Array, scores: Float32Array, enrolment: IndexArray, test: IndexArray
+def _log_likelihood_ratios(
+    backend: Backend,
+    sides: Sequence[EmbeddedRecording],
+    embeddings: Float32Array,
+    scores: Float32Array,
+    enrollment: IndexArray,
+    test: IndexArray,
 ) -> np.ndarray | None:
-    """Log-likelihood ratios [trials], of float64; None without a calibration."""
+    """Return log-likelihood ratios [trials], float64; None without a calibration."""
     calibration = backend.calibration
     if calibration is None:
         return None
-    measured = {"magnitude": np.linalg.norm(embeddings, axis=1)}
+    measures = {}
+    if "magnitude" in calibration.qualities:
+        measures["magnitude"] = np.linalg.norm(embeddings, axis=1)
     if "duration" in calibration.qualities:
-        if any(side.seconds is None for side in sides):
-            raise ValueError("the model's calibration asks how long recordings are: give Heard(embedding, seconds)")
-        measured["duration"] = np.array([side.seconds for side in sides])
-    return calibration.llr(
-        scores, quality_measures({name: measured[name] for name in calibration.qualities}, enrolment, test)
-    )
+        seconds = [side.seconds for side in sides]
+        if None in seconds:
+            raise ValueError("the model's calibration uses durations: pass EmbeddedRecording(embedding, seconds)")
+        measures["duration"] = np.array(seconds)
+    return calibration.llr(scores, quality_measures(measures, enrollment, test))

@@ -1,4 +1,4 @@
-"""Recordings of any length to one embedding, piece by piece, in memory that does not grow."""
+"""Embeddings of recordings of any length, in memory that does not grow."""
 
 from collections.abc import Callable
 
@@ -8,68 +8,87 @@ from sv_sparse.data.decoding import MIN_SECONDS, SILENT, check_length, is_consta
 from sv_sparse.scoring.arrays import Float32Array
 
 
-class Windows:
-    """The embedding of what was pushed: that of the whole as long as it fits into one window.
+class WindowedEmbedding:
+    """Embedding of the samples that were pushed: of all together as long as they fit into one window.
 
-    Of more, windows are embedded and averaged, weighted by their lengths: full windows, and at the end, of what is more
-    than one and at most two windows long, two halves. Windows of digital silence, or any other constant, do not count.
-    The result does not depend on how the pieces were cut.
+    Squeeze-excitation and pooling look at the complete utterance, so a network cannot be streamed
+    exactly. Of longer recordings, windows are embedded and averaged, weighted by their lengths: full
+    windows and, at the end, the two halves of what is more than one and at most two windows long.
+    Windows of digital silence, or of any other constant, do not count. The result does not depend on how
+    the samples were cut into pieces.  DECISIONS 61
 
     Args:
-        embed: waveforms [B, S] to embeddings [B, E].
-        window: samples of a full window.
-        sample_rate: of what is pushed, in Hz.
+        embed: Function from waveforms [B, S] to embeddings [B, E].
+        window: Samples of a full window.
+        sample_rate: Rate of the samples, in Hz.
 
     Raises:
-        ValueError: half a window is too short to be embedded.
+        ValueError: Half a window is too short to be embedded.
 
     Attributes:
-        samples: pushed so far.
+        num_samples: Number of samples that were pushed.
+
+    >>> windows = WindowedEmbedding(lambda waveforms: waveforms[:, :2], 6400, 16000)
+    >>> windows.push(np.linspace(0, 1, 6400, dtype=np.float32))
+    >>> windows.embedding().shape
+    (2,)
     """
 
     def __init__(self, embed: Callable[[Float32Array], Float32Array], window: int, sample_rate: int) -> None:
         if window < 2 * MIN_SECONDS * sample_rate:
             raise ValueError(f"windows must be at least {2 * MIN_SECONDS:g} seconds long, got {window / sample_rate:g}")
-        self._embed, self._window, self._rate = embed, window, sample_rate
-        self._held: list[Float32Array] = []
-        self._held_samples = 0
-        self._sum, self._weight = np.zeros(()), 0
-        self.samples = 0
+        self._embed = embed
+        self._window = window
+        self._sample_rate = sample_rate
+        # Joined only when a window is full, so that many small pieces cost little.
+        self._buffer: list[Float32Array] = []
+        self._buffer_samples = 0
+        self._sum = np.zeros(())
+        self._weight = 0
+        self.num_samples = 0
 
     def push(self, samples: Float32Array) -> None:
-        """Take further samples [S], and embed what fills windows and is not near the end."""
-        self._held.append(samples)
-        self._held_samples += len(samples)
-        self.samples += len(samples)
-        if self._held_samples <= 2 * self._window:
+        """Add samples [S], and embed the full windows that are not near the end."""
+        self._buffer.append(samples)
+        self._buffer_samples += len(samples)
+        self.num_samples += len(samples)
+        if self._buffer_samples <= 2 * self._window:
             return
-        held, start = np.concatenate(self._held), 0
-        while len(held) - start > 2 * self._window:
-            part, weight = self._weighted(held[start : start + self._window])
-            self._sum, self._weight = self._sum + part, self._weight + weight
+        buffer = np.concatenate(self._buffer)
+        start = 0
+        # Up to two windows stay behind: only at the end it is known how they are divided.
+        while len(buffer) - start > 2 * self._window:
+            embedding, weight = self._weighted_embedding(buffer[start : start + self._window])
+            self._sum = self._sum + embedding
+            self._weight += weight
             start += self._window
-        rest = held[start:].copy()
-        self._held, self._held_samples = [rest], len(rest)
+        # A slice would keep all of the buffer in memory.
+        remainder = buffer[start:].copy()
+        self._buffer = [remainder]
+        self._buffer_samples = len(remainder)
 
     def embedding(self) -> Float32Array:
-        """The embedding [E] of all samples so far; more may follow.
+        """Return the embedding [E] of all samples so far; more may follow.
 
         Raises:
-            ValueError: they are too few, or nothing but silence.
+            ValueError: They are too few, or nothing but silence.
         """
-        check_length(self.samples, self._rate)
-        rest = np.concatenate(self._held)
-        middle = len(rest) // 2 if len(rest) > self._window else len(rest)
-        found, total = self._sum, self._weight
-        for part in filter(len, (rest[:middle], rest[middle:])):
-            more, weight = self._weighted(part)
-            found, total = found + more, total + weight
-        if not total:
+        check_length(self.num_samples, self._sample_rate)
+        buffer = np.concatenate(self._buffer)
+        middle = len(buffer) // 2 if len(buffer) > self._window else len(buffer)
+        total = self._sum
+        total_weight = self._weight
+        for window in (buffer[:middle], buffer[middle:]):
+            if len(window):
+                embedding, weight = self._weighted_embedding(window)
+                total = total + embedding
+                total_weight += weight
+        if not total_weight:
             raise ValueError(SILENT)
-        return np.asarray(found / total, np.float32)
+        return np.asarray(total / total_weight, np.float32)
 
-    def _weighted(self, samples: Float32Array) -> tuple[np.ndarray, int]:
-        """An embedding times its weight, float64 [E], and the weight."""
+    def _weighted_embedding(self, samples: Float32Array) -> tuple[np.ndarray, int]:
+        """Return an embedding times its weight, float64 [E], and the weight."""
         if is_constant(samples):
             return np.zeros(()), 0
         return self._embed(samples[None])[0].astype(np.float64) * len(samples), len(samples)

@@ -1,186 +1,193 @@
-"""What a package says of itself: JSON with its check sum before it, checked part by part before any of it is used.
-
-Format 1, which had no check sums, is still read.
-"""
+"""Header of a package: JSON with its checksum in front, checked part by part before any of it is used."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
 from sv_sparse.io import checksum
-from sv_sparse.runtime.sparse_codec import KINDS, VALUES
+from sv_sparse.runtime.sparse_codec import DTYPES, KINDS
 from sv_sparse.scoring.calibration import QUALITY_MEASURES, Calibration
 
-FORMAT = 2
-_OLDEST = 1
-MAX_VALUES = 1 << 28  # of all tensors together: one gibibyte with their zeros
-_MAX_TENSORS, _MAX_AXES = 10_000, 5
-_LARGEST = 1e30  # number in a description
-_PARTS = {"format", "model", "features", "backend", "card", "tensors"}
+FORMAT = 3
+# Of all tensors together, zeros included: one gibibyte of float32.
+MAX_VALUES = 1 << 28
+_MAX_TENSORS = 10_000
+_MAX_AXES = 5
+# Finite in float32 after any sum that scoring makes of it.
+_MAX_NUMBER = 1e30
+_KEYS = {"format", "model", "features", "backend", "card", "tensors"}
+_OLDER = f"sv-sparse 0.1 reads formats 1 and 2, this version reads format {FORMAT}: export the run again"
 
 
-class Stored(NamedTuple):
-    """How a tensor is stored.
+class TensorSpec(NamedTuple):
+    """Description of a stored tensor.
 
     Attributes:
-        kind: one of KINDS.
-        shape: with its zeros.
-        kept: values that are not zero.
-        values: what they were rounded to, one of VALUES.
-        check_sum: of the bytes that are stored; None in format 1.
+        kind: Form of its positions, one of KINDS.
+        shape: Shape with its zeros.
+        nnz: Number of nonzero values.
+        dtype: Type that the values were rounded to, one of DTYPES.
+        checksum: Checksum of the stored bytes.
     """
 
     kind: str
     shape: tuple[int, ...]
-    kept: int
-    values: str
-    check_sum: str | None = None
+    nnz: int
+    dtype: str
+    checksum: str
 
 
 @dataclass(frozen=True)
-class Description:
-    """All of a package but its tensors.
+class PackageHeader:
+    """Everything in a package but its tensors.
 
     Attributes:
-        model: settings of the network.
-        features: ``sample_rate`` and ``mel_bins``.
-        backend: ``top_n`` and ``calibration`` as ``Backend.from_dict`` takes them.
-        card: plain data.
-        stored: the tensors by name.
-        has_check_sums: whether the file has them: format 1 has none.
+        model: Settings of the network, as ``models.registry.build_model`` takes them.
+        features: ``sample_rate`` in Hz and ``mel_bins``.
+        backend: ``top_n`` and ``calibration`` of the scoring back-end, plain data.
+        card: Plain data about the network.
+        tensors: Stored tensors by name.
     """
 
     model: dict[str, Any]
     features: dict[str, int]
     backend: dict[str, Any]
     card: dict[str, Any]
-    stored: Mapping[str, Stored]
-    has_check_sums: bool = True
+    tensors: Mapping[str, TensorSpec]
 
+    def to_text(self) -> str:
+        """Return the header as text that begins with its checksum.
 
-def to_text(about: Description) -> str:
-    """The text of a description, which begins with its check sum.
-
-    Raises:
-        TypeError: the card, or the model's settings, are no plain data.
-        ValueError: they hold a number that is not finite.
-    """
-    backend = dict(about.backend)
-    if backend["calibration"] is not None:  # JSON has no numbers as keys
-        backend["calibration"] = backend["calibration"] | {
-            "thresholds": list(map(list, backend["calibration"]["thresholds"].items()))
+        Raises:
+            TypeError: The card or the model's settings are not plain data.
+            ValueError: They hold a number that is not finite.
+        """
+        backend = dict(self.backend)
+        if backend["calibration"] is not None:
+            calibration = dict(backend["calibration"])
+            # JSON has no numbers as keys, so the thresholds become pairs.
+            calibration["thresholds"] = list(calibration["thresholds"].items())
+            backend["calibration"] = calibration
+        content = {
+            "format": FORMAT,
+            "model": self.model,
+            "features": self.features,
+            "backend": backend,
+            "card": self.card,
+            "tensors": self.tensors,
         }
-    whole = {
-        "format": FORMAT,
-        "model": about.model,
-        "features": about.features,
-        "backend": backend,
-        "card": about.card,
-        "tensors": about.stored,
-    }
-    return with_check_sum(json.dumps(whole, allow_nan=False, separators=(",", ":")))
+        return with_checksum(json.dumps(content, allow_nan=False, separators=(",", ":")))
+
+    @classmethod
+    def from_text(cls, text: str) -> "PackageHeader":
+        """Return the header that a text holds.
+
+        Raises:
+            ValueError: The text is damaged, of another format, or not a header; the message says what is wrong.
+        """
+        if text.startswith("{"):
+            raise ValueError(f"its header is damaged: it has no checksum, or is of format 1; {_OLDER}")
+        _, _, json_text = text.partition(" ")
+        if text != with_checksum(json_text):
+            raise ValueError("its header is damaged: it has changed since it was written")
+        content = json.loads(json_text)
+        if not isinstance(content, dict) or "format" not in content:
+            raise ValueError("its header has no format")
+        if not _is_int_between(content["format"], FORMAT, FORMAT):
+            raise ValueError(f"it has format {content['format']!r}; {_OLDER}")
+        if set(content) != _KEYS:
+            raise ValueError(f"its header has {sorted(content)}, expected {sorted(_KEYS)}")
+        for key in sorted(_KEYS - {"format"}):
+            if not isinstance(content[key], dict):
+                raise ValueError(f"{key} is a {type(content[key]).__name__}, expected names and values")
+        _check_features(content["features"])
+        backend = _parse_backend(content["backend"])
+        tensors = _parse_tensors(content["tensors"])
+        return cls(content["model"], content["features"], backend, content["card"], tensors)
 
 
-def with_check_sum(content: str) -> str:
-    """A description's JSON as it is stored: after its check sum and a space."""
-    return f"{checksum(content.encode())} {content}"
+def with_checksum(json_text: str) -> str:
+    """Return the JSON of a header as it is stored: after its checksum and a space."""
+    return f"{checksum(json_text.encode())} {json_text}"
 
 
-def of_text(text: str | None) -> Description:
-    """The description that a text holds.
-
-    Raises:
-        ValueError: it is damaged, or none; says what is wrong.
-    """
-    if text is None:
-        raise ValueError("it has no description of a network, which sv-sparse export writes: damaged, or another file")
-    has_check_sums = not text.startswith("{")
-    content = text.partition(" ")[2] if has_check_sums else text
-    if has_check_sums and text != with_check_sum(content):
-        raise ValueError("its description is damaged: it has changed since it was written")
-    whole = json.loads(content)
-    if not isinstance(whole, dict) or "format" not in whole:
-        raise ValueError("its description has no format")
-    if not _whole(whole["format"], _OLDEST, FORMAT):
-        raise ValueError(f"it has format {whole['format']!r}, this version reads {_OLDEST} to {FORMAT}")
-    if whole["format"] > 1 and not has_check_sums:
-        raise ValueError("its description is damaged: it has lost its check sum")
-    if set(whole) != _PARTS:
-        raise ValueError(f"its description has {sorted(whole)}, expected {sorted(_PARTS)}")
-    for part in _PARTS - {"format"}:
-        if not isinstance(whole[part], dict):
-            raise ValueError(f"{part} is a {type(whole[part]).__name__}, expected names and values")
-    features, backend = _features(whole["features"]), _backend(whole["backend"])
-    stored = _stored(whole["tensors"], has_check_sums)
-    return Description(whole["model"], features, backend, whole["card"], stored, has_check_sums)
-
-
-def _features(features: dict[str, Any]) -> dict[str, int]:
+def _check_features(features: dict[str, Any]) -> None:
     if set(features) != {"sample_rate", "mel_bins"}:
         raise ValueError(f"features has {sorted(features)}, expected mel_bins and sample_rate")
-    if not _whole(features["sample_rate"], 16000, 16000):
+    if not _is_int_between(features["sample_rate"], 16000, 16000):
         raise ValueError(f"features has sample_rate {features['sample_rate']!r}, this version computes 16000")
-    if not _whole(features["mel_bins"], 4, 256):
+    if not _is_int_between(features["mel_bins"], 4, 256):
         raise ValueError(f"features has mel_bins {features['mel_bins']!r}, expected 4 to 256")
-    return features
 
 
-def _stored(tensors: dict[str, Any], has_check_sums: bool) -> dict[str, Stored]:
+def _parse_tensors(tensors: dict[str, Any]) -> dict[str, TensorSpec]:
+    # Sizes are limited here, before anything of such a size is allocated.
     if len(tensors) > _MAX_TENSORS:
         raise ValueError(f"it has {len(tensors)} tensors, at most {_MAX_TENSORS} are read")
-    found = {name: _one_stored(name, each, has_check_sums) for name, each in tensors.items()}
-    total = sum(prod(each.shape) for each in found.values())
-    if total > MAX_VALUES:
-        raise ValueError(f"it has {total} values with its zeros, at most {MAX_VALUES} are read")
-    return found
+    specs = {}
+    num_values = 0
+    for name, fields in tensors.items():
+        specs[name] = _parse_tensor(name, fields)
+        num_values += prod(specs[name].shape)
+    if num_values > MAX_VALUES:
+        raise ValueError(f"it has {num_values} values with its zeros, at most {MAX_VALUES} are read")
+    return specs
 
 
-def _one_stored(name: str, each: Any, has_check_sum: bool) -> Stored:
-    if not isinstance(each, list) or len(each) != 4 + has_check_sum:
-        raise ValueError(f"{name} is described by {str(each)[:60]}, expected kind, shape, kept, values and check sum")
-    kind, shape, kept, values, *sums = each
-    axes: list[Any] = shape if isinstance(shape, list) and len(shape) <= _MAX_AXES else [None]
-    if not all(_whole(axis, 1, MAX_VALUES) for axis in axes) or prod(axes) > MAX_VALUES:
+def _parse_tensor(name: str, fields: Any) -> TensorSpec:
+    if not isinstance(fields, list) or len(fields) != len(TensorSpec._fields):
+        raise ValueError(f"{name} is described by {str(fields)[:60]}, expected {', '.join(TensorSpec._fields)}")
+    kind, shape, nnz, dtype, checksum = fields
+    if not isinstance(shape, list) or len(shape) > _MAX_AXES:
         raise ValueError(f"{name} has shape {str(shape)[:60]}")
-    if kind not in KINDS or values not in list(VALUES) or not _whole(kept, 0, prod(axes)):
-        raise ValueError(f"{name} is described by {str(each)[:60]}, which is not allowed")
-    return Stored(kind, tuple(axes), kept, values, *map(str, sums))
+    for size in shape:
+        if not _is_int_between(size, 1, MAX_VALUES):
+            raise ValueError(f"{name} has shape {str(shape)[:60]}")
+    is_allowed = kind in KINDS and dtype in list(DTYPES) and _is_int_between(nnz, 0, min(prod(shape), MAX_VALUES))
+    if not is_allowed:
+        raise ValueError(f"{name} is described by {str(fields)[:60]}, which is not allowed")
+    return TensorSpec(kind, tuple(shape), nnz, dtype, str(checksum))
 
 
-def _backend(backend: dict[str, Any]) -> dict[str, Any]:
-    if set(backend) != {"top_n", "calibration"} or not _whole(backend["top_n"], 0, MAX_VALUES):
+def _parse_backend(backend: dict[str, Any]) -> dict[str, Any]:
+    if set(backend) != {"top_n", "calibration"} or not _is_int_between(backend["top_n"], 0, MAX_VALUES):
         raise ValueError(f"backend is {str(backend)[:60]}, expected top_n and calibration")
-    if backend["calibration"] is not None:
-        backend = backend | {"calibration": _calibration(backend["calibration"])}
-    return backend
+    if backend["calibration"] is None:
+        return backend
+    return backend | {"calibration": _parse_calibration(backend["calibration"])}
 
 
-def _calibration(given: Any) -> dict[str, Any]:
-    """As ``Calibration`` takes it."""
-    names = set(Calibration.__dataclass_fields__)
-    if not isinstance(given, dict) or set(given) != names:
-        raise ValueError(f"calibration is {str(given)[:60]}, expected {sorted(names)}")
-    qualities, thresholds = given["qualities"], given["thresholds"]
-    pairs = thresholds if isinstance(thresholds, list) and all(_pair(each) for each in thresholds) else None
-    fits = isinstance(qualities, dict) and set(qualities) <= set(QUALITY_MEASURES) and pairs is not None
-    numbers = [given["slope"], given["offset"], *(qualities.values() if fits else ())]
-    counts = [given["trials"], given["targets"], given["speakers"]]
-    if not fits or not all(map(_number, numbers)) or not all(_whole(count, 0, 1 << 60) for count in counts):
-        raise ValueError("calibration holds something that is no number")
-    if not _number(given["p_target"]) or not 0 < given["p_target"] < 1:
-        raise ValueError(f"calibration has p_target {given['p_target']!r}, expected above 0 and below 1")
-    return given | {"thresholds": dict(map(tuple, pairs or ()))}
+def _parse_calibration(calibration: Any) -> dict[str, Any]:
+    """Return the arguments of ``Calibration``."""
+    keys = set(Calibration.__dataclass_fields__)
+    if not isinstance(calibration, dict) or set(calibration) != keys:
+        raise ValueError(f"calibration is {str(calibration)[:60]}, expected {sorted(keys)}")
+    try:
+        thresholds = {float(far): threshold for far, threshold in calibration["thresholds"]}
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError("calibration has thresholds that are not pairs of numbers") from None
+    calibration = calibration | {"thresholds": thresholds}
+    for name, value in calibration.items():
+        numbers = list(value.values()) if isinstance(value, dict) else [value]
+        if not all(map(_is_number, numbers)):
+            raise ValueError(f"calibration has something in {name} that is not a number")
+    qualities = calibration["qualities"]
+    if not isinstance(qualities, dict) or not set(qualities) <= set(QUALITY_MEASURES):
+        raise ValueError(
+            f"calibration has qualities {str(qualities)[:60]}, expected some of {', '.join(QUALITY_MEASURES)}"
+        )
+    for probability in (calibration["p_target"], *thresholds):
+        if not 0 < probability < 1:
+            raise ValueError(f"calibration has the probability {probability}, expected above 0 and below 1")
+    return calibration
 
 
-def _pair(each: Any) -> bool:
-    return isinstance(each, Sequence) and len(each) == 2 and all(map(_number, each)) and 0 < each[0] < 1
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _MAX_NUMBER
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST
-
-
-def _whole(value: Any, least: int, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+def _is_int_between(value: Any, minimum: int, maximum: int) -> bool:
+    # JSON's true is an int to Python.
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum

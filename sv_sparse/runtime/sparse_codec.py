@@ -1,9 +1,9 @@
-"""Tensors to bytes without their zeros, and back to the last bit.
+"""Encoder and decoder of tensors without their zeros, exact to the last bit.
 
-A packed tensor is a place for each value that is not zero, and these values. Places are a bit for each element
-(``bitmask``) or, where few are left, the count of zeros before each (``gaps``, one byte; 255 stands for 255 zeros and
-no value). Values lie byte by byte: all first bytes, all second ones, so that their exponents compress. Both are zstd
-frames.
+An encoded tensor has two zstd frames: the positions of its nonzero values, and the values. Positions
+are one bit for each element (``bitmask``) or, where few are nonzero, the number of zeros before each
+value (``gaps``: one byte; 255 stands for 255 zeros and no value). Values are stored byte by byte, all
+first bytes, then all second ones, so that zstd sees the exponents side by side.  # DECISIONS 53
 """
 
 from typing import NamedTuple
@@ -15,170 +15,168 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 KINDS = ("bitmask", "gaps", "dense")
-VALUES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-_LEVEL = 12  # of zstd: level 19 takes four times as long for half a per cent
+# Level 19 takes four times as long and saves half a percent.
+ZSTD_LEVEL = 12
+# Bytes that a frame may ask the decoder to set aside.
+MAX_ZSTD_WINDOW = 1 << 27
 _ESCAPE = 255
-_MAX_WINDOW = 1 << 27  # bytes that a frame may ask the decoder to keep
 
 Bytes = NDArray[np.uint8]
 
 
-class Packed(NamedTuple):
-    """A tensor as it is stored.
+class SparseTensorBytes(NamedTuple):
+    """Encoded tensor.
 
     Attributes:
-        kind: one of KINDS; ``dense`` has no places.
-        kept: values that are stored.
-        places: a zstd frame.
-        values: a zstd frame.
+        kind: Form of the positions, one of KINDS; ``dense`` has none.
+        nnz: Number of values that are stored.
+        positions: A zstd frame.
+        values: A zstd frame.
     """
 
     kind: str
-    kept: int
-    places: bytes
+    nnz: int
+    positions: bytes
     values: bytes
-
-    @property
-    def size(self) -> int:
-        """Bytes of both frames."""
-        return len(self.places) + len(self.values)
 
 
 class Nonzeros(NamedTuple):
-    """The nonzero elements of a tensor, the same however they were compressed.
+    """Nonzero elements of a tensor, the same however they were compressed.
 
     Attributes:
-        size: elements of the tensor, with its zeros.
-        places: of the nonzero ones in the flattened tensor, int64 [N], ascending; None where no element is zero.
+        size: Number of elements of the tensor, zeros included.
+        positions: int64 [N], ascending, in the flattened tensor; None where no element is zero.
         values: float32 [N].
     """
 
     size: int
-    places: NDArray[np.int64] | None
+    positions: NDArray[np.int64] | None
     values: Tensor
 
-    def tensor(self) -> Tensor:
-        """The flattened tensor, float32 [size]."""
-        if self.places is None:
+    def to_dense(self) -> Tensor:
+        """Return the flattened tensor, float32 [size]."""
+        if self.positions is None:
             return self.values
         flat = torch.zeros(self.size)
-        flat[torch.from_numpy(self.places)] = self.values
+        flat[torch.from_numpy(self.positions)] = self.values
         return flat
 
 
-def pack(tensor: Tensor, values: str = "fp32") -> Packed:
-    """The smallest packed form, which keeps every bit but the sign of a zero.
+def encode(tensor: Tensor, dtype: str = "fp32") -> SparseTensorBytes:
+    """Return the smallest encoded form of a tensor; it keeps every bit but the sign of a zero.
 
     Args:
-        tensor: float32, of any shape; walked in the order of its axes.
-        values: what they are rounded to, one of VALUES; ``fp32`` keeps every bit.
+        tensor: float32, of any shape; read in the order of its axes.
+        dtype: Type that values are rounded to, one of DTYPES; ``fp32`` keeps every bit.
 
     Raises:
-        ValueError: a value is not finite, or too large for ``values``.
+        ValueError: A value is not finite, or too large for ``dtype``.
 
-    >>> pack(torch.tensor([0.0, 0.0, 3.0])).kept
+    >>> encode(torch.tensor([0.0, 0.0, 3.0])).nnz
     1
     """
-    flat = tensor.detach().contiguous().flatten().to(VALUES[values])
+    flat = tensor.detach().contiguous().flatten().to(DTYPES[dtype])
     if not flat.isfinite().all():
-        raise ValueError(f"holds values that are not finite in {values}")
-    alive = flat != 0
-    kept = flat[alive]
-    if len(kept) == len(flat):
-        return Packed("dense", len(kept), b"", _shuffled(kept))
-    found = _shuffled(kept)
-    mask = alive.numpy()
-    choices = (("bitmask", _frame(_bits(mask))), ("gaps", _frame(_gaps(mask))))
-    return min((Packed(kind, len(kept), places, found) for kind, places in choices), key=lambda packed: packed.size)
+        raise ValueError(f"holds values that are not finite in {dtype}")
+    is_nonzero = flat != 0
+    nonzeros = flat[is_nonzero]
+    values = _compress(_byte_shuffle(nonzeros))
+    if len(nonzeros) == len(flat):
+        return SparseTensorBytes("dense", len(nonzeros), b"", values)
+    mask = is_nonzero.numpy()
+    bitmask = _compress(np.packbits(mask, bitorder="little").tobytes())
+    gaps = _compress(_gaps(mask))
+    # Raw gaps are smaller below one nonzero value in eight; what zstd makes of either depends on the pattern.
+    if len(bitmask) <= len(gaps):
+        return SparseTensorBytes("bitmask", len(nonzeros), bitmask, values)
+    return SparseTensorBytes("gaps", len(nonzeros), gaps, values)
 
 
-def unpack(packed: Packed, count: int, values: str = "fp32") -> Tensor:
-    """The float32 tensor [count] that was packed.
-
-    Raises:
-        ValueError: the bytes are not what ``pack`` makes of ``count`` values.
-    """
-    return unpack_nonzeros(packed, count, values).tensor()
-
-
-def unpack_nonzeros(packed: Packed, count: int, values: str = "fp32") -> Nonzeros:
-    """The nonzero elements of a packed tensor.
+def decode(encoded: SparseTensorBytes, size: int, dtype: str = "fp32") -> Nonzeros:
+    """Return the nonzero elements of an encoded tensor.
 
     Args:
-        packed: the tensor.
-        count: its elements, with the zeros.
-        values: what they were rounded to, one of VALUES.
+        encoded: What ``encode`` returned.
+        size: Number of elements of the tensor, zeros included.
+        dtype: Type that the values were rounded to, one of DTYPES.
 
     Raises:
-        ValueError: the bytes are not what ``pack`` makes of ``count`` values.
+        ValueError: The bytes are not what ``encode`` makes of ``size`` values.
     """
-    if not 0 <= packed.kept <= count:
-        raise ValueError(f"claims {packed.kept} values for {count} places")
-    dtype = VALUES[values]
-    raw = _content(packed.values, packed.kept * dtype.itemsize)
-    kept = torch.from_numpy(raw.reshape(dtype.itemsize, packed.kept).T.copy().ravel()).view(dtype).float()
-    if not kept.isfinite().all():
+    nnz = encoded.nnz
+    if not 0 <= nnz <= size:
+        raise ValueError(f"claims {nnz} values for {size} positions")
+    torch_dtype = DTYPES[dtype]
+    item_size = torch_dtype.itemsize
+    shuffled = _decompress(encoded.values, nnz * item_size)
+    raw = shuffled.reshape(item_size, nnz).T.copy().ravel()
+    values = torch.from_numpy(raw).view(torch_dtype).float()
+    if not values.isfinite().all():
         raise ValueError("holds values that are not finite")
-    if packed.kind == "dense" and packed.kept != count:
-        raise ValueError(f"has {packed.kept} values for {count} places and says nowhere which")
-    places = None if packed.kind == "dense" else _places(packed, count)
-    if not kept.all():  # a zero has no place here, so that equal tensors have equal nonzeros
+    positions = None
+    if encoded.kind != "dense":
+        positions = _positions(encoded, size)
+    elif nnz != size:
+        raise ValueError(f"has {nnz} values for {size} positions and does not say which")
+    # A stored zero would give equal tensors different nonzeros, and so different fingerprints.
+    if not values.all():
         raise ValueError("stores a zero as a value that is not zero")
-    return Nonzeros(count, None if packed.kept == count else places, kept)
+    if nnz == size:
+        positions = None
+    return Nonzeros(size, positions, values)
 
 
-def _places(packed: Packed, count: int) -> NDArray[np.int64]:
-    """Where the values belong, ascending."""
-    if packed.kind == "bitmask":
-        bits = np.unpackbits(_content(packed.places, -(-count // 8)), bitorder="little")
-        if bits[count:].any():
-            raise ValueError(f"marks places beyond its {count}")
-        places = np.flatnonzero(bits)
-    elif packed.kind == "gaps":
-        gaps = _content(packed.places, None, at_most=packed.kept + count // _ESCAPE)
+def _positions(encoded: SparseTensorBytes, size: int) -> NDArray[np.int64]:
+    """Return the positions of the values, ascending."""
+    if encoded.kind == "bitmask":
+        bits = np.unpackbits(_decompress(encoded.positions, -(-size // 8)), bitorder="little")
+        if bits[size:].any():
+            raise ValueError(f"marks positions beyond its {size}")
+        positions = np.flatnonzero(bits)
+    elif encoded.kind == "gaps":
+        gaps = _decompress(encoded.positions, None, max_size=encoded.nnz + size // _ESCAPE)
         is_value = gaps != _ESCAPE
-        places = (np.cumsum(gaps + is_value, dtype=np.int64) - 1)[is_value]
-        if len(places) and places[-1] >= count:
-            raise ValueError(f"has a value at place {places[-1]} of {count}")
+        positions = (np.cumsum(gaps + is_value, dtype=np.int64) - 1)[is_value]
+        if len(positions) and positions[-1] >= size:
+            raise ValueError(f"has a value at position {positions[-1]} of {size}")
     else:
-        raise ValueError(f"is packed as {packed.kind!r}, known are {', '.join(KINDS)}")
-    if len(places) != packed.kept:
-        raise ValueError(f"has {len(places)} places for {packed.kept} values")
-    return places
-
-
-def _bits(mask: NDArray[np.bool_]) -> bytes:
-    return np.packbits(mask, bitorder="little").tobytes()
+        raise ValueError(f"is encoded as {encoded.kind!r}, expected one of {', '.join(KINDS)}")
+    if len(positions) != encoded.nnz:
+        raise ValueError(f"has {len(positions)} positions for {encoded.nnz} values")
+    return positions
 
 
 def _gaps(mask: NDArray[np.bool_]) -> bytes:
-    zeros = np.diff(np.flatnonzero(mask), prepend=-1) - 1
-    escapes = zeros // _ESCAPE
-    found = np.full(len(zeros) + int(escapes.sum()), _ESCAPE, np.uint8)
-    found[np.arange(len(zeros)) + np.cumsum(escapes)] = zeros % _ESCAPE
-    return found.tobytes()
+    num_zeros = np.diff(np.flatnonzero(mask), prepend=-1) - 1
+    num_escapes = num_zeros // _ESCAPE
+    gaps = np.full(len(num_zeros) + int(num_escapes.sum()), _ESCAPE, np.uint8)
+    gaps[np.arange(len(num_zeros)) + np.cumsum(num_escapes)] = num_zeros % _ESCAPE
+    return gaps.tobytes()
 
 
-def _shuffled(kept: Tensor) -> bytes:
-    size = kept.element_size()
-    return _frame(kept.view(torch.uint8).numpy().reshape(-1, size).T.tobytes())
+def _byte_shuffle(values: Tensor) -> bytes:
+    return values.view(torch.uint8).numpy().reshape(-1, values.element_size()).T.tobytes()
 
 
-def _frame(content: bytes) -> bytes:
-    return zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compress(content)
+def _compress(content: bytes) -> bytes:
+    return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True).compress(content)
 
 
-def _content(frame: bytes, size: int | None, at_most: int = 0) -> Bytes:
-    """What a frame holds, which must be ``size`` bytes, or ``at_most`` so many; nothing larger is ever made."""
+def _decompress(frame: bytes, size: int | None, max_size: int = 0) -> Bytes:
+    """Return the content of a frame: exactly ``size`` bytes or, if that is None, up to ``max_size``."""
     try:
-        told = zstandard.frame_content_size(frame)
-        if told != size if size is not None else not 0 <= told <= at_most:
-            wanted = f"{size}" if size is not None else f"at most {at_most}"
-            raise ValueError(f"holds {told} bytes where {wanted} were expected")
-        content = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompress(frame, max_output_size=told)
+        # The announced size is checked first: a small frame can hold gigabytes of zeros.
+        announced = zstandard.frame_content_size(frame)
+        if size is not None and announced != size:
+            raise ValueError(f"holds {announced} bytes where {size} were expected")
+        if size is None and not 0 <= announced <= max_size:
+            raise ValueError(f"holds {announced} bytes where at most {max_size} were expected")
+        decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW)
+        content = decompressor.decompress(frame, max_output_size=announced)
     except zstandard.ZstdError as error:
         raise ValueError(f"cannot be decompressed ({error})") from error
-    if len(content) != told:
-        raise ValueError(f"holds {len(content)} bytes where {told} were announced")
+    if len(content) != announced:
+        raise ValueError(f"holds {len(content)} bytes where {announced} were announced")
     return np.frombuffer(content, np.uint8)

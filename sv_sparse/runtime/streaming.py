@@ -1,48 +1,51 @@
-"""Recordings that are still going on."""
+"""Embeddings of recordings that are still going on."""
 
 from torch import Tensor
 
-from sv_sparse.runtime.audio import Resampler, as_samples
-from sv_sparse.runtime.decision import Heard
-from sv_sparse.runtime.long_audio import Windows
+from sv_sparse.data.decoding import Resampler
+from sv_sparse.runtime.audio import to_float
+from sv_sparse.runtime.decision import EmbeddedRecording
+from sv_sparse.runtime.long_audio import WindowedEmbedding
 from sv_sparse.scoring.arrays import Float32Array
 
 
 class Stream:
-    """A recording that comes in chunks, and its embedding so far; ``Verifier.stream`` makes it.
+    """Recording that comes in chunks, with its embedding so far; ``Verifier.stream`` makes it.
 
     Args:
-        windows: what embeds.
-        resampler: of what comes.
-        sample_rate: of what is embedded, in Hz.
+        windows: Embeds the samples.
+        resampler: Converts the chunks to the network's rate.
+        sample_rate: The network's rate, in Hz.
     """
 
-    def __init__(self, windows: Windows, resampler: Resampler, sample_rate: int) -> None:
-        self._windows, self._resampler, self._rate = windows, resampler, sample_rate
+    def __init__(self, windows: WindowedEmbedding, resampler: Resampler, sample_rate: int) -> None:
+        self._windows = windows
+        self._resampler = resampler
+        self._sample_rate = sample_rate
 
     @property
     def seconds(self) -> float:
-        """That were heard so far."""
-        return self._windows.samples / self._rate
+        """Duration so far."""
+        return self._windows.num_samples / self._sample_rate
 
     def push(self, chunk: Float32Array | Tensor) -> None:
-        """Take the next samples [S], as ``Verifier.embed`` takes them.
+        """Add the next samples [S], as ``Verifier.embed`` takes them.
 
         Raises:
-            ValueError: they are of another shape or kind, or not finite.
+            ValueError: They have another type or shape, or are not finite.
         """
-        self._windows.push(self._resampler(as_samples(chunk)))
+        self._windows.push(self._resampler(to_float(chunk)))
 
     def embedding(self) -> Float32Array:
-        """The embedding [E] so far; more chunks may follow.
+        """Return the embedding [E] so far; more chunks may follow.
 
-        Where the rate is another than the network's, up to a quarter of a second is still on its way.
+        Where the rates differ, up to a quarter of a second is still in the resampler.
 
         Raises:
-            ValueError: too little was heard, or nothing but silence.
+            ValueError: The recording is too short so far, or nothing but silence.
         """
         return self._windows.embedding()
 
-    def heard(self) -> Heard:
-        """The embedding so far with its seconds, for ``Verifier.verify``; see ``embedding``."""
-        return Heard(self.embedding(), self.seconds)
+    def recording(self) -> EmbeddedRecording:
+        """Return the embedding so far with its duration, for ``Verifier.verify``; errors as of ``embedding``."""
+        return EmbeddedRecording(self.embedding(), self.seconds)

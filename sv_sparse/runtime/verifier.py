@@ -1,7 +1,7 @@
-"""Whether two recordings are of one speaker, by a packaged network.
+"""Verifier: a packaged network that says if two recordings are of one speaker.
 
 >>> verifier = Verifier.from_pretrained("model.safetensors")  # doctest: +SKIP
->>> verifier.verify("one.wav", "other.flac").accepted  # doctest: +SKIP
+>>> verifier.verify("enrollment.wav", "test.flac").accepted  # doctest: +SKIP
 True
 """
 
@@ -15,40 +15,55 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sv_sparse.data.decoding import check_length, check_silence
+from sv_sparse.data.decoding import MAX_SECONDS, Resampler, Source, check_length, check_silence
 from sv_sparse.models.features import Filterbank
-from sv_sparse.runtime.audio import LONGEST_SECONDS, Resampler, Source, as_samples, pieces
-from sv_sparse.runtime.decision import Heard, RefusedInputError, Rule, Verification, decide, warning_of
+from sv_sparse.runtime.audio import iter_audio, to_float
+from sv_sparse.runtime.decision import (
+    DecisionRule,
+    EmbeddedRecording,
+    RefusedInputError,
+    Verification,
+    card_warning,
+    decide,
+)
 from sv_sparse.runtime.engine.runtime import Runtime
-from sv_sparse.runtime.long_audio import Windows
+from sv_sparse.runtime.long_audio import WindowedEmbedding
 from sv_sparse.runtime.package import Package, read_package
 from sv_sparse.runtime.streaming import Stream
 from sv_sparse.scoring.arrays import Float32Array
 from sv_sparse.scoring.backend import Backend
 
 Waveform = Float32Array | Tensor
-Side = Source | tuple[Waveform, int] | Heard | Float32Array
+Recording = Source | tuple[Waveform, int] | EmbeddedRecording | Float32Array
 
-_BATCH = 16  # waveforms of equal length
+# Waveforms of equal length.
+_BATCH_SIZE = 16
 
 
 class Verifier:
-    """A trained network in use.
+    """Trained network in use.
 
-    Recordings of up to ``window_seconds`` are embedded whole, as ``sv-sparse evaluate`` does, so that scores are the
-    same but for rounding; of longer ones, windows are embedded and averaged (``windows.Windows``), in memory that does
-    not grow. Several threads may use it.
+    Recordings of up to ``window_seconds`` are embedded as one utterance, as ``sv-sparse evaluate`` does, so
+    scores are the same but for rounding. Of longer ones, windows are embedded and averaged
+    (``long_audio.WindowedEmbedding``), in memory that does not grow. Several threads may use a verifier.
 
     Args:
-        engine: filterbank [B, F, T] to embedding [B, E].
-        backend: from embeddings to scores and decisions.
-        card: what is known of the network.
+        engine: Function from filterbank [B, F, T] to embedding [B, E].
+        backend: Scoring back-end: from embeddings to scores and decisions.
+        card: Plain data about the network.
         features: ``sample_rate`` in Hz and ``mel_bins`` of the filterbank.
-        fingerprint: tells the network from others; embeddings of different networks cannot be compared.
-        window_seconds: longest stretch that is embedded at once.
+        fingerprint: Identifies the network; embeddings of different networks cannot be compared.
+        window_seconds: Longest stretch that is embedded at once. Default: 60.
 
     Raises:
-        ValueError: the windows are too short.
+        ValueError: The windows are too short.
+
+    >>> backend = Backend(np.zeros(80, np.float32))
+    >>> features = {"sample_rate": 16000, "mel_bins": 80}
+    >>> verifier = Verifier(lambda filterbank: filterbank[:, :, 0], backend, {}, features=features)
+    >>> noise = np.random.default_rng(0).normal(size=16000) / 10
+    >>> round(verifier.verify((noise, 16000), (noise, 16000)).score, 3)
+    1.0
     """
 
     def __init__(
@@ -61,218 +76,229 @@ class Verifier:
         fingerprint: str = "",
         window_seconds: float = 60.0,
     ) -> None:
-        self.backend, self.card, self.fingerprint = backend, card, fingerprint
-        self.sample_rate, self.window_seconds = features["sample_rate"], window_seconds
         self.engine = engine
+        self.backend = backend
+        self.card = card
+        self.fingerprint = fingerprint
+        self.sample_rate = features["sample_rate"]
+        self.window_seconds = window_seconds
         self._filterbank = Filterbank(features["sample_rate"], features["mel_bins"])
-        self._windows(window_seconds)
+        # Raises for windows that are too short.
+        self._make_windows(window_seconds)
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str], *, threads: int | None = None) -> "Verifier":
-        """A verifier from a package, a file that ``sv-sparse export`` wrote.
+    def from_pretrained(
+        cls, path: str | os.PathLike[str], *, threads: int | None = None, model_class: str | None = None
+    ) -> "Verifier":
+        """Return the verifier of a package, a file that ``sv-sparse export`` wrote.
 
         Args:
-            path: the file.
-            threads: that the network is computed by; see ``Runtime.of``.
+            path: The file.
+            threads: Threads that compute the network; default as of ``Runtime.load``.
+            model_class: Import path of a class of the user's own that the package may name; see ``read_package``.
 
         Raises:
-            ValueError: the package cannot be read; names it.
+            ValueError: The package cannot be read; the message names it.
         """
-        return cls.of(read_package(path), threads=threads)
+        return cls.from_package(read_package(path, model_class), threads=threads)
 
     @classmethod
-    def of(cls, package: Package, *, threads: int | None = None) -> "Verifier":
-        """A verifier from a package that was read; see ``from_pretrained``."""
-        engine = Runtime.of(package, threads=threads)
+    def from_package(cls, package: Package, *, threads: int | None = None) -> "Verifier":
+        """Return the verifier of a package that was read; arguments as of ``from_pretrained``."""
+        engine = Runtime.load(package, threads=threads)
         return cls(engine, package.backend, package.card, features=package.features, fingerprint=package.fingerprint)
 
     @property
     def basis(self) -> dict[str, str | None]:
-        """Words on what decisions rest on: ``calibration``, and a ``warning`` about the model; each may be None."""
+        """Description of what decisions rest on: ``calibration``, and a ``warning`` about the model; or None."""
         calibration = self.backend.calibration
-        words = calibration.description if calibration is not None else None
-        return {"calibration": words, "warning": warning_of(self.card)}
+        description = calibration.description if calibration is not None else None
+        return {"calibration": description, "warning": card_warning(self.card)}
 
     def embed(self, waveform: Waveform, sample_rate: int) -> Float32Array:
-        """The embedding [E], float32, of a waveform.
+        """Return the embedding [E], float32, of a waveform.
 
         Args:
-            waveform: [S], of floating-point samples in [-1, 1] or of 16-bit samples.
-            sample_rate: in Hz, from 4,000 to 384,000; other rates than the network's are resampled.
+            waveform: [S], floating-point samples in [-1, 1] or 16-bit samples.
+            sample_rate: In Hz, 4,000 to 384,000. Other rates than the network's are resampled.
 
         Raises:
-            ValueError: it is shorter than a fifth of a second, silent, of another shape, or not finite.
+            ValueError: It is shorter than a fifth of a second, silent, of another shape, or not finite.
         """
-        return self.hear((waveform, sample_rate)).embedding
+        return self.embed_recording((waveform, sample_rate)).embedding
 
     def embed_file(self, path: str | os.PathLike[str]) -> Float32Array:
-        """The embedding [E] of a file's first channel, read piece by piece.
+        """Return the embedding [E] of a file's first channel, which is read piece by piece.
 
         Raises:
-            ValueError: see ``embed`` and ``audio.pieces``; names the file.
+            ValueError: As of ``embed`` and ``audio.iter_audio``; the message names the file.
         """
-        return self.hear(path).embedding
+        return self.embed_recording(path).embedding
 
     def embed_batch(self, waveforms: Sequence[Waveform], sample_rate: int) -> Float32Array:
-        """Embeddings [N, E] of waveforms, of which those of equal length go together; see ``embed``.
+        """Return the embeddings [N, E] of waveforms; those of equal length are computed together.
+
+        Args:
+            waveforms: N waveforms [S], as ``embed`` takes them.
+            sample_rate: In Hz, 4,000 to 384,000.
 
         Raises:
-            ValueError: see ``embed``; says which waveform it is.
+            ValueError: As of ``embed``; the message names the waveform by its index.
         """
-        found = np.empty((len(waveforms), len(self.backend.mean)), np.float32)
-        alike: dict[int, dict[int, Float32Array]] = {}  # by length, by position
-        for position, waveform in enumerate(waveforms):
-            name = f"waveform {position}"
-            samples = self._resampled(waveform, sample_rate, name)
-            with _naming(name):
+        embeddings = np.empty((len(waveforms), len(self.backend.mean)), np.float32)
+        samples_by_length: dict[int, dict[int, Float32Array]] = {}
+        for index, waveform in enumerate(waveforms):
+            with _naming(f"waveform {index}"):
+                samples = self._resample(waveform, sample_rate)
                 if len(samples) > self.window_seconds * self.sample_rate:
-                    windows = self._windows(self.window_seconds)
+                    windows = self._make_windows(self.window_seconds)
                     windows.push(samples)
-                    found[position] = windows.embedding()
+                    embeddings[index] = windows.embedding()
                     continue
                 check_length(len(samples), self.sample_rate)
                 check_silence(samples)
-            alike.setdefault(len(samples), {})[position] = samples
-        for several in alike.values():
-            positions = list(several)
-            for start in range(0, len(positions), _BATCH):
-                part = positions[start : start + _BATCH]
-                found[part] = self._embedded(np.stack([several[position] for position in part]))
-        return found
+            samples_by_length.setdefault(len(samples), {})[index] = samples
+        for group in samples_by_length.values():
+            indices = list(group)
+            for start in range(0, len(indices), _BATCH_SIZE):
+                batch = indices[start : start + _BATCH_SIZE]
+                embeddings[batch] = self._embed_waveforms(np.stack([group[index] for index in batch]))
+        return embeddings
 
     def stream(self, sample_rate: int, *, window_seconds: float = 3.0) -> Stream:
-        """An embedding that follows a recording while it comes.
+        """Return an embedding that follows a recording while it comes.
 
         Args:
-            sample_rate: of what comes, in Hz.
-            window_seconds: of the windows that are embedded and averaged. Shorter ones cost less memory and waiting,
-                longer ones are nearer to the embedding of the whole.
+            sample_rate: Rate of the samples that come, in Hz.
+            window_seconds: Length of the windows that are embedded and averaged. Shorter ones need less memory and
+                waiting; longer ones are nearer to the embedding of the complete recording. Default: 3.
 
         Raises:
-            ValueError: the rate or the windows are not allowed.
+            ValueError: The rate or the length is not allowed.
         """
-        return Stream(self._windows(window_seconds), Resampler(sample_rate, self.sample_rate), self.sample_rate)
+        return Stream(self._make_windows(window_seconds), Resampler(sample_rate, self.sample_rate), self.sample_rate)
 
-    def hear(self, side: Side, *, max_seconds: float = LONGEST_SECONDS) -> Heard:
-        """Embed a recording, whatever it comes as.
+    def embed_recording(self, recording: Recording, *, max_seconds: float = MAX_SECONDS) -> EmbeddedRecording:
+        """Return a recording's embedding with its duration.
 
         Args:
-            side: a file's path, what a file holds, or a waveform [S] with its rate in Hz; what was heard before, or an
-                embedding [E], stays as it is.
-            max_seconds: beyond which a file is refused.
+            recording: Path of a file, content of a file, or a waveform [S] with its rate in Hz. An embedded recording,
+                or an embedding [E], stays as it is.
+            max_seconds: Longest duration of a file. Default: 24 hours.
 
         Raises:
-            ValueError: see ``embed`` and ``audio.pieces``; names a file.
+            ValueError: As of ``embed`` and ``audio.iter_audio``; the message names a file.
         """
-        if isinstance(side, Heard):
-            return side
-        if isinstance(side, np.ndarray):
-            return Heard(side)
-        windows = self._windows(self.window_seconds)
-        if isinstance(side, tuple):
+        if isinstance(recording, EmbeddedRecording):
+            return recording
+        if isinstance(recording, np.ndarray):
+            return EmbeddedRecording(recording)
+        windows = self._make_windows(self.window_seconds)
+        if isinstance(recording, tuple):
             name = "the waveform"
-            windows.push(self._resampled(*side, name))
+            with _naming(name):
+                windows.push(self._resample(*recording))
         else:
-            name = "the recording" if isinstance(side, bytes) else os.fspath(side)
-            for samples in pieces(side, self.sample_rate, max_seconds=max_seconds):
+            name = "the recording" if isinstance(recording, bytes) else os.fspath(recording)
+            for samples in iter_audio(recording, self.sample_rate, max_seconds=max_seconds):
                 windows.push(samples)
         with _naming(name):
-            return Heard(windows.embedding(), windows.samples / self.sample_rate)
+            return EmbeddedRecording(windows.embedding(), windows.num_samples / self.sample_rate)
 
     def verify(
         self,
-        enrolment: Side,
-        test: Side,
+        enrollment: Recording,
+        test: Recording,
         *,
         prior: float = 0.5,
-        false_alarms: float | None = None,
+        target_far: float | None = None,
         threshold: float | None = None,
     ) -> Verification:
-        """Whether two recordings are of one speaker.
+        """Compare two recordings.
 
         Args:
-            enrolment: see ``hear``; which of the two is which does not matter.
-            test: see ``hear``.
-            prior: see ``Rule.of``.
-            false_alarms: see ``Rule.of``.
-            threshold: see ``Rule.of``.
+            enrollment: Recording as ``embed_recording`` takes it. The two can be exchanged.
+            test: Another recording.
+            prior: As of ``DecisionRule.from_backend``.
+            target_far: As of ``DecisionRule.from_backend``.
+            threshold: As of ``DecisionRule.from_backend``.
 
         Returns:
             The verification, whose ``outcome`` is "accepted", "not accepted" (the evidence does not reach the
             threshold, which does not mean "different speakers") or, without a threshold, "no decision".
 
         Raises:
-            RefusedInputError: a recording cannot be judged; see ``hear``.
-            ValueError: see ``Rule.of`` and ``decide``.
+            RefusedInputError: A recording cannot be used, by the rules of ``embed_recording``.
+            ValueError: As of ``DecisionRule.from_backend`` and ``decide``.
         """
-        started = time.perf_counter()
-        rule = Rule.of(self.backend, prior=prior, false_alarms=false_alarms, threshold=threshold)
-        sides = [self._judged(enrolment, 1), self._judged(test, 2)]
-        return decide(self.backend, rule, sides, np.array([0]), np.array([1]), started=started)[0]
+        start_time = time.perf_counter()
+        rule = DecisionRule.from_backend(self.backend, prior=prior, target_far=target_far, threshold=threshold)
+        sides = [self._embed_side(enrollment, 1), self._embed_side(test, 2)]
+        return decide(self.backend, rule, sides, np.array([0]), np.array([1]), start_time=start_time)[0]
 
     def identify(
         self,
-        test: Side,
-        enrolled: Sequence[Heard] | Float32Array,
+        test: Recording,
+        enrollments: Sequence[EmbeddedRecording] | Float32Array,
         *,
         prior: float = 0.5,
-        false_alarms: float | None = None,
+        target_far: float | None = None,
         threshold: float | None = None,
     ) -> list[Verification]:
-        """A recording against each of several speakers; the likeliest has the highest ``llr``, or ``score``.
+        """Compare a recording with each of K enrolled speakers; the likeliest has the highest ``llr``, or ``score``.
 
-        A stranger is taken for somebody up to as many times as often as in one comparison as there are speakers.
+        The false-alarm rate of all together is up to K times that of one comparison.
 
         Args:
-            test: see ``hear``.
-            enrolled: [K], what was heard of each speaker, or embeddings [K, E].
-            prior: of each.
-            false_alarms: of each; see ``Rule.of``.
-            threshold: see ``Rule.of``.
+            test: Recording as ``embed_recording`` takes it.
+            enrollments: [K] embedded recordings, or embeddings [K, E].
+            prior: Probability of each speaker.
+            target_far: False-alarm rate of each comparison, as of ``DecisionRule.from_backend``.
+            threshold: As of ``DecisionRule.from_backend``.
 
         Returns:
-            [K], in the order of ``enrolled``.
+            K verifications, in the order of ``enrollments``.
 
         Raises:
-            RefusedInputError: the recording cannot be judged; see ``hear``.
-            ValueError: see ``verify``, or nobody is enrolled.
+            RefusedInputError: The recording cannot be used, by the rules of ``embed_recording``.
+            ValueError: As of ``verify``, or nobody is enrolled.
         """
-        started = time.perf_counter()
-        rule = Rule.of(self.backend, prior=prior, false_alarms=false_alarms, threshold=threshold)
-        known = [each if isinstance(each, Heard) else Heard(each) for each in enrolled]
-        if not known:
+        start_time = time.perf_counter()
+        rule = DecisionRule.from_backend(self.backend, prior=prior, target_far=target_far, threshold=threshold)
+        sides = [self.embed_recording(enrollment) for enrollment in enrollments]
+        if not sides:
             raise ValueError("nobody is enrolled")
-        rows = np.arange(len(known))
-        sides = [*known, self._judged(test, 1)]
-        return decide(self.backend, rule, sides, rows, np.full_like(rows, len(known)), started=started)
+        rows = np.arange(len(sides))
+        test_rows = np.full_like(rows, len(sides))
+        sides.append(self._embed_side(test, 1))
+        return decide(self.backend, rule, sides, rows, test_rows, start_time=start_time)
 
-    def _judged(self, side: Side, recording: int) -> Heard:
-        """Embed one of the recordings that are to be compared."""
+    def _embed_side(self, recording: Recording, number: int) -> EmbeddedRecording:
         try:
-            return self.hear(side)
+            return self.embed_recording(recording)
         except ValueError as error:
-            raise RefusedInputError(str(error), recording) from error
+            raise RefusedInputError(str(error), number) from error
 
-    def _windows(self, seconds: float) -> Windows:
-        return Windows(self._embedded, round(seconds * self.sample_rate), self.sample_rate)
+    def _make_windows(self, seconds: float) -> WindowedEmbedding:
+        return WindowedEmbedding(self._embed_waveforms, round(seconds * self.sample_rate), self.sample_rate)
 
-    def _resampled(self, waveform: Waveform, sample_rate: int, name: str) -> Float32Array:
-        with _naming(name):
-            samples, resampler = as_samples(waveform), Resampler(sample_rate, self.sample_rate)
+    def _resample(self, waveform: Waveform, sample_rate: int) -> Float32Array:
+        samples = to_float(waveform)
+        resampler = Resampler(sample_rate, self.sample_rate)
         return np.concatenate([resampler(samples), resampler.rest()])
 
     @torch.no_grad()
-    def _embedded(self, waveforms: Float32Array) -> Float32Array:
-        """Waveforms [B, S] to embeddings [B, E]."""
-        found: Float32Array = self.engine(self._filterbank(torch.from_numpy(waveforms))).float().numpy()
-        if not np.isfinite(found).all():
+    def _embed_waveforms(self, waveforms: Float32Array) -> Float32Array:
+        """Map waveforms [B, S] to embeddings [B, E]."""
+        embeddings: Float32Array = self.engine(self._filterbank(torch.from_numpy(waveforms))).float().numpy()
+        if not np.isfinite(embeddings).all():
             raise ValueError("its embedding is not finite")
-        return found
+        return embeddings
 
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Let an error say which recording it was."""
+    """Put the name of the recording in front of an error."""
     try:
         yield
     except ValueError as error:

@@ -105,6 +105,7 @@ def resample(scores: FloatArray, bootstrap: SpeakerBootstrap) -> BootstrapRates:
     target_levels = np.quantile(scores[is_target], _GRID)
     nontarget_levels = np.quantile(scores[~is_target], 1 - _GRID)
     thresholds = np.unique(np.concatenate([target_levels, nontarget_levels])).astype(scores.dtype)
+    # Counting trials between thresholds once makes each sample a sparse matrix product, not a sort.
     num_accepting = np.searchsorted(thresholds, scores, "right")  # thresholds that accept each trial
     first, second, pair_of_trial = bootstrap.speaker_pairs
 
@@ -121,6 +122,7 @@ def resample(scores: FloatArray, bootstrap: SpeakerBootstrap) -> BootstrapRates:
     for start in range(0, _NUM_SAMPLES, _CHUNK_SIZE):
         times = bootstrap.multiplicities[:, start : start + _CHUNK_SIZE]
         pair_times = np.where((first == second)[:, None], times[first], times[first] * times[second])
+        # Sums in float64: float32 does not count beyond 2 ** 24.
         targets = np.cumsum(target_counts @ pair_times, axis=0, dtype=np.float64)
         nontargets = np.cumsum(nontarget_counts @ pair_times, axis=0, dtype=np.float64)
         has_both = (targets[-1] > 0) & (nontargets[-1] > 0)

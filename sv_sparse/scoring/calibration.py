@@ -88,6 +88,7 @@ def quality_measures(
     """
     qualities = {}
     for name, values in measured.items():
+        # The clip gives a length of 0 a logarithm.
         logs = np.log(values.astype(np.float64).clip(1e-6))
         qualities[name] = np.minimum(logs[enrollment], logs[test])
     return qualities

@@ -25,30 +25,24 @@ class ScoringConfig:
 
     # Any stands for a number or several, a union that Hydra's structured configs do not have.
     p_target: Any = field(
-        default=(0.01, 0.05), metadata={"help": "Prior of a target, or several: one for each operating point."}
+        default=(0.01, 0.05), metadata={"help": "Prior of a target, or several, one per operating point."}
     )
     c_miss: float = field(default=1.0, metadata={"help": "Cost of a miss."})
     c_fa: float = field(default=1.0, metadata={"help": "Cost of a false alarm."})
     score_norm: str = field(default="none", metadata={"help": "none, or as_norm: by a cohort of training speakers."})
     top_n: int = field(default=300, metadata={"help": "Closest speakers of the cohort that as_norm takes."})
-    cohort_utts_per_speaker: int = field(
-        default=10, metadata={"help": "Utterances of a training speaker whose mean is in the cohort."}
-    )
+    cohort_utts_per_speaker: int = field(default=10, metadata={"help": "Utterances per speaker of the cohort."})
     enrollment: str = field(
-        default="average", metadata={"help": "Several enrollment utterances: average of embeddings, or concatenated."}
+        default="average", metadata={"help": "Several enrollment utterances: average, or concatenated."}
     )
     quality_measures: list[str] = field(
         default_factory=list, metadata={"help": "Inputs of the calibration beside the score: duration, magnitude."}
     )
-    target_fars: Any = field(
-        default=(0.05, 0.01, 0.001), metadata={"help": "False-alarm rates that thresholds are found for."}
-    )
+    target_fars: Any = field(default=(0.05, 0.01, 0.001), metadata={"help": "False-alarm rates with a threshold."})
 
     def __post_init__(self) -> None:
         _check_numbers("p_target", self.p_target)
         _check_numbers("target_fars", self.target_fars)
-        _check_numbers("c_miss", self.c_miss)
-        _check_numbers("c_fa", self.c_fa)
         _check_choice("score_norm", self.score_norm, SCORE_NORMS)
         _check_choice("enrollment", self.enrollment, ENROLLMENTS)
         for name in self.quality_measures:

@@ -114,6 +114,7 @@ def det_curve(scores: SortedScores) -> tuple[Float64Array, Float64Array, Float64
         above the highest score, where nothing is accepted).
     """
     distinct = np.unique(np.concatenate([scores.targets, scores.nontargets]))[::-1]
+    # The first threshold is finite, so that it can be drawn and compared.
     thresholds = np.concatenate([[_next_float(distinct[0])], distinct])
     p_miss, p_fa = scores.rates(thresholds)
     return p_miss, p_fa, thresholds.astype(np.float64)
@@ -138,7 +139,7 @@ def eer(scores: SortedScores) -> tuple[float, float]:
 
     # The difference of both rates falls as the threshold rises, so bisection finds where they cross,
     # without the rates at every threshold.
-    below = []
+    below = []  # the highest score of each class at which false alarms prevail, or both rates are equal
     for sorted_class in (scores.targets, scores.nontargets):
         count = bisect_left(sorted_class, True, key=misses_prevail)
         if count > 0:
@@ -184,6 +185,7 @@ def min_dcf(scores: SortedScores, point: OperatingPoint) -> tuple[float, float]:
     p_fa = (len(top) - np.searchsorted(top, candidates)) / len(nontargets)
     p_miss = np.arange(num_skipped, len(targets)) / len(targets)  # right for the first of equal targets
     cost = miss * p_miss + fa * p_fa
+    # Of equal costs the last, at the highest threshold.
     best = len(cost) - 1 - int(np.argmin(cost[::-1])) if len(cost) else -1
     if best < 0 or cost[best] >= miss:
         return float(miss), float(_next_float(max(targets[-1], nontargets[-1])))

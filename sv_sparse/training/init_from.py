@@ -165,9 +165,7 @@ def _common_speakers(source: Manifest, target: Manifest) -> dict[str, str]:
     """
     source_rows = rows_of(source.source, "train")
     target_rows = rows_of(target.source, "train")
-    source_index = match(
-        target_rows.column("utterance").to_pylist(), source_rows.column("utterance").combine_chunks()
-    )
+    source_index = match(target_rows.column("utterance").to_pylist(), source_rows.column("utterance").combine_chunks())
     in_both = source_index >= 0
     target_names = target_rows.column("speaker").cast(pa.string()).filter(pa.array(in_both)).to_pylist()
     source_names = source_rows.column("speaker").cast(pa.string()).take(pa.array(source_index[in_both])).to_pylist()

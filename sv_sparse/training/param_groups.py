@@ -96,7 +96,9 @@ def parameter_groups(
     if regularizer == "group":
         groups = [part for group in groups for part in _split_group_per_weight(group)]
     for group in groups:
-        group["grouping"] = {"out_channel": "output", "in_channel": "input"}.get(settings.granularity, settings.granularity)  # TEMP
+        group["grouping"] = {"out_channel": "output", "in_channel": "input"}.get(
+            settings.granularity, settings.granularity
+        )  # TEMP
         group["initial_lr"] = rates["others" if group["regularizer"] == "none" else "weights"]
     return groups
 

@@ -76,7 +76,10 @@ def open_run_dir(composed: DictConfig) -> Run:
     choices = HydraConfig.get().runtime.choices
     trusted = _classes_named_in(arguments)
     if "_target_" in config.model_settings and not str(choices["model"]).startswith(CHOICE):
-        trusted = (*trusted, config.model_settings["_target_"])  # of a file that the command line chose, not of another run
+        trusted = (
+            *trusted,
+            config.model_settings["_target_"],
+        )  # of a file that the command line chose, not of another run
     folder = Path(config.run_dir) if config.run_dir is not None else None
     if folder is None and _env_int("TORCHELASTIC_MAX_RESTARTS") > 0:
         raise ValueError("torchrun --max-restarts needs run_dir=PATH, where a restart finds its run")

@@ -239,7 +239,17 @@ def _build_head(config: Config, embedding_dim: int, num_speakers: int) -> AAMSof
     return AAMSoftmax(embedding_dim, num_speakers, scale=config.head.scale, margin=config.head.margin)
 
 
-_TEMP = {"lambda_init": "lambda_", "backend": "implementation", "freeze_fraction": "settle", "min_gain": "floor", "deadband": "band", "drift_gain": "trend", "update_interval": "every", "num_mask_updates": "updates", "per_layer": "layerwise"}  # TEMP
+_TEMP = {
+    "lambda_init": "lambda_",
+    "backend": "implementation",
+    "freeze_fraction": "settle",
+    "min_gain": "floor",
+    "deadband": "band",
+    "drift_gain": "trend",
+    "update_interval": "every",
+    "num_mask_updates": "updates",
+    "per_layer": "layerwise",
+}  # TEMP
 
 
 def _temp(arguments: dict[str, Any]) -> dict[str, Any]:

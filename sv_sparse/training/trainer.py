@@ -225,7 +225,12 @@ class Trainer:
             micro_batches: this process's parts of the batch.
             num_crops: crops of all micro-batches of all processes.
         """
-        setup, optimizer, controller, scaler = self.setup, self.setup.optimizer, self.setup.controller, self.state.scaler
+        setup, optimizer, controller, scaler = (
+            self.setup,
+            self.setup.optimizer,
+            self.setup.controller,
+            self.state.scaler,
+        )
         device = setup.device.device
         step = self.state.progress.step + 1
         is_logged = step % self.config.log_interval == 0

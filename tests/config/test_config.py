@@ -14,10 +14,8 @@ from sv_sparse.config.overrides import (
     complete_command_line,
     parse_command_line,
 )
-from sv_sparse.config.schema import Config, default_num_workers, flatten, load_config, register_schema
+from sv_sparse.config.schema import Config, default_num_workers, flatten, load_config
 from sv_sparse.training.run_dir import open_resumed
-
-register_schema()
 
 CHOICES = [(group, choice) for group in GROUPS for choice in parse_command_line([]).choices(group)]
 NEEDED = {

@@ -265,7 +265,9 @@ def test_unreadable_training_speech_within_the_allowed_share_is_named_and_left_o
 def test_unreadable_training_speech_past_the_allowed_share_is_an_error(scan, corpus, spoil):
     paths = sorted(corpus.glob("id0000[0-2]/*/*.wav"))
     spoil(paths[1])
-    with pytest.raises(ValueError, match=r"data.max_unreadable_fraction=0.0: 1 of 16 training .* first id00000/a/00002.wav"):
+    with pytest.raises(
+        ValueError, match=r"data.max_unreadable_fraction=0.0: 1 of 16 training .* first id00000/a/00002.wav"
+    ):
         scan(max_unreadable=0.0)
     for path in paths[2:11]:
         spoil(path)
@@ -289,13 +291,17 @@ def test_unreadable_trial_utterances_past_the_allowed_share_are_an_error(scan, c
     keys = [path.relative_to(corpus).as_posix() for path in paths]
     trials.write_text("".join(f"{int(key[:7] == keys[0][:7])} {keys[0]} {key}\n" for key in keys[1:]))
     spoil(paths[2])
-    with pytest.raises(ValueError, match=r"data.max_unreadable_fraction=0.0: 1 of 12 data.trial_lists .* first id00003/b/00001.wav"):
+    with pytest.raises(
+        ValueError, match=r"data.max_unreadable_fraction=0.0: 1 of 12 data.trial_lists .* first id00003/b/00001.wav"
+    ):
         scan(max_unreadable=0.0)
     for path in paths[3:12]:
         spoil(path)
     assert len(scan(max_unreadable=0.5).split("test")) == 12
     spoil(paths[1])
-    with pytest.raises(ValueError, match=r"data.max_unreadable_fraction=0.5: 11 of 12 data.trial_lists utterances cannot be used"):
+    with pytest.raises(
+        ValueError, match=r"data.max_unreadable_fraction=0.5: 11 of 12 data.trial_lists utterances cannot be used"
+    ):
         scan(max_unreadable=0.5)
 
 

@@ -22,7 +22,7 @@ from sv_sparse.data.decoding import AudioFile, inspect, resample
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.trials import read_trials
 from sv_sparse.io import printable
-from sv_sparse.runtime.audio import decode
+from sv_sparse.runtime.audio import read_audio
 from sv_sparse.runtime.verifier import Verifier
 
 SPEAKERS = [f"s{number}" for number in range(8)]
@@ -142,7 +142,7 @@ def test_the_trials_that_can_be_scored_are_scored_and_the_others_counted(corpus,
 @pytest.fixture(scope="module")
 def model(trained) -> Path:
     path = trained.parent / "model.safetensors"
-    done = run("-m", "sv_sparse.commands.main", "export", trained, "--to", path, folder=trained)
+    done = run("-m", "sv_sparse.commands.main", "export", trained, "--output", path, folder=trained)
     assert done.returncode == 0, done.stderr
     return path
 
@@ -153,7 +153,15 @@ def test_what_training_can_use_can_be_embedded_and_what_it_cannot_is_refused_for
     names = {name: reason for name, reason in corpus.said.items() if reason != "its name is not UTF-8"}
     paths = [corpus.root / "s6" / "odd" / name for name in names]
     done = run(
-        "-m", "sv_sparse.commands.main", "embed", *paths, "--to", tmp_path / "e.npz", "--model", model, folder=tmp_path
+        "-m",
+        "sv_sparse.commands.main",
+        "embed",
+        *paths,
+        "--output",
+        tmp_path / "e.npz",
+        "--model",
+        model,
+        folder=tmp_path,
     )
     assert done.returncode == 2
     with np.load(tmp_path / "e.npz") as file:
@@ -176,7 +184,7 @@ def test_training_evaluation_and_verify_hear_the_same_samples_of_every_file(corp
             continue
         assert not info.problem, name
         whole = read_utterance(recording(path))
-        assert np.array_equal(whole.numpy(), decode(path, 16000, max_seconds=60)), name
+        assert np.array_equal(whole.numpy(), read_audio(path, 16000, max_seconds=60)), name
         with AudioFile(path) as file:
             native = file.read()
         assert len(native) == info.samples, name
@@ -193,7 +201,7 @@ def test_verify_takes_what_training_takes_and_refuses_the_rest(corpus, model):
     for name, reason in corpus.said.items():
         path = corpus.root / "s0" / "odd" / name
         if reason is None or reason == "its name is not UTF-8":
-            assert np.isfinite(verifier.hear(path).embedding).all(), name
+            assert np.isfinite(verifier.embed_recording(path).embedding).all(), name
         else:
             with pytest.raises(ValueError, match=re.escape(reason)):
-                verifier.hear(path)
+                verifier.embed_recording(path)

@@ -21,7 +21,12 @@ COMMANDS = [
     line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines() if line.strip()
 ]
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-TINY_DEMO = ("data.synthesize.train_speakers=6", "data.synthesize.test_speakers=4", "data.synthesize.trials=40", "data.synthesize.sessions=3")
+TINY_DEMO = (
+    "data.synthesize.train_speakers=6",
+    "data.synthesize.test_speakers=4",
+    "data.synthesize.trials=40",
+    "data.synthesize.sessions=3",
+)
 SCRIPT = str(Path(sys.executable).with_name("sv-sparse"))
 TINY_RESNET = (*(word for word in TINY if not word.startswith("model.")), "model.base_channels=16")
 

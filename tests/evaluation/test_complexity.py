@@ -1,4 +1,4 @@
-"""Laws of what zeros amount to: counts are those of torch's own counter and of the published tables."""
+"""Laws of complexity: counts are those of torch's own counter and of the published tables."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ NETWORKS = {
 }
 
 
-def sized(network: nn.Module) -> dict:
+def measured(network: nn.Module) -> dict:
     weights = {name: p for group in partition(network) if group["name"] == "sparse" for name, p in group["params"]}
     return measure_complexity(network, weights, nn.Linear(16, 100, bias=False))
 
@@ -27,13 +27,13 @@ def sized(network: nn.Module) -> dict:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_multiply_accumulates_are_half_of_what_torch_counts(name):
     network = NETWORKS[name]()
-    found = sized(network)
+    complexity = measured(network)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.randn(1, 80, 300))
     # torch's counter hooks into every module, and beside hooks the pooling repeats its context for every frame
     repeated = 2 * 24 * 8 * (300 - 1) if name == "ECAPA" else 0
-    assert found["size"]["macs"] == counter.get_total_flops() // 2 - repeated
-    assert sum(layer["macs"] for layer in found["layers"].values()) == found["size"]["macs"]
+    assert complexity["size"]["macs"] == counter.get_total_flops() // 2 - repeated
+    assert sum(layer["macs"] for layer in complexity["layers"].values()) == complexity["size"]["macs"]
 
 
 CONTEXT = 2 * 1536 * 128 * 199 / 1e9  # which ECAPA's pooling multiplies once, not for every frame
@@ -43,35 +43,35 @@ CONTEXT = 2 * 1536 * 128 * 199 / 1e9  # which ECAPA's pooling multiplies once, n
 def test_two_seconds_of_the_full_size_networks_cost_what_is_published(network, published, monkeypatch):
     monkeypatch.setattr("sv_sparse.evaluation.complexity.SECONDS", 2.0)
     monkeypatch.setattr("sv_sparse.evaluation.complexity._NUM_TIMING_ROUNDS", 1)
-    found = sized(network())["size"]
-    assert found["macs"] / 1e9 == pytest.approx(published, rel=0.02)
-    assert found["head_parameters"] == 1600
+    complexity = measured(network())["size"]
+    assert complexity["macs"] / 1e9 == pytest.approx(published, rel=0.02)
+    assert complexity["head_parameters"] == 1600
 
 
 def test_zeros_are_counted_as_weights_as_work_and_as_whole_channels():
     network = NETWORKS["ECAPA"]()
-    dense = sized(network)
+    dense = measured(network)
     name = "first.conv.weight"
     weight = dict(network.named_parameters())[name]
     with torch.no_grad():
         weight[:3] = 0
         weight[:, 1] = 0
-    found = sized(network)
-    layer, before = found["layers"][name], dense["layers"][name]
+    complexity = measured(network)
+    layer, before = complexity["layers"][name], dense["layers"][name]
     assert (layer["dead_channels"], layer["dead_inputs"]) == (3, 1)
     assert layer["zeros"] == int((weight == 0).sum())
-    kept = 1 - layer["zeros"] / layer["parameters"]
-    assert layer["nonzero_macs"] == pytest.approx(kept * before["macs"])
-    assert found["size"]["nonzero_parameters"] == dense["size"]["nonzero_parameters"] - layer["zeros"]
-    assert found["size"]["compressed_bytes"] < dense["size"]["compressed_bytes"] == dense["size"]["bytes"]
-    assert found["size"]["parameters"] == sum(p.numel() for p in network.parameters())
-    assert found["size"]["latency"]["seconds"] > 0
+    nonzero = 1 - layer["zeros"] / layer["parameters"]
+    assert layer["nonzero_macs"] == pytest.approx(nonzero * before["macs"])
+    assert complexity["size"]["nonzero_parameters"] == dense["size"]["nonzero_parameters"] - layer["zeros"]
+    assert complexity["size"]["compressed_bytes"] < dense["size"]["compressed_bytes"] == dense["size"]["bytes"]
+    assert complexity["size"]["parameters"] == sum(p.numel() for p in network.parameters())
+    assert complexity["size"]["latency"]["seconds"] > 0
     assert not network.training
 
 
 @pytest.mark.parametrize(
-    ("kept", "expected"),
+    ("nnz", "expected"),
     [(1000, 4000), (960, 3840 + 125), (100, 400 + 125), (10, 40 + 20 + 44), (0, 44)],
 )
-def test_a_packed_weight_has_its_values_and_the_cheaper_way_to_say_where_they_are(kept, expected):
-    assert compressed_bytes(1000, kept, 10) == expected
+def test_a_compressed_weight_has_its_values_and_the_cheaper_form_of_positions(nnz, expected):
+    assert compressed_bytes(1000, nnz, 10) == expected

@@ -11,7 +11,6 @@ from torch import nn
 from sv_sparse.data.audio import recording
 from sv_sparse.data.manifest import Part
 from sv_sparse.data.unreadable import UnreadableLimit
-from sv_sparse.evaluation import embed as embedding
 from sv_sparse.evaluation.embed import embed, mean_embedding
 
 
@@ -97,7 +96,7 @@ def test_recordings_that_cannot_be_used_are_named_with_the_reason_and_left_out(t
 
 
 def test_more_than_the_allowed_share_that_cannot_be_used_is_one_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding, "_PREFETCH", 100)
+    monkeypatch.setattr("sv_sparse.evaluation.embed._PREFETCH", 100)
     recordings = ramps(tmp_path, 200)
     for number in range(20):
         Path(recordings[number][0].path).write_bytes(b"nothing")

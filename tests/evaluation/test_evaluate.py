@@ -1,4 +1,4 @@
-"""Laws of judging: score files keep what they were given, validation hears many sessions, later lists are kept."""
+"""Laws of evaluation: score files keep all names, validation has many sessions, later results are kept."""
 
 import json
 
@@ -93,7 +93,7 @@ def test_a_recording_without_samples_in_the_manifest_is_left_out_though_it_can_b
     for cache in (None, EmbeddingCache(tmp_path / "cache", _Loudness(), {})):
         if cache is not None:  # which may know its embedding from elsewhere
             embed(_Loudness(), torch.nn.Identity(), one.recordings, title="others", cache=cache)
-        (found,) = evaluate_trial_sets(
+        (result,) = evaluate_trial_sets(
             _Loudness(),
             torch.nn.Identity(),
             [one],
@@ -102,8 +102,8 @@ def test_a_recording_without_samples_in_the_manifest_is_left_out_though_it_can_b
             cache=cache,
             **settings,
         )
-        lost = 2 if enrolment == "concatenated" else 1  # averages do with the others
-        assert (found.trials, found.trials_left_out) == (5 - lost, lost)
+        left_out = 2 if enrolment == "concatenated" else 1  # averages do with the others
+        assert (result.trials, result.trials_left_out) == (5 - left_out, left_out)
     with pytest.raises(ValueError, match=r"b/s/1.wav: could not be used when its manifest was written"):
         evaluate_trial_sets(
             _Loudness(),
@@ -137,30 +137,30 @@ def written(folder, sessions: int, utterances: int) -> Manifest:
     return Manifest.write(folder / "manifest.parquet", table, folder)
 
 
-def test_validation_hears_as_many_sessions_of_a_speaker_as_there_are(tmp_path):
+def test_validation_has_as_many_sessions_of_a_speaker_as_there_are(tmp_path):
     manifest = written(tmp_path, sessions=10, utterances=20)
     rows, trials = validation_trials(manifest)
     assert trials is not None
     assert len(rows) == 24
     for speaker in ("s1", "s2"):
-        heard = [manifest.session(row) for row in rows if manifest.speaker(row) == speaker]
-        assert len(set(heard)) == 10
+        sessions = [manifest.session(row) for row in rows if manifest.speaker(row) == speaker]
+        assert len(set(sessions)) == 10
     assert trials.is_target.any()
 
 
-def test_what_a_run_is_judged_by_later_is_kept_beside_what_was_there(tmp_path):
+def test_later_results_are_added_to_those_before(tmp_path):
     scoring = ScoringConfig([0.01], 1.0, 1.0, "none", 300, 10, "average", [], [])
     for name in ("one", "two", "one"):
         trials = Trials(name, np.array([True, False]), np.array([0, 1]), np.array([1, 0]), ["a", "b"])
         one, scores = Judged(trials, [[], []], [], [], [], None), np.array([1.0, 0.0], np.float32)
-        found = compute_metrics(one, scores, Backend(np.zeros(2, np.float32)), scoring, with_details=True)
-        update_evaluations_file(tmp_path, [found])
-    kept = json.loads((tmp_path / "evaluations.json").read_text())
-    assert list(kept) == ["one", "two"]
-    assert kept["two"]["trials"] == 2
+        result = compute_metrics(one, scores, Backend(np.zeros(2, np.float32)), scoring, with_details=True)
+        update_evaluations_file(tmp_path, [result])
+    stored = json.loads((tmp_path / "evaluations.json").read_text())
+    assert list(stored) == ["one", "two"]
+    assert stored["two"]["trials"] == 2
 
 
-def test_who_speaks_is_kept_beside_the_scores(tmp_path):
+def test_speakers_are_written_beside_the_scores(tmp_path):
     trials = Trials("names", np.array([True]), np.array([2]), np.array([0]), ["a b/1", "c/2"], {"m": [0, 1]})
     write_speakers(tmp_path / "names.speakers", trials, ["a b", "c", "c"])
     lines = (tmp_path / "names.speakers").read_text()
@@ -186,21 +186,21 @@ def scored(folder, scores, *, speakers: int = 8, label_of_first=None):
 def test_two_systems_are_compared_on_the_same_trials(tmp_path):
     generator = np.random.default_rng(0)
     better, worse = generator.normal(size=496), 3 * generator.normal(size=496)
-    ours, theirs = scored(tmp_path / "a", better), scored(tmp_path / "b", worse)
-    gain, (low, high) = eer_difference(ours, theirs)
+    path, other = scored(tmp_path / "a", better), scored(tmp_path / "b", worse)
+    gain, (low, high) = eer_difference(path, other)
     assert low < gain < high < 0
-    loss, (lower, upper) = eer_difference(theirs, ours)
+    loss, (lower, upper) = eer_difference(other, path)
     assert (loss, lower, upper) == (-gain, -high, -low)
-    assert eer_difference(ours, ours) == (0, (0, 0))
+    assert eer_difference(path, path) == (0, (0, 0))
 
 
 def test_systems_are_not_compared_on_other_trials_nor_on_few_speakers(tmp_path):
     scores = np.random.default_rng(0).normal(size=496)
-    ours = scored(tmp_path / "a", scores)
-    assert eer_difference(ours, scored(tmp_path / "b", scores, label_of_first=True)) is None
+    path = scored(tmp_path / "a", scores)
+    assert eer_difference(path, scored(tmp_path / "b", scores, label_of_first=True)) is None
     few = [scored(tmp_path / name, scores, speakers=4) for name in "cd"]
     assert eer_difference(*few) is None
     (tmp_path / "a" / "all.speakers").write_text("s0/0\ts0\n")
-    assert eer_difference(ours, ours) is None
+    assert eer_difference(path, path) is None
     (tmp_path / "a" / "all.speakers").unlink()
-    assert eer_difference(ours, ours) is None
+    assert eer_difference(path, path) is None

@@ -18,7 +18,6 @@ from sv_sparse import checkpoint
 from sv_sparse.commands import main as cli
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.trials import read_trials
-from sv_sparse.evaluation import embed as embedding
 from sv_sparse.evaluation.score_files import read_scores
 from sv_sparse.scoring.backend import Backend
 
@@ -31,9 +30,9 @@ def run(uninterrupted, tmp_path) -> Path:
     return Path(shutil.copytree(uninterrupted, tmp_path / "run"))
 
 
-def evaluate(capsys, *words: object) -> str:
+def evaluate(capsys, *args: object) -> str:
     capsys.readouterr()
-    cli.main(["evaluate", *map(str, words)])
+    cli.main(["evaluate", *map(str, args)])
     return capsys.readouterr().out
 
 
@@ -41,7 +40,7 @@ def evaluations(run: Path) -> dict:
     return json.loads((run / "evaluations.json").read_text())
 
 
-def test_without_lists_a_run_is_judged_by_its_own_and_gets_its_own_figures(run, capsys):
+def test_without_lists_a_run_is_evaluated_on_its_own_and_gets_its_own_figures(run, capsys):
     text = evaluate(capsys, run)
     (own,) = json.loads((run / "results.json").read_text())["evaluations"].values()
     del own["untrained_eer"]
@@ -60,7 +59,7 @@ def test_the_second_time_nothing_is_embedded(run, capsys, monkeypatch):
 
 
 def test_killed_in_the_middle_and_run_again_it_gives_the_same_scores(run, capsys, monkeypatch):
-    monkeypatch.setattr(embedding, "_PREFETCH", 4)
+    monkeypatch.setattr("sv_sparse.evaluation.embed._PREFETCH", 4)
     shutil.rmtree(run / "embeddings")
     evaluate(capsys, run)
     expected = (run / "scores" / "trials.txt").read_text()
@@ -74,14 +73,14 @@ def test_killed_in_the_middle_and_run_again_it_gives_the_same_scores(run, capsys
         f"from sv_sparse.commands.main import main\nmain(['evaluate', {str(run)!r}])\n"
     )
     process = subprocess.Popen([sys.executable, "-c", slow], stdout=subprocess.DEVNULL)
-    kept = run / "embeddings"
-    while not list(kept.rglob("*.npz")):
+    cache = run / "embeddings"
+    while not list(cache.rglob("*.npz")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (run / "scores" / "trials.txt").exists()
-    assert 0 < sum(len(np.load(path)["keys"]) for path in kept.rglob("*.npz")) < 18
+    assert 0 < sum(len(np.load(path)["keys"]) for path in cache.rglob("*.npz")) < 18
     evaluate(capsys, run)
     assert (run / "scores" / "trials.txt").read_text() == expected
 
@@ -120,7 +119,7 @@ def test_more_close_strangers_than_training_speakers_are_refused_before_training
     assert "scoring.top_n=300: expected at most 4, which are trained on" in ended.err
 
 
-def test_a_folder_of_recordings_is_judged_by_the_lists_in_it(run, tones, tmp_path, capsys):
+def test_a_folder_of_recordings_is_evaluated_on_the_lists_in_it(run, tones, tmp_path, capsys):
     folder = tmp_path / "corpus"
     (folder / "lists").mkdir(parents=True)
     (folder / "wav").symlink_to(tones.root)
@@ -181,7 +180,7 @@ def test_another_list_of_the_same_name_does_not_take_the_place_of_the_runs_own(r
     evaluate(capsys, run, "--audio-root", tones.root, "--trials", tones.trials)  # the same list is welcome
 
 
-def test_a_read_only_run_is_judged_elsewhere(run, tmp_path, capsys):
+def test_a_read_only_run_is_evaluated_elsewhere(run, tmp_path, capsys):
     shutil.rmtree(run / "embeddings")
     (run / "embeddings").write_text("a file in the way")
     assert "trials: EER" in evaluate(capsys, run, "--output-dir", tmp_path / "elsewhere")
@@ -218,7 +217,7 @@ def test_scores_that_were_removed_leave_a_report_without_their_curves(run, tones
 
 
 def test_choosing_stopping_and_calibrating_never_touch_the_trials(tones, attempts, tmp_path):
-    """The same run, judged by trials with every label wrong, and in another order, ends with the same network."""
+    """The same run, evaluated on trials with every label wrong, and in another order, ends with the same network."""
     trials = read_trials(tones.trials)
     wrong = tmp_path / "trials.txt"
     lines = [
@@ -245,18 +244,18 @@ def test_choosing_stopping_and_calibrating_never_touch_the_trials(tones, attempt
         states = [checkpoint.load(folder / "checkpoints" / name, keys) for folder in folders]
         for state in states:
             del state["config"]
-            state.pop("at_start", None)  # how the untrained network is judged
+            state.pop("untrained_metrics", None)  # on the trials
         assert_same(*states, where=name)
     assert rows(folders[0]) == rows(folders[1])
     assert states[0]["best"]["epoch"] is not None
-    found = checkpoint.load(folders[0] / "checkpoints" / "model.pt", checkpoint.NETWORK_KEYS)
-    assert Backend.from_dict(found["backend"]).calibration is not None
+    final = checkpoint.load(folders[0] / "checkpoints" / "model.pt", checkpoint.NETWORK_KEYS)
+    assert Backend.from_dict(final["backend"]).calibration is not None
     eers = [json.loads((folder / "results.json").read_text())["eer"] for folder in folders]
-    assert sum(eers) == pytest.approx(1, abs=0.02)  # the judgement itself is turned round
+    assert sum(eers) == pytest.approx(1, abs=0.02)  # labels that are turned round turn the EER round
 
 
 def test_two_processes_share_the_embedding_and_give_the_scores_of_one(run, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding, "_PREFETCH", 4)
+    monkeypatch.setattr("sv_sparse.evaluation.embed._PREFETCH", 4)
     shutil.rmtree(run / "embeddings")
     expected = evaluate(capsys, run)
     scores = (run / "scores" / "trials.txt").read_text()

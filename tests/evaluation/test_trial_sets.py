@@ -1,4 +1,4 @@
-"""Laws of naming what a network is to be judged by."""
+"""Laws of the names of trial lists."""
 
 import pytest
 

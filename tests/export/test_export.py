@@ -17,7 +17,7 @@ from sv_sparse.runtime.verifier import Verifier
 
 
 def export(run: Path, to: Path, *options: str) -> Path:
-    main(["export", str(run), "--to", str(to), *options])
+    main(["export", str(run), "--output", str(to), *options])
     return to
 
 
@@ -32,8 +32,8 @@ def test_scores_of_the_file_are_those_that_the_run_was_judged_by(finished, tones
     verifier = Verifier.from_pretrained(export(finished, tmp_path / "m.safetensors"))
     lines = (finished / "scores" / "trials.txt").read_text().splitlines()
     for line in lines[::20]:
-        enrolment, test, score, _ = line.split()
-        found = verifier.verify(tones.root / enrolment, tones.root / test)
+        enrollment, test, score, _ = line.split()
+        found = verifier.verify(tones.root / enrollment, tones.root / test)
         assert found.score == pytest.approx(float(score), abs=1e-5)
 
 
@@ -47,12 +47,12 @@ def test_its_weights_are_those_that_were_delivered(finished, tmp_path):
 
 
 def test_its_card_says_what_it_was_trained_on_and_how_it_was_judged(finished, tones, tmp_path, capsys):
-    package = read_package(export(finished, tmp_path / "m.safetensors", "--licence", "CC BY 4.0"))
+    package = read_package(export(finished, tmp_path / "m.safetensors", "--license", "CC BY 4.0"))
     results = json.loads((finished / "results.json").read_text())
     card = package.card
-    assert card["licence"] == "CC BY 4.0"
+    assert card["license"] == "CC BY 4.0"
     assert card["trained_on"] == "recordings in wav"
-    assert card["figures"]["sparsity_network"] == results["sparsity_network"]
+    assert card["metrics"]["sparsity_network"] == results["sparsity_network"]
     assert card["training"]["speakers"] == results["training"]["speakers"]
     assert card["synthetic_voices_only"] is False
     assert card["limits_of_use"] == LIMITS_OF_USE
@@ -81,31 +81,31 @@ def test_a_network_of_the_demo_corpus_says_in_its_card_and_with_every_decision_t
 
 
 def test_values_may_be_rounded(finished, tmp_path):
-    package = read_package(export(finished, tmp_path / "m.safetensors", "--values", "bf16"))
-    assert package.values == "bf16"
+    package = read_package(export(finished, tmp_path / "m.safetensors", "--dtype", "bf16"))
+    assert package.dtype == "bf16"
 
 
 def test_an_onnx_file_says_what_it_is(finished, tmp_path):
     metadata = {entry.key: entry.value for entry in onnx.load(export(finished, tmp_path / "m.onnx")).metadata_props}
-    assert metadata["features"] == "inside"
+    assert metadata["frontend"] == "included"
     assert json.loads(metadata["card"])["trained_on"] == "recordings in wav"
-    outside = onnx.load(export(finished, tmp_path / "o.onnx", "--features", "outside"))
+    outside = onnx.load(export(finished, tmp_path / "o.onnx", "--frontend", "none"))
     assert outside.graph.input[0].name == "filterbank"
 
 
 def test_an_onnx_file_may_have_eight_bits(finished, tmp_path):
-    for features in ("inside", "outside"):
-        model = onnx.load(export(finished, tmp_path / "m.onnx", "--int8", "--features", features))
+    for frontend in ("included", "none"):
+        model = onnx.load(export(finished, tmp_path / "m.onnx", "--int8", "--frontend", frontend))
         assert any(node.op_type == "QuantizeLinear" for node in model.graph.node)
 
 
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (["--to", "m.bin"], "--to m.bin: expected a name that ends in"),
-        (["--to", "m.onnx", "--values", "bf16"], "--values is not for a .onnx"),
-        (["--to", "m.safetensors", "--int8"], "--int8 is not for a .safetensors"),
-        (["--to", "no/such/folder/m.safetensors"], "no/such/folder"),
+        (["--output", "m.bin"], "--output m.bin: expected a name that ends in"),
+        (["--output", "m.onnx", "--dtype", "bf16"], "--dtype is not for a .onnx"),
+        (["--output", "m.safetensors", "--int8"], "--int8 is not for a .safetensors"),
+        (["--output", "no/such/folder/m.safetensors"], "no/such/folder"),
     ],
 )
 def test_what_cannot_be_done_is_named(finished, capsys, options, problem):
@@ -113,10 +113,10 @@ def test_what_cannot_be_done_is_named(finished, capsys, options, problem):
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path, capsys):
-    assert "no checkpoint at" in refused(capsys, str(tmp_path / "nothing"), "--to", "m.onnx")
+    assert "no checkpoint at" in refused(capsys, str(tmp_path / "nothing"), "--output", "m.onnx")
 
 
 def test_without_the_recordings_of_training_eight_bits_are_refused(finished, tmp_path, capsys):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "model.pt").write_bytes((finished / "checkpoints" / "model.pt").read_bytes())
-    assert "has no manifest.parquet" in refused(capsys, str(tmp_path), "--to", str(tmp_path / "m.onnx"), "--int8")
+    assert "has no manifest.parquet" in refused(capsys, str(tmp_path), "--output", str(tmp_path / "m.onnx"), "--int8")

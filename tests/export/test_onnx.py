@@ -15,7 +15,7 @@ from helpers.deployed import MODELS, trained
 from torch import Tensor, nn
 
 from sv_sparse.export.onnx import OPSET, export_onnx
-from sv_sparse.export.onnx_features import ConvolvedFilterbank
+from sv_sparse.export.onnx_features import ConvFilterbank
 from sv_sparse.export.quantize import quantize_onnx
 from sv_sparse.io import install_command
 from sv_sparse.models import resnet, se_resnet
@@ -93,7 +93,7 @@ def test_a_batch_is_its_utterances(exported):
 @pytest.mark.parametrize("samples", [400, 559, 560, 16001])
 def test_the_features_inside_have_the_frames_of_those_outside(samples: int):
     waveform = voice(2)[:, :samples]
-    inside, outside = ConvolvedFilterbank(40)(waveform), Filterbank(mel_bins=40)(waveform)
+    inside, outside = ConvFilterbank(40)(waveform), Filterbank(mel_bins=40)(waveform)
     torch.testing.assert_close(inside, outside, rtol=0, atol=1e-3)
 
 
@@ -103,13 +103,13 @@ def test_the_features_are_nearer_to_float64_than_torchs_own():
     spectrum = exact.spectrogram(waveform.double())
     truth = exact.mel_scale(spectrum.real**2 + spectrum.imag**2).clamp(min=1.1102e-16).log()
     truth -= truth.mean(dim=-1, keepdim=True)
-    ours, torchs = (features(waveform).sub(truth).abs() for features in (ConvolvedFilterbank(80), Filterbank()))
+    ours, torchs = (features(waveform).sub(truth).abs() for features in (ConvFilterbank(80), Filterbank()))
     assert ours.max() < min(2e-4, torchs.max())
 
 
 def test_the_filterbank_can_be_given_in_float32_and_in_int8(tmp_path: Path):
     network, path, small = trained(SMALL), tmp_path / "ecapa.onnx", tmp_path / "int8.onnx"
-    export_onnx(network, path, features="outside", metadata={})
+    export_onnx(network, path, frontend="none", metadata={})
     filterbanks = [Filterbank()(voice(seconds, seed=seed)) for seed, seconds in enumerate((1, 2, 3))]
     with torch.no_grad():
         truth = network(filterbanks[2])
@@ -130,7 +130,7 @@ def test_the_file_says_what_it_is_and_nothing_of_where_it_was_made(exported):
     _, path = exported
     model = onnx.load(path)
     said = {entry.key: entry.value for entry in model.metadata_props}
-    own = {"sample_rate": "16000", "mel_bins": "80", "embedding_dim": "16", "opset": str(OPSET), "features": "inside"}
+    own = {"sample_rate": "16000", "mel_bins": "80", "embedding_dim": "16", "opset": str(OPSET), "frontend": "included"}
     assert said == {"run": "ecapa 90 %", **own}
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
     assert shapes(path) == ["waveform [batch, samples]", "embedding [batch, 16]"]
@@ -154,9 +154,9 @@ def test_the_network_stays_as_it_is(exported):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"features": "both"}, "features must be one of inside, outside, got 'both'"),
+        ({"frontend": "both"}, "frontend must be one of included, none, got 'both'"),
         ({"opset": 17}, "opset must be 18 to 24, got 17"),
-        ({"metadata": {"opset": "9", "a": ""}}, "metadata must not have opset, which the file says by itself"),
+        ({"metadata": {"opset": "9", "a": ""}}, "metadata must not have opset: export_onnx writes it"),
     ],
 )
 def test_a_wrong_setting_is_named(settings: dict, message: str, tmp_path: Path):

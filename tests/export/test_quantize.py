@@ -73,7 +73,7 @@ def test_only_our_files_in_float32_are_taken(files, tmp_path: Path):
     (tmp_path / "text.onnx").write_text("hello")
     with pytest.raises(ValueError, match=r"text\.onnx: not an ONNX file"):
         quantize_onnx(tmp_path / "text.onnx", tmp_path / "int8.onnx", heard())
-    with pytest.raises(ValueError, match=r"int8\.onnx: expected a network as it was exported, in float32"):
+    with pytest.raises(ValueError, match=r"int8\.onnx: expected a network as sv-sparse export wrote it, in float32"):
         quantize_onnx(files[1], tmp_path / "int8.onnx", heard())
 
 

@@ -6,20 +6,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from sv_sparse.models.registry import build_network
+from sv_sparse.models.registry import build_model
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.calibration import Calibration
 
 FEATURES = {"sample_rate": 16000, "mel_bins": 80}
 ECAPA: dict[str, Any] = {
-    "_target_": "sv_sparse.models.ecapa_tdnn.ECAPA",
+    "name": "ecapa_tdnn",
     **{"channels": 32, "mfa_channels": 24, "attention_channels": 12, "se_channels": 8, "res2net_scale": 4},
     **{"kernel_sizes": [5, 3, 3], "dilations": [1, 2, 5], "embedding_dim": 16},
 }
 SPEECHBRAIN = ECAPA | {"layout": "speechbrain"}
-RESNET: dict[str, Any] = {"_target_": "sv_sparse.models.resnet.ResNet34", "base_channels": 4, "embedding_dim": 16}
+RESNET: dict[str, Any] = {"name": "resnet34", "base_channels": 4, "embedding_dim": 16}
 SE_RESNET: dict[str, Any] = {
-    "_target_": "sv_sparse.models.se_resnet.SEResNet",
+    "name": "se_resnet",
     **{"channels": [4, 4, 8, 8], "attention_channels": 8, "embedding_dim": 16},
 }
 MODELS = {"ecapa": ECAPA, "speechbrain": SPEECHBRAIN, "resnet": RESNET, "se_resnet": SE_RESNET}
@@ -29,7 +29,7 @@ MODELS = {"ecapa": ECAPA, "speechbrain": SPEECHBRAIN, "resnet": RESNET, "se_resn
 def trained(model: dict[str, Any], density: float = 0.3, seed: int = 0, mel_bins: int = 80) -> nn.Module:
     """A network with so many of its weights left, some rows and columns empty, one row full."""
     torch.manual_seed(seed)
-    network = build_network(model, mel_bins).eval()
+    network = build_model(model, mel_bins).eval()
     for param in network.parameters():
         if param.ndim > 1:
             full = torch.randn(param[0].shape) / param[0].numel() ** 0.5

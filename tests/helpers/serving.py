@@ -15,9 +15,9 @@ import soundfile
 import torch
 from helpers.tiny import RATE, tone
 
+from sv_sparse.export.package import write_package
 from sv_sparse.models.features import Filterbank
-from sv_sparse.models.registry import build_network
-from sv_sparse.runtime.package import write_package
+from sv_sparse.models.registry import build_model
 from sv_sparse.runtime.server.app import make_app, make_server
 from sv_sparse.runtime.server.limits import Limits
 from sv_sparse.runtime.verifier import Verifier
@@ -25,7 +25,7 @@ from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.calibration import Calibration
 
 MODEL = {
-    "_target_": "sv_sparse.models.ecapa_tdnn.ECAPA",
+    "name": "ecapa_tdnn",
     "channels": 16,
     "mfa_channels": 24,
     "attention_channels": 8,
@@ -44,7 +44,7 @@ CALIBRATION = Calibration(
     thresholds={0.01: 2.5, 0.05: 1.0},
 )
 CARD = {"training": "tones", "eer": {"a list": 0.25}}
-LIMITS = Limits(seconds=2.0, megabytes=0.2)
+LIMITS = Limits(max_seconds=2.0, max_megabytes=0.2)
 
 
 class Answer(NamedTuple):
@@ -55,14 +55,14 @@ class Answer(NamedTuple):
     body: bytes
 
     @property
-    def said(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
         return json.loads(self.body)
 
 
 def tiny_verifier(folder: Path) -> Verifier:
     """An untrained network, whose scores of noisy tones differ, delivered and read again."""
     torch.manual_seed(0)
-    network = build_network(MODEL, 80).eval()
+    network = build_model(MODEL, 80).eval()
     voices = torch.from_numpy(np.stack([tone(speaker, 0, 1.0) for speaker in range(6)]))
     with torch.no_grad():
         mean = network(Filterbank(RATE, 80)(voices)).mean(dim=0).numpy()

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sv_sparse.data.audio import read_utterance, recording
-from sv_sparse.runtime.audio import Resampler, as_samples, decode, pieces
+from sv_sparse.data.decoding import Resampler
+from sv_sparse.runtime.audio import iter_audio, read_audio, to_float
 
 KINDS = [
     *[("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "ULAW"), ("FLAC", "PCM_16"), ("FLAC", "PCM_24"), ("AIFF", "PCM_16")],
@@ -32,7 +33,7 @@ def written(samples: np.ndarray, rate: int = RATE, kind: str = "WAV", subtype: s
 
 
 def read(content: bytes | Path | str, seconds: float = 60.0) -> np.ndarray:
-    return decode(content, RATE, max_seconds=seconds)
+    return read_audio(content, RATE, max_seconds=seconds)
 
 
 @pytest.mark.parametrize(("kind", "subtype"), KINDS)
@@ -134,7 +135,7 @@ def test_long_recordings_are_read_in_little_memory_and_refused_when_the_limit_is
     assert path.stat().st_size < 200_000
     tracemalloc.start()
     try:
-        assert sum(map(len, pieces(path, RATE))) == 30 * 60 * RATE
+        assert sum(map(len, iter_audio(path, RATE))) == 30 * 60 * RATE
         with pytest.raises(ValueError, match="hour.flac: is longer than 5 seconds"):
             read(path, 5.0)
         assert tracemalloc.get_traced_memory()[1] < 20e6
@@ -146,26 +147,26 @@ def test_waveforms_of_every_type_are_the_same_samples():
     exact = np.array([0.5, -0.25, 0.0, -1.0])
     sixteen = np.array([16384, -8192, 0, -32768], np.int16)
     for given_ in (exact, exact.astype(np.float32), exact.astype(np.float16), exact[::1], sixteen, list(exact)):
-        assert np.array_equal(as_samples(given_), exact.astype(np.float32))
+        assert np.array_equal(to_float(given_), exact.astype(np.float32))
     for tensor in (torch.from_numpy(exact), torch.from_numpy(sixteen), torch.from_numpy(exact).requires_grad_()):
-        assert np.array_equal(as_samples(tensor), exact.astype(np.float32))
+        assert np.array_equal(to_float(tensor), exact.astype(np.float32))
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((2, 9)), np.zeros(9, int), np.zeros(9, np.uint8), "text", 3.0, [None]])
 def test_what_is_no_waveform_is_refused(wrong):
     with pytest.raises(ValueError, match="expected a waveform"):
-        as_samples(wrong)
+        to_float(wrong)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -1e300])
 def test_samples_that_are_no_sound_are_refused(wrong):
     with pytest.raises(ValueError, match="not finite, or beyond"):
-        as_samples(np.array([0.1, wrong]))
+        to_float(np.array([0.1, wrong]))
 
 
 HARM = """
 import os, sys, time
-sys.path.insert(0, "scripts")
+sys.path.insert(0, "tests")
 import fuzz, numpy
 
 def read(content, path):
@@ -186,7 +187,7 @@ def fuzzed(*words: str) -> subprocess.CompletedProcess:
 
 
 def test_of_hundreds_of_damaged_files_none_does_harm():
-    done = fuzzed("scripts/fuzz.py", "audio", "--cases", "300")
+    done = fuzzed("tests/fuzz.py", "audio", "--cases", "300")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "300 cases, 0 findings" in done.stdout
 

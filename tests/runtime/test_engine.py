@@ -11,19 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sv_sparse.runtime.engine.bindings import WIDEST_TILE, library
+from sv_sparse.runtime.engine.bindings import MAX_TILE, library
 from sv_sparse.runtime.engine.executor import SparseEngine, default_plan, uniform_plan
 from sv_sparse.runtime.engine.lowering import lower
-from sv_sparse.runtime.engine.plan import DENSE, Plan
-from sv_sparse.runtime.fold_bn import folded
+from sv_sparse.runtime.engine.plan import USE_DENSE, Plan
+from sv_sparse.runtime.fold_bn import fold_batch_norm
 
 RUN = {name: model for name, model in deployed.MODELS.items() if name != "se_resnet"}
 
 
 def difference(network: nn.Module, engine: SparseEngine, x: Tensor) -> float:
     """Largest difference, relative to the largest value, where memory held something else before."""
-    _, size = engine._layout.levels(x.shape[2])
-    engine._frames, engine._arena = 0, torch.full((size,), torch.nan)
+    _, size = engine._layout.plane_layouts(x.shape[2])
+    engine._frames, engine._memory = 0, torch.full((size,), torch.nan)
     with torch.no_grad():
         expected = network(x)
     return float((engine(x) - expected).abs().max() / expected.abs().max())
@@ -32,14 +32,14 @@ def difference(network: nn.Module, engine: SparseEngine, x: Tensor) -> float:
 @pytest.mark.parametrize("density", [0.0, 0.02, 0.3, 1.0])
 @pytest.mark.parametrize("model", RUN.values(), ids=RUN)
 def test_embeddings_are_those_of_the_network_with_its_zeros(model, density):
-    network = folded(deployed.trained(model, density))
+    network = fold_batch_norm(deployed.trained(model, density))
     engine = SparseEngine(lower(network))
     for frames in (9, 300, 15, 16, 17, 47, 161):
         assert difference(network, engine, torch.randn(2, 80, frames)) < 1e-5, frames
 
 
 def test_another_default_type_and_device_of_torch_change_nothing():
-    network = folded(deployed.trained(deployed.ECAPA, 0.3))
+    network = fold_batch_norm(deployed.trained(deployed.ECAPA, 0.3))
     program = lower(network)
     x = torch.randn(2, 80, 50)
     expected = SparseEngine(program)(x)
@@ -70,18 +70,20 @@ def test_any_ecapa_is_computed(data):
         "kernel_sizes": draw(st.lists(st.sampled_from([1, 3, 5, 7]), min_size=blocks + 1, max_size=blocks + 1)),
         "dilations": draw(st.lists(st.integers(1, 6), min_size=blocks + 1, max_size=blocks + 1)),
     }
-    network = folded(deployed.trained(model, draw(st.sampled_from([0.0, 0.1, 0.7])), draw(st.integers(0, 99))))
+    network = fold_batch_norm(deployed.trained(model, draw(st.sampled_from([0.0, 0.1, 0.7])), draw(st.integers(0, 99))))
     program = lower(network)
-    engine = SparseEngine(program, plan=uniform_plan(program, draw(st.integers(DENSE, WIDEST_TILE))))
-    least = program.layout.least_frames
+    engine = SparseEngine(program, plan=uniform_plan(program, draw(st.integers(USE_DENSE, MAX_TILE))))
+    least = program.layout.min_frames
     for frames in draw(st.lists(st.integers(least, least + 90), min_size=1, max_size=3)):
         assert difference(network, engine, torch.randn(1, 80, frames)) < 1e-4
 
 
 @settings(deadline=None, max_examples=8)
-@given(st.integers(1, 5), st.integers(9, 120), st.integers(DENSE, WIDEST_TILE), st.integers(8, 81))
+@given(st.integers(1, 5), st.integers(9, 120), st.integers(USE_DENSE, MAX_TILE), st.integers(8, 81))
 def test_any_resnet_is_computed(base_channels, frames, tile, mel_bins):
-    network = folded(deployed.trained(deployed.RESNET | {"base_channels": base_channels}, 0.3, mel_bins=mel_bins))
+    network = fold_batch_norm(
+        deployed.trained(deployed.RESNET | {"base_channels": base_channels}, 0.3, mel_bins=mel_bins)
+    )
     program = lower(network)
     engine = SparseEngine(program, plan=uniform_plan(program, tile))
     assert difference(network, engine, torch.randn(1, mel_bins, frames)) < 1e-4
@@ -94,8 +96,8 @@ def test_processors_with_narrower_vectors_compute_the_same(flag, monkeypatch, tm
     monkeypatch.setenv("CXX", f"g++ {flag}")
     library.cache_clear()
     for model in RUN.values():
-        network = folded(deployed.trained(model))
-        for tile in (DENSE, 1, 3, 8):
+        network = fold_batch_norm(deployed.trained(model))
+        for tile in (USE_DENSE, 1, 3, 8):
             program = lower(network)
             engine = SparseEngine(program, plan=uniform_plan(program, tile))
             for frames in (9, 47, 50, 51, 64):
@@ -105,7 +107,7 @@ def test_processors_with_narrower_vectors_compute_the_same(flag, monkeypatch, tm
 
 @pytest.mark.parametrize("model", RUN.values(), ids=RUN)
 def test_threads_change_no_bit(model):
-    program = lower(folded(deployed.trained(model)))
+    program = lower(fold_batch_norm(deployed.trained(model)))
     x = torch.randn(2, 80, 130)
     one, three = (SparseEngine(program, threads=threads)(x) for threads in (1, 3))
     assert torch.equal(one, three)
@@ -113,7 +115,7 @@ def test_threads_change_no_bit(model):
 
 @pytest.mark.parametrize("model", RUN.values(), ids=RUN)
 def test_an_embedding_does_not_depend_on_what_was_embedded_before(model):
-    program = lower(folded(deployed.trained(model)))
+    program = lower(fold_batch_norm(deployed.trained(model)))
     engine, x = SparseEngine(program), torch.randn(1, 80, 50)
     alone = engine(x)
     loud = 1e4 * torch.ones(1, 80, 50)
@@ -124,7 +126,7 @@ def test_an_embedding_does_not_depend_on_what_was_embedded_before(model):
 
 
 def test_what_is_not_a_number_does_not_stay():
-    engine, x = SparseEngine(lower(folded(deployed.trained(deployed.ECAPA)))), torch.randn(1, 80, 50)
+    engine, x = SparseEngine(lower(fold_batch_norm(deployed.trained(deployed.ECAPA)))), torch.randn(1, 80, 50)
     alone = engine(x)
     assert engine(torch.full((1, 80, 50), torch.nan)).isnan().all()
     assert torch.equal(engine(x), alone)
@@ -132,14 +134,14 @@ def test_what_is_not_a_number_does_not_stay():
 
 @pytest.mark.parametrize("name", ["pooling.hidden.bias", "blocks.0.excitation.squeeze.bias", "mfa.bias"])
 def test_what_a_network_makes_no_number_of_is_no_number(name):
-    network = folded(deployed.trained(deployed.ECAPA))
+    network = fold_batch_norm(deployed.trained(deployed.ECAPA))
     with torch.no_grad():
         network.get_parameter(name)[:] = torch.nan
     assert not SparseEngine(lower(network))(torch.randn(1, 80, 50)).isfinite().all()
 
 
 def test_several_threads_may_call_at_once():
-    engine = SparseEngine(lower(folded(deployed.trained(deployed.ECAPA))))
+    engine = SparseEngine(lower(fold_batch_norm(deployed.trained(deployed.ECAPA))))
     several = [torch.randn(1, 80, frames) for frames in (20, 50, 80, 110) * 4]
     expected = [engine(x) for x in several]
     start = threading.Barrier(4)
@@ -150,9 +152,9 @@ def test_several_threads_may_call_at_once():
 
 @pytest.mark.parametrize("model", RUN.values(), ids=RUN)
 def test_utterances_that_are_too_short_are_refused_as_the_network_refuses_them(model):
-    network = folded(deployed.trained(model))
+    network = fold_batch_norm(deployed.trained(model))
     engine = SparseEngine(lower(network))
-    least = lower(network).layout.least_frames
+    least = lower(network).layout.min_frames
     assert engine(torch.randn(1, 80, least)).isfinite().all()
     with pytest.raises(ValueError, match=f"at least {least} frames, got {least - 1}"):
         engine(torch.randn(1, 80, least - 1))
@@ -161,25 +163,25 @@ def test_utterances_that_are_too_short_are_refused_as_the_network_refuses_them(m
 
 
 def test_layers_that_are_dense_are_left_to_torch():
-    program = lower(folded(deployed.trained(deployed.RESNET, density=1.0)))
+    program = lower(fold_batch_norm(deployed.trained(deployed.RESNET, density=1.0)))
     plan = default_plan(program)
-    dense = [name for name, tile in plan.layers.items() if tile == DENSE]
+    dense = [name for name, tile in plan.layers.items() if tile == USE_DENSE]
     assert len(dense) > len(plan.layers) / 2
     assert "embedding.weight" not in dense  # a product with a single vector
 
 
 def test_a_plan_of_another_network_is_refused():
-    program = lower(folded(deployed.trained(deployed.ECAPA)))
+    program = lower(fold_batch_norm(deployed.trained(deployed.ECAPA)))
     with pytest.raises(ValueError, match="another network"):
         SparseEngine(program, plan=Plan({"first.conv.weight": 4}))
 
 
 def test_a_network_without_a_program_is_named():
     with pytest.raises(ValueError, match="no program for SEResNet, only for ECAPA, ResNet34"):
-        lower(folded(deployed.trained(deployed.SE_RESNET)))
+        lower(fold_batch_norm(deployed.trained(deployed.SE_RESNET)))
 
 
 def test_more_channels_than_the_kernel_can_number_are_refused():
     model = deployed.ECAPA | {"channels": 8, "mfa_channels": 32_768}
-    with pytest.raises(ValueError, match="not what the sparse kernels can read"):
-        lower(folded(deployed.trained(model, 0.01)))
+    with pytest.raises(ValueError, match="too large for the sparse kernels"):
+        lower(fold_batch_norm(deployed.trained(model, 0.01)))

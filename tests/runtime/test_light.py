@@ -14,7 +14,7 @@ import soundfile
 from helpers import deployed
 from helpers.tiny import ROOT, Outcome, tone
 
-from sv_sparse.runtime.package import write_package
+from sv_sparse.export.package import write_package
 
 TRAINING = (
     *("hydra", "omegaconf", "speechbrain", "scipy", "sklearn", "tensorboard", "pyarrow", "matplotlib", "jinja2"),
@@ -66,7 +66,7 @@ def test_the_commands_that_use_a_network_run_without_trainings_packages(folder):
     done = light(
         folder,
         ["verify", "0.flac", "1.flac"],
-        ["embed", "0.flac", "1.flac", "--to", "e.npz"],
+        ["embed", "0.flac", "1.flac", "--output", "e.npz"],
         ["enroll", "A", "0.flac"],
         ["identify", "1.flac", "--threshold=-99"],
     )

@@ -17,9 +17,9 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 from helpers.serving import CALIBRATION, CARD, LIMITS, ask, audio, serving, tiny_verifier, verify
-from sv_sparse.report.style import ROLES
 
-from sv_sparse.runtime.decision import CONSENT, NOT_DETECTED, SYNTHETIC_WARNING, Heard
+from sv_sparse.report.figures.style import PALETTE
+from sv_sparse.runtime.decision import CONSENT, NOT_DETECTED, SYNTHETIC_WARNING, EmbeddedRecording
 from sv_sparse.runtime.server.app import make_app
 from sv_sparse.runtime.server.limits import Limits
 from sv_sparse.runtime.verifier import Verifier
@@ -64,21 +64,21 @@ def test_two_recordings_get_the_verifiers_own_numbers(verifier, port, kind, othe
     own = verifier.verify(first, second)
     found = verify(port, first, second)
     assert found.status == 200
-    assert found.said == {
+    assert found.content == {
         "score": own.score,
         "llr": own.llr,
         "probability": own.probability,
         "prior": own.prior,
         "calibration": CALIBRATION.description,
         "warning": None,
-        "decisions": found.said["decisions"],
+        "decisions": found.content["decisions"],
     }
 
 
-def test_each_share_of_false_alarms_has_its_threshold_and_decision(port):
-    pairs = [verify(port, audio(first), audio(0, session=1)).said for first in range(4)]
+def test_each_share_of_target_far_has_its_threshold_and_decision(port):
+    pairs = [verify(port, audio(first), audio(0, session=1)).content for first in range(4)]
     for said in pairs:
-        thresholds = {each["false_alarms"]: each["threshold"] for each in said["decisions"]}
+        thresholds = {each["target_far"]: each["threshold"] for each in said["decisions"]}
         assert thresholds == CALIBRATION.thresholds
         for each in said["decisions"]:
             assert each["accepted"] == (said["llr"] >= each["threshold"])
@@ -91,13 +91,13 @@ def test_each_share_of_false_alarms_has_its_threshold_and_decision(port):
 
 
 def test_the_model_is_described_with_its_limits(port):
-    said = ask(port, "GET", "/model").said
+    said = ask(port, "GET", "/model").content
     assert said["card"] == CARD
-    assert said["false_alarms"] == [0.01, 0.05]
-    assert said["default_false_alarms"] == 0.01
+    assert said["target_fars"] == [0.01, 0.05]
+    assert said["default_target_far"] == 0.01
     assert said["calibration"] == CALIBRATION.description
     assert said["limits_of_use"] == [NOT_DETECTED, CONSENT]
-    assert said["max_seconds"] == LIMITS.seconds
+    assert said["max_seconds"] == LIMITS.max_seconds
     assert said["max_bytes"] == 200_000
 
 
@@ -105,16 +105,16 @@ def test_every_answer_of_a_model_of_synthetic_voices_says_so(verifier):
     synthetic = copy.copy(verifier)
     synthetic.card = CARD | {"synthetic_voices_only": True}
     with serving(synthetic) as port:
-        assert verify(port, audio(0), audio(1)).said["warning"] == SYNTHETIC_WARNING
-        assert ask(port, "GET", "/model").said["warning"] == SYNTHETIC_WARNING
+        assert verify(port, audio(0), audio(1)).content["warning"] == SYNTHETIC_WARNING
+        assert ask(port, "GET", "/model").content["warning"] == SYNTHETIC_WARNING
 
 
 def test_without_calibration_there_is_a_score_and_no_decision(verifier):
     plain = copy.copy(verifier)
     plain.backend = replace(verifier.backend, calibration=None)
     with serving(plain) as port:
-        assert ask(port, "GET", "/model").said["false_alarms"] == []
-        said = verify(port, audio(0), audio(1)).said
+        assert ask(port, "GET", "/model").content["target_fars"] == []
+        said = verify(port, audio(0), audio(1)).content
     assert said["llr"] is said["probability"] is None
     assert said["decisions"] == []
     assert -1 <= said["score"] <= 1
@@ -140,11 +140,11 @@ def test_a_body_without_end_is_cut_off(port):
 
 def test_a_recording_too_long_is_refused_with_the_limit_and_which_it_is(port):
     long = audio(0, 2.5, kind="OGG")
-    assert len(long) < LIMITS.bytes
+    assert len(long) < LIMITS.max_bytes
     for recordings, index in (((long, audio(1)), 1), ((audio(1), long), 2)):
         found = verify(port, *recordings)
-        assert (found.status, found.said["recording"]) == (413, index)
-        assert "2 s" in found.said["error"]
+        assert (found.status, found.content["recording"]) == (413, index)
+        assert "2 s" in found.content["error"]
 
 
 @pytest.mark.parametrize(
@@ -153,18 +153,18 @@ def test_a_recording_too_long_is_refused_with_the_limit_and_which_it_is(port):
 def test_what_is_no_recording_is_refused_with_which_it_is(port, bad):
     for recordings, index in (((bad, audio(1)), 1), ((audio(1), bad), 2)):
         found = verify(port, *recordings)
-        assert (found.status, found.said["recording"]) == (400, index)
-        assert found.said["outcome"] == "refused input"
-        assert len(found.said["error"]) > 20
-        assert "Traceback" not in found.said["error"]
-        assert "object at" not in found.said["error"]
+        assert (found.status, found.content["recording"]) == (400, index)
+        assert found.content["outcome"] == "refused input"
+        assert len(found.content["error"]) > 20
+        assert "Traceback" not in found.content["error"]
+        assert "object at" not in found.content["error"]
 
 
 def test_too_short_and_empty_recordings_are_refused_with_which_it_is(port):
     for bad in (b"", audio(0, 0.01)):
         for recordings, index in (((bad, audio(1)), 1), ((audio(1), bad), 2)):
             found = verify(port, *recordings)
-            assert (found.status, found.said["recording"]) == (400, index)
+            assert (found.status, found.content["recording"]) == (400, index)
 
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
@@ -180,9 +180,9 @@ def test_damaged_recordings_never_harm_the_server(port, kind):
         cut = generator.choice([len(damaged), generator.randrange(len(damaged))])
         found = verify(port, bytes(damaged[:cut]), good)
         seen.add(found.status)
-        assert "error" in found.said or np.isfinite(found.said["score"])
+        assert "error" in found.content or np.isfinite(found.content["score"])
     assert seen <= {200, 400, 413}
-    assert verify(port, good, good).said["score"] == pytest.approx(1, abs=1e-5)
+    assert verify(port, good, good).content["score"] == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_damaged_recordings_never_harm_the_server(port, kind):
 def test_pages_of_other_sites_may_not_ask(port, origin):
     found = verify(port, audio(0), audio(0), Origin=origin.format(port=port))
     assert found.status == 403
-    assert "score" not in found.said
+    assert "score" not in found.content
 
 
 @pytest.mark.parametrize(
@@ -270,21 +270,21 @@ def test_paths_mean_nothing(port, folder):
     assert verify(port, path, path).status == 400
     for asked in ("/../serve.py", "/%2e%2e/serve.py", "/page/index.html", "//etc/passwd", f"/{path.decode()}", "/docs"):
         found = ask(port, "GET", asked)
-        assert (found.status, found.said["recording"]) == (404, None)
+        assert (found.status, found.content["recording"]) == (404, None)
 
 
 @pytest.mark.parametrize("length", ["", "-1", "1e3", "٣", "0x10", "9" * 40, "12, 13"])
 def test_a_length_that_is_no_number_is_refused(port, length):
     found = ask(port, "POST", "/verify", audio(0), First_Length=length.encode().decode("latin-1"))
     assert found.status == 400
-    assert "First-Length" in found.said["error"]
+    assert "First-Length" in found.content["error"]
 
 
 def test_other_methods_are_refused_in_json(port):
     for method, path in (("GET", "/verify"), ("PUT", "/"), ("DELETE", "/model")):
         found = ask(port, method, path)
         assert found.status == 405
-        assert found.said["error"]
+        assert found.content["error"]
 
 
 class Held:
@@ -293,13 +293,13 @@ class Held:
     def __init__(self, verifier) -> None:
         self.verifier = copy.copy(verifier)
         self.begun, self.go = threading.Semaphore(0), threading.Event()
-        self.verifier.hear = self._hear
+        self.verifier.embed_recording = self._embed_recording
 
-    def _hear(self, side, **more):
-        if not isinstance(side, Heard):
+    def _embed_recording(self, side, **more):
+        if not isinstance(side, EmbeddedRecording):
             self.begun.release()
             assert self.go.wait(60)
-        return Verifier.hear(self.verifier, side, **more)
+        return Verifier.embed_recording(self.verifier, side, **more)
 
 
 def ask_aside(request) -> Future:
@@ -311,7 +311,7 @@ def ask_aside(request) -> Future:
 
 def test_comparisons_wait_for_their_turn(verifier):
     held = Held(verifier)
-    with serving(held.verifier, replace(LIMITS, at_once=1)) as port:
+    with serving(held.verifier, replace(LIMITS, max_concurrent=1)) as port:
         answers = [ask_aside(lambda: verify(port, audio(0), audio(0))) for _ in range(3)]
         assert held.begun.acquire(timeout=60)
         assert not any(answer.done() for answer in answers)
@@ -321,14 +321,14 @@ def test_comparisons_wait_for_their_turn(verifier):
 
 def test_who_has_waited_too_long_is_told_when_to_try_again(verifier):
     held = Held(verifier)
-    with serving(held.verifier, replace(LIMITS, at_once=1, queue_seconds=0.1)) as port:
+    with serving(held.verifier, replace(LIMITS, max_concurrent=1, queue_seconds=0.1)) as port:
         first = ask_aside(lambda: verify(port, audio(0), audio(0)))
         assert held.begun.acquire(timeout=60)
         late = verify(port, audio(0), audio(0))
         assert late.status == 503
         assert late.headers["retry-after"] == "1"
-        assert "no place was free in 0.1 seconds. Try again later." in late.said["error"]
-        assert "outcome" not in late.said
+        assert "no place was free in 0.1 seconds. Try again later." in late.content["error"]
+        assert "outcome" not in late.content
         held.go.set()
         assert first.result(60).status == 200
         assert verify(port, audio(0), audio(0)).status == 200
@@ -336,7 +336,7 @@ def test_who_has_waited_too_long_is_told_when_to_try_again(verifier):
 
 def test_who_gives_up_in_the_queue_is_not_computed(verifier):
     held = Held(verifier)
-    with serving(held.verifier, replace(LIMITS, at_once=1)) as port:
+    with serving(held.verifier, replace(LIMITS, max_concurrent=1)) as port:
         first = ask_aside(lambda: verify(port, audio(0), audio(0)))
         assert held.begun.acquire(timeout=60)
         with closing(head(port, f"First-Length: {len(audio(1))}", f"Content-Length: {2 * len(audio(1))}")) as gone:
@@ -350,14 +350,14 @@ def test_who_gives_up_in_the_queue_is_not_computed(verifier):
 
 
 def test_who_sends_slowly_takes_no_place_of_those_that_are_computed(verifier):
-    with serving(verifier, replace(LIMITS, at_once=1)) as port, contextlib.ExitStack() as slow:
+    with serving(verifier, replace(LIMITS, max_concurrent=1)) as port, contextlib.ExitStack() as slow:
         for _ in range(4):
             slow.enter_context(closing(head(port, "First-Length: 5", "Content-Length: 10")))
         assert verify(port, audio(0), audio(0)).status == 200
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(verifier):
-    with serving(verifier, replace(LIMITS, upload_seconds=0.2, uploads=1)) as port:
+    with serving(verifier, replace(LIMITS, upload_seconds=0.2, max_uploads=1)) as port:
         status, said = answered(head(port, "First-Length: 5", "Content-Length: 10"))
         assert verify(port, audio(0), audio(0)).status == 200
     assert status == 408
@@ -416,7 +416,7 @@ def test_who_does_not_read_the_answers_is_cut_off(verifier):
 
 
 def test_idle_connections_keep_nobody_out(verifier):
-    with serving(verifier, replace(LIMITS, connections=4, idle_seconds=60)) as port:
+    with serving(verifier, replace(LIMITS, max_connections=4, idle_seconds=60)) as port:
         idle = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(4)]
         assert [verify(port, audio(0), audio(0)).status for _ in range(3)] == [200] * 3
         assert ended(idle[0]) == b""  # the idlest one made room
@@ -426,7 +426,7 @@ def test_idle_connections_keep_nobody_out(verifier):
 
 def test_a_request_under_way_is_never_closed_for_another(verifier):
     held = Held(verifier)
-    with serving(held.verifier, replace(LIMITS, connections=1, idle_seconds=0.1)) as port:
+    with serving(held.verifier, replace(LIMITS, max_connections=1, idle_seconds=0.1)) as port:
         first = ask_aside(lambda: verify(port, audio(0), audio(0)))
         assert held.begun.acquire(timeout=60)
         assert ended(socket.create_connection(("127.0.0.1", port), timeout=60)) == b""  # idle for longer than it may be
@@ -456,11 +456,11 @@ def test_the_page_names_nothing_outside_and_has_no_code_in_it(port):
         assert "://" not in text.body.decode()
 
 
-def test_the_page_has_the_colours_of_the_reports(port):
+def test_the_page_has_the_colors_of_the_reports(port):
     style = ask(port, "GET", "/style.css").body.decode()
     found = re.findall(r"--(\w+): (#\w{6});", style)
     assert len(found) == 14
-    assert {(name, colour) for name, colour in found} <= {(name, each) for name, both in ROLES.items() for each in both}
+    assert {(name, color) for name, color in found} <= {(name, each) for name, both in PALETTE.items() for each in both}
 
 
 def test_a_comparison_writes_no_file_and_says_nothing(port, capfd):
@@ -482,5 +482,5 @@ def test_a_comparison_writes_no_file_and_says_nothing(port, capfd):
 @pytest.mark.parametrize("name", [field.name for field in fields(Limits)])
 def test_limits_that_allow_nothing_are_refused(name):
     for value in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"{name.replace('_', ' ')} must be a number above 0"):
+        with pytest.raises(ValueError, match=f"{name} must be a number above 0"):
             replace(LIMITS, **{name: value})

@@ -87,7 +87,7 @@ def test_two_chosen_files_show_score_decision_and_where_the_threshold_lies(port,
     decisions = set()
     for speaker in (0, 2, 3):
         first, second = audio(speaker), audio(0, session=1)
-        said = verify(port, first, second).said
+        said = verify(port, first, second).content
         choose(page, first, second)
         assert not page.locator("#result").is_visible()
         compare(page)
@@ -107,7 +107,7 @@ def test_two_chosen_files_show_score_decision_and_where_the_threshold_lies(port,
     assert page.failed == []
 
 
-def test_another_share_of_false_alarms_moves_the_threshold_and_the_decision(port, visit):
+def test_another_share_of_target_far_moves_the_threshold_and_the_decision(port, visit):
     page = visit()
     choose(page, audio(2), audio(0, session=1))
     compare(page)
@@ -119,7 +119,7 @@ def test_another_share_of_false_alarms_moves_the_threshold_and_the_decision(port
 
 
 def test_what_the_microphone_hears_is_compared_as_it_is(verifier, visit):
-    with serving(verifier, Limits(seconds=60.0, megabytes=20.0)) as port:
+    with serving(verifier, Limits(max_seconds=60.0, max_megabytes=20.0)) as port:
         page = visit(f"http://127.0.0.1:{port}/", permissions=["microphone"])
         page.evaluate(KEEP)
         desk = page.locator("#recording-1")
@@ -138,7 +138,7 @@ def test_what_the_microphone_hears_is_compared_as_it_is(verifier, visit):
         assert strongest(samples, rate) == pytest.approx(strongest(SPOKEN, RATE), rel=0.02)
         page.set_input_files("#recording-2 input", file("other.flac", audio(0, kind="FLAC")))
         compare(page)
-        assert shown(page)["Score"] == f"{verify(port, kept, audio(0, kind='FLAC')).said['score']:.3f}"
+        assert shown(page)["Score"] == f"{verify(port, kept, audio(0, kind='FLAC')).content['score']:.3f}"
     assert page.failed == []
 
 
@@ -151,7 +151,7 @@ def test_a_recording_ends_by_itself_at_the_longest_duration(visit):
     page = visit(permissions=["microphone"])
     page.get_by_role("button", name="Record").first.click()
     page.locator("#recording-1 audio").wait_for()
-    assert page.locator("#recording-1 .state").inner_text() == f"Recorded, {LIMITS.seconds:.1f} s"
+    assert page.locator("#recording-1 .state").inner_text() == f"Recorded, {LIMITS.max_seconds:.1f} s"
 
 
 def test_a_refused_microphone_is_explained(visit):

@@ -1,4 +1,4 @@
-"""Packed tensors: every bit comes back, and nothing else is taken for one."""
+"""Encoded tensors: every bit comes back, and nothing else is taken for one."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sv_sparse.runtime.sparse_codec import KINDS, VALUES, Packed, pack, unpack, unpack_nonzeros
+from sv_sparse.runtime.sparse_codec import DTYPES, KINDS, SparseTensorBytes, decode, encode
 
 
 def sparse(count: int, density: float, seed: int = 0) -> Tensor:
@@ -21,7 +21,7 @@ def sparse(count: int, density: float, seed: int = 0) -> Tensor:
 @given(st.integers(1, 3000), st.floats(0, 1), st.integers(0, 1000))
 def test_every_bit_comes_back(count, density, seed):
     tensor = sparse(count, density, seed)
-    found = unpack(pack(tensor), count)
+    found = decoded(encode(tensor), count)
     assert torch.equal(found.view(torch.int32), tensor.view(torch.int32))
 
 
@@ -37,25 +37,29 @@ def test_every_bit_comes_back(count, density, seed):
     ],
 )
 def test_gaps_of_any_length_come_back(tensor):
-    found = unpack(pack(tensor), len(tensor))
+    found = decoded(encode(tensor), len(tensor))
     assert torch.equal(found.view(torch.int32), tensor.view(torch.int32))
 
 
 def test_the_smaller_kind_is_chosen():
-    kinds = [pack(sparse(100_000, density)).kind for density in (0.001, 0.3, 2.0)]
+    kinds = [encode(sparse(100_000, density)).kind for density in (0.001, 0.3, 2.0)]
     assert kinds == ["gaps", "bitmask", "dense"]
     assert set(kinds) == set(KINDS)
 
 
 def test_an_axis_order_of_its_own_is_no_matter():
     tensor = sparse(60, 0.5).view(3, 4, 5).permute(2, 0, 1)
-    assert torch.equal(unpack(pack(tensor), 60).view(5, 3, 4), tensor)
+    assert torch.equal(decoded(encode(tensor), 60).view(5, 3, 4), tensor)
 
 
-@pytest.mark.parametrize("values", VALUES)
-def test_rounded_values_are_those_of_their_type(values):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rounded_values_are_those_of_their_type(dtype):
     tensor = sparse(5000, 0.1)
-    assert torch.equal(unpack(pack(tensor, values), 5000, values), tensor.to(VALUES[values]).float())
+    assert torch.equal(decoded(encode(tensor, dtype), 5000, dtype), tensor.to(DTYPES[dtype]).float())
+
+
+def decoded(encoded: SparseTensorBytes, size: int, dtype: str = "fp32") -> Tensor:
+    return decode(encoded, size, dtype).to_dense()
 
 
 def test_equal_tensors_have_equal_nonzeros_however_they_are_packed():
@@ -63,57 +67,60 @@ def test_equal_tensors_have_equal_nonzeros_however_they_are_packed():
     mask[[3, 4, 300]] = True
     values = frame(np.array([1, 2, 3], "<f4").view(np.uint8).reshape(-1, 4).T.tobytes())
     bits = frame(np.packbits(mask, bitorder="little").tobytes())
-    marked = unpack_nonzeros(Packed("bitmask", 3, bits, values), 600)
-    counted = unpack_nonzeros(Packed("gaps", 3, frame(bytes([3, 0, 255, 40])), values), 600)
-    assert marked.places.tolist() == counted.places.tolist() == [3, 4, 300]
+    marked = decode(SparseTensorBytes("bitmask", 3, bits, values), 600)
+    counted = decode(SparseTensorBytes("gaps", 3, frame(bytes([3, 0, 255, 40])), values), 600)
+    assert marked.positions.tolist() == counted.positions.tolist() == [3, 4, 300]
     assert marked.values.tolist() == counted.values.tolist() == [1, 2, 3]
-    full = unpack_nonzeros(Packed("bitmask", 3, frame(bytes([7])), values), 3)
-    assert full.places is None
-    assert unpack_nonzeros(Packed("dense", 3, b"", values), 3).places is None
+    full = decode(SparseTensorBytes("bitmask", 3, frame(bytes([7])), values), 3)
+    assert full.positions is None
+    assert decode(SparseTensorBytes("dense", 3, b"", values), 3).positions is None
 
 
 def test_a_negative_zero_is_a_zero():
-    assert pack(torch.tensor([0.0, -0.0, 1.0])).kept == 1
+    assert encode(torch.tensor([0.0, -0.0, 1.0])).nnz == 1
 
 
 def test_values_that_are_not_finite_or_become_so_are_refused():
     with pytest.raises(ValueError, match="not finite in fp32"):
-        pack(torch.tensor([0.0, np.nan]))
+        encode(torch.tensor([0.0, np.nan]))
     with pytest.raises(ValueError, match="not finite in fp16"):
-        pack(torch.tensor([0.0, 1e6]), "fp16")
+        encode(torch.tensor([0.0, 1e6]), "fp16")
 
 
 def frame(content: bytes) -> bytes:
     return zstandard.ZstdCompressor().compress(content)
 
 
-GOOD = pack(sparse(1000, 0.01))
+GOOD = encode(sparse(1000, 0.01))
 
 
 @pytest.mark.parametrize(
     ("packed", "problem"),
     [
-        (GOOD._replace(kind="csr"), "packed as 'csr'"),
-        (GOOD._replace(kept=GOOD.kept + 1), "bytes where"),
-        (GOOD._replace(kept=2000), "2000 values for 1000 places"),
-        (GOOD._replace(kept=-1), "-1 values"),
-        (GOOD._replace(places=b"nonsense"), "cannot be decompressed"),
+        (GOOD._replace(kind="csr"), "encoded as 'csr'"),
+        (GOOD._replace(nnz=GOOD.nnz + 1), "bytes where"),
+        (GOOD._replace(nnz=2000), "2000 values for 1000 positions"),
+        (GOOD._replace(nnz=-1), "-1 values"),
+        (GOOD._replace(positions=b"nonsense"), "cannot be decompressed"),
         (GOOD._replace(values=GOOD.values[:-3]), "cannot be decompressed"),
-        (Packed("gaps", 1, frame(bytes([255] * 4)), frame(bytes(4))), "0 places for 1"),
-        (Packed("gaps", 1, frame(bytes([255, 255, 255, 254])), frame(bytes(4))), "place 1019 of 1000"),
-        (Packed("gaps", 1, frame(bytes(10_000_000)), frame(bytes(4))), "at most 4"),
-        (Packed("bitmask", 1, frame(bytes(125)), frame(bytes(4))), "0 places for 1"),
-        (Packed("bitmask", 1, frame(bytes(124)), frame(bytes(4))), "124 bytes where 125"),
-        (Packed("dense", 999, b"", frame(bytes(4 * 999))), "says nowhere which"),
-        (Packed("bitmask", 1, frame(bytes([1] + [0] * 124)), frame(bytes([0, 0, 0xC0, 0x7F]))), "not finite"),
-        (Packed("bitmask", 1, frame(bytes([1] + [0] * 124)), frame(bytes(4))), "stores a zero"),
+        (SparseTensorBytes("gaps", 1, frame(bytes([255] * 4)), frame(bytes(4))), "0 positions for 1"),
+        (SparseTensorBytes("gaps", 1, frame(bytes([255, 255, 255, 254])), frame(bytes(4))), "position 1019 of 1000"),
+        (SparseTensorBytes("gaps", 1, frame(bytes(10_000_000)), frame(bytes(4))), "at most 4"),
+        (SparseTensorBytes("bitmask", 1, frame(bytes(125)), frame(bytes(4))), "0 positions for 1"),
+        (SparseTensorBytes("bitmask", 1, frame(bytes(124)), frame(bytes(4))), "124 bytes where 125"),
+        (SparseTensorBytes("dense", 999, b"", frame(bytes(4 * 999))), "does not say which"),
+        (
+            SparseTensorBytes("bitmask", 1, frame(bytes([1] + [0] * 124)), frame(bytes([0, 0, 0xC0, 0x7F]))),
+            "not finite",
+        ),
+        (SparseTensorBytes("bitmask", 1, frame(bytes([1] + [0] * 124)), frame(bytes(4))), "stores a zero"),
     ],
 )
 def test_what_does_not_fit_is_named(packed, problem):
     with pytest.raises(ValueError, match=problem):
-        unpack(packed, 1000)
+        decoded(packed, 1000)
 
 
 def test_marks_beyond_the_last_place_are_refused():
     with pytest.raises(ValueError, match="beyond its 9"):
-        unpack(Packed("bitmask", 1, frame(bytes([0, 0b10])), frame(bytes(4))), 9)
+        decoded(SparseTensorBytes("bitmask", 1, frame(bytes([0, 0b10])), frame(bytes(4))), 9)

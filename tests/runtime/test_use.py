@@ -17,9 +17,9 @@ from helpers import deployed
 from helpers.tiny import RATE, ROOT, Outcome, tone
 
 from sv_sparse.commands import main as cli
+from sv_sparse.export.package import write_package
 from sv_sparse.runtime.decision import SYNTHETIC_WARNING
 from sv_sparse.runtime.decision import Outcome as Decision
-from sv_sparse.runtime.package import write_package
 from sv_sparse.runtime.verifier import Verifier
 from sv_sparse.scoring.backend import Backend
 
@@ -74,7 +74,7 @@ def use(folder, tmp_path, monkeypatch, capsys) -> Callable[..., Outcome]:
 
 def test_verify_says_what_the_verifier_says(use, folder):
     model = Verifier.from_pretrained(folder / "model.safetensors")
-    expected = model.verify(folder / "0_0.flac", folder / "0_1.flac").as_dict()
+    expected = model.verify(folder / "0_0.flac", folder / "0_1.flac").to_dict()
     found = json.loads(use("verify", "0_0.flac", "0_1.flac", "--json").out)
     assert found | {"seconds": 0} == expected | model.basis | {"seconds": 0}
     assert found["outcome"] == ("accepted" if expected["accepted"] else "not accepted")
@@ -82,8 +82,8 @@ def test_verify_says_what_the_verifier_says(use, folder):
     for words in (
         f"score {expected['score']:.4f} (cosine)",
         f"log-likelihood ratio {expected['llr']:.2f}, by {WORDS}\n",
-        f"probability of one speaker {expected['probability']:.2%}, where it was 50.00% before",
-        f"{'accepted' if expected['accepted'] else 'not accepted'}: threshold 2.00, for 1% false alarms",
+        f"probability of one speaker {expected['probability']:.2%}, from a prior of 50.00%",
+        f"{'accepted' if expected['accepted'] else 'not accepted'}: threshold 2.00, for a false-alarm rate of 1%",
         " seconds",
     ):
         assert words in told
@@ -93,7 +93,7 @@ def test_verify_decides_as_it_is_asked(use):
     for words, threshold, accepted in (
         (["--threshold=-99"], -99.0, True),
         (["--threshold=99"], 99.0, False),
-        (["--false-alarms", "0.05"], 0.5, None),
+        (["--target-far", "0.05"], 0.5, None),
     ):
         found = json.loads(use("verify", "0_0.flac", "1_0.flac", "--json", *words).out)
         assert found["threshold"] == threshold
@@ -107,7 +107,7 @@ def test_a_model_without_calibration_gives_a_score_and_decides_by_a_given_thresh
     plain = ("--model", "plain.safetensors")
     told = use("verify", "0_0.flac", "0_1.flac", *plain).out
     assert "no probability: the model is not calibrated" in told
-    assert "no decision: the model knows no threshold" in told
+    assert "no decision: the model has no threshold" in told
     assert "accepted: threshold -1.00\n" in use("verify", "0_0.flac", "0_1.flac", *plain, "--threshold=-1").out
     assert json.loads(use("verify", "0_0.flac", "0_1.flac", *plain, "--json").out)["accepted"] is None
 
@@ -168,12 +168,12 @@ def test_the_help_says_the_outcomes_and_the_exit_status_of_each(use, command):
         (["verify", "0_0.flac", "absent.flac"], "error: refused input: absent.flac: No such file or directory"),
         (["verify", "0_0.flac", "model.safetensors"], "input: model.safetensors: cannot be read as a recording"),
         (["verify", "0_0.flac", "1_0.flac", "--model", "0_0.flac"], "error: 0_0.flac is not a readable package"),
-        (["verify", "0_0.flac", "1_0.flac", "--false-alarms", "0.3"], "the model knows: 0.01, 0.05"),
+        (["verify", "0_0.flac", "1_0.flac", "--target-far", "0.3"], "the model has thresholds for: 0.01, 0.05"),
         (["verify", "0_0.flac", "1_0.flac", "--prior", "1"], "the prior must be above 0 and below 1"),
         (["verify", "0_0.flac", "1_0.flac", "--threads", "0"], "threads must be 1 to 1024"),
-        (["embed", "0_0.flac", "--to", "x.txt"], "expected a name that ends in .npz or .csv"),
-        (["embed", "0_0.flac", "--to", "absent/x.csv"], "there is no folder absent"),
-        (["identify", "0_0.flac"], "nobody is enrolled; sv-sparse enroll NAME FILE... does"),
+        (["embed", "0_0.flac", "--output", "x.txt"], "expected a name that ends in .npz or .csv"),
+        (["embed", "0_0.flac", "--output", "absent/x.csv"], "there is no folder absent"),
+        (["identify", "0_0.flac"], "nobody is enrolled; sv-sparse enroll NAME FILE... enrolls a speaker"),
         (["identify", "0_0.flac", "--top", "0"], "--top must be at least 1"),
         (["enroll"], "expected NAME FILE..., or --list, or --remove NAME"),
         (["enroll", "A"], "expected NAME FILE"),
@@ -214,33 +214,33 @@ def test_who_is_enrolled_is_identified_and_strangers_are_unknown(use):
     said = json.loads(use("identify", "0_0.flac", *nobody, "--top", "1", "--json").out)
     assert (said["answer"], said["known"], [each["name"] for each in said["speakers"]]) == ("unknown", False, ["José"])
     assert said["outcome"] == said["speakers"][0]["outcome"] == "not accepted"
-    assert "1% false alarms a speaker: up to 2.00% for 2 together" in use("identify", "0_0.flac").out
+    assert "a false-alarm rate of 1% a speaker: up to 2.00% for 2 together" in use("identify", "0_0.flac").out
     use("enroll", "--remove", "José")
     assert use("identify", "0_0.flac", *sure).out.startswith("李\n")
 
 
 def test_a_store_is_of_one_model(use, tmp_path):
-    store = ("--store", str(tmp_path / "own.sqlite"))
+    store = ("--database", str(tmp_path / "own.sqlite"))
     use("enroll", "A", "0_0.flac", *store)
     done = use("identify", "0_0.flac", *store, "--model", "plain.safetensors")
     assert "enrolled by another model" in done.err
     use("enroll", "--remove", "A", *store)
     use("enroll", "A", "0_0.flac", *store, "--model", "plain.safetensors")
     told = use("identify", "0_0.flac", *store, "--model", "plain.safetensors").out
-    assert told.startswith("no decision: the model knows no threshold")
+    assert told.startswith("no decision: the model has no threshold")
     assert "  A: score 1.0000\n" in told
 
 
 def test_embeddings_are_written_for_other_programs(use, folder, tmp_path):
     files = [f"{speaker}_0.flac" for speaker in range(3)]
     expected = [Verifier.from_pretrained(folder / "model.safetensors").embed_file(folder / file) for file in files]
-    done = use("embed", *files, "--to", str(tmp_path / "e.npz"))
+    done = use("embed", *files, "--output", str(tmp_path / "e.npz"))
     assert done.out == f"{tmp_path}/e.npz: 3 embeddings of 16 numbers\n"
     with np.load(tmp_path / "e.npz") as written:
         assert written["files"].tolist() == files
         assert np.array_equal(written["embeddings"], np.stack(expected))
         assert written["seconds"].tolist() == [1.0, 1.0, 1.0]
-    use("embed", *files, "--to", str(tmp_path / "e.csv"))
+    use("embed", *files, "--output", str(tmp_path / "e.csv"))
     header, *rows = csv.reader((tmp_path / "e.csv").read_text().splitlines())
     assert header == ["file", "seconds", *(f"e{index}" for index in range(16))]
     assert [row[0] for row in rows] == files
@@ -249,7 +249,7 @@ def test_embeddings_are_written_for_other_programs(use, folder, tmp_path):
 
 
 def test_recordings_that_cannot_be_embedded_are_named_and_the_others_written(use, tmp_path):
-    done = use("embed", "0_0.flac", "absent.wav", "1_0.flac", "--to", str(tmp_path / "e.npz"))
+    done = use("embed", "0_0.flac", "absent.wav", "1_0.flac", "--output", str(tmp_path / "e.npz"))
     assert done.status == 2
     assert done.err.splitlines() == [
         "left out: absent.wav: No such file or directory",
@@ -257,7 +257,7 @@ def test_recordings_that_cannot_be_embedded_are_named_and_the_others_written(use
     ]
     with np.load(tmp_path / "e.npz") as written:
         assert written["files"].tolist() == ["0_0.flac", "1_0.flac"]
-    assert use("embed", "absent.wav", "--to", str(tmp_path / "none.npz")).status == 2
+    assert use("embed", "absent.wav", "--output", str(tmp_path / "none.npz")).status == 2
     assert not (tmp_path / "none.npz").exists()
 
 
@@ -266,7 +266,7 @@ def test_stopped_it_goes_on_where_it_was_and_knows_another_model_and_changed_rec
 ):
     files, heard = ["0_0.flac", "changing.flac", "1_0.flac", "2_0.flac"], []
     shutil.copy(folder / "0_1.flac", folder / "changing.flac")
-    whole, stop_at = Verifier.hear, "1_0.flac"
+    whole, stop_at = Verifier.embed_recording, "1_0.flac"
 
     def hear(self, side, **more):
         if side.name == stop_at:
@@ -274,8 +274,8 @@ def test_stopped_it_goes_on_where_it_was_and_knows_another_model_and_changed_rec
         heard.append(side.name)
         return whole(self, side, **more)
 
-    monkeypatch.setattr(Verifier, "hear", hear)
-    words = ("embed", *files, "--to", str(tmp_path / "e.npz"))
+    monkeypatch.setattr(Verifier, "embed_recording", hear)
+    words = ("embed", *files, "--output", str(tmp_path / "e.npz"))
     assert use(*words).status == 128 + signal.SIGTERM
     assert not (tmp_path / "e.npz").exists()
     shutil.copy(folder / "1_1.flac", folder / "changing.flac")
@@ -293,11 +293,13 @@ def test_stopped_it_goes_on_where_it_was_and_knows_another_model_and_changed_rec
 
 @pytest.mark.parametrize("ending", ["npz", "csv"])
 def test_each_argument_has_a_row_in_its_place_and_each_recording_is_embedded_once(use, tmp_path, monkeypatch, ending):
-    asked, hear = [], Verifier.hear
-    monkeypatch.setattr(Verifier, "hear", lambda self, side: asked.append(side.name) or hear(self, side))
+    asked, embed_recording = [], Verifier.embed_recording
+    monkeypatch.setattr(
+        Verifier, "embed_recording", lambda self, side: asked.append(side.name) or embed_recording(self, side)
+    )
     to = tmp_path / f"e.{ending}"
     files = ["0_0.flac", "absent.wav", "1_0.flac", "0_0.flac", "./1_0.flac", "absent.wav"]
-    done = use("embed", *files, "--to", str(to))
+    done = use("embed", *files, "--output", str(to))
     assert done.out == f"{to}: 4 embeddings of 16 numbers\n"
     assert done.err.splitlines() == [
         "left out: absent.wav: No such file or directory",
@@ -317,12 +319,12 @@ def test_each_argument_has_a_row_in_its_place_and_each_recording_is_embedded_onc
 def test_files_whose_names_are_not_utf_8_are_embedded_and_named(use, folder, tmp_path):
     recording, absent = (tmp_path / os.fsdecode(name) for name in (b"b\xffd.flac", b"absent\xff.flac"))
     shutil.copy(folder / "0_0.flac", recording)
-    done = use("embed", str(recording), str(absent), "--to", str(tmp_path / "e.npz"))
+    done = use("embed", str(recording), str(absent), "--output", str(tmp_path / "e.npz"))
     assert done.err.startswith(f"left out: {tmp_path}/absent\\xff.flac: No such file or directory\n")
     with np.load(tmp_path / "e.npz") as written:
         assert [Path(name) for name in written["files"].tolist()] == [recording]
     to = tmp_path / os.fsdecode(b"e\xff.csv")
-    assert use("embed", str(recording), "--to", str(to)).out.startswith(f"{tmp_path}/e\\xff.csv: 1 embeddings")
+    assert use("embed", str(recording), "--output", str(to)).out.startswith(f"{tmp_path}/e\\xff.csv: 1 embeddings")
     assert to.read_text(encoding="utf-8").splitlines()[1].startswith(f"{tmp_path}/b\\xffd.flac,")
     assert use("verify", str(recording), "1_0.flac").status == 0
     assert "a speaker's name must be one line" in use("enroll", os.fsdecode(b"\xff"), str(recording)).err
@@ -330,15 +332,15 @@ def test_files_whose_names_are_not_utf_8_are_embedded_and_named(use, folder, tmp
 
 
 def test_what_an_earlier_attempt_left_is_not_trusted_when_it_is_damaged(use, tmp_path):
-    begun = tmp_path / ".e.npz.begun.npz"
+    partial = tmp_path / ".e.npz.partial.npz"
     for content in (b"damaged", b"", b"PK\x03\x04 cut off"):
-        begun.write_bytes(content)
-        assert use("embed", "0_0.flac", "--to", str(tmp_path / "e.npz")).status == 0
-        assert not begun.exists()
+        partial.write_bytes(content)
+        assert use("embed", "0_0.flac", "--output", str(tmp_path / "e.npz")).status == 0
+        assert not partial.exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named(use):
-    done = use("enroll", "A", "0_0.flac", "--store", "/proc/absent/speakers.sqlite")
+    done = use("enroll", "A", "0_0.flac", "--database", "/proc/absent/speakers.sqlite")
     assert done.status == 2
     assert "/proc/absent" in done.err
 

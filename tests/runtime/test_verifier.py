@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from sv_sparse.data.audio import recording
 from sv_sparse.data.decoding import MIN_SECONDS
 from sv_sparse.evaluation.embed import embed
+from sv_sparse.export.package import write_package
 from sv_sparse.models.features import Filterbank
-from sv_sparse.runtime.decision import SYNTHETIC_WARNING, Heard, RefusedInputError
-from sv_sparse.runtime.long_audio import Windows
-from sv_sparse.runtime.package import write_package
+from sv_sparse.runtime.decision import SYNTHETIC_WARNING, EmbeddedRecording, RefusedInputError
+from sv_sparse.runtime.long_audio import WindowedEmbedding
 from sv_sparse.runtime.verifier import Verifier
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.calibration import quality_measures
@@ -50,7 +50,7 @@ def test_an_utterance_has_the_embedding_that_it_is_judged_by(tmp_path):
     assert found.dtype == np.float32
     assert np.array_equal(found, expected)
     assert np.array_equal(verifier().embed(soundfile.read(path, dtype="int16")[0], RATE), expected)
-    assert np.array_equal(verifier().hear(path.read_bytes()).embedding, expected)
+    assert np.array_equal(verifier().embed_recording(path.read_bytes()).embedding, expected)
 
 
 @pytest.mark.parametrize("rate", [8000, 44100, 48000])
@@ -93,11 +93,11 @@ def test_how_a_recording_arrives_does_not_change_its_embedding(cuts, length):
         return np.abs(waveforms).max(axis=1, keepdims=True)
 
     samples = tone(3, 0, 3.2)[:length]
-    whole, parts = Windows(loudest, 7000, RATE), Windows(loudest, 7000, RATE)
+    whole, parts = WindowedEmbedding(loudest, 7000, RATE), WindowedEmbedding(loudest, 7000, RATE)
     whole.push(samples)
     for piece in np.split(samples, sorted(cuts)):
         parts.push(piece)
-    assert whole.samples == parts.samples == len(samples)
+    assert whole.num_samples == parts.num_samples == len(samples)
     assert np.array_equal(whole.embedding(), parts.embedding())
     assert np.array_equal(parts.embedding(), parts.embedding())
 
@@ -165,11 +165,11 @@ def test_the_answer_is_the_back_ends_own(cohort):
     assert found.score == score[0]
     assert found.llr == backend.calibration.llr(score, {})[0]
     assert found.probability == pytest.approx(1 / (1 + math.exp(-found.llr)))
-    assert (found.threshold, found.false_alarms) == (2.0, 0.01)
+    assert (found.threshold, found.target_far) == (2.0, 0.01)
     assert found.accepted == (found.llr >= 2.0)
     assert found.seconds > 0
-    assert set(found.as_dict()) == {"outcome", *found.__dataclass_fields__}
-    assert found.as_dict()["outcome"] == found.outcome == ("accepted" if found.accepted else "not accepted")
+    assert set(found.to_dict()) == {"outcome", *found.__dataclass_fields__}
+    assert found.to_dict()["outcome"] == found.outcome == ("accepted" if found.accepted else "not accepted")
     turned = verifier(backend).verify(sides[1], sides[0])
     assert turned.score == pytest.approx(found.score, rel=1e-5)
 
@@ -177,12 +177,12 @@ def test_the_answer_is_the_back_ends_own(cohort):
 def test_a_calibration_hears_of_the_poorer_sides_length_and_magnitude():
     weights = {"duration": 0.7, "magnitude": -0.3}
     backend = replace(BACKEND, calibration=replace(BACKEND.calibration, qualities=weights))
-    sides = [verifier(backend).hear((tone(0, 0, seconds), RATE)) for seconds in (1.5, 0.5)]
+    sides = [verifier(backend).embed_recording((tone(0, 0, seconds), RATE)) for seconds in (1.5, 0.5)]
     embeddings = np.stack([side.embedding for side in sides])
     measured = {"duration": np.array([1.5, 0.5]), "magnitude": np.linalg.norm(embeddings, axis=1)}
     expected = backend.calibration.llr(backend.score(embeddings, *ONE), quality_measures(measured, *ONE))
     assert verifier(backend).verify(*sides).llr == expected[0]
-    with pytest.raises(ValueError, match="asks how long recordings are"):
+    with pytest.raises(ValueError, match="uses durations"):
         verifier(backend).verify(sides[0], embeddings[1])
 
 
@@ -197,15 +197,15 @@ def test_the_prior_moves_the_probability_and_nothing_else():
 
 
 def test_thresholds_are_those_of_the_calibration_or_given():
-    side = Heard(np.arange(16, dtype=np.float32))
-    assert verifier().verify(side, side, false_alarms=0.05).threshold == 0.5
+    side = EmbeddedRecording(np.arange(16, dtype=np.float32))
+    assert verifier().verify(side, side, target_far=0.05).threshold == 0.5
     own = verifier().verify(side, side, threshold=100.0)
-    assert (own.threshold, own.false_alarms, own.accepted) == (100.0, None, False)
+    assert (own.threshold, own.target_far, own.accepted) == (100.0, None, False)
     uncalibrated = verifier(replace(BACKEND, calibration=None))
     plain = uncalibrated.verify(side, side)
     assert (plain.llr, plain.probability, plain.threshold, plain.accepted) == (None, None, None, None)
     assert uncalibrated.verify(side, side, threshold=0.9).accepted is True
-    assert uncalibrated.verify(side, Heard(-side.embedding), threshold=0.9).accepted is False
+    assert uncalibrated.verify(side, EmbeddedRecording(-side.embedding), threshold=0.9).accepted is False
 
 
 @pytest.mark.parametrize(
@@ -213,13 +213,16 @@ def test_thresholds_are_those_of_the_calibration_or_given():
     [
         ({"prior": 0.0}, "prior must be above 0 and below 1, got 0.0"),
         ({"prior": math.nan}, "prior must be"),
-        ({"false_alarms": 0.02}, r"no threshold is known for 0.02 false alarms; the model knows: 0.01, 0.05"),
-        ({"false_alarms": 0.01, "threshold": 1.0}, "give a threshold, or a share"),
+        (
+            {"target_far": 0.02},
+            r"no threshold for a false-alarm rate of 0.02; the model has thresholds for: 0.01, 0.05",
+        ),
+        ({"target_far": 0.01, "threshold": 1.0}, "expected a threshold or a false-alarm rate, got both"),
         ({"threshold": math.inf}, "threshold must be a number"),
     ],
 )
 def test_what_cannot_be_decided_by_is_refused(asked, words):
-    side = Heard(np.ones(16, np.float32))
+    side = EmbeddedRecording(np.ones(16, np.float32))
     with pytest.raises(ValueError, match=words):
         verifier().verify(side, side, **asked)
 
@@ -238,16 +241,18 @@ def test_identifying_is_verifying_against_each(cohort):
     found = model.identify(test, enrolled)
     for one, side in zip(found, enrolled, strict=True):
         assert one.score == pytest.approx(model.verify(side, test).score, rel=1e-4)
-    assert [each.llr for each in model.identify(test, [Heard(side) for side in enrolled])] == [e.llr for e in found]
+    assert [each.llr for each in model.identify(test, [EmbeddedRecording(side) for side in enrolled])] == [
+        e.llr for e in found
+    ]
     with pytest.raises(ValueError, match="nobody is enrolled"):
         model.identify(test, [])
 
 
-def test_several_recordings_of_a_speaker_are_averaged_as_enrolments_are():
-    several = [Heard(np.full(2, float(n), np.float32), seconds=n + 1.0) for n in range(3)]
-    assert Heard.together(several).embedding.tolist() == [1.0, 1.0]
-    assert Heard.together(several).seconds == 6.0
-    assert Heard.together([*several, Heard(np.zeros(2, np.float32))]).seconds is None
+def test_several_recordings_of_a_speaker_are_averaged_as_enrollments_are():
+    several = [EmbeddedRecording(np.full(2, float(n), np.float32), seconds=n + 1.0) for n in range(3)]
+    assert EmbeddedRecording.mean_of(several).embedding.tolist() == [1.0, 1.0]
+    assert EmbeddedRecording.mean_of(several).seconds == 6.0
+    assert EmbeddedRecording.mean_of([*several, EmbeddedRecording(np.zeros(2, np.float32))]).seconds is None
 
 
 def test_threads_may_share_a_verifier():
@@ -278,11 +283,11 @@ def test_a_recording_that_cannot_be_judged_is_refused_input_with_its_number_and_
             verifier().verify(*sides)
         assert (refusal.value.outcome, refusal.value.recording) == ("refused input", number)
     with pytest.raises(RefusedInputError, match="is too short"):
-        verifier().identify(short, [Heard(np.ones(16, np.float32))])
+        verifier().identify(short, [EmbeddedRecording(np.ones(16, np.float32))])
 
 
 def test_every_outcome_has_its_words_and_settings_that_are_wrong_have_none():
-    side = Heard(np.arange(16, dtype=np.float32))
+    side = EmbeddedRecording(np.arange(16, dtype=np.float32))
     assert verifier().verify(side, side, threshold=-100.0).outcome == "accepted"
     assert verifier().verify(side, side, threshold=100.0).outcome == "not accepted"
     assert verifier(replace(BACKEND, calibration=None)).verify(side, side).outcome == "no decision"
@@ -298,7 +303,6 @@ def test_every_outcome_has_its_words_and_settings_that_are_wrong_have_none():
         ({"synthetic_voices_only": False}, None),
         ({"synthetic_voices_only": "\x1b[2J"}, None),  # a card is somebody's words; they are not printed
         ({"synthetic_voices_only": True}, SYNTHETIC_WARNING),
-        ({"trained_on": "the demo corpus: made-up speech"}, SYNTHETIC_WARNING),  # of a file that was exported before
         ({"trained_on": "recordings in wav"}, None),
     ],
 )

@@ -57,8 +57,8 @@ def test_the_interval_holds_what_many_speakers_would_give_about_as_often_as_it_s
     truth = np.mean([eer(sort_scores(s, d.is_target))[0] for s, d in (scored(k, speakers=60) for k in range(900, 912))])
     cases = [scored(seed) for seed in range(40)]
     found = np.array([interval(bootstrap_eer(resample(scores, bootstrap))) for scores, bootstrap in cases])
-    held = ((found[:, 0] <= truth) & (truth <= found[:, 1])).sum()
-    assert held >= 33  # of 40; 38 are promised
+    num_covered = ((found[:, 0] <= truth) & (truth <= found[:, 1])).sum()
+    assert num_covered >= 33  # of 40; 38 are promised
     spread = np.std([eer(sort_scores(scores, bootstrap.is_target))[0] for scores, bootstrap in cases])
     assert 0.7 < np.mean(found[:, 1] - found[:, 0]) / (2 * 1.96 * spread) < 1.4
 

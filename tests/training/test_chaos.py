@@ -14,13 +14,19 @@ DEMO = (
     *("data=demo", "data.val_fraction=0.25", "data.synthesize.train_speakers=8", "data.synthesize.test_speakers=4"),
     *("data.synthesize.sessions=2", "data.synthesize.utterances=3", "data.synthesize.trials=40"),
 )
-SETTINGS = (*TINY, "trainer.epochs=3", "trainer.keep_last=2", "trainer.checkpoint_interval_minutes=1e-6", "target_sparsity=0.8")
+SETTINGS = (
+    *TINY,
+    "trainer.epochs=3",
+    "trainer.keep_last=2",
+    "trainer.checkpoint_interval_minutes=1e-6",
+    "target_sparsity=0.8",
+)
 
 # Where a kill waits for its moment: in a function, entered for one of these times, at most so many calls and returns
 # (Python's and C's) later. A context manager is entered twice.
 BEFORE_TRAINING = (
-    *[("run.open_run", (1,), 3_000), ("corpus.prepare_corpus", (1,), 10_000), ("setup.build_setup", (1,), 10_000)],
-    *[("evaluate.evaluate_lists", (1,), 10_000), ("checkpoint.save", (1,), 10_000)],
+    *[("run.open_run", (1,), 3_000), ("corpus.load_corpus", (1,), 10_000), ("setup.build_setup", (1,), 10_000)],
+    *[("evaluate.evaluate_trial_sets", (1,), 10_000), ("checkpoint.save", (1,), 10_000)],
     ("storage.atomic_write", (1, 2, 3, 4, 5, 6), 30),
 )
 IN_AN_EPOCH = (
@@ -32,8 +38,12 @@ AFTER_AN_EPOCH = (
     ("storage.atomic_write", (4,), 1),  # last.pt, behind metrics.jsonl
 )
 AFTER_TRAINING = (
-    *[("landing.land", (1,), 10_000), ("validation.make_backend", (1,), 10_000), ("state.save_network", (1,), 3_000)],
-    *[("evaluate.evaluate_lists", (1,), 10_000), ("embedding_cache.flush", (1,), 1_000)],
+    *[
+        ("landing.land", (1,), 10_000),
+        ("validation.fit_scoring_backend", (1,), 10_000),
+        ("state.save_network", (1,), 3_000),
+    ],
+    *[("evaluate.evaluate_trial_sets", (1,), 10_000), ("embedding_cache.flush", (1,), 1_000)],
     *[("monitor.finish", (1,), 3_000), ("write.write_report", (1,), 100_000)],
 )
 STRUCK = {  # what must have been hit, and what tells so
@@ -42,7 +52,7 @@ STRUCK = {  # what must have been hit, and what tells so
     "an epoch's checkpoint being kept": "checkpoints.keep_epoch",
     "a validation": "validation.validate",
     "landing": "landing.land",
-    "an evaluation": "evaluate.evaluate_lists",
+    "an evaluation": "evaluate.evaluate_trial_sets",
     "the report": "write.write_report",
 }
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from sv_sparse import checkpoint
 from sv_sparse.commands import main as cli
 from sv_sparse.data.manifest import PART, Manifest
-from sv_sparse.io import file_lock
+from sv_sparse.io import only_process
 from sv_sparse.models.heads import AAMSoftmax
 from sv_sparse.training.init_from import InitSource
 from sv_sparse.training.logging import read_rows
@@ -35,7 +35,7 @@ def test_it_begins_where_the_other_ended_and_lands_again(train, finished, tones,
     assert done.status == 0, done.err
     assert re.search(r"the head knows (\d+) of \1 training speakers", done.out)
     before, after = (json.loads((folder / "results.json").read_text()) for folder in (finished, only_run(tmp_path)))
-    assert after["start_eer"] == pytest.approx(before["eer"], abs=0.05)  # less another mean
+    assert after["untrained_eer"] == pytest.approx(before["eer"], abs=0.05)  # less another mean
     assert after["sparsity"] == before["sparsity"]
     for name, value in network(finished)["model"].items():
         if value.ndim > 1:
@@ -129,25 +129,36 @@ def test_a_run_is_not_evaluated_on_speakers_that_it_trained_on(finished, tmp_pat
     lines = [f"{int(a[:7] == b[:7])} {a} {b}\n" for a in keys for b in keys if a != b]
     (prepared / "trials" / "mine.txt").write_text("".join(lines))
     with pytest.raises(SystemExit):
-        cli.main(["evaluate", str(finished), "--on", f"{prepared}:mine"])
+        cli.main(["evaluate", str(finished), "--trial-sets", f"{prepared}:mine"])
     assert "list mine: 2 of its speakers are trained on with" in capsys.readouterr().err
     assert np.unique(manifest.labels(manifest.split("train")[:8])).size == 2
 
 
 def test_scores_of_network_files_need_a_folder_and_those_of_several_runs_have_theirs(finished, tmp_path, capsys):
     for words, message in (
-        ([str(finished / "checkpoints" / "model.pt")], "is no run folder; --scores is needed"),
-        ([str(finished), str(finished), "--scores", str(tmp_path)], "--scores takes the scores of one network"),
+        ([str(finished / "checkpoints" / "model.pt")], "is no run folder; --output-dir is needed"),
+        ([str(finished), str(finished), "--output-dir", str(tmp_path)], "--output-dir takes the scores of one network"),
     ):
         with pytest.raises(SystemExit):
-            cli.main(["evaluate", *words, "--on", "x:y"])
+            cli.main(["evaluate", *words, "--trial-sets", "x:y"])
         assert message in capsys.readouterr().err
 
 
 def test_a_list_may_name_another_ending_than_its_files_have(finished, tones, tmp_path, capsys):
     other = tmp_path / "trials.txt"
     other.write_text(tones.trials.read_text().replace(".flac", ".wav"))
-    cli.main(["evaluate", str(finished), "--root", str(tones.root), "--trials", str(other), "--scores", str(tmp_path)])
+    cli.main(
+        [
+            "evaluate",
+            str(finished),
+            "--audio-root",
+            str(tones.root),
+            "--trials",
+            str(other),
+            "--output-dir",
+            str(tmp_path),
+        ]
+    )
     assert "trials: EER" in capsys.readouterr().out
 
 
@@ -167,7 +178,7 @@ def test_what_the_others_origin_trained_on_does_not_judge_either(finished, tmp_p
     lines = [f"{int(a[:7] == b[:7])} {a} {b}\n" for a in keys for b in keys if a != b]
     (prepared / "trials" / "mine.txt").write_text("".join(lines))
     with pytest.raises(SystemExit):
-        cli.main(["evaluate", str(later), "--on", f"{prepared}:mine"])
+        cli.main(["evaluate", str(later), "--trial-sets", f"{prepared}:mine"])
     assert f"list mine: 2 of its speakers are trained on with {finished}" in capsys.readouterr().err
 
 
@@ -271,13 +282,24 @@ def test_a_list_of_files_that_a_run_trained_on_is_warned_of(finished, tones, tmp
     keys = [manifest.utterance(row) for row in manifest.split("train")[:8]]
     trials = tmp_path / "mine.txt"
     trials.write_text("".join(f"{int(a[:7] == b[:7])} {a} {b}\n" for a in keys for b in keys if a != b))
-    cli.main(["evaluate", str(finished), "--root", str(tones.root), "--trials", str(trials), "--scores", str(tmp_path)])
+    cli.main(
+        [
+            "evaluate",
+            str(finished),
+            "--audio-root",
+            str(tones.root),
+            "--trials",
+            str(trials),
+            "--output-dir",
+            str(tmp_path),
+        ]
+    )
     assert "list mine has 8 utterances and 2 speakers of names" in capsys.readouterr().err
 
 
 def test_two_processes_do_not_train_one_run(train, finished, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "copy")
-    with file_lock(copy, "held"):
+    with only_process(copy, "held"):
         done = train(f"resume_from={copy}")
     assert done.status == 2
     assert f"{copy}: another process is training this run" in done.err
@@ -302,7 +324,7 @@ def test_a_network_file_of_a_run_is_as_good_as_the_run(train, finished, tones, t
     assert "the head knows 0 of" in done.out
     assert f"{elsewhere}: what it was trained on is not known" in done.out
     found = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
-    assert found[0]["start_eer"] == found[1]["start_eer"]
+    assert found[0]["untrained_eer"] == found[1]["untrained_eer"]
     assert [round(result["lambda"], 6) for result in found] == [round(network(finished)["metrics"]["lambda"], 6)] * 2
 
 

@@ -73,8 +73,12 @@ def test_a_failing_job_says_which_it_is_and_the_others_are_run(launcher, tones, 
 
 def test_settings_of_launchers_and_sweepers_are_not_taken_for_our_own():
     launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=60"]
-    check_command_line(["-m", "seed=0,1", *launcher, "hydra.sweep.dir=elsewhere", "+hydra.launcher.ray.x=1"], ROOT / "conf")
-    check_command_line(["--multirun", *JOBLIB, "hydra.sweeper.max_batch_size=2", "target_sparsity=0.5,0.9"], ROOT / "conf")
+    check_command_line(
+        ["-m", "seed=0,1", *launcher, "hydra.sweep.dir=elsewhere", "+hydra.launcher.ray.x=1"], ROOT / "conf"
+    )
+    check_command_line(
+        ["--multirun", *JOBLIB, "hydra.sweeper.max_batch_size=2", "target_sparsity=0.5,0.9"], ROOT / "conf"
+    )
 
 
 def test_the_cluster_commands_of_the_readme_name_settings_that_exist():

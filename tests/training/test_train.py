@@ -16,7 +16,7 @@ from sv_sparse.commands import main as cli
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.trials import read_trials
 from sv_sparse.evaluation.score_files import read_scores
-from sv_sparse.scoring.metrics import eer, rank_scores
+from sv_sparse.scoring.metrics import eer, sort_scores
 from sv_sparse.training.logging import read_rows
 
 FILES = {
@@ -52,13 +52,13 @@ def test_the_results_say_what_scripts_need(finished):
     found = results(finished)
     assert found.keys() >= {
         *("target_sparsity", "sparsity_tracked", "sparsity", "nonzero_parameters", "eer", "min_dcf"),
-        *("start_eer", "seconds", "evaluations", "layers"),
+        *("untrained_eer", "wall_time_s", "evaluations", "layers"),
     }
     one = found["evaluations"]["trials"]
-    assert (one["eer"], one["costs"][0]["min_dcf"], one["start_eer"]) == (
+    assert (one["eer"], one["dcf"][0]["min_dcf"], one["untrained_eer"]) == (
         found["eer"],
         found["min_dcf"],
-        found["start_eer"],
+        found["untrained_eer"],
     )
     layers = found["layers"].values()
     assert sum(layer["zeros"] for layer in layers) / sum(layer["parameters"] for layer in layers) == found["sparsity"]
@@ -97,7 +97,7 @@ def test_the_first_line_says_that_the_demo_was_not_chosen_and_how_to_choose(trai
 
 def test_the_eer_in_the_results_is_that_of_the_written_scores(finished):
     scores, is_target = read_scores(finished / "scores" / "trials.txt")
-    assert eer(rank_scores(scores, is_target))[0] == pytest.approx(results(finished)["eer"], abs=1e-3)
+    assert eer(sort_scores(scores, is_target))[0] == pytest.approx(results(finished)["eer"], abs=1e-3)
 
 
 def test_the_table_is_the_last_thing_printed(finished):
@@ -120,7 +120,16 @@ def test_every_step_is_recorded_with_its_figures(finished):
     rows = [row for row in read_rows(finished / "metrics.jsonl") if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     assert rows[0].keys() >= {
-        *("loss", "accuracy", "lr", "margin", "lambda", "sparsity_error", "utterances_per_second", "data_wait_fraction"),
+        *(
+            "loss",
+            "accuracy",
+            "lr",
+            "margin",
+            "lambda",
+            "sparsity_error",
+            "utterances_per_second",
+            "data_wait_fraction",
+        ),
         *("sparsity/network", "sparsity/regularized", "sparsity/all"),
     }
     assert rows[-1]["margin"] == 0.2
@@ -131,7 +140,17 @@ def test_tensorboard_has_the_curves_the_layers_and_the_hyperparameters(finished)
     events = EventAccumulator(str(finished / "tensorboard")).Reload()
     tags = set(events.Tags()["scalars"])
     assert tags >= {
-        *("loss", "accuracy", "lr", "margin", "lambda", "sparsity_error", "sparsity/network", "sparsity/regularized", "sparsity/all"),
+        *(
+            "loss",
+            "accuracy",
+            "lr",
+            "margin",
+            "lambda",
+            "sparsity_error",
+            "sparsity/network",
+            "sparsity/regularized",
+            "sparsity/all",
+        ),
         *("validation_eer", "utterances_per_second", "data_wait_fraction", "final/eer", "final/sparsity"),
         *("final/sparsity_tracked", "final/nonzero_parameters", "final/validation_eer"),
     }
@@ -141,7 +160,7 @@ def test_tensorboard_has_the_curves_the_layers_and_the_hyperparameters(finished)
 
 def test_evaluating_the_network_file_gives_the_runs_own_figures(finished, tones, tmp_path, capsys):
     network = str(finished / "checkpoints" / "model.pt")
-    lists = ["--root", str(tones.root), "--trials", str(tones.trials), "--scores", str(tmp_path / "scores")]
+    lists = ["--audio-root", str(tones.root), "--trials", str(tones.trials), "--output-dir", str(tmp_path / "scores")]
     cli.main(["evaluate", network, *lists])
     assert f"trials: EER {results(finished)['eer']:.2%}" in capsys.readouterr().out
     again, _ = read_scores(tmp_path / "scores" / "trials.txt")

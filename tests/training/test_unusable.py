@@ -268,7 +268,9 @@ def test_two_processes_leave_out_what_one_does_and_name_it_once(copied, capsys, 
     shutil.rmtree(elsewhere)
     words = [str(word) for word in ("evaluate", run, *words_of(lists), "--output-dir", elsewhere)]
     script = run.parent / "evaluate.py"
-    script.write_text(f"from sv_sparse.commands.main import main\nfrom sv_sparse.evaluation import embed\nembed._PREFETCH = 4\nmain({words!r})\n")
+    script.write_text(
+        f"from sv_sparse.commands.main import main\nfrom sv_sparse.evaluation import embed\nembed._PREFETCH = 4\nmain({words!r})\n"
+    )
     done = together(script)
     assert done.returncode == 0, done.stderr
     assert done.stdout == expected
@@ -276,7 +278,9 @@ def test_two_processes_leave_out_what_one_does_and_name_it_once(copied, capsys, 
     assert done.stderr.count("left out of the trial lists: ") == 1
     assert done.stderr.count("trials are left out, since") == 1
     words += ["--max-unreadable", "0"]
-    script.write_text(f"from sv_sparse.commands.main import main\nfrom sv_sparse.evaluation import embed\nembed._PREFETCH = 4\nmain({words!r})\n")
+    script.write_text(
+        f"from sv_sparse.commands.main import main\nfrom sv_sparse.evaluation import embed\nembed._PREFETCH = 4\nmain({words!r})\n"
+    )
     done = together(script)
     assert done.returncode != 0
     assert done.stderr.count("error: --max-unreadable 0.0") == 1
@@ -284,7 +288,13 @@ def test_two_processes_leave_out_what_one_does_and_name_it_once(copied, capsys, 
 
 def test_two_processes_train_on_where_held_out_speakers_have_bad_recordings(damaged, tmp_path):
     folder = tmp_path / "run"
-    words = [*SETTINGS, *damaged.settings(), "data.max_unreadable_fraction=0.5", "trainer.epochs=1", f"run_dir={folder}"]
+    words = [
+        *SETTINGS,
+        *damaged.settings(),
+        "data.max_unreadable_fraction=0.5",
+        "trainer.epochs=1",
+        f"run_dir={folder}",
+    ]
     done = together(ROOT / "train.py", *words)
     assert done.returncode == 0, done.stderr
     log = (folder / "train.log").read_text()

@@ -135,7 +135,13 @@ def test_a_run_none_of_whose_batches_has_two_crops_that_can_be_read_ends_with_an
 
 
 def test_averaging_without_duals_is_refused_before_data_are_read(train, tones, tmp_path):
-    words = [*TINY, "data=folder", "data.root=/nowhere", f"data.trial_lists={tones.trials}", f"run_dir={tmp_path / 'run'}"]
+    words = [
+        *TINY,
+        "data=folder",
+        "data.root=/nowhere",
+        f"data.trial_lists={tones.trials}",
+        f"run_dir={tmp_path / 'run'}",
+    ]
     done = train(*words, "optim=proxsgd", "trainer.num_avg=2")
     assert done.status == 2
     assert "error: trainer.num_avg=2 averages dual variables, and optim=proxsgd has none; choose" in done.err
@@ -149,8 +155,14 @@ def test_averaging_without_duals_is_refused_before_data_are_read(train, tones, t
         (["model.layout=other"], "model.layout must be one of wespeaker, speechbrain, got 'other'"),
         (["optim.betas=[0.9,1.5]"], "optim.betas must be two numbers in [0, 1), got "),
         (["sparsity.controller.alpha=-1"], "sparsity.controller.alpha must be above 0, got -1"),
-        (["sparsity.controller.freeze_fraction=1"], "sparsity.controller.freeze_fraction must be at least 0 and below 1, got 1"),
-        (["trainer.early_stop_patience=2", "data.val_fraction=0"], "trainer.early_stop_patience=2 needs speakers to validate on"),
+        (
+            ["sparsity.controller.freeze_fraction=1"],
+            "sparsity.controller.freeze_fraction must be at least 0 and below 1, got 1",
+        ),
+        (
+            ["trainer.early_stop_patience=2", "data.val_fraction=0"],
+            "trainer.early_stop_patience=2 needs speakers to validate on",
+        ),
         (["sparsity=gradual_magnitude", "optim=proxsgd"], "sparsity.penalty must be one of l1, group, none; AdaBreg"),
         (["sparsity=quantile", "optim=proxsgd"], "sparsity.controller: QuantileController orders duals"),
         (
@@ -253,7 +265,10 @@ def test_an_average_of_epochs_is_as_sparse_as_asked(train, tones, tmp_path):
 def test_best_and_average_are_not_both_taken(train, tones):
     done = train(*TINY, *tones.settings(), "trainer.num_avg=2", "trainer.early_stop_patience=2")
     assert done.status == 2
-    assert "trainer.early_stop_patience delivers the best epoch, trainer.num_avg the last ones: choose one of them" in done.err
+    assert (
+        "trainer.early_stop_patience delivers the best epoch, trainer.num_avg the last ones: choose one of them"
+        in done.err
+    )
 
 
 def test_patience_needs_somebody_to_validate_on(train, tones):

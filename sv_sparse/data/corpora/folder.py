@@ -188,9 +188,7 @@ def _listed_for_training(
     found = match(wanted, utterances)
     refuse_missing(wanted, found, setting)
     differs = [
-        (name, key)
-        for name, key, own in zip(names, wanted, speaker[found], strict=True)
-        if nfc(name) != nfc(own)
+        (name, key) for name, key, own in zip(names, wanted, speaker[found], strict=True) if nfc(name) != nfc(own)
     ]
     if differs:
         name, key = differs[0]

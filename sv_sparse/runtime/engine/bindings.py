@@ -1,4 +1,4 @@
-"""The kernels of kernel.cpp, compiled once on this machine for processors like its own."""
+"""Bindings of sparse_kernels.cpp, which is compiled once on this machine for processors like its own."""
 
 import ctypes
 from collections.abc import Sequence
@@ -12,70 +12,86 @@ from torch import Tensor
 
 from sv_sparse.optim.native import compiled
 
+# The numbers of operations and activations are their places here, as in the enumerations of sparse_kernels.cpp.
+# fmt: off
 OPERATIONS = (
-    *("convolve", "finish", "copy", "phases", "mirror", "means"),
-    *("statistics", "attend", "excite", "load", "store"),
+    "convolve", "epilogue", "copy", "phases", "mirror", "means", "statistics", "attend", "excite", "load", "store",
 )
+# fmt: on
 ACTIVATIONS = ("none", "relu", "tanh", "sigmoid")
-WIDEST_TILE = 12  # vectors
-MOST_TAPS, MOST_CHANNELS = 255, (1 << 16) - 1
+# Vectors of outputs that stay in registers.
+MAX_TILE = 12
+# An entry's code has 16 bits for the input channel; the kernel has room for 256 taps.
+MAX_CHANNELS = (1 << 16) - 1
+MAX_TAPS = 255
 ENTRY = np.dtype([("code", np.uint32), ("weight", np.float32)])
 
-_FAST = ("-march=native", "-ffp-contract=fast")
+# fmt: off
+_INT_FIELDS = (
+    "op", "rows", "in_resolution", "in_plane", "out_resolution", "out_plane", "add_plane", "add_to_next_plane",
+    "next_input_plane", "bias_plane", "pre_activation", "post_activation", "tile", "taps", "mirror_width",
+)
+# fmt: on
+# Unlike the optimizer's kernels, these need not give the same bits on every processor.
+_COMPILER_FLAGS = ("-march=native", "-ffp-contract=fast")
 
 
-class Level(ctypes.Structure):
-    """Where the planes of one resolution lie; numbers of float32 values. See kernel.cpp."""
+class PlaneLayout(ctypes.Structure):
+    """Memory layout of the planes of one resolution; see sparse_kernels.cpp."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in ("rows", "cols", "stride", "lead", "plane", "base")]
+    _fields_ = [(name, ctypes.c_int64) for name in ("rows", "cols", "stride", "margin", "plane_stride", "base")]
 
 
 class Step(ctypes.Structure):
-    """One operation of a program. See kernel.cpp."""
+    """One operation of a program; see sparse_kernels.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("op", "rows", "in_level", "in_plane", "out_level", "out_plane")),
-        *((name, ctypes.c_int32) for name in ("add_plane", "more_plane", "onward_plane", "bias_plane")),
-        *((name, ctypes.c_int32) for name in ("inner", "outer", "tile", "taps")),
-        *((name, ctypes.c_float) for name in ("first", "second")),
+        *((name, ctypes.c_int32) for name in _INT_FIELDS),
+        *((name, ctypes.c_float) for name in ("correction", "min_variance")),
         *((name, ctypes.c_void_p) for name in ("starts", "entries", "offsets", "bias", "scale", "shift")),
     ]
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """The compiled kernels.
+    """Return the compiled kernels.
 
     Raises:
-        OSError: there is no compiler, it fails, or the cache cannot be written; says how to do without.
+        OSError: There is no compiler, it fails, or the cache cannot be written; the message says how to do without.
     """
-    without = "choose engine=torch, which needs no compiler and is slower"
     source = Path(__file__).with_name("sparse_kernels.cpp")
-    return compiled(source, ("run_steps", "clear_around"), "the kernels for sparse networks", without, _FAST)
+    hint = "choose engine=torch, which needs no compiler and is slower"
+    return compiled(source, ("run_steps", "clear_margins"), "the kernels for sparse networks", hint, _COMPILER_FLAGS)
 
 
-def run_steps(steps: Any, levels: Any, arena: Tensor, threads: int, filterbank: Tensor, output: Tensor) -> None:
-    """Run steps of a program on one utterance, in place on ``arena`` and ``output``.
+def run_steps(steps: Any, layouts: Any, memory: Tensor, threads: int, filterbank: Tensor, output: Tensor) -> None:
+    """Run steps of a program on one utterance, in place on ``memory`` and ``output``.
 
     Args:
-        steps: a ctypes array of Step.
-        levels: a ctypes array of Level.
-        arena: float32, as large as the levels say.
-        threads: at most so many.
+        steps: ctypes array of Step.
+        layouts: ctypes array of PlaneLayout, one for each resolution.
+        memory: float32, as large as the layouts say.
+        threads: Largest number of threads.
         filterbank: [F, T], float32 and contiguous.
         output: [E], float32 and contiguous.
     """
-    ends = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (filterbank, output))
-    count, place = ctypes.c_int64(len(steps)), ctypes.c_void_p(arena.data_ptr())
-    library().run_steps(steps, count, levels, place, ctypes.c_int64(threads), *ends)
+    library().run_steps(
+        steps,
+        ctypes.c_int64(len(steps)),
+        layouts,
+        ctypes.c_void_p(memory.data_ptr()),
+        ctypes.c_int64(threads),
+        ctypes.c_void_p(filterbank.data_ptr()),
+        ctypes.c_void_p(output.data_ptr()),
+    )
 
 
-def clear_around(levels: Any, planes: Sequence[int], arena: Tensor) -> None:
-    """Write the zeros around all planes, of which each level has so many."""
-    counts = (ctypes.c_int64 * len(planes))(*planes)
-    library().clear_around(levels, counts, ctypes.c_int64(len(planes)), ctypes.c_void_p(arena.data_ptr()))
+def clear_margins(layouts: Any, num_planes: Sequence[int], memory: Tensor) -> None:
+    """Write the zeros around all planes, of which each resolution has so many."""
+    counts = (ctypes.c_int64 * len(num_planes))(*num_planes)
+    library().clear_margins(layouts, counts, ctypes.c_int64(len(num_planes)), ctypes.c_void_p(memory.data_ptr()))
 
 
-def address(array: NDArray[np.generic] | None) -> int | None:
-    """Of an array's values, for a field of a Step; the array must outlive it."""
-    return None if array is None else array.ctypes.data
+def address(array: NDArray[np.generic]) -> int:
+    """Return the address of an array's values, for a field of a Step; the array must outlive the Step."""
+    return array.ctypes.data

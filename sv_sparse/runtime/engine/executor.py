@@ -1,7 +1,7 @@
-"""Sparse networks on a CPU: their program run by the kernels of kernel.cpp, layer by layer as a plan says."""
+"""Sparse engine: runs the program of a network on a CPU, each layer by the kernel that a plan names."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,67 +10,86 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sv_sparse.optim.memory import empty_float32
-from sv_sparse.runtime.engine import bindings as native
+from sv_sparse.runtime.engine import bindings
 from sv_sparse.runtime.engine.bindings import Step, address
-from sv_sparse.runtime.engine.plan import DENSE, Plan
-from sv_sparse.runtime.engine.program import Area, Layer, Program
+from sv_sparse.runtime.engine.plan import USE_DENSE, Plan
+from sv_sparse.runtime.engine.program import BufferView, Layer, Program
 
-_FINISH = native.OPERATIONS.index("finish")
-_DENSE_FROM = 0.5  # density from which torch's product is the faster one, where nothing was measured
-_TILE = 8  # vectors, where nothing was measured
+# Ten seconds.
+SHORT_FRAMES = 1000
+# Where nothing was measured: the density above which torch's product is faster, and the tile of all others in vectors.
+# Against a measured plan this costs 1 to 11 % of the time.  DECISIONS 56
+_MIN_DENSE_DENSITY = 0.5
+_DEFAULT_TILE = 8
 
-Segment = Callable[[Tensor, Tensor], None]  # of an utterance [F, T] and its embedding [E]
+# Runs some steps for an utterance [F, T] and its embedding [E].
+Segment = Callable[[Tensor, Tensor], None]
 
 
 def uniform_plan(program: Program, tile: int) -> Plan:
-    """All layers alike; products of vectors, which torch is not asked for, by the sparse kernel."""
-    return Plan({layer.name: tile if tile != DENSE or layer.source.level > 0 else 1 for layer in program.layers})
+    """Return a plan with one kernel for all layers.
+
+    Args:
+        program: Program of the network.
+        tile: Width of the tile, or USE_DENSE. Products with a single vector then use a tile of 1: a call of torch takes
+            longer than the product.
+    """
+    layers = {}
+    for layer in program.layers:
+        is_vector = layer.source.resolution == 0
+        layers[layer.name] = 1 if tile == USE_DENSE and is_vector else tile
+    return Plan(layers)
 
 
 def default_plan(program: Program) -> Plan:
-    """A plan by the density of each layer alone."""
-    dense, sparse = uniform_plan(program, DENSE).layers, uniform_plan(program, _TILE).layers
-    return Plan(
-        {layer.name: (dense if layer.density > _DENSE_FROM else sparse)[layer.name] for layer in program.layers}
-    )
-
-
-SHORT_FRAMES = 1000  # 10 seconds
+    """Return a plan by the density of each layer alone."""
+    sparse = uniform_plan(program, _DEFAULT_TILE)
+    layers = dict(uniform_plan(program, USE_DENSE).layers)
+    for layer in program.layers:
+        if layer.density <= _MIN_DENSE_DENSITY:
+            layers[layer.name] = sparse.layers[layer.name]
+    return Plan(layers)
 
 
 class SparseEngine:
-    """Filterbank [B, F, T] to embedding [B, E], float32, zeros left out.
+    """Filterbank [B, F, T] to embedding [B, E], float32, with zeros left out.
 
-    Utterances of a batch are computed one after the other, each by all threads. It may be called from several threads,
-    which wait for each other. Of the program it keeps what its plan needs: weights that are not zero, and all of those
-    layers that are dense.
+    Utterances of a batch are computed one after the other, each by all threads. It may be called from
+    several threads, which wait for each other. Of the program it holds what its plan needs: the nonzero
+    weights of sparse layers, and all weights of dense ones.
 
     Args:
-        program: of the network.
-        threads: that each utterance is shared by.
-        short_threads: that utterances of up to ``SHORT_FRAMES`` are shared by; as many as the others if not given.
-        plan: how layers are computed; by their density if not given.
+        program: Program of the network.
+        threads: Threads that share an utterance.
+        short_threads: Threads that share an utterance of up to ``SHORT_FRAMES``. Default: ``threads``.
+        plan: Kernel of each layer. Default: by their density.
 
     Raises:
-        ValueError: the plan is one of another network.
-        OSError: the kernels cannot be compiled; says how to do without.
+        ValueError: The plan is one of another network.
+        OSError: The kernels cannot be compiled; the message says how to do without.
     """
 
     def __init__(
         self, program: Program, *, threads: int = 1, short_threads: int | None = None, plan: Plan | None = None
     ) -> None:
-        native.library()
+        # A missing compiler is an error here, not at the first utterance.
+        bindings.library()
         self.plan = default_plan(program) if plan is None else plan
         if set(self.plan.layers) != {layer.name for layer in program.layers}:
             raise ValueError("the plan is one of another network: it names other layers")
-        self.threads = self._shared_by = threads
+        self.threads = threads
         self.short_threads = threads if short_threads is None else short_threads
-        self.mel_bins, self.embedding_dim, self._layout = program.mel_bins, program.embedding_dim, program.layout
-        self._held: list[Any] = []  # arrays whose addresses steps hold
-        self._alone: dict[str, list[Segment]] = {}
-        self._segments = list(self._compiled(program))
-        self._frames, self._arena = 0, empty_float32(0)
-        self._levels: Any = None
+        self.mel_bins = program.mel_bins
+        self.embedding_dim = program.embedding_dim
+        self._layout = program.layout
+        self._current_threads = threads
+        # Steps hold only the addresses of arrays.
+        self._keepalive: list[Any] = []
+        self._layer_segments: dict[str, list[Segment]] = {}
+        self._segments = self._make_segments(program)
+        self._frames = 0
+        self._memory = empty_float32(0)
+        self._plane_layouts: Any = None
         self._lock = threading.Lock()
 
     @torch.no_grad()
@@ -78,107 +97,124 @@ class SparseEngine:
         """Map filterbank [B, F, T] to embedding [B, E].
 
         Raises:
-            ValueError: it has too few frames.
+            ValueError: It has too few frames.
         """
         frames = filterbank.shape[2]
-        if frames < self._layout.least_frames:
-            raise ValueError(
-                f"expected at least {self._layout.least_frames} frames, got {frames}; use longer utterances"
-            )
+        min_frames = self._layout.min_frames
+        if frames < min_frames:
+            raise ValueError(f"expected at least {min_frames} frames, got {frames}; use longer utterances")
         filterbank = filterbank.float().contiguous()
         output = empty_float32(len(filterbank), self.embedding_dim)
+        # All calls share the planes in memory.
         with self._lock:
-            self._make_room(frames)
-            self._shared_by = self.short_threads if frames <= SHORT_FRAMES else self.threads
+            self._resize(frames)
+            # A second thread gains little on short utterances and loses much beside busy programs (DECISIONS 76).
+            self._current_threads = self.short_threads if frames <= SHORT_FRAMES else self.threads
             for utterance, embedding in zip(filterbank, output, strict=True):
                 for segment in self._segments:
                     segment(utterance, embedding)
         return output
 
-    def _make_room(self, frames: int) -> None:
-        if frames == self._frames:
-            return
-        self._frames = 0  # of an arena that is whole
-        levels, size = self._layout.levels(frames)
-        if size > len(self._arena) or size < len(self._arena) // 8:
-            self._arena = empty_float32(size)
-        native.clear_around(levels, self._layout.planes, self._arena)
-        self._levels, self._frames = levels, frames
-
-    def alone(self, name: str) -> Callable[[], None]:
-        """A call that computes one layer, on whatever the last utterance has left in memory."""
-        nothing = empty_float32(0)
+    def bench_layer(self, name: str) -> Callable[[], None]:
+        """Return a function that computes one layer, on whatever the last utterance has left in memory."""
+        unused = empty_float32(0)
 
         def run() -> None:
-            for segment in self._alone[name]:
-                segment(nothing, nothing)
+            for segment in self._layer_segments[name]:
+                segment(unused, unused)
 
         return run
 
-    def _compiled(self, program: Program) -> Iterator[Segment]:
-        """What is called one after the other: dense products, and runs of steps between them."""
-        layers = {layer.step: layer for layer in program.layers}
-        waiting: list[Step] = []
-        for number, fields in enumerate(program.steps):
-            layer = layers.get(number)
-            step = self._step(fields, layer)
-            product = [_Dense(self, layer)] if layer is not None and self._is_dense(layer) else []
-            if product and waiting:
-                yield self._runner(waiting)
-                waiting = []
-            yield from product
-            waiting.append(step)
-            if layer is not None:
-                self._alone[layer.name] = [*product, self._runner([step])]
-        yield self._runner(waiting)
+    def view(self, view: BufferView, halo: tuple[int, int] = (0, 0)) -> Tensor:
+        """Return images [C, rows, columns] in memory, with so many rows and columns around them."""
+        layout = self._plane_layouts[view.resolution]
+        shape = (view.count, layout.rows + 2 * halo[0], layout.cols + 2 * halo[1])
+        start = layout.base + view.plane * layout.plane_stride + layout.margin
+        start -= halo[0] * layout.stride + halo[1]
+        return self._memory.as_strided(shape, (layout.plane_stride, layout.stride, 1), start)
 
-    def _runner(self, steps: Sequence[Step]) -> Segment:
+    def _resize(self, frames: int) -> None:
+        """Lay the planes out for utterances of so many frames."""
+        if frames == self._frames:
+            return
+        # 0 until all is done: an error or Ctrl-C in between must not leave half a layout behind.
+        self._frames = 0
+        layouts, size = self._layout.plane_layouts(frames)
+        # Memory of one long utterance is not held for all short ones after it.
+        if size > len(self._memory) or size < len(self._memory) // 8:
+            self._memory = empty_float32(size)
+        bindings.clear_margins(layouts, self._layout.num_planes, self._memory)
+        self._plane_layouts = layouts
+        self._frames = frames
+
+    def _make_segments(self, program: Program) -> list[Segment]:
+        """Return the calls of one utterance: dense products, and runs of steps between them."""
+        layers = {layer.step: layer for layer in program.layers}
+        segments: list[Segment] = []
+        pending: list[Step] = []
+        for index, fields in enumerate(program.steps):
+            layer = layers.get(index)
+            step = self._make_step(fields, layer)
+            if layer is not None:
+                self._layer_segments[layer.name] = [self._make_segment([step])]
+            if layer is not None and self._is_dense(layer):
+                product = _DenseProduct(self, layer)
+                self._layer_segments[layer.name].insert(0, product)
+                if pending:
+                    segments.append(self._make_segment(pending))
+                    pending = []
+                segments.append(product)
+            pending.append(step)
+        segments.append(self._make_segment(pending))
+        return segments
+
+    def _make_segment(self, steps: Sequence[Step]) -> Segment:
         array = (Step * len(steps))(*steps)
 
         def run(utterance: Tensor, embedding: Tensor) -> None:
-            native.run_steps(array, self._levels, self._arena, self._shared_by, utterance, embedding)
+            bindings.run_steps(array, self._plane_layouts, self._memory, self._current_threads, utterance, embedding)
 
         return run
 
     def _is_dense(self, layer: Layer) -> bool:
-        return self.plan.layers[layer.name] == DENSE
+        return self.plan.layers[layer.name] == USE_DENSE
 
-    def _step(self, fields: Mapping[str, Any], layer: Layer | None) -> Step:
-        """A native step; that of a dense layer finishes torch's product where it lies."""
-        found = dict(fields)
+    def _make_step(self, fields: Mapping[str, Any], layer: Layer | None) -> Step:
+        """Return a native step; that of a dense layer is only the epilogue of torch's product."""
+        fields = dict(fields)
         if layer is not None and self._is_dense(layer):
-            found |= {"op": _FINISH, "in_level": layer.product.level, "in_plane": layer.product.plane, "taps": 0}
-            found["tile"] = _TILE
+            fields["op"] = bindings.OPERATIONS.index("epilogue")
+            fields["in_resolution"] = layer.product.resolution
+            fields["in_plane"] = layer.product.plane
+            fields["taps"] = 0
+            fields["tile"] = _DEFAULT_TILE
         elif layer is not None:
-            found["starts"], found["entries"] = layer.entries
-            found["tile"] = self.plan.layers[layer.name]
-        for name, value in found.items():
+            fields["starts"], fields["entries"] = layer.entries
+            fields["tile"] = self.plan.layers[layer.name]
+        for name, value in fields.items():
             if isinstance(value, np.ndarray):
-                self._held.append(value)
-                found[name] = address(value)
-        return Step(**found)
-
-    def view(self, area: Area, reach: tuple[int, int] = (0, 0)) -> Tensor:
-        """An area's images [C, rows, columns] in memory, with so many rows and columns around them."""
-        level = self._levels[area.level]
-        rows, cols = level.rows + 2 * reach[0], level.cols + 2 * reach[1]
-        start = level.base + area.plane * level.plane + level.lead - reach[0] * level.stride - reach[1]
-        return self._arena.as_strided((area.count, rows, cols), (level.plane, level.stride, 1), start)
+                self._keepalive.append(value)
+                fields[name] = address(value)
+        return Step(**fields)
 
 
-class _Dense:
-    """A layer's product by torch, written where the next step finishes it."""
+class _DenseProduct:
+    """Product of a layer by torch, written where the step after it reads it."""
 
     def __init__(self, engine: SparseEngine, layer: Layer) -> None:
-        self.engine, self.layer = engine, layer
+        self.engine = engine
+        self.layer = layer
 
     def __call__(self, _utterance: Tensor, _embedding: Tensor) -> None:
-        layer, weight = self.layer, self.layer.weight
-        reach = tuple((size // 2) * apart for size, apart in zip(weight.shape[2:], layer.dilation, strict=True))
-        source = self.engine.view(layer.source, (reach[0], reach[1]))
+        layer = self.layer
+        weight = layer.weight
+        halo_rows = (weight.shape[2] // 2) * layer.dilation[0]
+        halo_cols = (weight.shape[3] // 2) * layer.dilation[1]
+        source = self.engine.view(layer.source, (halo_rows, halo_cols))
         target = self.engine.view(layer.product)
-        if weight[0, 0].numel() == 1 and layer.stride == 1 and source.shape[1] == 1:
+        # Most layers of ECAPA-TDNN are plain matrix products, which torch writes in place without a copy.
+        if weight.shape[2:] == (1, 1) and layer.stride == 1 and source.shape[1] == 1:
             torch.mm(weight.flatten(1), source.flatten(1), out=target.flatten(1))
             return
-        found = F.conv2d(source[None], weight, stride=layer.stride, dilation=layer.dilation)
-        target.copy_(found[0])
+        product = F.conv2d(source[None], weight, stride=layer.stride, dilation=layer.dilation)
+        target.copy_(product[0])

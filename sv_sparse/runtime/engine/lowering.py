@@ -1,4 +1,4 @@
-"""Networks to programs."""
+"""Lowering of networks to programs for the sparse kernels."""
 
 import torch
 from torch import Tensor, nn
@@ -8,189 +8,236 @@ from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.layers import ConvUnit, Res2Conv, SERes2Block
 from sv_sparse.models.pooling import AttentiveStatisticsPooling
 from sv_sparse.models.resnet import BasicBlock, ResNet34
-from sv_sparse.runtime.engine.program import After, Area, NoProgramError, Program, Shape
-
-LOWERED = (ECAPA, ResNet34)
+from sv_sparse.runtime.engine.program import BufferView, Epilogue, NoProgramError, Program, Resolution
 
 
 @torch.no_grad()
 def lower(network: nn.Module) -> Program:
-    """The program of a folded network: filterbank [F, T] to embedding [E].
+    """Return the program of a folded network: filterbank [F, T] to embedding [E].
 
     Raises:
-        NoProgramError: it is none of LOWERED, or too wide for the kernels.
+        NoProgramError: There is no program for its class, or it is too wide for the kernels.
     """
-    if isinstance(network, ECAPA):
-        return _ECAPA(network).program
-    if isinstance(network, ResNet34):
-        return _resnet(network)
-    known = ", ".join(kind.__name__ for kind in LOWERED)
-    raise NoProgramError(f"there is no program for {type(network).__name__}, only for {known}")
+    # Not isinstance: a subclass may compute something else.
+    if type(network) is ECAPA:
+        return _ECAPALowering(network).program
+    if type(network) is ResNet34:
+        return _lower_resnet(network)
+    raise NoProgramError(f"the sparse kernels have no program for {type(network).__name__}, only for ECAPA, ResNet34")
 
 
-def _norm(norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:
-    """Scale and shift of a folded batch norm, where there is one."""
+def _scale_and_shift(norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:
+    """Return scale and shift of a folded batch norm; None where there is no norm."""
     if norm is None or isinstance(norm, nn.Identity):
         return None
     assert isinstance(norm, _BatchNorm)
     return norm.weight, norm.bias
 
 
-def _scaled(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """A convolution without bias, and the folded norm behind it, as weight and bias."""
+def _scaled_conv(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a convolution without bias and the folded norm behind it."""
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, _BatchNorm)
-    return (conv.weight.double() * norm.weight.double()[:, None, None, None]).float(), norm.bias
+    weight = conv.weight.double() * norm.weight.double()[:, None, None, None]
+    return weight.float(), norm.bias
 
 
-def _embed(program: Program, layer: nn.Linear, norm: nn.Module, source: Area) -> None:
-    """The folded norm before the last linear layer, and the layer, whose output is the program's."""
-    weight, bias = layer.weight.double(), layer.bias.double()
-    folded = _norm(norm)
-    if folded is not None:
-        scale, shift = folded
-        bias, weight = bias + weight @ shift.double(), weight * scale.double()
-    target = program.vector(layer.out_features)
-    program.convolve("embedding.weight", weight.float(), source, target, After(bias.float()))
-    program.step("store", target.count, target, target)
+def _add_embedding(program: Program, layer: nn.Linear, norm: nn.Module, source: BufferView) -> None:
+    """Add the last linear layer, with the folded norm before it, and the step that stores the embedding."""
+    weight = layer.weight.double()
+    bias = layer.bias.double()
+    folded_norm = _scale_and_shift(norm)
+    if folded_norm is not None:
+        scale, shift = folded_norm
+        bias = bias + weight @ shift.double()
+        weight = weight * scale.double()
+    target = program.new_vector(layer.out_features)
+    program.add_convolution("embedding.weight", weight.float(), source, target, Epilogue(bias.float()))
+    program.add_step("store", target, target)
 
 
-class _ECAPA:
-    """ECAPA-TDNN's program, built part by part; outputs of all blocks lie side by side, as the MFA reads them."""
+class _ECAPALowering:
+    """Lowering of ECAPA-TDNN; the outputs of all blocks lie side by side, as the feature aggregation reads them."""
 
     def __init__(self, network: ECAPA) -> None:
         self.program = program = Program(network.mel_bins, network.embedding_dim)
         blocks = [block for block in network.blocks if isinstance(block, SERes2Block)]
-        units = [network.first, *(unit for block in blocks for unit in block.res2.units)]
-        reach = max(_width(unit) for unit in units)
-        line = program.level(Shape(1, 0, (0, reach)))
-        program.layout.least_frames = max(2, 1 + max(_width(unit) if _mirrored(unit) else 0 for unit in units))
+        units: list[nn.Module] = [network.first]
+        for block in blocks:
+            units.extend(block.res2.units)
+        halo = max(_halo(unit) for unit in units)
+        frames = program.add_resolution(Resolution(1, 0, (0, halo)))
+        for unit in units:
+            # As many frames must have a mirror image.
+            if _is_reflect_padded(unit):
+                program.layout.min_frames = max(program.layout.min_frames, 1 + _halo(unit))
 
-        channels, wide = network.first.conv.out_channels, network.mfa.out_channels
-        outputs = program.area(line, len(blocks) * channels)
-        self.work = program.area(line, max(3 * channels, 2 * wide))
-        narrow = max(2 * channels // block.res2.scale for block in blocks)
-        self.narrow = program.area(line, max(narrow, network.pooling.hidden.out_features))
+        channels = network.first.conv.out_channels
+        mfa_channels = network.mfa.out_channels
+        outputs = program.new_planes(frames, len(blocks) * channels)
+        # Two buffers that all blocks share: the input and two intermediate results, and sums of the Res2Net parts.
+        self.work = program.new_planes(frames, max(3 * channels, 2 * mfa_channels))
+        res2_planes = max(2 * channels // block.res2.scale for block in blocks)
+        self.narrow = program.new_planes(frames, max(res2_planes, network.pooling.hidden.out_features))
 
-        filterbank = program.area(line, network.mel_bins)
-        program.step("load", filterbank.count, filterbank, filterbank)
+        filterbank = program.new_planes(frames, network.mel_bins)
+        program.add_step("load", filterbank, filterbank)
         x = self.work.part(0, channels)
-        self._unit("first", network.first, filterbank, x)
+        self._add_unit("first", network.first, filterbank, x)
         for index, block in enumerate(blocks):
-            x = self._block(f"blocks.{index}", block, x, outputs.part(index * channels, channels))
-        frames = self.work.part(0, wide)
-        after = After(network.mfa.bias, inner="relu", norm=_norm(network.mfa_norm))
-        program.convolve("mfa.weight", network.mfa.weight, outputs, frames, after)
-        _embed(program, network.embedding, network.norm, self._pool(network.pooling, frames))
+            output = outputs.part(index * channels, channels)
+            self._add_block(f"blocks.{index}", block, x, output)
+            x = output
+        aggregated = self.work.part(0, mfa_channels)
+        epilogue = Epilogue(network.mfa.bias, pre_activation="relu", norm=_scale_and_shift(network.mfa_norm))
+        program.add_convolution("mfa.weight", network.mfa.weight, outputs, aggregated, epilogue)
+        pooled = self._add_pooling(network.pooling, aggregated)
+        _add_embedding(program, network.embedding, network.norm, pooled)
 
-    def _unit(
+    def _add_unit(
         self,
         name: str,
         unit: nn.Module,
-        source: Area,
-        target: Area,
-        more: Area | None = None,
-        onward: Area | None = None,
+        source: BufferView,
+        target: BufferView,
+        add_to_next: BufferView | None = None,
+        next_input: BufferView | None = None,
     ) -> None:
         assert isinstance(unit, ConvUnit)
-        if _mirrored(unit):
-            self.program.step("mirror", source.count, source, source, first=float(_width(unit)))
-        after = After(unit.conv.bias, inner="relu", norm=_norm(unit.norm), more=more, onward=onward)
+        if _is_reflect_padded(unit):
+            self.program.add_step("mirror", source, source, mirror_width=_halo(unit))
+        epilogue = Epilogue(
+            unit.conv.bias,
+            pre_activation="relu",
+            norm=_scale_and_shift(unit.norm),
+            add_to_next=add_to_next,
+            next_input=next_input,
+        )
         dilation = (1, unit.conv.dilation[1])
-        self.program.convolve(f"{name}.conv.weight", unit.conv.weight, source, target, after, dilation=dilation)
+        self.program.add_convolution(
+            f"{name}.conv.weight", unit.conv.weight, source, target, epilogue, dilation=dilation
+        )
 
-    def _block(self, name: str, block: SERes2Block, x: Area, out: Area) -> Area:
-        program, count = self.program, x.count
-        y, z = self.work.part(count, count), self.work.part(2 * count, count)
-        self._unit(f"{name}.enter", block.enter, x, y)
-        self._res2(f"{name}.res2", block.res2, y)
-        self._unit(f"{name}.leave", block.leave, y, z)
-        squeeze, expand = block.excitation.squeeze, block.excitation.expand
-        means, squeezed, gains = (program.vector(size) for size in (count, squeeze.out_features, count))
-        program.step("means", count, z, means)
+    def _add_block(self, name: str, block: SERes2Block, x: BufferView, output: BufferView) -> None:
+        program = self.program
+        channels = x.count
+        y = self.work.part(channels, channels)
+        z = self.work.part(2 * channels, channels)
+        self._add_unit(f"{name}.enter", block.enter, x, y)
+        self._add_res2(f"{name}.res2", block.res2, y)
+        self._add_unit(f"{name}.leave", block.leave, y, z)
+        squeeze = block.excitation.squeeze
+        expand = block.excitation.expand
+        means = program.new_vector(channels)
+        squeezed = program.new_vector(squeeze.out_features)
+        gains = program.new_vector(channels)
+        program.add_step("means", z, means)
         name = f"{name}.excitation"
-        program.convolve(f"{name}.squeeze.weight", squeeze.weight, means, squeezed, After(squeeze.bias, inner="relu"))
-        program.convolve(f"{name}.expand.weight", expand.weight, squeezed, gains, After(expand.bias, inner="sigmoid"))
-        program.step("excite", count, z, out, After(add=x, bias_of=gains))
-        return out
+        epilogue = Epilogue(squeeze.bias, pre_activation="relu")
+        program.add_convolution(f"{name}.squeeze.weight", squeeze.weight, means, squeezed, epilogue)
+        epilogue = Epilogue(expand.bias, pre_activation="sigmoid")
+        program.add_convolution(f"{name}.expand.weight", expand.weight, squeezed, gains, epilogue)
+        program.add_step("excite", z, output, Epilogue(add=x, dynamic_bias=gains))
 
-    def _res2(self, name: str, res2: Res2Conv, y: Area) -> None:
-        """In place on y: each unit reads a sum that the one before it left in one of two narrow areas."""
+    def _add_res2(self, name: str, res2: Res2Conv, y: BufferView) -> None:
+        """Add the Res2Net convolution in place on y: each unit reads a sum that the unit before it has written."""
         width = y.count // res2.scale
         chunks = [y.part(index * width, width) for index in range(res2.scale)]
         chunks.pop(0 if res2.identity_first else -1)
-        sums = [self.narrow.part(index * width, width) for index in (0, 1)]
-        self.program.step("copy", width, chunks[0], sums[0])
+        # Two places for sums: one is read while the next one is written.
+        unit_input = self.narrow.part(0, width)
+        next_input = self.narrow.part(width, width)
+        self.program.add_step("copy", chunks[0], unit_input)
         for index, (unit, chunk) in enumerate(zip(res2.units, chunks, strict=True)):
-            last = index + 1 == len(chunks)
-            onward = (None, None) if last else (chunks[index + 1], sums[1])
-            self._unit(f"{name}.units.{index}", unit, sums[0], chunk, *onward)
-            sums.reverse()
+            unit_name = f"{name}.units.{index}"
+            if index + 1 < len(chunks):
+                self._add_unit(unit_name, unit, unit_input, chunk, chunks[index + 1], next_input)
+            else:
+                self._add_unit(unit_name, unit, unit_input, chunk)
+            unit_input, next_input = next_input, unit_input
 
-    def _pool(self, pooling: AttentiveStatisticsPooling, frames: Area) -> Area:
-        program, wide = self.program, frames.count
-        name, weight, narrow = "pooling.hidden.weight", pooling.hidden.weight, pooling.hidden.out_features
-        context, constant, pooled = (program.vector(size) for size in (2 * wide, narrow, 2 * wide))
+    def _add_pooling(self, pooling: AttentiveStatisticsPooling, frames: BufferView) -> BufferView:
+        program = self.program
+        channels = frames.count
+        name = "pooling.hidden.weight"
+        weight = pooling.hidden.weight
+        hidden_channels = pooling.hidden.out_features
         floor = pooling.variance_floor
-        program.step("statistics", wide, frames, context, first=float(pooling.context_correction), second=floor)
-        program.convolve(f"{name}[context]", weight[:, wide:], context, constant, After(pooling.hidden.bias))
-        hidden, scores = self.narrow.part(0, narrow), self.work.part(wide, wide)
-        after = After(bias_of=constant, inner="tanh")
-        if pooling.norm is not None:
-            after = After(bias_of=constant, inner="relu", outer="tanh", norm=_norm(pooling.norm))
-        program.convolve(f"{name}[frames]", weight[:, :wide], frames, hidden, after)
-        program.convolve("pooling.score.weight", pooling.score.weight, hidden, scores, After(pooling.score.bias))
-        program.step("attend", wide, frames, pooled, After(add=scores), second=floor)
+        context = program.new_vector(2 * channels)
+        context_bias = program.new_vector(hidden_channels)
+        pooled = program.new_vector(2 * channels)
+        correction = float(pooling.context_correction)
+        program.add_step("statistics", frames, context, rows=channels, correction=correction, min_variance=floor)
+        # The context is the same in all frames, so its two thirds of the weight are multiplied once.
+        program.add_convolution(
+            f"{name}[context]", weight[:, channels:], context, context_bias, Epilogue(pooling.hidden.bias)
+        )
+        hidden = self.narrow.part(0, hidden_channels)
+        scores = self.work.part(channels, channels)
+        if pooling.norm is None:
+            epilogue = Epilogue(dynamic_bias=context_bias, pre_activation="tanh")
+        else:
+            norm = _scale_and_shift(pooling.norm)
+            epilogue = Epilogue(dynamic_bias=context_bias, pre_activation="relu", norm=norm, post_activation="tanh")
+        program.add_convolution(f"{name}[frames]", weight[:, :channels], frames, hidden, epilogue)
+        epilogue = Epilogue(pooling.score.bias)
+        program.add_convolution("pooling.score.weight", pooling.score.weight, hidden, scores, epilogue)
+        program.add_step("attend", frames, pooled, Epilogue(add=scores), rows=channels, min_variance=floor)
         return pooled
 
 
-def _width(unit: nn.Module) -> int:
-    """Columns that a unit reads beyond an end."""
+def _halo(unit: nn.Module) -> int:
+    """Return the columns that a unit reads beyond an end."""
     assert isinstance(unit, ConvUnit)
     return unit.conv.dilation[1] * (unit.conv.kernel_size[1] // 2)
 
 
-def _mirrored(unit: nn.Module) -> bool:
-    """Whether a unit's input continues by its mirror image beyond its ends."""
+def _is_reflect_padded(unit: nn.Module) -> bool:
     assert isinstance(unit, ConvUnit)
     return unit.conv.padding_mode == "reflect"
 
 
-def _resnet(network: ResNet34) -> Program:
+def _lower_resnet(network: ResNet34) -> Program:
     program = Program(network.mel_bins, network.embedding_dim)
-    stages = [[block for block in stage.children() if isinstance(block, BasicBlock)] for stage in network.stages]
-    levels, bins = [], network.mel_bins
-    for halvings in range(len(stages)):
-        levels.append(program.level(Shape(bins, halvings, (1, 1))))
+    resolutions = []
+    bins = network.mel_bins
+    for num_downsamplings in range(len(network.stages)):
+        resolutions.append(program.add_resolution(Resolution(bins, num_downsamplings, (1, 1))))
         bins = -(-bins // 2)
-    program.layout.least_frames = 2 ** (len(stages) - 1) + 1
-    image = program.area(levels[0], 1)
-    program.step("load", 1, image, image)
-    x = program.area(levels[0], network.conv.out_channels)
-    weight, bias = _scaled(network.conv, network.norm)
-    program.convolve("conv.weight", weight, image, x, After(bias, inner="relu"))
-    for number, stage in enumerate(stages):
-        y = program.area(levels[number], stage[0].conv1.out_channels)
-        for index, block in enumerate(stage):
-            x = _basic_block(program, f"stages.{number}.{index}", block, x, y)
-    pooled = program.vector(2 * x.count * program.layout.shapes[x.level].rows)
-    program.step("statistics", x.count, x, pooled, first=1.0, second=network.pooling.variance_floor)
-    _embed(program, network.embedding, network.statistics_norm, pooled)
+    # The last stage must have two columns, or there is no standard deviation.
+    program.layout.min_frames = 2 ** (len(network.stages) - 1) + 1
+    image = program.new_planes(resolutions[0], 1)
+    program.add_step("load", image, image)
+    x = program.new_planes(resolutions[0], network.conv.out_channels)
+    weight, bias = _scaled_conv(network.conv, network.norm)
+    program.add_convolution("conv.weight", weight, image, x, Epilogue(bias, pre_activation="relu"))
+    for stage_index, stage in enumerate(network.stages):
+        blocks = [block for block in stage.children() if isinstance(block, BasicBlock)]
+        y = program.new_planes(resolutions[stage_index], blocks[0].conv1.out_channels)
+        for index, block in enumerate(blocks):
+            x = _add_basic_block(program, f"stages.{stage_index}.{index}", block, x, y)
+    pooled = program.new_vector(2 * x.count * program.layout.resolutions[x.resolution].rows)
+    floor = network.pooling.variance_floor
+    program.add_step("statistics", x, pooled, rows=x.count, correction=1.0, min_variance=floor)
+    _add_embedding(program, network.embedding, network.statistics_norm, pooled)
     return program
 
 
-def _basic_block(program: Program, name: str, block: BasicBlock, x: Area, y: Area) -> Area:
-    """Its output takes the place of its input, or, where the shape changes, of what the shortcut makes of it."""
-    out, phases = x, None
+def _add_basic_block(program: Program, name: str, block: BasicBlock, x: BufferView, y: BufferView) -> BufferView:
+    """Add a block; its output replaces its input or, where the shape changes, the output of the shortcut."""
+    output = x
+    phases = None
     if len(block.shortcut):
         if block.conv1.stride[0] == 2:
-            phases = program.area(y.level, 4 * x.count)
-            program.step("phases", x.count, x, phases)
-        out = program.area(y.level, y.count)
-        weight, bias = _scaled(block.shortcut[0], block.shortcut[1])
-        program.convolve(f"{name}.shortcut.0.weight", weight, x, out, After(bias), phases=phases)
-    weight, bias = _scaled(block.conv1, block.norm1)
-    program.convolve(f"{name}.conv1.weight", weight, x, y, After(bias, inner="relu"), phases=phases)
-    weight, bias = _scaled(block.conv2, block.norm2)
-    program.convolve(f"{name}.conv2.weight", weight, y, out, After(bias, add=out, outer="relu"), product=y)
-    return out
+            phases = program.new_planes(y.resolution, 4 * x.count)
+            program.add_step("phases", x, phases, rows=x.count)
+        output = program.new_planes(y.resolution, y.count)
+        weight, bias = _scaled_conv(block.shortcut[0], block.shortcut[1])
+        program.add_convolution(f"{name}.shortcut.0.weight", weight, x, output, Epilogue(bias), phases=phases)
+    weight, bias = _scaled_conv(block.conv1, block.norm1)
+    program.add_convolution(f"{name}.conv1.weight", weight, x, y, Epilogue(bias, pre_activation="relu"), phases=phases)
+    weight, bias = _scaled_conv(block.conv2, block.norm2)
+    epilogue = Epilogue(bias, add=output, post_activation="relu")
+    # The output holds what is added, so a dense product waits in y, which is no longer needed.
+    program.add_convolution(f"{name}.conv2.weight", weight, y, output, epilogue, product=y)
+    return output

@@ -1,4 +1,4 @@
-"""Which engine computes each layer, as measured on one machine."""
+"""Plan of an engine: the kernel for each layer, as measured on one machine."""
 
 import json
 from collections.abc import Mapping
@@ -6,55 +6,53 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sv_sparse.io import checksum, write_json
-from sv_sparse.runtime.engine.bindings import WIDEST_TILE
+from sv_sparse.runtime.engine.bindings import MAX_TILE
 
-DENSE = 0
+USE_DENSE = 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How each layer is computed.
+    """Kernel of each layer.
 
     Attributes:
-        layers: by name: the width of the sparse kernel's tile in vectors, or DENSE for torch's own product.
-        machine: processor and threads that it was measured on, in words; empty for the plan that is not measured.
+        layers: By name: width of the sparse kernel's tile in vectors, 1 to 12, or USE_DENSE for torch's product.
+        machine: Processor and threads that it was measured on, in words; empty for a plan that was not measured.
+
+    >>> Plan({"mfa.weight": 8, "embedding.weight": USE_DENSE}).layers["mfa.weight"]
+    8
     """
 
     layers: Mapping[str, int]
     machine: str = ""
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, with a check sum.
+        """Write the plan as JSON with a checksum.
 
         Raises:
-            OSError: the file cannot be written.
+            OSError: The file cannot be written.
         """
-        write_json(path, asdict(self) | {"check_sum": self._check_sum()})
+        write_json(path, asdict(self) | {"checksum": self._checksum()})
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
-        """Read what ``save`` wrote.
+        """Return the plan that ``save`` wrote.
 
         Raises:
-            ValueError: the file is missing, damaged, no plan, or that of an earlier version; names it.
+            ValueError: The file is missing, damaged or not a plan; the message names it.
         """
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is not a readable plan: {error}") from error
-        layers = found.get("layers") if isinstance(found, dict) else None
-        tiles = list(layers.values()) if isinstance(layers, dict) else [None]
-        fits = all(isinstance(tile, int) and 0 <= tile <= WIDEST_TILE for tile in tiles)
-        if layers is not None and fits and set(found) == {"layers", "machine"}:
-            raise ValueError(f"{path} was measured by an earlier version: run sv-sparse tune again")
-        if layers is None or not fits or set(found) != {"layers", "machine", "check_sum"}:
-            raise ValueError(
-                f"{path} is not a plan: expected layers, each with a tile of 0 to {WIDEST_TILE}, machine, and check_sum"
-            )
-        plan = cls(layers, str(found["machine"]))
-        if found["check_sum"] != plan._check_sum():
-            raise ValueError(f"{path} is not a readable plan: it is damaged, and has changed since it was measured")
+            content = json.loads(path.read_text(encoding="utf-8"))
+            plan = cls(dict(content["layers"]), str(content["machine"]))
+            checksum = content["checksum"]
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            raise ValueError(f"{path} is not a readable plan: {error}; run sv-sparse autotune again") from error
+        for tile in plan.layers.values():
+            if not isinstance(tile, int) or not 0 <= tile <= MAX_TILE:
+                raise ValueError(f"{path} is not a plan: expected a tile of 0 to {MAX_TILE} for each layer, got {tile}")
+        if checksum != plan._checksum():
+            raise ValueError(f"{path} is not a readable plan: it is damaged; run sv-sparse autotune again")
         return plan
 
-    def _check_sum(self) -> str:
+    def _checksum(self) -> str:
         return checksum(json.dumps(asdict(self), sort_keys=True).encode())

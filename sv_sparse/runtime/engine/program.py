@@ -1,7 +1,8 @@
-"""A network as a row of steps over planes of activations, for the kernels of kernel.cpp.
+"""Program of a network: a list of steps over planes of activations, for the kernels of sparse_kernels.cpp.
 
-A level is a resolution: the images of its planes have some rows, which are fixed, and as many columns as the utterance
-has frames, halved some times. An area is a range of planes of a level. Level 0 has planes of a single value: vectors.
+A resolution is a size of images: a fixed number of rows, and as many columns as the utterance has frames,
+halved some times. A buffer view is a range of planes of one resolution. Resolution 0 has planes of a
+single value: vectors.  # DECISIONS 55
 """
 
 from collections.abc import Sequence
@@ -13,97 +14,98 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sv_sparse.runtime.engine.bindings import ACTIVATIONS, ENTRY, MOST_CHANNELS, MOST_TAPS, OPERATIONS, Level
+from sv_sparse.runtime.engine.bindings import ACTIVATIONS, ENTRY, MAX_CHANNELS, MAX_TAPS, OPERATIONS, PlaneLayout
 
-_ROOM = 16  # values: as kernel.cpp's
+# Values; the same as in sparse_kernels.cpp. A vector of AVX-512 has as many.
+_ALIGNMENT = 16
 
 
 class NoProgramError(ValueError):
-    """The kernels cannot compute a network."""
+    """Error for a network that the kernels cannot compute."""
 
 
 @dataclass(frozen=True)
-class Area:
-    """Planes of a level, from one on."""
+class BufferView:
+    """Range of ``count`` planes of a resolution, from ``plane`` on."""
 
-    level: int
+    resolution: int
     plane: int
     count: int
 
-    def part(self, start: int, count: int) -> "Area":
-        """Some of its planes."""
+    def part(self, start: int, count: int) -> "BufferView":
+        """Return a range of these planes."""
         assert 0 <= start <= start + count <= self.count, (self, start, count)
-        return Area(self.level, self.plane + start, count)
+        return BufferView(self.resolution, self.plane + start, count)
 
 
 @dataclass(frozen=True)
-class After:
-    """What follows a product: ``outer(scale * inner(product + bias + bias_of) + shift + add)``.
+class Epilogue:
+    """Operations after a product: ``post(scale * pre(product + bias + dynamic_bias) + shift + add)``.
 
     Attributes:
         bias: [C].
-        bias_of: a vector that is computed, [C], added to the bias; what else an operation multiplies by.
-        inner: activation, one of ACTIVATIONS.
-        norm: scale and shift, each [C].
-        add: planes of the target's level.
-        outer: activation.
-        more: planes that are added to the result, the sum written to ``onward``.
-        onward: planes.
+        dynamic_bias: Vector [C] of an earlier step that is added to the bias.
+        pre_activation: ``pre``, one of ACTIVATIONS.
+        norm: Scale and shift of a folded norm, each [C].
+        add: Planes of the output's resolution.
+        post_activation: ``post``, one of ACTIVATIONS.
+        add_to_next: Planes that are added to the result; the sum is written to ``next_input``.
+        next_input: Planes that the next step reads.
     """
 
     bias: Tensor | None = None
-    bias_of: Area | None = None
-    inner: str = "none"
+    dynamic_bias: BufferView | None = None
+    pre_activation: str = "none"
     norm: tuple[Tensor, Tensor] | None = None
-    add: Area | None = None
-    outer: str = "none"
-    more: Area | None = None
-    onward: Area | None = None
+    add: BufferView | None = None
+    post_activation: str = "none"
+    add_to_next: BufferView | None = None
+    next_input: BufferView | None = None
 
 
-class Shape(NamedTuple):
-    """What images of a level look like, whatever the length of the utterance.
+class Resolution(NamedTuple):
+    """Size of images, for utterances of any length.
 
     Attributes:
-        rows: of an image.
-        halvings: how often the number of frames is halved, rounded up, to give its columns; -1 for vectors.
-        reach: rows and columns of zeros that a convolution reads beyond its ends.
+        rows: Rows of an image.
+        num_downsamplings: Number of times that the frames are halved, rounded up; -1 for vectors.
+        halo: Rows and columns of zeros that a convolution reads beyond the ends.
     """
 
     rows: int
-    halvings: int
-    reach: tuple[int, int]
+    num_downsamplings: int
+    halo: tuple[int, int]
 
     def cols(self, frames: int) -> int:
-        """Columns of an image for an utterance of so many frames; of a vector, one."""
-        return -(-frames // 2**self.halvings) if self.halvings >= 0 else 1
+        """Return the columns of an image for an utterance of so many frames; 1 for a vector."""
+        if self.num_downsamplings < 0:
+            return 1
+        return -(-frames // 2**self.num_downsamplings)
 
 
 @dataclass
 class Layer:
-    """A convolution of a program.
+    """Convolution of a program.
 
     Attributes:
-        name: of its weight in the network.
-        weight: [C_out, C_in, rows, columns], as it is multiplied, scale of a norm behind it included.
-        source: area that a dense product reads; with a stride, not the area that the sparse kernel reads.
-        product: area that a dense product is left in for the step that finishes it.
-        stride: of the convolution.
-        step: number of its step in the program.
-        reach: rows and columns that it reads beyond an end.
-        dilation: in rows and columns.
-        offsets: [taps, 2], rows and columns of each tap for the sparse kernel.
-        phase: [rows, columns] of the kernel to number of the input's phase; None without stride.
-        tap: [rows, columns] of the kernel to number of the tap.
+        name: Name of its weight in the network.
+        weight: [C_out, C_in, rows, columns] as it is multiplied: with the scale of the norm behind it.
+        source: Planes that a dense product reads. With stride two the sparse kernel reads the phases of these.
+        product: Planes that a dense product is left in for the epilogue.
+        stride: 1 or 2.
+        step: Index of its step in the program.
+        dilation: In rows and columns.
+        offsets: [taps, 2], row and column of each tap for the sparse kernel.
+        phase: [rows, columns], phase of the input that each weight reads; None without stride.
+        tap: [rows, columns], index of each weight's tap.
     """
 
     name: str
     weight: Tensor
-    source: Area
-    product: Area
+    source: BufferView
+    product: BufferView
     stride: int
     step: int
-    reach: tuple[int, int]
     dilation: tuple[int, int]
     offsets: NDArray[np.int32]
     phase: NDArray[np.int64] | None
@@ -111,172 +113,226 @@ class Layer:
 
     @property
     def density(self) -> float:
-        """Share of its weights that are not zero."""
+        """Fraction of nonzero weights."""
         return float(self.weight.count_nonzero()) / self.weight.numel()
 
     @cached_property
     def entries(self) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """What the sparse kernel walks: where each output channel's entries start, [C_out + 1], and all entries."""
-        rows = self.weight.permute(0, 2, 3, 1).flatten(1).numpy()  # the channels of one tap side by side
-        alive = rows != 0
-        places = np.flatnonzero(alive)
-        tap, channel = np.divmod(places % rows.shape[1], self.weight.shape[1])
+        """Entries of the sparse kernel: the start of each output channel's entries, [C_out + 1], and all entries."""
+        # The channels of one tap come one after the other, so that the kernel walks planes in the order of memory.
+        rows = self.weight.permute(0, 2, 3, 1).flatten(1).numpy()
+        is_nonzero = rows != 0
+        positions = np.flatnonzero(is_nonzero)
+        tap, channel = np.divmod(positions % rows.shape[1], self.weight.shape[1])
         if self.phase is not None:
             channel = 4 * channel + self.phase.ravel()[tap]
-        found = np.empty(len(places), ENTRY)
-        found["code"] = channel + (self.tap.ravel()[tap] << 16)
-        found["weight"] = rows.ravel()[places]
+        entries = np.empty(len(positions), ENTRY)
+        entries["code"] = channel + (self.tap.ravel()[tap] << 16)
+        entries["weight"] = rows.ravel()[positions]
         starts = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(alive.sum(axis=1), out=starts[1:])
-        return starts, found
+        np.cumsum(is_nonzero.sum(axis=1), out=starts[1:])
+        return starts, entries
 
 
 @dataclass
-class Layout:
-    """Where planes lie, for an utterance of any length.
+class MemoryLayout:
+    """Memory layout of all planes, for an utterance of any length.
 
     Attributes:
-        shapes: of the levels; the first is that of vectors.
-        planes: of each level.
-        least_frames: that an utterance must have.
+        resolutions: The first is that of vectors.
+        num_planes: Number of planes of each resolution.
+        min_frames: Frames that an utterance must have.
     """
 
-    shapes: list[Shape] = field(default_factory=lambda: [Shape(1, -1, (0, 0))])
-    planes: list[int] = field(default_factory=lambda: [0])
-    least_frames: int = 2
+    resolutions: list[Resolution] = field(default_factory=lambda: [Resolution(1, -1, (0, 0))])
+    num_planes: list[int] = field(default_factory=lambda: [0])
+    min_frames: int = 2
 
-    def levels(self, frames: int) -> tuple[Any, int]:
-        """The native levels for an utterance of so many frames, and the values of the memory they span."""
-        found, base = (Level * len(self.shapes))(), 0
-        for level, shape, planes in zip(found, self.shapes, self.planes, strict=True):
-            level.rows, level.cols, level.base = shape.rows, shape.cols(frames), base
-            level.stride = level.cols + shape.reach[1]
-            level.lead = _rounded(shape.reach[0] * level.stride + shape.reach[1])
-            level.plane = 2 * level.lead + _rounded(shape.rows * level.stride)
-            if level.plane // _ROOM % 2 == 0:  # else planes would share few sets of the cache
-                level.plane += _ROOM
-            base += planes * level.plane
-        return found, base
+    def plane_layouts(self, frames: int) -> tuple[Any, int]:
+        """Return the native layouts for an utterance of so many frames, and the number of values in memory."""
+        layouts = (PlaneLayout * len(self.resolutions))()
+        base = 0
+        for layout, resolution, num_planes in zip(layouts, self.resolutions, self.num_planes, strict=True):
+            halo_rows, halo_cols = resolution.halo
+            layout.rows = resolution.rows
+            layout.cols = resolution.cols(frames)
+            layout.base = base
+            # The zeros behind a row are those before the next one.
+            layout.stride = layout.cols + halo_cols
+            layout.margin = _round_up(halo_rows * layout.stride + halo_cols)
+            layout.plane_stride = 2 * layout.margin + _round_up(layout.rows * layout.stride)
+            # An odd multiple, or planes at powers of two would compete for few sets of the cache.
+            if layout.plane_stride // _ALIGNMENT % 2 == 0:
+                layout.plane_stride += _ALIGNMENT
+            base += num_planes * layout.plane_stride
+        return layouts, base
 
 
 @dataclass
 class Program:
-    """Steps, layers and where their planes lie; `lower` makes it.
+    """Steps, layers and memory layout of a network; ``lowering.lower`` makes it.
 
     Attributes:
         mel_bins: F.
         embedding_dim: E.
-        layout: of the planes.
-        steps: fields of a native Step by name; arrays in the place of addresses.
-        layers: the convolutions among the steps.
+        layout: Memory layout of the planes.
+        steps: Fields of a native Step by name, with arrays in the place of addresses.
+        layers: Convolutions among the steps.
     """
 
     mel_bins: int
     embedding_dim: int
-    layout: Layout = field(default_factory=Layout)
+    layout: MemoryLayout = field(default_factory=MemoryLayout)
     steps: list[dict[str, Any]] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
 
-    def level(self, shape: Shape) -> int:
-        """A new level's number."""
-        self.layout.shapes.append(shape)
-        self.layout.planes.append(0)
-        return len(self.layout.shapes) - 1
+    def add_resolution(self, resolution: Resolution) -> int:
+        """Add a resolution and return its index."""
+        self.layout.resolutions.append(resolution)
+        self.layout.num_planes.append(0)
+        return len(self.layout.resolutions) - 1
 
-    def area(self, level: int, count: int) -> Area:
-        """New planes."""
-        self.layout.planes[level] += count
-        return Area(level, self.layout.planes[level] - count, count)
+    def new_planes(self, resolution: int, count: int) -> BufferView:
+        """Return new planes of a resolution."""
+        self.layout.num_planes[resolution] += count
+        return BufferView(resolution, self.layout.num_planes[resolution] - count, count)
 
-    def vector(self, count: int) -> Area:
-        """New planes of a single value."""
-        return self.area(0, count)
+    def new_vector(self, count: int) -> BufferView:
+        """Return new planes of a single value."""
+        return self.new_planes(0, count)
 
-    def step(
-        self, op: str, rows: int, source: Area, target: Area, after: After | None = None, **fields: float | NDArray[Any]
+    def add_step(
+        self,
+        op: str,
+        source: BufferView,
+        target: BufferView,
+        epilogue: Epilogue | None = None,
+        *,
+        rows: int | None = None,
+        **fields: float | NDArray[Any],
     ) -> None:
         """Add a step.
 
         Args:
-            op: one of OPERATIONS.
-            rows: planes that it makes.
-            source: what it reads.
-            target: what it writes.
-            after: what follows a product, or what else it reads.
-            fields: further fields of a native Step.
+            op: One of OPERATIONS.
+            source: Planes that it reads.
+            target: Planes that it writes.
+            epilogue: Operations after a product; for other steps, what else they read.
+            rows: Number of planes or rows that it works on. Default: the planes of ``target``.
+            fields: Further fields of a native Step.
         """
-        after = after or After()
-        found: dict[str, Any] = {"op": OPERATIONS.index(op), "rows": rows, "tile": 1, "taps": 0}
-        found |= {"in_level": source.level, "in_plane": source.plane}
-        found |= {"out_level": target.level, "out_plane": target.plane}
-        for name, area in (("add", after.add), ("more", after.more), ("onward", after.onward), ("bias", after.bias_of)):
-            found[f"{name}_plane"] = -1 if area is None else area.plane
-        found |= {"inner": ACTIVATIONS.index(after.inner), "outer": ACTIVATIONS.index(after.outer)}
-        scale, shift = after.norm or (None, None)
-        for name, value in (("bias", after.bias), ("scale", scale), ("shift", shift)):
-            if value is not None:
-                found[name] = value.detach().float().contiguous().numpy()
-        self.steps.append(found | fields)
+        epilogue = epilogue or Epilogue()
+        step: dict[str, Any] = {
+            "op": OPERATIONS.index(op),
+            "rows": target.count if rows is None else rows,
+            "in_resolution": source.resolution,
+            "in_plane": source.plane,
+            "out_resolution": target.resolution,
+            "out_plane": target.plane,
+            "add_plane": _first_plane(epilogue.add),
+            "add_to_next_plane": _first_plane(epilogue.add_to_next),
+            "next_input_plane": _first_plane(epilogue.next_input),
+            "bias_plane": _first_plane(epilogue.dynamic_bias),
+            "pre_activation": ACTIVATIONS.index(epilogue.pre_activation),
+            "post_activation": ACTIVATIONS.index(epilogue.post_activation),
+            "tile": 1,
+        }
+        if epilogue.bias is not None:
+            step["bias"] = _to_array(epilogue.bias)
+        if epilogue.norm is not None:
+            scale, shift = epilogue.norm
+            step["scale"] = _to_array(scale)
+            step["shift"] = _to_array(shift)
+        self.steps.append(step | fields)
 
-    def convolve(
+    def add_convolution(
         self,
         name: str,
         weight: Tensor,
-        source: Area,
-        target: Area,
-        after: After,
+        source: BufferView,
+        target: BufferView,
+        epilogue: Epilogue,
         *,
         dilation: tuple[int, int] = (1, 1),
-        phases: Area | None = None,
-        product: Area | None = None,
+        phases: BufferView | None = None,
+        product: BufferView | None = None,
     ) -> None:
-        """Add a convolution and what follows it. Its kernel is centred. With ``phases`` it has stride two.
+        """Add a convolution with a centered kernel; with ``phases`` it has stride two.
 
         Args:
-            name: of the weight.
-            weight: [C_out, C_in, rows, columns], odd; or [C_out, C_in].
+            name: Name of the weight.
+            weight: [C_out, C_in, rows, columns], both odd; or [C_out, C_in].
             source: C_in planes.
             target: C_out planes.
-            after: what follows.
-            dilation: in rows and columns.
-            phases: the four phases of the source, 4·C_in planes of the target's level.
-            product: where a dense product may wait for what follows, if not in the target: C_out planes of its level.
+            epilogue: Operations after the product.
+            dilation: In rows and columns.
+            phases: The four phases of the source, 4·C_in planes of the target's resolution.
+            product: C_out planes of the target's resolution in which a dense product waits for its epilogue. Default:
+                the target.
 
         Raises:
-            NoProgramError: the kernels cannot read it: it has more than 65535 channels, or more than 255 taps.
+            NoProgramError: It has more channels or taps than the kernels can number.
         """
-        weight = (weight if weight.ndim == 4 else weight[:, :, None, None]).detach()
-        layer = _layer(name, weight, source, product or target, len(self.steps), dilation, strided=phases is not None)
-        read = source if phases is None else phases
-        room = self.layout.shapes[read.level].reach
-        fits = weight.shape[:2] == (target.count, source.count) and read.count <= MOST_CHANNELS
-        fits = fits and len(layer.offsets) <= MOST_TAPS
-        if not fits or layer.reach[0] > room[0] or layer.reach[1] > room[1]:  # it would read outside its planes
-            raise NoProgramError(f"{name} of shape {list(weight.shape)} is not what the sparse kernels can read")
+        if weight.ndim == 2:
+            weight = weight[:, :, None, None]
+        layer = _make_layer(name, weight.detach(), source, product or target, len(self.steps), dilation, phases)
+        kernel_source = source if phases is None else phases
+        # The kernels check nothing: what is wrong here would be read from outside the planes.
+        halo_rows, halo_cols = self.layout.resolutions[kernel_source.resolution].halo
+        max_row, max_col = np.abs(layer.offsets).max(axis=0)
+        has_shape = weight.shape[:2] == (target.count, source.count)
+        is_small = kernel_source.count <= MAX_CHANNELS and len(layer.offsets) <= MAX_TAPS
+        if not has_shape or not is_small or max_row > halo_rows or max_col > halo_cols:
+            raise NoProgramError(f"{name} of shape {list(weight.shape)} is too large for the sparse kernels")
         self.layers.append(layer)
-        self.step("convolve", target.count, read, target, after, taps=len(layer.offsets), offsets=layer.offsets)
+        self.add_step("convolve", kernel_source, target, epilogue, taps=len(layer.offsets), offsets=layer.offsets)
 
 
-def _rounded(count: int) -> int:
-    return -(-count // _ROOM) * _ROOM
+def _first_plane(view: BufferView | None) -> int:
+    return -1 if view is None else view.plane
 
 
-def _layer(
-    name: str, weight: Tensor, source: Area, product: Area, step: int, dilation: Sequence[int], *, strided: bool
+def _to_array(values: Tensor) -> NDArray[np.float32]:
+    return values.detach().float().contiguous().numpy()
+
+
+def _round_up(count: int) -> int:
+    return -(-count // _ALIGNMENT) * _ALIGNMENT
+
+
+def _make_layer(
+    name: str,
+    weight: Tensor,
+    source: BufferView,
+    product: BufferView,
+    step: int,
+    dilation: tuple[int, int],
+    phases: BufferView | None,
 ) -> Layer:
-    places = [
-        [(index - size // 2) * apart for index in range(size)]
-        for size, apart in zip(weight.shape[2:], dilation, strict=True)
-    ]
+    rows = _tap_offsets(weight.shape[2], dilation[0])
+    cols = _tap_offsets(weight.shape[3], dilation[1])
     phase = None
-    if strided:
-        assert tuple(dilation) == (1, 1), name
-        phase = np.array([[2 * (row % 2) + col % 2 for col in places[1]] for row in places[0]])
-        places = [[place // 2 for place in axis] for axis in places]
-    distinct = sorted({(row, col) for row in places[0] for col in places[1]})
-    tap = np.array([[distinct.index((row, col)) for col in places[1]] for row in places[0]])
-    reach = tuple(max(abs(place) for place in axis) for axis in places)
+    if phases is not None:
+        assert dilation == (1, 1), name
+        # With stride two, offset 2k + p is offset k in phase p; Python's % and // round down, also below zero.
+        phase = np.array([[2 * (row % 2) + col % 2 for col in cols] for row in rows])
+        rows = [row // 2 for row in rows]
+        cols = [col // 2 for col in cols]
+    offsets = sorted({(row, col) for row in rows for col in cols})
+    tap = np.array([[offsets.index((row, col)) for col in cols] for row in rows])
     return Layer(
-        name, weight, source, product, 2 if strided else 1, step, (reach[0], reach[1]), (dilation[0], dilation[1]),
-        np.array(distinct, np.int32), phase, tap,
-    )  # fmt: skip
+        name=name,
+        weight=weight,
+        source=source,
+        product=product,
+        stride=1 if phases is None else 2,
+        step=step,
+        dilation=dilation,
+        offsets=np.array(offsets, np.int32),
+        phase=phase,
+        tap=tap,
+    )
+
+
+def _tap_offsets(size: int, dilation: int) -> Sequence[int]:
+    return [(index - size // 2) * dilation for index in range(size)]

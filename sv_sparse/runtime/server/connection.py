@@ -11,10 +11,10 @@ from sv_sparse.runtime.server.limits import Limits
 class Connection(H11Protocol):
     """HTTP/1.1 connection that is closed when it is idle, and of too many connections the idlest first.
 
-    uvicorn itself closes only connections that were idle after an answer. One that never sends a request, sends its
-    head one byte at a time, or does not read its answer would stay for good, and a few of them would keep everybody
-    out. A connection is idle while no request is under way on it. Its clock runs from when it became idle, whatever
-    bytes arrive. The application limits the time for which a request is under way.
+    uvicorn itself closes only connections that were idle after an answer. One that never sends a request,
+    sends its head one byte at a time, or does not read its answer would stay for good, and a few of them
+    would keep everybody out. A connection is idle while no request is under way on it. Its clock runs from
+    when it became idle, whatever bytes arrive. The application limits the time of a request.  DECISIONS 73
 
     Attributes:
         idle_seconds: Time until an idle connection is closed.
@@ -34,7 +34,7 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
             self._close_idlest()
-        self._set_clock()
+        self._update_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
@@ -44,27 +44,27 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Stop the clock if the data complete the head of a request."""
         super().data_received(data)
-        self._set_clock()
+        self._update_clock()
 
     def on_response_complete(self) -> None:
         """Start the clock, unless the next request is there already."""
         super().on_response_complete()
-        self._set_clock()
+        self._update_clock()
 
     def pause_writing(self) -> None:
         """Start the clock: the client does not read its answer."""
         super().pause_writing()
-        self._set_clock()
+        self._update_clock()
 
     def resume_writing(self) -> None:
         """Stop the clock if a request is under way."""
         super().resume_writing()
-        self._set_clock()
+        self._update_clock()
 
-    def _set_clock(self) -> None:
+    def _update_clock(self) -> None:
         """Start the clock if the connection is idle and it does not run yet; stop it if a request is under way."""
-        under_way = self.cycle is not None and not self.cycle.response_complete
-        if under_way and not self.flow.write_paused:
+        is_under_way = self.cycle is not None and not self.cycle.response_complete
+        if is_under_way and not self.flow.write_paused:
             self._stop_clock()
         elif self.clock is None:  # also where the connection ends as soon as its last answer is read
             self.clock = self.loop.call_later(self.idle_seconds, self.transport.abort)
@@ -76,13 +76,15 @@ class Connection(H11Protocol):
 
     def _close_idlest(self) -> None:
         """Close the other connection whose clock has been running longest."""
-        clocks: dict[Connection, float] = {}
+        idlest: Connection | None = None
+        first_end = float("inf")
         for other in self.connections:
-            if isinstance(other, Connection) and other.clock is not None:
-                clocks[other] = other.clock.when()
-        if clocks:
-            idlest = min(clocks, key=lambda other: clocks[other])
-            idlest._stop_clock()  # the next connection too many is to close another one
+            if isinstance(other, Connection) and other.clock is not None and other.clock.when() < first_end:
+                idlest = other
+                first_end = other.clock.when()
+        if idlest is not None:
+            # The next connection too many must close another one.
+            idlest._stop_clock()
             idlest.transport.abort()
 
 
@@ -91,6 +93,6 @@ def connection_class(limits: Limits) -> type[Connection]:
 
     class LimitedConnection(Connection):
         idle_seconds = limits.idle_seconds
-        max_connections = limits.connections
+        max_connections = limits.max_connections
 
     return LimitedConnection

@@ -1,4 +1,4 @@
-"""Limits of the local server, apart from what serves: the command states them where no server is installed."""
+"""Limits of the local server; the command's help states them also where no server is installed."""
 
 from dataclasses import dataclass, fields
 
@@ -8,36 +8,39 @@ class Limits:
     """Limits of what clients may ask of the server.
 
     Args:
-        seconds: Longest recording, in seconds.
-        megabytes: Largest recording, in millions of bytes.
-        at_once: Number of comparisons that are computed at once. Default: 4.
+        max_seconds: Longest recording, in seconds.
+        max_megabytes: Largest recording, in millions of bytes.
+        max_concurrent: Number of comparisons that are computed at once. Default: 4.
         upload_seconds: Longest time in which a client sends its two recordings. Default: 60.
         queue_seconds: Longest time that a comparison waits for its turn. Default: 30.
         idle_seconds: Time after which a connection is closed on which no request is under way: none has come, its
             head is not complete, or its answer is not read. Default: 10.
-        uploads: Number of comparisons whose recordings are received and held in memory at once. Default: 16.
-        connections: Number of connections. One more closes the one that has been idle longest. Default: 256.
+        max_uploads: Number of comparisons whose recordings are received and in memory at once. Default: 16.
+        max_connections: Number of connections. One more closes the one that has been idle longest. Default: 256.
 
     Raises:
-        ValueError: a limit is not a number above 0.
+        ValueError: A limit is not a number above 0.
+
+    >>> Limits(max_seconds=60, max_megabytes=20).max_bytes
+    20000000
     """
 
-    seconds: float
-    megabytes: float
-    at_once: int = 4
+    max_seconds: float
+    max_megabytes: float
+    max_concurrent: int = 4
     upload_seconds: float = 60.0
     queue_seconds: float = 30.0
     idle_seconds: float = 10.0
-    uploads: int = 16
-    connections: int = 256
+    max_uploads: int = 16
+    max_connections: int = 256
 
     def __post_init__(self) -> None:
         for field in fields(self):
             limit = getattr(self, field.name)
             if not 0 < limit < float("inf"):
-                raise ValueError(f"{field.name.replace('_', ' ')} must be a number above 0, got {limit}")
+                raise ValueError(f"{field.name} must be a number above 0, got {limit}")
 
     @property
-    def bytes(self) -> int:
-        """Largest recording."""
-        return int(self.megabytes * 1e6)
+    def max_bytes(self) -> int:
+        """Largest recording in bytes."""
+        return int(self.max_megabytes * 1e6)

@@ -1,8 +1,8 @@
 // The page of `sv-sparse serve`: two recordings, what the program says of them, and where its threshold lies.
 
 const $ = selector => document.querySelector(selector);
-const model = await (await fetch("model")).json(); // what it is, and the limits
-const desks = [new Desk("#recording-1"), new Desk("#recording-2")];
+const model = await (await fetch("model")).json(); // description of the model, and the limits
+const panels = [new RecordingPanel("#recording-1"), new RecordingPanel("#recording-2")];
 let answer = null; // to the last comparison
 
 class Problem extends Error {}
@@ -10,11 +10,11 @@ class Problem extends Error {}
 // ---------------------------------------------------------------------------------------------------- recordings
 
 /** One of the two recordings: where it comes from, and the part of the page that shows it. */
-function Desk(selector) {
+function RecordingPanel(selector) {
   const root = $(selector);
   const part = name => root.querySelector(name);
   this.blob = null;
-  this.plain = false; // whether it is WAV that this page has written
+  this.isWav = false; // whether it is WAV that this page has written
   this.stop = null; // ends the recording that is under way
 
   const [button, input, live, state, audio, problem] =
@@ -24,10 +24,10 @@ function Desk(selector) {
   this.complain = text => { problem.textContent = text; };
   this.refuse = reason => this.complain(`${sentence(model.outcomes.refused_input)}: ${reason}`);
 
-  this.put = (blob, name, plain) => {
-    changed();
+  this.put = (blob, name, isWav) => {
+    clearResult();
     this.blob = blob;
-    this.plain = plain;
+    this.isWav = isWav;
     this.complain("");
     URL.revokeObjectURL(audio.src);
     audio.src = URL.createObjectURL(blob);
@@ -60,7 +60,7 @@ function Desk(selector) {
     const files = [...event.dataTransfer.files];
     if (!files.length) return;
     this.choose(files[0]);
-    if (files.length > 1) desks.find(desk => desk !== this).choose(files[1]);
+    if (files.length > 1) panels.find(panel => panel !== this).choose(files[1]);
   });
 
   button.addEventListener("click", async () => {
@@ -102,33 +102,33 @@ function Desk(selector) {
 }
 
 /** Record until `stop` is called or the longest duration is reached; the browser's processing is kept out. */
-async function record(hear, begun) {
+async function record(onLevel, onStart) {
   const stream = await navigator.mediaDevices.getUserMedia(
     { audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false } });
   const context = new AudioContext();
   try {
     await context.audioWorklet.addModule("recorder.js");
-    const most = Math.floor((model.max_seconds - 0.01) * context.sampleRate);
+    const maxSamples = Math.floor((model.max_seconds - 0.01) * context.sampleRate);
     const pieces = [];
     let count = 0;
-    let loudest = 0;
+    let maxPeak = 0;
     await new Promise(stop => {
       const recorder = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0, channelCount: 1,
         channelCountMode: "explicit" });
       recorder.port.onmessage = ({ data }) => {
-        pieces.push(data.subarray(0, most - count));
-        count = Math.min(count + data.length, most);
-        const peak = data.reduce((most, sample) => Math.max(most, Math.abs(sample)), 0);
-        loudest = Math.max(loudest, peak);
-        hear(peak, count / context.sampleRate);
-        if (count === most) stop();
+        pieces.push(data.subarray(0, maxSamples - count));
+        count = Math.min(count + data.length, maxSamples);
+        const peak = data.reduce((max, sample) => Math.max(max, Math.abs(sample)), 0);
+        maxPeak = Math.max(maxPeak, peak);
+        onLevel(peak, count / context.sampleRate);
+        if (count === maxSamples) stop();
       };
       stream.getAudioTracks()[0].addEventListener("ended", stop); // the microphone was unplugged
       context.createMediaStreamSource(stream).connect(recorder);
-      begun(stop);
+      onStart(stop);
     });
     if (!count) throw new Problem("Nothing was recorded. Record for a few seconds, then stop.");
-    return { blob: wav(pieces, count, context.sampleRate), seconds: count / context.sampleRate, peak: loudest };
+    return { blob: wav(pieces, count, context.sampleRate), seconds: count / context.sampleRate, peak: maxPeak };
   } finally {
     stream.getTracks().forEach(track => track.stop());
     await context.close();
@@ -170,8 +170,8 @@ function wav(pieces, count, rate) {
   return new Blob([view], { type: "audio/wav" });
 }
 
-/** What the browser makes of a recording that the program cannot read: m4a or webm, as a rule. */
-async function converted(blob) {
+/** Decode by the browser what the program cannot read: m4a or webm, as a rule. */
+async function convertToWav(blob) {
   const rate = 48000;
   const decoded = await new OfflineAudioContext(1, 1, rate).decodeAudioData(await blob.arrayBuffer());
   if (decoded.duration > model.max_seconds) throw new Problem(
@@ -182,19 +182,19 @@ async function converted(blob) {
 // ---------------------------------------------------------------------------------------------------- comparing
 
 $("#compare").addEventListener("click", async () => {
-  changed();
-  desks.forEach(desk => desk.complain(""));
+  clearResult();
+  panels.forEach(panel => panel.complain(""));
   $("#compare").disabled = $(".pair").inert = true;
   $("#progress").textContent = "Comparing …";
   try {
-    answer = await compared();
+    answer = await compareRecordings();
     $("#progress").textContent = "";
     show();
     $("#decision").focus();
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
     $("#progress").textContent = "";
-    const place = desks[error.recording - 1];
+    const place = panels[error.recording - 1];
     if (place) place.refuse(error.message);
     else $("#problem").textContent = error.message;
   } finally {
@@ -204,17 +204,17 @@ $("#compare").addEventListener("click", async () => {
 });
 
 /** The program's answer; what it cannot read is sent again as the browser reads it. */
-async function compared() {
+async function compareRecordings() {
   for (;;) {
-    const { status, said } = await post(desks[0].blob, desks[1].blob);
-    if (status === 200) return said;
-    const desk = desks[said.recording - 1];
-    const problem = new Problem(said.error);
-    problem.recording = said.recording;
-    if (status !== 400 || !desk || desk.plain) throw problem;
+    const { status, content } = await post(panels[0].blob, panels[1].blob);
+    if (status === 200) return content;
+    const panel = panels[content.recording - 1];
+    const problem = new Problem(content.error);
+    problem.recording = content.recording;
+    if (status !== 400 || !panel || panel.isWav) throw problem;
     try {
-      desk.blob = await converted(desk.blob);
-      desk.plain = true;
+      panel.blob = await convertToWav(panel.blob);
+      panel.isWav = true;
     } catch (error) {
       if (error instanceof Problem) problem.message = error.message;
       throw problem;
@@ -233,7 +233,7 @@ async function post(first, second) {
     throw new Problem("No answer. Is sv-sparse serve still running, and can the files still be read?");
   }
   try {
-    return { status: response.status, said: await response.json() };
+    return { status: response.status, content: await response.json() };
   } catch { // of a proxy, as a rule
     throw new Problem(`No answer of sv-sparse serve, but status ${response.status} ${response.statusText}.`);
   }
@@ -248,7 +248,7 @@ function show() {
   $("#decision").textContent = sentence(outcome);
   $("#reason").textContent = decision
     ? `The evidence, ${number(answer.llr)}, ${decision.accepted ? "reaches" : "does not reach"} the threshold, ` +
-      `${number(decision.threshold)}, at which ${percent(decision.false_alarms)} of pairs of different speakers are accepted.` +
+      `${number(decision.threshold)}, at which ${percent(decision.target_far)} of pairs of different speakers are accepted.` +
       (decision.accepted ? "" : ` ${sentence(model.not_different)}.`)
     : answer.llr === null
       ? "This model has no calibration: only the score is known, and no threshold. Higher scores speak for one speaker."
@@ -266,7 +266,7 @@ function show() {
 }
 
 function basis(decision) {
-  const score = `The score is a cosine of two embeddings${model.normalization === "none" ? "" : `, normalized (${model.normalization})`}.`;
+  const score = `The score is a cosine of two embeddings${model.score_norm === "none" ? "" : `, normalized (${model.score_norm})`}.`;
   if (!model.calibration) return score;
   return `${score} Evidence is the natural logarithm of how many times likelier this score is for one speaker than for two: ` +
     `${model.calibration}. ` + (decision ? "The share of false alarms holds for pairs like those; others may differ. " : "") +
@@ -275,10 +275,10 @@ function basis(decision) {
 
 /** The scale: where this pair lies, and where the threshold does. */
 function draw(decision) {
-  const known = answer.llr !== null;
-  const value = known ? answer.llr : answer.score;
+  const isCalibrated = answer.llr !== null;
+  const value = isCalibrated ? answer.llr : answer.score;
   const bound = decision?.threshold;
-  const [low, high] = ends(known ? [value, ...answer.decisions.map(each => each.threshold)] : [value], known);
+  const [low, high] = ends(isCalibrated ? [value, ...answer.decisions.map(each => each.threshold)] : [value], isCalibrated);
   const share = where => 100 * (where - low) / (high - low);
   const put = (element, where) => { element.style.left = `${share(where)}%`; };
   const mark = (element, where, text) => { // its own width never leaves the scale
@@ -293,7 +293,7 @@ function draw(decision) {
     put($(".bound"), bound);
   }
   $(".below").style.width = `${decision ? share(bound) : 50}%`;
-  mark($("#here"), value, `this pair ${known ? number(value) : value.toFixed(3)}`);
+  mark($("#here"), value, `this pair ${isCalibrated ? number(value) : value.toFixed(3)}`);
   put($(".dot"), value);
   $(".ticks").replaceChildren(...ticks(low, high).map(tick => {
     const element = document.createElement("span");
@@ -301,16 +301,16 @@ function draw(decision) {
     put(element, tick);
     return element;
   }));
-  $(".axis").textContent = known ? "evidence (log-likelihood ratio)" : "score";
+  $(".axis").textContent = isCalibrated ? "evidence (log-likelihood ratio)" : "score";
   $("#scale").setAttribute("aria-label",
     `A scale from ${number(low)}, for different speakers, to ${number(high)}, for one speaker. This pair lies at ${number(value)}` +
     (decision ? `, the threshold at ${number(bound)}.` : "; no threshold is known."));
 }
 
 /** Ends of the scale: the same for most pairs, wider where one would lie outside. */
-function ends(values, known) {
-  const usual = known ? 8 : model.normalization === "none" ? 1 : 4;
-  const reach = Math.max(usual, ...values.map(value => known || usual > 1 ? 1.1 * Math.abs(value) : 0));
+function ends(values, isCalibrated) {
+  const usual = isCalibrated ? 8 : model.score_norm === "none" ? 1 : 4;
+  const reach = Math.max(usual, ...values.map(value => isCalibrated || usual > 1 ? 1.1 * Math.abs(value) : 0));
   return [-reach, reach];
 }
 
@@ -323,7 +323,7 @@ function ticks(low, high) {
 // ---------------------------------------------------------------------------------------------------- the page
 
 /** Forget the last result, which is of other recordings. */
-function changed() {
+function clearResult() {
   answer = null;
   $("#result").hidden = true;
   $("#problem").textContent = "";
@@ -331,7 +331,7 @@ function changed() {
 }
 
 function ready() {
-  $("#compare").disabled = !desks.every(desk => desk.blob && !desk.stop);
+  $("#compare").disabled = !panels.every(panel => panel.blob && !panel.stop);
 }
 
 function list(place, pairs) {
@@ -368,9 +368,9 @@ function words(value) {
 
 function start() {
   for (const kind of ["dragover", "drop"]) addEventListener(kind, event => event.preventDefault());
-  const rates = model.false_alarms.map(share => new Option(`${percent(share)} false alarms`));
+  const rates = model.target_fars.map(share => new Option(`${percent(share)} false alarms`));
   $("#rate select").replaceChildren(...rates);
-  $("#rate select").selectedIndex = model.false_alarms.indexOf(model.default_false_alarms);
+  $("#rate select").selectedIndex = model.target_fars.indexOf(model.default_target_far);
   $("#rate").hidden = rates.length < 2;
   $("#rate select").addEventListener("change", () => { if (answer) show(); });
   $("#limits").append(...model.limits_of_use.map(limit =>

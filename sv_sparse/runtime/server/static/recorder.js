@@ -1,4 +1,4 @@
-// Hands on what the microphone hears, 2048 samples at a time.
+// Passes the microphone's samples on, 2048 at a time.
 class Recorder extends AudioWorkletProcessor {
   constructor() {
     super();
@@ -6,11 +6,11 @@ class Recorder extends AudioWorkletProcessor {
     this.count = 0;
   }
 
-  process([[heard]]) {
-    if (heard) {
-      this.samples.set(heard, this.count);
-      this.count += heard.length;
-      if (this.count + heard.length > this.samples.length) {
+  process([[input]]) {
+    if (input) {
+      this.samples.set(input, this.count);
+      this.count += input.length;
+      if (this.count + input.length > this.samples.length) {
         this.port.postMessage(this.samples.slice(0, this.count));
         this.count = 0;
       }

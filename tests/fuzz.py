@@ -1,4 +1,4 @@
-"""Damaged files by the thousand, read as a stranger's would be: python scripts/fuzz.py audio|package --cases 10000.
+"""Read damaged files by the thousand, as a stranger's would be: python tests/fuzz.py audio|package --cases 10000.
 
 Every case is a function of the seed and its number. It may be read, or refused by a ValueError; whatever else happens
 is a finding: another error, a crash, more than a few seconds, too much memory, a library's complaint.
@@ -26,12 +26,13 @@ import numpy as np
 import soundfile
 import torch
 
+from sv_sparse.export.package import write_package
 from sv_sparse.io import checksum
-from sv_sparse.models.registry import build_network
-from sv_sparse.runtime.audio import decode
+from sv_sparse.models.registry import build_model
+from sv_sparse.runtime.audio import read_audio as decode
 from sv_sparse.runtime.engine.runtime import Runtime
-from sv_sparse.runtime.package import read_package, write_package
-from sv_sparse.runtime.package_header import with_check_sum
+from sv_sparse.runtime.package import read_package
+from sv_sparse.runtime.package_header import with_checksum
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.calibration import Calibration
 
@@ -144,11 +145,11 @@ def _packages() -> list[bytes]:
     backend = Backend(np.ones(16, np.float32), np.eye(16, dtype=np.float32), 4, calibration)
     torch.manual_seed(0)
     for model in _MODELS:
-        network = build_network(model, 80).eval()
+        network = build_model(model, 80).eval()
         for param in network.parameters():
             param.data.mul_(torch.rand(param.shape) < 0.05)
         with tempfile.TemporaryDirectory() as folder:
-            write_package(Path(folder) / "m", network, model, backend, {"licence": "none"}, features=features)
+            write_package(Path(folder) / "m", network, model, backend, {"license": "none"}, features=features)
             found.append((Path(folder) / "m").read_bytes())
     return found
 
@@ -167,7 +168,7 @@ def package(generator: Generator) -> bytes:
     else:
         for _ in range(generator.integers(1, 4)):
             _change(about, generator)
-    header["__metadata__"]["sv_sparse"] = with_check_sum(json.dumps(about))
+    header["__metadata__"]["sv_sparse"] = with_checksum(json.dumps(about))
     if generator.integers(4) == 0:
         _change(header, generator)
     text = json.dumps(header).encode()
@@ -177,7 +178,7 @@ def package(generator: Generator) -> bytes:
 def _damage(header: dict[str, Any], tensors: dict[str, Any], data: bytearray, generator: Generator) -> None:
     """Change bytes of one tensor, and its check sum with them: what a check sum keeps from being read is read."""
     name = list(tensors)[generator.integers(len(tensors))]
-    parts = [header.get(kind + name, {"data_offsets": [0, 0]})["data_offsets"] for kind in ("values:", "places:")]
+    parts = [header.get(kind + name, {"data_offsets": [0, 0]})["data_offsets"] for kind in ("values:", "positions:")]
     for start, end in parts:
         for place in generator.integers(start, max(start + 1, end), size=min(end - start, 3)):
             data[place] ^= int(generator.integers(256))
@@ -199,7 +200,7 @@ def _change(whole: Any, generator: Generator) -> None:
 def read_model(content: bytes, path: Path) -> None:
     """Read a package; one that can be read can be used, whatever it computes."""
     path.write_bytes(content)
-    runtime = Runtime.of(read_package(path), threads=1)
+    runtime = Runtime.load(read_package(path), threads=1)
     assert runtime(torch.zeros(1, 80, 20)).shape[0] == 1
 
 
@@ -250,15 +251,15 @@ def fuzz(target: str, seed: int, cases: range) -> list[tuple[int, str]]:
                 target=_work, args=(target, seed, range(start, cases.stop), current, folder)
             )
             worker.start()
-            seen, since = -1, time.monotonic()
+            last_case, since = -1, time.monotonic()
             while worker.is_alive():
                 worker.join(0.5)
-                if current.value != seen:
-                    seen, since = current.value, time.monotonic()
+                if current.value != last_case:
+                    last_case, since = current.value, time.monotonic()
                 elif time.monotonic() - since > SECONDS:
                     worker.kill()
                     worker.join()
-                    findings.append((seen, f"took more than {SECONDS:g} seconds"))
+                    findings.append((last_case, f"took more than {SECONDS:g} seconds"))
             if worker.exitcode == 0:
                 break
             if worker.exitcode is not None and (not findings or findings[-1][0] != current.value):
@@ -275,15 +276,15 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", type=int, metavar="NUMBER", help="write the file of one case to stdout")
-    chosen = parser.parse_args()
-    if chosen.write is not None:
-        sys.stdout.buffer.write(case(chosen.target, chosen.seed, chosen.write))
+    args = parser.parse_args()
+    if args.write is not None:
+        sys.stdout.buffer.write(case(args.target, args.seed, args.write))
         return
-    started = time.monotonic()
-    findings = fuzz(chosen.target, chosen.seed, range(chosen.cases))
+    start_time = time.monotonic()
+    findings = fuzz(args.target, args.seed, range(args.cases))
     for number, what in findings:
         print(f"case {number}: {what}")
-    print(f"{chosen.cases} cases, {len(findings)} findings, {time.monotonic() - started:.0f} seconds")
+    print(f"{args.cases} cases, {len(findings)} findings, {time.monotonic() - start_time:.0f} seconds")
     sys.exit(bool(findings))
 
 

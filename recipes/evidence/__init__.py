@@ -1,1 +1,0 @@
-"""What adaptive lambda does, asked of many runs: plan, training, noise, measurements, tables."""

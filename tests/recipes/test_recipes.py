@@ -1,0 +1,176 @@
+"""Every recipe: its commands are ones that the programs take, it ends in a table, and nothing is done twice."""
+
+import csv
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import trees
+from helpers.tiny import ROOT, Tones
+
+from sv_sparse.commands import main as cli
+from sv_sparse.config.overrides import check_command_line, parse_command_line
+from sv_sparse.config.schema import Config, load_config, register_schema
+
+SMALL = ("--smoke", "--models", "ecapa", "--optims", "linbreg", "--targets", "0 0.8")
+# The console scripts of this environment, as after "source .venv/bin/activate".
+ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def recipe(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a recipe's run.sh from another folder than the project's."""
+    command = ["sh", str(ROOT / "recipes" / name / "run.sh"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT, cwd="/")
+
+
+def printed_commands(name: str, *arguments: object) -> list[list[str]]:
+    finished = recipe(name, "--dry-run", *arguments)
+    assert finished.returncode == 0, finished.stderr
+    return [shlex.split(line) for line in finished.stdout.splitlines()]
+
+
+def compose_settings(settings: list[str]) -> Config:
+    """Return the settings of a training command, all of them known and allowed."""
+    register_schema()
+    check_command_line(settings)
+    return load_config(parse_command_line(settings).compose([*settings, "run_name=test"]))
+
+
+def training_configs(commands: list[list[str]]) -> list[Config]:
+    """Settings of the commands that train; the others are parsed as sv-sparse parses them."""
+    configs = []
+    for command in commands:
+        if command[0] == "sv-sparse":
+            cli.build_parser(command[1:]).parse_args(command[1:])
+        else:
+            assert command[:2] == ["python", "train.py"]
+            configs.append(compose_settings(command[2:]))
+    return configs
+
+
+def table_rows(out: Path) -> list[dict[str, str]]:
+    """Rows of a recipe's table."""
+    with open(out / "table" / "compare.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", ["voxceleb", "cnceleb"])
+@pytest.mark.parametrize("schedule", ["paper", "wespeaker"])
+def test_the_programs_take_every_command_of_a_dry_run(name, schedule):
+    arguments = ["--root", "/corpus", "--noise", "/musan /rirs", "--schedule", schedule]
+    commands = printed_commands(name, *arguments)
+    configs = training_configs(commands)
+    assert len(configs) == 40  # two models, two optimizers, five targets; then fine-tuning of each
+    trained, finetuned = configs[:20], configs[20:]
+    assert {config.target_sparsity for config in trained} == {0, 0.75, 0.9, 0.95, 0.99}
+    epochs = {"voxceleb": 20, "cnceleb": 40}[name] if schedule == "paper" else 150
+    assert {config.trainer.epochs for config in trained} == {epochs}
+    assert {config.augment.aug_prob for config in trained} == {0.0 if schedule == "paper" else 0.6}
+    assert {config.augment.aug_prob for config in finetuned} == {0.0}
+    assert all(config.head.margin == 0.5 and config.init_from for config in finetuned)
+    verbs = [command[1] for command in commands]
+    assert verbs.count("prepare") == (1 if schedule == "paper" else 2)
+    assert verbs.count("evaluate") == 1
+    assert verbs[-1] == "compare"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("demo", []), ("own_data", ["--root", "/speech", "--trials", "a.txt b.txt"])]
+)
+def test_the_programs_take_the_commands_of_the_small_recipes(name, arguments):
+    configs = training_configs(printed_commands(name, *arguments, "--lmft", "true", "seed=3"))
+    assert {config.seed for config in configs} == {3}
+    assert sum(config.head.margin == 0.5 for config in configs) == len(configs) // 2
+
+
+def test_the_dense_baseline_of_linbreg_is_sgd_as_published():
+    arguments = ["--schedule", "wespeaker", "--optims", "linbreg", "--targets", 0, "--stage", 2, "--stop-stage", 2]
+    config = training_configs(printed_commands("voxceleb", *arguments))[0]
+    assert (config.optim.momentum, config.optim.nesterov) == (0.9, True)
+    assert (config.optim.weight_decay, config.optim.lr.dense_start) == (1e-4, 0.4)
+    assert config.trainer.final_lr_fraction == 0.0005
+
+
+@pytest.fixture(scope="module")
+def cnceleb(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    trees.write_cnceleb(folder / "root")
+    return folder
+
+
+def test_cnceleb_runs_to_its_table_and_a_second_call_trains_nothing(cnceleb, tmp_path):
+    out = tmp_path / "an exp folder"
+    arguments = ["--root", cnceleb / "root", "--out", out, *SMALL, "data.val_fraction=0"]
+    first = recipe("cnceleb", *arguments)
+    assert first.returncode == 0, first.stdout + first.stderr
+    rows = table_rows(out / "smoke")
+    assert len(rows) == 8  # two targets, each fine-tuned too, two trial lists
+    assert sum(row["target_sparsity"] == "0.8" for row in rows) == 4
+    assert sum(row["list"] == "cnceleb_concatenated" for row in rows) == 4
+    second = recipe("cnceleb", *arguments)
+    assert second.stdout.count("finished: ") == 4
+    assert "train.py" not in second.stdout
+    assert table_rows(out / "smoke") == rows
+
+
+def test_voxceleb_runs_augmented_and_evaluates_on_cnceleb_too(cnceleb, tmp_path):
+    trees.released(tmp_path / "root")
+    trees.write_vox_lists(tmp_path / "lists")
+    for kind in ("musan/noise", "musan/music", "musan/speech", "RIRS_NOISES/simulated_rirs"):
+        trees.write(tmp_path / kind / "1.wav", kind)
+    other = tmp_path / "other"
+    assert recipe("cnceleb", "--root", cnceleb / "root", "--out", other, "--smoke", "--stop-stage", 1).returncode == 0
+    arguments = ["--root", tmp_path / "root", "--lists", tmp_path / "lists", "--schedule", "wespeaker", "--smoke"]
+    arguments += ["--noise", f"{tmp_path}/musan {tmp_path}/RIRS_NOISES", "--out", tmp_path / "out"]
+    arguments += ["--models", "resnet34", "--optims", "linbreg", "--targets", 0.8]
+    finished = recipe("voxceleb", *arguments, "--other-trial-sets", f"{other}/smoke/prepared:cnceleb_average")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    rows = table_rows(tmp_path / "out" / "smoke")
+    assert len(rows) == 8  # trained and fine-tuned, each on O, E, H and CN-Celeb
+    assert sum(row["list"] == "cnceleb_average" for row in rows) == 2
+
+
+def test_missing_and_wrong_options_are_named():
+    assert "--root is needed" in recipe("voxceleb").stderr
+    assert "--noise is needed" in recipe("cnceleb", "--root", "/", "--schedule", "wespeaker", "--dry-run").stderr
+    assert "--schedule strong: expected paper or wespeaker" in recipe("voxceleb", "--schedule", "strong").stderr
+    assert "--root and --trials are needed" in recipe("own_data").stderr
+    assert "expected SETTING=VALUE behind the options, got word" in recipe("demo", "word").stderr
+    assert "unknown option --variant" in recipe("demo", "--variant", "strong").stderr
+    assert "--targets needs a value" in recipe("demo", "--targets").stderr
+
+
+@pytest.mark.parametrize("name", ["voxceleb", "cnceleb", "demo", "own_data", "evidence"])
+def test_help_lists_the_options(name):
+    shown = recipe(name, "--help")
+    assert shown.returncode == 0
+    for variable in ("stage=1", "stop_stage=", "out=runs/", "dry_run=false"):
+        assert variable in shown.stdout
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_a_stopped_run_is_resumed_by_the_same_command_and_refused_with_other_settings(tones: Tones, tmp_path, nproc):
+    arguments = ["--root", tones.root, "--trials", tones.trials, "--out", tmp_path, "--smoke", "--targets", 0]
+    arguments += ["--nproc", nproc]
+    command = ["sh", str(ROOT / "recipes" / "own_data" / "run.sh"), *map(str, arguments)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    run_dir = tmp_path / "smoke" / "runs" / "ecapa_adabreg_0"
+    with subprocess.Popen([*command, "trainer.max_steps=60"], env=ENVIRONMENT, **options) as process:
+        while not (run_dir / "checkpoints" / "last.pt").is_file() and process.poll() is None:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does at Ctrl-C
+        output, _ = process.communicate()
+    assert process.returncode != 0, output
+    assert not (run_dir / "results.json").is_file()
+    refused = recipe("own_data", *arguments, "trainer.max_steps=60", "seed=3")
+    assert refused.returncode != 0
+    assert "seed" in refused.stdout + refused.stderr
+    finished = recipe("own_data", *arguments, "trainer.max_steps=60")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "resuming" in (run_dir / "train.log").read_text()
+    assert len(table_rows(tmp_path / "smoke")) == 1
