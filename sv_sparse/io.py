@@ -205,7 +205,7 @@ def verify_crc(file: BinaryIO) -> None:
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    r"""Write a byte that is not UTF-8 as ``\xff``, others as "backslashreplace" does."""
+    r"""Write a byte that is not UTF-8 as ``\xff``, others as "backslashreplace"."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     escaped = ""
