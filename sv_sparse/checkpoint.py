@@ -1,8 +1,8 @@
 """Checkpoint files: written atomically, as tensors and plain data, and read back strictly.
 
-``last.pt`` holds everything that resuming needs, ``epoch_0003.pt`` the same after the third epoch. A network
-file (``model.pt``, ``best.pt``) holds what using the network needs: its weights, the settings of its run, the
-back-end that scores its embeddings, and the metrics at the time of saving.
+``last.pt`` holds everything that resuming needs, ``epoch_0003.pt`` the same after the third epoch.
+A network file (``model.pt``, ``best.pt``) holds what using the network needs: its weights, the
+settings of its run, the back-end that scores its embeddings, and the metrics when it was saved.
 """
 
 import io
@@ -25,11 +25,13 @@ TRAINING_KEYS = {
 }  # fmt: skip
 NETWORK_KEYS = {"format", "config", "model", "backend", "metrics"}
 
-# Errors of torch.load and zipfile for files that were cut off or changed at random: a list from experiments.
+# Errors of torch.load and zipfile for files that were cut off or changed at random: a list from
+# experiments.
 CORRUPT_FILE_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
-    lzma.LZMAError,  # where the name of the compression is damaged
+    # Where the name of the compression is damaged.
+    lzma.LZMAError,
     RuntimeError,
     EOFError,
     OSError,
@@ -59,7 +61,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     >>> load(path, NETWORK_KEYS)["model"]["weight"]
     tensor([1., 1.])
     """
-    # By way of memory: torch turns a failing write into an error of its own that does not name the cause.
+    # By way of memory: torch turns a failing write into an error that does not name the cause.
     buffer = io.BytesIO()
     torch.save(state | {"format": FORMAT}, buffer)
     with atomic_write(path) as file:

@@ -1,8 +1,8 @@
 """Processes that torchrun starts: rank, communication, and synchronized batch normalization.
 
-Everything here also works in a single process, which is rank 0 of 1. The number of processes changes how fast a run
-is, not what it computes: a batch is divided among them, gradients are averaged, and batch normalization uses the
-statistics of the whole batch (DECISIONS 39).
+Everything here also works in a single process, which is rank 0 of 1. The number of processes changes
+how fast a run is, not what it computes: a batch is divided among them, gradients are averaged, and
+batch normalization uses the statistics of the whole batch (DECISIONS 39).
 """
 
 import atexit
@@ -22,8 +22,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 T = TypeVar("T")
 
-# One process may read a corpus this long while the others wait. It is not needed to detect a process that died:
-# torchrun does that at once.
+# One process may read a corpus this long while the others wait. It does not delay the detection of
+# a process that died: torchrun notices that at once.
 _TIMEOUT = timedelta(hours=2)
 _POLL_SECONDS = 0.01
 
@@ -34,8 +34,9 @@ def process_group() -> Iterator[None]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
-    # gloo beside nccl: small messages between updates are CPU tensors, so that nobody waits for a GPU.
+    # gloo beside nccl: messages between updates are CPU tensors, so that nobody waits for a GPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    # Before nccl starts, which would put all processes on the first GPU.
     if int(os.environ["LOCAL_RANK"]) < torch.cuda.device_count():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, group_rank, group_size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
@@ -44,19 +45,21 @@ def process_group() -> Iterator[None]:
         backend, timeout=_TIMEOUT, store=dist.PrefixStore(prefix, store), rank=group_rank, world_size=group_size
     )
     yield
-    # Not in a finally clause: after an error it may wait for the other processes, and torchrun waits for this one.
+    # Not in a finally clause: after an error it may wait for the others, and torchrun for this one.
     dist.destroy_process_group()
 
 
 def exit_process() -> None:
-    """End a process of torchrun whose work is done, without Python's finalization; do nothing in other processes.
+    """End a process of torchrun whose work is done; do nothing in other processes.
 
-    Threads of torch's process groups may still run. One that asks for the interpreter during finalization aborts
-    the process: "terminate called without an active exception". Threads that Python would join are not joined.
+    Python's finalization is left out. Threads of torch's process groups may still run, and one that
+    asks for the interpreter while it is finalized aborts the process: "terminate called without an
+    active exception" (DECISIONS 38).
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
-    atexit._run_exitfuncs()  # ends data workers and closes log files; private, but unchanged since Python 2
+    # Ends data workers and closes log files. It is private, but has been there since Python 2.
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
@@ -65,8 +68,9 @@ def exit_process() -> None:
 def agree_on_store_prefix(store: dist.Store, group_rank: int, group_size: int) -> str:
     """Return a random name that all processes of one start share.
 
-    The store of torchrun survives restarts and still holds addresses of processes that are gone (DECISIONS 38). Rank 0
-    makes the name. The others ask for it under keys that are new at each start, until all have confirmed it.
+    The store of torchrun survives restarts and still holds addresses of processes that are gone
+    (DECISIONS 38). Rank 0 makes the name. The others ask for it under keys that are new at each start,
+    until all have confirmed it.
 
     Args:
         store: store of all starts.
@@ -120,9 +124,10 @@ def broadcast_from_rank0(function: Callable[[], T]) -> T:
     """
     if world_size() == 1:
         return function()
-    message: list[Any] = [None]  # stays None if the function fails
+    message: list[Any] = [None]
     if rank() == 0:
         try:
+            # A tuple, since the result itself may be None, which stands for an error.
             message = [("result", function())]
         finally:
             dist.broadcast_object_list(message)
@@ -134,7 +139,7 @@ def broadcast_from_rank0(function: Callable[[], T]) -> T:
 
 
 def rank0_first(function: Callable[[], T]) -> T:
-    """Call a function in every process, in rank 0 before the others, which can read the files that it wrote.
+    """Call a function in every process, in rank 0 first: the others can read the files it wrote.
 
     Returns:
         The process's own result, which is not pickled.
@@ -169,6 +174,7 @@ def all_reduce_mean(values: Tensor) -> Tensor:
     """Return the mean over the processes of a tensor on the training device."""
     if world_size() == 1:
         return values
+    # all_reduce works in place.
     total = values.clone()
     dist.all_reduce(total)
     return total / world_size()
@@ -199,7 +205,10 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 class SyncedBatchNorm(_BatchNorm):
-    """Batch normalization with the statistics of all processes' batches, on a CPU: torch's SyncBatchNorm needs GPUs."""
+    """Batch normalization with the statistics of all processes' batches, on a CPU.
+
+    torch's SyncBatchNorm needs GPUs.
+    """
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
@@ -211,8 +220,8 @@ class SyncedBatchNorm(_BatchNorm):
         x = input.float()
         axes = [0, *range(2, x.ndim)]
         shape = [1, -1] + [1] * (x.ndim - 2)
-        # Two messages, as torch has: sums with the count first, then squares around the common mean. Sums of
-        # squares in one message would cancel in float32.
+        # Two messages: first the sums, then the squares around the common mean. Squares around zero
+        # would need one message only, but cancel in float32.
         count_here = x.new_tensor([x.numel() // x.shape[1]])
         sums = _AllReduceSum.apply(torch.cat([x.sum(axes), count_here]))
         count = sums[-1].detach()
@@ -241,8 +250,8 @@ class SyncedBatchNorm(_BatchNorm):
 def sync_batch_norm(network: nn.Module, device: torch.device) -> Iterator[None]:
     """Replace each batch norm of a network by a synchronized one inside the block.
 
-    Parameters and buffers are shared with the original modules, which return at the end. In a single process nothing
-    is replaced.
+    Parameters and buffers are shared with the original modules, which return at the end. In a single
+    process nothing is replaced.
 
     Args:
         network: network to train.
@@ -252,6 +261,7 @@ def sync_batch_norm(network: nn.Module, device: torch.device) -> Iterator[None]:
     originals: list[tuple[str, _BatchNorm]] = []
     if world_size() > 1:
         originals = [(name, module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
+    # Replaced while training alone: checkpoints, evaluation and export see the plain network.
     for name, module in originals:
         network.set_submodule(name, _clone_norm(norm_class, module), strict=True)
     try:

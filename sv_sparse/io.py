@@ -19,15 +19,19 @@ from typing import IO, Any, BinaryIO
 
 try:
     import fcntl
-except ModuleNotFoundError:  # Windows
+except ModuleNotFoundError:
+    # Windows has none.
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
-TEMP_PATTERN = ".*.tmp"  # glob of temporary files, which a killed process leaves behind
-ESCAPE = "sv_sparse.escape"  # name of an error handler for ``open``, ``str.encode`` and the like
+# Glob of temporary files, which a killed process leaves behind.
+TEMP_PATTERN = ".*.tmp"
+# Name of an error handler for ``open``, ``str.encode`` and the like.
+ESCAPE = "sv_sparse.escape"
 
-_LOCK_UNSUPPORTED_ERRNOS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # as some network file systems answer
+# As some network file systems answer.
+_LOCK_UNSUPPORTED_ERRNOS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 _READER_GONE_ERRNOS = {errno.EPIPE, errno.EINVAL} if os.name == "nt" else {errno.EPIPE}
 _CHECKSUM_BYTES = 16
 
@@ -39,14 +43,14 @@ _CHECKSUM_BYTES = 16
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Yield a file that replaces ``path`` once all of it is on disk.
 
-    The bytes go to a temporary file in the same folder. Leaving the block flushes them to disk, renames the
-    temporary file to ``path`` and makes the rename durable. Any error, a full disk and Ctrl-C included,
-    removes the temporary file and leaves the old ``path`` as it was.
+    The bytes go to a temporary file in the same folder. Leaving the block flushes them to disk,
+    renames the temporary file to ``path`` and makes the rename durable. Any error, a full disk and
+    Ctrl-C included, removes the temporary file and leaves the old ``path`` as it was.
 
     Args:
         path: file to write; its folder must exist.
-        mode: ``"wb"`` for bytes, ``"w"`` for UTF-8 text with newlines as ``LF``, where bytes of file names
-            that are not UTF-8 are escaped as in ``printable``. Default: ``"wb"``.
+        mode: ``"wb"`` for bytes, ``"w"`` for UTF-8 text with newlines as ``LF``, where bytes of file
+            names that are not UTF-8 are escaped as in ``printable``.
 
     Raises:
         OSError: the folder is missing or read-only, or the disk is full.
@@ -60,10 +64,11 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """
     assert mode in {"wb", "w"}, mode
     path = Path(path)
+    # A random name, as another process may write the same file.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     text_options = {"encoding": "utf-8", "newline": "\n", "errors": ESCAPE} if mode == "w" else {}
     try:
-        # Mode x instead of tempfile: the file gets the permissions of any new file, not those of a private one.
+        # Not the module tempfile, whose files are private: others may read what this one writes.
         with (
             name_file_in_errors(path),
             open(temporary, mode.replace("w", "x"), **text_options) as file,  # type: ignore[call-overload]
@@ -81,7 +86,8 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 def _sync_folder(folder: Path) -> None:
     """Make a rename in ``folder`` survive a power cut."""
-    if os.name != "posix":  # only POSIX opens folders
+    # Only POSIX opens folders.
+    if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -92,7 +98,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def name_file_in_errors(path: Path) -> Iterator[None]:
-    """Add the path to an ``OSError`` that has none: "No space left on device" does not say where."""
+    """Add the path to an ``OSError`` that has none, such as "No space left on device"."""
     try:
         yield
     except OSError as error:
@@ -114,12 +120,13 @@ def write_json(path: str | Path, value: Any) -> None:
         TypeError: ``value`` holds an object that is not JSON.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    # A file name that is not UTF-8 becomes an escape of JSON, from which Python reads the same name (DECISIONS 75).
+    # A file name that is not UTF-8 becomes an escape of JSON, from which Python reads the same name
+    # (DECISIONS 75).
     write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def remove_temp_files(folder: Path) -> None:
-    """Remove the temporary files of killed processes below a folder that no other process writes to."""
+    """Remove the temporary files of killed processes below a folder that nobody else writes to."""
     for path in folder.rglob(TEMP_PATTERN):
         path.unlink()
 
@@ -151,7 +158,8 @@ def file_lock(folder: Path, message: str) -> Iterator[None]:
         yield
 
 
-@cache  # one warning for each folder
+# One warning for each folder.
+@cache
 def _warn_without_locks(folder: Path) -> None:
     logger.warning("%s: there are no file locks here; let no other process write into it", folder)
 
@@ -169,19 +177,21 @@ def checksum(*parts: bytes) -> str:
     """
     digest = hashlib.blake2b(digest_size=_CHECKSUM_BYTES)
     for part in parts:
+        # With the lengths, a byte that moves from one part to the next is noticed.
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()
 
 
 def verify_crc(file: BinaryIO) -> None:
-    """Compare the contents of a zip file with their CRCs, which torch and numpy write but do not always check.
+    """Check the CRCs in a zip file, which torch and numpy write but do not always read.
 
     Args:
         file: opened zip file; its position changes.
 
     Raises:
-        BadZipFile: a CRC differs, or it is no zip file. Damage can raise other errors of zipfile and zlib too.
+        BadZipFile: a CRC differs, or it is no zip file. Damage can also raise other errors of zipfile
+            and zlib.
     """
     if not zipfile.is_zipfile(file):
         raise zipfile.BadZipFile("damaged, or another kind of file")
@@ -195,7 +205,7 @@ def verify_crc(file: BinaryIO) -> None:
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    r"""Write an undecodable byte as ``\xff``, and other characters that the encoding lacks as Python does."""
+    r"""Write a byte that is not UTF-8 as ``\xff``, others as "backslashreplace"."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     escaped = ""
@@ -242,7 +252,8 @@ def install_command(extra: str) -> str:
     True
     """
     source = Path(__file__).parent.parent
-    if (source / "pyproject.toml").is_file():  # a checkout, not a wheel among other packages
+    # A checkout has it, a wheel among other packages does not.
+    if (source / "pyproject.toml").is_file():
         return f'pip install -e "{source}[{extra}]"'
     return f'pip install ".[{extra}]" in a copy of this project\'s source'
 
@@ -251,25 +262,29 @@ def install_command(extra: str) -> str:
 
 
 def harden_output() -> None:
-    """Make this program's stdout and stderr accept any name, and survive a reader that leaves (``| head -1``).
+    """Make stdout and stderr accept any name, and survive a reader that leaves (``| head -1``).
 
-    Characters that the terminal's encoding lacks are escaped. Output after the reader has left is dropped: the
-    program finishes its work (DECISIONS 75). For entry points only; a library leaves its user's streams alone.
+    Characters that the terminal's encoding lacks are escaped. Output after the reader has left is
+    dropped: the program finishes its work (DECISIONS 75). For entry points only; a library leaves the
+    streams of its user alone.
     """
     sys.stdout = _hardened_stream(sys.stdout, sys.__stdout__)
     sys.stderr = _hardened_stream(sys.stderr, sys.__stderr__)
 
 
 def _hardened_stream(stream: Any, process_stream: Any) -> Any:
-    if not isinstance(stream, io.TextIOWrapper):  # None without a terminal, or the stream of a notebook
+    # It is None without a terminal, and an object of its own in a notebook.
+    if not isinstance(stream, io.TextIOWrapper):
         return stream
     raw = getattr(stream.buffer, "raw", stream.buffer)
-    if stream is not process_stream or type(raw) is not io.FileIO:  # the console of Windows is no file
+    # The console of Windows is no file; and streams that somebody replaced are not ours to replace.
+    if stream is not process_stream or type(raw) is not io.FileIO:
         stream.reconfigure(errors=ESCAPE)
         return stream
     stream.flush()
     output: Any = _PipeSafeOutput(raw.fileno(), "w", closefd=False)
-    if raw is not stream.buffer:  # python -u has no buffer
+    # python -u has no buffer.
+    if raw is not stream.buffer:
         output = io.BufferedWriter(output)
     return io.TextIOWrapper(
         output,
@@ -289,6 +304,7 @@ class _PipeSafeOutput(io.FileIO):
         except OSError as error:
             if error.errno not in _READER_GONE_ERRNOS:
                 raise
+        # The descriptor itself is replaced, as libraries in C write to it too.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self.fileno())
         os.close(null)

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-USER_ERRORS = (ValueError, OSError, ArithmeticError)  # of input, hardware or numbers
-FULL_TRACEBACK_ENV = "HYDRA_FULL_ERROR"  # environment variable; 1 shows the traceback of user errors
+# Errors of input, hardware or numbers. A traceback says nothing about them to a user.
+USER_ERRORS = (ValueError, OSError, ArithmeticError)
+# Environment variable; 1 shows the traceback of user errors. The name is Hydra's, who reads it too.
+FULL_TRACEBACK_ENV = "HYDRA_FULL_ERROR"
 
 # Ctrl-C, the stop of a scheduler, and its early warning. Windows lacks the last.
 _STOP_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
@@ -29,7 +31,7 @@ class StopRequested(KeyboardInterrupt):
 
 @contextmanager
 def capture_stop_signals() -> Iterator[list[int]]:
-    """Yield a list to which the numbers of stop signals are appended, instead of stopping the program.
+    """Yield a list to which stop signals append their numbers, instead of ending the program.
 
     Raises:
         StopRequested: Ctrl-C came while an earlier signal still waited.
@@ -37,7 +39,8 @@ def capture_stop_signals() -> Iterator[list[int]]:
     requests: list[int] = []
 
     def record(signal_number: int, _frame: FrameType | None) -> None:
-        # Only Ctrl-C is impatient: schedulers often send a signal twice, themselves and through torchrun.
+        # Only a second Ctrl-C is impatience. A scheduler's signals often come twice, from itself and
+        # from torchrun.
         if requests and signal_number == signal.SIGINT:
             raise StopRequested(signal_number)
         requests.append(signal_number)
@@ -61,7 +64,7 @@ def defer_stop() -> Iterator[None]:
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """Turn a user error into one line on stderr and exit status 2, and a stop signal into status 128 + n.
+    """Turn a user error into one line on stderr and exit status 2, a stop signal into 128 + n.
 
     With the environment variable HYDRA_FULL_ERROR=1, user errors keep their traceback.
 
@@ -79,7 +82,8 @@ def report_errors() -> Iterator[None]:
         except StopRequested as stop:
             print("interrupted", file=sys.stderr)
             raise SystemExit(128 + stop.signal_number) from None
-        except KeyboardInterrupt:  # raised by a library
+        except KeyboardInterrupt:
+            # Raised by a library.
             print("interrupted", file=sys.stderr)
             raise SystemExit(128 + signal.SIGINT) from None
 
@@ -92,6 +96,7 @@ def _signal_handlers(handler: Callable[[int, FrameType | None], None]) -> Iterat
     try:
         yield
     finally:
+        # These blocks are nested: the block around this one handles signals again.
         for signal_number, previous_handler in previous.items():
             signal.signal(signal_number, previous_handler)
 

@@ -66,8 +66,8 @@ def corpus(tmp_path_factory) -> list[str]:
     for key in (keys[1], keys[7], keys[13]):
         damage_middle(folder / "wav" / key)
     write_trial_list(folder / "trials.txt", [key for key in keys if key[6] in "678"])
-    shares = ["data.val_fraction=0.3", "data.max_unreadable_fraction=0.2"]
-    return ["data=folder", f"data.root={folder / 'wav'}", f"data.trial_lists={folder / 'trials.txt'}", *shares]
+    others = ["data.val_fraction=0.3", "data.max_unreadable_fraction=0.2", "data.evaluate_untrained=true"]
+    return ["data=folder", f"data.root={folder / 'wav'}", f"data.trial_lists={folder / 'trials.txt'}", *others]
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_a_killed_process_is_started_again_and_the_run_goes_on_from_its_last_che
     words = [*SETTINGS, *corpus, f"run_dir={folder}"]
     done = run(*TORCHRUN, "--max-restarts=2", str(script), str(ROOT / "train.py"), *words)
     assert done.returncode == 0, done.stderr
-    assert_continued_to(together, folder)
+    assert_resumed_to(together, folder)
 
 
 def test_machines_begin_again_where_another_ones_process_was_killed(together, corpus, tmp_path):
@@ -165,11 +165,11 @@ def test_machines_begin_again_where_another_ones_process_was_killed(together, co
         ended = [pool.submit(run, *words).result for _ in range(2)]
         for done in (result() for result in ended):
             assert done.returncode == 0, done.stderr
-    assert_continued_to(together, folder)
+    assert_resumed_to(together, folder)
 
 
-def assert_continued_to(together: Path, folder: Path) -> None:
-    assert "continuing" in (folder / "train.log").read_text()
+def assert_resumed_to(together: Path, folder: Path) -> None:
+    assert "resuming" in (folder / "train.log").read_text()
     assert rows(folder) == rows(together)
     for name, value in network(folder).items():
         assert torch.equal(value, network(together)[name]), name
@@ -190,17 +190,17 @@ def test_restarts_need_a_folder_and_the_same_settings(corpus, alone, train, monk
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
     done = train(*SETTINGS, *corpus)
     assert done.status == 2
-    assert "torchrun --max-restarts needs folder=PATH" in done.err
+    assert "torchrun --max-restarts needs run_dir=PATH" in done.err
     monkeypatch.delenv("TORCHELASTIC_MAX_RESTARTS")
     for variable in ("SLURM_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"):
         monkeypatch.setenv(variable, "1")
         done = train(*SETTINGS, *corpus, f"run_dir={alone}", "head.scale=31")
         assert done.status == 2
-        assert f"run_dir={alone} holds a run that was begun with other settings: head.scale" in done.err
+        assert f"run_dir={alone} holds a run with other settings: head.scale" in done.err
         monkeypatch.delenv(variable)
     done = train(*SETTINGS, *corpus, f"run_dir={alone}")
     assert done.status == 2
-    assert "is there already" in done.err
+    assert f"run_dir={alone} exists" in done.err
 
 
 def test_a_return_to_an_epoch_is_made_once_not_at_each_restart(alone, tmp_path, train, monkeypatch):

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sv_sparse.report.compare import compare_table, compare_to_first, read_run_results, write_comparison
+from sv_sparse.report.compare import add_eer_differences, compare_table, read_run_results, write_comparison
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> None:
     results, messages = read_run_results(args.runs, args.list)
     for message in messages:
         print(message, file=sys.stderr)
-    results = compare_to_first(results)
+    add_eer_differences(results)
     print(compare_table(results))
     if args.out is not None:
         write_comparison(args.out, results)

@@ -3,10 +3,10 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sv_sparse.config.schema import Config, read_config
 from sv_sparse.evaluation.score_files import eer_difference
@@ -16,14 +16,16 @@ from sv_sparse.report.figures.compare import comparison_figures
 from sv_sparse.report.figures.style import report_style
 from sv_sparse.report.html import write_pages
 from sv_sparse.report.results import Results, all_evaluations
-from sv_sparse.report.tables import Table, corpus_name, speakers_text
+from sv_sparse.report.tables import Evaluation, Table, corpus_name, speakers_text
 
-Row = dict[str, Any]  # values of a run and a list by their CSV names; None where one is not known
+# Values of a run and a list by their CSV names; None where one is not known.
+Row = dict[str, Any]
 
-_CONDITIONS = ("enrollment", "score_norm", "calibration", "speakers", "targets")  # last columns of the CSV
+# Last columns of the CSV, which the table of lists shows.
+_CONDITIONS = ("enrollment", "score_norm", "calibration", "speakers", "targets")
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunResult:
     """Finished run and its evaluation on one trial list.
 
@@ -34,7 +36,7 @@ class RunResult:
         config: settings of the run.
         list_name: name of the list; lists of other trials under the same name have another one.
         evaluation: evaluation of the list, as in ``evaluations`` of results.json.
-        eer_difference: EER less the first run's, and the ends of its 95 % interval; None if it is not known.
+        eer_difference: EER less the first run's, and the ends of its 95 % interval; None if unknown.
     """
 
     run_dir: Path
@@ -42,12 +44,12 @@ class RunResult:
     results: Results
     config: Config
     list_name: str
-    evaluation: Mapping[str, Any]
+    evaluation: Evaluation
     eer_difference: tuple[float, float, float] | None = None
 
     @property
     def is_dense(self) -> bool:
-        """Whether the run had no target sparsity."""
+        """True if the run had no target sparsity."""
         return not self.results["target_sparsity"]
 
     @property
@@ -56,23 +58,18 @@ class RunResult:
         return "dense" if self.is_dense else str(self.config.sparsity.controller.name)
 
     @property
-    def is_fixed(self) -> bool:
-        """Whether lambda was fixed, so that the sparsity followed from it."""
-        return self.controller == "fixed"
-
-    @property
     def network(self) -> str:
-        """Model and optimizer: runs with the same ones are compared by their cost."""
+        """Model and optimizer."""
         return f"{self.results['training']['model']}, {self.config.optim.name}"
 
     @property
     def series(self) -> str:
         """Label of the runs that are drawn as one series."""
-        return f"{self.network}, {'fixed λ' if self.is_fixed else self.controller}"
+        return f"{self.network}, {self.controller.replace('fixed', 'fixed λ')}"
 
     @property
     def minutes(self) -> float:
-        """Minutes of the run."""
+        """Minutes of the run, without interruptions."""
         return float(self.results["wall_time_s"]) / 60
 
     @property
@@ -102,126 +99,80 @@ def read_run_results(run_dirs: Sequence[Path], list_id: str | None = None) -> tu
             continue
         try:
             config = read_config(run_dir)
-        except ValueError as error:  # of an earlier version
+        except ValueError as error:
+            # A run of an earlier version: one of them must not keep the others from being compared.
             messages.append(f"{error}; left out")
             continue
         run_results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
         evaluations = all_evaluations(run_dir, run_results)
         if list_id is not None and list_id not in evaluations:
-            messages.append(f"{run_dir}: not evaluated on {list_id}, left out; it has {', '.join(evaluations)}")
+            others = ", ".join(evaluations)
+            messages.append(f"{run_dir}: not evaluated on {list_id}, left out; it has {others}")
             continue
         for name, evaluation in evaluations.items():
             if list_id in {None, name}:
                 results.append(RunResult(run_dir, run_name, run_results, config, name, evaluation))
     if not results:
         raise ValueError(f"there is nothing to compare: {'; '.join(messages)}")
-    return _with_unique_list_names(results), messages
+    _make_list_names_unique(results)
+    return results, messages
 
 
 def _unique_names(run_dirs: Sequence[Path]) -> list[str]:
     """Return the shortest ends of the paths, of equal depth, that are all different."""
     paths = [run_dir.resolve().parts for run_dir in run_dirs]
+    # Runs of two sweeps may have the same names in different folders.
     depth = 1
     while len({parts[-depth:] for parts in paths}) < len(set(paths)):
         depth += 1
     return ["/".join(parts[-depth:]) for parts in paths]
 
 
-def _with_unique_list_names(results: Sequence[RunResult]) -> list[RunResult]:
-    """Add the checksum to the name of lists that hold other trials in other runs."""
+def _make_list_names_unique(results: Iterable[RunResult]) -> None:
+    """Add the checksum to names of lists that hold other trials in other runs."""
     checksums: dict[str, set[str]] = {}
     for result in results:
         checksums.setdefault(result.list_name, set()).add(result.evaluation["checksum"])
-    unique = []
     for result in results:
-        list_name = result.list_name
-        if len(checksums[list_name]) > 1:
-            list_name = f"{list_name} ({result.evaluation['checksum'][:6]})"
-        unique.append(replace(result, list_name=list_name))
-    return unique
+        if len(checksums[result.list_name]) > 1:
+            result.list_name += f" ({result.evaluation['checksum'][:6]})"
 
 
-def compare_to_first(results: Sequence[RunResult]) -> list[RunResult]:
-    """Return the results with the differences of their EERs to the first run's, on the lists that both scored."""
+def add_eer_differences(results: Sequence[RunResult]) -> None:
+    """Set the differences to the first run's EERs, on lists whose scores both runs have."""
     first_run = results[0].run_dir
     first_checksums = {}
     for result in results:
-        if result.run_dir == first_run:
-            first_checksums[result.evaluation["id"]] = result.evaluation["checksum"]
-    compared = []
-    for result in results:
-        difference = None
         list_id = result.evaluation["id"]
+        checksum = result.evaluation["checksum"]
+        if result.run_dir == first_run:
+            first_checksums[list_id] = checksum
+            continue
+        # Only on the same trials: most of the variation between speakers is common then, and
+        # cancels. Names and sizes of lists do not tell (DECISIONS 71).
+        if first_checksums.get(list_id) != checksum:
+            continue
         path = result.run_dir / "scores" / f"{list_id}.txt"
         first_path = first_run / "scores" / f"{list_id}.txt"
-        # Only on the same trials: most of the variation between speakers is common then, and cancels.
-        same_trials = first_checksums.get(list_id) == result.evaluation["checksum"]
-        if result.run_dir != first_run and same_trials and path.is_file() and first_path.is_file():
+        if path.is_file() and first_path.is_file():
             difference = eer_difference(path, first_path)
-        if difference is not None:
-            value, (low, high) = difference
-            compared.append(replace(result, eer_difference=(value, low, high)))
-        else:
-            compared.append(result)
-    return compared
+            if difference is not None:
+                value, (low, high) = difference
+                result.eer_difference = (value, low, high)
 
 
-class SearchCost(NamedTuple):
-    """Time that reaching a target sparsity took.
-
-    Attributes:
-        network: model and optimizer.
-        target: target sparsity.
-        method: description of the runs.
-        is_fixed: whether these are all runs with a fixed lambda together; otherwise it is one run.
-        num_runs: number of runs.
-        minutes: minutes of all of them.
-        sparsity: tracked sparsity nearest to the target.
-    """
-
-    network: str
-    target: float
-    method: str
-    is_fixed: bool
-    num_runs: int
-    minutes: float
-    sparsity: float
-
-    @property
-    def points(self) -> float:
-        """Distance to the target, in percentage points."""
-        return 100 * abs(self.sparsity - self.target)
-
-
-def search_costs(results: Sequence[RunResult]) -> list[SearchCost]:
-    """Return what it cost to reach each target: by a sweep of fixed lambdas, and by each run with a controller.
-
-    Networks with runs of one kind only have no costs.
-    """
-    runs = {result.run_dir: result for result in results if not result.is_dense}
-    costs = []
-    for network in dict.fromkeys(run.network for run in runs.values()):
-        fixed = [run for run in runs.values() if run.network == network and run.is_fixed]
-        controlled = [run for run in runs.values() if run.network == network and not run.is_fixed]
-        if not fixed or not controlled:
-            continue
-        sweep_minutes = sum(run.minutes for run in fixed)
-        for target in sorted({run.results["target_sparsity"] for run in controlled}):
-            tracked = {run.results["sparsity_tracked"]: run for run in reversed(fixed)}
-            nearest_sparsity = min(tracked, key=lambda value: abs(value - target))
-            method = f"fixed λ, the nearest {tracked[nearest_sparsity].results['lambda']:.3g}"
-            costs.append(SearchCost(network, target, method, True, len(fixed), sweep_minutes, nearest_sparsity))
-            for run in controlled:
-                if run.results["target_sparsity"] == target:
-                    method = f"{run.controller}: {run.run_name}"
-                    tracked_sparsity = run.results["sparsity_tracked"]
-                    costs.append(SearchCost(network, target, method, False, 1, run.minutes, tracked_sparsity))
-    return costs
+def sparse_runs(results: Iterable[RunResult]) -> list[RunResult]:
+    """Return one result of each run that had a target sparsity."""
+    by_run = {}
+    for result in results:
+        if not result.is_dense:
+            by_run[result.run_dir] = result
+    return list(by_run.values())
 
 
 def compare_table(results: Sequence[RunResult]) -> str:
     """Return the table of runs and lists, in Markdown."""
-    return _runs_table([_row(result) for result in results]).markdown()
+    return _runs_table(list(map(_row, results))).markdown()
 
 
 def write_comparison(folder: Path, results: Sequence[RunResult]) -> None:
@@ -236,27 +187,31 @@ def write_comparison(folder: Path, results: Sequence[RunResult]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with report_style():
-        figures = comparison_figures(results)
-    rows = [_row(result) for result in results]
+        figures = comparison_figures(results, sparse_runs(results))
+    rows = list(map(_row, results))
     tables = [_runs_table(rows), _lists_table(results)]
-    costs = search_costs(results)
-    if costs:
-        tables.append(_cost_table(costs))
-    num_runs = len({result.run_dir for result in results})
-    num_lists = len({result.list_name for result in results})
+    costs = cost_table(results)
+    if costs is not None:
+        tables.append(costs)
     corpora = sorted({corpus_name(result.results) for result in results})
-    summary = f"Runs: {num_runs}, lists: {num_lists}; trained on: {', '.join(corpora)}"
-    values = {"name": "Comparison of runs", "summary": summary, "tables": tables}
+    values = {
+        "name": "Comparison of runs",
+        "summary": f"Trained on: {', '.join(corpora)}.",
+        "tables": tables,
+    }
     write_pages(folder, "compare", "compare", figures, values)
+    # Fractions and minutes without rounding, for programs.
     file = io.StringIO()
-    writer = csv.DictWriter(file, [*_known_keys(rows), *_CONDITIONS], extrasaction="ignore", lineterminator="\n")
+    keys = [*_keys_with_values(rows), *_CONDITIONS]
+    writer = csv.DictWriter(file, keys, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / "compare.csv", file.getvalue())
 
 
 def _row(result: RunResult) -> Row:
-    run, evaluation = result.results, result.evaluation
+    run = result.results
+    evaluation = result.evaluation
     left_out = bool(evaluation.get("recordings_left_out"))
     row = {
         "run": result.run_name,
@@ -288,12 +243,14 @@ def _row(result: RunResult) -> Row:
     return row | {key: evaluation[key] for key in _CONDITIONS}
 
 
-def _known_keys(rows: Sequence[Row]) -> list[str]:
-    """Return the keys, in order, for which a row has a value; lists may have different operating points."""
-    keys: dict[str, None] = {}
+def _keys_with_values(rows: Sequence[Row]) -> list[str]:
+    """Return the keys, in order, for which a row has a value, without the conditions."""
+    keys: dict[str, bool] = {}
+    # All rows, since lists may have different operating points.
     for row in rows:
-        keys |= dict.fromkeys(row)
-    return [key for key in keys if key not in _CONDITIONS and any(row.get(key) is not None for row in rows)]
+        for key, value in row.items():
+            keys[key] = keys.get(key, False) or value is not None
+    return [key for key, has_value in keys.items() if has_value and key not in _CONDITIONS]
 
 
 def _left_out_cell(row: Row) -> str:
@@ -309,8 +266,9 @@ def _interval_cell(row: Row) -> str:
 def _difference_cell(row: Row) -> str:
     if row["eer_difference"] is None:
         return fmt.DASH
-    low, high = row["eer_difference_low"], row["eer_difference_high"]
-    return f"{100 * row['eer_difference']:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]"
+    low = 100 * row["eer_difference_low"]
+    high = 100 * row["eer_difference_high"]
+    return f"{100 * row['eer_difference']:+.2f} points [{low:+.2f}, {high:+.2f}]"
 
 
 # Columns of the table of runs by the CSV name: header, and the cell of a row.
@@ -337,7 +295,7 @@ _CSV_ONLY = {"recordings_left_out", "eer_high", "eer_difference_low", "eer_diffe
 def _runs_table(rows: Sequence[Row]) -> Table:
     headers = []
     columns = []
-    for key in _known_keys(rows):
+    for key in _keys_with_values(rows):
         if key in _CSV_ONLY:
             continue
         if key.startswith(("min_dcf(", "act_dcf(")):
@@ -346,7 +304,7 @@ def _runs_table(rows: Sequence[Row]) -> Table:
         elif key in _COLUMNS:
             header, cell = _COLUMNS[key]
             headers.append(header)
-            columns.append([cell(row) for row in rows])
+            columns.append(list(map(cell, rows)))
         else:
             headers.append(key)
             columns.append([str(row[key]) for row in rows])
@@ -372,14 +330,41 @@ def _lists_table(results: Sequence[RunResult]) -> Table:
     headers = (
         "list", "trials", "targets", "speakers", "enrollment", "subtracted", "score norm", "calibration", "runs",
     )  # fmt: skip
-    return Table("Lists", headers, [(*row, str(len(runs))) for row, runs in runs_by_conditions.items()])
+    rows = [(*row, str(len(runs))) for row, runs in runs_by_conditions.items()]
+    return Table("Lists", headers, rows)
 
 
-def _cost_table(costs: Sequence[SearchCost]) -> Table:
+def cost_table(results: Iterable[RunResult]) -> Table | None:
+    """Return the table of the time that it took to reach each target.
+
+    All runs with a fixed lambda together, of which the nearest counts, are compared with each run
+    whose controller found the target by itself. The table is None without runs of both kinds.
+    """
     rows = []
-    for cost in costs:
-        minutes, sparsity = fmt.number(cost.minutes, ".1f"), fmt.percent(cost.sparsity, 3)
-        target, num_runs = fmt.percent(cost.target), fmt.count(cost.num_runs)
-        rows.append((cost.network, target, cost.method, num_runs, minutes, sparsity, f"{cost.points:.3f}"))
-    headers = ("network", "target", "method", "runs", "minutes", "nearest tracked sparsity", "points from the target")
-    return Table("Cost of reaching a target", headers, rows)
+    by_network: dict[str, list[RunResult]] = {}
+    for run in sparse_runs(results):
+        by_network.setdefault(run.network, []).append(run)
+    for network, runs in by_network.items():
+        fixed = [run for run in runs if run.controller == "fixed"]
+        if not fixed:
+            continue
+        controlled = [run for run in runs if run not in fixed]
+        # Nobody knows the nearest lambda before the sweep, so all of its runs count.
+        sweep_minutes = sum(run.minutes for run in fixed)
+        for target in sorted({run.results["target_sparsity"] for run in controlled}):
+            nearest = min(fixed, key=lambda run: abs(run.results["sparsity_tracked"] - target))
+            method = f"fixed λ, the nearest {nearest.results['lambda']:.3g}"
+            rows.append(_cost_row(network, target, method, len(fixed), sweep_minutes, nearest))
+            for run in controlled:
+                if run.results["target_sparsity"] == target:
+                    method = f"{run.controller}: {run.run_name}"
+                    rows.append(_cost_row(network, target, method, 1, run.minutes, run))
+    headers = ("network", "target", "method", "runs", "minutes", "tracked sparsity", "points from the target")
+    return Table("Cost of reaching a target", headers, rows) if rows else None
+
+
+def _cost_row(network: str, target: float, method: str, num_runs: int, minutes: float, nearest: RunResult) -> list[str]:
+    sparsity = nearest.results["sparsity_tracked"]
+    points = 100 * abs(sparsity - target)
+    numbers = [fmt.number(minutes, ".1f"), fmt.percent(sparsity, 3), fmt.number(points)]
+    return [network, fmt.percent(target), method, str(num_runs), *numbers]

@@ -1,7 +1,8 @@
-"""Report of a run as files: results.json, report.html with all figures in it, report.md, figures/*.svg."""
+"""Files of a run's report: results.json, report.html, report.md, figures/*.svg."""
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,13 +19,13 @@ from sv_sparse.runtime.decision import LIMITS_OF_USE, NOT_DIFFERENT, SYNTHETIC_W
 
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
-    autoescape=select_autoescape(["html"]),  # names of speakers, lists and layers may hold anything
+    # Names of speakers, lists and layers may hold anything.
+    autoescape=select_autoescape(["html"]),
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_ERROR_FIGURES = ("det", "scores_", "groups_")  # beginnings of their names
 
 
 def write_results(run_dir: Path, results: Results) -> str:
@@ -47,8 +48,9 @@ def write_report(run_dir: Path, results: Results) -> list[FigureFile]:
         OSError: a file of the run folder is missing, or a file cannot be written.
     """
     report = read_run_report(run_dir, results)
-    figures = draw_run(report)
-    write_pages(run_dir, "report", "run", figures, _page_values(report, figures))
+    sections = draw_run(report)
+    figures = list(chain.from_iterable(sections.values()))
+    write_pages(run_dir, "report", "run", figures, _page_values(report) | sections)
     return figures
 
 
@@ -64,7 +66,7 @@ def refresh_report(run_dir: Path) -> None:
 
 
 def write_pages(folder: Path, name: str, template: str, figures: Sequence[FigureFile], values: dict[str, Any]) -> None:
-    """Write figures/*.svg, an HTML page with the figures in it, and a Markdown page that links them.
+    """Write figures/*.svg, an HTML page that holds them, and a Markdown page that links them.
 
     Args:
         folder: folder of the files.
@@ -79,7 +81,7 @@ def write_pages(folder: Path, name: str, template: str, figures: Sequence[Figure
     (folder / "figures").mkdir(exist_ok=True)
     for figure in figures:
         write_text(folder / "figures" / f"{figure.name}.svg", standalone_svg(figure))
-    # Ids of one figure must not be those of another, since all are in one HTML document.
+    # One HTML document holds all figures, so their ids must differ.
     prefixes = {figure.name: f"f{index}" for index, figure in enumerate(figures)}
     css = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
     values = values | {
@@ -88,13 +90,16 @@ def write_pages(folder: Path, name: str, template: str, figures: Sequence[Figure
         "svg": lambda figure: inline_svg(figure, prefixes[figure.name]),
         "quote": quote,
     }
+    # The HTML page needs no other file, so that it can be mailed; Markdown is for terminals.
     for suffix in ("html", "md"):
         write_text(folder / f"{name}.{suffix}", _TEMPLATES.get_template(f"{template}.{suffix}").render(values))
 
 
-def _page_values(report: RunReport, figures: Sequence[FigureFile]) -> dict[str, Any]:
-    """Return the variables of the templates run.html and run.md."""
-    results, training, environment = report.results, report.results["training"], report.environment
+def _page_values(report: RunReport) -> dict[str, Any]:
+    """Return the variables of the templates run.html and run.md, without the figures."""
+    results = report.results
+    training = results["training"]
+    environment = report.environment
     evaluations = []
     for name, evaluation in results["evaluations"].items():
         evaluations.append(
@@ -110,15 +115,15 @@ def _page_values(report: RunReport, figures: Sequence[FigureFile]) -> dict[str, 
         f'A pair whose evidence reaches the threshold is "{Outcome.ACCEPTED}", any other "{Outcome.NOT_ACCEPTED}"; '
         f"{NOT_DIFFERENT}."
     ]
+    # A card of a demo network must not look like one of people's voices.
     if report.config.is_synthetic:
         notes.append(f"Warning: {SYNTHETIC_WARNING}.")
     notes.append(f"Limits of use: {LIMITS_OF_USE}.")
     environment_facts = []
     for name, value in environment.items():
-        if value is not None and name not in {"command", "packages", "corpus"}:  # the page has them elsewhere
+        # The page has these elsewhere.
+        if value is not None and name not in {"command", "packages", "corpus"}:
             environment_facts.append((name, value))
-    error_figures = [figure for figure in figures if figure.name.startswith(_ERROR_FIGURES)]
-    layer_figures = [figure for figure in figures if figure.name == "layers"]
     return {
         "name": report.name,
         "summary": (
@@ -130,9 +135,6 @@ def _page_values(report: RunReport, figures: Sequence[FigureFile]) -> dict[str, 
         "results": tables.results_table(results),
         "evaluations": evaluations,
         "decision_notes": notes,
-        "error_figures": error_figures,
-        "layer_figures": layer_figures,
-        "training_figures": [figure for figure in figures if figure not in (*error_figures, *layer_figures)],
         "sparsity": tables.sparsity_table(results),
         "size": tables.size_table(results["size"]),
         "latency": tables.latency_note(results["size"]),
@@ -146,16 +148,20 @@ def _page_values(report: RunReport, figures: Sequence[FigureFile]) -> dict[str, 
 
 def _cards(report: RunReport) -> list[tuple[str, str, str]]:
     """Return the most important numbers: name, number, note."""
-    results, size, training = report.results, report.results["size"], report.results["training"]
+    results = report.results
+    size = results["size"]
+    training = results["training"]
     name, evaluation = next(iter(results["evaluations"].items()))
     sparsity_note = "dense"
     if not report.is_dense:
-        target, tracked = fmt.percent(results["target_sparsity"]), fmt.percent(results["sparsity_tracked"], 3)
+        target = fmt.percent(results["target_sparsity"])
+        tracked = fmt.percent(results["sparsity_tracked"], 3)
         sparsity_note = f"target {target}, {tracked} tracked"
     eer_note = name
     if evaluation["eer_interval"] is not None:
         eer_note += f", 95% interval {fmt.interval(evaluation['eer_interval'])}"
-    nnz, num_params = results["nonzero_parameters"], results["parameters"]
+    nnz = results["nonzero_parameters"]
+    num_params = results["parameters"]
     nonzero_macs = fmt.percent(size["nonzero_macs"] / size["macs"], 1)
     size_note = f"{fmt.percent(nnz / num_params, 1)} of {num_params:,}; {nonzero_macs} of multiply-accumulates"
     minutes = fmt.number(results["wall_time_s"] / 60, ".1f")

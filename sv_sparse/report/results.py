@@ -1,4 +1,4 @@
-"""Results of a finished run: the content of results.json, and everything else that a report reads."""
+"""Results of a finished run: results.json, and everything else that a report reads."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -47,6 +47,7 @@ def build_results(
         # The untrained network is scored without score normalization, under an id of its own.
         if evaluation.id in untrained_eers:
             by_id[evaluation.id]["untrained_eer"] = untrained_eers[evaluation.id]
+    # The first list of the settings is the one that a run is known by.
     first = next(iter(by_id.values()))
     complexity = measure_complexity(setup.network, setup.sparse_params, setup.head)
     num_params = complexity["size"]["parameters"]
@@ -76,6 +77,7 @@ def build_results(
             "precision": setup.device.precision,
             "processes": world_size(),
         },
+        # Conditions that all lists have in common.
         "scoring": {
             "mean_embedding": f"mean embedding of {config.trainer.num_bn_crops} training crops",
             "score_norm": first["score_norm"],
@@ -115,7 +117,7 @@ class RunReport:
 
     @property
     def is_dense(self) -> bool:
-        """Whether the run had no target sparsity."""
+        """True if the run had no target sparsity."""
         return not self.results["target_sparsity"]
 
 
@@ -141,16 +143,19 @@ def read_run_report(run_dir: Path, results: Results) -> RunReport:
 
 
 def all_evaluations(run_dir: Path, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all evaluations of a run by id: those of results.json, and later ones of ``sv-sparse evaluate``.
+    """Return all evaluations of a run by id, with later ones of ``sv-sparse evaluate``.
 
-    A list of which other trials are scored now, because a recording was mended, has its later evaluation: the score
-    file is of that one. With the same trials the run's own evaluation stays.
+    Args:
+        run_dir: folder of the finished run.
+        results: content of its results.json.
     """
     evaluations = dict(results["evaluations"])
     path = run_dir / "evaluations.json"
     if path.is_file():
         later = json.loads(path.read_text(encoding="utf-8"))
         for result_id, evaluation in later.items():
+            # The run's own evaluation stays, unless other trials were scored since, as after a
+            # recording was mended: the score file is of those (DECISIONS 71).
             previous = evaluations.get(result_id)
             if previous is None or previous["checksum"] != evaluation["checksum"]:
                 evaluations[result_id] = evaluation

@@ -8,9 +8,12 @@ from typing import Any
 from sv_sparse.report import format as fmt
 from sv_sparse.report.results import Results
 
-Evaluation = Mapping[str, Any]  # of one trial list, as in ``evaluations`` of results.json
-Facts = list[tuple[str, str]]  # names and values
+# Of one trial list, as in ``evaluations`` of results.json.
+Evaluation = Mapping[str, Any]
+# Names and values.
+Facts = list[tuple[str, str]]
 
+# A cell that pages align at the right.
 _NUMBER = re.compile(rf"[+-]?\d|{fmt.DASH}?$")
 _GROUP_LABELS = {("sex", "f"): "female", ("sex", "m"): "male"}
 
@@ -48,7 +51,7 @@ class Table:
 
     def markdown(self) -> str:
         """Return the table in Markdown, with aligned columns."""
-        lines = [[_markdown_cell(cell) for cell in row] for row in (self.headers, *self.rows)]
+        lines = [list(map(_markdown_cell, row)) for row in (self.headers, *self.rows)]
         widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
         lines.insert(1, ["-" * width for width in widths])
         aligned = []
@@ -64,16 +67,18 @@ def _markdown_cell(text: str) -> str:
 
 
 def results_table(results: Results) -> Table:
-    """Return the table with a row for each trial list, which the terminal shows at the end of a run."""
+    """Return the table with a row for each trial list, which a run prints at its end."""
     evaluations = results["evaluations"]
     point = next(iter(evaluations.values()))["dcf"][0]
     headers = ["list", "target", "tracked sparsity", "final sparsity", "nonzero parameters", "EER"]
     headers.append(f"minDCF({fmt.point_name(point)})")
+    # Most runs do not evaluate their untrained network.
     has_untrained = any("untrained_eer" in evaluation for evaluation in evaluations.values())
     if has_untrained:
         headers.append("untrained EER")
     headers.append("minutes")
-    nnz, num_params = results["nonzero_parameters"], results["parameters"]
+    nnz = results["nonzero_parameters"]
+    nonzero = f"{fmt.count(nnz)} ({fmt.percent(nnz / results['parameters'], 1)})"
     rows = []
     for result_id, evaluation in evaluations.items():
         row = [
@@ -81,7 +86,7 @@ def results_table(results: Results) -> Table:
             fmt.percent(results["target_sparsity"]),
             fmt.percent(results["sparsity_tracked"], 3),
             fmt.percent(results["sparsity"], 4),
-            f"{fmt.count(nnz)} ({fmt.percent(nnz / num_params, 1)})",
+            nonzero,
             fmt.percent(evaluation["eer"]),
             fmt.number(evaluation["dcf"][0]["min_dcf"]),
         ]
@@ -94,8 +99,9 @@ def results_table(results: Results) -> Table:
 
 def metrics_table(evaluation: Evaluation) -> Table:
     """Return the table of one trial list's error rates, with intervals and thresholds."""
-    eer, threshold = fmt.percent(evaluation["eer"]), fmt.number(evaluation["eer_threshold"], ".4f")
-    rows = [("EER", eer, fmt.interval(evaluation["eer_interval"]), threshold)]
+    interval = fmt.interval(evaluation["eer_interval"])
+    threshold = fmt.number(evaluation["eer_threshold"], ".4f")
+    rows = [("EER", fmt.percent(evaluation["eer"]), interval, threshold)]
     for cost in evaluation["dcf"]:
         name = fmt.point_name(cost)
         interval = fmt.interval(cost["min_dcf_interval"], ".3f")
@@ -112,10 +118,11 @@ def metrics_table(evaluation: Evaluation) -> Table:
 
 
 def thresholds_table(evaluation: Evaluation) -> Table | None:
-    """Return the table of the error rates at the calibration's thresholds; None without a calibration."""
+    """Return the table of error rates at the calibration's thresholds, None without calibration."""
     rows = []
     for threshold in evaluation["thresholds"]:
-        target_far, llr = fmt.percent(threshold["target_far"]), fmt.number(threshold["threshold"], ".2f")
+        target_far = fmt.percent(threshold["target_far"])
+        llr = fmt.number(threshold["threshold"], ".2f")
         rows.append((target_far, llr, fmt.percent(threshold["p_fa"]), fmt.percent(threshold["p_miss"])))
     headers = ("target false-alarm rate", "LLR threshold", "false alarms", "misses")
     return Table("Thresholds from held-out speakers", headers, rows) if rows else None
@@ -127,8 +134,9 @@ def breakdown_table(evaluation: Evaluation) -> Table | None:
     for kind, groups in evaluation["breakdown"].items():
         kind_name = "duration" if kind == "seconds" else kind
         for label, group in groups.items():
-            counts = fmt.count(group["trials"]), fmt.count(group["targets"])
-            rows.append((kind_name, group_label(kind, label), *counts, fmt.percent(group["eer"])))
+            trials = fmt.count(group["trials"])
+            targets = fmt.count(group["targets"])
+            rows.append((kind_name, group_label(kind, label), trials, targets, fmt.percent(group["eer"])))
     headers = ("kind", "group", "trials", "targets", "EER")
     return Table(f"Groups of {evaluation['name']}", headers, rows) if rows else None
 
@@ -147,8 +155,10 @@ def conditions(evaluation: Evaluation, scoring: Mapping[str, str]) -> Facts:
         evaluation: the list's.
         scoring: ``scoring`` of results.json.
     """
-    trials, targets = evaluation["trials"], evaluation["targets"]
+    trials = evaluation["trials"]
+    targets = evaluation["targets"]
     facts = [("trials", f"{trials:,}: {targets:,} targets, {trials - targets:,} nontargets")]
+    # Error rates without some trials are those of another list (DECISIONS 71).
     if evaluation.get("recordings_left_out"):
         recordings = fmt.count(evaluation["recordings_left_out"])
         trials_left_out = fmt.count(evaluation["trials_left_out"])
@@ -248,7 +258,8 @@ def corpus_name(results: Results) -> str:
 
 def training_facts(results: Results) -> Facts:
     """Return the facts on a run's corpus and training."""
-    corpus, training = results["corpus"], results["training"]
+    corpus = results["corpus"]
+    training = results["training"]
     facts = [("network", training["model"]), ("corpus", corpus_name(results)), ("path", corpus["path"])]
     if corpus["train"]:
         facts.append(("subsets", ", ".join(corpus["train"])))
@@ -264,6 +275,7 @@ def training_facts(results: Results) -> Facts:
         ("seed", str(results["seed"])),
     ]
     if results.get("validation_eer") is not None:
-        tracked, final = fmt.percent(results["validation_eer_tracked"]), fmt.percent(results["validation_eer"])
+        tracked = fmt.percent(results["validation_eer_tracked"])
+        final = fmt.percent(results["validation_eer"])
         facts.append(("EER on held-out training speakers", f"{tracked} at the tracked sparsity, {final} at the final"))
     return facts

@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -14,10 +13,10 @@ from helpers.reported import DEMO_CORPUS, evaluation, results, run_folder, unkno
 from sv_sparse.commands import main as cli
 from sv_sparse.evaluation.score_files import eer_difference
 from sv_sparse.report.compare import (
+    add_eer_differences,
     compare_table,
-    compare_to_first,
+    cost_table,
     read_run_results,
-    search_costs,
     write_comparison,
 )
 from sv_sparse.report.format import DASH
@@ -58,7 +57,7 @@ def test_a_comparison_names_the_corpora(tmp_path):
     write_comparison(tmp_path / "out", read_run_results(runs)[0])
     for name in ("compare.html", "compare.md"):
         text = (tmp_path / "out" / name).read_text()
-        assert "Runs: 2, lists: 1; trained on: demo (synthetic voices), voxceleb" in text
+        assert "Trained on: demo (synthetic voices), voxceleb" in text
 
 
 def test_a_row_for_each_list_that_a_run_was_evaluated_on_since(tmp_path, capsys):
@@ -140,16 +139,20 @@ def test_one_dense_run_is_compared_too(tmp_path):
 
 
 def test_fixed_lambdas_cost_all_of_their_runs_and_count_by_the_nearest(swept):
-    costs = search_costs(read_run_results(swept)[0])
-    summary = [(cost.target, cost.is_fixed, cost.num_runs, cost.minutes) for cost in costs]
-    assert summary == [(0.75, True, 3, 15.0), (0.75, False, 1, 3.0), (0.9, True, 3, 15.0), (0.9, False, 1, 3.0)]
-    assert [cost.points for cost in costs] == pytest.approx([10, 0.001, 2, 0.001])
+    table = cost_table(read_run_results(swept)[0])
+    assert [row[1:] for row in table.rows] == [
+        ["75.00%", "fixed λ, the nearest 0.05", "3", "15.0", "65.000%", "10.000"],
+        ["75.00%", "feedback: feedback_0.75", "1", "3.0", "75.001%", "0.001"],
+        ["90.00%", "fixed λ, the nearest 0.1", "3", "15.0", "92.000%", "2.000"],
+        ["90.00%", "feedback: feedback_0.9", "1", "3.0", "90.001%", "0.001"],
+    ]
+    assert cost_table(read_run_results(swept[:2])[0]) is None
 
 
 def test_differences_to_the_first_run_are_a_column_where_they_are_known(swept):
     run_results = read_run_results(swept)[0]
     assert "first run" not in compare_table(run_results)
-    run_results[1] = replace(run_results[1], eer_difference=(0.012, -0.003, 0.027))
+    run_results[1].eer_difference = (0.012, -0.003, 0.027)
     text = compare_table(run_results)
     assert "EER less the first run's [95% interval]" in text.splitlines()[0]
     (row,) = (row for row in text.splitlines() if "+1.20 points [-0.30, +2.70]" in row)
@@ -217,6 +220,7 @@ def test_scores_of_other_trials_are_not_compared_whatever_their_names(tmp_path):
         scores = "".join(f"{a} {b} {generator.normal(1.5 * same):.6f} {int(same)}\n" for a, b, same in pairs)
         (run / "scores" / "trials.txt").write_text(scores)
         (run / "scores" / "trials.speakers").write_text("".join(f"{name}\t{name[:2]}\n" for name in names))
-    run_results = compare_to_first(read_run_results(runs)[0])
+    run_results, _ = read_run_results(runs)
+    add_eer_differences(run_results)
     assert [result.eer_difference for result in run_results] == [None, None]
     assert eer_difference(*(run / "scores" / "trials.txt" for run in runs)) is not None

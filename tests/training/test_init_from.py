@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from sv_sparse import checkpoint
 from sv_sparse.commands import main as cli
 from sv_sparse.data.manifest import PART, Manifest
-from sv_sparse.io import only_process
+from sv_sparse.io import file_lock
 from sv_sparse.models.heads import AAMSoftmax
 from sv_sparse.training.init_from import InitSource
 from sv_sparse.training.logging import read_rows
@@ -299,7 +299,7 @@ def test_a_list_of_files_that_a_run_trained_on_is_warned_of(finished, tones, tmp
 
 def test_two_processes_do_not_train_one_run(train, finished, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "copy")
-    with only_process(copy, "held"):
+    with file_lock(copy, "held"):
         done = train(f"resume_from={copy}")
     assert done.status == 2
     assert f"{copy}: another process is training this run" in done.err

@@ -16,40 +16,45 @@ from sv_sparse.report.figures.style import (
     legend_above,
     new_figure,
     render_figure,
-    shorten,
 )
 from sv_sparse.report.format import percent
 
-if TYPE_CHECKING:  # compare.py draws these figures
+if TYPE_CHECKING:
+    # report/compare.py imports this module.
     from sv_sparse.report.compare import RunResult
 
 _SPARSITY_TICKS = (0.0, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.998, 0.999)
-_MIN_DENSITY = 1e-4  # of the axis of sparsity, which is logarithmic in the density
+# Of the axis of sparsity, which is logarithmic in the density: a run beyond is drawn here.
+_MIN_DENSITY = 1e-4
 
 
-def comparison_figures(results: Sequence["RunResult"]) -> list[FigureFile]:
+def comparison_figures(results: Sequence["RunResult"], sparse_runs: Sequence["RunResult"]) -> list[FigureFile]:
     """Draw the figures that the runs have data for; to be called inside ``report_style``.
 
     Args:
         results: runs and lists, at least one.
+        sparse_runs: one result of each run with a target sparsity; may be empty.
     """
-    list_names = dict.fromkeys(result.list_name for result in results)
-    figures = [_eer_figure(name, results) for name in list_names]
-    sparse_runs = {result.run_dir: result for result in results if not result.is_dense}
+    by_list: dict[str, list[RunResult]] = {}
+    for result in results:
+        by_list.setdefault(result.list_name, []).append(result)
+    figures = [_eer_figure(list_name, members) for list_name, members in by_list.items()]
     if sparse_runs:
-        figures.append(_targets_figure(list(sparse_runs.values())))
+        figures.append(_targets_figure(sparse_runs))
     return figures
 
 
-def _eer_figure(list_name: str, all_results: Sequence["RunResult"]) -> FigureFile:
+def _eer_figure(list_name: str, results: Sequence["RunResult"]) -> FigureFile:
     """Draw the EER against the final sparsity, on a logarithmic axis of the density."""
-    results = [result for result in all_results if result.list_name == list_name]
     series = list(_series(results))
     figure, (axes,) = new_figure(2.9 + 0.16 * len(series))
     _set_sparsity_axis(axes, [1 - result.results["sparsity"] for result in results])
     handles = []
-    for index, (_, color, marker, members) in enumerate(series):
-        shift = 1.05 ** (index - (len(series) - 1) / 2)  # so that equal sparsities do not hide each other
+    labels = []
+    for index, (label, color, marker, members) in enumerate(series):
+        labels.append(label)
+        # Equal sparsities would hide each other: runs end exactly at their target.
+        shift = 1.05 ** (index - (len(series) - 1) / 2)
         points = []
         for result in members:
             density = shift * max(_MIN_DENSITY, 1 - result.results["sparsity"])
@@ -64,9 +69,10 @@ def _eer_figure(list_name: str, all_results: Sequence["RunResult"]) -> FigureFil
         handles += axes.plot(densities, eers, marker, color=color, markersize=5.5, linestyle="none")
     low, high = axes.get_ylim()
     middle = (low + high) / 2
-    axes.set_ylim(min(low, middle - 1), max(high, middle + 1))  # at least two points: noise is not blown up
+    # At least two points of EER, so that small differences do not look large.
+    axes.set_ylim(min(low, middle - 1), max(high, middle + 1))
     axes.set_ylabel("EER (%)")
-    legend_above(figure, handles, [shorten(label, 44) for label, *_ in series], columns=1)
+    legend_above(figure, handles, labels, columns=1)
     best = min(results, key=lambda result: result.evaluation["eer"])
     alt_text = (
         f"EER on {list_name} against the final sparsity, of {len(results)} runs; the lowest is "
@@ -78,7 +84,8 @@ def _eer_figure(list_name: str, all_results: Sequence["RunResult"]) -> FigureFil
 
 def _set_sparsity_axis(axes: Axes, densities: Sequence[float]) -> None:
     low = max(_MIN_DENSITY, min(0.5, *densities)) / 1.3
-    axes.set_xlim(1.3, low)  # dense is left
+    # Dense is on the left, and the sparsity grows to the right.
+    axes.set_xlim(1.3, low)
     axes.set_xscale("log")
     ticks = [sparsity for sparsity in _SPARSITY_TICKS if 1 - sparsity >= low]
     axes.xaxis.set_minor_locator(NullLocator())
@@ -92,18 +99,24 @@ def _targets_figure(results: Sequence["RunResult"]) -> FigureFile:
     figure, (axes,) = new_figure(2.9 + 0.16 * len(series))
     axes.axhline(0, color=TEXT, linewidth=0.8)
     handles = []
-    for index, (_, color, marker, members) in enumerate(series):
+    labels = []
+    for index, (label, color, marker, members) in enumerate(series):
+        labels.append(label)
         shift = 0.4 * (index - (len(series) - 1) / 2)
-        targets = [100 * result.results["target_sparsity"] + shift for result in members]
-        errors = [100 * result.sparsity_error for result in members]
+        targets = []
+        errors = []
+        for result in members:
+            targets.append(100 * result.results["target_sparsity"] + shift)
+            errors.append(100 * result.sparsity_error)
         handles += axes.plot(targets, errors, marker, markeredgecolor=color, markersize=6.5, **HOLLOW)
+    # Feedback ends within hundredths of a point, a fixed lambda tens of points away.
     axes.set_yscale("symlog", linthresh=0.01, linscale=1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.12, y=0.12)
     axes.set_xlabel("target (%)")
     axes.set_ylabel("points from the target")
-    legend_above(figure, handles, [shorten(label, 44) for label, *_ in series], columns=1)
+    legend_above(figure, handles, labels, columns=1)
     farthest = max(results, key=lambda result: abs(result.sparsity_error))
     alt_text = (
         f"Tracked sparsity less its target, of {len(results)} runs; the farthest, {farthest.run_name}, had the target "
@@ -115,6 +128,8 @@ def _targets_figure(results: Sequence["RunResult"]) -> FigureFile:
 
 def _series(results: Sequence["RunResult"]) -> Iterator[tuple[str, str, str, list["RunResult"]]]:
     """Yield label, color, marker and members of each series."""
-    labels = dict.fromkeys(result.series for result in results)
-    for label, color, marker in zip(labels, cycle(SERIES), cycle(MARKERS)):
-        yield label, color, marker, [result for result in results if result.series == label]
+    by_label: dict[str, list[RunResult]] = {}
+    for result in results:
+        by_label.setdefault(result.series, []).append(result)
+    for (label, members), color, marker in zip(by_label.items(), cycle(SERIES), cycle(MARKERS)):
+        yield label, color, marker, members

@@ -17,7 +17,7 @@ from sv_sparse.report.figures.style import (
     SERIES,
     TEXT,
     FigureFile,
-    horizontal_rows,
+    label_rows,
     legend_above,
     new_figure,
     render_figure,
@@ -30,7 +30,7 @@ _RATE_TICKS = (1e-6, 1e-5, 1e-4, 0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0
 
 
 def error_figures(evaluations: Mapping[str, Evaluation], summaries: Mapping[str, ScoreSummary]) -> list[FigureFile]:
-    """Draw the DET curves, and for each list its scores and groups; to be called inside ``report_style``.
+    """Draw the DET curves, and each list's scores and groups; to be called inside ``report_style``.
 
     Args:
         evaluations: evaluations by id, at least one.
@@ -50,6 +50,7 @@ def _det_figure(evaluations: Mapping[str, Evaluation], summaries: Mapping[str, S
     low, high = _rate_limits(summaries.values(), max(evaluation["eer"] for evaluation in evaluations.values()))
     curves: list[Line2D] = []
     marker_handles: dict[str, Line2D] = {}
+    # Color and dashes change together: a print in gray still tells the lists apart.
     for (result_id, evaluation), color, dashes in zip(evaluations.items(), cycle(SERIES), cycle(DASHES)):
         summary = summaries[result_id]
         (curve,) = axes.plot(probit(summary.p_fa), probit(summary.p_miss), color=color, linestyle=dashes)
@@ -58,23 +59,24 @@ def _det_figure(evaluations: Mapping[str, Evaluation], summaries: Mapping[str, S
         for cost, rates in zip(evaluation["dcf"], summary.min_dcf_rates, strict=True):
             marks[f"minDCF({point_name(cost)})"] = rates
         for marker, (label, rates) in zip(cycle(MARKERS), marks.items()):
-            x, y = probit(np.clip(rates, low, high))  # a mark outside is drawn at the edge
+            # A mark outside, as of an EER of 0, is drawn at the edge.
+            x, y = probit(np.clip(rates, low, high))
             axes.plot([x], [y], marker, markeredgecolor=color, markersize=6, clip_on=False, zorder=3, **HOLLOW)
             marker_handles[label] = Line2D([], [], marker=marker, markeredgecolor=MUTED, markersize=6, **HOLLOW)
     _set_probit_axes(axes, low, high)
     labels = [shorten(result_id, 24) for result_id in evaluations]
     legend_above(figure, [*curves, *marker_handles.values()], [*labels, *marker_handles])
-    rates_text = []
-    for result_id, evaluation in evaluations.items():
-        rates_text.append(f"{result_id} {percent(evaluation['eer'])}")
+    eers = [f"{result_id} {percent(evaluation['eer'])}" for result_id, evaluation in evaluations.items()]
     title = "DET curve" if len(evaluations) == 1 else "DET curves"
-    alt_text = f"Misses against false alarms for every threshold; where they are equal: {', '.join(rates_text)}."
+    alt_text = f"Misses against false alarms for every threshold; where they are equal: {', '.join(eers)}."
     return render_figure("det", title, alt_text, figure)
 
 
 def _rate_limits(summaries: Iterable[ScoreSummary], max_eer: float) -> tuple[float, float]:
-    """Return the smallest and the largest rate of the axes: no smaller than one trial of the lists can show."""
+    """Return the smallest and the largest rate of the axes."""
+    # Above a miss rate of one half a curve tells nothing, unless the network is that bad.
     high = 0.97 if max_eer > 0.25 else 0.5
+    # The axes end where the curves do: smaller rates than one trial's are not measured.
     low = 0.02
     for summary in summaries:
         for rate, other in ((summary.p_fa, summary.p_miss), (summary.p_miss, summary.p_fa)):
@@ -90,6 +92,7 @@ def _set_probit_axes(axes: Axes, low: float, high: float) -> None:
         axis.set_label_text(label)
     start, end = probit(np.array([low, high])) + np.array([-0.08, 0.08])
     axes.set(xlim=(start, end), ylim=(start, end))
+    # Misses and false alarms have the same scale, so that the EER lies on the diagonal.
     axes.set_box_aspect(1)
 
 
@@ -104,6 +107,7 @@ def _scores_figure(result_id: str, evaluation: Evaluation, summary: ScoreSummary
     ):
         axes.stairs(100 * fractions, summary.edges, fill=True, color=color, alpha=0.22)
         handles.append(axes.stairs(100 * fractions, summary.edges, color=color, linestyle=dashes, linewidth=1.3))
+    # Thresholds have dashes that neither histogram has.
     thresholds = {"EER": evaluation["eer_threshold"]}
     for cost in evaluation["dcf"]:
         thresholds[f"minDCF({point_name(cost)})"] = cost["min_dcf_threshold"]
@@ -134,19 +138,22 @@ def _breakdown_figure(result_id: str, evaluation: Evaluation) -> FigureFile:
             rates.append(100 * group["eer"])
             positions.append(num_rows)
             num_rows += 1
-        num_rows += 1  # a gap after each kind
+        # A gap after each kind.
+        num_rows += 1
     num_rows -= 1
     eer = 100 * evaluation["eer"]
     figure, (axes,) = new_figure(1.1 + 0.18 * num_rows)
     line = axes.axvline(eer, color=TEXT, linestyle="--", linewidth=1)
     axes.hlines(positions, eer, rates, color=SERIES[0], linewidth=1.4, alpha=0.6)
     (dots,) = axes.plot(rates, positions, "o", color=SERIES[0], markersize=5)
-    horizontal_rows(axes, positions, [shorten(label, 28) for label in labels], num_rows, size=9)
+    label_rows(axes, positions, [shorten(label, 28) for label in labels], num_rows, size=9)
+    # From 0 to at least 1 %, so that differences of hundredths do not look large.
     axes.set_xlim(0, 1.08 * max([*rates, eer, 1]))
     axes.set_xlabel("EER (%)")
     legend_above(figure, [dots, line], ["group (trials)", f"all trials, {eer:.2f}%"])
     by_rate = sorted(zip(rates, labels, strict=True))
-    (low, low_label), (high, high_label) = by_rate[0], by_rate[-1]
+    low, low_label = by_rate[0]
+    high, high_label = by_rate[-1]
     alt_text = (
         f"EER of {len(rates)} groups of the trials of {result_id}, from {low:.2f}% ({low_label.rpartition('  ')[0]}) "
         f"to {high:.2f}% ({high_label.rpartition('  ')[0]}); all trials {eer:.2f}%."

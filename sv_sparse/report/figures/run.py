@@ -12,8 +12,11 @@ from sv_sparse.report.results import RunReport
 logger = logging.getLogger(__name__)
 
 
-def draw_run(report: RunReport) -> list[FigureFile]:
+def draw_run(report: RunReport) -> dict[str, list[FigureFile]]:
     """Draw the figures of a finished run; a list whose score file is gone has none, with a warning.
+
+    Returns:
+        ``error_figures``, ``training_figures`` and ``layer_figures``.
 
     Raises:
         OSError: a score file cannot be read.
@@ -21,6 +24,7 @@ def draw_run(report: RunReport) -> list[FigureFile]:
     evaluations = {}
     summaries = {}
     for result_id, evaluation in report.results["evaluations"].items():
+        # Score files are large, and may be removed after the run.
         path = report.run_dir / "scores" / f"{result_id}.txt"
         if not path.is_file():
             logger.warning("%s does not exist: the report has no score figures of %s", path, result_id)
@@ -29,5 +33,8 @@ def draw_run(report: RunReport) -> list[FigureFile]:
         evaluations[result_id] = evaluation
         summaries[result_id] = summarize_scores(scores, is_target, evaluation["dcf"])
     with report_style():
-        figures = error_figures(evaluations, summaries) if evaluations else []
-        return [*figures, *training_figures(report), layers_figure(report)]
+        return {
+            "error_figures": error_figures(evaluations, summaries) if evaluations else [],
+            "training_figures": training_figures(report),
+            "layer_figures": [layers_figure(report)],
+        }

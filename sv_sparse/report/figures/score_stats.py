@@ -12,7 +12,8 @@ from sv_sparse.scoring.metrics import OperatingPoint, det_curve, min_dcf, sort_s
 
 Array = NDArray[np.float64]
 
-MAX_POINTS = 400  # of a DET curve: more cannot be seen
+# Of a DET curve, which has millions: more cannot be seen (DECISIONS 51).
+MAX_POINTS = 400
 _BINS = 60
 
 
@@ -55,6 +56,7 @@ def summarize_scores(
     min_dcf_rates = []
     for point in points:
         _, threshold = min_dcf(sorted_scores, OperatingPoint(point["p_target"], point["c_miss"], point["c_fa"]))
+        # In the scores' own precision, or the threshold could fall on the other side of a score.
         miss_rate, fa_rate = sorted_scores.rates(scores.dtype.type(threshold))
         min_dcf_rates.append((float(fa_rate), float(miss_rate)))
     edges = np.histogram_bin_edges(scores, _BINS)
@@ -79,6 +81,7 @@ def decimate(p_fa: Array, p_miss: Array, max_points: int = MAX_POINTS) -> NDArra
         return np.arange(len(p_fa))
     steps = np.abs(np.diff(probit(p_fa))) + np.abs(np.diff(probit(p_miss)))
     length = np.concatenate([[0.0], np.cumsum(steps)])
+    # Of the curve's own points, without interpolation: each was measured.
     indices = np.searchsorted(length, np.linspace(0, length[-1], max_points))
     return np.unique(np.minimum(indices, len(length) - 1))
 

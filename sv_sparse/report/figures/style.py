@@ -1,4 +1,4 @@
-"""Look of figures and pages: colors for light and dark, axes and legends, SVG for pages and for files."""
+"""Look of figures and pages: colors for light and dark, axes, legends, SVG."""
 
 import io
 import re
@@ -14,11 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-WIDTH = 4.0  # inches; a page shows a figure 320 to 400 pixels wide, where its letters are 10 to 13 pixels high
+# Inches. A page shows a figure 320 to 400 pixels wide, where its letters are 10 to 13 pixels high.
+WIDTH = 4.0
 
-# Colors in light and in dark. matplotlib draws in the light ones; SVG gets CSS variables of these names in their
-# place (DECISIONS 51). The series are the colors of Okabe and Ito (2008), which color-blind people can tell apart,
-# moved towards the text's for a contrast of at least 3 to the background. Series also differ in dashes or markers.
+# Colors in light and in dark. matplotlib draws in the light ones; SVG gets CSS variables of these
+# names in their place, so that a figure follows the reader's system (DECISIONS 51). The series have
+# the colors of Okabe and Ito (2008), which color-blind people can distinguish, moved towards the
+# text's for a contrast of at least 3 to the background. Series also differ in dashes or markers.
 PALETTE = {
     "text": ("#1c1e22", "#e8eaed"),
     "muted": ("#59606b", "#a8b0bb"),
@@ -44,7 +46,8 @@ _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "text.color": TEXT,
-    "text.parse_math": False,  # a $ in a name is a $
+    # A $ in the name of a list is a $.
+    "text.parse_math": False,
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,
     "axes.labelsize": 9.5,
@@ -68,11 +71,15 @@ _RC: dict[Any, Any] = {
     "legend.labelcolor": TEXT,
     "figure.facecolor": BACKGROUND,
     "axes.facecolor": BACKGROUND,
-    "figure.dpi": 150,  # of tensorboard's pictures; SVG has none
-    "svg.fonttype": "none",  # text stays text: it is searched, copied, and set in the reader's fonts
-    "svg.hashsalt": "sv-sparse",  # equal figures are equal files
+    # Of tensorboard's pictures; SVG has none.
+    "figure.dpi": 150,
+    # Text stays text: it can be searched and copied, and has the reader's fonts.
+    "svg.fonttype": "none",
+    # Ids are hashes; a fixed salt makes equal figures equal files.
+    "svg.hashsalt": "sv-sparse",
 }
-_MARGIN = 8  # points around a figure in a file of its own
+# Points around a figure in a file of its own.
+_MARGIN = 8
 _SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -120,13 +127,14 @@ def new_figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
 def render_figure(name: str, title: str, alt_text: str, figure: Figure) -> FigureFile:
     """Return a finished figure with its SVG; to be called inside ``report_style``."""
     buffer = io.StringIO()
-    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # equal figures are equal files
+    # A date would make equal figures different files.
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     return FigureFile(name, title, alt_text, figure, buffer.getvalue())
 
 
 def log_ticks(axes: Axes) -> None:
-    """Make the y axis logarithmic, with plain numbers and at least two ticks on less than a decade."""
+    """Make the y axis logarithmic, with plain numbers, and two ticks or more within a decade."""
     axes.set_yscale("log")
     low, high = axes.yaxis.get_view_interval()
     subs = (1, 2, 5) if high < 200 * low else (1,)
@@ -136,7 +144,7 @@ def log_ticks(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def horizontal_rows(axes: Axes, positions: Sequence[float], labels: Sequence[str], num_rows: int, size: int) -> None:
+def label_rows(axes: Axes, positions: Sequence[float], labels: Sequence[str], num_rows: int, size: int) -> None:
     """Label the rows of a horizontal chart, the first at the top.
 
     Args:
@@ -153,10 +161,15 @@ def horizontal_rows(axes: Axes, positions: Sequence[float], labels: Sequence[str
 
 
 def legend_above(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], columns: int = 2) -> None:
-    """Add a legend above the axes."""
-    # matplotlib hides labels that begin with "_".
-    labels = [f"\N{WORD JOINER}{label}" if label.startswith("_") else label for label in labels]
-    figure.legend(list(handles), labels, loc="outside upper left", ncols=columns, borderaxespad=0.0, handlelength=1.8)
+    """Add a legend above the axes; long labels lose their beginnings."""
+    texts = []
+    for label in labels:
+        text = shorten(label, 44)
+        # matplotlib hides labels that begin with "_".
+        if text.startswith("_"):
+            text = f"\N{WORD JOINER}{text}"
+        texts.append(text)
+    figure.legend(list(handles), texts, loc="outside upper left", ncols=columns, borderaxespad=0.0, handlelength=1.8)
 
 
 def shorten(name: str, max_length: int) -> str:
@@ -179,15 +192,19 @@ def inline_svg(figure: FigureFile, prefix: str) -> str:
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
     for element in root.iter():
-        element.tag = element.tag.removeprefix(_SVG)  # HTML has no namespaces
+        # HTML has no namespaces.
+        element.tag = element.tag.removeprefix(_SVG)
     return ElementTree.tostring(root, encoding="unicode")
 
 
 def standalone_svg(figure: FigureFile) -> str:
     """Return the figure as an SVG file that is light or dark as its reader's system is."""
     root = _themed_svg(figure, "f")
-    width, height = (float(side) + 2 * _MARGIN for side in root.attrib["viewBox"].split()[2:])
+    _, _, inner_width, inner_height = map(float, root.attrib["viewBox"].split())
+    width = inner_width + 2 * _MARGIN
+    height = inner_height + 2 * _MARGIN
     size = {"width": f"{width:g}", "height": f"{height:g}"}
+    # A rectangle and a margin, since a viewer's background may have any color.
     root.attrib |= {"width": f"{width:g}pt", "height": f"{height:g}pt"}
     root.set("viewBox", f"{-_MARGIN} {-_MARGIN} {width:g} {height:g}")
     style = ElementTree.Element(f"{_SVG}style")
@@ -201,13 +218,17 @@ def standalone_svg(figure: FigureFile) -> str:
 
 def css_variables() -> str:
     """Return CSS that defines the colors of PALETTE as variables, in light and in dark."""
-    light = " ".join(f"--{name}: {colors[0]};" for name, colors in PALETTE.items())
-    dark = " ".join(f"--{name}: {colors[1]};" for name, colors in PALETTE.items())
-    return f":root {{ {light} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
+    light = ""
+    dark = ""
+    for name, (light_color, dark_color) in PALETTE.items():
+        light += f"--{name}: {light_color}; "
+        dark += f"--{name}: {dark_color}; "
+    return f":root {{ {light}}} @media (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}"
 
 
 def _themed_svg(figure: FigureFile, prefix: str) -> ElementTree.Element:
-    """Return SVG with CSS variables for colors, without fonts, with prefixed ids, and with its description."""
+    """Return SVG with CSS variables as colors, the page's fonts, prefixed ids and a description."""
+    # From text, not from a parsed tree: the caller changes its copy.
     root = ElementTree.fromstring(figure.svg)
     root.attrib |= {"role": "img", "aria-label": figure.alt_text}
     referenced_ids = set(re.findall(r'(?:url\(|href=")#([\w-]+)', figure.svg))
@@ -221,6 +242,8 @@ def _themed_svg(figure: FigureFile, prefix: str) -> ElementTree.Element:
             for name, (light, _) in PALETTE.items():
                 style = style.replace(light, f"var(--{name})")
             element.set("style", re.sub(r"\bfont: ([\d.]+px)[^;]*", r"font-size: \1", style))
+        # Prefixed, as ids of two figures in one page would clash; matplotlib also writes ids that
+        # nothing refers to.
         element_id = element.attrib.pop("id", None)
         if element_id in referenced_ids:
             element.set("id", f"{prefix}-{element_id}")

@@ -12,7 +12,7 @@ from sv_sparse.report.figures.style import (
     SERIES,
     TEXT,
     FigureFile,
-    horizontal_rows,
+    label_rows,
     legend_above,
     log_ticks,
     new_figure,
@@ -23,20 +23,25 @@ from sv_sparse.report.format import percent
 from sv_sparse.report.results import RunReport
 from sv_sparse.training.logging import Row
 
-_MAX_POINTS = 600  # of a curve
-_NEAR_TARGET = 2.0  # points of sparsity around the target in the close-up
-_BAR_HEIGHT = 0.145  # inches
+# Of a curve: more cannot be seen, and make large files.
+_MAX_POINTS = 600
+# Percentage points of sparsity around the target in the close-up.
+_NEAR_TARGET = 2.0
+# Inches.
+_BAR_HEIGHT = 0.145
 
 
 def training_figures(report: RunReport) -> list[FigureFile]:
     """Draw the training curves that the run has data for; to be called inside ``report_style``."""
     stride = max(1, len(report.steps) // _MAX_POINTS)
-    rows = report.steps[::-1][::stride][::-1]  # backwards, so that the last row is among them
+    # Backwards, so that the last row is among them.
+    rows = report.steps[::-1][::stride][::-1]
     figures = []
     if rows:
         figures.append(_loss_figure(rows))
         if not report.is_dense:
             figures.append(_sparsity_figure(report, rows))
+        # A dense run has no lambda, and magnitude pruning makes zeros without one.
         if any(row["lambda"] > 0 for row in rows):
             figures.append(_lambda_figure(rows))
         support_rows = [row for row in rows if "support/activated" in row]
@@ -48,11 +53,15 @@ def training_figures(report: RunReport) -> list[FigureFile]:
 
 
 def layers_figure(report: RunReport) -> FigureFile:
-    """Draw the sparsity of each layer and its fraction of dead output channels; inside ``report_style``."""
+    """Draw each layer's sparsity and fraction of dead output channels; inside ``report_style``."""
     layers = report.results["layers"]
-    names = [shorten(name.removesuffix(".weight"), 26) for name in layers]
-    sparsities = [100 * layer["zeros"] / layer["parameters"] for layer in layers.values()]
-    dead = [100 * layer["dead_channels"] / layer["channels"] for layer in layers.values()]
+    names = []
+    sparsities = []
+    dead = []
+    for name, layer in layers.items():
+        names.append(shorten(name.removesuffix(".weight"), 26))
+        sparsities.append(100 * layer["zeros"] / layer["parameters"])
+        dead.append(100 * layer["dead_channels"] / layer["channels"])
     positions = range(len(layers))
     figure, (axes,) = new_figure(max(1.8, 0.75 + _BAR_HEIGHT * len(layers)))
     bars = axes.barh(positions, sparsities, color=SERIES[0], height=0.62, alpha=0.75)
@@ -63,7 +72,7 @@ def layers_figure(report: RunReport) -> FigureFile:
         target = 100 * report.results["target_sparsity"]
         handles.append(axes.axvline(target, color=TEXT, linestyle="--", linewidth=1))
         labels.append(f"target {target:.4g}%")
-    horizontal_rows(axes, positions, names, len(layers), size=8)
+    label_rows(axes, positions, names, len(layers), size=8)
     axes.set_xlim(0, 100)
     axes.set_xlabel("%")
     legend_above(figure, handles, labels, columns=3)
@@ -86,13 +95,12 @@ def _loss_figure(rows: Sequence[Row]) -> FigureFile:
 
 
 def _sparsity_figure(report: RunReport, rows: Sequence[Row]) -> FigureFile:
-    """Draw the sparsity, and below it a close-up around the target with the tolerance of the best epoch."""
+    """Draw the tracked sparsity, and below it a close-up around the target."""
     target = 100 * report.results["target_sparsity"]
     tolerance = 100 * report.config.trainer.best_sparsity_tolerance
-    targets = [100 * row["target_sparsity"] for row in rows]
-    if len(set(targets)) == 1:  # no ramp; the close-up shows the exact target, not a rounded one
-        targets = [target] * len(rows)
     steps = [row["step"] for row in rows]
+    # They change on a ramp.
+    targets = [100 * row["target_sparsity"] for row in rows]
     figure, (upper, lower) = new_figure(3.9, rows=2)
     for axes in (upper, lower):
         measured = _plot_curve(axes, rows, "sparsity/regularized", SERIES[0], factor=100)
@@ -100,6 +108,7 @@ def _sparsity_figure(report: RunReport, rows: Sequence[Row]) -> FigureFile:
         band = axes.axhspan(target - tolerance, target + tolerance, color=SERIES[2], alpha=0.22, linewidth=0)
     upper.set_ylabel("sparsity (%)")
     lower.set_ylabel("near the target (%)")
+    # In the full range a distance of half a point cannot be seen.
     lower.set_ylim(target - _NEAR_TARGET, min(100, target + _NEAR_TARGET))
     labels = ["tracked", f"target {target:.4g}%", f"within {tolerance:g} points"]
     legend_above(figure, [measured, line, band], labels, columns=3)
@@ -125,11 +134,12 @@ def _support_figure(rows: Sequence[Row]) -> FigureFile:
     figure, (axes,) = new_figure(2.8)
     activated = _plot_curve(axes, rows, "support/activated", SERIES[0], factor=100)
     deactivated = _plot_curve(axes, rows, "support/deactivated", SERIES[1], factor=100, dashes=DASHES[1])
-    rates = []
+    rates: list[float] = []
     for row in rows:
-        rates += [row["support/activated"], row["support/deactivated"]]
+        rates += (row["support/activated"], row["support/deactivated"])
     positive_rates = [rate for rate in rates if rate > 0]
     if positive_rates and max(positive_rates) > 30 * min(positive_rates):
+        # A linear axis would show the first steps alone. Zeros have no place on a logarithmic one.
         axes.set_ylim(80 * min(positive_rates), 150 * max(positive_rates))
         log_ticks(axes)
     axes.set_ylabel("% of weights in one step")
@@ -146,6 +156,7 @@ def _validation_figure(rows: Sequence[Row]) -> FigureFile:
     figure, (axes,) = new_figure(2.6)
     _plot_curve(axes, rows, "validation_eer", SERIES[2], factor=100)
     axes.set_ylabel("EER (%)")
+    # From 0, so that noise between epochs does not look like a trend.
     axes.set_ylim(0, 108 * max(row["validation_eer"] for row in rows) + 1)
     alt_text = (
         f"EER on held-out training speakers after each epoch, from {rows[0]['validation_eer']:.2%} to "
@@ -160,7 +171,8 @@ def _plot_curve(
     """Plot a column of metrics.jsonl against the step, and return the line."""
     steps = [row["step"] for row in rows]
     values = [factor * row[key] for row in rows]
-    marker = "o" if len(rows) <= 12 else None  # a line of one point would not be seen
+    # A line of one point would not be seen.
+    marker = "o" if len(rows) <= 12 else None
     (line,) = axes.plot(steps, values, color=color, linestyle=dashes, marker=marker, markersize=3)
     subplot = axes.get_subplotspec()
     if subplot is not None and subplot.is_last_row():
