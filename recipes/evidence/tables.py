@@ -441,7 +441,8 @@ def conditions(groups: Groups) -> str:
             evaluated.add(f"{name} ({evaluation['trials']:,} trials of {evaluation['speakers']} speakers)")
         machine = environment["gpu"] or environment["processor"]
         machines.add(f"{machine}, torch {environment['packages']['torch']}, commit {str(environment['commit'])[:7]}")
-    lines = [f"- {hours:.1f} hours of training."]
+    count = sum(len(group.runs) for group in groups.values())
+    lines = [f"- {count} finished runs of all questions, {hours:.1f} hours of training."]
     for title, values in (("Trained on", trained), ("Evaluated on", evaluated), ("Computed by", machines)):
         lines.append(f"- {title}: {'; '.join(sorted(values))}.")
     return "\n".join(lines)
