@@ -235,6 +235,21 @@ def starting_with(groups: Groups, *prefixes: str) -> list[Group]:
     return sorted(matches, key=lambda group: float(group.value or 0))
 
 
+def eer_heads(trial_lists: Sequence[str], suffix: str = "") -> list[str]:
+    """Return the heads of the columns of EERs, one for each trial list."""
+    return [f"EER {name}{suffix}" for name in trial_lists]
+
+
+def eers_with_intervals(group: Group, trial_lists: Sequence[str]) -> list[str]:
+    """Return the EERs of a group with their intervals, one for each trial list."""
+    return [group.eer_with_interval(name) for name in trial_lists]
+
+
+def eer_cells(groups: Sequence[Group], trial_list: str) -> list[str]:
+    """Return the EERs on a trial list, one for each group."""
+    return [f"{group.eer(trial_list):.2%}" for group in groups]
+
+
 def quality_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
     """Error rates of each method, and their differences to the dense network and to magnitude pruning."""
     heads = ["method", "target", "tracked sparsity", "seeds"]
@@ -284,7 +299,7 @@ def noise_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
     columns = [groups[name] for name in names if name in groups]
     rows = []
     for name in trial_lists:
-        rows.append([name, "clean", *(f"{group.eer(name):.2%}" for group in columns)])
+        rows.append([name, "clean", *eer_cells(columns, name)])
         for condition in NOISE_CONDITIONS:
             noisy = f"{name}_{condition}"
             cells = []
@@ -303,7 +318,7 @@ def noise_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
 def control_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
     """Targets, and the sparsity that was tracked before it was made exact."""
     heads = ["network", "optimizer", "target", "tracked sparsity", "points off", "steps", "within 0.5 points from step"]
-    heads += ["λ at the end", *(f"EER {name} (untrained)" for name in trial_lists)]
+    heads += ["λ at the end", *eer_heads(trial_lists, " (untrained)")]
     rows = []
     for group in starting_with(groups, "control_"):
         run = group.runs[0]
@@ -331,7 +346,7 @@ def insensitivity_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
         ]
         rows.append([*row, *(f"{group.eer(name):.2%}" for name in trial_lists)])
     heads = ["λ", "feedback starts there, or fixed", "tracked sparsity", "within 0.5 points", "λ at the end"]
-    return Table("", [*heads, *(f"EER {name}" for name in trial_lists)], rows)
+    return Table("", [*heads, *eer_heads(trial_lists)], rows)
 
 
 def structure_table(groups: Groups, trial_lists: Sequence[str], runtime: Path) -> Table:
@@ -357,9 +372,9 @@ def structure_table(groups: Groups, trial_lists: Sequence[str], runtime: Path) -
             f"{file_bytes[latency['run']] / 1e6:.2f} MB",
             *(f"{latency['ms'][engine]:.1f} ms" for engine in engines),
         ]
-        rows.append([*row, *(group.eer_with_interval(name) for name in trial_lists)])
+        rows.append([*row, *eers_with_intervals(group, trial_lists)])
     heads = ["network", "seeds", "nonzero parameters", "file", *engines]
-    return Table("", [*heads, *(f"EER {name} [95 %]" for name in trial_lists)], rows)
+    return Table("", [*heads, *eer_heads(trial_lists, " [95 %]")], rows)
 
 
 def foreign_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
@@ -389,14 +404,14 @@ def finetuning_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
         if scratch is not None:
             rows.append(_finetuning_row(scratch.with_seeds(finetuned.seeds), "from scratch", trial_lists))
         rows.append(_finetuning_row(finetuned, "from the dense network", trial_lists))
-    heads = ["method", "start", "steps", "tracked sparsity", *(f"EER {name} [95 %]" for name in trial_lists)]
+    heads = ["method", "start", "steps", "tracked sparsity", *eer_heads(trial_lists, " [95 %]")]
     return Table("", heads, rows)
 
 
 def _finetuning_row(group: Group, start: str, trial_lists: Sequence[str]) -> list[str]:
     label = Group(group.name.removeprefix("finetuned_"), ()).label
     row = [label, start, str(group.runs[0].results["training"]["steps"]), f"{group.mean('sparsity_tracked'):.3%}"]
-    return [*row, *(group.eer_with_interval(name) for name in trial_lists)]
+    return [*row, *eers_with_intervals(group, trial_lists)]
 
 
 def search_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
@@ -410,7 +425,7 @@ def search_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
             row = [METHODS[method], f"{run.results['training']['lr']:g}{' (default)' if group is default else ''}"]
             row += [f"{run.results['sparsity_tracked']:.3%}", f"{run.results['validation_eer']:.2%}"]
             rows.append([*row, *(f"{run.evaluations[name]['eer']:.2%}" for name in trial_lists)])
-    heads = ["method", "learning rate", "tracked sparsity", "validation EER", *(f"EER {name}" for name in trial_lists)]
+    heads = ["method", "learning rate", "tracked sparsity", "validation EER", *eer_heads(trial_lists)]
     return Table("", heads, rows)
 
 
@@ -441,7 +456,8 @@ def conditions(groups: Groups) -> str:
             evaluated.add(f"{name} ({evaluation['trials']:,} trials of {evaluation['speakers']} speakers)")
         machine = environment["gpu"] or environment["processor"]
         machines.add(f"{machine}, torch {environment['packages']['torch']}, commit {str(environment['commit'])[:7]}")
-    lines = [f"- {hours:.1f} hours of training."]
+    count = sum(len(group.runs) for group in groups.values())
+    lines = [f"- {count} finished runs of all questions, {hours:.1f} hours of training."]
     for title, values in (("Trained on", trained), ("Evaluated on", evaluated), ("Computed by", machines)):
         lines.append(f"- {title}: {'; '.join(sorted(values))}.")
     return "\n".join(lines)
