@@ -1,36 +1,46 @@
-"""Bregman optimizers and the controllers that steer them to a target sparsity; imports only torch.
+"""Bregman optimizers and the controllers that lead them to a target sparsity; imports only torch.
 
 In your own training loop::
 
-    groups = partition(model)
+    groups = param_groups(model)
     sparse_init_(groups)                  # leave out for pretrained weights, and take lr=3e-3
     optimizer = AdaBreg(groups, lr=1e-2)
     controller = FeedbackController(optimizer, target_sparsity=0.9, total_steps=steps)
     ...
     optimizer.step(); controller.step()   # at every update
     ...
-    controller.land()                     # once, at the end: exactly the target
+    controller.finalize()                 # once, at the end: exactly the target
+
+To change the rule of lambda, read controllers/base.py and controllers/feedback.py; the formulas of the optimizers are
+in functional.py.
 """
 
-from sv_sparse.optim.average import DualAverage
-from sv_sparse.optim.clip import clip_grad_norm_
-from sv_sparse.optim.control import Controller, FixedController, largest_start
+from sv_sparse.optim.adabreg import AdaBreg
+from sv_sparse.optim.averaging import DualAverage
+from sv_sparse.optim.bregman_optimizer import BregmanOptimizer
+from sv_sparse.optim.controllers import (
+    Controller,
+    FeedbackController,
+    FixedController,
+    GradualMagnitudePruning,
+    PaperController,
+    QuantileController,
+    largest_initial_lambda,
+)
 from sv_sparse.optim.diagnostics import SupportDiagnostics
-from sv_sparse.optim.exact import MagnitudeController, QuantileController
-from sv_sparse.optim.feedback import DampedFeedbackController, DecayingFeedbackController, FeedbackController
-from sv_sparse.optim.methods import AdaBreg, LinBreg
-from sv_sparse.optim.optimizer import BregmanOptimizer
-from sv_sparse.optim.partition import (
+from sv_sparse.optim.grad_clip import clip_grad_norm_
+from sv_sparse.optim.groups import (
     DENSE_TYPES,
     SPARSE_TYPES,
     count_zeros,
-    describe,
-    partition,
+    param_groups,
     sparse_init_,
     sparsity,
+    summary_table,
 )
+from sv_sparse.optim.linbreg import LinBreg
+from sv_sparse.optim.lr_scheduler import warmup_exponential
 from sv_sparse.optim.proxsgd import ProxSGD
-from sv_sparse.optim.schedule import warmup_exponential
 
 __all__ = [
     "DENSE_TYPES",
@@ -38,24 +48,21 @@ __all__ = [
     "AdaBreg",
     "BregmanOptimizer",
     "Controller",
-    "DampedFeedbackController",
-    "DecayingFeedbackController",
     "DualAverage",
     "FeedbackController",
     "FixedController",
+    "GradualMagnitudePruning",
     "LinBreg",
-    "MagnitudeController",
+    "PaperController",
     "ProxSGD",
     "QuantileController",
     "SupportDiagnostics",
     "clip_grad_norm_",
     "count_zeros",
-    "describe",
-    "largest_start",
-    "partition",
+    "largest_initial_lambda",
+    "param_groups",
     "sparse_init_",
     "sparsity",
+    "summary_table",
     "warmup_exponential",
 ]
-
-PaperController, GradualMagnitudePruning = DecayingFeedbackController, MagnitudeController  # TEMP

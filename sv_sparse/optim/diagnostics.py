@@ -1,4 +1,4 @@
-"""What the support does: births, deaths, turnover, and how the duals lie around lambda."""
+"""Diagnostics of the support (the nonzero weights): what enters it, what leaves it, how dual variables are spread."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,102 +6,112 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sv_sparse.optim.control import Controller
-from sv_sparse.optim.prox import group_norms, grouping_of
+from sv_sparse.optim.controllers.base import Controller
+from sv_sparse.optim.prox import granularity_of, group_norms
 
-Figures = dict[str, Tensor]
-
-HISTOGRAM_END = 4.0  # in units of lambda
+HISTOGRAM_MAX = 4.0  # in units of lambda
 
 
 class SupportDiagnostics:
-    """Looks at the regulated weights of a run where it is asked to; nothing waits for the device.
+    """Measurements of the regularized weights of a run, at the steps where they are asked for.
 
-    ``mark()`` before an optimizer step, ``read()`` after it. Two passes over the weights each, so that once in some
-    steps is as good as free::
-
-        diagnostics = SupportDiagnostics(controller)
-        if step % 50 == 0:
-            diagnostics.mark()
-        optimizer.step()
-        controller.step()
-        if step % 50 == 0:
-            figures = diagnostics.read()
+    Call ``snapshot()`` before an optimizer step and ``compute()`` after it. Each passes over the weights twice, so that
+    once in some steps costs next to nothing (DECISIONS 27). Nothing waits for the device.
 
     Args:
-        controller: whose weights to look at.
+        controller: whose weights to measure.
+
+    >>> from sv_sparse.optim import AdaBreg, FeedbackController
+    >>> weight = torch.nn.Parameter(torch.tensor([[1.0, 2.0, 0.0, 0.0]]))
+    >>> diagnostics = SupportDiagnostics(FeedbackController(AdaBreg([weight]), 0.5, total_steps=10))
+    >>> diagnostics.snapshot()
+    >>> weight.data = torch.tensor([[0.0, 2.0, 3.0, 4.0]])  # in a training loop, the optimizer's step
+    >>> diagnostics.compute()
+    {'activated': tensor(0.5000), 'deactivated': tensor(0.2500), 'turnover': tensor(0.)}
     """
 
     def __init__(self, controller: Controller) -> None:
         self.controller = controller
-        self._marked: Sequence[Tensor] = ()
-        self._seen: Sequence[Tensor] = ()
+        self._snapshot: list[Tensor] = []  # supports as masks
+        self._last_support: list[Tensor] = []  # at the last compute()
 
     @torch.no_grad()
-    def mark(self) -> None:
+    def snapshot(self) -> None:
         """Remember which weights are nonzero."""
-        self._marked = _support(self.controller.params)
+        self._snapshot = _support(self.controller.params)
 
     @torch.no_grad()
-    def read(self) -> Figures:
-        """What happened since ``mark()``, and since the ``read()`` before; 0-dim tensors on the device.
+    def compute(self) -> dict[str, Tensor]:
+        """Return what has changed since the snapshot, as 0-dim tensors on the device.
 
         Returns:
-            ``births`` and ``deaths``, shares of all regulated weights; ``turnover``, the share of the nonzero weights
-            that were zero at the last ``read()`` (0 at the first). Empty where nothing is regulated or marked, or where
-            other weights are regulated than at the mark.
+            ``activated`` and ``deactivated``: fractions of all regularized weights that became nonzero, or zero;
+            ``turnover``: fraction of the nonzero weights that were zero at the last ``compute()`` (0 at the first).
+            Empty where nothing is regularized, there is no snapshot, or it is of other weights.
         """
-        before, now = self._marked, _support(self.controller.params)
-        if not before or not _alike(before, now):
-            self._marked = ()
+        before = self._snapshot
+        support = _support(self.controller.params)
+        self._snapshot = []
+        if not before or not _are_of_same_weights(before, support):
             return {}
-        if not _alike(self._seen, now):
-            self._seen = ()
-        size = sum(param.numel() for param in self.controller.params)
-        alive = _total(now).clamp(min=1)
-        kept = _total([old & new for old, new in zip(self._seen or now, now, strict=True)])
-        figures = {
-            "births": _total([new & ~old for old, new in zip(before, now, strict=True)]) / size,
-            "deaths": _total([old & ~new for old, new in zip(before, now, strict=True)]) / size,
-            "turnover": 1 - kept / alive,
+        if not _are_of_same_weights(self._last_support, support):
+            self._last_support = support
+        size = sum(mask.numel() for mask in support)
+        nnz = _count(support).clamp(min=1)
+        num_activated = _count([new & ~old for old, new in zip(before, support, strict=True)])
+        num_deactivated = _count([old & ~new for old, new in zip(before, support, strict=True)])
+        num_kept = _count([old & new for old, new in zip(self._last_support, support, strict=True)])
+        self._last_support = support
+        return {
+            "activated": num_activated / size,
+            "deactivated": num_deactivated / size,
+            "turnover": 1 - num_kept / nnz,
         }
-        self._seen, self._marked = now, ()
-        return figures
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to report the turnover as an uninterrupted one does."""
-        return {"seen": list(self._seen)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
-        devices = [param.device for param in self.controller.params]
-        self._seen = [mask.to(device) for mask, device in zip(state["seen"], devices, strict=False)]
 
     @torch.no_grad()
-    def histogram(self, bins: int = 64) -> Tensor | None:
-        """How many duals have which ``|v| / lambda``: [bins] from 0 to ``HISTOGRAM_END``, what is above in the last.
+    def dual_histogram(self, num_bins: int = 64) -> Tensor | None:
+        """Return the number of dual variables by ``|v| / lambda``; a weight is zero below 1.
 
-        A weight is zero below 1; a crowd close to 1 is what a small move of lambda switches. For groups, their norms
-        over the square root of their size. None where there are no duals.
+        Many values close to 1 are weights that a small change of lambda switches. For groups of weights, their norms
+        over the square root of their size take the place of ``|v|``.
+
+        Args:
+            num_bins: number of bins from 0 to ``HISTOGRAM_MAX``. Default: 64.
+
+        Returns:
+            Counts [num_bins]; larger values are in the last bin. None where there are no dual variables.
         """
-        groups = [group for group in self.controller.groups if group["regularizer"] != "mask"]
         counts = []
-        for group in groups:
+        for group in self.controller.groups:
+            if group["penalty"] == "none":  # pruned by masks
+                continue
             lambda_ = group["lambda_scale"] * group["lambda_"]
             for dual in self.controller.optimizer.duals(group):
-                sizes = group_norms(dual, grouping_of(group)) if group["regularizer"] == "group" else dual.abs()
-                counts.append(torch.histc((sizes.float() / lambda_).clamp_(max=HISTOGRAM_END), bins, 0, HISTOGRAM_END))
+                is_grouped = group["penalty"] == "group"
+                magnitudes = group_norms(dual, granularity_of(group)) if is_grouped else dual.abs()
+                ratios = (magnitudes.float() / lambda_).clamp_(max=HISTOGRAM_MAX)
+                counts.append(torch.histc(ratios, num_bins, 0, HISTOGRAM_MAX))
         return torch.stack(counts).sum(0) if counts else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to report the turnover of an uninterrupted one."""
+        return {"last_support": list(self._last_support)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._last_support = []
+        for mask, param in zip(state_dict["last_support"], self.controller.params, strict=False):
+            self._last_support.append(mask.to(param.device))
 
 
 def _support(params: Sequence[Tensor]) -> list[Tensor]:
     return [param != 0 for param in params]
 
 
-def _alike(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
-    """Return whether masks are of the same weights, as far as shapes tell."""
-    return [(mask.shape, mask.device) for mask in left] == [(mask.shape, mask.device) for mask in right]
+def _are_of_same_weights(masks: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Return whether masks are of the same weights, as far as shapes and devices tell."""
+    return [(mask.shape, mask.device) for mask in masks] == [(mask.shape, mask.device) for mask in others]
 
 
-def _total(masks: Sequence[Tensor]) -> Tensor:
+def _count(masks: Sequence[Tensor]) -> Tensor:
     return torch.stack([mask.sum() for mask in masks]).sum()

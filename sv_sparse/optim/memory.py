@@ -1,9 +1,9 @@
-"""Say how tensors lie in memory, which kernels walk by address."""
+"""Memory layout of tensors, which the C++ kernels walk by address."""
 
 import torch
 from torch import Tensor, nn
 
-PLAIN_TYPES = (Tensor, nn.Parameter)  # subclasses may hold no memory of their own
+PLAIN_TYPES = (Tensor, nn.Parameter)  # a subclass may hold no memory of its own
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -16,16 +16,16 @@ def empty_float32(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
-def same_layout(first: Tensor, second: Tensor) -> bool:
-    """Return whether two tensors of one shape walk memory alike; the stride of an axis of size 1 says nothing."""
+def has_same_strides(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors of one shape walk memory alike; the stride of an axis of size 1 does not count."""
     if first.stride() == second.stride():
         return True
     axes = zip(first.shape, first.stride(), second.stride(), strict=True)
-    return all(size == 1 or left == right for size, left, right in axes)
+    return all(size == 1 or first_stride == second_stride for size, first_stride, second_stride in axes)
 
 
-def fills_memory(tensor: Tensor) -> bool:
-    """Return whether the tensor's values fill a stretch of memory, in whatever order of axes."""
+def is_non_overlapping_and_dense(tensor: Tensor) -> bool:
+    """Return whether the tensor's values fill one stretch of memory, in any order of axes."""
     if tensor.is_contiguous():
         return True
     expected = 1
@@ -35,3 +35,17 @@ def fills_memory(tensor: Tensor) -> bool:
                 return False
             expected *= size
     return True
+
+
+def match_layout(tensor: Tensor, template: Tensor) -> Tensor:
+    """Return a tensor in another's precision, device and memory layout: fused kernels walk both in storage order.
+
+    Args:
+        tensor: of the shape of ``template``; returned itself where nothing has to change.
+        template: usually the dual variable.
+    """
+    is_walkable = torch.compiler.is_compiling() or is_plain(tensor)
+    same_type = tensor.dtype == template.dtype and tensor.device == template.device
+    if is_walkable and same_type and has_same_strides(tensor, template):
+        return tensor
+    return torch.empty_like(template).copy_(tensor)

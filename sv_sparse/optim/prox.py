@@ -1,8 +1,8 @@
 """Proximal operators of the sparsity penalties, and the subgradients that start a dual variable.
 
-``l1`` makes single weights zero. ``group`` makes whole groups of a weight [output channels, input channels, ...]
-zero: a group is an output channel, an input channel or a kernel (one pair of both). Its penalty is
-``lambda * sum over groups of sqrt(size) * norm``.
+The penalty ``l1`` is ``lambda * sum |w|`` and makes single weights zero. The penalty ``group`` is
+``lambda * sum over groups of sqrt(size) * norm`` and makes groups of a weight [output channels, input channels, ...]
+zero: a group is an output channel, an input channel, or a kernel (one pair of both).
 """
 
 import math
@@ -12,108 +12,119 @@ from typing import Any
 import torch
 from torch import Tensor
 
-REGULARIZERS = ("l1", "group", "mask", "none")
-GROUPINGS = ("output", "input", "kernel")
-_SWAPPED = {"output": "input", "input": "output"}
+PENALTIES = ("l1", "group", "none")
+GRANULARITIES = ("out_channel", "in_channel", "kernel")
+_TRANSPOSED = {"out_channel": "in_channel", "in_channel": "out_channel", "kernel": "kernel"}
+_CHANNEL_AXES = {"out_channel": (0,), "in_channel": (1,), "kernel": (0, 1)}  # which number the groups
 
 
 def shrink(v: Tensor, lambda_: Tensor, out: Tensor | None = None) -> Tensor:
-    """Proximal operator of ``lambda_ * ||.||_1``: the soft threshold.
+    """Return the soft threshold, the proximal operator of ``lambda_ * ||.||_1``.
 
-    Computed as ``v - clamp(v, -lambda_, lambda_)`` (Moreau's identity), which is exactly zero where
-    ``|v| <= lambda_``, nonzero elsewhere, and never a negative zero.
+    Computed as ``v - clamp(v, -lambda_, lambda_)`` (Moreau's identity). That is exactly zero where ``|v| <= lambda_``,
+    nonzero elsewhere, and never a negative zero.
 
     Args:
-        v: any shape.
-        lambda_: threshold, 0-dim, on the device of ``v``.
-        out: takes the result, shaped like ``v`` but not ``v`` itself; without it, new memory does.
+        v: tensor of any shape.
+        lambda_: threshold of 0 or more, 0-dim, on the device of ``v``.
+        out: tensor for the result, shaped like ``v`` but not ``v`` itself; None: a new tensor.
 
     >>> shrink(torch.tensor([-2.0, 0.5, 3.0]), torch.tensor(1.0))
     tensor([-1.,  0.,  2.])
     """
-    if torch.compiler.is_compiling():  # which takes no memory from outside in another order of axes
+    if torch.compiler.is_compiling():  # the compiler takes no output whose axes are in another order
         out = None
     clamped = torch.clamp(v, -lambda_, lambda_, out=out)
     return torch.sub(v, clamped, out=out)
 
 
-def group_shrink(v: Tensor, lambda_: Tensor, grouping: str) -> Tensor:
-    """Proximal operator of the group penalty: ``v * max(1 - lambda_ * sqrt(size) / norm, 0)`` in each group.
+def group_shrink(v: Tensor, lambda_: Tensor, granularity: str) -> Tensor:
+    """Return ``v * max(1 - lambda_ * sqrt(size) / norm, 0)`` of each group: the group penalty's proximal operator.
 
     Args:
-        v: [output channels, input channels, ...].
-        lambda_: 0-dim, on the device of ``v``.
-        grouping: ``"output"``, ``"input"`` or ``"kernel"``.
+        v: tensor [output channels, input channels, ...].
+        lambda_: threshold of 0 or more, 0-dim, on the device of ``v``.
+        granularity: ``"out_channel"``, ``"in_channel"`` or ``"kernel"``.
 
-    >>> group_shrink(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), torch.tensor(1.0), "output")
+    >>> group_shrink(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), torch.tensor(1.0), "out_channel")
     tensor([[2.1515, 2.8686],
             [0.0000, 0.0000]])
     """
-    norms = group_norms(v, grouping)
-    return torch.where(norms <= lambda_, 0.0, v * (1 - lambda_ / norms))  # so that what is not a number stays so
+    norms = group_norms(v, granularity)
+    return torch.where(norms <= lambda_, 0.0, v * (1 - lambda_ / norms))  # this way round NaN stays NaN
 
 
-def group_norms(v: Tensor, grouping: str) -> Tensor:
-    """Norm of each group over the square root of its size, with axes of size 1 where it ran.
+def group_norms(v: Tensor, granularity: str) -> Tensor:
+    """Return the norm of each group over the square root of its size, with axes of size 1 where the group extends.
 
-    A group survives where this is above lambda, as a single weight does where ``|v|`` is.
+    A group is nonzero after ``group_shrink`` where this is above lambda, as a single weight is where ``|v|`` is.
 
-    >>> group_norms(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), "input").shape
+    Args:
+        v: tensor [output channels, input channels, ...].
+        granularity: ``"out_channel"``, ``"in_channel"`` or ``"kernel"``.
+
+    >>> group_norms(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), "in_channel").shape
     torch.Size([1, 2])
     """
-    axes = _axes(v.ndim, grouping)
-    if not axes:  # a kernel of size one
+    axes = _group_axes(v.ndim, granularity)
+    if not axes:  # a kernel of size 1
         return v.abs()
-    return torch.linalg.vector_norm(v, dim=axes, keepdim=True) / math.sqrt(group_size(v, grouping))
+    return torch.linalg.vector_norm(v, dim=axes, keepdim=True) / math.sqrt(group_size(v, granularity))
 
 
-def group_size(v: Tensor, grouping: str) -> int:
-    """Weights in a group.
+def group_size(v: Tensor, granularity: str) -> int:
+    """Return the number of weights in a group.
 
-    >>> group_size(torch.zeros(8, 4, 3), "output")
+    >>> group_size(torch.zeros(8, 4, 3), "out_channel")
     12
     """
-    return math.prod(v.shape[axis] for axis in _axes(v.ndim, grouping))
+    return math.prod(v.shape[axis] for axis in _group_axes(v.ndim, granularity))
 
 
-def over_group(mask: Tensor, grouping: str, reduce: Callable[..., Tensor]) -> Tensor:
-    """Return a mask that says of every weight what ``reduce`` (torch.all, torch.any) says of its group.
+def reduce_groups(mask: Tensor, granularity: str, reduce: Callable[..., Tensor]) -> Tensor:
+    """Return a mask of the same shape with the same value in a group: that of ``reduce`` (torch.all, torch.any).
 
-    >>> over_group(torch.tensor([[True, False], [True, True]]), "output", torch.all)
+    >>> reduce_groups(torch.tensor([[True, False], [True, True]]), "out_channel", torch.all)
     tensor([[False, False],
             [ True,  True]])
     """
-    axes = _axes(mask.ndim, grouping)
+    axes = _group_axes(mask.ndim, granularity)
     return reduce(mask, dim=axes, keepdim=True).expand_as(mask) if axes else mask
 
 
-def grouping_of(group: Mapping[str, Any]) -> str:
-    """Return the grouping of a parameter group by the axes of its weights.
+def granularity_of(group: Mapping[str, Any]) -> str:
+    """Return the granularity of a parameter group by the axes of its tensors.
 
-    A group that ``partition`` calls ``transposed`` has weights [input channels, output channels, ...].
+    A group with ``transposed=True`` has weights [input channels, output channels, ...].
 
-    >>> grouping_of({"grouping": "output", "transposed": True})
-    'input'
+    >>> granularity_of({"granularity": "out_channel", "transposed": True})
+    'in_channel'
     """
-    grouping: str = group["grouping"]
-    return _SWAPPED.get(grouping, grouping) if group.get("transposed") else grouping
+    granularity: str = group["granularity"]
+    return _TRANSPOSED[granularity] if group.get("transposed") else granularity
 
 
-def _axes(ndim: int, grouping: str) -> tuple[int, ...]:
-    """The axes that a group spans."""
-    kept = {"output": (0,), "input": (1,), "kernel": (0, 1)}[grouping]
-    return tuple(axis for axis in range(ndim) if axis not in kept)
+def subgradient(weight: Tensor, lambda_: Tensor, delta: float, *, granularity: str | None = None) -> Tensor:
+    """Return the subgradient of ``lambda_ * penalty(w) + ||w||^2 / (2 * delta)`` that a dual variable starts from.
 
+    Where a weight (with ``granularity``, its group) is zero, there are many subgradients; this is zero there.
 
-def subgradient(weight: Tensor, lambda_: Tensor, delta: float, *, grouping: str | None = None) -> Tensor:
-    """The subgradient of ``lambda_ * penalty(w) + ||w||^2 / (2 delta)`` that a dual starts from.
-
-    Where the weight (with ``grouping``, its group) is zero there are many; zero is taken.
+    Args:
+        weight: tensor; with ``granularity`` [output channels, input channels, ...].
+        lambda_: strength of the penalty, 0-dim, on the device of ``weight``.
+        delta: elastic-net parameter, above 0.
+        granularity: groups of the group penalty; None: the l1 penalty.
 
     >>> subgradient(torch.tensor([-2.0, 0.0, 3.0]), torch.tensor(0.5), delta=1.0)
     tensor([-2.5000,  0.0000,  3.5000])
     """
-    if grouping is None:
+    if granularity is None:
         return weight / delta + lambda_ * weight.sign()
-    norms = group_norms(weight, grouping)
+    norms = group_norms(weight, granularity)
     return weight / delta + torch.where(norms > 0, lambda_ * weight / norms, 0.0)
+
+
+def _group_axes(ndim: int, granularity: str) -> tuple[int, ...]:
+    """Return the axes along which a group extends."""
+    channel_axes = _CHANNEL_AXES[granularity]
+    return tuple(axis for axis in range(ndim) if axis not in channel_axes)

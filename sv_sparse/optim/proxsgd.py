@@ -1,4 +1,4 @@
-"""The baseline without a dual."""
+"""ProxSGD: proximal stochastic gradient descent, the baseline without a dual variable."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -6,27 +6,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sv_sparse.optim import bregman
-from sv_sparse.optim.checks import check
-from sv_sparse.optim.optimizer import BregmanOptimizer, Group, Tensors, check_common
+from sv_sparse.optim import functional
+from sv_sparse.optim.bregman_optimizer import BregmanOptimizer, Group, Tensors
+from sv_sparse.optim.validation import require
 
 
 class ProxSGD(BregmanOptimizer):
-    """Proximal stochastic gradient descent, the baseline: ``w <- prox(w - lr * g, lr * lambda_)``.
+    """Proximal stochastic gradient descent: ``w_{t+1} = prox(w_t - lr * g_t, lr * lambda_t)``.
 
-    It has no dual: what lambda has shrunk is gone, at every step, which biases what survives towards zero.
+    It has no dual variable: lambda shrinks the weights at every step, which biases nonzero weights towards zero. It is
+    the baseline of "A Bregman Learning Framework for Sparse Neural Networks", JMLR 23(192), 2022.
 
     Args:
-        params: parameters, named parameters, or groups of them.
-        lr: see the top of methods.py, as for all that follows.
-        lambda_: see there.
-        lambda_scale: see there.
-        regularizer: see there.
-        grouping: see there.
-        maximize: see there.
+        params: parameters, (name, parameter) pairs, or groups of them such as ``param_groups(model)`` returns.
+        lr: step size, a number or a 0-dim tensor, 0 or more. Default: 0.1.
+        lambda_init: strength of the penalty at the start, 0 or more. A controller changes it. Default: 0.1.
+        lambda_scale: factor on lambda in a group, above 0. Default: 1.
+        penalty: ``"l1"`` (zeros single weights), ``"group"`` (zeros groups of weights) or ``"none"``. Default: l1.
+        granularity: groups of the group penalty: ``"out_channel"``, ``"in_channel"`` or ``"kernel"``. Default:
+            out_channel.
+        maximize: ascend instead of descend. Default: False.
 
     Raises:
-        ValueError: a setting is out of its bounds; names the setting, the bounds and the value.
+        ValueError: an argument is out of its bounds; names the argument, the bounds and the value.
+
+    >>> weight = torch.nn.Parameter(torch.tensor([0.5, 0.0]))
+    >>> optimizer = ProxSGD([weight], lr=0.1, lambda_init=1.0)
+    >>> weight.grad = torch.tensor([1.0, -0.5])
+    >>> optimizer.step()
+    >>> weight.data
+    tensor([0.3000, 0.0000])
     """
 
     def __init__(
@@ -34,43 +43,46 @@ class ProxSGD(BregmanOptimizer):
         params: Iterable[Any],
         lr: float | Tensor = 0.1,
         *,
-        lambda_: float = 0.1,
+        lambda_init: float = 0.1,
         lambda_scale: float = 1.0,
-        regularizer: str = "l1",
-        grouping: str = "output",
+        penalty: str = "l1",
+        granularity: str = "out_channel",
         maximize: bool = False,
     ) -> None:
-        defaults = {key: value for key, value in locals().items() if key not in {"self", "params", "__class__"}}
-        super().__init__(params, defaults | {"implementation": "foreach", "delta": 1.0})
+        defaults = {
+            "lr": lr,
+            "lambda_": lambda_init,
+            "lambda_scale": lambda_scale,
+            "penalty": penalty,
+            "granularity": granularity,
+            "maximize": maximize,
+            # keys that the base class reads of every group; they have no other value here
+            "backend": "foreach",
+            "delta": 1.0,
+        }
+        super().__init__(params, defaults)
 
     def _check_group(self, group: Group) -> None:
-        check_common(group)
-        check(group["implementation"] == "foreach", "implementation", group["implementation"], "foreach")
-        check(group["delta"] == 1, "delta", group["delta"], "1, since there is no dual")
-        check(
-            group["regularizer"] != "mask",
-            "regularizer",
-            "mask",
-            "one of l1, group, none; AdaBreg and LinBreg take masks",
-        )
+        super()._check_group(group)
+        require(group["backend"] == "foreach", "backend", group["backend"], "foreach")
+        require(group["delta"] == 1, "delta", group["delta"], "1, since there is no dual variable")
 
-    def _move(self, group: Group, params: Tensors, grads: Tensors, *, lie_still: bool) -> None:
-        how = self._how(group)
-        bregman.proxsgd(params, grads, lr=group["lr"], how=how, maximize=group["maximize"])
+    def _update_group(self, group: Group, params: Tensors, grads: Tensors, *, in_place: bool) -> None:
+        functional.proxsgd(params, grads, lr=group["lr"], prox=self.prox_of(group), maximize=group["maximize"])
 
-    def _read_out(self, group: Group, params: Sequence[Tensor]) -> None:
-        """There is no dual to read."""
+    def _apply_prox_to(self, group: Group, params: Sequence[Tensor]) -> None:
+        """Do nothing: there is no dual variable to compute weights from."""
 
     def duals(self, group: Group) -> Tensors:
-        """The weights themselves: landing orders them by size."""
+        """Return the weights themselves, so that finalize() orders them by magnitude."""
         return list(group["params"])
 
     @torch.no_grad()
-    def read_out(self, *, frozen: bool = False) -> None:
-        """Zero what is not above lambda, and leave the rest as it is: how a run lands."""
-        self._counts.clear()
+    def apply_prox(self, *, include_frozen: bool = False) -> None:
+        """Zero weights that are not above lambda, and leave the others as they are, so that a run ends exactly."""
+        self._nnz.clear()
         for group in self.param_groups:
-            how = self._how(group)
+            prox = self.prox_of(group)
             for param in group["params"]:
-                if param.requires_grad or frozen:
-                    param.masked_fill_(how(param) == 0, 0)
+                if param.requires_grad or include_frozen:
+                    param.masked_fill_(prox(param) == 0, 0)

@@ -1,6 +1,7 @@
-// Optimizer steps on the CPU that touch each byte once: the update of the dual and the read-out of the weight, with
-// the nonzero weights counted on the way. Formulas: bregman.py. A tensor is walked in storage order, in blocks whose
-// dual is still in the cache when the weight is read off it; blocks are shared out to torch's threads.
+// Optimizer steps on the CPU that touch each byte once: the update of the dual, the proximal map to the weight, and the
+// count of nonzero weights. Formulas: functional.py; reasons: DECISIONS 6. A tensor is walked in
+// storage order, in blocks whose dual is still in the cache when the weight is computed from it; blocks are divided
+// among torch's threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -11,18 +12,18 @@
 #include <emmintrin.h>
 #endif
 
-// Code for several generations of processors, chosen when loaded: gcc with glibc knows how.
+// Code for several generations of processors, selected when loaded: gcc with glibc can do that.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define EACH_PROCESSOR __attribute__((target_clones("default", "avx2", "avx512f")))
+#define MULTI_TARGET __attribute__((target_clones("default", "avx2", "avx512f")))
 #else
-#define EACH_PROCESSOR
+#define MULTI_TARGET
 #endif
 
 namespace {
 
 constexpr int64_t BLOCK = 1024;
 
-// Writes what nobody reads soon past the cache, which saves reading the old values first.
+// Writes past the cache what is not read soon, which saves reading the old values first.
 void write_past_cache(float* to, const float* from, int64_t count) {
     int64_t i = 0;
 #if defined(__SSE2__)
@@ -32,20 +33,20 @@ void write_past_cache(float* to, const float* from, int64_t count) {
     std::memcpy(to + i, from + i, (count - i) * sizeof(float));
 }
 
-EACH_PROCESSOR
+MULTI_TARGET
 int64_t shrink_block(const float* __restrict v, float* __restrict to, float lambda, float delta, int64_t count) {
     int32_t nonzero = 0;
     for (int64_t i = 0; i < count; i++) {
-        float inside = v[i] > lambda ? lambda : v[i];
-        inside = inside < -lambda ? -lambda : inside;
-        const float weight = delta * (v[i] - inside);
+        float clamped = v[i] > lambda ? lambda : v[i];
+        clamped = clamped < -lambda ? -lambda : clamped;
+        const float weight = delta * (v[i] - clamped);
         nonzero += weight != 0;
         to[i] = weight;
     }
     return nonzero;
 }
 
-EACH_PROCESSOR
+MULTI_TARGET
 void decay_block(float* __restrict v, const float* __restrict weight, float rate, int64_t count) {
     for (int64_t i = 0; i < count; i++) v[i] -= rate * weight[i];
 }
@@ -56,7 +57,7 @@ struct Adam {
     float root;                    // 1 / sqrt(second moment's bias correction)
 };
 
-EACH_PROCESSOR
+MULTI_TARGET
 void adam_block(Adam a, float sign, const float* __restrict grad, float* __restrict v, float* __restrict m,
                 float* __restrict u, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
@@ -67,12 +68,12 @@ void adam_block(Adam a, float sign, const float* __restrict grad, float* __restr
     }
 }
 
-// From here on the weight may be its own dual, so the two are not said to be apart.
+// From here on the weight may be its own dual, so the two pointers are not declared __restrict.
 struct Momentum {
-    float lr, old, momentum, keep, nesterov, decay;  // old, keep: of the buffer, of the gradient; nesterov: 0 or 1
+    float lr, buffer_factor, momentum, grad_factor, nesterov, decay;  // nesterov: 0 or 1
 };
 
-EACH_PROCESSOR
+MULTI_TARGET
 void sgd_block(Momentum s, float sign, const float* __restrict grad, const float* weight, float* v, int64_t count) {
     if (s.decay == 0)
         for (int64_t i = 0; i < count; i++) v[i] -= s.lr * (sign * grad[i]);
@@ -80,20 +81,20 @@ void sgd_block(Momentum s, float sign, const float* __restrict grad, const float
         for (int64_t i = 0; i < count; i++) v[i] -= s.lr * (sign * grad[i] + s.decay * weight[i]);
 }
 
-EACH_PROCESSOR
+MULTI_TARGET
 void momentum_block(Momentum s, float sign, const float* __restrict grad, const float* weight, float* v,
                     float* __restrict buffer, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
         float g = sign * grad[i];
         if (s.decay != 0) g += s.decay * weight[i];
-        const float b = s.old * buffer[i] + s.keep * g;
+        const float b = s.buffer_factor * buffer[i] + s.grad_factor * g;
         buffer[i] = b;
         v[i] -= s.lr * (s.nesterov != 0 ? g + s.momentum * b : b);
     }
 }
 
-// Runs update(tensor, first, count) and then the read-out on every block. Where a weight is its own dual, nothing is
-// read out or counted.
+// Runs update(tensor, first, count) and then the proximal map on every block. A weight that is its own dual is neither
+// mapped nor counted.
 template <class Update>
 void each_block(int64_t tensors, const int64_t* sizes, float* const* weights, float* const* duals, float lambda,
                 float delta, int64_t* nonzero, Update update) {
@@ -101,27 +102,27 @@ void each_block(int64_t tensors, const int64_t* sizes, float* const* weights, fl
 #pragma omp parallel
     {
         for (int64_t t = 0; t < tensors; t++) {
-            int64_t found = 0;
+            int64_t nnz = 0;
 #pragma omp for schedule(static) nowait
             for (int64_t first = 0; first < sizes[t]; first += BLOCK) {
                 const int64_t count = std::min(BLOCK, sizes[t] - first);
                 update(t, first, count);
                 if (weights[t] == duals[t]) continue;
-                alignas(64) float fresh[BLOCK];
-                found += shrink_block(duals[t] + first, fresh, lambda, delta, count);
-                write_past_cache(weights[t] + first, fresh, count);
+                alignas(64) float updated[BLOCK];
+                nnz += shrink_block(duals[t] + first, updated, lambda, delta, count);
+                write_past_cache(weights[t] + first, updated, count);
             }
 #pragma omp atomic
-            nonzero[t] += found;
+            nonzero[t] += nnz;
         }
 #if defined(__SSE2__)
-        _mm_sfence();  // each thread's writes past the cache, before it says that it is done
+        _mm_sfence();  // each thread completes its writes past the cache before the region ends
 #endif
     }
 }
 
 // Squares of the gradients of nonzero weights. An infinite gradient of a zero weight makes it NaN.
-EACH_PROCESSOR
+MULTI_TARGET
 double support_block(const float* __restrict weight, const float* __restrict grad, int64_t count) {
     constexpr int64_t LANES = 32;
     float sums[LANES] = {};
@@ -154,7 +155,7 @@ void count_bits(int64_t tensors, const int64_t* sizes, const float* const* value
     int64_t zeros = 0;
 #pragma omp parallel reduction(+ : zeros)
     {
-        std::vector<int64_t> own(mask + 1, 0);
+        std::vector<int64_t> local(mask + 1, 0);
         for (int64_t t = 0; t < tensors; t++) {
             const float* v = values[t];
             const float scale = scales[t];
@@ -162,11 +163,11 @@ void count_bits(int64_t tensors, const int64_t* sizes, const float* const* value
             for (int64_t i = 0; i < sizes[t]; i++) {
                 const uint32_t bits = ordered_bits(v[i], scale);
                 if (bits == 0) zeros++;  // most, early in a sparse run
-                else if (bits >> above == prefix) own[bits >> shift & mask]++;
+                else if (bits >> above == prefix) local[bits >> shift & mask]++;
             }
         }
 #pragma omp critical
-        for (uint32_t b = 0; b <= mask; b++) histogram[b] += own[b];
+        for (uint32_t b = 0; b <= mask; b++) histogram[b] += local[b];
     }
     if (prefix == 0) histogram[0] += zeros;
 }
@@ -182,29 +183,29 @@ uint32_t bin_of(const std::vector<int64_t>& histogram, int64_t& rank) {
 
 // The values of |v| / scale with this rank and the one above, from the top, over all tensors; exact, in two passes, or
 // three where a gap lies between them. Nothing is above rank 0: infinity.
-extern "C" void largest(int64_t tensors, const int64_t* sizes, const float* const* values, const float* scales,
-                        int64_t rank, float* result) {
+extern "C" void kth_largest(int64_t tensors, const int64_t* sizes, const float* const* values, const float* scales,
+                            int64_t rank, float* result) {
     std::vector<int64_t> high(1 << 16), low(1 << 16);
     count_bits(tensors, sizes, values, scales, 16, 0xffff, 32 - 1, 0, high);
     uint32_t counted = 1 << 16;  // the bin that low has the histogram of; none yet
     for (int64_t above = 0; above < 2; above++) {
-        int64_t wanted = rank - above;
-        if (wanted < 0) {
+        int64_t remaining = rank - above;
+        if (remaining < 0) {
             result[above] = std::numeric_limits<float>::infinity();
             continue;
         }
-        const uint32_t top = bin_of(high, wanted);
+        const uint32_t top = bin_of(high, remaining);
         if (top != counted) {
             std::fill(low.begin(), low.end(), 0);
             count_bits(tensors, sizes, values, scales, 0, 0xffff, 16, top, low);
             counted = top;
         }
-        const uint32_t bits = top << 16 | bin_of(low, wanted);
+        const uint32_t bits = top << 16 | bin_of(low, remaining);
         std::memcpy(result + above, &bits, sizeof bits);
     }
 }
 
-// Copies all values of small tensors, and of a large one those of `rows` places of `columns` values, the last at its end.
+// Copies all values of small tensors; of a large one `rows` places of `columns` values, the last at its end.
 extern "C" void sample(int64_t tensors, const int64_t* sizes, const float* const* values, int64_t rows,
                        int64_t columns, float* result) {
     for (int64_t t = 0; t < tensors; t++) {
@@ -224,10 +225,10 @@ extern "C" void support_norm(int64_t tensors, const int64_t* sizes, const float*
     std::vector<double> blocks;
     for (int64_t t = 0; t < tensors; t++) {
         const size_t before = blocks.size();
-        const int64_t own = (sizes[t] + BLOCK - 1) / BLOCK;
-        blocks.resize(before + own);
-#pragma omp parallel for schedule(static) if (own > 1)
-        for (int64_t b = 0; b < own; b++) {
+        const int64_t count_blocks = (sizes[t] + BLOCK - 1) / BLOCK;
+        blocks.resize(before + count_blocks);
+#pragma omp parallel for schedule(static) if (count_blocks > 1)
+        for (int64_t b = 0; b < count_blocks; b++) {
             const int64_t first = b * BLOCK, count = std::min(BLOCK, sizes[t] - first);
             blocks[before + b] = support_block(weights[t] + first, grads[t] + first, count);
         }
@@ -241,10 +242,10 @@ extern "C" void adabreg(int64_t tensors, const int64_t* sizes, float* const* wei
                         float* const* duals, float* const* exp_avgs, float* const* exp_avg_sqs, float* const* steps,
                         double lr, double beta1, double beta2, double eps, double decay, double sign, double lambda,
                         double delta, int64_t* nonzero) {
-    std::vector<Adam> each;
+    std::vector<Adam> settings;
     for (int64_t t = 0; t < tensors; t++) {
         const double step = *steps[t] += 1;
-        each.push_back({float(beta2), float(1 - beta1), float(1 - beta2), float(eps),
+        settings.push_back({float(beta2), float(1 - beta1), float(1 - beta2), float(eps),
                         float(lr / (1 - std::pow(beta1, step))),
                         float(1 / std::sqrt(1 - std::pow(beta2, step)))});
     }
@@ -256,15 +257,16 @@ extern "C" void adabreg(int64_t tensors, const int64_t* sizes, float* const* wei
             else
                 decay_block(v, weights[t] + first, float(lr * decay), count);
         }
-        adam_block(each[t], float(sign), grads[t] + first, v, exp_avgs[t] + first, exp_avg_sqs[t] + first, count);
+        adam_block(settings[t], float(sign), grads[t] + first, v, exp_avgs[t] + first, exp_avg_sqs[t] + first, count);
     });
 }
 
 extern "C" void linbreg(int64_t tensors, const int64_t* sizes, float* const* weights, const float* const* grads,
-                        float* const* duals, float* const* buffers, double lr, double old, double momentum,
-                        double keep, double nesterov, double decay, double sign, double lambda, double delta,
+                        float* const* duals, float* const* buffers, double lr, double buffer_factor, double momentum,
+                        double grad_factor, double nesterov, double decay, double sign, double lambda, double delta,
                         int64_t* nonzero) {
-    const Momentum sgd{float(lr), float(old), float(momentum), float(keep), float(nesterov), float(decay)};
+    const Momentum sgd{float(lr),       float(buffer_factor), float(momentum),
+                       float(grad_factor), float(nesterov),      float(decay)};
     each_block(tensors, sizes, weights, duals, lambda, delta, nonzero, [&](int64_t t, int64_t first, int64_t count) {
         const float* weight = weights[t] + first;
         if (momentum == 0)

@@ -1,0 +1,353 @@
+"""Base class of the controllers: regularized groups, measured sparsity, ramp of the target, the exact end.
+
+A controller's ``step()`` is called after ``optimizer.step()``. It counts the zeros and changes ``lambda_`` in the
+optimizer's groups, all on the device: nothing waits for the device. At the end of a run ``finalize()`` makes the
+sparsity exact.
+
+Convergence (Bungert et al., JMLR 23(192), 2022, for the first sentence): with lambda fixed and a small enough step
+the loss falls, in expectation for stochastic gradients. A change of lambda by d moves each nonzero weight by at most
+``delta * |d|``, and the dual variables not at all. So where the changes have a finite sum, the iteration is one of
+fixed lambda plus a vanishing disturbance; the frozen end of a run makes that so. Nothing says that the closed loop
+converges to the target, or to a better network than another path of lambda; that is measured
+(scripts/benchmark/controller.py).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sv_sparse.optim.bregman_optimizer import BregmanOptimizer
+from sv_sparse.optim.controllers._order_statistics import lambda_for_nnz
+from sv_sparse.optim.prox import granularity_of, group_size
+from sv_sparse.optim.reminders import Reminders
+from sv_sparse.optim.state_dict_checks import Group
+from sv_sparse.optim.validation import positive_int, require_fraction, warn
+
+RampBound = float | str | None  # a fraction of the run, "auto", or None for no ramp
+
+_AUTO_RAMP = (0.0, 0.5)  # of a network that starts dense, DECISIONS 84
+_MAX_DENSE_SPARSITY = 0.5  # of a start that counts as dense
+_DENSE_LAMBDA_FACTOR = 0.01  # of the root mean square of dense weights, DECISIONS 65
+
+
+def largest_initial_lambda(params: Sequence[Tensor], *, delta: float = 1.0) -> float:
+    """Return the largest lambda that a controller should start from with these weights; waits for the device.
+
+    Weights start as they are, with dual variables lambda beyond them, and each then moves by ``delta`` times what
+    lambda does. A lambda above their size would make them as large as itself on its way down, and few would become
+    zero afterwards. Where the weights start dense, a weight on its way to the other sign is zero for 2 lambda; there a
+    controller, which finds lambda from anywhere, starts at a hundredth of their root mean square (DECISIONS 65).
+
+    Args:
+        params: regularized weights.
+        delta: elastic-net parameter of their optimizer, above 0.
+
+    Returns:
+        The largest lambda; infinity where all weights are zero.
+
+    >>> largest_initial_lambda([torch.tensor([2.0, -2.0, 2.0])])
+    0.02
+    """
+    nnz = sum(float(param.count_nonzero()) for param in params)
+    if not nnz:
+        return math.inf
+    root_mean_square = math.sqrt(sum(float(param.detach().square().sum()) for param in params) / nnz)
+    size = sum(param.numel() for param in params)
+    if nnz >= (1 - _MAX_DENSE_SPARSITY) * size:
+        return _DENSE_LAMBDA_FACTOR * root_mean_square / delta
+    return root_mean_square / delta
+
+
+class Controller:
+    """Base class: a subclass says in ``_update`` what one update changes.
+
+    A controller warns (UserWarning, once each) of what a training loop forgets: ``step()``, ``finalize()``, a
+    ``total_steps`` that is not the length of the run, groups that ``param_groups`` has not made. Set
+    ``reminders.active`` to False to switch that off.
+
+    Args:
+        optimizer: its groups with a penalty are regularized, with one common lambda.
+        target_sparsity: fraction of exact zeros that those groups have in the end, in [0, 1). At 0, training is dense,
+            and no group may have a penalty.
+        total_steps: length of the run in updates, a whole number of 1 or more.
+        freeze_fraction: fraction of the run, at its end, during which lambda is left alone, in [0, 1). Default: 0.01.
+        ramp_start: fraction of the run, in [0, 1], at which the target leaves ``initial_sparsity``. None, with
+            ``ramp_end`` None: the target holds from the start. ``"auto"``, with ``ramp_end`` ``"auto"``: a ramp from 0
+            to 0.5 where at most half of the regularized weights are zero at the start (a pretrained network), else no
+            ramp. Default: auto.
+        ramp_end: fraction of the run, above ``ramp_start`` and at most 1, at which the target is reached. With the
+            progress p from 0 to 1 in between, the target is
+            ``target_sparsity + (initial_sparsity - target_sparsity) * (1 - p)**3``. Default: auto.
+        initial_sparsity: where a ramp starts, in [0, 1). None: the sparsity of the network as it is; then, if at most
+            half of its weights are zero, ``lambda_`` is lowered to ``largest_initial_lambda``, unless the optimizer
+            has made updates. Default: None.
+
+    Raises:
+        ValueError: an argument is out of its bounds, or target and penalties contradict each other.
+    """
+
+    has_finalize = True  # False: finalize() changes nothing, and the run is not reminded of anything
+    is_exact = False  # True: every update ends at the target, so that finalize() changes nothing
+
+    def __init__(
+        self,
+        optimizer: BregmanOptimizer,
+        target_sparsity: float,
+        total_steps: int,
+        *,
+        freeze_fraction: float = 0.01,
+        ramp_start: RampBound = "auto",
+        ramp_end: RampBound = "auto",
+        initial_sparsity: float | None = None,
+    ) -> None:
+        require_fraction("target_sparsity", target_sparsity)
+        require_fraction("freeze_fraction", freeze_fraction)
+        if initial_sparsity is not None:
+            require_fraction("initial_sparsity", initial_sparsity)
+        self.optimizer = optimizer
+        self.target_sparsity = target_sparsity
+        self.total_steps = positive_int("total_steps", total_steps)
+        self.freeze_step = self.total_steps - round(freeze_fraction * self.total_steps)
+        self.steps = 0
+        self._has_auto_ramp = isinstance(ramp_start, str) and ramp_start == ramp_end == "auto"
+        self.ramp = None if self._has_auto_ramp else _checked_ramp(ramp_start, ramp_end)
+        self._check_groups()
+        self.initial_sparsity = 0.0 if initial_sparsity is None else initial_sparsity
+        if self.has_finalize and self.groups:
+            self._fit_to_start(initial_sparsity)
+        self.reminders = Reminders(self)
+        self.reminders.check_groups()
+
+    def _fit_to_start(self, initial_sparsity: float | None) -> None:
+        """Set ramp, initial sparsity and lambda by the network as it is, where the caller has not set them."""
+        sparsity = float(self.sparsity())
+        is_dense = sparsity <= _MAX_DENSE_SPARSITY
+        if self._has_auto_ramp and is_dense:
+            self.ramp = _AUTO_RAMP
+        if initial_sparsity is not None:
+            return
+        self.initial_sparsity = sparsity
+        params = self.params
+        has_made_updates = any(self.optimizer.state.get(param) for param in params)
+        if is_dense and not has_made_updates:
+            delta = min(group["delta"] for group in self.groups)
+            max_lambda = largest_initial_lambda(params, delta=delta)
+            if float(self.lambda_) > max_lambda:
+                self._set_lambda(torch.full_like(self.lambda_, max_lambda))
+
+    def _check_groups(self) -> None:
+        """Raise a ValueError if target and penalties contradict each other."""
+        groups = self.groups
+        if self.target_sparsity == 0 and groups:
+            names = [group.get("name") for group in groups]
+            raise ValueError(f"target_sparsity=0 is dense training: groups {names} need penalty='none'")
+        if self.target_sparsity > 0 and not groups:
+            raise ValueError(f"target_sparsity={self.target_sparsity} needs a group with a penalty, got none")
+        lambdas = {float(group["lambda_"]) for group in groups}
+        if len(lambdas) > 1:
+            raise ValueError(f"regularized groups share one lambda_ and differ by lambda_scale, got {sorted(lambdas)}")
+        self._check_params()
+
+    def _check_params(self) -> None:
+        """Raise a ValueError if the target cannot be reached by these weights."""
+        num_frozen = sum(not param.requires_grad for param in self.params)
+        if num_frozen:
+            raise ValueError(
+                f"{num_frozen} regularized parameters are frozen (requires_grad=False), so target_sparsity="
+                f"{self.target_sparsity} may be out of reach; leave them out of the optimizer"
+            )
+        size, nnz = self._size(), self._nnz_at(self.target_sparsity)
+        if self.groups and not 0 < nnz < size:
+            raise ValueError(f"target_sparsity={self.target_sparsity} of {size} weights keeps {nnz} of them")
+
+    @property
+    def groups(self) -> list[Group]:
+        """Parameter groups that are regularized."""
+        return [group for group in self.optimizer.param_groups if group["penalty"] != "none" and group["params"]]
+
+    @property
+    def params(self) -> list[Tensor]:
+        """Parameters that are regularized, whose zeros are counted."""
+        return [param for group in self.groups for param in group["params"]]
+
+    @property
+    def lambda_(self) -> Tensor:
+        """Common lambda, 0-dim on the device; 0 where nothing has a penalty."""
+        groups = self.groups
+        return self.optimizer.lambda_of(groups[0]) if groups else torch.zeros(())
+
+    @property
+    def target(self) -> float:
+        """Target at this step: ``target_sparsity``, or on the way to it during a ramp."""
+        if self.ramp is None:
+            return self.target_sparsity
+        start, end = self.ramp
+        progress = min(1.0, max(0.0, (self.steps / self.total_steps - start) / (end - start)))
+        return self.target_sparsity + (self.initial_sparsity - self.target_sparsity) * (1 - progress) ** 3
+
+    def sparsity(self) -> Tensor:
+        """Return the fraction of exact zeros in the regularized parameters, 0-dim on the device."""
+        if not self.params:
+            return torch.zeros(())
+        return 1 - self._nnz().to(self.lambda_.dtype) / self._size()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Count one update and adapt lambda; in the frozen end of the run, only count.
+
+        Call it where an update was made, not where a GradScaler skipped it.
+        """
+        self.steps += 1
+        self.reminders.count_step()
+        if self.groups and self.steps <= self.freeze_step:
+            self._update()
+
+    def _update(self) -> None:
+        """Adapt lambda after an update."""
+        raise NotImplementedError
+
+    def start_from_current_sparsity(self) -> None:
+        """Start the ramp at the sparsity that the network has: for a network that is trained already."""
+        self.initial_sparsity = float(self.sparsity())
+
+    def reset_gain(self) -> None:
+        """Take the full gain again, since a change of learning rate, margin or data moves the lambda of the target."""
+
+    @torch.no_grad()
+    def finalize(self) -> None:
+        """Make the sparsity exact: set lambda by the dual variables, and compute the weights from them.
+
+        With n weights left at the target, lambda lies between the (n + 1)-th largest ``|v|`` and the n-th. Of these
+        values, the one nearest to the present lambda is taken: a network that was finalized before has a wide gap
+        there, and each weight shifts by what lambda does. Groups of weights are zeroed as a whole: then the sparsity
+        is exact to within a group. Refresh batch-norm statistics afterwards (``torch.optim.swa_utils.update_bn``).
+
+        Warns:
+            UserWarning: more dual variables than that are exactly zero (their weights never had a gradient) or equal
+                to the last bit; or the run was no more than half over, or its sparsity further than half a point from
+                the target.
+        """
+        if not self.groups:
+            return
+        self.reminders.before_finalize(int(self._nnz()), self._target_nnz(), self._size(), max(self._group_sizes()))
+        self._make_exact(self.target_sparsity, include_frozen=True)
+        if self._is_off_target():
+            warn(
+                f"finalized with {int(self._nnz())} nonzero weights instead of {self._target_nnz()}: too many dual "
+                f"variables are zero or equal"
+            )
+
+    def _make_exact(self, target: float, *, include_frozen: bool = False) -> None:
+        """Set lambda so that the weights are as sparse as a target, and compute them."""
+        self._set_lambda(lambda_for_nnz(self.optimizer, self.groups, self._nnz_at(target)))
+        self.optimizer.apply_prox(include_frozen=include_frozen)
+
+    def _set_lambda(self, value: Tensor) -> None:
+        for group in self.groups:
+            self.optimizer.lambda_of(group).copy_(value)
+
+    def _nnz(self) -> Tensor:
+        """Return the number of nonzero weights, 0-dim on the device."""
+        return self.optimizer.count_nonzero(self.params).sum()
+
+    def _size(self) -> int:
+        return sum(param.numel() for param in self.params)
+
+    def _nnz_at(self, target: float) -> int:
+        """Return the number of nonzero weights at a target."""
+        return round((1 - target) * self._size())
+
+    def _target_nnz(self) -> int:
+        """Return the number of nonzero weights that finalize() leaves."""
+        return self._nnz_at(self.target_sparsity)
+
+    def _is_off_target(self) -> bool:
+        """Return whether finalize() has missed the target by a group of weights or more."""
+        nnz, target_nnz = int(self._nnz()), self._target_nnz()
+        return not target_nnz - max(self._group_sizes()) < nnz <= target_nnz
+
+    def _group_sizes(self) -> list[int]:
+        """Return how many weights become zero together in each parameter."""
+        sizes = [1]
+        for group in self.groups:
+            if group["penalty"] == "group":
+                granularity = granularity_of(group)
+                sizes += [group_size(param, granularity) for param in group["params"]]
+        return sizes
+
+    # --- saved states -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what resuming needs beside the optimizer's state, which has lambda: tensors and plain data."""
+        self.reminders.state_was_saved()
+        return {
+            "controller": type(self).__name__,
+            "steps": self.steps,
+            "initial_sparsity": self.initial_sparsity,
+            "ramp": None if self.ramp is None else list(self.ramp),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned.
+
+        Args:
+            state_dict: of a controller of this class. A ramp that is ``"auto"`` becomes the saved one.
+
+        Raises:
+            ValueError: the state is of another class, or lacks what this class needs; nothing is restored.
+        """
+        self._check_state_dict(state_dict)
+        self.steps = positive_int("steps of a saved controller", state_dict["steps"] + 1) - 1
+        self.initial_sparsity = state_dict["initial_sparsity"]
+        if self._has_auto_ramp:
+            ramp = state_dict["ramp"]
+            self.ramp = None if ramp is None else _checked_ramp(*ramp)
+        self.reminders.state_was_loaded()
+
+    def _state_keys(self) -> tuple[str, ...]:
+        """Return the entries that a saved state must have."""
+        return ("steps", "initial_sparsity", "ramp")
+
+    def _check_state_dict(self, state_dict: Any) -> None:
+        name = type(self).__name__
+        if not isinstance(state_dict, Mapping):
+            raise ValueError(f"the state of a {name} must be a dict, got {type(state_dict).__name__}")
+        saved_name = state_dict.get("controller", name)
+        if saved_name != name:
+            raise ValueError(f"the state is of a {saved_name}, expected that of a {name}")
+        missing = [key for key in self._state_keys() if key not in state_dict]
+        if missing:
+            keys = ", ".join(map(str, state_dict)) or "nothing"
+            raise ValueError(f"the state of a {name} must have {', '.join(missing)}, got one with {keys}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: all but the reminders, which watch one controller and its optimizer."""
+        state = {name: value for name, value in self.__dict__.items() if name != "reminders"}
+        state["_reminder_state"] = self.reminders.active, self.reminders.issued
+        self.reminders.state_was_saved()  # the copy may be finalized instead
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Set the state, as copying and unpickling do."""
+        state = dict(state)
+        active, issued = state.pop("_reminder_state")
+        self.__dict__.update(state)
+        self.reminders = Reminders(self, active=active, issued=issued)
+
+
+def _checked_ramp(start: Any, end: Any) -> tuple[float, float] | None:
+    """Return a ramp as two numbers; None without a ramp."""
+    if start is None and end is None:
+        return None
+    bounds = (start, end)
+    are_numbers = all(isinstance(bound, Real) and not isinstance(bound, bool) for bound in bounds)
+    if are_numbers and 0 <= start < end <= 1:
+        return bounds
+    raise ValueError(
+        f'ramp_start and ramp_end must be two rising fractions of the run, from 0 to 1, or both "auto", or both None, '
+        f"got {start!r} and {end!r}"
+    )
