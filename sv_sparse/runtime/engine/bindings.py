@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sv_sparse.optim.native import compiled
+from sv_sparse.optim.cpp.compiler import load_library
 
 # The numbers of operations and activations are their places here, as in the enumerations of sparse_kernels.cpp.
 # fmt: off
@@ -61,7 +61,7 @@ def library() -> ctypes.CDLL:
     """
     source = Path(__file__).with_name("sparse_kernels.cpp")
     hint = "choose engine=torch, which needs no compiler and is slower"
-    return compiled(source, ("run_steps", "clear_margins"), "the kernels for sparse networks", hint, _COMPILER_FLAGS)
+    return load_library(source, ("run_steps", "clear_margins"), "the kernels for sparse networks", hint, _COMPILER_FLAGS)
 
 
 def run_steps(steps: Any, layouts: Any, memory: Tensor, threads: int, filterbank: Tensor, output: Tensor) -> None:
