@@ -51,8 +51,8 @@ from sv_sparse.models.heads import AAMSoftmax
 from sv_sparse.optim import (
     AdaBreg,
     FeedbackController,
-    LinBreg,
     GradualMagnitudePruning,
+    LinBreg,
     ProxSGD,
     QuantileController,
     clip_grad_norm_,

@@ -65,7 +65,10 @@ class OurStep:
         self.network = network.to(self.device)
         self.head = AAMSoftmax(network.embedding_dim, SPEAKERS).to(self.device)  # type: ignore[arg-type]
         self.mixer, self.filterbank = Mixer(self.crops.shape[1]), Filterbank().to(self.device)
-        network_groups, head_groups = param_groups(network), param_groups(self.head, dense_types=(*DENSE_TYPES, AAMSoftmax))
+        network_groups, head_groups = (
+            param_groups(network),
+            param_groups(self.head, dense_types=(*DENSE_TYPES, AAMSoftmax)),
+        )
         sparse_init_(network_groups)
         self.optimizer = AdaBreg([*network_groups, *(group | {"name": "head"} for group in head_groups)], lr=1e-3)
         self.controller = FeedbackController(self.optimizer, 0.9, 10_000)

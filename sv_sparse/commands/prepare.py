@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             corpus.add_argument("--lists", type=Path, nargs="+", default=[], help="trial lists, or folders of them")
     noise = kinds.add_parser("noise", help="MUSAN and RIRS_NOISES to a store that is mapped into memory")
     noise.add_argument("--root", type=Path, nargs="+", required=True, help="folders to look through")
-    noise.add_argument("--out", type=Path, required=True, help="the store, for augment.store")
+    noise.add_argument("--out", type=Path, required=True, help="the store, for augment.noise_dir")
     archives = kinds.add_parser("archives", help="check the MD5 sums of downloaded archives")
     archives.add_argument("files", type=Path, nargs="+", metavar="FILE", help="archives, their parts, or folders")
 

@@ -114,16 +114,16 @@ class Augmentation:
                 raise ValueError(f"augment.{name} must be from 0 to 1, got {share}")
         in_range = all(0.5 <= speed <= 2 for speed in speeds)  # which NaN is not
         if not speeds or speeds[0] != 1 or len(set(speeds)) < len(speeds) or not in_range:
-            raise ValueError(f"augment.speeds must be different, from 0.5 to 2, the first 1.0, got {list(speeds)}")
+            raise ValueError(f"augment.speed_perturb must be different, from 0.5 to 2, the first 1.0, got {list(speeds)}")
         if probability and store is None:
-            raise ValueError(f"augment.probability={probability} needs augment.store, a folder of noise and rooms")
+            raise ValueError(f"augment.aug_prob={probability} needs augment.noise_dir, a folder of noise and rooms")
         self.probability, self.speeds, self.mask_probability = probability, tuple(speeds), mask_probability
         self.store = NoiseStore(store) if probability and store is not None else None
         if self.store is not None:
             counts = {kind: self.store.count(kind) for kind in (*KINDS, ROOM)}
             if not all(counts.values()):
                 raise ValueError(
-                    f"augment.store={store}: expected some of each kind, from MUSAN and RIRS_NOISES, found {counts}"
+                    f"augment.noise_dir={store}: expected some of each kind, from MUSAN and RIRS_NOISES, found {counts}"
                 )
 
     @property

@@ -62,7 +62,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         parts = accumulate * ranks
         if batch_size % parts or (parts > 1 and batch_size < 2 * parts):
             raise ValueError(
-                f"trainer.batch_size={batch_size} is divided among {ranks} processes x trainer.accumulate="
+                f"trainer.batch_size={batch_size} is divided among {ranks} processes x trainer.grad_accum_steps="
                 f"{accumulate}: expected a multiple of {parts}, {2 * parts} or more"
             )
         self.size, self.batch_size, self.seed = size, batch_size, seed
@@ -180,7 +180,7 @@ def surviving(begin: Callable[[int, bool], Iterator[Batch]], start: int) -> Iter
             first = str(error).partition("\n")[0]
             message = f"a process that reads crops died (out of memory?): {first or type(error).__name__}"
             if died == _DEATHS:
-                raise OSError(f"{message}; with fewer of them (trainer.workers) each has more memory") from error
+                raise OSError(f"{message}; with fewer of them (trainer.num_workers) each has more memory") from error
             logger.warning("%s; starting them again", message)
 
 

@@ -44,7 +44,7 @@ class NoiseStore:
         self.path = Path(path)
         if not (self.path / _INDEX).is_file():
             raise ValueError(
-                f"augment.store={path}: expected a folder made by: sv-sparse prepare noise --root MUSAN --out {path}"
+                f"augment.noise_dir={path}: expected a folder made by: sv-sparse prepare noise --root MUSAN --out {path}"
             )
         index = pq.read_table(self.path / _INDEX)
         kind = np.array(index.column("kind").to_pylist())

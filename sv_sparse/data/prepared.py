@@ -203,11 +203,11 @@ def select(
     present = sorted(subset.unique().to_pylist())
     unknown = [name for name in train if name not in present]
     if unknown or not train:
-        raise ValueError(f"data.train={list(train)}: expected some of {', '.join(present)}, found in {prepared}")
+        raise ValueError(f"data.train_subsets={list(train)}: expected some of {', '.join(present)}, found in {prepared}")
     is_chosen = pc.is_in(subset, value_set=pa.array(train))
     chosen = table.filter(pc.and_(is_chosen, pc.greater(table.column("samples"), 0)))
     for one in lists:
-        refuse_trained_on(one, chosen, source.source, f"data.train={list(train)}")
+        refuse_trained_on(one, chosen, source.source, f"data.train_subsets={list(train)}")
     check_validation_share(validation_share)
     speaker = np.array(chosen.column("speaker").to_pylist(), dtype=object)
     held_out = validation_speakers(speaker, validation_share, seed)
@@ -252,7 +252,7 @@ def refuse_trained_on(one: Judged, trained: pa.Table, corpus: Path, setting: str
     if not shared:
         return
     advice = (
-        "; E and H use the speakers of all of VoxCeleb1, so train on data.train=[vox2_dev], or judge on vox1_O_cleaned"
+        "; E and H use the speakers of all of VoxCeleb1, so train on data.train_subsets=[vox2_dev], or judge on vox1_O_cleaned"
         if one.trials.name.startswith(("vox1_E", "vox1_H"))
         else ""
     )

@@ -84,13 +84,13 @@ class _ShardStream(IterableDataset[Batch]):
         paths = crops.manifest.first_files(crops.rows)
         if not all(path.endswith(".tar") for path in paths.dictionary.to_pylist()):
             raise ValueError(
-                f"data.storage=shards: the utterances of {crops.manifest.source} are files of their own; "
-                f"make shards by: sv-sparse shard PREPARED --out SHARDS, and give data.prepared=SHARDS"
+                f"data.format=shards: the utterances of {crops.manifest.source} are files of their own; "
+                f"make shards by: sv-sparse shard PREPARED --out SHARDS, and give data.prepared_dir=SHARDS"
             )
         self.shards = [os.path.join(crops.manifest.root, path) for path in paths.dictionary.to_pylist()]
         if len(self.shards) < batches.ranks:
             raise ValueError(
-                f"data.storage=shards: {batches.ranks} processes need as many shards, there are {len(self.shards)}"
+                f"data.format=shards: {batches.ranks} processes need as many shards, there are {len(self.shards)}"
             )
         shard = paths.indices.to_numpy()
         order = np.argsort(shard, kind="stable")

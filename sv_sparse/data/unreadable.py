@@ -23,7 +23,7 @@ class UnreadableLimit:
     """
 
     share: float
-    setting: str = "data.max_unreadable="
+    setting: str = "data.max_unreadable_fraction="
 
     PATIENCE = 10
 

@@ -34,7 +34,7 @@ class AAMSoftmax(nn.Module):
         super().__init__()
         if speakers < 2:
             raise ValueError(
-                f"the head needs at least 2 training speakers, got {speakers}; data.validation_share=0 holds none out"
+                f"the head needs at least 2 training speakers, got {speakers}; data.val_fraction=0 holds none out"
             )
         if not 0 < scale < inf:
             raise ValueError(f"head.scale must be a finite number above 0, got {scale}")

@@ -255,9 +255,7 @@ def _build_optimizer(
         optimizer = OPTIMIZERS[config.optim.name](groups, **config.optim.arguments() | start)
     with _named_settings("sparsity.controller", config):
         settings = config.sparsity.controller
-        controller = CONTROLLERS[settings.name](
-            optimizer, config.target_sparsity, total_steps, **settings.arguments()
-        )
+        controller = CONTROLLERS[settings.name](optimizer, config.target_sparsity, total_steps, **settings.arguments())
     controller.reminders.active = False  # the trainer calls step() and finalize(), and has its own warnings
     return optimizer, controller
 

@@ -140,7 +140,9 @@ def damped(gaps: list[float], lambda_: float, alpha: float, zone: float, rates: 
     return path
 
 
-def feedback(gaps, lambda_, rates, alpha=1.0, gamma=0.95, min_gain=0.05, deadband=0.001, drift_gain=0.05) -> list[float]:
+def feedback(
+    gaps, lambda_, rates, alpha=1.0, gamma=0.95, min_gain=0.05, deadband=0.001, drift_gain=0.05
+) -> list[float]:
     """The loop with a drift, a dead band, a floor under the gain, and a new start where the rate has changed."""
     path, crossings, side, drift, known = [], 0, 0.0, 0.0, rates[0]
     for gap, rate in zip(gaps, rates, strict=True):

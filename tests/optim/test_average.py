@@ -13,8 +13,8 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from sv_sparse.optim import (
     AdaBreg,
     DualAverage,
-    LinBreg,
     GradualMagnitudePruning,
+    LinBreg,
     ProxSGD,
     QuantileController,
     param_groups,

@@ -13,8 +13,8 @@ from sv_sparse.optim import (
     AdaBreg,
     DualAverage,
     FeedbackController,
-    LinBreg,
     GradualMagnitudePruning,
+    LinBreg,
     QuantileController,
     param_groups,
 )
@@ -137,7 +137,9 @@ def test_an_edited_group_leaves_the_duals_of_other_groups_alone(way):
 def test_masks_let_through_what_is_adopted():
     weight = nn.Parameter(torch.randn(10, 10))
     optimizer = AdaBreg([{"params": [weight], "penalty": "mask"}], lr=0.01)
-    controller = GradualMagnitudePruning(optimizer, 0.5, 4, ramp_start=None, ramp_end=None, num_mask_updates=1, freeze_fraction=0.0)
+    controller = GradualMagnitudePruning(
+        optimizer, 0.5, 4, ramp_start=None, ramp_end=None, num_mask_updates=1, freeze_fraction=0.0
+    )
     for step in range(4):
         give_gradients([weight], step)
         optimizer.step()

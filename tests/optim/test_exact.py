@@ -12,8 +12,8 @@ from torch import nn
 from sv_sparse.optim import (
     AdaBreg,
     FixedController,
-    LinBreg,
     GradualMagnitudePruning,
+    LinBreg,
     ProxSGD,
     QuantileController,
     param_groups,
@@ -28,7 +28,9 @@ def support(controller) -> list[torch.Tensor]:
 @pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
 def test_the_quantile_controller_meets_the_target_to_the_weight_after_every_update(kind):
     model = network()
-    controller = QuantileController(kind(param_groups(model), lr=0.02, lambda_init=0.01), 0.8, 30, ramp_start=None, ramp_end=None)
+    controller = QuantileController(
+        kind(param_groups(model), lr=0.02, lambda_init=0.01), 0.8, 30, ramp_start=None, ramp_end=None
+    )
 
     def check() -> None:
         controller.step()
@@ -249,7 +251,10 @@ def test_a_scale_makes_a_group_sparser_under_the_common_lambda():
         ),
         (lambda p: GradualMagnitudePruning(AdaBreg([p]), 0.5, 10), r"regulates \('mask',\), got groups with \['l1'\]"),
         (lambda p: QuantileController(AdaBreg([p], penalty="mask"), 0.5, 10), r"got groups with \['mask'\]"),
-        (lambda p: QuantileController(AdaBreg([p]), 0.5, 10, ramp_start=0.5, ramp_end=0.2), "ramp must be two rising shares"),
+        (
+            lambda p: QuantileController(AdaBreg([p]), 0.5, 10, ramp_start=0.5, ramp_end=0.2),
+            "ramp must be two rising shares",
+        ),
         (
             lambda p: QuantileController(AdaBreg([p]), 0.5, 10, initial_sparsity=1.0),
             "initial_sparsity must be at least 0 and below 1, got 1.0",

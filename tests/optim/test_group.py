@@ -7,8 +7,8 @@ from controlled import batches, network, run
 from sv_sparse.optim import (
     AdaBreg,
     FeedbackController,
-    LinBreg,
     GradualMagnitudePruning,
+    LinBreg,
     QuantileController,
     count_zeros,
     param_groups,
@@ -35,7 +35,9 @@ def test_groups_are_zero_as_a_whole_or_not_at_all(granularity):
 
 @pytest.mark.parametrize("granularity", ["out_channel", "in_channel", "kernel"])
 def test_the_quantile_of_groups_is_exact_to_within_a_group(granularity):
-    model, optimizer, controller = start(AdaBreg, granularity, QuantileController, steps=20, ramp_start=None, ramp_end=None)
+    model, optimizer, controller = start(
+        AdaBreg, granularity, QuantileController, steps=20, ramp_start=None, ramp_end=None
+    )
     largest = max(group_size(param, granularity) for param in controller.params)
     size = sum(param.numel() for param in controller.params)
     for share in run(model, optimizer, controller, batches(20)):
@@ -116,7 +118,5 @@ def test_a_kernel_of_size_one_is_a_single_weight():
 
 
 def test_a_parameter_with_one_axis_has_no_groups():
-    with pytest.raises(
-        ValueError, match=r'parameters with penalty="group" must be of two axes or more, got \[\(3,'
-    ):
+    with pytest.raises(ValueError, match=r'parameters with penalty="group" must be of two axes or more, got \[\(3,'):
         AdaBreg([torch.nn.Parameter(torch.ones(3))], penalty="group")

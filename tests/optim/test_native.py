@@ -10,7 +10,7 @@ import torch
 from small import network, train
 from torch import nn
 
-from sv_sparse.optim import AdaBreg, LinBreg, count_zeros, native, param_groups
+from sv_sparse.optim import AdaBreg, LinBreg, count_zeros, param_groups
 
 KINDS = [(LinBreg, {}), (LinBreg, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}), (AdaBreg, {})]
 
@@ -123,8 +123,7 @@ def run_without_compiler(code: str, tmp_path, compiler: str) -> subprocess.Compl
 )
 def test_without_a_compiler_fused_says_in_the_constructor_how_to_do_without(tmp_path, compiler, reason):
     code = (
-        "import torch; from sv_sparse.optim import AdaBreg\n"
-        "AdaBreg([torch.nn.Parameter(torch.ones(3))], backend='cpp')"
+        "import torch; from sv_sparse.optim import AdaBreg\nAdaBreg([torch.nn.Parameter(torch.ones(3))], backend='cpp')"
     )
     done = run_without_compiler(code, tmp_path, compiler)
     last = done.stderr.strip().splitlines()[-1]

@@ -4,18 +4,18 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from sv_sparse.optim.quantile import bracket
 from torch import nn
 
 from sv_sparse.optim import (
     AdaBreg,
     DampedFeedbackController,
-    PaperController,
     FeedbackController,
     LinBreg,
+    PaperController,
     ProxSGD,
     QuantileController,
 )
-from sv_sparse.optim.quantile import bracket
 
 SHAPES = [(1,), (7,), (1023,), (1025,), (4097,), (6, 5, 3, 3)]
 GROUPED = [(12, 7), (10, 6, 3), (9, 8, 2, 2)]
@@ -42,9 +42,7 @@ def oracles(kind, start, lr, delta=1.0, penalty="l1", granularity=None, lambda_s
     return [oracle.Bregman(weight, DIRECTION[kind](**settings), lr, delta, granularity) for weight in start]
 
 
-def compare(
-    kind, problem: oracle.Problem, steps: int, settings: dict, rtol: float, atol: float, backend=None
-) -> None:
+def compare(kind, problem: oracle.Problem, steps: int, settings: dict, rtol: float, atol: float, backend=None) -> None:
     """Both ways over the same lambdas; what is compared has come and gone on the way."""
     chosen = {} if backend is None else {"backend": backend}
     optimizer = kind(problem.params, lr=RATE[kind], lambda_init=0.8, **settings, **chosen)
@@ -93,7 +91,9 @@ def test_a_hundred_steps_with_groups_follow_the_formulas(kind, granularity):
     compare(kind, oracle.Problem(GROUPED), 100, settings, rtol=1e-7, atol=1e-10)
 
 
-@pytest.mark.parametrize("settings", [{}, *({"penalty": "group", "granularity": g} for g in ("out_channel", "in_channel"))])
+@pytest.mark.parametrize(
+    "settings", [{}, *({"penalty": "group", "granularity": g} for g in ("out_channel", "in_channel"))]
+)
 def test_a_hundred_proximal_steps_follow_the_formulas(settings):
     compare(ProxSGD, oracle.Problem(GROUPED), 100, settings | {"lambda_scale": 1.5}, rtol=1e-7, atol=1e-10)
 
@@ -141,7 +141,9 @@ def every_nth(path: list[float], every: int, first: float, count: int) -> list[f
 @pytest.mark.parametrize("update_interval", [1, 7])
 def test_the_authors_newest_rule_follows_its_formula_and_settles(every):
     measured = gaps(200)
-    controller = PaperController(regulated(), 0.6, 200, alpha=0.8, gamma=0.9, update_interval=every, freeze_fraction=0.25)
+    controller = PaperController(
+        regulated(), 0.6, 200, alpha=0.8, gamma=0.9, update_interval=every, freeze_fraction=0.25
+    )
     moving = oracle.decaying(measured[every - 1 : 150 : every], 0.1, alpha=0.8, gamma=0.9)
     expected = every_nth(moving + [moving[-1]] * 200, every, 0.1, 200)
     np.testing.assert_allclose(lambdas(controller, measured, 0.6), expected, rtol=1e-5)
@@ -151,7 +153,9 @@ def test_the_authors_newest_rule_follows_its_formula_and_settles(every):
 def test_the_damped_rule_follows_its_formula_and_settles(every):
     measured = gaps(200)
     rates = [1.0] * 60 + [0.3] * 140
-    controller = DampedFeedbackController(regulated(), 0.6, 200, alpha=2.0, zone=0.03, update_interval=every, freeze_fraction=0.25)
+    controller = DampedFeedbackController(
+        regulated(), 0.6, 200, alpha=2.0, zone=0.03, update_interval=every, freeze_fraction=0.25
+    )
     at = slice(every - 1, 150, every)
     shares = [step / 200 for step in range(1, 201)]
     moving = oracle.damped(measured[at], 0.1, 2.0, 0.03, rates[at], shares[at])
@@ -160,7 +164,14 @@ def test_the_damped_rule_follows_its_formula_and_settles(every):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"drift_gain": 0.0}, {"alpha": 0.5, "gamma": 0.5, "min_gain": 0.2}, {"deadband": 0.0505}, {"drift_gain": 0.08}]
+    "settings",
+    [
+        {},
+        {"drift_gain": 0.0},
+        {"alpha": 0.5, "gamma": 0.5, "min_gain": 0.2},
+        {"deadband": 0.0505},
+        {"drift_gain": 0.08},
+    ],
 )
 def test_the_feedback_rule_follows_its_formula_and_settles(settings):
     measured = gaps(200)
@@ -172,7 +183,14 @@ def test_the_feedback_rule_follows_its_formula_and_settles(settings):
 
 def test_the_target_follows_its_ramp_and_the_gap_is_measured_from_there():
     controller = PaperController(
-        regulated(), 0.6, 100, update_interval=1, freeze_fraction=0.0, ramp_start=0.2, ramp_end=0.75, initial_sparsity=0.95
+        regulated(),
+        0.6,
+        100,
+        update_interval=1,
+        freeze_fraction=0.0,
+        ramp_start=0.2,
+        ramp_end=0.75,
+        initial_sparsity=0.95,
     )
     targets = [oracle.ramp(step / 100, 0.2, 0.75, 0.95, 0.6) for step in range(101)]
     assert controller.target == pytest.approx(targets[0])

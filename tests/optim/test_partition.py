@@ -14,10 +14,10 @@ from sv_sparse.optim import (
     QuantileController,
     clip_grad_norm_,
     count_zeros,
-    summary_table,
     param_groups,
     sparse_init_,
     sparsity,
+    summary_table,
     warmup_exponential,
 )
 
@@ -104,7 +104,9 @@ def test_names_say_what_is_dense_and_what_is_sparse_and_the_longest_decides():
     model.classifier = nn.Linear(4, 2)
     groups = param_groups(model, dense=("encoder", "pos_embed", "classifier"), sparse=("encoder.2",))
     assert names(groups, "sparse") == {"encoder.2.table"}
-    groups = param_groups(model, dense="classifier.weight", sparse=("encoder", "pos_embed.pos_embed", "classifier.bias"))
+    groups = param_groups(
+        model, dense="classifier.weight", sparse=("encoder", "pos_embed.pos_embed", "classifier.bias")
+    )
     assert names(groups, "sparse") == {"encoder.0.weight", "encoder.2.table", "pos_embed.pos_embed", "classifier.bias"}
 
 

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sv_sparse.optim import (
     AdaBreg,
     FeedbackController,
-    LinBreg,
     GradualMagnitudePruning,
+    LinBreg,
     ProxSGD,
     QuantileController,
     clip_grad_norm_,

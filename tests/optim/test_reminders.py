@@ -18,8 +18,8 @@ from sv_sparse.optim import (
     AdaBreg,
     FeedbackController,
     FixedController,
-    LinBreg,
     GradualMagnitudePruning,
+    LinBreg,
     QuantileController,
     param_groups,
 )
@@ -116,7 +116,9 @@ def finished(kind=QuantileController, penalty="l1", target=0.5):
 def test_a_finished_run_that_never_landed_is_said_when_its_controller_goes():
     assert said(finished) == []  # the quantile is exact after every update
     (text,) = said(lambda: finished(kind=FeedbackController))
-    assert text.startswith("a run of total_steps=20 ended without controller.finalize(), which makes the sparsity exact")
+    assert text.startswith(
+        "a run of total_steps=20 ended without controller.finalize(), which makes the sparsity exact"
+    )
 
 
 def test_nothing_is_said_at_the_end_of_other_runs():

@@ -43,7 +43,7 @@ def test_under_a_common_lambda_channels_die_in_order_of_their_size_within_their_
     network, head = ECAPA(channels=16, mfa_channels=24), AAMSoftmax(192, 5)
     config = config_of("target_sparsity=0.5", "sparsity.penalty=group", "sparsity.init_density=1")
     groups = parameter_groups(network, head, config, {"weights": 0.003, "others": 0.003})
-    sparse = [group for group in groups if group["regularizer"] == "group"]
+    sparse = [group for group in groups if group["penalty"] == "group"]
     assert all(len(group["params"]) == 1 for group in sparse)
     sizes = [group["params"][0][1].square().mean().sqrt().item() / group["lambda_scale"] for group in sparse]
     assert max(sizes) == pytest.approx(min(sizes), rel=1e-4)
@@ -73,7 +73,7 @@ def test_lambda_starts_low_beside_dense_weights_where_a_controller_moves_it(spar
     weight = torch.full((4, 5), 0.2)
     weight.flatten()[alive:] = 0
     run = None if origin is None else InitSource(Path("run"), {}, {}, origin)
-    assert initial_lambda(config, run, [{"regularizer": "l1", "params": [("weight", weight)]}]) == pytest.approx(first)
+    assert initial_lambda(config, run, [{"penalty": "l1", "params": [("weight", weight)]}]) == pytest.approx(first)
 
 
 @pytest.mark.parametrize("delta", [1.0, 10.0])
@@ -81,7 +81,7 @@ def test_a_lambda_above_the_living_weights_starts_where_it_does_not_make_them_la
     config = config_of("optim.lambda_init=100", f"optim.delta={delta}")
     weight = torch.zeros(4, 5)
     weight[0, :2] = torch.tensor([0.3, -0.4])
-    groups = [{"regularizer": "l1", "params": [("weight", weight)]}, {"regularizer": "none", "params": []}]
+    groups = [{"penalty": "l1", "params": [("weight", weight)]}, {"penalty": "none", "params": []}]
     assert delta * initial_lambda(config, None, groups)["lambda_"] == pytest.approx(0.125**0.5)
 
 
@@ -97,7 +97,7 @@ def test_dense_is_target_zero(train, tones, tmp_path):
     assert max(row["lr"] for row in rows if "lr" in row) == pytest.approx(0.003, rel=0.2)
 
 
-@pytest.mark.filterwarnings("ignore:landed on")
+@pytest.mark.filterwarnings("ignore:finalized at")
 def test_the_proximal_baseline_lands_from_below_and_has_no_duals_to_come_back_by(train, tones, tmp_path):
     found, _ = run(train, tones, tmp_path, "optim=proxsgd", "target_sparsity=0.7")
     before = found["sparsity_tracked"]

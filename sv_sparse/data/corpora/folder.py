@@ -76,7 +76,7 @@ def scan_folder(
     for row, reason in reasons.items():
         logger.warning("left out: %s: %s", keys[row], reason)
     is_usable = ~np.isin(np.arange(len(keys)), list(reasons))
-    for setting, rows, others in (("data.trials", is_test, 0), ("training", is_train, unnamed)):
+    for setting, rows, others in (("data.trial_lists", is_test, 0), ("training", is_train, unnamed)):
         _refuse_unusable(setting, utterances, rows, is_usable, others, limit)
     held_out = validation_speakers(speaker[is_train & is_usable], validation_share, seed)
     is_validation = is_train & np.isin(speaker, held_out)
@@ -102,7 +102,7 @@ def _with_unusable_tests(table: pa.Table, is_usable: NDArray[np.bool_]) -> pa.Ta
 def check_validation_share(share: float) -> None:
     """Refuse a share of speakers to hold out that is none, with a ValueError."""
     if not 0 <= share < 1:
-        raise ValueError(f"data.validation_share={share}: expected a share from 0 to below 1")
+        raise ValueError(f"data.val_fraction={share}: expected a share from 0 to below 1")
 
 
 def _find(root: Path, listed: Collection[str]) -> tuple[list[str], int]:
@@ -156,7 +156,7 @@ def _parts(utterances: pa.StringArray) -> tuple[NDArray[np.object_], NDArray[np.
 
 
 def _read_trials(path: str | Path) -> Trials:
-    _refuse_no_file("data.trials", path)
+    _refuse_no_file("data.trial_lists", path)
     return read_trials(path)
 
 
@@ -169,9 +169,9 @@ def _listed_in_trials(
         outside = [wanted[k] for k in np.flatnonzero(found < 0).tolist() if os.path.lexists(root / wanted[k])]
         if outside:
             raise ValueError(
-                f"data.trials={path}: {outside[0]} is there, but not laid out as {LAYOUT}, which tells who speaks"
+                f"data.trial_lists={path}: {outside[0]} is there, but not laid out as {LAYOUT}, which tells who speaks"
             )
-        refuse_missing(wanted, found, f"data.trials={path}")
+        refuse_missing(wanted, found, f"data.trial_lists={path}")
         listed[found] = True
     return listed
 
@@ -181,7 +181,7 @@ def _listed_for_training(
 ) -> NDArray[np.bool_]:
     if path is None:
         return np.ones(len(utterances), dtype=bool)
-    setting = _refuse_no_file("data.train_list", path)
+    setting = _refuse_no_file("data.train_utterances", path)
     names, wanted = _read_train_list(Path(path))
     if not wanted:
         raise ValueError(f"{setting}: the list is empty")
@@ -211,7 +211,7 @@ def _read_train_list(path: Path) -> tuple[list[str], list[str]]:
             wanted.append(fields[1])
         elif fields:
             raise ValueError(
-                f"data.train_list={path}, line {number}: expected 'speaker path', got {line[:200]!r}; where paths have "
+                f"data.train_utterances={path}, line {number}: expected 'speaker path', got {line[:200]!r}; where paths have "
                 "spaces, separate by a tab"
             )
     return names, wanted
@@ -262,7 +262,7 @@ def validation_speakers(speaker: NDArray[np.object_], share: float, seed: int) -
     count = max(2, round(share * len(names)))
     if count > len(eligible):
         raise ValueError(
-            f"data.validation_share={share}: expected {count} training speakers with two utterances or more "
+            f"data.val_fraction={share}: expected {count} training speakers with two utterances or more "
             f"to hold out; found {len(eligible)}"
         )
     return np.random.default_rng(seed).choice(eligible, count, replace=False)
@@ -273,8 +273,8 @@ def _refuse_few_speakers(
 ) -> None:
     count = len(np.unique(speaker))
     if count < 2:
-        setting = f"data.root={root}" if train_list is None else f"data.train_list={train_list}"
+        setting = f"data.root={root}" if train_list is None else f"data.train_utterances={train_list}"
         raise ValueError(
             f"{setting}: expected at least 2 training speakers; found {count} beside the speakers of the "
-            f"trial lists and {held_out} held out by data.validation_share"
+            f"trial lists and {held_out} held out by data.val_fraction"
         )

@@ -61,7 +61,9 @@ def library() -> ctypes.CDLL:
     """
     source = Path(__file__).with_name("sparse_kernels.cpp")
     hint = "choose engine=torch, which needs no compiler and is slower"
-    return load_library(source, ("run_steps", "clear_margins"), "the kernels for sparse networks", hint, _COMPILER_FLAGS)
+    return load_library(
+        source, ("run_steps", "clear_margins"), "the kernels for sparse networks", hint, _COMPILER_FLAGS
+    )
 
 
 def run_steps(steps: Any, layouts: Any, memory: Tensor, threads: int, filterbank: Tensor, output: Tensor) -> None:
