@@ -97,6 +97,7 @@ def finished(tones, tmp_path_factory) -> Path:
         *TINY,
         *tones.settings(),
         "target_sparsity=0.8",
+        "data.evaluate_untrained=true",
         f"runs_dir={runs}",
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=runs, check=False)

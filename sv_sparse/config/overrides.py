@@ -100,9 +100,7 @@ def check_command_line(arguments: Sequence[str]) -> None:
             settings.append(override)
     for combination in product(*filter(None, selections)):  # of a sweep; otherwise there is one
         try:
-            composed = line.compose(combination)
-            for override in settings:
-                _check_override(override, composed)
+            _check_overrides(settings, line.compose(combination))
         except (ValueError, HydraException) as error:
             suffix = f" (with {' '.join(combination)})" if combination else ""
             raise ValueError(f"{error}{suffix}") from error
@@ -173,15 +171,28 @@ def _checked_choices(override: Override, line: CommandLine) -> list[str]:
     return words
 
 
-def _check_override(override: Override, composed: DictConfig) -> None:
-    if override.is_delete():
-        raise ValueError(f"{override.input_line}: settings cannot be removed, only set to another value")
-    key = override.key_or_group
-    if not (override.is_add() and _is_open(composed, key)):
+def _check_overrides(overrides: Sequence[Override], composed: DictConfig) -> None:
+    """Check each value of each override beside the others, of which a sweep has the first value."""
+    values_by_key: dict[str, list[Any]] = {}
+    for override in overrides:
+        key = override.key_or_group
+        if override.is_delete():
+            raise ValueError(f"{override.input_line}: settings cannot be removed, only set to another value")
+        if override.is_add() and _is_open(composed, key):
+            continue
         _check_name(key, composed)
-        for value in values_of(override):
-            if not (isinstance(value, str) and "${" in value):  # its value is known, and checked, later
-                _check_value(key, value, composed)
+        # An interpolation's value is known, and checked, when the run is composed.
+        values = [value for value in values_of(override) if not (isinstance(value, str) and "${" in value)]
+        for value in values:
+            _updated(composed, key, value)
+        if values:
+            values_by_key[key] = values
+    together = composed
+    for key, values in values_by_key.items():
+        together = _updated(together, key, values[0])
+    for key, values in values_by_key.items():
+        for value in values:
+            _check_group(key, _updated(together, key, value))
 
 
 def _is_open(composed: DictConfig, key: str) -> bool:
@@ -207,8 +218,8 @@ def _check_name(key: str, composed: DictConfig) -> None:
         node = None if OmegaConf.is_missing(node, part) else node[part]
 
 
-def _check_value(key: str, value: Any, composed: DictConfig) -> None:
-    """Raise a ValueError if a setting's value is not allowed, as far as that is known without the others' values."""
+def _updated(composed: DictConfig, key: str, value: Any) -> DictConfig:
+    """Return the configuration with another value; a ValueError says what the setting's type allows."""
     if isinstance(value, dict):
         for name in value:
             _check_name(f"{key}.{name}", composed)
@@ -221,16 +232,21 @@ def _check_value(key: str, value: Any, composed: DictConfig) -> None:
         raise ValueError(f"{name} must be {_allowed(composed, name)}, got {_shown(value)}") from error
     except OmegaConfBaseException as error:
         raise ValueError(f"{key}: {str(error).partition(chr(10))[0]}") from error
+    return candidate
+
+
+def _check_group(key: str, candidate: DictConfig) -> None:
+    """Let the class of a setting's group check its values; ``candidate`` may be changed."""
     group = key.partition(".")[0]
     if key in ROOT_CHECKS:
         check_root_setting(key, candidate[key])
     if key == "target_sparsity":
-        check_dense_target(value, candidate.sparsity)
+        check_dense_target(candidate.target_sparsity, candidate.sparsity)
     if is_dataclass(OmegaConf.get_type(candidate[group])):
         for missing in OmegaConf.missing_keys(candidate):
-            if missing.startswith(f"{group}."):  # its value may come later on the command line
-                OmegaConf.update(candidate, missing, "unset")
-        OmegaConf.to_object(candidate[group])  # the group's class checks its values
+            if missing.startswith(f"{group}."):
+                OmegaConf.update(candidate, missing, "unset")  # which is refused when the run is composed
+        OmegaConf.to_object(candidate[group])
 
 
 def _allowed(composed: DictConfig, key: str) -> str:

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 from sv_sparse.config.help import format_help
 from sv_sparse.config.overrides import (
     GROUPS,
-    _check_value,
+    _check_group,
+    _updated,
     check_command_line,
     complete_command_line,
     parse_command_line,
@@ -188,7 +189,7 @@ def test_each_setting_of_each_choice_refuses_values_of_another_kind_by_its_name(
 def refusal(name: str, value: object, node) -> str | None:
     """Return why a value is refused, None if it is not."""
     try:
-        _check_value(name, value, node)
+        _check_group(name, _updated(node, name, value))
     except ValueError as error:
         return str(error)
     return None

@@ -21,6 +21,9 @@ from sv_sparse.training.init_from import InitSource
 from sv_sparse.training.logging import read_rows
 
 
+SLOW = ("trainer.lr_scale=1e-9", "data.evaluate_untrained=true")
+
+
 def only_run(tmp_path):
     (folder,) = (tmp_path / "runs").iterdir()
     return folder
@@ -31,7 +34,7 @@ def network(folder):
 
 
 def test_it_begins_where_the_other_ended_and_lands_again(train, finished, tones, tmp_path):
-    done = train(*TINY, *tones.settings(), "target_sparsity=0.8", f"init_from={finished}", "trainer.lr_scale=1e-9")
+    done = train(*TINY, *tones.settings(), "target_sparsity=0.8", f"init_from={finished}", *SLOW)
     assert done.status == 0, done.err
     assert re.search(r"the head knows (\d+) of \1 training speakers", done.out)
     before, after = (json.loads((folder / "results.json").read_text()) for folder in (finished, only_run(tmp_path)))
@@ -117,7 +120,7 @@ def test_a_folder_of_choice_is_used_once(train, tones, tmp_path):
     assert (tmp_path / "here" / "results.json").is_file()
     done = train(*words)
     assert done.status == 2
-    assert "is there already; name another, or continue it with resume=" in done.err
+    assert "exists; name another, or continue it with resume_from=" in done.err
 
 
 def test_a_run_is_not_evaluated_on_speakers_that_it_trained_on(finished, tmp_path, capsys):
@@ -202,8 +205,11 @@ def test_the_same_name_in_another_corpus_is_another_speaker(train, finished, ton
     assert "the head knows 0 of 6 training speakers" in done.out
 
 
+RAMP = [f"sparsity.controller.{word}" for word in ("ramp_start=0.1", "ramp_end=0.6", "initial_sparsity=0.0")]
+
+
 def test_a_sparse_network_is_not_made_dense_by_a_ramp(train, finished, tones, tmp_path):
-    words = ["sparsity=quantile", "sparsity.controller.ramp=[0.1,0.6]", "sparsity.controller.initial_sparsity=0.0"]
+    words = ["sparsity=quantile", *RAMP]
     done = train(*TINY, *tones.settings(), *words, f"init_from={finished}", "target_sparsity=0.8")
     assert done.status == 0, done.err
     rows = [row for row in read_rows(only_run(tmp_path) / "metrics.jsonl") if "loss" in row]
@@ -262,7 +268,8 @@ def test_a_head_knows_speakers_whose_names_are_composed_otherwise(tmp_path):
     network, model = torch.nn.Linear(1, 1), {"_target_": "any"}
     head = AAMSoftmax(4, len(ours.speakers("train")))
     before = head.weight.detach().clone()
-    InitSource(tmp_path, model, network.state_dict(), rows=rows, manifest=theirs).put_into(network, model, head, ours)
+    source = InitSource(tmp_path, model, network.state_dict(), head_rows=rows, manifest=theirs)
+    source.apply_to(network, model, head, ours)
     for number, name in enumerate(ours.speakers("train")):
         expected = {"Jos\u00e9": rows["Jose\u0301"], "Moritz": before[number]}.get(name, rows.get(name))
         assert torch.equal(head.weight[number], expected), name
@@ -313,7 +320,7 @@ def test_fine_tuning_asks_for_what_it_starts_from(train, tones):
 
 
 def test_a_network_file_of_a_run_is_as_good_as_the_run(train, finished, tones, tmp_path):
-    words = [*TINY, *tones.settings(), "target_sparsity=0.8", "trainer.lr_scale=1e-9", "trainer.epochs=1"]
+    words = [*TINY, *tones.settings(), "target_sparsity=0.8", *SLOW, "trainer.epochs=1"]
     path = finished / "checkpoints" / "model.pt"
     done = train(*words, f"init_from={path}", f"run_dir={tmp_path / 'one'}")
     assert done.status == 0, done.err

@@ -52,10 +52,10 @@ def test_under_a_common_lambda_channels_die_in_order_of_their_size_within_their_
 @pytest.mark.parametrize(
     ("sparsity", "alive", "origin", "first"),
     [
-        ("quantile", 20, None, {"lambda_": 0.002}),
+        ("quantile", 20, None, {"lambda_init": 0.002}),
         ("fixed", 20, None, {}),
         ("feedback", 2, None, {}),
-        ("feedback", 20, 0.3, {"lambda_": 0.3}),
+        ("feedback", 20, 0.3, {"lambda_init": 0.3}),
         ("feedback", 2, 0.0, {}),
         ("fixed", 2, 0.3, {}),
     ],
@@ -82,7 +82,7 @@ def test_a_lambda_above_the_living_weights_starts_where_it_does_not_make_them_la
     weight = torch.zeros(4, 5)
     weight[0, :2] = torch.tensor([0.3, -0.4])
     groups = [{"penalty": "l1", "params": [("weight", weight)]}, {"penalty": "none", "params": []}]
-    assert delta * initial_lambda(config, None, groups)["lambda_"] == pytest.approx(0.125**0.5)
+    assert delta * initial_lambda(config, None, groups)["lambda_init"] == pytest.approx(0.125**0.5)
 
 
 def test_a_fixed_lambda_ends_where_it_ends(train, tones, tmp_path):
@@ -97,7 +97,7 @@ def test_dense_is_target_zero(train, tones, tmp_path):
     assert max(row["lr"] for row in rows if "lr" in row) == pytest.approx(0.003, rel=0.2)
 
 
-@pytest.mark.filterwarnings("ignore:finalized at")
+@pytest.mark.filterwarnings("ignore:finalized with")
 def test_the_proximal_baseline_lands_from_below_and_has_no_duals_to_come_back_by(train, tones, tmp_path):
     found, _ = run(train, tones, tmp_path, "optim=proxsgd", "target_sparsity=0.7")
     before = found["sparsity_tracked"]
@@ -120,7 +120,7 @@ def test_the_proximal_baseline_lands_from_below_and_has_no_duals_to_come_back_by
         ),
         (
             ["optim.backend=fast"],
-            "implementation must be one of auto, fused, native, compile, foreach, got 'fast'",
+            "optim.backend must be one of auto, cpp, compile, foreach, got 'fast'",
         ),
     ],
 )
