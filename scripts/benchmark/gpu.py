@@ -51,13 +51,13 @@ from sv_sparse.optim import (
     AdaBreg,
     FeedbackController,
     LinBreg,
-    MagnitudeController,
+    GradualMagnitudePruning,
     ProxSGD,
     QuantileController,
     clip_grad_norm_,
-    partition,
+    param_groups,
 )
-from sv_sparse.optim.optimizer import IMPLEMENTATIONS
+from sv_sparse.optim.bregman_optimizer import BACKENDS
 from sv_sparse.training.logging import read_rows
 from sv_sparse.training.setup import Experiment, build
 from sv_sparse.training.trainer import Trainer
@@ -115,42 +115,42 @@ def method(options: Options) -> Iterator[Row]:
         "LinBreg": partial(LinBreg, lr=0.05, momentum=0.9, nesterov=True),
         "ProxSGD": partial(ProxSGD, lr=0.05),
     }
-    controllers = {"l1": QuantileController, "group": FeedbackController, "mask": MagnitudeController}
-    ways = [way for way in ("auto", "foreach", "compile") if way in IMPLEMENTATIONS]
+    controllers = {"l1": QuantileController, "group": FeedbackController, "none": GradualMagnitudePruning}
+    ways = [way for way in ("auto", "foreach", "compile") if way in BACKENDS]
     ways = [way for way in ways if way != "compile" or not options.quick]
-    for name, (regularizer, controller) in product(optimizers, controllers.items()):
+    for name, (penalty, controller) in product(optimizers, controllers.items()):
         if name == "ProxSGD":
-            if regularizer == "mask":
+            if penalty == "none":
                 continue
             controller = FeedbackController  # noqa: PLW2901  # it has no duals to order
         for way in [None] if name == "ProxSGD" else ways:
-            how = {} if way is None else {"implementation": way}
-            plain = {} if way is None else {"implementation": "foreach"}
-            here = _moved(partial(optimizers[name], **how), regularizer, controller, options.device)
-            there = _moved(partial(optimizers[name], **plain), regularizer, controller, torch.device("cpu"))
+            how = {} if way is None else {"backend": way}
+            plain = {} if way is None else {"backend": "foreach"}
+            here = _moved(partial(optimizers[name], **how), penalty, controller, options.device)
+            there = _moved(partial(optimizers[name], **plain), penalty, controller, torch.device("cpu"))
             apart = max(float((a.cpu() - b).abs().max()) for a, b in zip(here, there, strict=True))
             same = all(torch.equal(a.cpu() == 0, b == 0) for a, b in zip(here, there, strict=True))
             words = f"largest difference {apart:.1e}, zeros {'equal' if same else 'DIFFER'}"
-            yield row(f"{name}, {regularizer}, {way or 'foreach'}", same and apart < 1e-9, words)
+            yield row(f"{name}, {penalty}, {way or 'foreach'}", same and apart < 1e-9, words)
 
 
-def _moved(make: Callable[..., object], regularizer: str, controller: type, device: torch.device) -> list[Tensor]:
-    """Weights of a small network after twelve steps on drawn gradients, and the landing."""
+def _moved(make: Callable[..., object], penalty: str, controller: type, device: torch.device) -> list[Tensor]:
+    """Weights of a small network after twelve steps on drawn gradients, and finalize()."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(8, 32, 3), nn.BatchNorm1d(32), nn.Conv1d(32, 16, 5)).double().to(device)
-    bregman = make(partition(model, regularizer=regularizer), lambda_=0.05)
-    settings = {"ramp": None} if controller is MagnitudeController else {}
+    bregman = make(param_groups(model, penalty=penalty), lambda_init=0.05)
+    settings = {"ramp_start": None, "ramp_end": None} if controller is GradualMagnitudePruning else {}
     control = controller(bregman, 0.6, 12, **settings)
     draw = torch.Generator().manual_seed(1)
     for _ in range(12):
         for param in model.parameters():
             param.grad = torch.randn(param.shape, generator=draw, dtype=param.dtype).to(device)
-        clip_grad_norm_(model.parameters(), 1.0, sparse=control.params, implementation="foreach")
+        clip_grad_norm_(model.parameters(), 1.0, sparse_params=control.params, backend="foreach")
         bregman.step()
         control.step()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "land")  # a baseline that cannot reach its target says so
-        control.land()
+        warnings.filterwarnings("ignore", "finaliz")  # a baseline that cannot reach its target says so
+        control.finalize()
     return [param.detach() for param in model.parameters()]
 
 
@@ -281,7 +281,7 @@ def precision(options: Options) -> Iterator[Row]:
 def compile_(options: Options) -> Iterator[Row]:
     """Compare losses of compiled steps with those of plain ones, and count what is compiled late."""
     plain = _losses(options)
-    ways = [["trainer.compile=true"], ["trainer.compile=true", "optim.implementation=compile"]]
+    ways = [["trainer.compile=true"], ["trainer.compile=true", "optim.backend=compile"]]
     for words in ways[:1] if options.quick else ways:
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
@@ -402,7 +402,7 @@ def _words(options: Options) -> list[str]:
         *("trainer.workers=0", "trainer.precision=fp32", "trainer.compile=false", "trainer.epochs=20"),
         f"trainer.device={options.device.type}",
     )
-    default = [f"optim.implementation={'auto' if 'auto' in IMPLEMENTATIONS else 'foreach'}"]
+    default = [f"optim.backend={'auto' if 'auto' in BACKENDS else 'foreach'}"]
     return [*general, *_narrow("ecapa"), *default]
 
 

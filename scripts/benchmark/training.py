@@ -29,7 +29,7 @@ from sv_sparse.optim import (
     AdaBreg,
     FeedbackController,
     clip_grad_norm_,
-    partition,
+    param_groups,
     sparse_init_,
 )
 
@@ -57,7 +57,7 @@ class Ours:
         self.network = network.to(self.device)
         self.head = AAMSoftmax(network.embedding_dim, SPEAKERS).to(self.device)  # type: ignore[arg-type]
         self.mixer, self.filterbank = Mixer(self.crops.shape[1]), Filterbank().to(self.device)
-        own, rest = partition(network), partition(self.head, dense_types=(*DENSE_TYPES, AAMSoftmax))
+        own, rest = param_groups(network), param_groups(self.head, dense_types=(*DENSE_TYPES, AAMSoftmax))
         sparse_init_(own)
         self.optimizer = AdaBreg([*own, *(group | {"name": "head"} for group in rest)], lr=1e-3)
         self.controller = FeedbackController(self.optimizer, 0.9, 10_000)
@@ -83,7 +83,7 @@ class Ours:
     def step(self) -> None:
         """All that the trainer does for a batch."""
         loss = self.passes(self.filterbank(self.mixer(self.crops, None)))
-        norm = clip_grad_norm_(self.params, 1.0, sparse=self.controller.params)
+        norm = clip_grad_norm_(self.params, 1.0, sparse_params=self.controller.params)
         torch.stack([loss, norm]).tolist()
         self.optimizer.step()
         self.controller.step()

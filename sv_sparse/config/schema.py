@@ -408,13 +408,6 @@ class ScheduledConfig(ControllerConfig):
                 f"got {self.ramp_start} and {self.ramp_end}"
             )
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments of the controller's constructor beside optimizer, target and length."""
-        arguments = super().arguments()
-        start, end = arguments.pop("ramp_start"), arguments.pop("ramp_end")
-        arguments["ramp"] = None if start is None else (start, end)
-        return arguments
-
 
 @dataclass(frozen=True)
 class FeedbackConfig(ScheduledConfig):

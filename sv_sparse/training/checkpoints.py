@@ -172,7 +172,7 @@ class TrainState:
             for epoch in range(last_epoch - num_avg + 1, last_epoch + 1):
                 self._load_weights_from(self.checkpoints.epoch(epoch))
                 average.add(self.setup.optimizer)
-            average.put_into(self.setup.optimizer)
+            average.copy_to(self.setup.optimizer)
         return restores_best or num_avg > 1
 
     def _load_weights_from(self, path: Path) -> None:

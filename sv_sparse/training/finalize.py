@@ -43,7 +43,7 @@ def finalize(setup: TrainingSetup, last_val_eer: float | None = None) -> dict[st
     params = setup.regularized_params()
     target = setup.controller.target_sparsity
     tracked = sparsity(params).item()
-    if setup.controller.lands and abs(tracked - target) > _WARN_SPARSITY_ERROR:
+    if setup.controller.has_finalize and abs(tracked - target) > _WARN_SPARSITY_ERROR:
         logger.warning(
             "tracked sparsity %.2f %% is far from the target of %.2f %%: the run was too short for lambda to find it",
             100 * tracked,
@@ -52,7 +52,7 @@ def finalize(setup: TrainingSetup, last_val_eer: float | None = None) -> dict[st
     if last_val_eer is None:
         validation = validate(setup)
         last_val_eer = validation[0] if validation is not None else None
-    setup.controller.land()
+    setup.controller.finalize()
     with setup.device.autocast():
         crops = _statistics_crops(setup, setup.dataset)
         update_bn((setup.extract_features(batch) for batch in crops), setup.network)

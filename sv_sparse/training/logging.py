@@ -20,7 +20,7 @@ from tqdm import tqdm
 from sv_sparse.config.schema import flatten
 from sv_sparse.distributed import rank
 from sv_sparse.io import naming, write_text
-from sv_sparse.optim.diagnostics import HISTOGRAM_END
+from sv_sparse.optim.diagnostics import HISTOGRAM_MAX
 
 logger = logging.getLogger(__name__)
 
@@ -137,12 +137,12 @@ class MetricLogger:
 
     def _write_dual_histogram(self, counts: Tensor, step: int) -> None:
         """Write how many dual variables lie where relative to lambda."""
-        edges = torch.linspace(0, HISTOGRAM_END, len(counts) + 1, dtype=torch.float64)
+        edges = torch.linspace(0, HISTOGRAM_MAX, len(counts) + 1, dtype=torch.float64)
         centers = (edges[1:] + edges[:-1]) / 2
         self.writer.add_histogram_raw(
             "dual_over_lambda",
             min=0.0,
-            max=HISTOGRAM_END,
+            max=HISTOGRAM_MAX,
             num=int(counts.sum()),
             sum=float((counts * centers).sum()),
             sum_squares=float((counts * centers**2).sum()),

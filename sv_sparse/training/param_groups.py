@@ -10,7 +10,7 @@ from torch import nn
 
 from sv_sparse.config.schema import Config, LearningRates
 from sv_sparse.models.heads import AAMSoftmax
-from sv_sparse.optim import DENSE_TYPES, SPARSE_TYPES, largest_start, partition, sparse_init_
+from sv_sparse.optim import DENSE_TYPES, SPARSE_TYPES, largest_initial_lambda, param_groups, sparse_init_
 from sv_sparse.training.init_from import InitSource
 
 logger = logging.getLogger(__name__)
@@ -45,20 +45,20 @@ def apply_sparse_init(groups: Sequence[dict[str, Any]], config: Config) -> None:
     )
 
 
-def network_groups(network: nn.Module, config: Config, regularizer: str = "none") -> list[dict[str, Any]]:
+def network_groups(network: nn.Module, config: Config, penalty: str = "none") -> list[dict[str, Any]]:
     """Return the network's sparse and dense groups, as ``sparsity.dense``, ``sparsity.sparse`` and types say.
 
     Args:
         network: what is trained.
         config: of the run.
-        regularizer: of the sparse group.
+        penalty: of the sparse group.
 
     Raises:
         ValueError: a name fits nothing, or neither a name nor a type says what a parameter is.
     """
     dense, sparse = config.sparsity.dense, config.sparsity.sparse
     try:
-        return partition(network, dense=tuple(dense), sparse=tuple(sparse), regularizer=regularizer)
+        return param_groups(network, dense=tuple(dense), sparse=tuple(sparse), penalty=penalty)
     except ValueError as error:
         raise ValueError(f"sparsity.dense={list(dense)}, sparsity.sparse={list(sparse)}: {error}") from error
 
@@ -85,19 +85,19 @@ def parameter_groups(
         raise ValueError(
             "sparsity.sparsify_head=true with sparsity.granularity=out_channel makes speakers zero; it must be false"
         )
-    regularizer = settings.penalty if config.target_sparsity > 0 else "none"
-    groups = network_groups(network, config, regularizer)
+    penalty = settings.penalty if config.target_sparsity > 0 else "none"
+    groups = network_groups(network, config, penalty)
     if settings.sparsify_head:
-        head_groups = partition(head, sparse_types=(*SPARSE_TYPES, AAMSoftmax), regularizer=regularizer)
+        head_groups = param_groups(head, sparse_types=(*SPARSE_TYPES, AAMSoftmax), penalty=penalty)
     else:
-        head_groups = partition(head, dense_types=(*DENSE_TYPES, AAMSoftmax))
+        head_groups = param_groups(head, dense_types=(*DENSE_TYPES, AAMSoftmax))
     for group in head_groups:
         groups.append({**group, "name": "head"})
-    if regularizer == "group":
+    if penalty == "group":
         groups = [part for group in groups for part in _split_group_per_weight(group)]
     for group in groups:
-        group["grouping"] = {"out_channel": "output", "in_channel": "input"}.get(settings.granularity, settings.granularity)  # TEMP
-        group["initial_lr"] = rates["others" if group["regularizer"] == "none" else "weights"]
+        group["granularity"] = settings.granularity
+        group["initial_lr"] = rates["others" if group["penalty"] == "none" else "weights"]
     return groups
 
 
@@ -107,7 +107,7 @@ def _split_group_per_weight(group: dict[str, Any]) -> list[dict[str, Any]]:
     Layers with many inputs have small weights: under the same lambda all their channels would die before any of
     another layer.
     """
-    if group["regularizer"] == "none":
+    if group["penalty"] == "none":
         return [group]
     mean_squares = [float(param.detach().square().mean()) for _, param in group["params"]]
     mean = sum(mean_squares) / len(mean_squares) or 1.0
@@ -121,8 +121,8 @@ def _split_group_per_weight(group: dict[str, Any]) -> list[dict[str, Any]]:
 def initial_lambda(config: Config, source: InitSource | None, groups: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Return where lambda starts, if not at ``optim.lambda_init``, where a fixed lambda always starts.
 
-    A run that starts from a sparse one takes its lambda. Elsewhere a start above ``sv_sparse.optim.largest_start`` of
-    the weights is lowered to it.
+    A run that starts from a sparse one takes its lambda. Elsewhere a start above
+    ``sv_sparse.optim.largest_initial_lambda`` of the weights is lowered to it.
 
     Args:
         config: of the run.
@@ -132,15 +132,15 @@ def initial_lambda(config: Config, source: InitSource | None, groups: Sequence[d
     if config.sparsity.controller.name == "fixed":
         return {}
     if source is not None and source.lambda_ > 0:
-        return {"lambda_": source.lambda_}
+        return {"lambda_init": source.lambda_}
     params = []
     for group in groups:
-        if group["regularizer"] in {"l1", "group"}:
+        if group["penalty"] in {"l1", "group"}:
             params += [param for _, param in group["params"]]
     if not params:
         return {}
-    max_lambda = largest_start(params, delta=getattr(config.optim, "delta", 1.0))
+    max_lambda = largest_initial_lambda(params, delta=getattr(config.optim, "delta", 1.0))
     if max_lambda >= config.optim.lambda_init:
         return {}
     logger.info("lambda starts at %.3g, below optim.lambda_init, which is large beside the weights", max_lambda)
-    return {"lambda_": max_lambda}
+    return {"lambda_init": max_lambda}

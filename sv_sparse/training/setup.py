@@ -37,7 +37,7 @@ from sv_sparse.optim import (
     PaperController,
     ProxSGD,
     QuantileController,
-    describe,
+    summary_table,
 )
 from sv_sparse.training.device import DeviceConfig, resolve_device_config
 from sv_sparse.training.init_from import load_init_source
@@ -168,7 +168,7 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
     total_steps = trainer.max_steps or sum(loader.steps(epoch) for epoch in range(trainer.epochs))
     optimizer, controller = _build_optimizer(config, groups, start, total_steps)
     if source is not None:
-        controller.take_over()
+        controller.start_from_current_sparsity()
     _log_summary(groups, corpus, describe_corpus(config)["trials"], optimizer)
     logger.info("%d steps on %s, %s", total_steps, device, batch_summary(sampler, None if resumes else rates))
     return TrainingSetup(
@@ -239,13 +239,6 @@ def _build_head(config: Config, embedding_dim: int, num_speakers: int) -> AAMSof
     return AAMSoftmax(embedding_dim, num_speakers, scale=config.head.scale, margin=config.head.margin)
 
 
-_TEMP = {"lambda_init": "lambda_", "backend": "implementation", "freeze_fraction": "settle", "min_gain": "floor", "deadband": "band", "drift_gain": "trend", "update_interval": "every", "num_mask_updates": "updates", "per_layer": "layerwise"}  # TEMP
-
-
-def _temp(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {_TEMP.get(k, k): v for k, v in arguments.items()}
-
-
 def _build_optimizer(
     config: Config, groups: list[dict[str, Any]], start: dict[str, float], total_steps: int
 ) -> tuple[BregmanOptimizer, Controller]:
@@ -258,11 +251,11 @@ def _build_optimizer(
         total_steps: length of the run.
     """
     with _named_settings("optim", config):
-        optimizer = OPTIMIZERS[config.optim.name](groups, **_temp(config.optim.arguments()) | start)
+        optimizer = OPTIMIZERS[config.optim.name](groups, **config.optim.arguments() | start)
     with _named_settings("sparsity.controller", config):
         settings = config.sparsity.controller
         controller = CONTROLLERS[settings.name](
-            optimizer, config.target_sparsity, total_steps, **_temp(settings.arguments())
+            optimizer, config.target_sparsity, total_steps, **settings.arguments()
         )
     controller.reminders.active = False  # the trainer calls step() and finalize(), and has its own warnings
     return optimizer, controller
@@ -353,5 +346,5 @@ def _log_summary(groups: list[dict[str, Any]], corpus: Corpus, paths: list[str],
     for split in ("train", "validation", "test"):
         speakers, utterances, hours = corpus.manifest.summary(split)
         logger.info("%-10s %5d speakers %8d utterances %8.2f hours", split, speakers, utterances, hours)
-    logger.info("%s", describe(groups))
-    logger.info("%s, implementation %s", type(optimizer).__name__, optimizer.defaults["implementation"])
+    logger.info("%s", summary_table(groups))
+    logger.info("%s, backend %s", type(optimizer).__name__, optimizer.defaults["backend"])

@@ -254,15 +254,15 @@ class Trainer:
         grad_norm = clip_grad_norm_(
             params,
             self.config.max_grad_norm or math.inf,
-            on=self.config.clip_scope,
-            sparse=controller.params,
-            implementation=optimizer.param_groups[0]["implementation"],
+            scope=self.config.clip_scope,
+            sparse_params=controller.params,
+            backend=optimizer.param_groups[0]["backend"],
         )
         self._record_non_finite(total_loss, grad_norm, step)
         if device.type == "cpu":
             self._check_finite()  # on a GPU this would wait for the device; there it comes with the logged metrics
         if is_logged:
-            self.state.diagnostics.mark()  # which weights are nonzero before the update
+            self.state.diagnostics.snapshot()  # which weights are nonzero before the update
 
         # Update the weights by their dual variables, then lambda by the sparsity that came of it.
         loss_scale = scaler.get_scale()
@@ -291,7 +291,10 @@ class Trainer:
         """Set learning rate and margin of this step: pure functions of the step, so that resuming needs no state."""
         step, total_steps = self.state.progress.step, self.setup.total_steps
         factor = warmup_exponential(
-            step, total_steps, warmup=self.config.warmup_fraction, final=self.config.final_lr_fraction
+            step,
+            total_steps,
+            warmup_fraction=self.config.warmup_fraction,
+            final_lr_fraction=self.config.final_lr_fraction,
         )
         for group in self.setup.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -302,7 +305,7 @@ class Trainer:
         # Where the margin begins or ends to rise, gradients change: the controller takes its full gain again.
         turns = {math.ceil(fraction * total_steps) for fraction in (head.margin_warmup_start, head.margin_warmup_end)}
         if step > 0 and step in turns:
-            self.setup.controller.rearm()
+            self.setup.controller.reset_gain()
 
     def _handle_overflow(self, previous_scale: float, step: int) -> None:
         """Log the first step whose fp16 gradients overflowed; raise an ArithmeticError if scaling does not help."""
@@ -349,7 +352,7 @@ class Trainer:
             "sparsity/regularized": controller.sparsity(),
             "sparsity/all": self._sparsity(list(setup.network.parameters())),
         }
-        for name, value in self.state.diagnostics.read().items():
+        for name, value in self.state.diagnostics.compute().items():
             tensors[f"support/{name}"] = value
         scalars = [value.float().to(loss.device, non_blocking=True) for value in tensors.values()]
         # Whether a step failed comes with the metrics, in one copy from the device.
@@ -389,7 +392,7 @@ class Trainer:
                 row["steps_without_update"] = skipped
             logger.info("%s", format_metrics(row))
             row["layers"] = {name: sparsity([param]).item() for name, param in self.setup.sparse_params.items()}
-            histogram = self.state.diagnostics.histogram()
+            histogram = self.state.diagnostics.dual_histogram()
             if histogram is not None:
                 row["dual_histogram"] = histogram.tolist()
             self.metrics.log(row)

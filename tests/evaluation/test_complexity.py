@@ -9,7 +9,7 @@ from sv_sparse.evaluation.complexity import packed_bytes, size_of
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.resnet import ResNet34
 from sv_sparse.models.se_resnet import SEResNet
-from sv_sparse.optim import partition
+from sv_sparse.optim import param_groups
 
 ECAPA_SMALL = {"channels": 16, "mfa_channels": 24, "attention_channels": 8, "se_channels": 8, "res2net_scale": 4}
 NETWORKS = {
@@ -20,7 +20,7 @@ NETWORKS = {
 
 
 def sized(network: nn.Module) -> dict:
-    weights = {name: p for group in partition(network) if group["name"] == "sparse" for name, p in group["params"]}
+    weights = {name: p for group in param_groups(network) if group["name"] == "sparse" for name, p in group["params"]}
     return size_of(network, weights, nn.Linear(16, 100, bias=False))
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from sv_sparse.models.resnet import ResNet34
 from sv_sparse.models.se_resnet import SEResNet
-from sv_sparse.optim import partition, sparse_init_
+from sv_sparse.optim import param_groups, sparse_init_
 
 
 def small() -> ResNet34:
@@ -45,7 +45,7 @@ def test_normalized_statistics_keep_the_embeddings_of_strangers_apart(density: f
     for statistics_norm in (True, False):
         torch.manual_seed(0)
         model = ResNet34(base_channels=8, embedding_dim=32, mel_bins=20, statistics_norm=statistics_norm)
-        groups = partition(model)
+        groups = param_groups(model)
         sparse_init_((p for _, p in groups[0]["params"]), density=density)
         embedding = nn.functional.normalize(model(torch.randn(16, 20, 40)))
         cosines[statistics_norm] = ((embedding @ embedding.T).sum() - 16).item() / (16 * 15)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sv_sparse.models.se_resnet import SEResNet
-from sv_sparse.optim import partition
+from sv_sparse.optim import param_groups
 
 
 def small() -> SEResNet:
@@ -17,7 +17,7 @@ def test_the_size_is_that_of_the_published_model() -> None:
     with torch.device("meta"):
         model = SEResNet()
     assert sum(parameter.numel() for parameter in model.parameters()) == 15_438_336
-    assert sum(len(group["params"]) for group in partition(model)) == len(list(model.parameters()))
+    assert sum(len(group["params"]) for group in param_groups(model)) == len(list(model.parameters()))
 
 
 def test_the_last_stages_have_no_excitation_and_the_first_blocks_of_three_a_shortcut() -> None:

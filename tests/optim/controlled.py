@@ -6,7 +6,7 @@ from torch import nn
 from sv_sparse.optim import (
     AdaBreg,
     FeedbackController,
-    partition,
+    param_groups,
     sparse_init_,
     sparsity,
     warmup_exponential,
@@ -40,10 +40,10 @@ def batches(steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def start(kind, target: float, steps: int, lambda_: float = 0.1, lr: float | None = None, **settings):
     model = network()
-    groups = partition(model)
+    groups = param_groups(model)
     sparse_init_([p for _, p in groups[0]["params"]], density=0.01, generator=torch.Generator().manual_seed(0))
     lr = lr or (0.01 if kind is AdaBreg else 0.1)
-    optimizer = kind(groups, lr=lr, lambda_=lambda_)
+    optimizer = kind(groups, lr=lr, lambda_init=lambda_)
     return model, optimizer, FeedbackController(optimizer, target, steps, **settings)
 
 

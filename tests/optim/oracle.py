@@ -9,31 +9,31 @@ import torch
 from torch import nn
 
 
-def group_indices(shape: tuple[int, ...], grouping: str) -> list:
+def group_indices(shape: tuple[int, ...], granularity: str) -> list:
     rows, columns = range(shape[0]), range(shape[1])
-    if grouping == "output":
+    if granularity == "out_channel":
         return [np.s_[row] for row in rows]
-    if grouping == "input":
+    if granularity == "in_channel":
         return [np.s_[:, column] for column in columns]
     return [np.s_[row, column] for row in rows for column in columns]
 
 
-def prox(z: np.ndarray, threshold: float, grouping: str | None = None) -> np.ndarray:
-    if grouping is None:
+def prox(z: np.ndarray, threshold: float, granularity: str | None = None) -> np.ndarray:
+    if granularity is None:
         return np.sign(z) * np.maximum(np.abs(z) - threshold, 0)
     out = np.zeros_like(z)
-    for index in group_indices(z.shape, grouping):
+    for index in group_indices(z.shape, granularity):
         norm = np.sqrt(np.sum(z[index] ** 2))
         if norm > 0:
             out[index] = z[index] * max(1 - threshold * np.sqrt(z[index].size) / norm, 0)
     return out
 
 
-def first_dual(weight: np.ndarray, lambda_: float, delta: float, grouping: str | None = None) -> np.ndarray:
-    if grouping is None:
+def first_dual(weight: np.ndarray, lambda_: float, delta: float, granularity: str | None = None) -> np.ndarray:
+    if granularity is None:
         return weight / delta + lambda_ * np.sign(weight)
     dual = weight / delta
-    for index in group_indices(weight.shape, grouping):
+    for index in group_indices(weight.shape, granularity):
         norm = np.sqrt(np.sum(weight[index] ** 2))
         if norm > 0:
             dual[index] += lambda_ * np.sqrt(weight[index].size) * weight[index] / norm
@@ -76,32 +76,32 @@ class Adam:
 class Bregman:
     """LinBreg with the direction of SGD, AdaBreg with that of Adam; the dual is made at the first step."""
 
-    def __init__(self, weight: np.ndarray, direction, lr: float, delta=1.0, grouping=None):
+    def __init__(self, weight: np.ndarray, direction, lr: float, delta=1.0, granularity=None):
         self.weight, self.direction, self.lr = weight.copy(), direction, lr
-        self.delta, self.grouping, self.dual = delta, grouping, None
+        self.delta, self.granularity, self.dual = delta, granularity, None
 
     def step(self, gradient: np.ndarray, lambda_: float) -> None:
         if self.dual is None:
-            self.dual = first_dual(self.weight, lambda_, self.delta, self.grouping)
+            self.dual = first_dual(self.weight, lambda_, self.delta, self.granularity)
         self.dual = self.dual - self.lr * self.direction(self.weight, gradient)
-        self.read_out(lambda_)
+        self.apply_prox(lambda_)
 
-    def read_out(self, lambda_: float) -> None:
-        self.weight = prox(self.delta * self.dual, self.delta * lambda_, self.grouping)
+    def apply_prox(self, lambda_: float) -> None:
+        self.weight = prox(self.delta * self.dual, self.delta * lambda_, self.granularity)
 
 
 class Prox:
     """Proximal gradient descent: no dual."""
 
-    def __init__(self, weight: np.ndarray, lr: float, grouping=None):
-        self.weight, self.lr, self.grouping = weight.copy(), lr, grouping
+    def __init__(self, weight: np.ndarray, lr: float, granularity=None):
+        self.weight, self.lr, self.granularity = weight.copy(), lr, granularity
 
     def step(self, gradient: np.ndarray, lambda_: float) -> None:
-        self.weight = prox(self.weight - self.lr * gradient, self.lr * lambda_, self.grouping)
+        self.weight = prox(self.weight - self.lr * gradient, self.lr * lambda_, self.granularity)
 
 
 class Plain:
-    """SGD or Adam with learning rate ``lr * delta``: what is left of the others without a regularizer."""
+    """SGD or Adam with learning rate ``lr * delta``: what is left of the others without a penalty."""
 
     def __init__(self, weight: np.ndarray, direction, lr: float, delta=1.0):
         self.weight, self.direction, self.lr = weight.copy(), direction, lr * delta
@@ -140,7 +140,7 @@ def damped(gaps: list[float], lambda_: float, alpha: float, zone: float, rates: 
     return path
 
 
-def feedback(gaps, lambda_, rates, alpha=1.0, gamma=0.95, floor=0.05, band=0.001, trend=0.05) -> list[float]:
+def feedback(gaps, lambda_, rates, alpha=1.0, gamma=0.95, min_gain=0.05, deadband=0.001, drift_gain=0.05) -> list[float]:
     """The loop with a drift, a dead band, a floor under the gain, and a new start where the rate has changed."""
     path, crossings, side, drift, known = [], 0, 0.0, 0.0, rates[0]
     for gap, rate in zip(gaps, rates, strict=True):

@@ -14,10 +14,10 @@ from sv_sparse.optim import (
     AdaBreg,
     DualAverage,
     LinBreg,
-    MagnitudeController,
+    GradualMagnitudePruning,
     ProxSGD,
     QuantileController,
-    partition,
+    param_groups,
     sparsity,
 )
 
@@ -61,18 +61,18 @@ def state_of(optimizer) -> list[torch.Tensor]:
     return [*(group["lambda_"] for group in groups), *(dual for group in groups for dual in optimizer.duals(group))]
 
 
-@pytest.mark.parametrize("regularizer", ["l1", "group", "mask", "none"])
+@pytest.mark.parametrize("penalty", ["l1", "group", "mask", "none"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_mean_of_copies_of_one_state_is_that_state_to_the_bit(kind, regularizer):
+def test_the_mean_of_copies_of_one_state_is_that_state_to_the_bit(kind, penalty):
     model = small_network()
-    optimizer = kind(partition(model, regularizer=regularizer), lr=0.01, lambda_=0.05)
+    optimizer = kind(param_groups(model, penalty=penalty), lr=0.01, lambda_init=0.05)
     train(model, optimizer, 5)
     before = copy.deepcopy((model, optimizer))
     average = DualAverage()
     for _ in range(3):
         average.add(optimizer)
     train(model, optimizer, 5, start=5)
-    average.put_into(optimizer)
+    average.copy_to(optimizer)
     for after, known in zip(state_of(optimizer), state_of(before[1]), strict=True):
         assert torch.equal(after, known)
     for after, known in zip(model.parameters(), before[0].parameters(), strict=True):
@@ -84,7 +84,7 @@ def test_the_mean_of_copies_of_one_state_is_that_state_to_the_bit(kind, regulari
 def test_averaging_duals_keeps_the_sparsity_that_averaging_weights_loses(kind, target):
     model, optimizer, controller = start(kind, target, STEPS)
     duals, weights, path = averaged(model, optimizer, controller, batches(STEPS))
-    duals.put_into(optimizer)
+    duals.copy_to(optimizer)
     assert min(path) > target - 0.01
     assert abs(sparsity(controller.params).item() - target) < 0.01
     assert sparsity(regulated(optimizer, weights)).item() < target - 0.03
@@ -93,10 +93,10 @@ def test_averaging_duals_keeps_the_sparsity_that_averaging_weights_loses(kind, t
 @pytest.mark.parametrize("kind", KINDS)
 def test_averaging_duals_keeps_whole_groups_zero(kind):
     model = network()
-    optimizer = kind(partition(model, regularizer="group"), lr=0.01 if kind is AdaBreg else 0.3, lambda_=0.01)
-    controller = QuantileController(optimizer, 0.5, STEPS, ramp=None)
+    optimizer = kind(param_groups(model, penalty="group"), lr=0.01 if kind is AdaBreg else 0.3, lambda_init=0.01)
+    controller = QuantileController(optimizer, 0.5, STEPS, ramp_start=None, ramp_end=None)
     duals, weights, path = averaged(model, optimizer, controller, batches(STEPS))
-    duals.put_into(optimizer)
+    duals.copy_to(optimizer)
     channel = max(param[0].numel() for param in controller.params) / sum(param.numel() for param in controller.params)
     # A mean of vectors is shorter: more channels fall. Rounding, by the processor, moves 3 of them either way.
     assert sparsity(controller.params).item() > min(path) - 4 * channel
@@ -104,7 +104,7 @@ def test_averaging_duals_keeps_whole_groups_zero(kind):
     for param in controller.params:
         rows = (param != 0).flatten(1)
         assert torch.equal(rows.any(1), rows.all(1))
-    controller.land()
+    controller.finalize()
     channel, size = 64 * 3, sum(param.numel() for param in controller.params)
     assert 0.5 <= sparsity(controller.params).item() < 0.5 + channel / size
 
@@ -113,8 +113,8 @@ def test_averaging_duals_keeps_whole_groups_zero(kind):
 def test_landing_after_the_average_is_exact(kind):
     model, optimizer, controller = start(kind, 0.9, STEPS)
     duals, _, _ = averaged(model, optimizer, controller, batches(STEPS))
-    duals.put_into(optimizer)
-    controller.land()
+    duals.copy_to(optimizer)
+    controller.finalize()
     size = sum(param.numel() for param in controller.params)
     assert sum(int(param.count_nonzero()) for param in controller.params) == round(0.1 * size)
 
@@ -131,10 +131,10 @@ def test_at_a_constant_rate_the_average_beats_the_last_state_and_equals_pruning_
     data = batches(2100)
     model, optimizer, controller = start(AdaBreg, 0.9, 2000)
     duals, weights, _ = averaged(model, optimizer, controller, data[:2000])
-    controller.land()
+    controller.finalize()
     last = held_out_loss(model, data)
-    duals.put_into(optimizer)
-    controller.land()
+    duals.copy_to(optimizer)
+    controller.finalize()
     params = regulated(optimizer, weights)
     sizes = torch.cat([param.detach().abs().flatten() for param in params])
     for param in params:
@@ -148,23 +148,23 @@ def test_at_a_constant_rate_the_average_beats_the_last_state_and_equals_pruning_
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_nothing_regularizes_is_averaged_as_torch_averages_weights(kind):
     model = small_network()
-    optimizer = kind(partition(model, regularizer="none"), lr=0.01)
+    optimizer = kind(param_groups(model, penalty="none"), lr=0.01)
     duals, weights = DualAverage(), AveragedModel(model)
     for begin in (0, 3, 6):
         train(model, optimizer, 3, start=begin)
         duals.add(optimizer)
         weights.update_parameters(model)
-    duals.put_into(optimizer)
+    duals.copy_to(optimizer)
     for ours, theirs in zip(model.parameters(), weights.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
 def test_under_masks_it_is_the_mean_of_the_weights_inside_the_last_mask():
     model = network()
-    optimizer = AdaBreg(partition(model, regularizer="mask"), lr=0.01)
-    controller = MagnitudeController(optimizer, 0.9, 100, ramp=(0.1, 1.0), settle=0.0)
+    optimizer = AdaBreg(param_groups(model, penalty="mask"), lr=0.01)
+    controller = GradualMagnitudePruning(optimizer, 0.9, 100, ramp_start=0.1, ramp_end=1.0, freeze_fraction=0.0)
     duals, weights, _ = averaged(model, optimizer, controller, batches(100))
-    duals.put_into(optimizer)
+    duals.copy_to(optimizer)
     for ours, theirs in zip(controller.params, regulated(optimizer, weights), strict=True):
         mask = optimizer.state[ours]["mask"]
         torch.testing.assert_close(ours.detach(), torch.where(mask, theirs, 0.0).detach(), rtol=1e-5, atol=1e-7)
@@ -172,11 +172,11 @@ def test_under_masks_it_is_the_mean_of_the_weights_inside_the_last_mask():
 
 def test_moments_steps_and_hyperparameters_stay_the_optimizers_own():
     model = small_network()
-    optimizer = AdaBreg(partition(model), lr=0.01, lambda_=0.05)
+    optimizer = AdaBreg(param_groups(model), lr=0.01, lambda_init=0.05)
     average = DualAverage()
     train(model, optimizer, 3, after=lambda: average.add(optimizer))
     before = copy.deepcopy(optimizer.state_dict())
-    average.put_into(optimizer)
+    average.copy_to(optimizer)
     for index, state in optimizer.state_dict()["state"].items():
         for name in ("exp_avg", "exp_avg_sq", "step"):
             assert torch.equal(state[name], before["state"][index][name])
@@ -186,26 +186,26 @@ def test_moments_steps_and_hyperparameters_stay_the_optimizers_own():
 def test_training_goes_on_from_an_average():
     model, optimizer, controller = start(AdaBreg, 0.9, STEPS)
     duals, _, _ = averaged(model, optimizer, controller, batches(STEPS))
-    duals.put_into(optimizer)
+    duals.copy_to(optimizer)
     fit(model, optimizer, controller, batches(STEPS)[:50])
     assert abs(sparsity(controller.params).item() - 0.9) < 0.02
 
 
 def test_weights_in_16_bits_are_averaged_in_32():
     weight = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
-    optimizer = LinBreg([weight], lr=1.0, regularizer="none")
+    optimizer = LinBreg([weight], lr=1.0, penalty="none")
     average = DualAverage()
     for _ in range(2):
         weight.grad = torch.full_like(weight, 2**-10)
         optimizer.step()
         average.add(optimizer)
-    average.put_into(optimizer)
+    average.copy_to(optimizer)
     assert optimizer.duals(optimizer.param_groups[0])[0].tolist() == [1 - 1.5 * 2**-10] * 2
 
 
 def test_nothing_to_average_is_refused():
     with pytest.raises(ValueError, match=r"DualAverage has no mean before the first add\(optimizer\)"):
-        DualAverage().put_into(LinBreg(small_network().parameters()))
+        DualAverage().copy_to(LinBreg(small_network().parameters()))
 
 
 def test_other_parameters_are_refused_by_their_shapes():
@@ -213,7 +213,7 @@ def test_other_parameters_are_refused_by_their_shapes():
     average.add(LinBreg(nn.Linear(2, 3).parameters()))
     other = LinBreg(nn.Linear(2, 4).parameters())
     message = r"groups of \[\[\(3, 2\), \(3,\)\]\] takes no other parameters, got \[\[\(4, 2\), \(4,\)\]\]"
-    for use in (average.add, average.put_into):
+    for use in (average.add, average.copy_to):
         with pytest.raises(ValueError, match=message):
             use(other)
 

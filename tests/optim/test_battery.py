@@ -1,7 +1,7 @@
 """In other people's loops: wherever torch.optim works, ours works the same, or says so before the first step.
 
-Each event is tried on every optimizer and implementation, with the torch.optim of the same family beside it: with
-``lambda_=0`` the weights must be equal, with ``lambda_`` above 0 the event itself must not move them.
+Each event is tried on every optimizer and backend, with the torch.optim of the same family beside it: with
+``lambda_init=0`` the weights must be equal, with ``lambda_`` above 0 the event itself must not move them.
 """
 
 import copy
@@ -38,7 +38,7 @@ FAMILIES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 }
 PEERS = FAMILIES | {
     "ProxSGD": (
-        lambda params, implementation="foreach", **settings: ProxSGD(params, **{"lr": 0.1} | settings),
+        lambda params, backend="foreach", **settings: ProxSGD(params, **{"lr": 0.1} | settings),
         lambda params: torch.optim.SGD(params, lr=0.1),
     ),
 }
@@ -77,7 +77,7 @@ class Pair:
     def __init__(self, family: str, way: str) -> None:
         self.ours, self.theirs = parameters(), parameters()
         make, make_peer = PEERS[family]
-        self.optimizer = make(self.ours, lambda_=0.0, implementation=way)
+        self.optimizer = make(self.ours, lambda_init=0.0, backend=way)
         self.peer = make_peer(self.theirs)
 
     def both(self, act) -> None:
@@ -191,7 +191,7 @@ def test_odd_shapes_train_as_in_torch(family, way):
     make, make_peer = PEERS[family]
     shapes = [(), (0, 3), (1,), (3, 0), (1, 1, 1)]
     ours, theirs = ([nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
-    for optimizer, params in ((make(ours, lambda_=0.0, implementation=way), ours), (make_peer(theirs), theirs)):
+    for optimizer, params in ((make(ours, lambda_init=0.0, backend=way), ours), (make_peer(theirs), theirs)):
         for step in range(3):
             give_gradients(params, step)
             optimizer.step()
@@ -243,7 +243,7 @@ def test_tensor_subclasses_train_as_in_torch(family, way):
     make, make_peer = PEERS[family]
     ours, theirs = ([nn.Parameter(torch.ones(4, 3).as_subclass(Labeled))] for _ in range(2))
     assert type(ours[0]) is Labeled
-    for optimizer, params in ((make(ours, lambda_=0.0, implementation=way), ours), (make_peer(theirs), theirs)):
+    for optimizer, params in ((make(ours, lambda_init=0.0, backend=way), ours), (make_peer(theirs), theirs)):
         for step in range(3):
             give_gradients(params, step)
             optimizer.step()
@@ -252,7 +252,7 @@ def test_tensor_subclasses_train_as_in_torch(family, way):
 
 def test_a_tensor_subclass_on_kernels_warns_once():
     params = [nn.Parameter(torch.ones(4, 3).as_subclass(type("Tagged", (Tensor,), {})))]
-    optimizer = AdaBreg(params, lambda_=0.01)
+    optimizer = AdaBreg(params, lambda_init=0.01)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for step in range(3):
@@ -260,7 +260,7 @@ def test_a_tensor_subclass_on_kernels_warns_once():
             optimizer.step()
     (warning,) = (str(each.message) for each in seen)
     assert "parameters of type Tagged" in warning
-    assert "implementation='foreach'" in warning
+    assert "backend='foreach'" in warning
 
 
 # --- a change does not move the weights -------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def test_a_tensor_subclass_on_kernels_warns_once():
 def regularized(family: str, way: str, **settings) -> tuple[Any, list[nn.Parameter]]:
     """Ours after a few steps under a lambda that made some weights zero."""
     params = parameters()
-    optimizer = FAMILIES[family][0](params, lambda_=0.3, implementation=way, **settings)
+    optimizer = FAMILIES[family][0](params, lambda_init=0.3, backend=way, **settings)
     for step in range(4):
         give_gradients(params, step)
         optimizer.step()
@@ -295,7 +295,7 @@ def test_a_group_added_after_lambda_has_moved_takes_that_lambda(family, way):
     late = nn.Parameter(torch.ones(3, 3))
     optimizer.add_param_group({"params": [late]})
     assert float(optimizer.param_groups[1]["lambda_"]) == pytest.approx(0.02)
-    controller = FeedbackController(optimizer, 0.5, 100, ramp=None)
+    controller = FeedbackController(optimizer, 0.5, 100, ramp_start=None, ramp_end=None)
     rest(optimizer, [*params, late], steps=1)
     controller.step()
     torch.testing.assert_close(late.detach(), torch.ones(3, 3))
@@ -323,9 +323,9 @@ def test_switching_the_regularizer_leaves_the_weights_where_they_are(family, way
     optimizer, params = regularized(family, way)
     del optimizer.param_groups[0]["params"][2]  # one axis, which has no groups
     params = optimizer.param_groups[0]["params"]
-    for regularizer in path:
+    for penalty in path:
         before = snapshot(params)
-        optimizer.param_groups[0]["regularizer"] = regularizer
+        optimizer.param_groups[0]["penalty"] = penalty
         rest(optimizer, params)
         assert_same(params, before)
         optimizer.param_groups[0]["lr"] = 0.01
@@ -338,13 +338,13 @@ def test_switching_the_regularizer_leaves_the_weights_where_they_are(family, way
 @each_way
 def test_a_group_regularized_later_takes_the_lambda_of_the_others(family, way):
     params = parameters()
-    groups = [{"params": params[:2]}, {"params": params[3:], "regularizer": "none"}]
-    optimizer = FAMILIES[family][0](groups, lambda_=0.3, implementation=way)
+    groups = [{"params": params[:2]}, {"params": params[3:], "penalty": "none"}]
+    optimizer = FAMILIES[family][0](groups, lambda_init=0.3, backend=way)
     give_gradients(params, 0)
     optimizer.step()
     optimizer.param_groups[0]["lambda_"].fill_(0.02)
     before = snapshot(params[3:])
-    optimizer.param_groups[1]["regularizer"] = "l1"
+    optimizer.param_groups[1]["penalty"] = "l1"
     rest(optimizer, params)
     assert float(optimizer.param_groups[1]["lambda_"]) == pytest.approx(0.02)
     assert_same(params[3:], before)
@@ -372,8 +372,8 @@ def test_another_precision_leaves_the_weights_where_they_are(family, way, dtype)
 def test_a_removed_group_is_left_alone_and_the_others_go_on(family, way):
     params = parameters()
     groups = [{"params": params[:2]}, {"params": params[3:]}]
-    optimizer = FAMILIES[family][0](groups, lambda_=0.3, implementation=way)
-    controller = FeedbackController(optimizer, 0.5, 100, ramp=None)
+    optimizer = FAMILIES[family][0](groups, lambda_init=0.3, backend=way)
+    controller = FeedbackController(optimizer, 0.5, 100, ramp_start=None, ramp_end=None)
     give_gradients(params, 0)
     optimizer.step()
     before = snapshot(params)
@@ -410,10 +410,10 @@ adopting = pytest.mark.filterwarnings("ignore:weights were changed outside")
 @each_family
 @each_way
 @each_edit
-@pytest.mark.parametrize("regularizer", ["l1", "group"])
-def test_restored_weights_are_where_the_next_step_starts_from(family, way, edit, regularizer):
+@pytest.mark.parametrize("penalty", ["l1", "group"])
+def test_restored_weights_are_where_the_next_step_starts_from(family, way, edit, penalty):
     params = [param for param in parameters() if param.ndim > 1]
-    optimizer = FAMILIES[family][0](params, lambda_=0.1, implementation=way, regularizer=regularizer)
+    optimizer = FAMILIES[family][0](params, lambda_init=0.1, backend=way, penalty=penalty)
     best = snapshot(params)
     for step in range(5):
         give_gradients(params, step)
@@ -494,7 +494,7 @@ def test_model_and_optimizer_are_loaded_in_any_order(family, way, model_first):
     optimizer.param_groups[0]["lambda_"].mul_(1.3)  # a controller, before the state was saved
     saved = copy.deepcopy((snapshot(params), optimizer.state_dict()))
     fresh = parameters()
-    other = FAMILIES[family][0](fresh, lambda_=7.0, implementation=way)
+    other = FAMILIES[family][0](fresh, lambda_init=7.0, backend=way)
     for turn in (model_first, not model_first):
         if turn:
             for param, value in zip(fresh, saved[0], strict=True):
@@ -516,7 +516,7 @@ def test_model_and_optimizer_are_loaded_in_any_order(family, way, model_first):
 def test_a_state_of_other_shapes_is_refused_with_both(family, way, shape):
     optimizer, _ = regularized(family, way)
     other = [nn.Parameter(torch.ones(shape)), *parameters()[1:]]
-    target = FAMILIES[family][0](other, implementation=way)
+    target = FAMILIES[family][0](other, backend=way)
     with pytest.raises(ValueError, match=r"parameter 0 of group 0 has shape .* and its \w+ \(6, 5\)"):
         target.load_state_dict(optimizer.state_dict())
     give_gradients(other, 0)
@@ -661,9 +661,9 @@ def test_a_lambda_set_from_outside_is_checked_as_well():
 
 def test_the_callers_groups_are_left_alone():
     params = parameters(2)
-    groups = [{"params": [("a", params[0])]}, {"params": [("b", params[1])], "regularizer": "none"}]
+    groups = [{"params": [("a", params[0])]}, {"params": [("b", params[1])], "penalty": "none"}]
     before = copy.copy(groups), [dict(group) for group in groups]
-    optimizer = AdaBreg(groups, lambda_=0.1)
+    optimizer = AdaBreg(groups, lambda_init=0.1)
     late = {"params": (pair for pair in named(["c"]))}
     optimizer.add_param_group(late)
     assert groups == before[0]

@@ -19,7 +19,7 @@ def test_it_is_the_plain_step_and_a_change_of_lr_or_lambda_compiles_nothing_agai
     start[1] = start[1].to(memory_format=torch.channels_last)
     models = [[nn.Parameter(tensor.clone()) for tensor in start] for _ in range(2)]
     one, other = (
-        kind(params, lr=0.1, lambda_=0.2, implementation=way, **settings)
+        kind(params, lr=0.1, lambda_init=0.2, backend=way, **settings)
         for params, way in zip(models, ("compile", "foreach"), strict=True)
     )
     for step in range(6):
@@ -41,7 +41,7 @@ def test_cycled_betas_and_many_groups_stay_within_what_the_compiler_allows():
     torch._dynamo.reset()
     models = [[nn.Parameter(torch.linspace(-1, 1, 5 + size)) for size in range(10)] for _ in range(2)]
     pair = [
-        AdaBreg([{"params": [param]} for param in params], lr=0.1, lambda_=0.2, implementation=way)
+        AdaBreg([{"params": [param]} for param in params], lr=0.1, lambda_init=0.2, backend=way)
         for params, way in zip(models, ("compile", "foreach"), strict=True)
     ]
     for step in range(10):
@@ -60,7 +60,7 @@ def test_layers_skipped_at_random_train_on_with_one_warning(monkeypatch):
     methods._warn_of_many_steps.cache_clear()
     models = [[nn.Parameter(torch.linspace(-1, 1, 5 + size)) for size in range(3)] for _ in range(2)]
     pair = [
-        AdaBreg(params, lr=0.1, lambda_=0.2, implementation=way)
+        AdaBreg(params, lr=0.1, lambda_init=0.2, backend=way)
         for params, way in zip(models, ("compile", "foreach"), strict=True)
     ]
     with warnings.catch_warnings(record=True) as seen:
@@ -91,7 +91,7 @@ def test_settings_that_change_at_every_step_compile_nothing_again(kind, settings
     torch._dynamo.reset()
     models = [[nn.Parameter(torch.linspace(-1, 1, 6))] for _ in range(2)]
     pair = [
-        kind(params, lr=0.1, lambda_=0.2, implementation=way, **settings)
+        kind(params, lr=0.1, lambda_init=0.2, backend=way, **settings)
         for params, way in zip(models, ("compile", "foreach"), strict=True)
     ]
     for step in range(12):

@@ -13,21 +13,21 @@ from torch import nn
 from sv_sparse.optim import (
     AdaBreg,
     DampedFeedbackController,
-    DecayingFeedbackController,
+    PaperController,
     FeedbackController,
     FixedController,
     LinBreg,
-    MagnitudeController,
+    GradualMagnitudePruning,
     QuantileController,
     SupportDiagnostics,
-    largest_start,
-    partition,
+    largest_initial_lambda,
+    param_groups,
     sparse_init_,
     sparsity,
     warmup_exponential,
 )
 
-FEEDBACK = [FeedbackController, DecayingFeedbackController, DampedFeedbackController]
+FEEDBACK = [FeedbackController, PaperController, DampedFeedbackController]
 
 
 @pytest.mark.parametrize("lambda_", [1e-4, 1e-1, 1e2])
@@ -43,8 +43,8 @@ def test_every_target_is_reached_from_any_lambda_and_held(kind, lambda_):
 def test_lambda_grows_while_too_dense_and_shrinks_while_too_sparse():
     for weight, grows in ((torch.ones(10, 10), True), (torch.eye(10), False)):
         param = nn.Parameter(weight)
-        optimizer = LinBreg([param], lr=0.0, lambda_=0.1)
-        controller = FeedbackController(optimizer, 0.5, 100, trend=0.0, ramp=None, initial_sparsity=0.99)
+        optimizer = LinBreg([param], lr=0.0, lambda_init=0.1)
+        controller = FeedbackController(optimizer, 0.5, 100, drift_gain=0.0, ramp_start=None, ramp_end=None, initial_sparsity=0.99)
         param.grad = torch.zeros_like(param)
         optimizer.step()
         controller.step()
@@ -56,7 +56,7 @@ def test_lambda_grows_while_too_dense_and_shrinks_while_too_sparse():
 def crossing(sides: list[float], **settings) -> FeedbackController:
     """A controller that measured the given gaps, one per step, on a hundred weights."""
     param = nn.Parameter(torch.zeros(1000))
-    controller = FeedbackController(LinBreg([param], lr=1.0, lambda_=0.1), 0.5, 1000, **{"trend": 0.0} | settings)
+    controller = FeedbackController(LinBreg([param], lr=1.0, lambda_init=0.1), 0.5, 1000, **{"drift_gain": 0.0} | settings)
     for gap in sides:
         with torch.no_grad():
             param.copy_((torch.arange(1000) >= round(1000 * (0.5 - gap))).float())
@@ -77,20 +77,20 @@ def test_a_gap_of_exactly_zero_does_not_hide_a_crossing():
 
 
 def test_noise_inside_the_dead_band_is_no_crossing():
-    assert crossing([-0.1, 0.001, -0.001, 0.001, -0.001], band=0.002).crossings.item() == 0
+    assert crossing([-0.1, 0.001, -0.001, 0.001, -0.001], deadband=0.002).crossings.item() == 0
 
 
 def test_the_gain_has_a_floor():
-    controller = crossing([-0.1, 0.1] * 100, floor=0.2)
+    controller = crossing([-0.1, 0.1] * 100, min_gain=0.2)
     before = controller.lambda_.item()
     controller.step()
     assert controller.lambda_.item() / before == pytest.approx(1 + 0.2 * 0.1, rel=1e-4)
 
 
 def test_the_drift_sums_the_gaps_and_starts_anew_at_a_crossing():
-    controller = crossing([-0.1, -0.1, -0.1], trend=0.05)
+    controller = crossing([-0.1, -0.1, -0.1], drift_gain=0.05)
     assert controller.drift.item() == pytest.approx(-0.015, rel=1e-4)
-    assert crossing([-0.1, -0.1, 0.1], trend=0.05).drift.item() == 0
+    assert crossing([-0.1, -0.1, 0.1], drift_gain=0.05).drift.item() == 0
 
 
 def test_a_halved_learning_rate_forgets_the_crossings():
@@ -106,7 +106,7 @@ def test_a_halved_learning_rate_forgets_the_crossings():
 
 def test_lambda_stands_still_while_settling():
     param = nn.Parameter(torch.zeros(10))
-    controller = FeedbackController(LinBreg([param], lambda_=0.1), 0.5, 10, settle=0.3)
+    controller = FeedbackController(LinBreg([param], lambda_init=0.1), 0.5, 10, freeze_fraction=0.3)
     path = []
     for _ in range(10):
         controller.step()
@@ -125,7 +125,7 @@ def test_resuming_the_controller_changes_no_bit(kind):
     torch.save([model.state_dict(), optimizer.state_dict(), controller.state_dict()], buffer)
     buffer.seek(0)
     saved = torch.load(buffer, weights_only=True)
-    others = start(kind, 0.9, 200, lambda_=3.0)
+    others = start(kind, 0.9, 200, lambda_init=3.0)
     for one, state in zip(others, saved, strict=True):
         one.load_state_dict(state)
     assert run(model, optimizer, controller, data[90:]) == run(*others, data[90:])
@@ -134,21 +134,21 @@ def test_resuming_the_controller_changes_no_bit(kind):
 
 def test_several_groups_share_one_lambda():
     model = network()
-    groups = partition(model[0], regularizer="l1") + partition(model[3], regularizer="l1")
-    optimizer = AdaBreg(groups, lambda_=0.1)
+    groups = param_groups(model[0], penalty="l1") + param_groups(model[3], penalty="l1")
+    optimizer = AdaBreg(groups, lambda_init=0.1)
     controller = FeedbackController(optimizer, 0.9, 10)
     for param in model.parameters():
         param.grad = torch.ones_like(param)
     optimizer.step()
     controller.step()
-    values = {group["lambda_"].item() for group in optimizer.param_groups if group["regularizer"] == "l1"}
+    values = {group["lambda_"].item() for group in optimizer.param_groups if group["penalty"] == "l1"}
     assert len(values) == 1
     assert values != {0.1}
 
 
 def test_the_regulated_groups_learning_rate_decides_also_after_a_start_at_zero():
     param = nn.Parameter((torch.arange(1000) >= 600).float())
-    optimizer = LinBreg([{"params": [nn.Parameter(torch.ones(3))], "regularizer": "none"}, {"params": [param]}], lr=0.0)
+    optimizer = LinBreg([{"params": [nn.Parameter(torch.ones(3))], "penalty": "none"}, {"params": [param]}], lr=0.0)
     controller = FeedbackController(optimizer, 0.5, 1000)
     for lr, crossings in ((0.0, 5), (1.0, 0), (0.9, 5), (0.01, 0)):
         optimizer.param_groups[1]["lr"] = lr
@@ -172,19 +172,19 @@ def test_a_network_that_starts_dense_is_taken_over_from_where_it_is(kind):
     model = network()
     with torch.no_grad():
         model[0].weight[:, ::2] = 0  # half of the smaller layer
-    params = [param for _, param in partition(model)[0]["params"]]
+    params = [param for _, param in param_groups(model)[0]["params"]]
     before = sparsity(params).item()
-    controller = kind(AdaBreg(partition(model), lr=3e-3), 0.9, 100)
+    controller = kind(AdaBreg(param_groups(model), lr=3e-3), 0.9, 100)
     assert controller.ramp == (0.0, 0.5)
     assert controller.initial_sparsity == controller.target == pytest.approx(before)
     size = torch.cat([param.detach().flatten() for param in params])
     assert controller.lambda_.item() == pytest.approx(0.01 * size[size != 0].square().mean().sqrt().item())
-    assert controller.lambda_.item() == pytest.approx(largest_start(params))
+    assert controller.lambda_.item() == pytest.approx(largest_initial_lambda(params))
 
 
 @pytest.mark.parametrize("kind", [*FEEDBACK, QuantileController])
 def test_a_network_that_starts_sparse_goes_for_its_target_at_once(kind):
-    groups = partition(network())
+    groups = param_groups(network())
     sparse_init_(groups)
     controller = kind(AdaBreg(groups), 0.9, 100)
     assert controller.ramp is None
@@ -194,25 +194,25 @@ def test_a_network_that_starts_sparse_goes_for_its_target_at_once(kind):
 
 def test_what_is_said_about_the_start_is_what_holds():
     for settings, ramp, initial, lambda_ in (
-        ({"ramp": None, "initial_sparsity": 0.99}, None, 0.99, 0.1),
-        ({"ramp": (0.2, 0.6), "initial_sparsity": 0.3}, (0.2, 0.6), 0.3, 0.1),
-        ({"ramp": [0.2, 0.6]}, (0.2, 0.6), 0.0, None),
+        ({"ramp_start": None, "ramp_end": None, "initial_sparsity": 0.99}, None, 0.99, 0.1),
+        ({"ramp_start": 0.2, "ramp_end": 0.6, "initial_sparsity": 0.3}, (0.2, 0.6), 0.3, 0.1),
+        ({"ramp_start": 0.2, "ramp_end": 0.6}, (0.2, 0.6), 0.0, None),
         ({"initial_sparsity": 0.3}, (0.0, 0.5), 0.3, 0.1),
     ):
-        controller = FeedbackController(AdaBreg(partition(network()), lambda_=0.1), 0.9, 100, **settings)
+        controller = FeedbackController(AdaBreg(param_groups(network()), lambda_init=0.1), 0.9, 100, **settings)
         assert (controller.ramp, controller.initial_sparsity) == (ramp, initial)
         assert lambda_ is None or controller.lambda_.item() == pytest.approx(lambda_)
-    low = FeedbackController(AdaBreg(partition(network()), lambda_=1e-6), 0.9, 100)
+    low = FeedbackController(AdaBreg(param_groups(network()), lambda_init=1e-6), 0.9, 100)
     assert low.lambda_.item() == pytest.approx(1e-6)
-    fixed = FixedController(AdaBreg(partition(network()), lambda_=0.1), 0.9, 100)
+    fixed = FixedController(AdaBreg(param_groups(network()), lambda_init=0.1), 0.9, 100)
     assert fixed.lambda_.item() == pytest.approx(0.1)
-    pruning = MagnitudeController(AdaBreg(partition(network(), regularizer="mask")), 0.9, 100)
+    pruning = GradualMagnitudePruning(AdaBreg(param_groups(network(), penalty="mask")), 0.9, 100)
     assert (pruning.ramp, pruning.initial_sparsity) == ((0.1, 0.6), 0.0)
 
 
 def test_a_second_controller_leaves_the_lambda_that_the_optimizer_works_with():
     model, data = network(), batches(20)
-    optimizer = AdaBreg(partition(model), lambda_=0.01)
+    optimizer = AdaBreg(param_groups(model), lambda_init=0.01)
     run(model, optimizer, FixedController(optimizer, 0.5, 20), data)
     before = optimizer.param_groups[0]["lambda_"].item()
     assert FeedbackController(optimizer, 0.9, 20).lambda_.item() == before
@@ -238,24 +238,24 @@ def test_a_pretrained_network_never_falls_back_to_chance_on_its_way_to_the_targe
 
     def worst(**settings) -> float:
         model = copy.deepcopy(pretrained)
-        controller = kind(AdaBreg(partition(model), lr=3e-3, implementation="foreach"), 0.9, 600, **settings)
+        controller = kind(AdaBreg(param_groups(model), lr=3e-3, backend="foreach"), 0.9, 600, **settings)
         path = losses(model, controller.optimizer, 600, controller.step)
-        controller.land()
+        controller.finalize()
         assert nn.functional.cross_entropy(model(x), y) < 0.03
         return max(path)
 
     pretrained = nn.Sequential(nn.Linear(20, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 4))
     assert losses(pretrained, torch.optim.AdamW(pretrained.parameters(), lr=3e-3), 300)[-1] < 1e-3
     assert worst() < 0.85 * chance
-    assert worst(ramp=None, initial_sparsity=0.99) > 0.98 * chance  # which the default spares it
+    assert worst(ramp_start=None, ramp_end=None, initial_sparsity=0.99) > 0.98 * chance  # which the default spares it
 
 
 @pytest.mark.parametrize("kind", [*FEEDBACK, QuantileController])
 def test_a_resumed_controller_has_the_ramp_that_it_began_with(kind):
     model, data = network(), batches(20)
-    controller = kind(AdaBreg(partition(model), lr=3e-3), 0.9, 40)
+    controller = kind(AdaBreg(param_groups(model), lr=3e-3), 0.9, 40)
     run(model, controller.optimizer, controller, data)
-    sparse = partition(network())
+    sparse = param_groups(network())
     sparse_init_(sparse)
     other = kind(AdaBreg(sparse, lr=3e-3), 0.9, 40)
     assert other.ramp is None
@@ -264,7 +264,7 @@ def test_a_resumed_controller_has_the_ramp_that_it_began_with(kind):
     file.seek(0)
     other.load_state_dict(torch.load(file, weights_only=True))
     assert (other.ramp, other.target) == (controller.ramp, controller.target)
-    stated = kind(AdaBreg(partition(network())), 0.9, 40, ramp=(0.1, 0.3))
+    stated = kind(AdaBreg(param_groups(network())), 0.9, 40, ramp_start=0.1, ramp_end=0.3)
     stated.load_state_dict(controller.state_dict())
     assert stated.ramp == (0.1, 0.3)
     old = {name: value for name, value in controller.state_dict().items() if name not in {"ramp", "controller"}}
@@ -275,7 +275,7 @@ def test_a_resumed_controller_has_the_ramp_that_it_began_with(kind):
 @pytest.mark.parametrize("kind", [*FEEDBACK, QuantileController, FixedController])
 def test_a_state_of_another_kind_or_without_its_entries_is_refused_in_words(kind):
     def fresh(kind=kind):
-        return kind(AdaBreg(partition(network())), 0.9, 40)
+        return kind(AdaBreg(param_groups(network())), 0.9, 40)
 
     controller = fresh()
     before = controller.state_dict()
@@ -294,7 +294,7 @@ def test_a_state_of_another_kind_or_without_its_entries_is_refused_in_words(kind
 @pytest.mark.parametrize("kind", FEEDBACK)
 def test_a_controller_follows_its_model_to_another_precision(kind):
     model = network()
-    controller = kind(AdaBreg(partition(model), lr=3e-3, implementation="foreach"), 0.9, 40)
+    controller = kind(AdaBreg(param_groups(model), lr=3e-3, backend="foreach"), 0.9, 40)
     model.double()
     for group in controller.optimizer.param_groups:
         group["lambda_"] = float(group["lambda_"])  # made anew for the parameters as they are
@@ -308,43 +308,43 @@ def test_a_controller_follows_its_model_to_another_precision(kind):
 @pytest.mark.parametrize("kind", [*FEEDBACK, QuantileController])
 def test_groups_may_come_and_go_while_training(kind):
     model, data = network(), batches(40)
-    optimizer = AdaBreg(partition(model[:3]) + partition(model[3:8]), lr=3e-3, implementation="foreach")
+    optimizer = AdaBreg(param_groups(model[:3]) + param_groups(model[3:8]), lr=3e-3, backend="foreach")
     controller = kind(optimizer, 0.5, 100)
     diagnostics = SupportDiagnostics(controller)
 
     def go_on(part) -> None:
-        diagnostics.mark()
+        diagnostics.snapshot()
         run(model, optimizer, controller, part)
-        diagnostics.read()
+        diagnostics.compute()
 
     go_on(data[:10])
-    diagnostics.mark()
-    optimizer.add_param_group(partition(model[8])[0] | {"lambda_": float(controller.lambda_)})
+    diagnostics.snapshot()
+    optimizer.add_param_group(param_groups(model[8])[0] | {"lambda_": float(controller.lambda_)})
     assert model[8].weight in set(controller.params)
-    assert diagnostics.read() == {}  # of what was not marked
+    assert diagnostics.compute() == {}  # of what was not marked
     go_on(data[10:20])
     gone = [optimizer.param_groups.pop(0) for _ in range(len(optimizer.param_groups))]
     assert controller.params == []
     lambda_ = controller.lambda_.item()
     controller.step()
-    controller.land()
+    controller.finalize()
     assert (lambda_, controller.sparsity().item()) == (0, 0)
     optimizer.param_groups += gone
     go_on(data[20:])
     assert controller.steps == 41
     assert len(controller.params) == 3
     controller.reminders.active = False
-    controller.land()
+    controller.finalize()
     assert controller.sparsity().item() == pytest.approx(0.5, abs=1e-3)
 
 
 WRONG = [float("nan"), float("inf"), None, True, "0.5", torch.tensor(0.5), [0.5]]
 NUMBERS = {
-    FeedbackController: ("target_sparsity", "total_steps", "settle", "alpha", "gamma", "floor", "band", "trend"),
-    DecayingFeedbackController: ("target_sparsity", "total_steps", "settle", "alpha", "gamma", "every"),
-    DampedFeedbackController: ("target_sparsity", "total_steps", "settle", "alpha", "zone", "every"),
-    QuantileController: ("target_sparsity", "total_steps", "settle", "every"),
-    MagnitudeController: ("target_sparsity", "total_steps", "settle", "updates"),
+    FeedbackController: ("target_sparsity", "total_steps", "freeze_fraction", "alpha", "gamma", "min_gain", "deadband", "drift_gain"),
+    PaperController: ("target_sparsity", "total_steps", "freeze_fraction", "alpha", "gamma", "update_interval"),
+    DampedFeedbackController: ("target_sparsity", "total_steps", "freeze_fraction", "alpha", "zone", "update_interval"),
+    QuantileController: ("target_sparsity", "total_steps", "freeze_fraction", "update_interval"),
+    GradualMagnitudePruning: ("target_sparsity", "total_steps", "freeze_fraction", "num_mask_updates"),
     FixedController: ("target_sparsity", "total_steps"),
 }
 
@@ -352,8 +352,8 @@ NUMBERS = {
 @pytest.mark.parametrize("wrong", WRONG, ids=str)
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in NUMBERS.items() for name in names])
 def test_what_is_no_number_is_refused_by_the_settings_name(kind, name, wrong):
-    regularizer = "mask" if kind is MagnitudeController else "l1"
-    optimizer = AdaBreg(partition(network(), regularizer=regularizer))
+    penalty = "mask" if kind is GradualMagnitudePruning else "l1"
+    optimizer = AdaBreg(param_groups(network(), penalty=penalty))
     with pytest.raises(ValueError, match=f"^{name} must be .*, got "):
         kind(optimizer, **{"target_sparsity": 0.5, "total_steps": 10} | {name: wrong})
 
@@ -362,23 +362,23 @@ def test_what_is_no_number_is_refused_by_the_settings_name(kind, name, wrong):
     ("settings", "message"),
     [
         ({"total_steps": 10.5}, "total_steps must be a whole number, 1 or more, got 10.5"),
-        ({"every": 2.5}, "every must be a whole number, 1 or more, got 2.5"),
+        ({"update_interval": 2.5}, "every must be a whole number, 1 or more, got 2.5"),
         ({"ramp": "slow"}, "ramp must be two rising shares of the run, from 0 to 1, or \"auto\", or None, got 'slow'"),
-        ({"ramp": (0.1, float("nan"))}, "a share of ramp must be from 0 to 1, got nan"),
-        ({"ramp": (0.1, None)}, "a share of ramp must be from 0 to 1, got None"),
+        ({"ramp_start": 0.1, "ramp_end": float("nan")}, "a share of ramp must be from 0 to 1, got nan"),
+        ({"ramp_start": 0.1, "ramp_end": None}, "a share of ramp must be from 0 to 1, got None"),
         ({"ramp": 0.5}, "ramp must be two rising"),
-        ({"ramp": (0.1, 0.2, 0.3)}, "ramp must be two rising"),
+        ({"ramp_start": 0.1, "ramp_end": 0.2, 0.3}, "ramp must be two rising"),
         ({"initial_sparsity": float("nan")}, "initial_sparsity must be at least 0 and below 1, got nan"),
         ({"initial_sparsity": False}, "initial_sparsity must be at least 0 and below 1, got False"),
     ],
 )
 def test_a_wrong_setting_says_what_is_allowed(settings, message):
     with pytest.raises(ValueError, match=message):
-        QuantileController(AdaBreg(partition(network())), **{"target_sparsity": 0.5, "total_steps": 10} | settings)
+        QuantileController(AdaBreg(param_groups(network())), **{"target_sparsity": 0.5, "total_steps": 10} | settings)
 
 
 def test_a_whole_number_of_steps_may_come_as_a_float():
-    controller = QuantileController(AdaBreg(partition(network())), 0.5, 300.0)
+    controller = QuantileController(AdaBreg(param_groups(network())), 0.5, 300.0)
     assert controller.total_steps == 300
     assert isinstance(controller.total_steps, int)
 
@@ -394,7 +394,7 @@ def test_a_schedule_refuses_what_is_no_number(name, wrong):
 @pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
 def test_neither_step_waits_for_the_device(kind):
     model = network().cuda()
-    optimizer = kind(partition(model), lambda_=0.1)
+    optimizer = kind(param_groups(model), lambda_init=0.1)
     controller = FeedbackController(optimizer, 0.9, 100)
     for param in model.parameters():
         param.grad = torch.randn_like(param)

@@ -5,7 +5,7 @@ import torch
 from small import network, train
 from torch import nn
 
-from sv_sparse.optim import AdaBreg, FeedbackController, FixedController, SupportDiagnostics, partition
+from sv_sparse.optim import AdaBreg, FeedbackController, FixedController, SupportDiagnostics, param_groups
 
 
 def marked(values) -> tuple[SupportDiagnostics, nn.Parameter]:
@@ -15,48 +15,48 @@ def marked(values) -> tuple[SupportDiagnostics, nn.Parameter]:
 
 def test_births_deaths_and_turnover_are_shares():
     diagnostics, param = marked([1.0, 2.0, 0.0, 0.0])
-    diagnostics.mark()
+    diagnostics.snapshot()
     param.data = torch.tensor([[0.0, 2.0, 3.0, 4.0]])
-    figures = {name: value.item() for name, value in diagnostics.read().items()}
-    assert figures == {"births": 0.5, "deaths": 0.25, "turnover": 0.0}
-    diagnostics.mark()
+    figures = {name: value.item() for name, value in diagnostics.compute().items()}
+    assert figures == {"activated": 0.5, "deactivated": 0.25, "turnover": 0.0}
+    diagnostics.snapshot()
     param.data = torch.tensor([[5.0, 2.0, 0.0, 4.0]])
-    figures = {name: value.item() for name, value in diagnostics.read().items()}
-    assert figures["births"] == figures["deaths"] == 0.25
+    figures = {name: value.item() for name, value in diagnostics.compute().items()}
+    assert figures["activated"] == figures["deactivated"] == 0.25
     assert figures["turnover"] == pytest.approx(1 / 3)
 
 
 def test_turnover_goes_on_from_a_saved_state():
     diagnostics, param = marked([1.0, 2.0, 0.0, 0.0])
-    diagnostics.mark()
-    diagnostics.read()
+    diagnostics.snapshot()
+    diagnostics.compute()
     other, same = marked([1.0, 2.0, 0.0, 0.0])
     other.load_state_dict(diagnostics.state_dict())
     for one, weights in ((diagnostics, param), (other, same)):
-        one.mark()
+        one.snapshot()
         weights.data = torch.tensor([[1.0, 0.0, 3.0, 4.0]])
-    assert diagnostics.read() == other.read()
+    assert diagnostics.compute() == other.compute()
 
 
 def test_without_a_mark_or_without_regulated_weights_there_is_nothing_to_tell():
     diagnostics, _ = marked([1.0, 2.0])
-    assert diagnostics.read() == {}
-    dense = SupportDiagnostics(FixedController(AdaBreg([nn.Parameter(torch.ones(2))], regularizer="none"), 0.0, 10))
-    dense.mark()
-    assert dense.read() == {}
-    assert dense.histogram() is None
+    assert diagnostics.compute() == {}
+    dense = SupportDiagnostics(FixedController(AdaBreg([nn.Parameter(torch.ones(2))], penalty="none"), 0.0, 10))
+    dense.snapshot()
+    assert dense.compute() == {}
+    assert dense.dual_histogram() is None
 
 
-@pytest.mark.parametrize("regularizer", ["l1", "group"])
-def test_the_histogram_of_duals_splits_at_lambda_into_dead_and_alive(regularizer):
+@pytest.mark.parametrize("penalty", ["l1", "group"])
+def test_the_histogram_of_duals_splits_at_lambda_into_dead_and_alive(penalty):
     model = network()
-    optimizer = AdaBreg(partition(model, regularizer=regularizer), lr=0.02, lambda_=0.02)
+    optimizer = AdaBreg(param_groups(model, penalty=penalty), lr=0.02, lambda_init=0.02)
     controller = FeedbackController(optimizer, 0.5, 20)
     train(model, optimizer, 20, after=controller.step)
-    optimizer.read_out()
-    counts = SupportDiagnostics(controller).histogram(bins=64)
+    optimizer.apply_prox()
+    counts = SupportDiagnostics(controller).dual_histogram(bins=64)
     assert counts.shape == (64,)
-    if regularizer == "l1":
+    if penalty == "l1":
         zeros = sum(int((param == 0).sum()) for param in controller.params)
         assert int(counts.sum()) == sum(param.numel() for param in controller.params)
         assert int(counts[:16].sum()) == pytest.approx(zeros, abs=2)  # 64 bins to 4 times lambda

@@ -14,9 +14,9 @@ from sv_sparse.optim import (
     DualAverage,
     FeedbackController,
     LinBreg,
-    MagnitudeController,
+    GradualMagnitudePruning,
     QuantileController,
-    partition,
+    param_groups,
 )
 
 each_way = pytest.mark.parametrize("way", ["auto", "foreach"])
@@ -30,7 +30,7 @@ def give_gradients(params, step: int) -> None:
 
 
 def trained(params, way: str = "auto", steps: int = 3, **settings):
-    optimizer = LinBreg(params, **{"lr": 0.1, "lambda_": 0.1, "implementation": way} | settings)
+    optimizer = LinBreg(params, **{"lr": 0.1, "lambda_": 0.1, "backend": way} | settings)
     for step in range(steps):
         give_gradients(params, step)
         optimizer.step()
@@ -53,7 +53,7 @@ def rest(optimizer, params) -> None:
 @adopting
 def test_the_smallest_of_edits_count(way, dtype, factor, steps):
     weight, peer = (nn.Parameter(torch.ones(4, 4, dtype=dtype)) for _ in range(2))
-    optimizer = LinBreg([weight], lr=0.1, lambda_=0.1, implementation=way)
+    optimizer = LinBreg([weight], lr=0.1, lambda_init=0.1, backend=way)
     for _ in range(steps):
         weight.grad = torch.zeros_like(weight)
         optimizer.step()
@@ -108,7 +108,7 @@ def test_weights_restored_after_nan_are_finite(way):
 @each_way
 def test_weights_that_overflow_are_not_taken_for_edited(way):
     weight = nn.Parameter(torch.ones(4, 4))
-    optimizer = LinBreg([weight], lr=1.0, lambda_=0.1, implementation=way)
+    optimizer = LinBreg([weight], lr=1.0, lambda_init=0.1, backend=way)
     for value in (-torch.inf, 0.0, 0.0):
         weight.grad = torch.full_like(weight, value)
         optimizer.step()
@@ -118,9 +118,9 @@ def test_weights_that_overflow_are_not_taken_for_edited(way):
 @each_way
 def test_an_edited_group_leaves_the_duals_of_other_groups_alone(way):
     weight = nn.Parameter(torch.randn(6, 5))
-    optimizer = trained([weight], way, regularizer="group")
+    optimizer = trained([weight], way, penalty="group")
     optimizer.param_groups[0]["lambda_"].fill_(1.1)
-    optimizer.read_out()
+    optimizer.apply_prox()
     alive = weight.detach().ne(0).any(1)
     assert 0 < int(alive.sum()) < 6
     dual = optimizer.state[weight]["dual"].clone()
@@ -136,13 +136,13 @@ def test_an_edited_group_leaves_the_duals_of_other_groups_alone(way):
 @pytest.mark.filterwarnings("ignore:landing from")
 def test_masks_let_through_what_is_adopted():
     weight = nn.Parameter(torch.randn(10, 10))
-    optimizer = AdaBreg([{"params": [weight], "regularizer": "mask"}], lr=0.01)
-    controller = MagnitudeController(optimizer, 0.5, 4, ramp=None, updates=1, settle=0.0)
+    optimizer = AdaBreg([{"params": [weight], "penalty": "mask"}], lr=0.01)
+    controller = GradualMagnitudePruning(optimizer, 0.5, 4, ramp_start=None, ramp_end=None, num_mask_updates=1, freeze_fraction=0.0)
     for step in range(4):
         give_gradients([weight], step)
         optimizer.step()
         controller.step()
-    controller.land()
+    controller.finalize()
     assert int(weight.count_nonzero()) == 50
     with torch.no_grad():
         weight.fill_(1.0)
@@ -154,8 +154,8 @@ def test_masks_let_through_what_is_adopted():
 @pytest.mark.parametrize("control", [QuantileController, FeedbackController])
 def test_a_frozen_layer_stands_still_under_every_controller_until_the_landing(control):
     params = [nn.Parameter(torch.randn(10, 10)) for _ in range(2)]
-    optimizer = LinBreg(params, lr=0.1, lambda_=0.5)
-    controller = control(optimizer, 0.5, 30, ramp=None)
+    optimizer = LinBreg(params, lr=0.1, lambda_init=0.5)
+    controller = control(optimizer, 0.5, 30, ramp_start=None, ramp_end=None)
     for step in range(5):
         give_gradients(params, step)
         optimizer.step()
@@ -167,21 +167,21 @@ def test_a_frozen_layer_stands_still_under_every_controller_until_the_landing(co
         give_gradients(params[:1], step)
         optimizer.step()
         controller.step()
-        optimizer.read_out()
+        optimizer.apply_prox()
         assert torch.equal(params[1], before)
     average = DualAverage()
     average.add(optimizer)
-    average.put_into(optimizer)
+    average.copy_to(optimizer)
     torch.testing.assert_close(params[1].detach(), before)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run ends here, early
-        controller.land()
+        controller.finalize()
     assert int(optimizer.count_nonzero(params).sum()) == 100
 
 
 def test_what_a_frozen_layer_has_learnt_about_its_zeros_stays():
     params = [nn.Parameter(torch.randn(8, 8)) for _ in range(2)]
-    optimizer = trained(params, lambda_=0.5)
+    optimizer = trained(params, lambda_init=0.5)
     dual = optimizer.state[params[1]]["dual"].clone()
     dead = params[1].detach() == 0
     params[1].requires_grad_(False)
@@ -199,7 +199,7 @@ def test_what_a_frozen_layer_has_learnt_about_its_zeros_stays():
 @each_way
 def test_a_layer_whose_gradient_comes_late_is_not_moved_by_an_average(way):
     first, late = nn.Parameter(torch.randn(6, 6)), nn.Parameter(torch.ones(6, 6))
-    optimizer = LinBreg([first, late], lr=0.1, lambda_=0.1, implementation=way)
+    optimizer = LinBreg([first, late], lr=0.1, lambda_init=0.1, backend=way)
     for step in range(3):
         give_gradients([first], step)
         optimizer.step()
@@ -211,7 +211,7 @@ def test_a_layer_whose_gradient_comes_late_is_not_moved_by_an_average(way):
 
 
 @each_way
-@pytest.mark.parametrize("settings", [{"delta": 3.0, "lambda_": 0.3}, {"regularizer": "group"}, {"lambda_": 0.9}])
+@pytest.mark.parametrize("settings", [{"delta": 3.0, "lambda_": 0.3}, {"penalty": "group"}, {"lambda_": 0.9}])
 def test_a_parameter_in_another_group_stays_where_it_is(way, settings):
     weight = nn.Parameter(torch.randn(6, 5))
     optimizer = trained([weight], way)
@@ -225,12 +225,12 @@ def test_a_parameter_in_another_group_stays_where_it_is(way, settings):
 def test_a_lambda_that_comes_with_the_regularizer_is_kept():
     params = [nn.Parameter(torch.ones(4, 4)) for _ in range(2)]
     optimizer = trained(params[:1])
-    optimizer.add_param_group({"params": params[1:], "regularizer": "none"})
+    optimizer.add_param_group({"params": params[1:], "penalty": "none"})
     rest(optimizer, params)
     for value in (torch.tensor(0.7), 0.7):
-        optimizer.param_groups[1] |= {"regularizer": "none"}
+        optimizer.param_groups[1] |= {"penalty": "none"}
         rest(optimizer, params)
-        optimizer.param_groups[1] |= {"regularizer": "l1", "lambda_": value}
+        optimizer.param_groups[1] |= {"penalty": "l1", "lambda_": value}
         rest(optimizer, params)
         assert float(optimizer.param_groups[1]["lambda_"]) == pytest.approx(0.7)
 
@@ -249,7 +249,7 @@ def test_nothing_has_moved_when_a_step_is_refused():
 def test_a_lazily_negated_gradient_goes_the_right_way():
     weight = nn.Parameter(torch.zeros(4, 4))
     weight.grad = torch._neg_view(torch.ones(4, 4))
-    LinBreg([weight], lr=1.0, lambda_=0.0).step()
+    LinBreg([weight], lr=1.0, lambda_init=0.0).step()
     assert torch.equal(weight.detach(), torch.ones(4, 4))
 
 
@@ -298,17 +298,17 @@ def test_warnings_are_of_the_line_that_caused_them():
     assert [warning.filename for warning in seen] == [__file__]
 
 
-@pytest.mark.parametrize("grouping", ["output", "input"])
-def test_channels_of_transposed_weights_are_those_of_the_layer(grouping):
+@pytest.mark.parametrize("granularity", ["out_channel", "in_channel"])
+def test_channels_of_transposed_weights_are_those_of_the_layer(granularity):
     layer = nn.ConvTranspose1d(6, 4, 3, bias=False)  # its weight is [inputs, outputs, 3]
-    optimizer = LinBreg(partition(layer, regularizer="group"), lr=0.1, lambda_=0.1, grouping=grouping)
-    controller = QuantileController(optimizer, 0.5, 3, ramp=None)
+    optimizer = LinBreg(param_groups(layer, penalty="group"), lr=0.1, lambda_init=0.1, granularity=granularity)
+    controller = QuantileController(optimizer, 0.5, 3, ramp_start=None, ramp_end=None)
     for step in range(3):
         give_gradients([layer.weight], step)
         optimizer.step()
         controller.step()
-    controller.land()
-    axes = {"output": (0, 2), "input": (1, 2)}[grouping]
+    controller.finalize()
+    axes = {"out_channel": (0, 2), "in_channel": (1, 2)}[granularity]
     alive = (layer.weight != 0).any(axes[1]).any(axes[0])
     assert int(alive.sum()) == len(alive) // 2
 
@@ -316,7 +316,7 @@ def test_channels_of_transposed_weights_are_those_of_the_layer(grouping):
 @pytest.mark.filterwarnings("error")
 def test_an_embedding_that_keeps_its_rows_short_warns_of_nothing():
     table = nn.Embedding(5, 4, max_norm=0.5, dtype=torch.bfloat16)
-    optimizer = AdaBreg([{"params": table.parameters(), "regularizer": "none"}], lr=0.1)
+    optimizer = AdaBreg([{"params": table.parameters(), "penalty": "none"}], lr=0.1)
     for _ in range(4):
         table(torch.tensor([0, 1])).sum().backward()
         optimizer.step()
@@ -336,5 +336,5 @@ def test_a_frozen_layer_in_another_precision_is_no_trouble(way):
         optimizer.step()
         optimizer.count_nonzero(params)
     assert params[1].dtype == torch.bfloat16
-    walked = [weight for sample in optimizer._samples._by_group.values() for weight in sample.by_kernel]
+    walked = [weight for sample in optimizer._edits._samples._by_group.values() for weight in sample.by_kernel]
     assert {weight.dtype for weight in walked} == {torch.float32}  # the kernel takes four bytes for each value

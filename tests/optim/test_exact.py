@@ -13,10 +13,10 @@ from sv_sparse.optim import (
     AdaBreg,
     FixedController,
     LinBreg,
-    MagnitudeController,
+    GradualMagnitudePruning,
     ProxSGD,
     QuantileController,
-    partition,
+    param_groups,
     sparsity,
 )
 
@@ -28,7 +28,7 @@ def support(controller) -> list[torch.Tensor]:
 @pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
 def test_the_quantile_controller_meets_the_target_to_the_weight_after_every_update(kind):
     model = network()
-    controller = QuantileController(kind(partition(model), lr=0.02, lambda_=0.01), 0.8, 30, ramp=None)
+    controller = QuantileController(kind(param_groups(model), lr=0.02, lambda_init=0.01), 0.8, 30, ramp_start=None, ramp_end=None)
 
     def check() -> None:
         controller.step()
@@ -38,12 +38,12 @@ def test_the_quantile_controller_meets_the_target_to_the_weight_after_every_upda
     train(model, controller.optimizer, 30, after=check)
 
 
-@pytest.mark.parametrize("kind", [QuantileController, MagnitudeController])
+@pytest.mark.parametrize("kind", [QuantileController, GradualMagnitudePruning])
 def test_a_ramp_leads_from_the_initial_to_the_final_target(kind):
     model = network()
-    regularizer = "mask" if kind is MagnitudeController else "l1"
-    optimizer = AdaBreg(partition(model, regularizer=regularizer), lr=0.02, lambda_=0.01)
-    controller = kind(optimizer, 0.8, 40, ramp=(0.25, 0.75), initial_sparsity=0.2)
+    penalty = "mask" if kind is GradualMagnitudePruning else "l1"
+    optimizer = AdaBreg(param_groups(model, penalty=penalty), lr=0.02, lambda_init=0.01)
+    controller = kind(optimizer, 0.8, 40, ramp_start=0.25, ramp_end=0.75, initial_sparsity=0.2)
     path = []
 
     def keep() -> None:
@@ -61,8 +61,8 @@ def test_a_ramp_leads_from_the_initial_to_the_final_target(kind):
 
 def test_pruned_weights_stay_zero_and_masks_only_grow():
     model = network()
-    optimizer = AdaBreg(partition(model, regularizer="mask"), lr=0.02)
-    controller = MagnitudeController(optimizer, 0.9, 40, updates=7)
+    optimizer = AdaBreg(param_groups(model, penalty="mask"), lr=0.02)
+    controller = GradualMagnitudePruning(optimizer, 0.9, 40, num_mask_updates=7)
     alive = []
 
     def keep() -> None:
@@ -79,8 +79,8 @@ def test_pruned_weights_stay_zero_and_masks_only_grow():
 
 def test_pruning_without_a_ramp_is_at_its_target_from_the_first_masks_on():
     model = network()
-    optimizer = AdaBreg(partition(model, regularizer="mask"), lr=0.02)
-    controller = MagnitudeController(optimizer, 0.9, 40, updates=10, ramp=None)
+    optimizer = AdaBreg(param_groups(model, penalty="mask"), lr=0.02)
+    controller = GradualMagnitudePruning(optimizer, 0.9, 40, num_mask_updates=10, ramp_start=None, ramp_end=None)
     measured = []
 
     def keep() -> None:
@@ -94,9 +94,9 @@ def test_pruning_without_a_ramp_is_at_its_target_from_the_first_masks_on():
 
 def test_what_is_pruned_first_is_smallest_over_all_layers_together():
     small, large = nn.Parameter(torch.full((4, 4), 0.1)), nn.Parameter(torch.full((4, 4), 10.0))
-    groups = [{"params": [param], "regularizer": "mask"} for param in (small, large)]
-    controller = MagnitudeController(AdaBreg(groups), 0.5, 10)
-    controller.land()
+    groups = [{"params": [param], "penalty": "mask"} for param in (small, large)]
+    controller = GradualMagnitudePruning(AdaBreg(groups), 0.5, 10)
+    controller.finalize()
     assert (small == 0).all()
     assert (large == 10).all()
 
@@ -104,8 +104,8 @@ def test_what_is_pruned_first_is_smallest_over_all_layers_together():
 def test_layer_by_layer_the_same_share_of_each_is_pruned():
     torch.manual_seed(0)
     small, large = nn.Parameter(0.1 * torch.randn(40, 40)), nn.Parameter(10 * torch.randn(5, 6))
-    optimizer = AdaBreg([small, large], regularizer="mask")
-    MagnitudeController(optimizer, 0.9, 10, layerwise=True).land()
+    optimizer = AdaBreg([small, large], penalty="mask")
+    GradualMagnitudePruning(optimizer, 0.9, 10, per_layer=True).finalize()
     for weight in (small, large):
         alive = weight.detach().abs()
         assert int((alive > 0).sum()) == round(0.1 * weight.numel())
@@ -114,34 +114,34 @@ def test_layer_by_layer_the_same_share_of_each_is_pruned():
 
 def test_of_equal_channels_as_many_survive_as_of_others():
     equal, other = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.arange(24.0).view(8, 3) + 1)
-    optimizer = AdaBreg([equal, other], regularizer="mask", grouping="output")
-    MagnitudeController(optimizer, 0.5, 10, layerwise=True, whole=True).land()
+    optimizer = AdaBreg([equal, other], penalty="mask", granularity="out_channel")
+    GradualMagnitudePruning(optimizer, 0.5, 10, per_layer=True, whole=True).finalize()
     assert int(equal.detach().any(1).sum()) == 2
     assert other.detach().any(1).tolist() == [False] * 4 + [True] * 4
 
 
 def test_a_layer_that_cannot_reach_the_target_is_warned_of_whatever_the_others_do():
     dead, other = nn.Parameter(torch.zeros(4, 3)), nn.Parameter(torch.randn(8, 3))
-    optimizer = AdaBreg([dead, other], regularizer="mask", grouping="output")
+    optimizer = AdaBreg([dead, other], penalty="mask", granularity="out_channel")
     with pytest.warns(UserWarning, match="landed on 12 weights instead of 18"):
-        MagnitudeController(optimizer, 0.5, 10, layerwise=True, whole=True).land()
+        GradualMagnitudePruning(optimizer, 0.5, 10, per_layer=True, whole=True).finalize()
 
 
-@pytest.mark.parametrize("settings", [{}, {"layerwise": True}, {"layerwise": True, "whole": True}])
+@pytest.mark.parametrize("settings", [{}, {"per_layer": True}, {"per_layer": True, "whole": True}])
 def test_what_a_trained_network_has_pruned_stays_pruned_while_its_ramp_goes_on_from_there(settings):
-    def fresh(model: nn.Module, target: float) -> MagnitudeController:
-        optimizer = AdaBreg(partition(model, regularizer="mask"), lr=0.02)
-        return MagnitudeController(optimizer, target, 40, **settings)
+    def fresh(model: nn.Module, target: float) -> GradualMagnitudePruning:
+        optimizer = AdaBreg(param_groups(model, penalty="mask"), lr=0.02)
+        return GradualMagnitudePruning(optimizer, target, 40, **settings)
 
     model = network()
     first = fresh(model, 0.5)
     train(model, first.optimizer, 40, after=first.step)
-    first.land()
+    first.finalize()
     pruned, before = support(first), float(first.sparsity())
     for target in (0.5, 0.8):
         later = copy.deepcopy(model)
         controller = fresh(later, target)
-        controller.take_over()
+        controller.start_from_current_sparsity()
         assert controller.initial_sparsity == pytest.approx(before, abs=1e-6)
         path = []
 
@@ -156,9 +156,9 @@ def test_what_a_trained_network_has_pruned_stays_pruned_while_its_ramp_goes_on_f
 
 
 def test_dense_training_goes_on_from_anywhere():
-    optimizer = AdaBreg(partition(network(), regularizer="none"))
-    for controller in (MagnitudeController(optimizer, 0, 10), FixedController(optimizer, 0, 10)):
-        controller.take_over()
+    optimizer = AdaBreg(param_groups(network(), penalty="none"))
+    for controller in (GradualMagnitudePruning(optimizer, 0, 10), FixedController(optimizer, 0, 10)):
+        controller.start_from_current_sparsity()
         assert controller.initial_sparsity == 0
 
 
@@ -167,21 +167,21 @@ def test_a_ramp_that_began_where_a_trained_network_was_goes_on_from_there_when_r
     with torch.no_grad():
         for param in model.parameters():
             param[param.abs() < 0.1] = 0
-    controller = QuantileController(AdaBreg(partition(model), lr=0.02), 0.9, 40, ramp=(0.1, 0.6))
-    controller.take_over()
+    controller = QuantileController(AdaBreg(param_groups(model), lr=0.02), 0.9, 40, ramp_start=0.1, ramp_end=0.6)
+    controller.start_from_current_sparsity()
     train(model, controller.optimizer, 10, after=controller.step)
-    other = QuantileController(AdaBreg(partition(network()), lr=0.02), 0.9, 40, ramp=(0.1, 0.6))
+    other = QuantileController(AdaBreg(param_groups(network()), lr=0.02), 0.9, 40, ramp_start=0.1, ramp_end=0.6)
     assert other.initial_sparsity == 0
     other.load_state_dict(torch.load(_file(controller.state_dict()), weights_only=True))
     assert other.target == controller.target < 0.9
 
 
-@pytest.mark.parametrize("layerwise", [False, True])
+@pytest.mark.parametrize("per_layer", [False, True])
 def test_masked_training_resumes_without_changing_a_bit(layerwise):
     def fresh():
         model = network()
-        optimizer = AdaBreg(partition(model, regularizer="mask"), lr=0.02)
-        return model, optimizer, MagnitudeController(optimizer, 0.9, 40, layerwise=layerwise)
+        optimizer = AdaBreg(param_groups(model, penalty="mask"), lr=0.02)
+        return model, optimizer, GradualMagnitudePruning(optimizer, 0.9, 40, per_layer=layerwise)
 
     model, optimizer, controller = fresh()
     train(model, optimizer, 20, after=controller.step)
@@ -205,21 +205,21 @@ def _file(state):
 
 def test_a_fixed_lambda_is_never_touched_also_not_by_landing():
     model = network()
-    optimizer = AdaBreg(partition(model), lr=0.02, lambda_=0.05)
+    optimizer = AdaBreg(param_groups(model), lr=0.02, lambda_init=0.05)
     controller = FixedController(optimizer, 0.9, 10)
     train(model, optimizer, 10, after=controller.step)
     before = sparsity(controller.params).item()
-    controller.land()
+    controller.finalize()
     assert controller.lambda_.item() == pytest.approx(0.05)
     assert sparsity(controller.params).item() == before > 0
 
 
 def test_fixed_with_nothing_regularized_is_dense_training():
     model = network()
-    optimizer = AdaBreg(partition(model, regularizer="none"), lr=0.02)
+    optimizer = AdaBreg(param_groups(model, penalty="none"), lr=0.02)
     controller = FixedController(optimizer, 0.0, 10)
     train(model, optimizer, 3, after=controller.step)
-    controller.land()
+    controller.finalize()
     assert controller.lambda_ == 0
     assert all((param != 0).all() for name, param in model.named_parameters() if name.endswith("weight"))
 
@@ -230,7 +230,7 @@ def test_a_scale_makes_a_group_sparser_under_the_common_lambda():
         {"params": [param], "lambda_scale": scale}
         for param, scale in zip([p for p in model.parameters() if p.ndim > 1], (1.0, 4.0), strict=True)
     ]
-    optimizer = AdaBreg(groups, lr=0.02, lambda_=0.01)
+    optimizer = AdaBreg(groups, lr=0.02, lambda_init=0.01)
     controller = QuantileController(optimizer, 0.5, 20)
     train(model, optimizer, 20, after=controller.step)
     first, second = (sparsity([param]).item() for param in controller.params)
@@ -244,18 +244,18 @@ def test_a_scale_makes_a_group_sparser_under_the_common_lambda():
     [
         (lambda p: QuantileController(ProxSGD([p]), 0.5, 10), "ProxSGD has none; use LinBreg or AdaBreg"),
         (
-            lambda p: QuantileController(AdaBreg([p]), 0.5, 10, every=0),
+            lambda p: QuantileController(AdaBreg([p]), 0.5, 10, update_interval=0),
             "every must be a whole number, 1 or more, got 0",
         ),
-        (lambda p: MagnitudeController(AdaBreg([p]), 0.5, 10), r"regulates \('mask',\), got groups with \['l1'\]"),
-        (lambda p: QuantileController(AdaBreg([p], regularizer="mask"), 0.5, 10), r"got groups with \['mask'\]"),
-        (lambda p: QuantileController(AdaBreg([p]), 0.5, 10, ramp=(0.5, 0.2)), "ramp must be two rising shares"),
+        (lambda p: GradualMagnitudePruning(AdaBreg([p]), 0.5, 10), r"regulates \('mask',\), got groups with \['l1'\]"),
+        (lambda p: QuantileController(AdaBreg([p], penalty="mask"), 0.5, 10), r"got groups with \['mask'\]"),
+        (lambda p: QuantileController(AdaBreg([p]), 0.5, 10, ramp_start=0.5, ramp_end=0.2), "ramp must be two rising shares"),
         (
             lambda p: QuantileController(AdaBreg([p]), 0.5, 10, initial_sparsity=1.0),
             "initial_sparsity must be at least 0 and below 1, got 1.0",
         ),
         (
-            lambda p: MagnitudeController(AdaBreg([p], regularizer="mask"), 0.5, 10, updates=0),
+            lambda p: GradualMagnitudePruning(AdaBreg([p], penalty="mask"), 0.5, 10, num_mask_updates=0),
             "updates must be a whole number, 1 or more, got 0",
         ),
     ],

@@ -8,76 +8,76 @@ from sv_sparse.optim import (
     AdaBreg,
     FeedbackController,
     LinBreg,
-    MagnitudeController,
+    GradualMagnitudePruning,
     QuantileController,
     count_zeros,
-    partition,
+    param_groups,
 )
 from sv_sparse.optim.prox import group_norms, group_size
 
 
-def start(kind, grouping, controller, target=0.5, steps=300, **settings):
+def start(kind, granularity, controller, target=0.5, steps=300, **settings):
     model = network()
-    groups = [group | {"grouping": grouping} for group in partition(model, regularizer="group")]
-    optimizer = kind(groups, lr=0.002 if kind is AdaBreg else 0.05, lambda_=0.01)
+    groups = [group | {"granularity": granularity} for group in param_groups(model, penalty="group")]
+    optimizer = kind(groups, lr=0.002 if kind is AdaBreg else 0.05, lambda_init=0.01)
     return model, optimizer, controller(optimizer, target, steps, **settings)
 
 
-@pytest.mark.parametrize("grouping", ["output", "input", "kernel"])
-def test_groups_are_zero_as_a_whole_or_not_at_all(grouping):
-    model, optimizer, controller = start(AdaBreg, grouping, QuantileController, steps=10)
+@pytest.mark.parametrize("granularity", ["out_channel", "in_channel", "kernel"])
+def test_groups_are_zero_as_a_whole_or_not_at_all(granularity):
+    model, optimizer, controller = start(AdaBreg, granularity, QuantileController, steps=10)
     run(model, optimizer, controller, batches(10))
     for param in controller.params:
-        dead = group_norms(param, grouping) == 0
-        assert 0 <= int(dead.sum()) * group_size(param, grouping) == int((param == 0).sum())
+        dead = group_norms(param, granularity) == 0
+        assert 0 <= int(dead.sum()) * group_size(param, granularity) == int((param == 0).sum())
     assert count_zeros(controller.params) > 0
 
 
-@pytest.mark.parametrize("grouping", ["output", "input", "kernel"])
-def test_the_quantile_of_groups_is_exact_to_within_a_group(grouping):
-    model, optimizer, controller = start(AdaBreg, grouping, QuantileController, steps=20, ramp=None)
-    largest = max(group_size(param, grouping) for param in controller.params)
+@pytest.mark.parametrize("granularity", ["out_channel", "in_channel", "kernel"])
+def test_the_quantile_of_groups_is_exact_to_within_a_group(granularity):
+    model, optimizer, controller = start(AdaBreg, granularity, QuantileController, steps=20, ramp_start=None, ramp_end=None)
+    largest = max(group_size(param, granularity) for param in controller.params)
     size = sum(param.numel() for param in controller.params)
     for share in run(model, optimizer, controller, batches(20)):
         assert 0 <= share * size - 0.5 * size < largest + 1e-2
 
 
-def masked(target, steps=20, grouping="output"):
+def masked(target, steps=20, granularity="out_channel"):
     model = network()
-    groups = [group | {"grouping": grouping} for group in partition(model, regularizer="mask")]
+    groups = [group | {"granularity": granularity} for group in param_groups(model, penalty="mask")]
     optimizer = AdaBreg(groups, lr=0.002)
-    return model, optimizer, MagnitudeController(optimizer, target, steps, layerwise=True, whole=True)
+    return model, optimizer, GradualMagnitudePruning(optimizer, target, steps, per_layer=True, whole=True)
 
 
-@pytest.mark.parametrize("grouping", ["output", "input", "kernel"])
+@pytest.mark.parametrize("granularity", ["out_channel", "in_channel", "kernel"])
 @pytest.mark.parametrize("target", [0.5, 0.8])
-def test_pruned_whole_each_layer_is_at_the_target_to_within_a_channel_and_keeps_one(grouping, target):
-    model, optimizer, controller = masked(target, grouping=grouping)
+def test_pruned_whole_each_layer_is_at_the_target_to_within_a_channel_and_keeps_one(granularity, target):
+    model, optimizer, controller = masked(target, granularity=granularity)
     run(model, optimizer, controller, batches(20))
-    controller.land()
+    controller.finalize()
     for param in controller.params:
-        norms = group_norms(param, grouping)
+        norms = group_norms(param, granularity)
         alive = int((norms > 0).sum())
         assert abs(alive - max(1, (1 - target) * norms.numel())) <= 0.5
-        assert int(param.count_nonzero()) == alive * group_size(param, grouping)
+        assert int(param.count_nonzero()) == alive * group_size(param, granularity)
 
 
 def test_pruned_whole_the_smallest_channels_fall_and_the_others_stay_as_they_are():
     weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [0.3, 0.4], [30.0, 40.0], [0.1, 0.1]]))
     before = weight.detach().clone()
-    optimizer = AdaBreg([weight], regularizer="mask")
-    MagnitudeController(optimizer, 0.5, 10, layerwise=True, whole=True).land()
+    optimizer = AdaBreg([weight], penalty="mask")
+    GradualMagnitudePruning(optimizer, 0.5, 10, per_layer=True, whole=True).finalize()
     assert torch.equal(weight[[0, 2]], before[[0, 2]])
     assert not weight[[1, 3]].any()
-    with pytest.raises(ValueError, match="needs layerwise=True"):
-        MagnitudeController(optimizer, 0.5, 10, whole=True)
+    with pytest.raises(ValueError, match="needs per_layer=True"):
+        GradualMagnitudePruning(optimizer, 0.5, 10, whole=True)
 
 
 def test_before_a_ramp_from_a_dense_start_nothing_moves_the_weights_but_their_gradients():
     weights = [torch.nn.Parameter(torch.randn(8, 4) / 9), torch.nn.Parameter(torch.randn(64, 32) / 99)]
     before = [weight.detach().clone() for weight in weights]
-    optimizer = AdaBreg([{"params": [each]} for each in weights], lambda_=0.1, regularizer="group")
-    controller = QuantileController(optimizer, 0.5, 10, ramp=(0.5, 1.0), initial_sparsity=0.0)
+    optimizer = AdaBreg([{"params": [each]} for each in weights], lambda_init=0.1, penalty="group")
+    controller = QuantileController(optimizer, 0.5, 10, ramp_start=0.5, ramp_end=1.0, initial_sparsity=0.0)
     for weight in weights:
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
@@ -88,13 +88,13 @@ def test_before_a_ramp_from_a_dense_start_nothing_moves_the_weights_but_their_gr
 
 @pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
 def test_feedback_reaches_a_target_in_kernels_from_a_dense_start(kind):
-    grouping = "kernel"
-    model, optimizer, controller = start(kind, grouping, FeedbackController)
+    granularity = "kernel"
+    model, optimizer, controller = start(kind, granularity, FeedbackController)
     path = run(model, optimizer, controller, batches(300))
-    step = max(group_size(param, grouping) for param in controller.params)
+    step = max(group_size(param, granularity) for param in controller.params)
     size = sum(param.numel() for param in controller.params)
     assert max(abs(share - 0.5) for share in path[-60:]) < 0.01 + step / size
-    controller.land()
+    controller.finalize()
     zeros = int(count_zeros(controller.params))
     assert 0 <= zeros - (size - round(0.5 * size)) < step
 
@@ -104,8 +104,8 @@ def test_a_kernel_of_size_one_is_a_single_weight():
     other = torch.nn.Parameter(weight.detach().clone())
     settings = {"lr": 0.05, "lambda_": 0.3}
     optimizers = [
-        AdaBreg([weight], regularizer="group", grouping="kernel", **settings),
-        AdaBreg([other], implementation="foreach", **settings),
+        AdaBreg([weight], penalty="group", granularity="kernel", **settings),
+        AdaBreg([other], backend="foreach", **settings),
     ]
     for step in range(5):
         for param, optimizer in zip((weight, other), optimizers, strict=True):
@@ -117,6 +117,6 @@ def test_a_kernel_of_size_one_is_a_single_weight():
 
 def test_a_parameter_with_one_axis_has_no_groups():
     with pytest.raises(
-        ValueError, match=r'parameters with regularizer="group" must be of two axes or more, got \[\(3,'
+        ValueError, match=r'parameters with penalty="group" must be of two axes or more, got \[\(3,'
     ):
-        AdaBreg([torch.nn.Parameter(torch.ones(3))], regularizer="group")
+        AdaBreg([torch.nn.Parameter(torch.ones(3))], penalty="group")

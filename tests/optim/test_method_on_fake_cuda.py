@@ -12,18 +12,18 @@ from torch import nn
 from sv_sparse.optim import (
     AdaBreg,
     DampedFeedbackController,
-    DecayingFeedbackController,
+    PaperController,
     DualAverage,
     FeedbackController,
     FixedController,
     LinBreg,
-    MagnitudeController,
+    GradualMagnitudePruning,
     ProxSGD,
     QuantileController,
     SupportDiagnostics,
     clip_grad_norm_,
     count_zeros,
-    partition,
+    param_groups,
     sparsity,
 )
 
@@ -37,31 +37,31 @@ OPTIMIZERS = {
 }
 CONTROLLERS = {
     "feedback": (FeedbackController, {}),
-    "ramp": (FeedbackController, {"ramp": (0.0, 0.5)}),
-    "damped": (DampedFeedbackController, {"every": 1}),
-    "decaying": (DecayingFeedbackController, {"every": 1}),
+    "ramp_start": FeedbackController, "ramp_end": {"ramp": (0.0, 0.5}),
+    "damped": (DampedFeedbackController, {"update_interval": 1}),
+    "decaying": (PaperController, {"update_interval": 1}),
     "fixed": (FixedController, {}),
     "quantile": (QuantileController, {}),
-    "magnitude": (MagnitudeController, {"ramp": None, "updates": STEPS}),
-    "layerwise": (MagnitudeController, {"ramp": None, "updates": STEPS, "layerwise": True}),
-    "channels": (MagnitudeController, {"ramp": None, "updates": STEPS, "layerwise": True, "whole": True}),
+    "magnitude": (GradualMagnitudePruning, {"ramp_start": None, "ramp_end": None, "num_mask_updates": STEPS}),
+    "per_layer": (GradualMagnitudePruning, {"ramp_start": None, "ramp_end": None, "num_mask_updates": STEPS, "per_layer": True}),
+    "channels": (GradualMagnitudePruning, {"ramp_start": None, "ramp_end": None, "num_mask_updates": STEPS, "per_layer": True, "whole": True}),
 }
-MASKED = {"magnitude", "layerwise", "channels"}
+MASKED = {"magnitude", "per_layer", "channels"}
 ON_DUALS = [
-    (optimizer, regularizer, controller)
-    for optimizer, regularizer, controller in product(OPTIMIZERS, ("l1", "group", "mask"), CONTROLLERS)
-    if (regularizer == "mask") == (controller in MASKED)
-    and not (optimizer == "ProxSGD" and (regularizer == "mask" or controller == "quantile"))
+    (optimizer, penalty, controller)
+    for optimizer, penalty, controller in product(OPTIMIZERS, ("l1", "group", "mask"), CONTROLLERS)
+    if (penalty == "mask") == (controller in MASKED)
+    and not (optimizer == "ProxSGD" and (penalty == "mask" or controller == "quantile"))
 ]
 
 
-def network_and_optimizer(device, optimizer, regularizer="l1", dtype=None, **settings):
+def network_and_optimizer(device, optimizer, penalty="l1", dtype=None, **settings):
     """A network on the device, and its optimizer."""
     model = network()
     kind, own = OPTIMIZERS[optimizer]
     with device.waiting():
         model.to(CUDA, dtype)
-        return model, kind(partition(model, regularizer=regularizer), lr=0.01, **own, **settings)
+        return model, kind(param_groups(model, penalty=penalty), lr=0.01, **own, **settings)
 
 
 def backward(model):
@@ -83,15 +83,15 @@ def land(device, control):
     """End a run; what is counted on a fake device is no count, which landing warns of."""
     with device.waiting(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "land")
-        control.land()
+        control.finalize()
 
 
-@pytest.mark.parametrize(("optimizer", "regularizer", "controller"), ON_DUALS)
+@pytest.mark.parametrize(("optimizer", "penalty", "controller"), ON_DUALS)
 @on_fake_cuda
-def test_steps_do_not_wait_and_a_run_ends(optimizer, regularizer, controller):
+def test_steps_do_not_wait_and_a_run_ends(optimizer, penalty, controller):
     kind, settings = CONTROLLERS[controller]
     with Device() as device:
-        model, bregman = network_and_optimizer(device, optimizer, regularizer)
+        model, bregman = network_and_optimizer(device, optimizer, penalty)
         with device.waiting():
             control = kind(bregman, 0.5, STEPS + 2, **settings)
         diagnostics = SupportDiagnostics(control)
@@ -99,15 +99,15 @@ def test_steps_do_not_wait_and_a_run_ends(optimizer, regularizer, controller):
             for _ in range(STEPS):
                 backward(model)
                 clip_grad_norm_(model.parameters(), 1.0, sparse=control.params)
-                diagnostics.mark()
+                diagnostics.snapshot()
                 bregman.step()
                 control.step()
-                diagnostics.read()
-            diagnostics.histogram()
-            control.rearm()
+                diagnostics.compute()
+            diagnostics.dual_histogram()
+            control.reset_gain()
             control.sparsity()
         with device.waiting():
-            control.take_over()
+            control.start_from_current_sparsity()
             state = bregman.state_dict(), control.state_dict(), diagnostics.state_dict()
             bregman.load_state_dict(state[0])
             control.load_state_dict(state[1])
@@ -155,7 +155,7 @@ def test_an_average_of_duals_does_not_wait(optimizer):
                 backward(model)
                 bregman.step()
                 average.add(bregman)
-            average.put_into(bregman)
+            average.copy_to(bregman)
 
 
 @on_fake_cuda
@@ -183,7 +183,7 @@ def test_a_network_that_moves_after_its_optimizer_was_made_takes_lambda_and_the_
     kind, settings = CONTROLLERS[controller]
     with Device() as device:
         model = network()
-        bregman = AdaBreg(partition(model), implementation="foreach")
+        bregman = AdaBreg(param_groups(model), backend="foreach")
         control = kind(bregman, 0.5, STEPS, **settings)
         with device.waiting():
             model.to(CUDA)

@@ -10,7 +10,7 @@ import torch
 from small import network, train
 from torch import nn
 
-from sv_sparse.optim import AdaBreg, LinBreg, count_zeros, native, partition
+from sv_sparse.optim import AdaBreg, LinBreg, count_zeros, native, param_groups
 
 KINDS = [(LinBreg, {}), (LinBreg, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}), (AdaBreg, {})]
 
@@ -18,8 +18,8 @@ KINDS = [(LinBreg, {}), (LinBreg, {"momentum": 0.9, "nesterov": True, "weight_de
 @pytest.mark.parametrize(("kind", "settings"), KINDS)
 def test_fused_and_foreach_agree(kind, settings):
     models = network(), network()
-    for model, implementation in zip(models, ("fused", "foreach"), strict=True):
-        train(model, kind(partition(model), lr=0.02, lambda_=0.02, implementation=implementation, **settings), 10)
+    for model, backend in zip(models, ("cpp", "foreach"), strict=True):
+        train(model, kind(param_groups(model), lr=0.02, lambda_init=0.02, backend=backend, **settings), 10)
     for a, b in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert count_zeros(list(models[0].parameters())) > 0
@@ -31,7 +31,7 @@ def test_the_number_of_threads_changes_no_bit(kind, settings):
     for threads in (1, 2):
         torch.manual_seed(0)
         param = nn.Parameter(torch.randn(70, 90))
-        optimizer = kind([param], lr=0.1, lambda_=0.3, **settings)
+        optimizer = kind([param], lr=0.1, lambda_init=0.3, **settings)
         before = torch.get_num_threads()
         try:
             torch.set_num_threads(threads)
@@ -44,10 +44,10 @@ def test_the_number_of_threads_changes_no_bit(kind, settings):
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("implementation", ["fused", "foreach"])
-def test_the_count_of_a_step_is_the_count_of_its_weights_also_after_a_change(implementation):
+@pytest.mark.parametrize("backend", ["cpp", "foreach"])
+def test_the_count_of_a_step_is_the_count_of_its_weights_also_after_a_change(backend):
     model = network()
-    optimizer = AdaBreg(partition(model), lr=0.02, lambda_=0.02, implementation=implementation)
+    optimizer = AdaBreg(param_groups(model), lr=0.02, lambda_init=0.02, backend=backend)
     params = optimizer.param_groups[0]["params"]
 
     def check() -> None:
@@ -56,7 +56,7 @@ def test_the_count_of_a_step_is_the_count_of_its_weights_also_after_a_change(imp
     check()
     train(model, optimizer, 5, after=check)
     optimizer.param_groups[0]["lambda_"].mul_(3)
-    optimizer.read_out()
+    optimizer.apply_prox()
     check()
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     check()
@@ -76,12 +76,12 @@ def test_the_count_of_a_step_is_the_count_of_its_weights_also_after_a_change(imp
 )
 def test_what_the_kernels_do_not_take_goes_the_plain_way_and_is_trained_all_the_same(param):
     weight = nn.Parameter(param.detach())
-    optimizer = AdaBreg([weight], lr=0.1, lambda_=0.5)
+    optimizer = AdaBreg([weight], lr=0.1, lambda_init=0.5)
     outside = torch.full_like(weight, 0.3)
     weight.grad = outside
     optimizer.step()
     dual = optimizer.state[weight]["dual"]
-    assert not native.fits(weight, dual)
+    assert not bindings.supports_pair(weight, dual)
     assert 0 < int(weight.count_nonzero()) < weight.numel()
 
 
@@ -89,7 +89,7 @@ def test_memory_between_the_weights_of_a_view_is_left_alone():
     whole = torch.zeros(8, 12)
     weight = nn.Parameter(whole[:, :7])
     weight.grad = torch.ones(8, 7)
-    AdaBreg([weight], lr=0.1, lambda_=0.01).step()
+    AdaBreg([weight], lr=0.1, lambda_init=0.01).step()
     assert (weight != 0).all()
     assert (whole[:, 7:] == 0).all()
 
@@ -100,13 +100,13 @@ def test_a_channels_last_weight_and_one_of_kernel_size_one_take_the_kernels():
         optimizer = LinBreg([weight], lr=0.1)
         weight.grad = torch.randn(shape)
         optimizer.step()
-        assert native.fits(weight, optimizer.state[weight]["dual"])
+        assert bindings.supports_pair(weight, optimizer.state[weight]["dual"])
 
 
 def test_nan_and_infinity_reach_the_weights():
     weight = nn.Parameter(torch.ones(3))
     weight.grad = torch.tensor([float("nan"), float("inf"), 1.0])
-    LinBreg([weight], lr=0.1, lambda_=0.1).step()
+    LinBreg([weight], lr=0.1, lambda_init=0.1).step()
     assert weight.isnan().tolist() == [True, False, False]
     assert weight.isinf().tolist() == [False, True, False]
 
@@ -124,15 +124,15 @@ def run_without_compiler(code: str, tmp_path, compiler: str) -> subprocess.Compl
 def test_without_a_compiler_fused_says_in_the_constructor_how_to_do_without(tmp_path, compiler, reason):
     code = (
         "import torch; from sv_sparse.optim import AdaBreg\n"
-        "AdaBreg([torch.nn.Parameter(torch.ones(3))], implementation='fused')"
+        "AdaBreg([torch.nn.Parameter(torch.ones(3))], backend='cpp')"
     )
     done = run_without_compiler(code, tmp_path, compiler)
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("OSError: ")
     assert compiler in last
     assert reason in last
-    assert 'implementation="foreach"' in last
-    assert run_without_compiler(code.replace("fused", "foreach"), tmp_path, compiler).returncode == 0
+    assert 'backend="foreach"' in last
+    assert run_without_compiler(code.replace("cpp", "foreach"), tmp_path, compiler).returncode == 0
 
 
 def test_without_a_compiler_the_default_trains_and_warns_once_what_that_costs(tmp_path):
@@ -144,15 +144,15 @@ model = nn.Sequential(nn.Linear(8, 20), nn.ReLU(), nn.Linear(20, 3))
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     for kind, control in ((AdaBreg, FeedbackController), (LinBreg, QuantileController)):
-        optimizer = kind([{"params": [model[0].weight, model[2].weight]}], lr=0.01, lambda_=0.01)
-        controller = control(optimizer, 0.5, 10, ramp=None)
+        optimizer = kind([{"params": [model[0].weight, model[2].weight]}], lr=0.01, lambda_init=0.01)
+        controller = control(optimizer, 0.5, 10, ramp_start=None, ramp_end=None)
         for _ in range(10):
             optimizer.zero_grad()
             model(torch.randn(4, 8)).square().mean().backward()
             clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             controller.step()
-        controller.land()
+        controller.finalize()
         print(float(controller.sparsity()))
 print([str(warning.message) for warning in seen if "takes" in str(warning.message)])
 """
@@ -170,14 +170,14 @@ def test_without_a_compiler_clipping_by_its_kernel_says_how_to_do_without(tmp_pa
         "import torch; from sv_sparse.optim import clip_grad_norm_\n"
         "weight = torch.nn.Parameter(torch.tensor([[1.0, 0.0, 2.0]]))\n"
         "weight.grad = torch.tensor([[3.0, 7.0, 4.0]])\n"
-        "print(clip_grad_norm_([weight], 1.0, implementation='fused').item())"
+        "print(clip_grad_norm_([weight], 1.0, backend='cpp').item())"
     )
     done = run_without_compiler(code, tmp_path, "no-such-compiler")
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("OSError: ")
-    assert 'choose implementation="foreach"' in last
+    assert 'choose backend="foreach"' in last
     for other in ("foreach", "auto"):
-        done = run_without_compiler(code.replace("fused", other), tmp_path, "no-such-compiler")
+        done = run_without_compiler(code.replace("cpp", other), tmp_path, "no-such-compiler")
         assert float(done.stdout) == pytest.approx(5.0, rel=1e-6)
 
 
@@ -185,7 +185,7 @@ def test_ctrl_c_of_the_terminal_does_not_reach_the_compiler(tmp_path):
     compiler = tmp_path / "compiler"
     compiler.write_text(f'#!/bin/sh\ncut -d" " -f5 /proc/$$/stat >> {tmp_path / "groups"}\nexec g++ "$@"\n')
     compiler.chmod(0o755)
-    code = "import os; from sv_sparse.optim.native import library; library(); print(os.getpgrp())"
+    code = "import os; from sv_sparse.optim.cpp.bindings import library; library(); print(os.getpgrp())"
     done = run_without_compiler(code, tmp_path, str(compiler))
     assert done.returncode == 0, done.stderr
     groups = (tmp_path / "groups").read_text().split()
@@ -202,7 +202,7 @@ def test_a_broken_source_is_reported_and_leaves_nothing_in_the_cache(tmp_path):
     )
     done = run_without_compiler(code, tmp_path, "g++")
     assert "OSError: g++ failed" in done.stderr
-    assert not list((tmp_path / "sv-sparse" / "native").iterdir())
+    assert not list((tmp_path / "sv-sparse" / "cpp").iterdir())
 
 
 def test_the_room_imports_nothing_but_torch():

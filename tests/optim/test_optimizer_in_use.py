@@ -8,14 +8,14 @@ import torch
 from small import network, same, train, weights
 from torch import nn
 
-from sv_sparse.optim import AdaBreg, LinBreg, partition
+from sv_sparse.optim import AdaBreg, LinBreg, param_groups
 
 
 @pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
 def test_saving_and_loading_changes_no_bit_even_after_lr_and_lambda_changed(kind):
     settings = {"momentum": 0.9} if kind is LinBreg else {}
     model = network()
-    optimizer = kind(partition(model), lr=0.05, lambda_=0.02, **settings)
+    optimizer = kind(param_groups(model), lr=0.05, lambda_init=0.02, **settings)
     train(model, optimizer, 5)
     for group in optimizer.param_groups:
         group["lr"] = 0.02
@@ -25,7 +25,7 @@ def test_saving_and_loading_changes_no_bit_even_after_lr_and_lambda_changed(kind
     buffer.seek(0)
     saved = torch.load(buffer, weights_only=True)
     other = network(seed=1)
-    resumed = kind(partition(other), lr=0.5, lambda_=7.0, **settings)
+    resumed = kind(param_groups(other), lr=0.5, lambda_init=7.0, **settings)
     other.load_state_dict(saved["model"])
     resumed.load_state_dict(saved["optimizer"])
     train(model, optimizer, 5, start=5)
@@ -35,9 +35,9 @@ def test_saving_and_loading_changes_no_bit_even_after_lr_and_lambda_changed(kind
 
 def test_a_loaded_lambda_is_not_shared_with_the_state_it_came_from():
     model = network()
-    optimizer = AdaBreg(partition(model), lambda_=0.5)
+    optimizer = AdaBreg(param_groups(model), lambda_init=0.5)
     state = optimizer.state_dict()
-    resumed = AdaBreg(partition(network()), lambda_=0.1)
+    resumed = AdaBreg(param_groups(network()), lambda_init=0.1)
     resumed.load_state_dict(state)
     resumed.param_groups[0]["lambda_"].fill_(9.0)
     assert optimizer.param_groups[0]["lambda_"].item() == 0.5
@@ -45,12 +45,12 @@ def test_a_loaded_lambda_is_not_shared_with_the_state_it_came_from():
 
 def test_bf16_parameters_keep_float32_state_also_across_loading():
     model = nn.Linear(8, 8).bfloat16()
-    optimizer = AdaBreg(model.parameters(), lr=1e-4, lambda_=0.01)
+    optimizer = AdaBreg(model.parameters(), lr=1e-4, lambda_init=0.01)
     start = model.weight.detach().clone()
     for _ in range(50):
         model.weight.grad = torch.ones_like(model.weight)
         optimizer.step()
-    resumed = AdaBreg(copy.deepcopy(model).parameters(), lr=1e-4, lambda_=0.01)
+    resumed = AdaBreg(copy.deepcopy(model).parameters(), lr=1e-4, lambda_init=0.01)
     resumed.load_state_dict(optimizer.state_dict())
     for one in (optimizer, resumed):
         assert {value.dtype for state in one.state.values() for value in state.values()} == {torch.float32}
@@ -59,8 +59,8 @@ def test_bf16_parameters_keep_float32_state_also_across_loading():
 
 def test_a_learning_rate_scheduler_and_an_added_group_work():
     model = network()
-    optimizer = AdaBreg(model[0].parameters(), lr=0.1, lambda_=0.01)
-    optimizer.add_param_group({"params": model[4].parameters(), "regularizer": "none", "lambda_": 5.0})
+    optimizer = AdaBreg(model[0].parameters(), lr=0.1, lambda_init=0.01)
+    optimizer.add_param_group({"params": model[4].parameters(), "penalty": "none", "lambda_": 5.0})
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)
     train(model, optimizer, 4, after=scheduler.step)
     assert [group["lr"] for group in optimizer.param_groups] == [0.025, 0.025]
@@ -69,7 +69,7 @@ def test_a_learning_rate_scheduler_and_an_added_group_work():
 
 def test_a_closure_is_evaluated_and_its_loss_returned():
     param = nn.Parameter(torch.tensor([1.0, -1.0]))
-    optimizer = LinBreg([param], lr=0.1, lambda_=0.0)
+    optimizer = LinBreg([param], lr=0.1, lambda_init=0.0)
 
     def closure():
         optimizer.zero_grad()
@@ -83,8 +83,8 @@ def test_a_closure_is_evaluated_and_its_loss_returned():
 
 def test_the_learning_rate_may_be_a_tensor():
     left, right = network(), network()
-    train(left, AdaBreg(left.parameters(), lr=torch.tensor(0.01), lambda_=0.01, weight_decay=0.1), 5)
-    train(right, AdaBreg(right.parameters(), lr=0.01, lambda_=0.01, weight_decay=0.1), 5)
+    train(left, AdaBreg(left.parameters(), lr=torch.tensor(0.01), lambda_init=0.01, weight_decay=0.1), 5)
+    train(right, AdaBreg(right.parameters(), lr=0.01, lambda_init=0.01, weight_decay=0.1), 5)
     for a, b in zip(left.parameters(), right.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
@@ -96,7 +96,7 @@ def test_the_memory_layout_changes_nothing(kind):
     for layouts in ((0, 0), (1, 1), (0, 1), (1, 0)):
         torch.manual_seed(0)
         model = nn.Conv2d(4, 6, 3)
-        optimizer = kind(model.parameters(), lr=0.01, lambda_=0.05, **settings)
+        optimizer = kind(model.parameters(), lr=0.01, lambda_init=0.05, **settings)
         formats = (torch.contiguous_format, torch.channels_last)
         for step, layout in enumerate(layouts):
             model.to(memory_format=formats[layout])
@@ -104,7 +104,7 @@ def test_the_memory_layout_changes_nothing(kind):
                 param.grad = torch.randn(param.shape, generator=torch.Generator().manual_seed(step))
                 param.grad = param.grad.to(memory_format=formats[1 - layout]) if param.ndim == 4 else param.grad
             saved = optimizer.state_dict()
-            optimizer = kind(model.parameters(), lr=0.01, lambda_=0.05, **settings)
+            optimizer = kind(model.parameters(), lr=0.01, lambda_init=0.05, **settings)
             optimizer.load_state_dict(saved)
             optimizer.step()
         results.append(weights(model))
@@ -114,9 +114,9 @@ def test_the_memory_layout_changes_nothing(kind):
 
 def test_loaded_state_goes_to_the_parameters_device():
     model = network()
-    optimizer = AdaBreg(partition(model), lambda_=0.1)
+    optimizer = AdaBreg(param_groups(model), lambda_init=0.1)
     train(model, optimizer, 1)
-    elsewhere = AdaBreg(partition(copy.deepcopy(model).to("meta")), lambda_=0.1)
+    elsewhere = AdaBreg(param_groups(copy.deepcopy(model).to("meta")), lambda_init=0.1)
     elsewhere.load_state_dict(optimizer.state_dict())
     devices = {value.device.type for state in elsewhere.state.values() for value in state.values()}
     assert devices | {group["lambda_"].device.type for group in elsewhere.param_groups} == {"meta"}
@@ -125,7 +125,7 @@ def test_loaded_state_goes_to_the_parameters_device():
 def test_a_first_gradient_that_comes_late_starts_a_momentum_of_its_own():
     early, late = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
     peers = [nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))]
-    optimizer = LinBreg([early, late], lr=0.1, momentum=0.9, lambda_=0.0)
+    optimizer = LinBreg([early, late], lr=0.1, momentum=0.9, lambda_init=0.0)
     peer = torch.optim.SGD(peers, lr=0.1, momentum=0.9)
     for step in range(4):
         early.grad = peers[0].grad = torch.full((2, 2), 1.0)
@@ -138,7 +138,7 @@ def test_a_first_gradient_that_comes_late_starts_a_momentum_of_its_own():
 
 def test_weights_without_a_gradient_follow_a_change_of_lambda_too():
     moving, resting = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3, 3))
-    optimizer = AdaBreg([moving, resting], lambda_=0.1)
+    optimizer = AdaBreg([moving, resting], lambda_init=0.1)
     moving.grad, resting.grad = torch.ones(3, 3), torch.ones(3, 3)
     optimizer.step()
     resting.grad = None
@@ -150,7 +150,7 @@ def test_weights_without_a_gradient_follow_a_change_of_lambda_too():
 
 def test_lambda_may_be_set_as_a_number_like_the_learning_rate():
     param = nn.Parameter(torch.ones(3, 3))
-    optimizer = AdaBreg([param], lambda_=0.1)
+    optimizer = AdaBreg([param], lambda_init=0.1)
     param.grad = torch.zeros(3, 3)
     optimizer.step()
     optimizer.param_groups[0]["lambda_"] = 0.6
@@ -186,8 +186,8 @@ def test_sparse_gradients_are_refused_in_words():
 @pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
 def test_a_compiled_step_follows_a_moving_lambda(kind):
     left, right = network(), network()
-    settings = {"lr": 0.02, "lambda_": 0.02, "implementation": "foreach"}
-    one, other = (kind(partition(model), **settings) for model in (left, right))
+    settings = {"lr": 0.02, "lambda_": 0.02, "backend": "foreach"}
+    one, other = (kind(param_groups(model), **settings) for model in (left, right))
     train(left, one, 2)
     train(right, other, 2)
     compiled = torch.compile(other.step, backend="eager")
@@ -204,7 +204,7 @@ def test_a_compiled_step_follows_a_moving_lambda(kind):
 
 def test_scaled_gradients_give_the_same_steps():
     left, right = network(), network()
-    one, other = (AdaBreg(partition(model), lr=0.01, lambda_=0.01) for model in (left, right))
+    one, other = (AdaBreg(param_groups(model), lr=0.01, lambda_init=0.01) for model in (left, right))
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     train(left, one, 5)
     for step in range(5):
@@ -221,9 +221,9 @@ def test_it_works_under_distributed_data_parallel(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         left, right = network(), network()
-        train(left, AdaBreg(partition(left), lr=0.01, lambda_=0.01), 5)
+        train(left, AdaBreg(param_groups(left), lr=0.01, lambda_init=0.01), 5)
         wrapped = nn.parallel.DistributedDataParallel(right)
-        train(wrapped, AdaBreg(partition(right), lr=0.01, lambda_=0.01), 5)
+        train(wrapped, AdaBreg(param_groups(right), lr=0.01, lambda_init=0.01), 5)
         assert same(left, right)
     finally:
         torch.distributed.destroy_process_group()
@@ -231,7 +231,7 @@ def test_it_works_under_distributed_data_parallel(tmp_path):
 
 def test_an_overflow_found_by_the_grad_scaler_skips_the_step():
     model = network()
-    optimizer = AdaBreg(partition(model), lr=0.01, lambda_=0.01)
+    optimizer = AdaBreg(param_groups(model), lr=0.01, lambda_init=0.01)
     train(model, optimizer, 1)
     before = weights(model)
     scaler = torch.amp.GradScaler("cpu")
@@ -243,7 +243,7 @@ def test_an_overflow_found_by_the_grad_scaler_skips_the_step():
 
 def test_parameters_without_gradient_are_left_alone():
     model = network()
-    optimizer = AdaBreg(model.parameters(), lambda_=0.1)
+    optimizer = AdaBreg(model.parameters(), lambda_init=0.1)
     before = weights(model)
     optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
@@ -259,7 +259,7 @@ def test_parameters_without_gradient_are_left_alone():
         (AdaBreg, {"weight_decay": -1.0}, "weight_decay must be a finite number, 0 or more, got -1.0"),
         (AdaBreg, {"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\), got 1.0"),
         (AdaBreg, {"eps": -1e-8}, "eps must be a finite number, 0 or more, got -1e-08"),
-        (AdaBreg, {"regularizer": "l2"}, "regularizer must be one of l1, group, mask, none, got 'l2'"),
+        (AdaBreg, {"penalty": "l2"}, "penalty must be one of l1, group, mask, none, got 'l2'"),
         (LinBreg, {"momentum": -0.5}, "momentum must be a finite number, 0 or more, got -0.5"),
         (LinBreg, {"nesterov": True}, "nesterov must be used with momentum above 0 and dampening 0, got True"),
     ],

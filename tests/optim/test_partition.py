@@ -1,4 +1,4 @@
-"""Laws of the partition, the sparse start, the count of zeros, clipping and schedules."""
+"""Laws of the param_groups, the sparse start, the count of zeros, clipping and schedules."""
 
 from itertools import pairwise
 
@@ -14,8 +14,8 @@ from sv_sparse.optim import (
     QuantileController,
     clip_grad_norm_,
     count_zeros,
-    describe,
-    partition,
+    summary_table,
+    param_groups,
     sparse_init_,
     sparsity,
     warmup_exponential,
@@ -25,11 +25,11 @@ from sv_sparse.optim import (
 def test_every_parameter_is_in_exactly_one_group():
     shared = nn.Linear(4, 4)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), shared, shared, nn.LayerNorm(4))
-    groups = partition(model)
+    groups = param_groups(model)
     grouped = [param for group in groups for _, param in group["params"]]
     assert len(grouped) == len(set(grouped)) == len(list(model.parameters()))
     assert {name for name, _ in groups[0]["params"]} == {"0.weight", "2.weight"}
-    assert [group["regularizer"] for group in groups] == ["l1", "none"]
+    assert [group["penalty"] for group in groups] == ["l1", "none"]
 
 
 class Codebook(nn.Module):
@@ -76,7 +76,7 @@ def names(groups, kind: str) -> set[str]:
 def test_all_that_is_unknown_is_listed_at_once_with_what_to_do():
     model = nn.Sequential(nn.Linear(4, 4), *(Codebook(size) for size in (6, 7, 8, 9)), Mixture())
     with pytest.raises(ValueError, match="cannot tell which of these parameters") as error:
-        partition(model)
+        param_groups(model)
     lines = str(error.value).splitlines()
     assert lines[1:3] == [
         "  Codebook: 1.table, 2.table, 3.table and 1 more, 120 parameters",
@@ -88,12 +88,12 @@ def test_all_that_is_unknown_is_listed_at_once_with_what_to_do():
 
 def test_a_listed_type_is_accepted():
     model = nn.Sequential(nn.Linear(2, 2), Codebook())
-    assert "1.table" in names(partition(model, dense_types=(*DENSE_TYPES, Codebook)), "dense")
-    assert "1.table" in names(partition(model, sparse_types=(*SPARSE_TYPES, Codebook)), "sparse")
+    assert "1.table" in names(param_groups(model, dense_types=(*DENSE_TYPES, Codebook)), "dense")
+    assert "1.table" in names(param_groups(model, sparse_types=(*SPARSE_TYPES, Codebook)), "sparse")
 
 
 def test_a_parameter_with_one_axis_longer_than_one_is_dense_wherever_it_lies():
-    groups = partition(nn.Sequential(Codebook(), nn.Linear(9, 1)), dense="0.table")
+    groups = param_groups(nn.Sequential(Codebook(), nn.Linear(9, 1)), dense="0.table")
     assert names(groups, "dense") == {"0.table", "0.bias", "1.weight", "1.bias"}
 
 
@@ -102,27 +102,27 @@ def test_names_say_what_is_dense_and_what_is_sparse_and_the_longest_decides():
     model.encoder = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), Codebook())
     model.pos_embed = Mixture()
     model.classifier = nn.Linear(4, 2)
-    groups = partition(model, dense=("encoder", "pos_embed", "classifier"), sparse=("encoder.2",))
+    groups = param_groups(model, dense=("encoder", "pos_embed", "classifier"), sparse=("encoder.2",))
     assert names(groups, "sparse") == {"encoder.2.table"}
-    groups = partition(model, dense="classifier.weight", sparse=("encoder", "pos_embed.pos_embed", "classifier.bias"))
+    groups = param_groups(model, dense="classifier.weight", sparse=("encoder", "pos_embed.pos_embed", "classifier.bias"))
     assert names(groups, "sparse") == {"encoder.0.weight", "encoder.2.table", "pos_embed.pos_embed", "classifier.bias"}
 
 
 def test_a_name_that_fits_nothing_is_refused_with_the_near_ones():
     model = nn.ModuleDict({"classifier": nn.Linear(3, 3), "vit": nn.ModuleDict({"embeddings": Mixture()})})
     with pytest.raises(ValueError, match=r"dense names 'clasifier', which is no .*; near are classifier"):
-        partition(model, dense=("clasifier",))
+        param_groups(model, dense=("clasifier",))
     with pytest.raises(ValueError, match=r"sparse names 'pos_embed', .*; near are vit.embeddings.pos_embed"):
-        partition(model, sparse="pos_embed")
+        param_groups(model, sparse="pos_embed")
     with pytest.raises(ValueError, match="dense names 'class', which is no"):
-        partition(model, dense="class")
+        param_groups(model, dense="class")
     with pytest.raises(ValueError, match="dense must be names of parameters or modules, got 3"):
-        partition(model, dense=(3,))
+        param_groups(model, dense=(3,))
     for wrong in (None, 3, ""):
         with pytest.raises(ValueError, match=f"sparse must be names of parameters or modules, got {wrong!r}"):
-            partition(model, sparse=wrong)
+            param_groups(model, sparse=wrong)
     with pytest.raises(ValueError, match="named both sparse and dense: vit"):
-        partition(model, dense="vit", sparse="vit")
+        param_groups(model, dense="vit", sparse="vit")
 
 
 COMMON = {
@@ -157,40 +157,40 @@ COMMON = {
 @pytest.mark.parametrize("kind", COMMON)
 def test_common_types_are_known(kind):
     module, sparse = COMMON[kind]
-    groups = partition(module)
+    groups = param_groups(module)
     assert names(groups, "sparse") == sparse
     assert names(groups, "dense") == {name for name, _ in module.named_parameters()} - sparse
 
 
 def test_a_tied_weight_appears_once_and_is_dense_if_one_of_its_uses_is():
-    for order in (("table", "output"), ("output", "table")):
-        layers = {"table": nn.Embedding(5, 4), "output": nn.Linear(4, 5, bias=False)}
+    for order in (("table", "out_channel"), ("out_channel", "table")):
+        layers = {"table": nn.Embedding(5, 4), "out_channel": nn.Linear(4, 5, bias=False)}
         model = nn.ModuleDict({name: layers[name] for name in order})
-        model["output"].weight = model["table"].weight
-        groups = partition(model)
+        model["out_channel"].weight = model["table"].weight
+        groups = param_groups(model)
         assert [[name for name, _ in group["params"]] for group in groups] == [[f"{order[0]}.weight"]]
         assert groups[0]["name"] == "dense"
         for name in order:  # under both of its names
-            assert partition(model, sparse=f"{name}.weight")[0]["name"] == "sparse"
+            assert param_groups(model, sparse=f"{name}.weight")[0]["name"] == "sparse"
 
 
 def test_frozen_parameters_are_left_out_and_come_back_when_they_train():
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2), Codebook())
     model[0].requires_grad_(False)
     model[2].requires_grad_(False)
-    assert names(partition(model), "sparse") == {"1.weight"}
-    assert names(partition(model, dense="2"), "dense") == {"1.bias"}
+    assert names(param_groups(model), "sparse") == {"1.weight"}
+    assert names(param_groups(model, dense="2"), "dense") == {"1.bias"}
     model[0].requires_grad_(True)
-    assert names(partition(model), "sparse") == {"0.weight", "1.weight"}
+    assert names(param_groups(model), "sparse") == {"0.weight", "1.weight"}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_lazy_layer_has_to_see_a_batch_first():
     model = nn.Sequential(nn.LazyLinear(3))
     with pytest.raises(ValueError, match="0.weight has no shape yet: run a forward pass first"):
-        partition(model)
+        param_groups(model)
     model(torch.ones(2, 5))
-    assert names(partition(model), "sparse") == {"0.weight"}
+    assert names(param_groups(model), "sparse") == {"0.weight"}
 
 
 def pruned(layer: nn.Module) -> nn.Module:
@@ -200,14 +200,14 @@ def pruned(layer: nn.Module) -> nn.Module:
 def trained(layer: nn.Module, **settings) -> nn.Module:
     """The layer after twenty steps and a landing at 80 % zeros."""
     torch.manual_seed(0)
-    optimizer = AdaBreg(partition(layer, **settings), lr=0.01, implementation="foreach")
-    controller = QuantileController(optimizer, 0.8, 20, ramp=None)
+    optimizer = AdaBreg(param_groups(layer, **settings), lr=0.01, backend="foreach")
+    controller = QuantileController(optimizer, 0.8, 20, ramp_start=None, ramp_end=None)
     for _ in range(20):
         optimizer.zero_grad()
         layer(torch.randn(8, 10)).square().sum().backward()
         optimizer.step()
         controller.step()
-    controller.land()
+    controller.finalize()
     layer(torch.randn(8, 10))  # which makes the weight anew
     return layer
 
@@ -233,12 +233,12 @@ def test_zeros_of_the_original_are_zeros_of_the_weight_that_is_made_of_it(change
 def test_weight_normalization_is_refused_since_a_row_of_zeros_would_be_nan(change, direction):
     layer = change(nn.Linear(10, 12))
     with pytest.raises(ValueError, match=f"{direction}, 120 parameters; weight normalization divides by the norm"):
-        partition(layer)
-    assert names(partition(layer, dense=direction), "dense") == {name for name, _ in layer.named_parameters()}
+        param_groups(layer)
+    assert names(param_groups(layer, dense=direction), "dense") == {name for name, _ in layer.named_parameters()}
     with torch.no_grad():
         layer.get_parameter(direction)[3] = 0
     assert layer(torch.ones(1, 10))[0, 3].isnan()
-    assert names(partition(layer, sparse=direction), "sparse") == {direction}
+    assert names(param_groups(layer, sparse=direction), "sparse") == {direction}
 
 
 class Symmetric(nn.Module):
@@ -256,17 +256,17 @@ class Symmetric(nn.Module):
 def test_a_parametrization_that_may_fill_zeros_is_named(change):
     model = nn.Sequential(change(nn.Linear(4, 4)), nn.Linear(4, 4))
     with pytest.raises(ValueError, match="0.parametrizations.weight.original, 16 parameters; zeros of the original"):
-        partition(model)
-    assert names(partition(model, dense="0.parametrizations"), "sparse") == {"1.weight"}
+        param_groups(model)
+    assert names(param_groups(model, dense="0.parametrizations"), "sparse") == {"1.weight"}
 
 
 def test_a_parametrization_of_what_is_dense_anyway_is_dense():
     layer = parametrize.register_parametrization(nn.LayerNorm((4, 4)), "weight", Symmetric())
-    assert names(partition(layer), "dense") == {"bias", "parametrizations.weight.original"}
+    assert names(param_groups(layer), "dense") == {"bias", "parametrizations.weight.original"}
 
 
 def test_the_description_counts_the_parameters():
-    text = describe(partition(nn.Linear(100, 30)))
+    text = summary_table(param_groups(nn.Linear(100, 30)))
     assert "| sparse | 1 | 3,000 | l1 |" in text
     assert "| dense | 1 | 30 | none |" in text
 
@@ -318,7 +318,7 @@ def test_a_sparse_start_takes_groups_and_pairs_as_well_as_parameters():
     ):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(30, 20), nn.BatchNorm1d(20), nn.Linear(20, 10))
-        sparse_init_(take(partition(model)), generator=torch.Generator().manual_seed(1))
+        sparse_init_(take(param_groups(model)), generator=torch.Generator().manual_seed(1))
         assert model[0].bias.all()
         results.append([param.detach().clone() for param in model.parameters()])
     for other in results[1:]:
@@ -327,14 +327,14 @@ def test_a_sparse_start_takes_groups_and_pairs_as_well_as_parameters():
 
 @pytest.mark.parametrize("layer", [nn.ConvTranspose1d(20, 300, 2), nn.ConvTranspose2d(20, 300, 1), Conv1D(20, 300)])
 def test_a_sparse_start_leaves_no_output_channel_dead_where_inputs_come_first(layer):
-    sparse_init_(partition(layer), generator=torch.Generator().manual_seed(0))
+    sparse_init_(param_groups(layer), generator=torch.Generator().manual_seed(0))
     assert layer.weight.transpose(0, 1).flatten(1).any(1).all()
     assert sparsity([layer.weight]).item() > 0.9
 
 
 def test_a_sparse_start_of_channels_in_groups_keeps_those_on_the_first_axis():
     layer = nn.ConvTranspose1d(300, 300, 3, groups=300)
-    sparse_init_(partition(layer), generator=torch.Generator().manual_seed(0))
+    sparse_init_(param_groups(layer), generator=torch.Generator().manual_seed(0))
     assert layer.weight.flatten(1).any(1).all()
 
 

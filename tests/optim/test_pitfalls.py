@@ -14,11 +14,11 @@ from sv_sparse.optim import (
     AdaBreg,
     FeedbackController,
     LinBreg,
-    MagnitudeController,
+    GradualMagnitudePruning,
     ProxSGD,
     QuantileController,
     clip_grad_norm_,
-    partition,
+    param_groups,
 )
 
 KINDS = [(LinBreg, {"momentum": 0.9}), (AdaBreg, {})]
@@ -31,22 +31,22 @@ def stepped(weight: nn.Parameter, optimizer: torch.optim.Optimizer, gradient: to
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("implementation", ["fused", "foreach", "compile"])
+@pytest.mark.parametrize("backend", ["cpp", "foreach", "compile"])
 @pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
-def test_a_dense_bf16_weight_is_not_shrunk(kind, implementation):
+def test_a_dense_bf16_weight_is_not_shrunk(kind, backend):
     weight = nn.Parameter(torch.full((4,), 0.05, dtype=torch.bfloat16))
-    optimizer = kind([weight], regularizer="none", lambda_=0.1, lr=1e-3, implementation=implementation)
+    optimizer = kind([weight], penalty="none", lambda_init=0.1, lr=1e-3, backend=backend)
     assert torch.equal(stepped(weight, optimizer, torch.zeros_like(weight)), torch.full_like(weight, 0.05))
 
 
-@pytest.mark.parametrize("regularizer", ["l1", "none", "mask"])
+@pytest.mark.parametrize("penalty", ["l1", "none", "mask"])
 @pytest.mark.parametrize(("kind", "settings"), KINDS)
-@pytest.mark.parametrize("implementation", ["fused", "foreach"])
-def test_a_change_of_memory_layout_in_mid_run_changes_nothing(kind, settings, implementation, regularizer):
+@pytest.mark.parametrize("backend", ["cpp", "foreach"])
+def test_a_change_of_memory_layout_in_mid_run_changes_nothing(kind, settings, backend, penalty):
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 4, 3, bias=False)]
     layers.append(copy.deepcopy(layers[0]))
-    options = {"lr": 0.01, "lambda_": 0.02, "regularizer": regularizer, "implementation": implementation}
+    options = {"lr": 0.01, "lambda_": 0.02, "penalty": penalty, "backend": backend}
     optimizers = [kind(layer.parameters(), **options, **settings) for layer in layers]
     for step in range(4):
         gradient = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(step))
@@ -71,7 +71,7 @@ controller = FeedbackController(optimizer, 0.9, 10)
 {default}
 optimizer.step()
 controller.step()
-controller.land()
+controller.finalize()
 print(int(weight.count_nonzero()))
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
@@ -98,18 +98,18 @@ def test_an_edit_after_the_step_is_counted():
 
 def test_nan_is_not_hidden_by_groups_nor_made_by_masks():
     weight = nn.Parameter(torch.ones(2, 3))
-    optimizer = LinBreg([weight], regularizer="group", lambda_=0.1)
+    optimizer = LinBreg([weight], penalty="group", lambda_init=0.1)
     assert stepped(weight, optimizer, torch.tensor([[torch.nan, 0, 0], [0, 0, 0]]))[0].isnan().any()
     pruned = nn.Parameter(torch.arange(1.0, 5.0).view(2, 2))
-    masked = LinBreg([pruned], regularizer="mask")
-    MagnitudeController(masked, 0.5, 10).land()
+    masked = LinBreg([pruned], penalty="mask")
+    GradualMagnitudePruning(masked, 0.5, 10).finalize()
     assert (stepped(pruned, masked, torch.full((2, 2), torch.inf))[0] == 0).all()
 
 
 def test_a_beta_next_to_one_keeps_its_digits():
     for beta in (0.9999, 0.999999, 0.99999999):
         weight = nn.Parameter(torch.zeros(1))
-        optimizer = AdaBreg([weight], lr=1.0, betas=(0.9, beta), regularizer="none")
+        optimizer = AdaBreg([weight], lr=1.0, betas=(0.9, beta), penalty="none")
         for _ in range(3):
             stepped(weight, optimizer, torch.ones(1))
         assert weight.item() == pytest.approx(-3.0, abs=1e-4)
@@ -117,18 +117,18 @@ def test_a_beta_next_to_one_keeps_its_digits():
 
 def test_a_state_regularized_otherwise_is_refused_and_the_implementation_stays():
     model = network()
-    saved = AdaBreg(partition(model, regularizer="none"), implementation="foreach").state_dict()
-    with pytest.raises(ValueError, match="a saved group's regularizer must be the group's own, 'l1', got 'none'"):
-        AdaBreg(partition(model)).load_state_dict(saved)
-    other = AdaBreg(partition(model, regularizer="none"))
+    saved = AdaBreg(param_groups(model, penalty="none"), backend="foreach").state_dict()
+    with pytest.raises(ValueError, match="a saved group's penalty must be the group's own, 'l1', got 'none'"):
+        AdaBreg(param_groups(model)).load_state_dict(saved)
+    other = AdaBreg(param_groups(model, penalty="none"))
     other.load_state_dict(saved)
-    assert {group["implementation"] for group in other.param_groups} == {"auto"}
+    assert {group["backend"] for group in other.param_groups} == {"auto"}
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"regularizer": "mask"}, "regularizer must be one of l1, group, none; AdaBreg and LinBreg take masks"),
+        ({"penalty": "mask"}, "penalty must be one of l1, group, none; AdaBreg and LinBreg take masks"),
         ({"params": [nn.Parameter(torch.ones(2))], "delta": 2.0}, "delta must be 1, since there is no dual, got 2.0"),
     ],
 )
@@ -163,16 +163,16 @@ class NoHostRead(TorchDispatchMode):
         return function(*arguments, **(keywords or {}))
 
 
-@pytest.mark.parametrize("control", [FeedbackController, QuantileController, MagnitudeController])
-@pytest.mark.parametrize("regularizer", ["l1", "group"])
+@pytest.mark.parametrize("control", [FeedbackController, QuantileController, GradualMagnitudePruning])
+@pytest.mark.parametrize("penalty", ["l1", "group"])
 @pytest.mark.parametrize(("kind", "settings"), KINDS)
-def test_no_step_reads_a_tensor_into_python(kind, settings, control, regularizer, monkeypatch):
+def test_no_step_reads_a_tensor_into_python(kind, settings, control, penalty, monkeypatch):
     # weights are compared with samples on the CPU only, where nothing waits
-    monkeypatch.setattr("sv_sparse.optim.edits.Samples.differ", lambda *_: False)
+    monkeypatch.setattr("sv_sparse.optim.weight_edits.SampledValues.differ", lambda *_: False)
     model = network()
-    regularizer = "mask" if control is MagnitudeController else regularizer
-    groups = partition(model, regularizer=regularizer)
-    optimizer = kind(groups, lr=torch.tensor(0.01), lambda_=0.05, implementation="foreach", **settings)
+    penalty = "mask" if control is GradualMagnitudePruning else penalty
+    groups = param_groups(model, penalty=penalty)
+    optimizer = kind(groups, lr=torch.tensor(0.01), lambda_init=0.05, backend="foreach", **settings)
     controller = control(optimizer, 0.5, 20)
     train(model, optimizer, 5, after=controller.step)
     for param in model.parameters():

@@ -19,15 +19,15 @@ from sv_sparse.optim import (
     FeedbackController,
     FixedController,
     LinBreg,
-    MagnitudeController,
+    GradualMagnitudePruning,
     QuantileController,
-    partition,
+    param_groups,
 )
 
 
-def controlled(total: int = 100, target: float = 0.5, kind=QuantileController, regularizer: str = "l1"):
+def controlled(total: int = 100, target: float = 0.5, kind=QuantileController, penalty: str = "l1"):
     model = network()
-    optimizer = AdaBreg(partition(model, regularizer=regularizer), lr=0.01, implementation="foreach")
+    optimizer = AdaBreg(param_groups(model, penalty=penalty), lr=0.01, backend="foreach")
     return model, optimizer, kind(optimizer, target, total)
 
 
@@ -55,7 +55,7 @@ def test_a_controller_that_steps_or_has_landed_or_is_gone_is_not_missed():
     assert said(lambda: train(model, optimizer, 60, after=controller.step)) == []
     optimizer.param_groups[0]["params"][0].grad = None
     model, optimizer, controller = controlled()
-    controller.land()
+    controller.finalize()
     assert said(lambda: train(model, optimizer, 60)) == []
     model, optimizer, controller = controlled()
     later = QuantileController(optimizer, 0.7, 100)
@@ -107,8 +107,8 @@ def test_a_compiled_update_is_not_counted_nor_compiled_anew():
     assert controller.reminders._updates == 0
 
 
-def finished(kind=QuantileController, regularizer="l1", target=0.5):
-    model, optimizer, controller = controlled(20, kind=kind, regularizer=regularizer, target=target)
+def finished(kind=QuantileController, penalty="l1", target=0.5):
+    model, optimizer, controller = controlled(20, kind=kind, penalty=penalty, target=target)
     train(model, optimizer, 20, after=controller.step)
     return controller
 
@@ -116,7 +116,7 @@ def finished(kind=QuantileController, regularizer="l1", target=0.5):
 def test_a_finished_run_that_never_landed_is_said_when_its_controller_goes():
     assert said(finished) == []  # the quantile is exact after every update
     (text,) = said(lambda: finished(kind=FeedbackController))
-    assert text.startswith("a run of total_steps=20 ended without controller.land(), which makes the sparsity exact")
+    assert text.startswith("a run of total_steps=20 ended without controller.finalize(), which makes the sparsity exact")
 
 
 def test_nothing_is_said_at_the_end_of_other_runs():
@@ -129,7 +129,7 @@ def test_nothing_is_said_at_the_end_of_other_runs():
 
     controller = finished()
     for action in (
-        lambda: finished().land(),
+        lambda: finished().finalize(),
         lambda: finished().state_dict(),  # which lands where it is loaded
         lambda: finished(FixedController),
         lambda: finished(FixedController, "none", 0.0),
@@ -144,9 +144,9 @@ def test_nothing_is_said_at_the_end_of_other_runs():
 def test_a_program_that_ends_without_landing_says_so():
     code = """
 import torch
-from sv_sparse.optim import AdaBreg, FeedbackController, partition
+from sv_sparse.optim import AdaBreg, FeedbackController, param_groups
 model = torch.nn.Linear(20, 10)
-optimizer = AdaBreg(partition(model), implementation="foreach")
+optimizer = AdaBreg(param_groups(model), backend="foreach")
 controller = FeedbackController(optimizer, 0.5, 3)
 for step in range(3):
     model(torch.ones(2, 20)).sum().backward()
@@ -155,14 +155,14 @@ for step in range(3):
 """
     for more, expected in (("", True), ("controller.reminders.active = False", False)):
         done = subprocess.run([sys.executable, "-c", code + more], capture_output=True, text=True, check=True)
-        assert ("total_steps=3 ended without controller.land()" in done.stderr) == expected
+        assert ("total_steps=3 ended without controller.finalize()" in done.stderr) == expected
 
 
 def test_a_landing_from_far_away_says_how_far_and_how_many_steps():
     model, optimizer, controller = start(AdaBreg, 0.9, 300)  # starts at 99 %
     train_some(model, optimizer, controller, 3)
     with pytest.warns(UserWarning, match=r"from 9[78]\.\d\d % zeros to 90.00 %, after 3 of total_steps=300"):
-        controller.land()
+        controller.finalize()
 
 
 def test_a_landing_long_before_the_end_says_so_once():
@@ -170,18 +170,18 @@ def test_a_landing_long_before_the_end_says_so_once():
     controller.ramp = None
     train(model, optimizer, 30, after=controller.step)
     with pytest.warns(UserWarning, match="after 30 of total_steps=1000: total_steps must be the number of"):
-        controller.land()
-    assert said(controller.land) == []
+        controller.finalize()
+    assert said(controller.finalize) == []
 
 
 def test_a_landing_near_the_target_or_of_a_network_that_was_not_trained_says_nothing():
     model, optimizer, controller = controlled(50)
     train(model, optimizer, 30, after=controller.step)
-    assert said(controller.land) == []
-    assert said(controlled()[2].land) == []
-    model, optimizer, controller = controlled(40, kind=MagnitudeController, regularizer="mask")
+    assert said(controller.finalize) == []
+    assert said(controlled()[2].finalize) == []
+    model, optimizer, controller = controlled(40, kind=GradualMagnitudePruning, penalty="mask")
     train(model, optimizer, 40, after=controller.step)
-    assert said(controller.land) == []
+    assert said(controller.finalize) == []
 
 
 def test_steps_beyond_the_total_are_said_once():
@@ -194,26 +194,26 @@ def test_steps_beyond_the_total_are_said_once():
 
 def test_a_single_group_of_weights_and_biases_is_said_to_want_a_partition():
     optimizer = AdaBreg(network().parameters())
-    with pytest.warns(UserWarning, match="3 biases or gains, .* zero too: make the groups by partition"):
+    with pytest.warns(UserWarning, match="3 biases or gains, .* zero too: make the groups by param_groups"):
         FeedbackController(optimizer, 0.5, 10)
-    for groups in (partition(network()), [nn.Parameter(torch.ones(4, 4))], [nn.Parameter(torch.ones(40))]):
+    for groups in (param_groups(network()), [nn.Parameter(torch.ones(4, 4))], [nn.Parameter(torch.ones(40))]):
         assert said(lambda groups=groups: FeedbackController(AdaBreg(groups), 0.5, 10)) == []
 
 
 def test_a_fixed_lambda_and_dense_training_are_never_reminded():
     def loop(controller) -> None:
         model = network()
-        optimizer = AdaBreg(partition(model, regularizer="none"))
+        optimizer = AdaBreg(param_groups(model, penalty="none"))
         train(model, optimizer, 60)
-        controller(optimizer, 0.0, 10).land()
+        controller(optimizer, 0.0, 10).finalize()
 
     assert said(lambda: loop(FixedController)) == []
     assert said(lambda: loop(FeedbackController)) == []
     model = network()
-    optimizer = LinBreg(model.parameters(), lambda_=0.01)
+    optimizer = LinBreg(model.parameters(), lambda_init=0.01)
     controller = FixedController(optimizer, 0.5, 10)
     assert said(lambda: train(model, optimizer, 60)) == []
-    controller.land()
+    controller.finalize()
 
 
 def train_some(model, optimizer, controller, steps: int) -> None:
@@ -231,4 +231,4 @@ def test_the_reminders_leave_the_state_loadable_with_weights_only():
     file.seek(0)
     state, _ = torch.load(file, weights_only=True)
     assert state["steps"] == 20
-    controller.land()
+    controller.finalize()

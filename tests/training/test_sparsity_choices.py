@@ -33,8 +33,8 @@ def test_it_ends_on_the_target(train, tones, tmp_path, choice):
     assert found["sparsity"] == pytest.approx(0.7, abs=0.02 if choice == "channels" else 1e-3)
     if choice in {"quantile", "magnitude"}:
         assert found["sparsity_tracked"] == pytest.approx(0.7, abs=1e-3)
-    last = [row for row in rows if "support/births" in row][-1]
-    assert all(0 <= last[f"support/{name}"] <= 1 for name in ("births", "deaths", "turnover"))
+    last = [row for row in rows if "support/activated" in row][-1]
+    assert all(0 <= last[f"support/{name}"] <= 1 for name in ("activated", "deactivated", "turnover"))
 
 
 def test_under_a_common_lambda_channels_die_in_order_of_their_size_within_their_layer():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sv_sparse.models.cpu_kernels.bypass import has_address
-from sv_sparse.optim.native import compiled, loads
+from sv_sparse.optim.cpp.compiler import is_loadable, load_library
 
 
 class _Shape(ctypes.Structure):
@@ -33,7 +33,7 @@ def library() -> ctypes.CDLL:
     """
     names = ("moments", "affine", "sums", "gradient", "attend", "attend_gradient", "transpose")
     without = 'choose model.implementation=torch (in Python implementation="torch"), which needs no compiler'
-    return compiled(Path(__file__).with_name("train_kernels.cpp"), names, "the network's kernels", without)
+    return load_library(Path(__file__).with_name("train_kernels.cpp"), names, "the network's kernels", without)
 
 
 @cache
@@ -42,7 +42,7 @@ def available() -> bool:
 
     The answer holds for the life of the process: no step compiles anew.
     """
-    return loads(library, f"{{error}}; {_COST}")
+    return is_loadable(library, f"{{error}}; {_COST}")
 
 
 def rows(x: Tensor) -> Tensor:

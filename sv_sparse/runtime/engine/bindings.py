@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sv_sparse.optim.native import compiled
+from sv_sparse.optim.cpp.compiler import load_library
 
 OPERATIONS = (
     *("convolve", "finish", "copy", "phases", "mirror", "means"),
@@ -51,7 +51,7 @@ def library() -> ctypes.CDLL:
     """
     without = "choose engine=torch, which needs no compiler and is slower"
     source = Path(__file__).with_name("sparse_kernels.cpp")
-    return compiled(source, ("run_steps", "clear_around"), "the kernels for sparse networks", without, _FAST)
+    return load_library(source, ("run_steps", "clear_around"), "the kernels for sparse networks", without, _FAST)
 
 
 def run_steps(steps: Any, levels: Any, arena: Tensor, threads: int, filterbank: Tensor, output: Tensor) -> None:
