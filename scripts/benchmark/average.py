@@ -1,6 +1,6 @@
 """Averaging the duals of a run's last states against averaging their weights: sparsity and loss, several seeds.
 
-The network and the noisy problem are those of controller.py, without its learning-rate schedule unless args for. Ten
+The network and the noisy problem are those of controller.py, without its learning-rate schedule unless asked for. Ten
 states are taken over the last fifth of a run. The mean of the weights is pruned by size to the same sparsity; each
 network's batch-norm statistics are refreshed, and losses are over batches that were not trained on.
 """
@@ -51,7 +51,7 @@ def prune(params: Sequence[Tensor], target: float) -> None:
     sizes = torch.cat([param.abs().flatten() for param in params])
     threshold = sizes.kthvalue(round(target * len(sizes))).values
     for param in params:
-        param.margs_fill_(param.abs() <= threshold, 0)
+        param.masked_fill_(param.abs() <= threshold, 0)
 
 
 def run(name: str, target: float, steps: int, seed: int, decay: bool) -> list[float]:

@@ -149,7 +149,8 @@ def main() -> None:
         nanoseconds = 1e9 * value / size
         print(f"{name:38} {1e3 * value:8.2f} ms {nanoseconds:6.3f} ns/parameter {ratios[name]:6.3f} x fused Adam")
     print(
-        f"the controller takes {100 * control_fraction:.1f} % of the step (zeros are counted within the optimizer's step)"
+        f"the controller takes {100 * control_fraction:.1f} % of the step "
+        "(zeros are counted within the optimizer's step)"
     )
     figures = {
         "benchmark": "optimizer",

@@ -217,7 +217,9 @@ class BregmanOptimizer(Optimizer):
         """
         plan = self._plans.get(id(group)) if in_place else None
         if plan is None or not plan.is_valid(group, params, self.state):
-            plan = self._plans[id(group)] = self._make_plan(group, params)
+            plan = self._make_plan(group, params)
+            if not torch.compiler.is_compiling():  # which cannot keep an id() beyond its graph
+                self._plans[id(group)] = plan
         grads = [match_layout(grad, dual) for grad, dual in zip(grads, plan.duals, strict=True)]
         tensors = TensorLists(params, grads, plan.duals)
         prox = self.prox_of(group)

@@ -38,12 +38,12 @@ def batches(steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(patterns[y] + 2 * torch.randn(16, 8, 12, generator=generator), y) for y in labels]
 
 
-def start(kind, target: float, steps: int, lambda_: float = 0.1, lr: float | None = None, **settings):
+def start(kind, target: float, steps: int, lambda_init: float = 0.1, lr: float | None = None, **settings):
     model = network()
     groups = param_groups(model)
     sparse_init_([p for _, p in groups[0]["params"]], density=0.01, generator=torch.Generator().manual_seed(0))
     lr = lr or (0.01 if kind is AdaBreg else 0.1)
-    optimizer = kind(groups, lr=lr, lambda_init=lambda_)
+    optimizer = kind(groups, lr=lr, lambda_init=lambda_init)
     return model, optimizer, FeedbackController(optimizer, target, steps, **settings)
 
 

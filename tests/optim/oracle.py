@@ -128,18 +128,6 @@ def decaying(gaps: list[float], lambda_: float, alpha: float, gamma: float) -> l
     return path
 
 
-def damped(gaps: list[float], lambda_: float, alpha: float, zone: float, rates: list[float], shares) -> list[float]:
-    """The authors' earlier rule; gaps, learning rates and shares of the run that are over, at each update."""
-    path, start = [], lambda_
-    for number, (gap, rate, share) in enumerate(zip(gaps, rates, shares, strict=True), start=1):
-        near = abs(gap) < zone
-        if not near or number % 2 == 0:
-            most = start * rate / rates[0] * (1 - share)
-            lambda_ += np.clip(moved(lambda_, alpha / 10 if near else alpha, gap) - lambda_, -most, most)
-        path.append(lambda_)
-    return path
-
-
 def feedback(
     gaps, lambda_, rates, alpha=1.0, gamma=0.95, min_gain=0.05, deadband=0.001, drift_gain=0.05
 ) -> list[float]:
@@ -148,12 +136,12 @@ def feedback(
     for gap, rate in zip(gaps, rates, strict=True):
         if rate <= known / 2 or rate >= 2 * known:
             crossings, known = 0, rate
-        crossed = abs(gap) > band and np.sign(gap) == -side
-        if abs(gap) > band:
+        crossed = abs(gap) > deadband and np.sign(gap) == -side
+        if abs(gap) > deadband:
             side = np.sign(gap)
         crossings += crossed
-        gain = max(floor, alpha * gamma ** max(crossings - 1, 0))
-        drift = 0.0 if crossed else drift + trend * gain * gap
+        gain = max(min_gain, alpha * gamma ** max(crossings - 1, 0))
+        drift = 0.0 if crossed else drift + drift_gain * gain * gap
         lambda_ = moved(lambda_, gain, gap) * np.exp(drift)
         path.append(lambda_)
     return path

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from sv_sparse.optim import clip_grad_norm_
+from sv_sparse.optim.cpp import bindings
 
 SHAPES = [(1, 1), (31,), (33, 1), (0, 4), (1024,), (5, 1025), (64, 32, 3), (16, 8, 3, 3)]
 

@@ -1,4 +1,4 @@
-"""The step under torch.compile, which is what fused means off the CPU."""
+"""The step of backend="compile", by torch.compile."""
 
 import warnings
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sv_sparse.optim import AdaBreg, LinBreg, methods
+from sv_sparse.optim import AdaBreg, LinBreg, bregman_optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from the compiler's own imports
 
@@ -56,8 +56,8 @@ def test_cycled_betas_and_many_groups_stay_within_what_the_compiler_allows():
 
 def test_layers_skipped_at_random_train_on_with_one_warning(monkeypatch):
     torch._dynamo.reset()
-    monkeypatch.setattr(methods, "_MOST_COMPILED", 2)
-    methods._warn_of_many_steps.cache_clear()
+    monkeypatch.setattr(bregman_optimizer, "_MAX_COMPILED_STEPS", 2)
+    bregman_optimizer._warn_of_many_steps.cache_clear()
     models = [[nn.Parameter(torch.linspace(-1, 1, 5 + size)) for size in range(3)] for _ in range(2)]
     pair = [
         AdaBreg(params, lr=0.1, lambda_init=0.2, backend=way)

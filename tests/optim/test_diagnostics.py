@@ -54,7 +54,7 @@ def test_the_histogram_of_duals_splits_at_lambda_into_dead_and_alive(penalty):
     controller = FeedbackController(optimizer, 0.5, 20)
     train(model, optimizer, 20, after=controller.step)
     optimizer.apply_prox()
-    counts = SupportDiagnostics(controller).dual_histogram(bins=64)
+    counts = SupportDiagnostics(controller).dual_histogram(num_bins=64)
     assert counts.shape == (64,)
     if penalty == "l1":
         zeros = sum(int((param == 0).sum()) for param in controller.params)

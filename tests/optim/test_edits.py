@@ -30,7 +30,7 @@ def give_gradients(params, step: int) -> None:
 
 
 def trained(params, way: str = "auto", steps: int = 3, **settings):
-    optimizer = LinBreg(params, **{"lr": 0.1, "lambda_": 0.1, "backend": way} | settings)
+    optimizer = LinBreg(params, **{"lr": 0.1, "lambda_init": 0.1, "backend": way} | settings)
     for step in range(steps):
         give_gradients(params, step)
         optimizer.step()
@@ -133,10 +133,10 @@ def test_an_edited_group_leaves_the_duals_of_other_groups_alone(way):
     assert not torch.equal(optimizer.state[weight]["dual"][row], dual[row])
 
 
-@pytest.mark.filterwarnings("ignore:landing from")
+@pytest.mark.filterwarnings("ignore:finalizing")
 def test_masks_let_through_what_is_adopted():
     weight = nn.Parameter(torch.randn(10, 10))
-    optimizer = AdaBreg([{"params": [weight], "penalty": "mask"}], lr=0.01)
+    optimizer = AdaBreg([{"params": [weight], "penalty": "none", "prunable": True}], lr=0.01)
     controller = GradualMagnitudePruning(
         optimizer, 0.5, 4, ramp_start=None, ramp_end=None, num_mask_updates=1, freeze_fraction=0.0
     )

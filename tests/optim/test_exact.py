@@ -43,7 +43,7 @@ def test_the_quantile_controller_meets_the_target_to_the_weight_after_every_upda
 @pytest.mark.parametrize("kind", [QuantileController, GradualMagnitudePruning])
 def test_a_ramp_leads_from_the_initial_to_the_final_target(kind):
     model = network()
-    penalty = "mask" if kind is GradualMagnitudePruning else "l1"
+    penalty = "none" if kind is GradualMagnitudePruning else "l1"
     optimizer = AdaBreg(param_groups(model, penalty=penalty), lr=0.02, lambda_init=0.01)
     controller = kind(optimizer, 0.8, 40, ramp_start=0.25, ramp_end=0.75, initial_sparsity=0.2)
     path = []
@@ -63,7 +63,7 @@ def test_a_ramp_leads_from_the_initial_to_the_final_target(kind):
 
 def test_pruned_weights_stay_zero_and_masks_only_grow():
     model = network()
-    optimizer = AdaBreg(param_groups(model, penalty="mask"), lr=0.02)
+    optimizer = AdaBreg(param_groups(model, penalty="none"), lr=0.02)
     controller = GradualMagnitudePruning(optimizer, 0.9, 40, num_mask_updates=7)
     alive = []
 
@@ -81,7 +81,7 @@ def test_pruned_weights_stay_zero_and_masks_only_grow():
 
 def test_pruning_without_a_ramp_is_at_its_target_from_the_first_masks_on():
     model = network()
-    optimizer = AdaBreg(param_groups(model, penalty="mask"), lr=0.02)
+    optimizer = AdaBreg(param_groups(model, penalty="none"), lr=0.02)
     controller = GradualMagnitudePruning(optimizer, 0.9, 40, num_mask_updates=10, ramp_start=None, ramp_end=None)
     measured = []
 
@@ -106,7 +106,7 @@ def test_what_is_pruned_first_is_smallest_over_all_layers_together():
 def test_layer_by_layer_the_same_share_of_each_is_pruned():
     torch.manual_seed(0)
     small, large = nn.Parameter(0.1 * torch.randn(40, 40)), nn.Parameter(10 * torch.randn(5, 6))
-    optimizer = AdaBreg([small, large], penalty="mask")
+    optimizer = AdaBreg([small, large], penalty="none")
     GradualMagnitudePruning(optimizer, 0.9, 10, per_layer=True).finalize()
     for weight in (small, large):
         alive = weight.detach().abs()
@@ -116,7 +116,7 @@ def test_layer_by_layer_the_same_share_of_each_is_pruned():
 
 def test_of_equal_channels_as_many_survive_as_of_others():
     equal, other = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.arange(24.0).view(8, 3) + 1)
-    optimizer = AdaBreg([equal, other], penalty="mask", granularity="out_channel")
+    optimizer = AdaBreg([equal, other], penalty="none", granularity="out_channel")
     GradualMagnitudePruning(optimizer, 0.5, 10, per_layer=True, whole=True).finalize()
     assert int(equal.detach().any(1).sum()) == 2
     assert other.detach().any(1).tolist() == [False] * 4 + [True] * 4
@@ -124,7 +124,7 @@ def test_of_equal_channels_as_many_survive_as_of_others():
 
 def test_a_layer_that_cannot_reach_the_target_is_warned_of_whatever_the_others_do():
     dead, other = nn.Parameter(torch.zeros(4, 3)), nn.Parameter(torch.randn(8, 3))
-    optimizer = AdaBreg([dead, other], penalty="mask", granularity="out_channel")
+    optimizer = AdaBreg([dead, other], penalty="none", granularity="out_channel")
     with pytest.warns(UserWarning, match="landed on 12 weights instead of 18"):
         GradualMagnitudePruning(optimizer, 0.5, 10, per_layer=True, whole=True).finalize()
 
@@ -132,7 +132,7 @@ def test_a_layer_that_cannot_reach_the_target_is_warned_of_whatever_the_others_d
 @pytest.mark.parametrize("settings", [{}, {"per_layer": True}, {"per_layer": True, "whole": True}])
 def test_what_a_trained_network_has_pruned_stays_pruned_while_its_ramp_goes_on_from_there(settings):
     def fresh(model: nn.Module, target: float) -> GradualMagnitudePruning:
-        optimizer = AdaBreg(param_groups(model, penalty="mask"), lr=0.02)
+        optimizer = AdaBreg(param_groups(model, penalty="none"), lr=0.02)
         return GradualMagnitudePruning(optimizer, target, 40, **settings)
 
     model = network()
@@ -179,11 +179,11 @@ def test_a_ramp_that_began_where_a_trained_network_was_goes_on_from_there_when_r
 
 
 @pytest.mark.parametrize("per_layer", [False, True])
-def test_masked_training_resumes_without_changing_a_bit(layerwise):
+def test_masked_training_resumes_without_changing_a_bit(per_layer):
     def fresh():
         model = network()
-        optimizer = AdaBreg(param_groups(model, penalty="mask"), lr=0.02)
-        return model, optimizer, GradualMagnitudePruning(optimizer, 0.9, 40, per_layer=layerwise)
+        optimizer = AdaBreg(param_groups(model, penalty="none"), lr=0.02)
+        return model, optimizer, GradualMagnitudePruning(optimizer, 0.9, 40, per_layer=per_layer)
 
     model, optimizer, controller = fresh()
     train(model, optimizer, 20, after=controller.step)
@@ -247,10 +247,10 @@ def test_a_scale_makes_a_group_sparser_under_the_common_lambda():
         (lambda p: QuantileController(ProxSGD([p]), 0.5, 10), "ProxSGD has none; use LinBreg or AdaBreg"),
         (
             lambda p: QuantileController(AdaBreg([p]), 0.5, 10, update_interval=0),
-            "every must be a whole number, 1 or more, got 0",
+            "update_interval must be a whole number, 1 or more, got 0",
         ),
         (lambda p: GradualMagnitudePruning(AdaBreg([p]), 0.5, 10), r"regulates \('mask',\), got groups with \['l1'\]"),
-        (lambda p: QuantileController(AdaBreg([p], penalty="mask"), 0.5, 10), r"got groups with \['mask'\]"),
+        (lambda p: QuantileController(AdaBreg([p], penalty="none"), 0.5, 10), r"got groups with \['mask'\]"),
         (
             lambda p: QuantileController(AdaBreg([p]), 0.5, 10, ramp_start=0.5, ramp_end=0.2),
             "ramp must be two rising shares",
@@ -260,8 +260,8 @@ def test_a_scale_makes_a_group_sparser_under_the_common_lambda():
             "initial_sparsity must be at least 0 and below 1, got 1.0",
         ),
         (
-            lambda p: GradualMagnitudePruning(AdaBreg([p], penalty="mask"), 0.5, 10, num_mask_updates=0),
-            "updates must be a whole number, 1 or more, got 0",
+            lambda p: GradualMagnitudePruning(AdaBreg([p], penalty="none"), 0.5, 10, num_mask_updates=0),
+            "num_mask_updates must be a whole number, 1 or more, got 0",
         ),
     ],
 )

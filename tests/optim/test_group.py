@@ -7,7 +7,6 @@ from controlled import batches, network, run
 from sv_sparse.optim import (
     AdaBreg,
     FeedbackController,
-    GradualMagnitudePruning,
     LinBreg,
     QuantileController,
     count_zeros,
@@ -44,37 +43,6 @@ def test_the_quantile_of_groups_is_exact_to_within_a_group(granularity):
         assert 0 <= share * size - 0.5 * size < largest + 1e-2
 
 
-def masked(target, steps=20, granularity="out_channel"):
-    model = network()
-    groups = [group | {"granularity": granularity} for group in param_groups(model, penalty="mask")]
-    optimizer = AdaBreg(groups, lr=0.002)
-    return model, optimizer, GradualMagnitudePruning(optimizer, target, steps, per_layer=True, whole=True)
-
-
-@pytest.mark.parametrize("granularity", ["out_channel", "in_channel", "kernel"])
-@pytest.mark.parametrize("target", [0.5, 0.8])
-def test_pruned_whole_each_layer_is_at_the_target_to_within_a_channel_and_keeps_one(granularity, target):
-    model, optimizer, controller = masked(target, granularity=granularity)
-    run(model, optimizer, controller, batches(20))
-    controller.finalize()
-    for param in controller.params:
-        norms = group_norms(param, granularity)
-        alive = int((norms > 0).sum())
-        assert abs(alive - max(1, (1 - target) * norms.numel())) <= 0.5
-        assert int(param.count_nonzero()) == alive * group_size(param, granularity)
-
-
-def test_pruned_whole_the_smallest_channels_fall_and_the_others_stay_as_they_are():
-    weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [0.3, 0.4], [30.0, 40.0], [0.1, 0.1]]))
-    before = weight.detach().clone()
-    optimizer = AdaBreg([weight], penalty="mask")
-    GradualMagnitudePruning(optimizer, 0.5, 10, per_layer=True, whole=True).finalize()
-    assert torch.equal(weight[[0, 2]], before[[0, 2]])
-    assert not weight[[1, 3]].any()
-    with pytest.raises(ValueError, match="needs per_layer=True"):
-        GradualMagnitudePruning(optimizer, 0.5, 10, whole=True)
-
-
 def test_before_a_ramp_from_a_dense_start_nothing_moves_the_weights_but_their_gradients():
     weights = [torch.nn.Parameter(torch.randn(8, 4) / 9), torch.nn.Parameter(torch.randn(64, 32) / 99)]
     before = [weight.detach().clone() for weight in weights]
@@ -104,7 +72,7 @@ def test_feedback_reaches_a_target_in_kernels_from_a_dense_start(kind):
 def test_a_kernel_of_size_one_is_a_single_weight():
     weight = torch.nn.Parameter(torch.randn(5, 7, generator=torch.Generator().manual_seed(0)))
     other = torch.nn.Parameter(weight.detach().clone())
-    settings = {"lr": 0.05, "lambda_": 0.3}
+    settings = {"lr": 0.05, "lambda_init": 0.3}
     optimizers = [
         AdaBreg([weight], penalty="group", granularity="kernel", **settings),
         AdaBreg([other], backend="foreach", **settings),

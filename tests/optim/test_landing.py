@@ -57,14 +57,14 @@ def test_a_target_of_zero_regulates_nothing():
         ({"target_sparsity": -0.1}, "target_sparsity must be at least 0 and below 1, got -0.1"),
         ({"target_sparsity": 0.0}, r"target_sparsity=0 is dense training: groups \[None\] need penalty='none'"),
         ({"total_steps": 0}, "total_steps must be a whole number, 1 or more, got 0"),
-        ({"freeze_fraction": 1.0}, "settle must be at least 0 and below 1, got 1.0"),
+        ({"freeze_fraction": 1.0}, "freeze_fraction must be at least 0 and below 1, got 1.0"),
         ({"alpha": 0.0}, "alpha must be above 0, got 0.0"),
         ({"gamma": 1.5}, "gamma must be at most 1, got 1.5"),
-        ({"min_gain": 2.0}, "floor must be at most 1.0, got 2.0"),
+        ({"min_gain": 2.0}, "min_gain must be at most 1.0, got 2.0"),
         ({"target_sparsity": 0.99}, "target_sparsity=0.99 of 16 weights keeps 0 of them"),
         ({"target_sparsity": 0.001}, "target_sparsity=0.001 of 16 weights keeps 16 of them"),
-        ({"min_gain": -1.0}, "floor must be 0 or more, got -1.0"),
-        ({"deadband": -1.0}, "band must be 0 or more, got -1.0"),
+        ({"min_gain": -1.0}, "min_gain must be 0 or more, got -1.0"),
+        ({"deadband": -1.0}, "deadband must be 0 or more, got -1.0"),
     ],
 )
 def test_a_setting_out_of_bounds_is_named_with_its_bounds(settings, message):
@@ -92,7 +92,7 @@ def test_groups_that_start_with_different_lambdas_are_refused():
 def test_a_frozen_parameter_is_refused_since_it_could_never_become_sparse():
     layer = nn.Linear(4, 4)
     layer.weight.requires_grad_(False)
-    with pytest.raises(ValueError, match="1 regulated parameters are frozen"):
+    with pytest.raises(ValueError, match="1 regularized parameters are frozen"):
         FeedbackController(AdaBreg(layer.parameters()), 0.5, 10)
 
 
@@ -109,7 +109,7 @@ def test_landing_counts_parameters_that_never_had_a_gradient():
 def test_landing_says_so_where_it_cannot_be_exact():
     param = nn.Parameter(torch.zeros(10, 10))
     controller = FeedbackController(AdaBreg([param]), 0.5, 10)
-    with pytest.warns(UserWarning, match="landed on 0 weights instead of 50: too many duals are zero or equal"):
+    with pytest.warns(UserWarning, match="finalized with 0 nonzero weights instead of 50: too many dual variables are zero or equal"):
         controller.finalize()
 
 
@@ -150,9 +150,9 @@ def test_a_landed_network_goes_on_from_where_it_is_under_the_quantile(penalty):
         torch.testing.assert_close(new.detach(), old, atol=60 * 3e-4 + 0.1 * landed, rtol=0)
 
 
-def under_the_quantile(model, penalty, data, lr, lambda_):
+def under_the_quantile(model, penalty, data, lr, lambda_init):
     """A run from the model's own weights, landed; its controller."""
-    optimizer = AdaBreg(param_groups(model, penalty=penalty), lr=lr, lambda_init=lambda_)
+    optimizer = AdaBreg(param_groups(model, penalty=penalty), lr=lr, lambda_init=lambda_init)
     controller = QuantileController(optimizer, 0.7, len(data))
     run(model, optimizer, controller, data)
     controller.finalize()

@@ -11,13 +11,12 @@ from torch import nn
 
 from sv_sparse.optim import (
     AdaBreg,
-    DampedFeedbackController,
-    PaperController,
     DualAverage,
     FeedbackController,
     FixedController,
-    LinBreg,
     GradualMagnitudePruning,
+    LinBreg,
+    PaperController,
     ProxSGD,
     QuantileController,
     SupportDiagnostics,
@@ -35,23 +34,21 @@ OPTIMIZERS = {
     "LinBreg, momentum": (LinBreg, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
     "ProxSGD": (ProxSGD, {}),
 }
+PRUNING = {"ramp_start": None, "ramp_end": None, "num_mask_updates": STEPS}
 CONTROLLERS = {
     "feedback": (FeedbackController, {}),
-    "ramp_start": FeedbackController, "ramp_end": {"ramp": (0.0, 0.5}),
-    "damped": (DampedFeedbackController, {"update_interval": 1}),
-    "decaying": (PaperController, {"update_interval": 1}),
+    "ramp": (FeedbackController, {"ramp_start": 0.0, "ramp_end": 0.5}),
+    "paper": (PaperController, {"update_interval": 1}),
     "fixed": (FixedController, {}),
     "quantile": (QuantileController, {}),
-    "magnitude": (GradualMagnitudePruning, {"ramp_start": None, "ramp_end": None, "num_mask_updates": STEPS}),
-    "per_layer": (GradualMagnitudePruning, {"ramp_start": None, "ramp_end": None, "num_mask_updates": STEPS, "per_layer": True}),
-    "channels": (GradualMagnitudePruning, {"ramp_start": None, "ramp_end": None, "num_mask_updates": STEPS, "per_layer": True, "whole": True}),
+    "magnitude": (GradualMagnitudePruning, PRUNING),
+    "per_layer": (GradualMagnitudePruning, {**PRUNING, "per_layer": True}),
 }
-MASKED = {"magnitude", "per_layer", "channels"}
+MASKED = {"magnitude", "per_layer"}
 ON_DUALS = [
     (optimizer, penalty, controller)
-    for optimizer, penalty, controller in product(OPTIMIZERS, ("l1", "group", "mask"), CONTROLLERS)
-    if (penalty == "mask") == (controller in MASKED)
-    and not (optimizer == "ProxSGD" and (penalty == "mask" or controller == "quantile"))
+    for optimizer, penalty, controller in product(OPTIMIZERS, ("l1", "group", "none"), CONTROLLERS)
+    if (penalty == "none") == (controller in MASKED) and not (optimizer == "ProxSGD" and controller == "quantile")
 ]
 
 
@@ -79,10 +76,10 @@ def update(model, bregman, control):
     control.step()
 
 
-def land(device, control):
-    """End a run; what is counted on a fake device is no count, which landing warns of."""
+def finalize(device, control):
+    """End a run; what is counted on a fake device is no count, which finalize() warns of."""
     with device.waiting(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "land")
+        warnings.filterwarnings("ignore", "finaliz")
         control.finalize()
 
 
@@ -98,7 +95,7 @@ def test_steps_do_not_wait_and_a_run_ends(optimizer, penalty, controller):
         with device.not_waiting():
             for _ in range(STEPS):
                 backward(model)
-                clip_grad_norm_(model.parameters(), 1.0, sparse=control.params)
+                clip_grad_norm_(model.parameters(), 1.0, sparse_params=control.params)
                 diagnostics.snapshot()
                 bregman.step()
                 control.step()
@@ -115,7 +112,7 @@ def test_steps_do_not_wait_and_a_run_ends(optimizer, penalty, controller):
             update(model, bregman, control)  # the first after loading may compare the weights with the duals
         with device.not_waiting():
             update(model, bregman, control)
-        land(device, control)
+        finalize(device, control)
         for param in model.parameters():
             for name, value in bregman.state[param].items():
                 assert value.device == CUDA, name
@@ -134,14 +131,14 @@ def test_weights_in_16_bits_and_a_rate_on_the_device_do_not_wait(optimizer):
                 bregman.step()
 
 
-@pytest.mark.parametrize("on", ["support", "all"])
+@pytest.mark.parametrize("scope", ["support", "all"])
 @on_fake_cuda
-def test_clipping_does_not_wait(on):
+def test_clipping_does_not_wait(scope):
     with Device() as device:
         model, _ = network_and_optimizer(device, "LinBreg")
         with device.not_waiting():
             backward(model)
-            assert clip_grad_norm_(model.parameters(), 1.0, on=on).device == CUDA
+            assert clip_grad_norm_(model.parameters(), 1.0, scope=scope).device == CUDA
 
 
 @pytest.mark.parametrize("optimizer", ["AdaBreg", "LinBreg, momentum"])
@@ -190,4 +187,4 @@ def test_a_network_that_moves_after_its_optimizer_was_made_takes_lambda_and_the_
             update(model, bregman, control)
         with device.not_waiting():
             update(model, bregman, control)
-        land(device, control)
+        finalize(device, control)

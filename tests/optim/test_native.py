@@ -11,12 +11,13 @@ from small import network, train
 from torch import nn
 
 from sv_sparse.optim import AdaBreg, LinBreg, count_zeros, param_groups
+from sv_sparse.optim.cpp import bindings
 
 KINDS = [(LinBreg, {}), (LinBreg, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}), (AdaBreg, {})]
 
 
 @pytest.mark.parametrize(("kind", "settings"), KINDS)
-def test_fused_and_foreach_agree(kind, settings):
+def test_cpp_and_foreach_agree(kind, settings):
     models = network(), network()
     for model, backend in zip(models, ("cpp", "foreach"), strict=True):
         train(model, kind(param_groups(model), lr=0.02, lambda_init=0.02, backend=backend, **settings), 10)
@@ -121,7 +122,7 @@ def run_without_compiler(code: str, tmp_path, compiler: str) -> subprocess.Compl
     ("compiler", "reason"),
     [("no-such-compiler", "No such file"), ("false", "failed"), ("g++ '", "is no command (No closing quotation)")],
 )
-def test_without_a_compiler_fused_says_in_the_constructor_how_to_do_without(tmp_path, compiler, reason):
+def test_without_a_compiler_cpp_says_in_the_constructor_how_to_do_without(tmp_path, compiler, reason):
     code = (
         "import torch; from sv_sparse.optim import AdaBreg\nAdaBreg([torch.nn.Parameter(torch.ones(3))], backend='cpp')"
     )
@@ -194,14 +195,14 @@ def test_ctrl_c_of_the_terminal_does_not_reach_the_compiler(tmp_path):
 
 def test_a_broken_source_is_reported_and_leaves_nothing_in_the_cache(tmp_path):
     code = (
-        "from pathlib import Path; from sv_sparse.optim import native\n"
-        f"native.SOURCE = Path({str(tmp_path / 'bad.cpp')!r})\n"
-        "native.SOURCE.write_text('this is no program')\n"
-        "native.library()"
+        "from pathlib import Path; from sv_sparse.optim.cpp import bindings\n"
+        f"bindings.SOURCE = Path({str(tmp_path / 'bad.cpp')!r})\n"
+        "bindings.SOURCE.write_text('this is no program')\n"
+        "bindings.library()"
     )
     done = run_without_compiler(code, tmp_path, "g++")
     assert "OSError: g++ failed" in done.stderr
-    assert not list((tmp_path / "sv-sparse" / "cpp").iterdir())
+    assert not list((tmp_path / "sv-sparse" / "native").iterdir())
 
 
 def test_the_room_imports_nothing_but_torch():

@@ -186,7 +186,7 @@ def test_sparse_gradients_are_refused_in_words():
 @pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
 def test_a_compiled_step_follows_a_moving_lambda(kind):
     left, right = network(), network()
-    settings = {"lr": 0.02, "lambda_": 0.02, "backend": "foreach"}
+    settings = {"lr": 0.02, "lambda_init": 0.02, "backend": "foreach"}
     one, other = (kind(param_groups(model), **settings) for model in (left, right))
     train(left, one, 2)
     train(right, other, 2)
@@ -253,13 +253,13 @@ def test_parameters_without_gradient_are_left_alone():
     ("kind", "settings", "message"),
     [
         (AdaBreg, {"lr": -1.0}, "lr must be a finite number, 0 or more, got -1.0"),
-        (AdaBreg, {"lambda_": -0.1}, "lambda_ must be a finite number, 0 or more, got -0.1"),
-        (AdaBreg, {"lambda_": float("inf")}, "lambda_ must be a finite number, 0 or more, got inf"),
+        (AdaBreg, {"lambda_init": -0.1}, "lambda_init must be a finite number, 0 or more, got -0.1"),
+        (AdaBreg, {"lambda_init": float("inf")}, "lambda_init must be a finite number, 0 or more, got inf"),
         (AdaBreg, {"delta": 0.0}, "delta must be a finite number above 0, got 0.0"),
         (AdaBreg, {"weight_decay": -1.0}, "weight_decay must be a finite number, 0 or more, got -1.0"),
         (AdaBreg, {"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\), got 1.0"),
         (AdaBreg, {"eps": -1e-8}, "eps must be a finite number, 0 or more, got -1e-08"),
-        (AdaBreg, {"penalty": "l2"}, "penalty must be one of l1, group, mask, none, got 'l2'"),
+        (AdaBreg, {"penalty": "l2"}, "penalty must be one of l1, group, none, got 'l2'"),
         (LinBreg, {"momentum": -0.5}, "momentum must be a finite number, 0 or more, got -0.5"),
         (LinBreg, {"nesterov": True}, "nesterov must be used with momentum above 0 and dampening 0, got True"),
     ],

@@ -1,4 +1,4 @@
-"""Laws of the param_groups, the sparse start, the count of zeros, clipping and schedules."""
+"""Laws of the parameter groups, the sparse start, the count of zeros, clipping and schedules."""
 
 from itertools import pairwise
 
@@ -200,7 +200,7 @@ def pruned(layer: nn.Module) -> nn.Module:
 
 
 def trained(layer: nn.Module, **settings) -> nn.Module:
-    """The layer after twenty steps and a landing at 80 % zeros."""
+    """The layer after twenty steps and finalize() at 80 % zeros."""
     torch.manual_seed(0)
     optimizer = AdaBreg(param_groups(layer, **settings), lr=0.01, backend="foreach")
     controller = QuantileController(optimizer, 0.8, 20, ramp_start=None, ramp_end=None)
@@ -370,9 +370,9 @@ def test_zeros_are_counted_exactly_and_without_reading_the_device():
 def test_clipping_on_the_support_counts_gradients_of_live_weights_only():
     weight = nn.Parameter(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
     weight.grad = torch.tensor([[0.5, 10.0, 10.0, 10.0]])
-    assert clip_grad_norm_([weight], 1.0, on="support").item() == pytest.approx(0.5)
+    assert clip_grad_norm_([weight], 1.0, scope="support").item() == pytest.approx(0.5)
     assert weight.grad[0, 0].item() == pytest.approx(0.5)
-    assert clip_grad_norm_([weight], 1.0, on="all").item() == pytest.approx(300.25**0.5)
+    assert clip_grad_norm_([weight], 1.0, scope="all").item() == pytest.approx(300.25**0.5)
     assert weight.grad.norm().item() == pytest.approx(1.0, rel=1e-4)
 
 
@@ -386,24 +386,24 @@ def test_a_single_tensor_is_clipped_as_torch_does():
 def test_biases_at_zero_count_when_clipping_on_the_support():
     bias = nn.Parameter(torch.zeros(4))
     bias.grad = torch.ones(4)
-    assert clip_grad_norm_([bias], 1.0, on="support").item() == 2.0
+    assert clip_grad_norm_([bias], 1.0, scope="support").item() == 2.0
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"on": "live"}, "support, all"), ({"max_norm": 0.0}, "above 0")])
+@pytest.mark.parametrize(("settings", "message"), [({"scope": "live"}, "support, all"), ({"max_norm": 0.0}, "above 0")])
 def test_clipping_checks_its_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         clip_grad_norm_([], **{"max_norm": 1.0} | settings)
 
 
 def test_the_first_update_of_a_schedule_already_moves():
-    factors = [warmup_exponential(step, 100, warmup=0.1, final=0.01) for step in range(100)]
+    factors = [warmup_exponential(step, 100, warmup_fraction=0.1, final_lr_fraction=0.01) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert max(factors) == factors[9] == 1.0
     assert factors[-1] == pytest.approx(0.01)
     assert all(later < earlier for earlier, later in pairwise(factors[9:]))
 
 
-@pytest.mark.parametrize("settings", [{"warmup": 1.0}, {"final": 0.0}])
+@pytest.mark.parametrize("settings", [{"warmup_fraction": 1.0}, {"final_lr_fraction": 0.0}])
 def test_a_schedule_checks_its_settings(settings):
     with pytest.raises(ValueError, match="must be"):
         warmup_exponential(0, 10, **settings)

@@ -50,7 +50,7 @@ def test_a_forgotten_step_of_the_controller_is_said_once_after_fifty_updates():
     assert said(lambda: train(model, optimizer, 60)) == []
 
 
-def test_a_controller_that_steps_or_has_landed_or_is_gone_is_not_missed():
+def test_a_controller_that_steps_or_is_finalized_or_is_gone_is_not_missed():
     model, optimizer, controller = controlled(1000)
     assert said(lambda: train(model, optimizer, 60, after=controller.step)) == []
     optimizer.param_groups[0]["params"][0].grad = None
@@ -104,7 +104,7 @@ def test_a_compiled_update_is_not_counted_nor_compiled_anew():
             param.grad = torch.randn_like(param)
         compiled()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] in {1, 2}
-    assert controller.reminders._updates == 0
+    assert controller.reminders._missed_steps == 0
 
 
 def finished(kind=QuantileController, penalty="l1", target=0.5):
@@ -113,7 +113,7 @@ def finished(kind=QuantileController, penalty="l1", target=0.5):
     return controller
 
 
-def test_a_finished_run_that_never_landed_is_said_when_its_controller_goes():
+def test_a_finished_run_that_was_never_finalized_is_said_when_its_controller_goes():
     assert said(finished) == []  # the quantile is exact after every update
     (text,) = said(lambda: finished(kind=FeedbackController))
     assert text.startswith(
@@ -132,7 +132,7 @@ def test_nothing_is_said_at_the_end_of_other_runs():
     controller = finished()
     for action in (
         lambda: finished().finalize(),
-        lambda: finished().state_dict(),  # which lands where it is loaded
+        lambda: finished().state_dict(),  # which is finalized where it is loaded
         lambda: finished(FixedController),
         lambda: finished(FixedController, "none", 0.0),
         lambda: copy.deepcopy(controller),
@@ -143,7 +143,7 @@ def test_nothing_is_said_at_the_end_of_other_runs():
     controller.reminders.active = False
 
 
-def test_a_program_that_ends_without_landing_says_so():
+def test_a_program_that_ends_without_finalize_says_so():
     code = """
 import torch
 from sv_sparse.optim import AdaBreg, FeedbackController, param_groups
@@ -160,14 +160,14 @@ for step in range(3):
         assert ("total_steps=3 ended without controller.finalize()" in done.stderr) == expected
 
 
-def test_a_landing_from_far_away_says_how_far_and_how_many_steps():
+def test_finalizing_from_far_away_says_how_far_and_how_many_steps():
     model, optimizer, controller = start(AdaBreg, 0.9, 300)  # starts at 99 %
     train_some(model, optimizer, controller, 3)
     with pytest.warns(UserWarning, match=r"from 9[78]\.\d\d % zeros to 90.00 %, after 3 of total_steps=300"):
         controller.finalize()
 
 
-def test_a_landing_long_before_the_end_says_so_once():
+def test_finalizing_long_before_the_end_says_so_once():
     model, optimizer, controller = controlled(1000)
     controller.ramp = None
     train(model, optimizer, 30, after=controller.step)
@@ -176,12 +176,12 @@ def test_a_landing_long_before_the_end_says_so_once():
     assert said(controller.finalize) == []
 
 
-def test_a_landing_near_the_target_or_of_a_network_that_was_not_trained_says_nothing():
+def test_finalizing_near_the_target_or_a_network_that_was_not_trained_says_nothing():
     model, optimizer, controller = controlled(50)
     train(model, optimizer, 30, after=controller.step)
     assert said(controller.finalize) == []
     assert said(controlled()[2].finalize) == []
-    model, optimizer, controller = controlled(40, kind=GradualMagnitudePruning, penalty="mask")
+    model, optimizer, controller = controlled(40, kind=GradualMagnitudePruning, penalty="none")
     train(model, optimizer, 40, after=controller.step)
     assert said(controller.finalize) == []
 
@@ -194,7 +194,7 @@ def test_steps_beyond_the_total_are_said_once():
     controller.reminders.active = False
 
 
-def test_a_single_group_of_weights_and_biases_is_said_to_want_a_partition():
+def test_a_single_group_of_weights_and_biases_is_said_to_want_param_groups():
     optimizer = AdaBreg(network().parameters())
     with pytest.warns(UserWarning, match="3 biases or gains, .* zero too: make the groups by param_groups"):
         FeedbackController(optimizer, 0.5, 10)

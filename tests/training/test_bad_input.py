@@ -49,7 +49,7 @@ def test_an_empty_folder(refused, tmp_path, tones):
 def test_a_broken_flac_in_the_trials_where_none_may_be_left_out(refused, folder):
     (folder / "wav" / "spk4" / "s0" / "00001.flac").write_bytes(b"fLaC" + bytes(100))
     message = refused(*own(folder), "data.max_unreadable_fraction=0")
-    assert "data.max_unreadable_fraction=0: 1 of 12 data.trial_lists utterances cannot be used" in message
+    assert "data.max_unreadable_fraction=0.0: 1 of 12 data.trial_lists utterances cannot be used" in message
     assert "spk4/s0/00001.flac" in message
 
 
@@ -98,11 +98,11 @@ def test_a_value_that_the_network_refuses(refused, folder):
 
 
 def test_a_value_that_the_optimizer_refuses(refused, folder):
-    assert "error: optim.lr must be above 0, one number or {sparse: " in refused(*own(folder), "optim.lr=-1")
+    assert "error: optim.lr must be above 0, one number or {sparse_start: " in refused(*own(folder), "optim.lr=-1")
 
 
 def test_a_lambda_that_could_never_grow(refused, folder):
-    assert "lambda_ of a regulated group must start above 0" in refused(*own(folder), "optim.lambda_init=0")
+    assert "lambda_ of a regularized group must start above 0" in refused(*own(folder), "optim.lambda_init=0")
 
 
 @pytest.mark.parametrize(
@@ -110,11 +110,11 @@ def test_a_lambda_that_could_never_grow(refused, folder):
     [
         ("target_sparsity=1.5", "error: target_sparsity must be a number, at least 0 and below 1, got 1.5"),
         ("optim=adam", "error: optim=adam: expected one of adabreg, linbreg, proxsgd"),
-        ("model=ecappa", "error: model=ecappa: expected one of ecapa, ecapa_256, ecapa_512, ecapa_speechbrain, "),
-        ("trainer.epoch=3", "error: unknown setting 'trainer.epoch'; valid under trainer: epochs, steps, batch_size"),
+        ("model=ecappa", "error: model=ecappa: expected one of custom, ecapa, ecapa_256, ecapa_512, ecapa_speechbrain, "),
+        ("trainer.epoch=3", "error: unknown setting 'trainer.epoch'; valid under trainer: epochs, max_steps, batch_size"),
         ("head.margin=abc", "error: head.margin must be a number, got 'abc'"),
         ("target_sparsity=0.5,90", "error: target_sparsity must be a number, at least 0 and below 1, got 90"),
-        ("resume_from=", "error: resume must be a run's folder or one of its checkpoints, or null for none, got ''"),
+        ("resume_from=", "error: resume_from must be a text that is not empty, got ''"),
         ("data=folder", "error: data.root, data.trial_lists must be given, for instance data.root=..."),
     ],
 )
