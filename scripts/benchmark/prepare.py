@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-
 from sv_sparse.data.corpora.collect import collect
+
 from sv_sparse.data.corpora.voxceleb import parse, prepare_voxceleb
 
 _LINKS = 30_000  # hard links to one file; file systems allow 65,000

@@ -19,7 +19,7 @@ from interleaved import medians
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sv_sparse.data.augment_ops import Mixer
+from sv_sparse.data.augment_ops import AugmentOnDevice
 from sv_sparse.data.torchaudio_guard import torchaudio  # noqa: F401  # lets speechbrain import it
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.features import Filterbank, crop_samples
@@ -64,7 +64,7 @@ class OurStep:
         self.device, self.bf16 = self.crops.device, bf16
         self.network = network.to(self.device)
         self.head = AAMSoftmax(network.embedding_dim, SPEAKERS).to(self.device)  # type: ignore[arg-type]
-        self.mixer, self.filterbank = Mixer(self.crops.shape[1]), Filterbank().to(self.device)
+        self.mixer, self.filterbank = AugmentOnDevice(self.crops.shape[1]), Filterbank().to(self.device)
         network_groups, head_groups = partition(network), partition(self.head, dense_types=(*DENSE_TYPES, AAMSoftmax))
         sparse_init_(network_groups)
         self.optimizer = AdaBreg([*network_groups, *(group | {"name": "head"} for group in head_groups)], lr=1e-3)

@@ -11,10 +11,10 @@ import torch
 from helpers.trees import RATE, noise
 
 from sv_sparse.data.augment import SNR, TALKERS, Augmentation
-from sv_sparse.data.augment_ops import Mixer, mask_filterbank, play, reverberate
-from sv_sparse.data.dataset import Crops
-from sv_sparse.data.loader import CropLoader, EpochBatches
-from sv_sparse.data.noise import KINDS, ROOM, NoiseStore, build_store
+from sv_sparse.data.augment_ops import AugmentOnDevice, add_reverb, mask_filterbank, play
+from sv_sparse.data.dataset import CropDataset
+from sv_sparse.data.loader import CropLoader, EpochBatchSampler
+from sv_sparse.data.noise import KINDS, ROOM, NoiseStore, build_noise_store
 from sv_sparse.models.features import Filterbank
 
 CROP = 8000
@@ -41,7 +41,7 @@ def store(tmp_path_factory):
     write(real / "RVB2014_type1_noise_room1.wav", noise("isotropic", 0.5))
     write(root / "RIRS_NOISES" / "pointsource_noises" / "noise-free.wav", noise("point", 0.5))
     out = root.parent / "store"
-    assert build_store([root], out) == {"noise": 5, "music": 3, "speech": 3, "room": 5}
+    assert build_noise_store([root], out) == {"noise": 5, "music": 3, "speech": 3, "room": 5}
     return out
 
 
@@ -51,7 +51,7 @@ def crops(corpus, tabulate):
         manifest = tabulate(corpus, sorted(corpus.rglob("*.wav")))
         rows = manifest.split("train")
         labels = manifest.labels(rows)
-        return Crops(manifest, rows, labels, crop_samples=CROP, seed=seed, augmentation=augmentation)
+        return CropDataset(manifest, rows, labels, crop_samples=CROP, seed=seed, augmentation=augmentation)
 
     return make
 
@@ -83,7 +83,7 @@ def test_a_folder_that_is_no_store_and_one_without_noise_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"augment.noise_dir=.*: expected a folder made by: sv-sparse prepare noise"):
         NoiseStore(tmp_path)
     with pytest.raises(ValueError, match="found none"):
-        build_store([tmp_path], tmp_path / "out")
+        build_noise_store([tmp_path], tmp_path / "out")
 
 
 def test_a_build_that_fails_leaves_the_old_store_as_it_was(store, tmp_path):
@@ -91,7 +91,7 @@ def test_a_build_that_fails_leaves_the_old_store_as_it_was(store, tmp_path):
     (tmp_path / "bad" / "noise").mkdir(parents=True)
     (tmp_path / "bad" / "noise" / "1.wav").write_bytes(b"no recording")
     with pytest.raises(ValueError, match=r"bad/noise/1.wav"):
-        build_store([tmp_path / "bad"], tmp_path / "store")
+        build_noise_store([tmp_path / "bad"], tmp_path / "store")
     assert NoiseStore(tmp_path / "store").count("music") == 3
 
 
@@ -99,7 +99,7 @@ def test_a_recording_that_cannot_be_read_is_named_and_left_out_of_the_store(tmp_
     write(tmp_path / "bad" / "noise" / "1.wav", noise("good", 0.5))
     (tmp_path / "bad" / "noise" / "2.wav").write_bytes(b"no recording")
     write(tmp_path / "bad" / "simulated_rirs" / "3.wav", np.zeros(100))
-    assert build_store([tmp_path / "bad"], tmp_path / "store") == {"noise": 1, "music": 0, "speech": 0, "room": 0}
+    assert build_noise_store([tmp_path / "bad"], tmp_path / "store") == {"noise": 1, "music": 0, "speech": 0, "room": 0}
     assert "2.wav: cannot be read as a recording" in caplog.text
     assert "3.wav: a room response of zeros" in caplog.text
 
@@ -129,14 +129,14 @@ def test_a_draw_depends_on_seed_epoch_and_utterance_alone(store, crops):
         count = min(forwards.waveforms.shape[1], backwards.waveforms.shape[1])
         assert torch.equal(forwards.waveforms[row, :count], backwards.waveforms[other, :count])
         assert forwards.labels[row] == backwards.labels[other]
-    mixer = Mixer(CROP, augmentation.speeds)
+    mixer = AugmentOnDevice(CROP, augmentation.speeds)
     heard, again = mixer(forwards.waveforms, forwards.extras), mixer(backwards.waveforms, backwards.extras)
     torch.testing.assert_close(heard, again.flip(0), atol=1e-5, rtol=1e-4)
     assert not torch.equal(heard, mixer(*drawn(one, epoch=1)[::3]))
 
 
 def test_a_batch_is_mixed_as_its_utterances_are_one_by_one(store):
-    augmentation, mixer = Augmentation(store=str(store), probability=0.9), Mixer(CROP)
+    augmentation, mixer = Augmentation(store=str(store), probability=0.9), AugmentOnDevice(CROP)
     plans = [augmentation.plan(0, 0, f"id{n}") for n in range(50)]
     speech = torch.randint(-9000, 9000, (50, CROP), dtype=torch.int16)
     alone = [mixer(speech[row : row + 1], augmentation.gather([plan], CROP)) for row, plan in enumerate(plans)]
@@ -145,7 +145,7 @@ def test_a_batch_is_mixed_as_its_utterances_are_one_by_one(store):
 
 def test_workers_draw_the_same(store, crops):
     chosen = crops(Augmentation(store=str(store), probability=0.9, speeds=[1.0, 1.1]))
-    alone, together = (list(CropLoader(chosen, EpochBatches(24, 8, 0), workers, "cpu")) for workers in (0, 1))
+    alone, together = (list(CropLoader(chosen, EpochBatchSampler(24, 8, 0), workers, "cpu")) for workers in (0, 1))
     for one, other in zip(alone, together, strict=True):
         assert torch.equal(one.waveforms, other.waveforms)
         assert all(torch.equal(a, b) for a, b in zip(one.extras, other.extras, strict=True))
@@ -166,12 +166,12 @@ def test_every_speed_makes_new_speakers(crops):
     own = torch.from_numpy(chosen.labels[:24])
     assert torch.equal(batch.labels, own + 6 * batch.extras.speed)
     assert set(batch.extras.speed.tolist()) == {0, 1, 2}
-    assert Mixer(CROP, (1.0, 0.9, 1.1))(batch.waveforms, batch.extras).shape == (24, CROP)
+    assert AugmentOnDevice(CROP, (1.0, 0.9, 1.1))(batch.waveforms, batch.extras).shape == (24, CROP)
 
 
 def test_mixed_precision_around_it_changes_nothing(store, crops):
     augmentation = Augmentation(store=str(store), probability=0.8, speeds=[1.0, 0.9, 1.1], mask_probability=1.0)
-    batch, mixer, filterbank = drawn(crops(augmentation)), Mixer(CROP, augmentation.speeds), Filterbank()
+    batch, mixer, filterbank = drawn(crops(augmentation)), AugmentOnDevice(CROP, augmentation.speeds), Filterbank()
     assert len(batch.extras.room_rows) > 0
     assert len(batch.extras.noise_rows) > 0
     assert set(batch.extras.speed.tolist()) == {0, 1, 2}
@@ -190,12 +190,12 @@ def test_mixed_precision_around_it_changes_nothing(store, crops):
 
 def test_speeds_and_rooms_by_themselves_are_computed_in_float32_whatever_is_around():
     speech, rooms = torch.randn(3, CROP), torch.randn(3, 700) * torch.exp(-torch.arange(700) / 80)
-    expected = play(speech, 0.9), reverberate(speech, rooms)
+    expected = play(speech, 0.9), add_reverb(speech, rooms)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(play(speech, 0.9), expected[0])
-        assert torch.equal(reverberate(speech, rooms), expected[1])
+        assert torch.equal(add_reverb(speech, rooms), expected[1])
     halves = speech.bfloat16()
-    assert play(halves, 0.9).dtype == reverberate(halves, rooms.bfloat16()).dtype == torch.float32
+    assert play(halves, 0.9).dtype == add_reverb(halves, rooms.bfloat16()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("speed", [0.9, 1.0, 1.1])
@@ -212,9 +212,9 @@ def test_a_crop_at_another_speed_has_no_silence_at_its_end(tmp_path, tabulate):
     manifest = tabulate(tmp_path, [tmp_path / "a" / "s" / "1.wav"])
     speeds = [1.0, 0.9, 1.1]
     rows = np.zeros(40, dtype=np.int64)
-    chosen = Crops(manifest, rows, rows, crop_samples=CROP, seed=0, augmentation=Augmentation(speeds=speeds))
+    chosen = CropDataset(manifest, rows, rows, crop_samples=CROP, seed=0, augmentation=Augmentation(speeds=speeds))
     batch = chosen.__getitems__([(epoch, 0) for epoch in range(12)])
-    heard = Mixer(CROP, speeds)(batch.waveforms, batch.extras)
+    heard = AugmentOnDevice(CROP, speeds)(batch.waveforms, batch.extras)
     assert set(batch.extras.speed.tolist()) == {0, 1, 2}
     assert (heard[:, -50:].abs().amax(dim=1) > 0.05).all()
 
@@ -224,7 +224,7 @@ def test_noise_has_its_level_below_the_speech(store):
     plans = [plan for n in range(60) if (plan := augmentation.plan(0, 0, f"id{n}")).kind in KINDS]
     extras = augmentation.gather(plans, CROP)
     speech = torch.randint(-9000, 9000, (len(plans), CROP), dtype=torch.int16)
-    added = Mixer(CROP)(speech, extras) - speech / 32768
+    added = AugmentOnDevice(CROP)(speech, extras) - speech / 32768
     level = 10 * torch.log10((speech / 32768).square().mean(1) / added.square().mean(1))
     torch.testing.assert_close(level, torch.tensor([plan.snr for plan in plans]), atol=0.01, rtol=0)
 
@@ -233,16 +233,16 @@ def test_noise_of_digital_silence_changes_nothing(tmp_path, store):
     for kind in KINDS:
         write(tmp_path / kind / "zero.wav", np.zeros(9000))
     write(tmp_path / "simulated_rirs" / "one.wav", np.array([1.0, 0.0]))
-    build_store([tmp_path], tmp_path / "out")
+    build_noise_store([tmp_path], tmp_path / "out")
     augmentation = Augmentation(store=str(tmp_path / "out"), probability=1.0)
     plans = [augmentation.plan(0, 0, f"id{n}") for n in range(20)]
     speech = torch.randint(-9000, 9000, (20, CROP), dtype=torch.int16)
-    torch.testing.assert_close(Mixer(CROP)(speech, augmentation.gather(plans, CROP)), speech / 32768)
+    torch.testing.assert_close(AugmentOnDevice(CROP)(speech, augmentation.gather(plans, CROP)), speech / 32768)
 
 
 def test_a_room_is_a_convolution_as_long_and_as_loud_as_the_speech():
     speech, rooms = torch.randn(3, CROP), torch.randn(3, 700) * torch.exp(-torch.arange(700) / 80)
-    heard = reverberate(speech, rooms)
+    heard = add_reverb(speech, rooms)
     for row in range(3):
         plain = np.convolve(speech[row].double().numpy(), rooms[row].double().numpy())[:CROP]
         plain *= speech[row].abs().max().item() / np.abs(plain).max()
@@ -252,7 +252,7 @@ def test_a_room_is_a_convolution_as_long_and_as_loud_as_the_speech():
 def test_without_augmentation_samples_are_left_alone(crops):
     batch = drawn(crops(None))
     assert batch.extras is None
-    assert torch.equal(Mixer(CROP)(batch.waveforms, None), batch.waveforms / 32768)
+    assert torch.equal(AugmentOnDevice(CROP)(batch.waveforms, None), batch.waveforms / 32768)
     assert drawn(crops(Augmentation(speeds=[1.0, 0.9])).plain()).extras is None
 
 

@@ -75,7 +75,7 @@ def test_what_names_can_tell_is_said_before_any_file_is_opened(root, tmp_path, m
     assert "vox2_dev has 3 of 5,994 published speakers" in str(error.value)
     assert "vox1_test has 8 of 4,874 published utterances" in str(error.value)
     (root / "lists" / "list_test_all2.txt").write_text("id1 id2 1\n")
-    with pytest.raises(ValueError, match=r"list_test_all2.txt, line 1: expected 'label enrolment test'"):
+    with pytest.raises(ValueError, match=r"list_test_all2.txt, line 1: expected 'label enrollment test'"):
         prepare_voxceleb([root], out, partial=True)
 
 

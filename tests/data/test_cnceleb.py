@@ -8,11 +8,11 @@ import pytest
 import torch
 from helpers import trees
 
-from sv_sparse.data.audio import read_stretch, read_utterance
+from sv_sparse.data.audio import read_segment, read_utterance
 from sv_sparse.data.corpora import cnceleb
 from sv_sparse.data.corpora.cnceleb import prepare_cnceleb
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.data.prepared import list_path, read_listed, select
+from sv_sparse.data.prepared import load_trial_sets, select, trial_list_path
 from sv_sparse.data.trials import read_trials
 
 
@@ -26,7 +26,7 @@ def prepared(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def chosen(prepared, tmp_path) -> Manifest:
-    lists = read_listed(prepared, ["cnceleb_average", "cnceleb_concatenated"])
+    lists = load_trial_sets(prepared, ["cnceleb_average", "cnceleb_concatenated"])
     train = ["cn1_dev", "cn2_dev"]
     return select(prepared, train=train, lists=lists, validation_share=0.0, seed=0, out=tmp_path / "manifest.parquet")
 
@@ -56,7 +56,7 @@ def test_a_list_of_training_speakers_that_names_an_evaluation_speaker_is_refused
 
 def test_a_subset_of_evaluation_speakers_cannot_be_trained_on(prepared, tmp_path):
     for name in ("cnceleb_average", "cnceleb_concatenated"):
-        options = {"lists": read_listed(prepared, [name]), "validation_share": 0.0, "seed": 0}
+        options = {"lists": load_trial_sets(prepared, [name]), "validation_share": 0.0, "seed": 0}
         with pytest.raises(ValueError, match=f"{name}: 3 of its speakers are trained on with data.train_subsets="):
             select(prepared, train=["cn1_dev", "cn_segments"], out=tmp_path / "m.parquet", **options)
 
@@ -67,7 +67,7 @@ def test_both_releases_may_lie_in_roots_of_their_own_and_the_second_may_be_absen
     prepare_cnceleb([one, two], tmp_path / "both", partial=True)
     assert len(Manifest(tmp_path / "both" / "manifest.parquet")) == len(Manifest(prepared / "manifest.parquet"))
     prepare_cnceleb([one], tmp_path / "alone", partial=True)
-    alone = read_listed(tmp_path / "alone", ["cnceleb_average"])
+    alone = load_trial_sets(tmp_path / "alone", ["cnceleb_average"])
     options = {"train": ["cn1_dev"], "validation_share": 0.0, "seed": 0, "out": tmp_path / "manifest.parquet"}
     assert select(tmp_path / "alone", lists=alone, **options).speakers("train") == list(trees.CN1_DEV)
 
@@ -91,7 +91,7 @@ def test_a_joined_utterance_sounds_like_its_parts_one_after_the_other(chosen):
     whole = torch.cat([read_utterance([part]) for part in parts]).numpy()
     assert np.array_equal(read_utterance(parts).numpy(), whole)
     for start, count in ((0, 100), (15_900, 300), (20_000, 40_000), (len(whole) - 5, 5), (0, len(whole))):
-        assert np.array_equal(read_stretch(parts, 16000, start, count), whole[start : start + count])
+        assert np.array_equal(read_segment(parts, 16000, start, count), whole[start : start + count])
 
 
 def test_what_is_too_little_in_all_stays_and_the_rest_joins_the_last(tmp_path):
@@ -106,28 +106,30 @@ def test_what_is_too_little_in_all_stays_and_the_rest_joins_the_last(tmp_path):
 
 def test_lists_say_wav_where_files_are_flac(prepared):
     for name in ("cnceleb_average", "cnceleb_concatenated"):
-        (one,) = read_listed(prepared, [name])
+        (one,) = load_trial_sets(prepared, [name])
         assert all(utterance.endswith(".wav") for utterance in one.trials.utterances)
         assert all(part.path.endswith(".flac") for parts in one.recordings for part in parts)
 
 
 def test_enrolments_are_segments_or_the_joined_file(prepared):
-    average, concatenated = (read_trials(list_path(prepared, f"cnceleb_{x}")) for x in ("average", "concatenated"))
+    average, concatenated = (
+        read_trials(trial_list_path(prepared, f"cnceleb_{x}")) for x in ("average", "concatenated")
+    )
     assert len(average) == len(concatenated) == 2 * 12
     assert average.is_target.sum() == concatenated.is_target.sum() == 8
     assert average.is_target.tolist() == concatenated.is_target.tolist()
-    assert {average.sides[side] for side in average.enrolment} == {"id00800-enroll", "id00801-enroll"}
+    assert {average.sides[side] for side in average.enrollment} == {"id00800-enroll", "id00801-enroll"}
     segments = [average.utterances[part] for part in average.models["id00800-enroll"]]
     assert segments == ["id00800/singing-01-001.wav", "id00800/singing-01-002.wav"]
     assert concatenated.models == {}
-    assert {concatenated.sides[side] for side in concatenated.enrolment} == {
+    assert {concatenated.sides[side] for side in concatenated.enrollment} == {
         "enroll/id00800-enroll.wav",
         "enroll/id00801-enroll.wav",
     }
 
 
 def test_test_utterances_know_their_genre(prepared):
-    (one,) = read_listed(prepared, ["cnceleb_average"])
+    (one,) = load_trial_sets(prepared, ["cnceleb_average"])
     assert {one.genres[test] for test in one.trials.test} == set(trees.GENRES)
 
 
@@ -155,7 +157,7 @@ def test_a_missing_test_file_is_named_and_the_trials_are_left_out(tmp_path, prep
     assert "out: no trial list was prepared" in caplog.text
     assert not list((tmp_path / "out" / "trials").iterdir())  # those of an earlier run are gone
     with pytest.raises(ValueError, match="no trial list 'cnceleb_average'; it has none"):
-        list_path(tmp_path / "out", "cnceleb_average")
+        trial_list_path(tmp_path / "out", "cnceleb_average")
 
 
 def test_a_protocol_is_left_out_alone_where_only_its_enrolments_are_missing(tmp_path):

@@ -18,11 +18,11 @@ from helpers import trees
 from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.augment import Augmentation
 from sv_sparse.data.corpora.cnceleb import prepare_cnceleb
-from sv_sparse.data.dataset import Crops
-from sv_sparse.data.loader import CropLoader, EpochBatches
+from sv_sparse.data.dataset import CropDataset
+from sv_sparse.data.loader import CropLoader, EpochBatchSampler
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.data.noise import build_store
-from sv_sparse.data.prepared import concatenated, read_listed, select
+from sv_sparse.data.noise import build_noise_store
+from sv_sparse.data.prepared import concatenated, load_trial_sets, select
 from sv_sparse.data.shard_loader import ShardLoader
 from sv_sparse.data.shards import write_shards
 from sv_sparse.data.unreadable import UnreadableLimit
@@ -110,12 +110,12 @@ def test_a_recording_that_cannot_be_used_is_named_left_out_and_tried_again(moved
 
 def test_lists_of_shards_know_recordings_that_were_left_out_and_no_run_trains_on_them(moved, tmp_path):
     def trained_on(prepared):
-        lists = read_listed(prepared, ["cnceleb_average"])
+        lists = load_trial_sets(prepared, ["cnceleb_average"])
         train = ["cn1_dev", "cn2_dev"]
         run = select(prepared, train=train, lists=lists, validation_share=0.0, seed=0, out=tmp_path / "run.parquet")
         return {run.utterance(row) for row in range(len(run))}
 
-    (complete,) = read_listed(tmp_path / "prepared", ["cnceleb_average"])
+    (complete,) = load_trial_sets(tmp_path / "prepared", ["cnceleb_average"])
     path_of = {moved.utterance(row): path for row, path in files_of(moved, ".flac") + files_of(moved, ".wav")}
     trained = trained_on(tmp_path / "prepared")
     bad_trained = next(name for name in path_of if name in trained)
@@ -123,7 +123,7 @@ def test_lists_of_shards_know_recordings_that_were_left_out_and_no_run_trains_on
     for name in (bad_trained, bad_tested):
         half(path_of[name])
     write_shards(tmp_path / "prepared", tmp_path / "out")
-    (one,) = read_listed(tmp_path / "out", ["cnceleb_average"])
+    (one,) = load_trial_sets(tmp_path / "out", ["cnceleb_average"])
     place = one.trials.utterances.index(bad_tested)
     assert [position for position, seconds in enumerate(one.seconds) if not seconds] == [place]
     assert concatenated(one).seconds[len(one.trials.utterances) :].count(0) == sum(
@@ -204,13 +204,13 @@ def test_any_webdataset_reader_reads_them(folders):
 def test_an_epoch_has_the_same_batches_from_files_and_from_shards(folders, tmp_path):
     loaded = []
     for number, folder in enumerate(folders):
-        lists = read_listed(folder, ["cnceleb_average"])
+        lists = load_trial_sets(folder, ["cnceleb_average"])
         out = tmp_path / f"{number}.parquet"
         train = ["cn1_dev", "cn2_dev"]
         manifest = select(folder, train=train, lists=lists, validation_share=0.0, seed=0, out=out)
         rows = manifest.split("train")
-        crops = Crops(manifest, rows, manifest.labels(rows), crop_samples=9000, seed=1)
-        loaded.append(list(CropLoader(crops, EpochBatches(len(rows), 4, 1), 0, "cpu")))
+        crops = CropDataset(manifest, rows, manifest.labels(rows), crop_samples=9000, seed=1)
+        loaded.append(list(CropLoader(crops, EpochBatchSampler(len(rows), 4, 1), 0, "cpu")))
     for one, other in zip(*loaded, strict=True):
         assert one.unreadable == other.unreadable == []
         assert torch.equal(one.waveforms, other.waveforms)
@@ -249,20 +249,20 @@ def test_a_shard_that_was_cut_is_named(folders, tmp_path):
 
 @pytest.fixture(scope="module")
 def selected(folders, tmp_path_factory):
-    """Crops of the training speakers, from files and from shards, with rooms, noises and speeds."""
+    """CropDataset of the training speakers, from files and from shards, with rooms, noises and speeds."""
     folder = tmp_path_factory.mktemp("selected")
     for kind in ("noise", "music", "speech", "simulated_rirs"):
         trees.write(folder / "sounds" / kind / "1.wav", kind)
-    build_store([folder / "sounds"], folder / "store")
+    build_noise_store([folder / "sounds"], folder / "store")
     augmentation = Augmentation(store=str(folder / "store"), probability=0.6, speeds=(1.0, 0.9), mask_probability=0.5)
     found = []
     for number, prepared in enumerate(folders):
-        lists = read_listed(prepared, ["cnceleb_average"])
+        lists = load_trial_sets(prepared, ["cnceleb_average"])
         out = folder / f"{number}.parquet"
         manifest = select(prepared, train=["cn1_dev", "cn2_dev"], lists=lists, validation_share=0.0, seed=0, out=out)
         rows = manifest.split("train")
         labels = manifest.labels(rows)
-        found.append(Crops(manifest, rows, labels, crop_samples=9000, seed=1, augmentation=augmentation))
+        found.append(CropDataset(manifest, rows, labels, crop_samples=9000, seed=1, augmentation=augmentation))
     return found
 
 
@@ -292,7 +292,7 @@ def test_in_order_an_epoch_has_the_same_crops_as_from_files_in_batches_of_one_si
     files, shards = selected
     size = 5
     assert len(files) % size  # the last batch is not whole
-    batches = EpochBatches(len(files), size, 1)
+    batches = EpochBatchSampler(len(files), size, 1)
     streamed = ShardLoader(shards, batches, workers, "cpu")
     orders = []
     for epoch in (0, 3):
@@ -311,12 +311,12 @@ def test_in_order_an_epoch_has_the_same_crops_as_from_files_in_batches_of_one_si
 
 
 def of_rank(crops, rank, ranks):
-    return EpochBatches(len(crops), 2 * ranks, 1, rank=rank, ranks=ranks)
+    return EpochBatchSampler(len(crops), 2 * ranks, 1, rank=rank, ranks=ranks)
 
 
 def test_ranks_read_shards_of_their_own_and_have_as_many_batches(selected):
     _, shards = selected
-    batches = EpochBatches(len(shards), 2, 1)
+    batches = EpochBatchSampler(len(shards), 2, 1)
     whole = heard(ShardLoader(shards, batches, 0, "cpu"))
     loaded = [list(ShardLoader(shards, of_rank(shards, rank, 2), 0, "cpu")) for rank in range(2)]
     parts = [heard(found) for found in loaded]
@@ -330,19 +330,19 @@ def test_ranks_read_shards_of_their_own_and_have_as_many_batches(selected):
 def test_files_of_their_own_are_not_read_in_order(selected):
     files, _ = selected
     with pytest.raises(ValueError, match="are files of their own; make shards by: sv-sparse shard"):
-        ShardLoader(files, EpochBatches(len(files), 2, 1), 0, "cpu")
+        ShardLoader(files, EpochBatchSampler(len(files), 2, 1), 0, "cpu")
 
 
 def test_a_shard_that_breaks_off_or_is_gone_is_named(selected, folders, tmp_path):
     _, shards = selected
-    batches = EpochBatches(len(shards), 2, 1)
+    batches = EpochBatchSampler(len(shards), 2, 1)
     copy = tmp_path / "copy"
     shutil.copytree(folders[1], copy)
     names = shards.manifest.first_files(shards.rows).dictionary.to_pylist()
     table = pq.read_table(shards.manifest.source)
     manifest = Manifest.write(tmp_path / "run.parquet", table, copy)
     rows = manifest.split("train")
-    moved = Crops(manifest, rows, manifest.labels(rows), crop_samples=9000, seed=1)
+    moved = CropDataset(manifest, rows, manifest.labels(rows), crop_samples=9000, seed=1)
     with tarfile.open(copy / names[0]) as shard:
         members = shard.getmembers()
     for place, message in (
@@ -354,7 +354,7 @@ def test_a_shard_that_breaks_off_or_is_gone_is_named(selected, folders, tmp_path
         with open(copy / names[0], "r+b") as file:
             file.truncate(place)
         with pytest.raises(ValueError, match=f"{names[0]}: .*{message}"):
-            list(ShardLoader(moved, EpochBatches(len(rows), 1, 1), 0, "cpu"))
+            list(ShardLoader(moved, EpochBatchSampler(len(rows), 1, 1), 0, "cpu"))
     (copy / names[0]).unlink()
     with pytest.raises(FileNotFoundError, match=names[0]):
         list(ShardLoader(moved, batches, 0, "cpu"))

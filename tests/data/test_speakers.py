@@ -5,8 +5,8 @@ import pytest
 from helpers import trees
 
 from sv_sparse.data.corpora.voxceleb import prepare_voxceleb
-from sv_sparse.data.prepared import judged, read_listed
-from sv_sparse.data.speakers import read_sexes, sexes_table
+from sv_sparse.data.prepared import judged, load_trial_sets
+from sv_sparse.data.speakers import format_sexes, read_sexes
 from sv_sparse.data.trials import Trials
 from sv_sparse.evaluation.trial_sets import trial_sets_from_files
 
@@ -29,7 +29,7 @@ def test_tables_of_speakers_are_read_as_they_are_published(tmp_path, text, expec
 
 
 def test_a_table_that_was_written_is_read_back(tmp_path):
-    (tmp_path / "table.csv").write_text(sexes_table({"b": "m", "a": "f"}))
+    (tmp_path / "table.csv").write_text(format_sexes({"b": "m", "a": "f"}))
     assert read_sexes(tmp_path / "table.csv") == {"a": "f", "b": "m"}
 
 
@@ -52,7 +52,7 @@ def test_a_prepared_corpus_knows_the_sexes_of_those_it_is_judged_by(tmp_path):
         "id00012": "m",
         "id00017": "f",
     }
-    (one,) = read_listed(tmp_path / "out", ["vox1_O_cleaned"])
+    (one,) = load_trial_sets(tmp_path / "out", ["vox1_O_cleaned"])
     known = dict(zip(one.speakers, one.sexes, strict=True))
     assert known["id10270"] == "f"
     assert known["id10309"] == ""

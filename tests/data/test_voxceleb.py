@@ -12,7 +12,7 @@ from sv_sparse.data.corpora import headers, published
 from sv_sparse.data.corpora.voxceleb import parse, prepare_voxceleb
 from sv_sparse.data.decoding import AudioInfo
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.data.prepared import read_listed, select
+from sv_sparse.data.prepared import load_trial_sets, select
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="converting m4a needs ffmpeg, which is absent")
 
@@ -156,7 +156,7 @@ def test_every_bad_file_is_named_with_its_problem(tmp_path):
 
 def test_training_on_all_of_voxceleb_leaves_only_o_to_judge_on(reference, tmp_path):
     options = {"validation_share": 0.0, "seed": 0, "out": tmp_path / "manifest.parquet"}
-    o, e = (read_listed(reference, [name]) for name in ("vox1_O_cleaned", "vox1_E_cleaned"))
+    o, e = (load_trial_sets(reference, [name]) for name in ("vox1_O_cleaned", "vox1_E_cleaned"))
     both = ["vox1_dev", "vox2_dev"]
     assert len(select(reference, train=both, lists=o, **options).speakers("train")) == 6
     assert len(select(reference, train=["vox2_dev"], lists=e, **options).speakers("train")) == 3

@@ -9,7 +9,7 @@ import soundfile
 import torch
 
 from sv_sparse.data.manifest import PART, Manifest
-from sv_sparse.data.prepared import Judged, judged
+from sv_sparse.data.prepared import TrialSet, judged
 from sv_sparse.data.trials import Trials
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.evaluation.embed import embed
@@ -152,7 +152,7 @@ def test_later_results_are_added_to_those_before(tmp_path):
     scoring = ScoringConfig([0.01], 1.0, 1.0, "none", 300, 10, "average", [], [])
     for name in ("one", "two", "one"):
         trials = Trials(name, np.array([True, False]), np.array([0, 1]), np.array([1, 0]), ["a", "b"])
-        one, scores = Judged(trials, [[], []], [], [], [], None), np.array([1.0, 0.0], np.float32)
+        one, scores = TrialSet(trials, [[], []], [], [], [], None), np.array([1.0, 0.0], np.float32)
         result = compute_metrics(one, scores, Backend(np.zeros(2, np.float32)), scoring, with_details=True)
         update_evaluations_file(tmp_path, [result])
     stored = json.loads((tmp_path / "evaluations.json").read_text())

@@ -69,7 +69,7 @@ def test_a_network_of_the_demo_corpus_says_in_its_card_and_with_every_decision_t
     shutil.copytree(finished, run)
     network = run / "checkpoints" / "model.pt"
     state = torch.load(network, weights_only=True)
-    state["config"]["data"]["make"] = {"_target_": "sv_sparse.data.synthetic.demo.make_demo", "seed": 0}
+    state["config"]["data"]["make"] = {"_target_": "sv_sparse.data.synthetic.demo.make_demo_corpus", "seed": 0}
     torch.save(state, network)
     for words in ((), ("--trained-on", "my own voices")):  # words of whoever exports do not hide it
         verifier = Verifier.from_pretrained(export(run, tmp_path / "m.safetensors", *words))

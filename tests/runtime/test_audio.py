@@ -16,7 +16,7 @@ from helpers.tiny import RATE, ROOT, tone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sv_sparse.data.audio import read_utterance, recording
+from sv_sparse.data.audio import read_utterance, single_file
 from sv_sparse.data.decoding import Resampler
 from sv_sparse.runtime.audio import iter_audio, read_audio, to_float
 
@@ -52,7 +52,7 @@ def test_every_kind_of_recording_is_read_from_memory_and_from_a_file_alike(tmp_p
 def test_samples_are_those_that_training_and_judging_hear(tmp_path, kind):
     path = tmp_path / "two.file"
     path.write_bytes(written(np.stack([tone(1, 0, 0.7), tone(2, 0, 0.7)], axis=1), kind=kind))
-    assert np.array_equal(read(path), read_utterance(recording(path)).numpy())
+    assert np.array_equal(read(path), read_utterance(single_file(path)).numpy())
 
 
 @pytest.mark.parametrize("rate", [4001, 8000, 44100, 48000, 96000, 384000])

@@ -70,7 +70,7 @@ def test_a_trial_that_names_a_missing_file(refused, folder):
 
 def test_a_trial_list_that_is_none(refused, folder):
     (folder / "trials.txt").write_text("this is no trial list\n")
-    assert "trials.txt, line 1: expected 'label enrolment test'" in refused(*own(folder))
+    assert "trials.txt, line 1: expected 'label enrollment test'" in refused(*own(folder))
 
 
 def test_two_trial_lists_of_one_name(refused, folder):

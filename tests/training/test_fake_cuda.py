@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from sv_sparse.data import loader
 from sv_sparse.data.loader import worker_settings
-from sv_sparse.data.noise import KINDS, build_store
+from sv_sparse.data.noise import KINDS, build_noise_store
 from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.training.device import Compute
 from sv_sparse.training.finalize import land
@@ -98,7 +98,7 @@ def store(tmp_path_factory):
     for kind in (*KINDS, "simulated_rirs"):
         (root / kind).mkdir()
         soundfile.write(root / kind / "1.wav", 0.1 * draw.normal(size=4000), RATE)
-    build_store([root], root / "store")
+    build_noise_store([root], root / "store")
     return root / "store"
 
 
