@@ -27,7 +27,7 @@ from sv_sparse.evaluation.load import load_network
 from sv_sparse.export.onnx import export_onnx
 from sv_sparse.runtime.engine.autotune import autotune, torch_threads
 from sv_sparse.runtime.engine.lowering import lower
-from sv_sparse.runtime.engine.runtime import Runtime
+from sv_sparse.runtime.engine.runtime import Runtime, machine_name
 from sv_sparse.runtime.package import read_package, write_package
 
 FEATURES = {"sample_rate": 16000, "mel_bins": 80}
@@ -158,7 +158,7 @@ def latency(about: Mapping[str, Any], threads: int, args: argparse.Namespace) ->
 LOADERS = {
     "ours": """
 from sv_sparse.runtime.package import read_package
-from sv_sparse.runtime.engine.runtime import Runtime
+from sv_sparse.runtime.engine.runtime import Runtime, machine_name
 def load():
     runtime = Runtime.load(read_package(folder / "fp32.safetensors"), threads=1)
     return lambda x: runtime(torch.from_numpy(x))

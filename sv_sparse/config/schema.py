@@ -588,6 +588,12 @@ class Config:
         return dict(self.model) if isinstance(self.model, dict) else asdict(self.model)
 
     @property
+    def model_name(self) -> str:
+        """The network's name, or the name of its class."""
+        settings = self.model_settings
+        return str(settings.get("name") or settings["_target_"].rpartition(".")[2])
+
+    @property
     def is_synthetic(self) -> bool:
         """Whether the corpus is synthetic voices; what ``init_from`` brought does not count."""
         return isinstance(self.data, DemoDataConfig)

@@ -1,4 +1,4 @@
-"""Training crops, read by positioned reads; each is a function of (seed, epoch, utterance). DECISIONS 15"""
+"""Training crops, read by positioned reads; each is a function of (seed, epoch, utterance) (DECISIONS 15)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Decoding of audio files of every format that libsndfile reads, their metadata, and the resampler. DECISIONS 68
+"""Decoding of audio files of every format that libsndfile reads, their metadata, and the resampler (DECISIONS 68).
 
 Training, evaluation and use read recordings through this module, so that a file which one of them reads is
 read by all, to the same samples. The format of a file is what its first bytes say, whatever its suffix.

@@ -183,7 +183,7 @@ def worker_settings(num_workers: int, device: torch.device | str) -> dict[str, A
 
 
 def _worker_context() -> multiprocessing.context.BaseContext:
-    """Return the context of worker processes: forkserver, or spawn on systems without it. DECISIONS 16"""
+    """Return the context of worker processes: forkserver, or spawn on systems without it (DECISIONS 16)."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     from multiprocessing import forkserver  # noqa: PLC0415  # for POSIX

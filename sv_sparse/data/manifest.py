@@ -143,7 +143,7 @@ class Manifest:
         return len(self._utterance)
 
     def utterance(self, row: int) -> str:
-        """Return the key of an utterance: the name that lists have for it. DECISIONS 28"""
+        """Return the key of an utterance: the name that lists have for it (DECISIONS 28)."""
         return self._utterance[int(row)].as_py()
 
     def speaker(self, row: int) -> str:

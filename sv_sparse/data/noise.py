@@ -45,7 +45,8 @@ class NoiseStore:
         self.path = Path(path)
         if not (self.path / _INDEX_FILE).is_file() or not (self.path / _NOISES_FILE).is_file():
             raise ValueError(
-                f"augment.noise_dir={path}: expected a folder made by: sv-sparse prepare noise --root MUSAN --out {path}"
+                f"augment.noise_dir={path}: expected a folder made by: "
+                f"sv-sparse prepare noise --root MUSAN --out {path}"
             )
         index = pq.read_table(self.path / _INDEX_FILE)
         kind = np.array(index.column("kind").to_pylist())

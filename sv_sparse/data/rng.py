@@ -1,4 +1,4 @@
-"""Random draws as functions of (seed, stream, epoch, name): the same in every process and order. DECISIONS 15"""
+"""Random draws as functions of (seed, stream, epoch, name): the same in every process and order (DECISIONS 15)."""
 
 import hashlib
 

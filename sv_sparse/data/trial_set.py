@@ -146,7 +146,7 @@ class TrialSet:
 
 
 def check_not_trained_on(trial_set: TrialSet, trained: pa.Table, corpus: Path, setting: str) -> None:
-    """Check that no speaker of a trial list is trained on. DECISIONS 30
+    """Check that no speaker of a trial list is trained on (DECISIONS 30).
 
     Args:
         trial_set: the list.

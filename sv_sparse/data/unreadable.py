@@ -1,4 +1,4 @@
-"""The one rule for recordings that cannot be used: how many may be left out. DECISIONS 70"""
+"""The one rule for recordings that cannot be used: how many may be left out (DECISIONS 70)."""
 
 import logging
 from collections.abc import Sequence

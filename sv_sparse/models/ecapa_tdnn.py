@@ -5,9 +5,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from sv_sparse.models.autocast import without_autocast
-from sv_sparse.models.cpu_kernels import fused
-from sv_sparse.models.cpu_kernels.bypass import relu_after
 from sv_sparse.models.layers import (
     ConvUnit,
     SERes2Block,
@@ -17,13 +14,15 @@ from sv_sparse.models.layers import (
     keep_channels_last,
     same_conv,
     to_image,
+    without_autocast,
 )
+from sv_sparse.models.module_checks import relu_after
 from sv_sparse.models.pooling import AttentiveStatisticsPooling
 
 LAYOUTS = ("wespeaker", "speechbrain")
 
 
-class ECAPA(fused.Fusable):
+class ECAPA(nn.Module):
     """Filterbank [B, F, T] to embedding [B, E] in float32, whatever the precision around it.
 
     A convolution, blocks of dilated Res2Net convolutions with squeeze-excitation one after the other, a 1x1
@@ -54,9 +53,6 @@ class ECAPA(fused.Fusable):
         dilations: Frames between two taps, as many as ``kernel_sizes``.
         embedding_dim: E.
         layout: ``wespeaker`` or ``speechbrain``.
-        implementation: How training on a CPU computes. ``auto``: by kernels that g++ compiles on first use, or by
-            torch's operations, with a warning, where they cannot be compiled. ``fused``: by the kernels, else OSError.
-            ``torch``: by torch's operations. No embedding depends on it beyond rounding.
 
     Raises:
         ValueError: An argument is not allowed.
@@ -81,7 +77,6 @@ class ECAPA(fused.Fusable):
         dilations: Iterable[int] = (1, 2, 3, 4),
         embedding_dim: int = 192,
         layout: str = "wespeaker",
-        implementation: str = "auto",
     ) -> None:
         super().__init__()
         check_at_least(1, mel_bins=mel_bins, channels=channels, mfa_channels=mfa_channels)
@@ -114,7 +109,6 @@ class ECAPA(fused.Fusable):
         self.norm = nn.BatchNorm1d(2 * mfa_channels)
         self.embedding = nn.Linear(2 * mfa_channels, embedding_dim)
         keep_channels_last(self)
-        fused.choose(self, implementation)
 
     def forward(self, filterbank: Tensor) -> Tensor:
         """Map filterbank [B, F, T] to embedding [B, E].
@@ -128,15 +122,16 @@ class ECAPA(fused.Fusable):
             x = block(x)
             outputs.append(x)
         x = torch.cat(outputs, dim=1)
-        if self.fuses(x, [self.mfa]):
-            x = fused.relu(fused.convolve(x, self.mfa), self.mfa.bias)
-        else:
-            x = relu_after(self.mfa, x)
+        x = self._aggregate(x)
         if self.mfa_norm is not None:
             x = self.mfa_norm(x)
         statistics = self.pooling(x.squeeze(2))
         with without_autocast(statistics.device):
             return self.embedding(self.norm(statistics))
+
+    def _aggregate(self, x: Tensor) -> Tensor:
+        """Map the outputs of all blocks [B, C, 1, T] to the aggregation's [B, C', 1, T], after its ReLU."""
+        return relu_after(self.mfa, x)
 
 
 def _taps(kernel_sizes: Iterable[int], dilations: Iterable[int]) -> list[tuple[int, int]]:

@@ -1,13 +1,13 @@
 """Building blocks shared by the models, and the checks of their settings."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sv_sparse.models.cpu_kernels import fused
-from sv_sparse.models.cpu_kernels.bypass import is_ordinary, is_untouched, relu_after
+from sv_sparse.models.module_checks import relu_after
 
 
 def check_at_least(minimum: int, **settings: int) -> None:
@@ -79,7 +79,7 @@ def same_conv(
     )
 
 
-class ConvUnit(fused.Fusable):
+class ConvUnit(nn.Module):
     """``batch_norm(relu(conv(x)))``: [B, C_in, 1, T] to [B, C_out, 1, T]; arguments as of `same_conv`."""
 
     def __init__(
@@ -97,12 +97,10 @@ class ConvUnit(fused.Fusable):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C_in, 1, T] to [B, C_out, 1, T]."""
-        if self.fuses(x, [self.conv], [self.norm]):
-            return fused.normalized_relu(fused.convolve(x, self.conv), self.conv.bias, self.norm)
         return self.norm(relu_after(self.conv, x))
 
 
-class Res2Conv(fused.Fusable):
+class Res2Conv(nn.Module):
     """Res2Net convolution: [B, C, 1, T] to [B, C, 1, T], a hierarchy of narrow units over chunks of the channels.
 
     The channels are cut into ``scale`` chunks. One passes unchanged; each other one is added to the output of
@@ -139,11 +137,6 @@ class Res2Conv(fused.Fusable):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, 1, T] to [B, C, 1, T]."""
-        units: list[Any] = list(self.units)
-        if all(is_untouched(unit, ConvUnit) for unit in units):
-            convs, norms = [unit.conv for unit in units], [unit.norm for unit in units]
-            if self.fuses(x, convs, norms) and all(conv.padding_mode == "zeros" for conv in convs):
-                return fused.res2(x, convs, norms, identity_first=self.identity_first)
         chunks = list(x.chunk(self.scale, dim=1))
         identity = chunks.pop(0 if self.identity_first else -1)
         outputs = [self.units[0](chunks[0])]
@@ -174,7 +167,7 @@ class SqueezeExcitation(nn.Module):
         return torch.sigmoid(self.expand(relu_after(self.squeeze, means)))
 
 
-class SERes2Block(fused.Fusable):
+class SERes2Block(nn.Module):
     """Unit, Res2Net convolution, unit, squeeze-excitation, plus the input: [B, C, 1, T] to [B, C, 1, T].
 
     Arguments as of `Res2Conv`; ``se_channels`` is the width of the squeeze.
@@ -201,17 +194,10 @@ class SERes2Block(fused.Fusable):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, 1, T] to [B, C, 1, T]."""
-        y = self.res2(self.enter(x))
-        leave, excitation = self.leave, self.excitation
-        if (
-            is_untouched(leave, ConvUnit)
-            and is_untouched(excitation, SqueezeExcitation)
-            and self.fuses(y, [leave.conv], [leave.norm], [excitation.squeeze, excitation.expand])
-            and is_ordinary(x)
-            and x.dtype == fused.compute_dtype(y)  # in which the sum is written
-        ):
-            return fused.normalized_relu(fused.convolve(y, leave.conv), leave.conv.bias, leave.norm, excitation, x)
-        y = leave(y)
+        return self.excite(x, self.leave(self.res2(self.enter(x))))
+
+    def excite(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return ``x + gain * y``, all [B, C, 1, T], with the gain of the squeeze-excitation for ``y``."""
         return torch.addcmul(x, y, self.excitation(y))  # x + y * gain in one pass over memory
 
 
@@ -225,3 +211,10 @@ def as_odd_sizes(name: str, values: Iterable[int]) -> tuple[int, ...]:
     if not all(is_whole(size) and size > 0 and size % 2 == 1 for size in sizes):
         raise ValueError(f"{name} must be positive odd numbers, got {list(sizes)}")
     return sizes
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which nothing is cast to a lower precision; no context at all where nothing would be."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

@@ -7,18 +7,14 @@ gradient zero, not infinite, where a channel is constant.
 """
 
 from collections.abc import Iterator
-from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sv_sparse.models.autocast import without_autocast
-from sv_sparse.models.cpu_kernels import fused
-from sv_sparse.models.cpu_kernels.bindings import call
-from sv_sparse.models.cpu_kernels.bypass import is_ordinary, is_untouched
-from sv_sparse.optim.memory import empty_float32
+from sv_sparse.models.layers import without_autocast
+from sv_sparse.models.module_checks import is_ordinary, is_untouched
 
 
 class TemporalStatisticsPooling(nn.Module):
@@ -43,7 +39,7 @@ class TemporalStatisticsPooling(nn.Module):
         return statistics(frames, None, correction=1, variance_floor=self.variance_floor)
 
 
-class AttentiveStatisticsPooling(fused.Fusable):
+class AttentiveStatisticsPooling(nn.Module):
     """Mean and standard deviation under a learned weighting of the frames: [B, C, T] to [B, 2·C] float32.
 
     Each channel has weights over time of its own, from the frame and the global context::
@@ -85,11 +81,13 @@ class AttentiveStatisticsPooling(fused.Fusable):
         Raises:
             ValueError: T is less than 2.
         """
-        frames, floor = x.transpose(1, 2), self.variance_floor
-        kernels = self.fuses(x)
-        context = statistics(frames, None, correction=self.context_correction, variance_floor=floor, kernels=kernels)
+        frames = x.transpose(1, 2)
+        context = self._statistics(frames, None, correction=self.context_correction)
         scores = self.score(torch.tanh(self._hidden(frames, context)))
-        return statistics(frames, scores, correction=0, variance_floor=floor, kernels=kernels)
+        return self._statistics(frames, scores, correction=0)
+
+    def _statistics(self, frames: Tensor, scores: Tensor | None, *, correction: int) -> Tensor:
+        return statistics(frames, scores, correction=correction, variance_floor=self.variance_floor)
 
     def _hidden(self, frames: Tensor, context: Tensor) -> Tensor:
         """Return the hidden layer's output for [x, mean, deviation], before tanh: [B, T, hidden]."""
@@ -107,7 +105,12 @@ class AttentiveStatisticsPooling(fused.Fusable):
 
 
 def statistics(
-    frames: Tensor, scores: Tensor | None, *, correction: int, variance_floor: float, kernels: bool = False
+    frames: Tensor,
+    scores: Tensor | None,
+    *,
+    correction: int,
+    variance_floor: float,
+    moments: type[torch.autograd.Function] | None = None,
 ) -> Tensor:
     """Mean and standard deviation over T, weighted or not: [B, T, C] to [B, 2·C] float32.
 
@@ -116,7 +119,7 @@ def statistics(
         scores: The weights are their softmax over T, [B, T, C]; without scores all weights are 1/T.
         correction: The mean square deviation is multiplied by T / (T - ``correction``).
         variance_floor: Smallest variance before the root.
-        kernels: Compute by those of kernel.cpp, with a gradient.
+        moments: function of frames and scores that computes mean and mean square deviation; by default torch's.
 
     Raises:
         ValueError: T is less than 2.
@@ -130,7 +133,7 @@ def statistics(
     factor = count / (count - correction)
     with without_autocast(frames.device):
         if torch.is_grad_enabled() and is_ordinary(frames) and (scores is None or is_ordinary(scores)):
-            mean, variance = (_FusedMoments if kernels else _Moments).apply(frames, scores)
+            mean, variance = (moments or _Moments).apply(frames, scores)
         else:
             mean, variance = _moments(frames, scores)
         return torch.cat([mean, (factor * variance).clamp(min=variance_floor).sqrt()], dim=1)
@@ -202,37 +205,3 @@ def _gradients_by_autograd(
         to_ends = iter(torch.autograd.grad(_moments(frames, scores), ends, grads, create_graph=create_graph))
     to_frames = next(to_ends) if needed[0] else None
     return to_frames, next(to_ends) if needed[1] else None
-
-
-class _FusedMoments(torch.autograd.Function):
-    """The same by kernels, in the type of frames; ``scores`` may be None."""
-
-    @staticmethod
-    def forward(ctx: Any, frames: Tensor, scores: Tensor | None) -> tuple[Tensor, Tensor]:
-        frames = frames.contiguous()
-        batch, _, channels = frames.shape
-        most, total, mean, square = empty_float32(4, batch, channels)
-        if scores is None:
-            call("moments", (frames,), torch.zeros_like(mean[0]), mean, square, floor=-inf)
-            ctx.save_for_backward(frames, None, mean)
-        else:
-            scores = scores.to(frames.dtype).contiguous()
-            call("attend", (frames, scores), most, total, mean, square)
-            ctx.save_for_backward(frames, scores, most, total, mean, square)
-        return mean, square
-
-    @staticmethod
-    @fused.first_order
-    def backward(ctx: Any, grad_mean: Tensor, grad_square: Tensor) -> tuple[Tensor, Tensor | None]:
-        frames, scores, *kept = ctx.saved_tensors
-        to_frames = torch.empty_like(frames)
-        if scores is None:
-            count, (mean,) = frames.shape[1], kept
-            zeros, total = torch.zeros_like(mean), torch.empty_like(mean)
-            small = zeros[0], mean, zeros, grad_mean / count, grad_square * (2 / count)
-            call("gradient", (frames, None, None, to_frames), *small, total, floor=-inf)
-            return to_frames, None
-        to_scores = torch.empty_like(scores)
-        ends = grad_mean.contiguous(), grad_square.contiguous()
-        call("attend_gradient", (frames, scores, to_frames, to_scores), *kept, *ends)
-        return to_frames, to_scores

@@ -1,6 +1,7 @@
-"""The networks that a file may name. No other class is ever built from what a file says."""
+"""Networks by name. A file names a network of this registry, or a class that the user has to trust."""
 
 import os
+import sys
 from collections.abc import Collection, Mapping
 from importlib import import_module
 from typing import Any
@@ -11,68 +12,74 @@ from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.resnet import ResNet34
 from sv_sparse.models.se_resnet import SEResNet
 
-_KNOWN: dict[str, type[nn.Module]] = {
-    f"{network.__module__}.{network.__qualname__}": network for network in (ECAPA, ResNet34, SEResNet)
-}
-_WIDEST, _LONGEST = 1 << 16, 64  # value of a setting, and values of one
-_MOST = {"res2net_scale": 64, "kernel_sizes": 255, "dilations": 64}
-# What constructors raise for settings that are allowed by themselves and do not fit together.
-_CONTRADICTIONS = (TypeError, LookupError, ArithmeticError, RuntimeError, StopIteration, AssertionError)
+MODELS: dict[str, type[nn.Module]] = {"ecapa_tdnn": ECAPA, "resnet34": ResNet34, "se_resnet": SEResNet}
+MODEL_CLASS_ENV = "SV_SPARSE_MODEL_CLASS"  # import paths of classes that are trusted, separated by commas
 
-
-_NAMES: dict[str, type[nn.Module]] = {"ecapa_tdnn": ECAPA, "resnet34": ResNet34, "se_resnet": SEResNet}
-MODEL_CLASS_ENV = "SV_SPARSE_MODEL_CLASS"
+# Files are not trusted: their settings are bounded before any memory is taken.
+_MAX_VALUE = 1 << 16
+_MAX_LENGTH = 64
+_MAX_VALUE_OF = {"res2net_scale": 64, "kernel_sizes": 255, "dilations": 64}
+# What constructors raise for settings that are allowed one by one and do not fit together.
+_BUILD_ERRORS = (TypeError, LookupError, ArithmeticError, RuntimeError, StopIteration, AssertionError)
 
 
 def build_model(settings: Mapping[str, Any], mel_bins: int, trusted: Collection[str] = ()) -> Any:
-    """Return the network of settings with a registry ``name``, or of a trusted class of the user's own."""
-    target = settings.get("_target_")
-    if "name" in settings:
-        name = settings["name"]
-        if not isinstance(name, str) or name not in _NAMES:
-            raise ValueError(f"its network is {name!r}, expected one of {', '.join(_NAMES)}")
-        network = _NAMES[name]
-        plain = {key: value for key, value in settings.items() if key != "name"}
-        return build_network({"_target_": f"{network.__module__}.{network.__qualname__}", **plain}, mel_bins)
-    if isinstance(target, str) and target not in _KNOWN and target in {*trusted, os.environ.get(MODEL_CLASS_ENV)}:
-        module, _, class_name = target.rpartition(".")
-        arguments = {key: value for key, value in settings.items() if key != "_target_"}
-        return getattr(import_module(module), class_name)(mel_bins=mel_bins, **arguments)
-    return build_network(settings, mel_bins)
-
-
-def build_network(model: Mapping[str, Any], mel_bins: int) -> nn.Module:
-    """A network from its settings, as in conf/model.
+    """Build a network.
 
     Args:
-        model: settings, with the class as ``_target_``.
-        mel_bins: F, of the filterbank that it hears.
+        settings: arguments of its class, with ``name``, its name in ``MODELS``; or with ``_target_``, the import path
+            of a class of the user's own, such as ``mypkg.net.Net``. See models/README.md for what that needs.
+        mel_bins: F, of the filterbank that it takes.
+        trusted: import paths of the user's own classes that may be imported, because the user named them on a command
+            line. Those of the environment variable SV_SPARSE_MODEL_CLASS may be imported too. No other class is
+            imported: settings may come from a file of somebody else.
+
+    Returns:
+        The network on the CPU, as ``protocol.SpeakerModel`` describes it.
 
     Raises:
-        ValueError: the class is none of ours, or a setting is not allowed.
+        ValueError: the name is unknown, the class is not trusted or cannot be imported, or a setting is not allowed.
+
+    >>> build_model({"name": "resnet34", "base_channels": 16, "embedding_dim": 64}, mel_bins=80).embedding_dim
+    64
     """
-    target = model.get("_target_")
-    if not isinstance(target, str) or target not in _KNOWN:
-        raise ValueError(f"its network is {target!r}, expected one of {', '.join(_KNOWN)}")
-    settings = {name: value for name, value in model.items() if name != "_target_"}
-    for name, value in settings.items():
-        _check(name, value)
+    if "_target_" in settings:
+        arguments = {name: value for name, value in settings.items() if name != "_target_"}
+        return _import_class(settings["_target_"], trusted)(mel_bins=mel_bins, **arguments)
+    name = settings.get("name")
+    if not isinstance(name, str) or name not in MODELS:
+        raise ValueError(f"its network is {name!r}, expected one of {', '.join(MODELS)}")
+    arguments = {name: value for name, value in settings.items() if name != "name"}
+    for setting, value in arguments.items():
+        _check_bounds(setting, value)
     try:
-        return _KNOWN[target](mel_bins=mel_bins, **settings)
-    except _CONTRADICTIONS as error:
-        raise ValueError(f"its network {target} cannot be built: {error or type(error).__name__}") from error
+        return MODELS[name](mel_bins=mel_bins, **arguments)
+    except _BUILD_ERRORS as error:
+        raise ValueError(f"its network {name} cannot be built: {error or type(error).__name__}") from error
 
 
-def _check(name: str, value: Any) -> None:
+def _import_class(path: Any, trusted: Collection[str]) -> Any:
+    """Import a class of the user's own, also from the current folder, if it is trusted."""
+    from_environment = os.environ.get(MODEL_CLASS_ENV, "").split(",")
+    if path not in {*trusted, *from_environment}:
+        raise ValueError(
+            f"its network is {path}, a class of your own. Code is imported only if you name it: give "
+            f"--model-class {path}, for training model._target_={path}, or set {MODEL_CLASS_ENV}={path}"
+        )
+    module_name, _, class_name = str(path).rpartition(".")
+    if os.getcwd() not in sys.path:  # which console scripts and train.py do not have there
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"its network {path} cannot be imported: {error}") from error
+
+
+def _check_bounds(name: str, value: Any) -> None:
     """Raise a ValueError unless a setting is a plain value of a size in which networks are built."""
-    several = value if isinstance(value, list) else [value]
-    most = _MOST.get(name, _WIDEST)
-    if len(several) > _LONGEST or not all(_plain(each, most) for each in several):
-        raise ValueError(f"its network's {name} is {str(value)[:60]}, which is not allowed")
-
-
-def _plain(value: Any, most: int) -> bool:
-    return isinstance(value, (bool, str)) or (isinstance(value, int) and 0 <= value <= most)
-
-
-from sv_sparse.models.contract import check_network as check_model  # noqa
+    values = value if isinstance(value, list) else [value]
+    maximum = _MAX_VALUE_OF.get(name, _MAX_VALUE)
+    for element in values:
+        is_plain = isinstance(element, (bool, str)) or (isinstance(element, int) and 0 <= element <= maximum)
+        if not is_plain or len(values) > _MAX_LENGTH:
+            raise ValueError(f"its network's {name} is {str(value)[:60]}, which is not allowed")

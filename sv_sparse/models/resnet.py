@@ -4,9 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sv_sparse.models.autocast import without_autocast
-from sv_sparse.models.cpu_kernels.bypass import relu_after
-from sv_sparse.models.layers import check_at_least, keep_channels_last, safe_order
+from sv_sparse.models.layers import check_at_least, keep_channels_last, safe_order, without_autocast
+from sv_sparse.models.module_checks import relu_after
 from sv_sparse.models.pooling import TemporalStatisticsPooling
 
 BLOCKS = (3, 4, 6, 3)

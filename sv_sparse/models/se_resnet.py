@@ -5,9 +5,15 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from sv_sparse.models.autocast import without_autocast
-from sv_sparse.models.cpu_kernels.bypass import relu_after
-from sv_sparse.models.layers import SqueezeExcitation, check_at_least, is_whole, keep_channels_last, safe_order
+from sv_sparse.models.layers import (
+    SqueezeExcitation,
+    check_at_least,
+    is_whole,
+    keep_channels_last,
+    safe_order,
+    without_autocast,
+)
+from sv_sparse.models.module_checks import relu_after
 from sv_sparse.models.pooling import statistics
 
 BLOCKS = (3, 4, 6, 3)

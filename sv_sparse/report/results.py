@@ -65,7 +65,7 @@ def build_results(
         "seed": config.seed,
         "corpus": corpus_summary(config),
         "training": {
-            "model": type(setup.network).__name__,
+            "model": config.model_name,
             "speakers": speakers,
             "utterances": utterances,
             "hours": hours,

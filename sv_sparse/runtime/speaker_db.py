@@ -194,9 +194,9 @@ class SpeakerDatabase:
         fingerprint = (connection.execute("SELECT fingerprint FROM model").fetchone() or ("",))[0]
         rows_by_speaker: dict[str, list[_Row]] = {}
         query = "SELECT speaker, embedding, seconds, created, checksum FROM recordings ORDER BY speaker, rowid"
-        for *columns, checksum in connection.execute(query):
+        for *columns, stored_checksum in connection.execute(query):
             row = _Row(*columns)
-            if checksum != row.checksum(str(fingerprint)):
+            if stored_checksum != row.checksum(str(fingerprint)):
                 raise ValueError(
                     f"{self.path}: what is stored of {row.speaker} is damaged, it has changed since it was enrolled; "
                     f"remove this speaker, and enroll again"

@@ -78,7 +78,8 @@ class TrainState:
         patience = config.early_stop_patience
         if patience is not None and not len(setup.corpus.manifest.split("validation")):
             raise ValueError(
-                f"trainer.early_stop_patience={patience} needs speakers to validate on; choose data.val_fraction above 0"
+                f"trainer.early_stop_patience={patience} needs speakers to validate on; "
+                f"choose data.val_fraction above 0"
             )
         self.best: dict[str, Any] = {}
         self.untrained_metrics: list[dict[str, Any]] = []

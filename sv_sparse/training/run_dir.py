@@ -39,7 +39,7 @@ from sv_sparse.training.init_from_config import CHOICE, describe_sources
 logger = logging.getLogger(__name__)
 
 _LOCKED = "{}: another process is training this run"
-# Settings that a restarted command may have different: they do not change the result, an upgrade may change their default.
+# They do not change the result, and an upgrade may change their default between two starts of a command.
 _NOT_COMPARED = {"optim.backend", "trainer.cpu_kernels"}
 
 
@@ -76,10 +76,8 @@ def open_run_dir(composed: DictConfig) -> Run:
     choices = HydraConfig.get().runtime.choices
     trusted = _classes_named_in(arguments)
     if "_target_" in config.model_settings and not str(choices["model"]).startswith(CHOICE):
-        trusted = (
-            *trusted,
-            config.model_settings["_target_"],
-        )  # of a file that the command line chose, not of another run
+        # Its path is in a file that the command line chose, not in the settings of another run.
+        trusted = (*trusted, config.model_settings["_target_"])
     folder = Path(config.run_dir) if config.run_dir is not None else None
     if folder is None and _env_int("TORCHELASTIC_MAX_RESTARTS") > 0:
         raise ValueError("torchrun --max-restarts needs run_dir=PATH, where a restart finds its run")
@@ -232,7 +230,7 @@ def _default_name(config: Config, choices: Any) -> str:
     """Return the name of a run after its model, its sparsity and its target."""
     model, sparsity = str(choices["model"]), str(choices["sparsity"])
     if model.startswith(CHOICE):
-        model = str(config.model_settings.get("name", config.model_settings.get("_target_", "").rpartition(".")[2]))
+        model = config.model_name
     if sparsity.startswith(CHOICE):
         sparsity = config.sparsity.controller.name
     return f"{model}_{sparsity}_{config.target_sparsity}"

@@ -25,7 +25,8 @@ from sv_sparse.evaluation.corpus import Corpus, corpus_summary
 from sv_sparse.models.cpu_kernels import accelerate
 from sv_sparse.models.features import MEL_BINS, Filterbank, crop_samples
 from sv_sparse.models.heads import AAMSoftmax
-from sv_sparse.models.registry import build_model, check_model
+from sv_sparse.models.protocol import REQUIREMENTS, check_model
+from sv_sparse.models.registry import build_model
 from sv_sparse.optim import (
     AdaBreg,
     BregmanOptimizer,
@@ -289,6 +290,8 @@ def _named_settings(group: str, config: Config) -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        if group == "model" and "mel_bins" in message:  # the class does not take it
+            message += f"\n{REQUIREMENTS}"
         (first_word,) = re.findall(r"^[\w.]*", message)
         settings: Any = config.to_dict()
         for name in group.split("."):

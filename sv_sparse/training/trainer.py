@@ -139,7 +139,8 @@ class Trainer:
         config = self.config
         hint = (
             f"lower trainer.batch_size={config.batch_size} or trainer.crop_seconds={config.crop_seconds}, "
-            f"raise trainer.grad_accum_steps={config.grad_accum_steps}, or take trainer.precision=bf16 or a smaller model"
+            f"raise trainer.grad_accum_steps={config.grad_accum_steps}, "
+            f"or take trainer.precision=bf16 or a smaller model"
         )
         with oom_hint(hint):
             if not self.state.has_checkpoint:
@@ -201,7 +202,7 @@ class Trainer:
                     self.metrics.step()
                     profile_step()
                     self._save_if_due()
-                    # Several processes stop at the same step: what one was told, all have heard of by reduce_batch_info.
+                    # Processes that train together stop at the same step: reduce_batch_info told all of them.
                     stop_signal = info.stop_signal if world_size() > 1 else next(iter(signals), 0)
                     if stop_signal:
                         self._save()
@@ -225,12 +226,8 @@ class Trainer:
             micro_batches: this process's parts of the batch.
             num_crops: crops of all micro-batches of all processes.
         """
-        setup, optimizer, controller, scaler = (
-            self.setup,
-            self.setup.optimizer,
-            self.setup.controller,
-            self.state.scaler,
-        )
+        setup, scaler = self.setup, self.state.scaler
+        optimizer, controller = setup.optimizer, setup.controller
         device = setup.device.device
         step = self.state.progress.step + 1
         is_logged = step % self.config.log_interval == 0

@@ -38,9 +38,9 @@ def test_scores_of_the_file_are_those_that_the_run_was_judged_by(finished, tones
 
 
 def test_its_weights_are_those_that_were_delivered(finished, tmp_path):
-    network, backend, settings = load_network(finished / "checkpoints" / "model.pt")
+    network, backend, config = load_network(finished / "checkpoints" / "model.pt")
     package = read_package(export(finished / "checkpoints" / "model.pt", tmp_path / "m.safetensors"))
-    assert package.model == settings["model"]
+    assert package.model == config.model_settings
     assert np.array_equal(package.backend.mean, backend.mean)
     delivered = {name: param for name, param in network.named_parameters() if param.ndim > 1}
     assert all(torch.equal(package.weights[name], weight) for name, weight in delivered.items())
@@ -69,7 +69,7 @@ def test_a_network_of_the_demo_corpus_says_in_its_card_and_with_every_decision_t
     shutil.copytree(finished, run)
     network = run / "checkpoints" / "model.pt"
     state = torch.load(network, weights_only=True)
-    state["config"]["data"]["make"] = {"_target_": "sv_sparse.data.synthetic.demo.make_demo_corpus", "seed": 0}
+    state["config"]["data"] = {"synthesize": {"seed": 0}}
     torch.save(state, network)
     for words in ((), ("--trained-on", "my own voices")):  # words of whoever exports do not hide it
         verifier = Verifier.from_pretrained(export(run, tmp_path / "m.safetensors", *words))

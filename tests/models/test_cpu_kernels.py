@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from sv_sparse.models.cpu_kernels import bindings as native
-from sv_sparse.models.cpu_kernels import fused
+from sv_sparse.models.cpu_kernels import accelerate, bindings, ops
 from sv_sparse.models.cpu_kernels.bindings import transposed
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.layers import ConvUnit
@@ -21,7 +21,7 @@ def twins(layout: str) -> tuple[ECAPA, ECAPA]:
     torch.manual_seed(0)
     ours = ECAPA(mel_bins=20, channels=64, mfa_channels=48, attention_channels=8, se_channels=8, layout=layout)
     theirs = copy.deepcopy(ours)
-    fused.choose(theirs, "torch")
+    accelerate(ours, True)
     return ours, theirs
 
 
@@ -64,7 +64,7 @@ def test_the_number_of_threads_changes_no_bit_of_a_unit() -> None:
         try:
             x = torch.randn(5, 70, 1, 33, generator=torch.Generator().manual_seed(0), requires_grad=True)
             norm = nn.BatchNorm2d(70)
-            y = fused.normalized_relu(x.clone(), torch.zeros(70), norm)
+            y = ops.normalized_relu(x.clone(), torch.zeros(70), norm)
             y.square().sum().backward()
         finally:
             torch.set_num_threads(before)
@@ -80,7 +80,7 @@ def test_weighted_statistics_are_those_of_torchs_operations(dtype: torch.dtype) 
     gradients = []
     for kernels in (True, False):
         ends = [tensor.to(dtype).requires_grad_() for tensor in (frames, scores)]
-        found = statistics(*ends, correction=0, variance_floor=1e-8, kernels=kernels)
+        found = statistics(*ends, correction=0, variance_floor=1e-8, moments=ops.FusedMoments if kernels else None)
         (found * torch.arange(18)).sum().backward()
         gradients.append([found, *(end.grad for end in ends)])
     for one, other in zip(*gradients, strict=True):
@@ -117,7 +117,7 @@ def test_frozen_weights_get_no_gradient(frozen: str) -> None:
 
 
 def test_a_second_backward_pass_needs_a_retained_graph() -> None:
-    unit = ConvUnit(8, 8)
+    unit = accelerate(ConvUnit(8, 8), True)
     loss = unit(torch.randn(4, 8, 1, 10))[0].sum()
     loss.backward(retain_graph=True)
     once = unit.conv.weight.grad.clone()
@@ -127,9 +127,29 @@ def test_a_second_backward_pass_needs_a_retained_graph() -> None:
         loss.backward()
 
 
-def test_an_unknown_implementation_is_refused() -> None:
-    with pytest.raises(ValueError, match="implementation must be one of auto, fused, torch, got 'fast'"):
-        ECAPA(channels=16, mfa_channels=24, implementation="fast")
+def test_a_model_keeps_its_parameters_names_and_hooks() -> None:
+    model = ECAPA(channels=16, mfa_channels=24)
+    params, keys = dict(model.named_parameters()), list(model.state_dict())
+    hook = model.first.conv.register_forward_hook(lambda *_: None)
+    assert accelerate(model, True) is model
+    assert all(param is params[name] for name, param in model.named_parameters())
+    assert list(model.state_dict()) == keys
+    assert hook.id in model.first.conv._forward_hooks
+    assert type(copy.deepcopy(model)) is type(model) is not ECAPA
+    assert isinstance(model, ECAPA)
+
+
+def test_subclasses_and_parametrized_modules_are_left_alone() -> None:
+    class Unit(ConvUnit):
+        pass
+
+    unit, parametrized = Unit(4, 4), ConvUnit(4, 4)
+    parametrize.register_parametrization(parametrized.conv, "weight", nn.Identity())
+    accelerate(nn.ModuleList([unit]), True)
+    assert type(unit) is Unit
+    accelerate(parametrized, True)
+    x = torch.randn(2, 4, 1, 9)
+    assert not ops.can_fuse(parametrized, x, [parametrized.conv], [parametrized.norm])
 
 
 @pytest.fixture
@@ -140,7 +160,7 @@ def without(monkeypatch, tmp_path) -> Iterator[Callable[[str], None]]:
         monkeypatch.setenv("CXX", compiler)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    before = native.library, native.available
+    before = bindings.library, bindings.available
     for function in before:
         function.cache_clear()
     yield use
@@ -170,8 +190,8 @@ BROKEN = {
 }
 
 
-def small(implementation: str = "auto") -> ECAPA:
-    return ECAPA(mel_bins=20, channels=16, mfa_channels=24, implementation=implementation)
+def small(enabled: bool | str = "auto") -> nn.Module:
+    return accelerate(ECAPA(mel_bins=20, channels=16, mfa_channels=24), enabled)
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -182,7 +202,7 @@ def test_without_kernels_training_goes_on_with_one_warning(kind: str, without, t
         steps = [trained(small().train(), bf16=False) for _ in range(2)]
     assert all(value.isfinite().all() for step in steps for value in step)
     (words,) = [str(warning.message) for warning in warned]
-    assert "choose trainer.cpu_kernels=torch" in words
+    assert "choose trainer.cpu_kernels=false" in words
     assert "takes up to a tenth longer" in words
 
 
@@ -201,34 +221,13 @@ def test_a_compiler_that_fails_is_asked_once(without, tmp_path: Path) -> None:
     assert (tmp_path / "calls").read_text().splitlines() == ["called"]
 
 
-def test_fused_without_a_compiler_is_an_error_before_training_and_says_what_to_choose(without) -> None:
+def test_kernels_that_are_required_are_an_error_without_a_compiler_which_says_what_to_choose(without) -> None:
     without("no-such-compiler")
-    model = small("fused").eval()
-    assert model(torch.randn(2, 20, 30)).shape == (2, 192)  # as of older runs, whose settings say fused
-    sentence = "the network's kernels cannot be compiled with no-such-compiler: .*choose trainer.cpu_kernels=torch"
-    with pytest.raises(OSError, match=sentence):
-        model.train()
-    with pytest.raises(OSError, match=sentence):
-        fused.prepare(model)
-    with pytest.raises(OSError, match=sentence):
-        small("fused")(torch.randn(2, 20, 30))
+    with pytest.raises(OSError, match="cannot be compiled with no-such-compiler: .*choose trainer.cpu_kernels=false"):
+        small(True)
 
 
-def test_torch_asks_for_no_compiler_and_says_nothing(without) -> None:
+def test_no_compiler_is_asked_for_where_no_kernels_are_wanted(without) -> None:
     without("no-such-compiler")
-    trained(small("torch").train(), bf16=True)
-
-
-def test_preparing_looks_for_kernels_where_a_model_would_take_them(monkeypatch) -> None:
-    asked = []
-    monkeypatch.setattr(fused.native, "available", lambda: asked.append("auto") or True)
-    monkeypatch.setattr(fused.native, "library", lambda: asked.append("fused"))
-    fused.prepare(nn.Linear(3, 3))
-    fused.prepare(ECAPA(channels=16, mfa_channels=24, implementation="torch"))
-    fused.prepare(ECAPA(channels=16, mfa_channels=24).to("meta"))
-    assert not asked
-    fused.prepare(ECAPA(channels=16, mfa_channels=24))
-    assert set(asked) == {"auto"}
-    asked.clear()
-    fused.prepare(ECAPA(channels=16, mfa_channels=24, implementation="fused"))
-    assert set(asked) == {"fused"}
+    trained(small(False).train(), bf16=True)
+    accelerate(nn.Linear(3, 3), True)

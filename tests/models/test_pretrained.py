@@ -1,23 +1,20 @@
 import io
 import logging
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor, nn
 
+from sv_sparse.config.overrides import parse_command_line
 from sv_sparse.data.torchaudio_guard import torchaudio  # noqa: F401  (importing SpeechBrain needs the guard)
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.pretrained.convert import convert
+from sv_sparse.models.registry import build_model
 from sv_sparse.models.resnet import ResNet34
-from sv_sparse.models.se_resnet import SEResNet
 
 DECIBELS = 10 / math.log(10)
-CONF = Path(__file__).parents[2] / "conf" / "model"
-CLASSES = {"ECAPA": ECAPA, "ResNet34": ResNet34, "SEResNet": SEResNet}
 
 # WeSpeaker's names for modules of ours, written out.
 WESPEAKER_ECAPA = {
@@ -74,8 +71,7 @@ def from_file(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def build(settings: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
-    arguments = {name: value for name, value in settings.items() if name != "_target_"}
-    model = CLASSES[settings["_target_"].rpartition(".")[2]](**arguments)
+    model = build_model(settings, 80)
     model.load_state_dict(weights)
     return model
 
@@ -157,10 +153,10 @@ def test_the_settings_have_the_names_of_a_configuration_and_are_read_from_shapes
 ) -> None:
     kind, settings, _ = convert(make())
     name, file = expected
-    configuration = yaml.safe_load((CONF / f"{file}.yaml").read_text())
+    configuration = parse_command_line([]).compose([f"model={file}"]).model
     assert kind == name
-    assert settings.keys() == configuration.keys() - {"implementation"}
-    assert settings["_target_"] == configuration["_target_"]
+    assert settings.keys() == set(configuration)
+    assert settings["name"] == configuration["name"]
     if "kernel_sizes" in settings:
         fixed = ("kernel_sizes", "dilations", "res2net_scale", "layout")
         assert all(settings[name] == configuration[name] for name in fixed)

@@ -4,11 +4,11 @@ import logging
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from torch import Tensor
 from torch.nn import functional as F
 
 from sv_sparse.models.pretrained.convert import convert
+from sv_sparse.models.registry import build_model
 
 State = dict[str, Tensor]
 BINS, FRAMES = 80, 60
@@ -141,7 +141,7 @@ def resnet(state: State, x: Tensor) -> Tensor:
 
 def converted(state: State, filterbank: Tensor) -> Tensor:
     _, settings, weights = convert(state)
-    network = instantiate(settings, mel_bins=BINS)
+    network = build_model(settings, BINS)
     network.load_state_dict(weights)
     with torch.no_grad():
         return network.eval()(filterbank)

@@ -25,35 +25,35 @@ SETTINGS = (
 # Where a kill waits for its moment: in a function, entered for one of these times, at most so many calls and returns
 # (Python's and C's) later. A context manager is entered twice.
 BEFORE_TRAINING = (
-    *[("run.open_run", (1,), 3_000), ("corpus.load_corpus", (1,), 10_000), ("setup.build_setup", (1,), 10_000)],
+    *[("run_dir.open_run_dir", (1,), 3_000), ("corpus.load_corpus", (1,), 10_000), ("setup.build_setup", (1,), 10_000)],
     *[("evaluate.evaluate_trial_sets", (1,), 10_000), ("checkpoint.save", (1,), 10_000)],
-    ("storage.atomic_write", (1, 2, 3, 4, 5, 6), 30),
+    ("io.atomic_write", (1, 2, 3, 4, 5, 6), 30),
 )
 IN_AN_EPOCH = (
-    *[("update.make", (1, 2, 3), 5_000), ("monitor.keep", (1, 2, 3), 300)],
-    *[("checkpoint.save", (1, 2), 10_000), ("storage.atomic_write", (3, 4), 8)],
+    *[("trainer._train_step", (1, 2, 3), 5_000), ("logging.log", (1, 2, 3), 300)],
+    *[("checkpoint.save", (1, 2), 10_000), ("io.atomic_write", (3, 4), 8)],
 )
 AFTER_AN_EPOCH = (
     *[("validation.validate", (1,), 10_000), ("checkpoints.keep_epoch", (1,), 60)],
-    ("storage.atomic_write", (4,), 1),  # last.pt, behind metrics.jsonl
+    ("io.atomic_write", (4,), 1),  # last.pt, behind metrics.jsonl
 )
 AFTER_TRAINING = (
     *[
-        ("landing.land", (1,), 10_000),
+        ("finalize.finalize", (1,), 10_000),
         ("validation.fit_scoring_backend", (1,), 10_000),
-        ("state.save_network", (1,), 3_000),
+        ("checkpoints.save_network", (1,), 3_000),
     ],
     *[("evaluate.evaluate_trial_sets", (1,), 10_000), ("embedding_cache.flush", (1,), 1_000)],
-    *[("monitor.finish", (1,), 3_000), ("write.write_report", (1,), 100_000)],
+    *[("logging.finish", (1,), 3_000), ("html.write_report", (1,), 100_000)],
 )
 STRUCK = {  # what must have been hit, and what tells so
-    "a step": "update.make",
+    "a step": "trainer._train_step",
     "a checkpoint being written": "checkpoint.save",
     "an epoch's checkpoint being kept": "checkpoints.keep_epoch",
     "a validation": "validation.validate",
-    "landing": "landing.land",
+    "finalizing": "finalize.finalize",
     "an evaluation": "evaluate.evaluate_trial_sets",
-    "the report": "write.write_report",
+    "the report": "html.write_report",
 }
 
 

@@ -13,72 +13,67 @@ import pytest
 import soundfile
 import torch
 from helpers.fake_cuda import CUDA, Device, WaitsError, on_fake_cuda
-from helpers.tiny import RATE, ROOT, TINY
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from sv_sparse.config.settings import resolve
-from sv_sparse.training.update import Heard
+from helpers.tiny import RATE, TINY
 from torch._subclasses.fake_tensor import FakeTensor
 
+from sv_sparse.config.overrides import parse_command_line
+from sv_sparse.config.schema import load_config
 from sv_sparse.data import loader
 from sv_sparse.data.loader import worker_settings
 from sv_sparse.data.noise import KINDS, build_noise_store
 from sv_sparse.evaluation.corpus import load_corpus
-from sv_sparse.training.device import Compute
-from sv_sparse.training.finalize import land
-from sv_sparse.training.setup import Experiment, build
+from sv_sparse.training.device import DeviceConfig
+from sv_sparse.training.finalize import finalize
+from sv_sparse.training.setup import TrainingSetup, build_setup
 from sv_sparse.training.trainer import Trainer
 
-MODELS, OPTIMIZERS, SPARSITIES = (
-    sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml")) for group in ("model", "optim", "sparsity")
-)
+_COMMAND_LINE = parse_command_line([])
+MODELS = [name for name in _COMMAND_LINE.choices("model") if name != "custom"]
+OPTIMIZERS, SPARSITIES = (_COMMAND_LINE.choices(group) for group in ("optim", "sparsity"))
 ECAPA = [word for word in TINY if word.startswith("model.")]
 RESNET = ["model.base_channels=4", "model.embedding_dim=8"]
 SE_RESNET = ["model.channels=[4,4,8,8]", "model.attention_channels=8", "model.embedding_dim=8"]
 SMALL = {"resnet34": RESNET, "resnet_speechbrain": SE_RESNET}
 
 
-def make(device: Device, folder: Path, *words: str, precision: str = "fp32") -> Experiment:
-    """An experiment on the device, built by the code of a run; constructors may read."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        settings = resolve(compose("config", ["run_name=test", *words]))
-    compute = Compute(CUDA, precision, compiled=False)
-    with device.waiting(), mock.patch("sv_sparse.training.setup.choose_compute", return_value=compute):
-        return build(settings, folder, load_corpus(settings, folder))
+def make(device: Device, folder: Path, *words: str, precision: str = "fp32") -> TrainingSetup:
+    """A setup on the device, built by the code of a run; constructors may read."""
+    config = load_config(parse_command_line([]).compose(["run_name=test", *words]))
+    on_device = DeviceConfig(CUDA, precision, compiled=False)
+    with device.waiting(), mock.patch("sv_sparse.training.setup.resolve_device_config", return_value=on_device):
+        return build_setup(config, folder, load_corpus(config, folder))
 
 
 @contextmanager
 def training(
     device: Device, folder: Path, *words: str, precision: str = "fp32"
-) -> Iterator[tuple[Trainer, Experiment]]:
+) -> Iterator[tuple[Trainer, TrainingSetup]]:
     """A run on the device that can be stepped."""
-    general = [word for word in TINY if word.startswith("trainer.") and "log_every" not in word]
-    experiment = make(device, folder, *general, "trainer.log_interval=2", *words, precision=precision)
+    general = [word for word in TINY if word.startswith("trainer.") and "log_interval" not in word]
+    setup = make(device, folder, *general, "trainer.log_interval=2", *words, precision=precision)
     with ExitStack() as stack:
         with device.waiting():
-            trainer = Trainer(experiment, time.monotonic())
-            stack.enter_context(trainer.update.ready())
-            stack.enter_context(trainer.monitor.progress(0, 3))
-        experiment.network.train()
-        yield trainer, experiment
-        trainer.monitor.close()
+            trainer = Trainer(setup, time.monotonic())
+            stack.enter_context(trainer._training_mode())
+            stack.enter_context(trainer.metrics.progress(0, 3))
+        setup.network.train()
+        yield trainer, setup
+        trainer.metrics.close()
 
 
 def train(folder: Path, *words: str, precision: str = "fp32") -> dict[bool, list[str]]:
     """Train for three steps, of which the second is logged; the waits of logged and of other steps."""
     waits: dict[bool, list[str]] = {True: [], False: []}
-    with Device() as device, training(device, folder, *words, precision=precision) as (trainer, experiment):
+    with Device() as device, training(device, folder, *words, precision=precision) as (trainer, setup):
         device.value = 0  # no step failed
-        size = experiment.settings["trainer"]["batch_size"] // experiment.settings["trainer"]["accumulate"]
+        size = setup.config.trainer.batch_size // setup.config.trainer.grad_accum_steps
         for step in range(3):
-            indices = [
-                [(0, number * size + row) for row in range(size)] for number in range(experiment.batches.accumulate)
-            ]
-            parts = [experiment.dataset.__getitems__(part) for part in indices]
+            indices = [[(0, number * size + row) for row in range(size)] for number in range(setup.sampler.accumulate)]
+            parts = [setup.dataset.__getitems__(part) for part in indices]
             crops = sum(len(part.labels) for part in parts)
             with device.waiting() as of_step:
-                trainer._train_step(parts, Heard(crops, 0, size, 0))
+                trainer._train_step(parts, crops)
+                trainer.state.progress.step += 1
             waits[step == 1] += of_step
     return waits
 
@@ -87,7 +82,7 @@ def check(waits: dict[bool, list[str]]) -> None:
     """The law of waits."""
     assert waits[False] == []
     assert len(waits[True]) == 1, "\n".join(waits[True])
-    assert re.fullmatch(r"sv_sparse/\S*trainer.py:\d+ _log: reads by tolist", waits[True][0]), waits[True]
+    assert re.fullmatch(r"sv_sparse/\S*trainer.py:\d+ _log_step: reads by tolist", waits[True][0]), waits[True]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +97,7 @@ def store(tmp_path_factory):
     return root / "store"
 
 
-@pytest.mark.parametrize("augment", ["full", "musan_rirs"])
+@pytest.mark.parametrize("augment", ["musan_rirs_speed", "musan_rirs"])
 @on_fake_cuda
 def test_a_step_on_augmented_speech_does_not_wait(augment, store, tones, tmp_path):
     words = [f"augment={augment}", f"augment.noise_dir={store}", "augment.aug_prob=1", "augment.spec_augment_prob=1"]
@@ -150,35 +145,35 @@ def test_a_step_in_fp16_reads_the_scale_alone(tones, tmp_path):
     waits = train(tmp_path, *tones.settings(), *ECAPA, precision="fp16")
     assert waits[False]
     for wait in waits[False]:
-        assert "update.py" in wait
+        assert "trainer.py" in wait
 
 
 @on_fake_cuda
 def test_a_step_that_failed_ends_the_run_where_figures_are_fetched_and_before_they_are_kept(tones, tmp_path):
     words = [*tones.settings(), *ECAPA, "trainer.log_interval=1"]
-    with Device() as device, training(device, tmp_path, *words) as (trainer, experiment):
-        batch = experiment.dataset.__getitems__([(0, row) for row in range(4)])
+    with Device() as device, training(device, tmp_path, *words) as (trainer, setup):
+        batch = setup.dataset.__getitems__([(0, row) for row in range(4)])
         device.value = 1  # the first step failed, says whatever is read
         with device.waiting() as waits, pytest.raises(ArithmeticError, match="step 1: the loss or its gradient is not"):
-            trainer._train_step([batch], Heard(4, 0, 4, 0))
-    assert [wait.partition(" ")[2] for wait in waits[:1]] == ["_log: reads by tolist"]
+            trainer._train_step([batch], 4)
+    assert [wait.partition(" ")[2] for wait in waits[:1]] == ["_log_step: reads by tolist"]
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
-@pytest.mark.parametrize("sparsity", ["feedback", "quantile", "channels"])
+@pytest.mark.parametrize("sparsity", ["feedback", "quantile", "gradual_magnitude"])
 @on_fake_cuda
 def test_a_run_ends_on_one_device(sparsity, tones, tmp_path):
     words = [*tones.settings(), *ECAPA, f"sparsity={sparsity}"]
-    with Device() as device, training(device, tmp_path, *words) as (trainer, experiment):
-        batch = experiment.dataset.__getitems__([(0, row) for row in range(4)])
+    with Device() as device, training(device, tmp_path, *words) as (trainer, setup):
+        batch = setup.dataset.__getitems__([(0, row) for row in range(4)])
         device.value = 0
-        trainer._train_step([batch], Heard(4, 0, 4, 0))
+        trainer._train_step([batch], 4)
         device.value = 1  # zeros have no direction for a score
         plain = mock.patch.object(loader, "worker_settings", lambda workers, _: worker_settings(workers, "cpu"))
         with plain, device.waiting(), warnings.catch_warnings():  # without a GPU nothing is pinned
-            warnings.filterwarnings("ignore", "land")  # what is counted on a fake device is no count
-            land(experiment)
-        for name, value in experiment.network.state_dict().items():
+            warnings.filterwarnings("ignore", "land|finaliz")  # what is counted on a fake device is no count
+            finalize(setup)
+        for name, value in setup.network.state_dict().items():
             assert value.device == CUDA, name
 
 

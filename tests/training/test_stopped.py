@@ -38,7 +38,7 @@ def test_a_stop_signal_to_all_processes_saves_in_mid_epoch(attempts, uninterrupt
     done, folder = struck(number, "trainer._record_non_finite", AT, f"trainer.num_workers={workers}")
     assert done.status == 128 + number, done.err
     assert f"python train.py resume_from={folder}" in done.out
-    assert [progress(folder)[name] for name in ("epoch", "batch", "step")] == [1, AT - 6, AT]
+    assert [progress(folder)[name] for name in ("epoch", "step_in_epoch", "step")] == [1, AT - 6, AT]
     again = attempts(f"resume_from={folder}")
     assert again.status == 0, again.err
     assert_same_run(folder, uninterrupted)

@@ -13,8 +13,9 @@ import pytest
 from helpers.tiny import ROOT, TINY, Outcome, Tones
 from omegaconf import OmegaConf
 
-from sv_sparse.config.overrides import check_command_line
-from sv_sparse.training.run_dir import new_folder
+from sv_sparse.config.overrides import check_command_line, parse_command_line
+from sv_sparse.config.schema import Config, load_config
+from sv_sparse.training.run_dir import create_run_dir
 
 SHORT = (*TINY, "trainer.epochs=1", "trainer.num_bn_crops=4")
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
@@ -73,12 +74,8 @@ def test_a_failing_job_says_which_it_is_and_the_others_are_run(launcher, tones, 
 
 def test_settings_of_launchers_and_sweepers_are_not_taken_for_our_own():
     launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=60"]
-    check_command_line(
-        ["-m", "seed=0,1", *launcher, "hydra.sweep.dir=elsewhere", "+hydra.launcher.ray.x=1"], ROOT / "conf"
-    )
-    check_command_line(
-        ["--multirun", *JOBLIB, "hydra.sweeper.max_batch_size=2", "target_sparsity=0.5,0.9"], ROOT / "conf"
-    )
+    check_command_line(["-m", "seed=0,1", *launcher, "hydra.sweep.dir=elsewhere", "+hydra.launcher.ray.x=1"])
+    check_command_line(["--multirun", *JOBLIB, "hydra.sweeper.max_batch_size=2", "target_sparsity=0.5,0.9"])
 
 
 def test_the_cluster_commands_of_the_readme_name_settings_that_exist():
@@ -89,16 +86,16 @@ def test_the_cluster_commands_of_the_readme_name_settings_that_exist():
         *("hydra/launcher=submitit_slurm", "hydra/launcher=submitit_local", "hydra/launcher=ray")
     ]
     for words in commands:
-        check_command_line(words[2:], ROOT / "conf")
+        check_command_line(words[2:])
 
 
-def made(settings: dict) -> str:
-    return new_folder(settings, {"precision": "fp32"}).name
+def run_dir_name(config: Config) -> str:
+    return create_run_dir(config, {"precision": "fp32"}).name
 
 
 def test_runs_of_one_name_that_start_at_once_get_a_folder_each(tmp_path):
-    settings = {"folder": None, "runs": str(tmp_path / "runs"), "name": "same"}
+    config = load_config(parse_command_line([]).compose(["run_name=same", f"runs_dir={tmp_path / 'runs'}"]))
     with ProcessPoolExecutor(4) as pool:
-        names = list(pool.map(made, [settings] * 16))
+        names = list(pool.map(run_dir_name, [config] * 16))
     assert len(set(names)) == 16
     assert {path.name for path in (tmp_path / "runs").iterdir()} == set(names)

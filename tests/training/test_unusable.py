@@ -108,7 +108,10 @@ def test_too_many_bad_recordings_end_a_run_after_its_epoch_was_saved(attempts, t
     folder = tmp_path / "run"
     done = attempts(*SETTINGS, *corpus.settings(), "data.max_unreadable_fraction=0", f"run_dir={folder}")
     assert done.status == 2
-    message = "error: data.max_unreadable_fraction=0: more than 0 of the 12 recordings of the validation cannot be used; first "
+    message = (
+        "error: data.max_unreadable_fraction=0: more than 0 of the 12 recordings of the validation cannot be used; "
+        "first "
+    )
     assert f"{message}{tmp_path}/wav/{bad}: cannot be read as a recording" in done.err
     progress = checkpoint.load(folder / "checkpoints" / "last.pt", checkpoint.TRAINING_KEYS)["progress"]
     assert (progress["epoch"], progress["step"], progress["validated"]) == (1, 6, False)
@@ -269,7 +272,8 @@ def test_two_processes_leave_out_what_one_does_and_name_it_once(copied, capsys, 
     words = [str(word) for word in ("evaluate", run, *words_of(lists), "--output-dir", elsewhere)]
     script = run.parent / "evaluate.py"
     script.write_text(
-        f"from sv_sparse.commands.main import main\nfrom sv_sparse.evaluation import embed\nembed._PREFETCH = 4\nmain({words!r})\n"
+        "from sv_sparse.commands.main import main\nfrom sv_sparse.evaluation import embed\n"
+        f"embed._PREFETCH = 4\nmain({words!r})\n"
     )
     done = together(script)
     assert done.returncode == 0, done.stderr
@@ -279,7 +283,8 @@ def test_two_processes_leave_out_what_one_does_and_name_it_once(copied, capsys, 
     assert done.stderr.count("trials are left out, since") == 1
     words += ["--max-unreadable", "0"]
     script.write_text(
-        f"from sv_sparse.commands.main import main\nfrom sv_sparse.evaluation import embed\nembed._PREFETCH = 4\nmain({words!r})\n"
+        "from sv_sparse.commands.main import main\nfrom sv_sparse.evaluation import embed\n"
+        f"embed._PREFETCH = 4\nmain({words!r})\n"
     )
     done = together(script)
     assert done.returncode != 0

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,17 +75,7 @@ def scan_folder(
     folders = np.array([key.split("/") for key in keys], dtype=object)
     speaker, session = folders[:, 0], folders[:, 1]
 
-    is_test = np.zeros(len(keys), dtype=bool)
-    for path, names in trial_utterances.items():
-        index = match_utterances(names, utterance)
-        for position in np.flatnonzero(index < 0).tolist():
-            if os.path.lexists(root / names[position]):
-                raise ValueError(
-                    f"data.trial_lists={path}: {names[position]} is there, but not laid out as {LAYOUT}, "
-                    f"which tells who speaks"
-                )
-        check_none_missing(names, index, f"data.trial_lists={path}")
-        is_test[index] = True
+    is_test = _is_in_trial_lists(trial_utterances, utterance, root)
     is_listed = np.ones(len(keys), dtype=bool)
     if train_utterances is not None:
         is_listed = _is_in_training_list(Path(train_utterances), utterance, speaker)
@@ -107,16 +97,12 @@ def scan_folder(
     for row, reason in unusable(headers).items():
         is_usable[row] = False
         logger.warning("left out: %s: %s", keys[row], reason)
-    for subject, is_needed, num_others in (("data.trial_lists", is_test, 0), ("training", is_train, num_unnamed)):
-        names = utterance.filter(pa.array(is_needed & ~is_usable)).to_pylist()
-        count = len(names) + num_others
-        total = int(is_needed.sum()) + num_others
-        if count > limit.max_count(total):
-            first = f"; first {', '.join(names[:_MAX_NAMES])}" if names else ""
-            raise ValueError(
-                f"{limit}: {count} of {total} {subject} utterances cannot be used (mend them, or allow a "
-                f"larger fraction); the log gives the reasons{first}"
-            )
+    unusable_tests = utterance.filter(pa.array(is_test & ~is_usable)).to_pylist()
+    unusable_train = utterance.filter(pa.array(is_train & ~is_usable)).to_pylist()
+    _check_limit(limit, "data.trial_lists", unusable_tests, len(unusable_tests), int(is_test.sum()))
+    # A recording whose name is not UTF-8 is in no list, but would have been trained on.
+    num_unusable = len(unusable_train) + num_unnamed
+    _check_limit(limit, "training", unusable_train, num_unusable, int(is_train.sum()) + num_unnamed)
 
     held_out = validation_speakers(speaker[is_train & is_usable], val_fraction, seed)
     is_validation = is_train & np.isin(speaker, held_out)
@@ -144,6 +130,15 @@ def scan_folder(
         }
     )
     return Manifest.write(out, table.filter(pa.array(is_usable | is_test)), root)
+
+
+def _check_limit(limit: UnreadableLimit, subject: str, names: Sequence[str], count: int, total: int) -> None:
+    if count > limit.max_count(total):
+        first = f"; first {', '.join(names[:_MAX_NAMES])}" if names else ""
+        raise ValueError(
+            f"{limit}: {count} of {total} {subject} utterances cannot be used (mend them, or allow a "
+            f"larger fraction); the log gives the reasons{first}"
+        )
 
 
 def _check_is_file(setting: str, path: str | Path) -> None:
@@ -193,6 +188,24 @@ def _find_recordings(root: Path, listed: Collection[str]) -> tuple[list[str], in
     stems = {os.path.splitext(key)[0] for key in keys if key.lower().endswith(AUDIO_SUFFIXES)}
     keys = [key for key in keys if key.lower().endswith(AUDIO_SUFFIXES) or os.path.splitext(key)[0] not in stems]
     return sorted(keys), len(unnamed)
+
+
+def _is_in_trial_lists(
+    lists: Mapping[str | Path, Sequence[str]], utterance: pa.StringArray, root: Path
+) -> NDArray[np.bool_]:
+    """Return which utterances are in a trial list, bool [len(utterance)]."""
+    is_test = np.zeros(len(utterance), dtype=bool)
+    for path, names in lists.items():
+        index = match_utterances(names, utterance)
+        for position in np.flatnonzero(index < 0).tolist():
+            if os.path.lexists(root / names[position]):
+                raise ValueError(
+                    f"data.trial_lists={path}: {names[position]} is there, but not laid out as {LAYOUT}, "
+                    f"which tells who speaks"
+                )
+        check_none_missing(names, index, f"data.trial_lists={path}")
+        is_test[index] = True
+    return is_test
 
 
 def _is_in_training_list(path: Path, utterance: pa.StringArray, speaker: NDArray[np.object_]) -> NDArray[np.bool_]:

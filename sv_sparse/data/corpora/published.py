@@ -74,7 +74,7 @@ MD5 = {
 
 
 def voxceleb_subset(speaker: str) -> str:
-    """Return the subset of VoxCeleb that a speaker such as ``id10270`` belongs to, by the number. DECISIONS 29
+    """Return the subset of VoxCeleb that a speaker such as ``id10270`` belongs to, by the number (DECISIONS 29).
 
     >>> [voxceleb_subset(speaker) for speaker in ("id10001", "id10270", "id00012", "id00017")]
     ['vox1_dev', 'vox1_test', 'vox2_dev', 'vox2_test']

@@ -117,13 +117,7 @@ def scan_corpus(
         ValueError: a root is no folder, has no recording (names what is there instead), or two lists of one
             name differ.
     """
-    for root in roots:
-        if not root.is_dir():
-            raise ValueError(f"--root {root}: expected a folder; found {'a file' if root.exists() else 'nothing'}")
-    base = Path(os.path.commonpath([os.path.abspath(path) for path in (*roots, out)]))
-    # A root below another one is searched with it.
-    absolute = {Path(os.path.abspath(root)) for root in roots}
-    outer_roots = sorted(root for root in absolute if absolute.isdisjoint(root.parents))
+    base, outer_roots = _check_roots(roots, out)
     rows: list[tuple[object, ...]] = []
     tables: list[pa.Table] = []
     unreadable: list[tuple[str, str]] = []
@@ -161,6 +155,16 @@ def scan_corpus(
         )
     table, alternatives = _deduplicate(pa.concat_tables(tables).unify_dictionaries())
     return ScanResult(table, base, lists, alternatives, unreadable)
+
+
+def _check_roots(roots: Sequence[Path], out: Path) -> tuple[Path, list[Path]]:
+    """Return the folder above all roots and ``out``, and the roots that are not below another one."""
+    for root in roots:
+        if not root.is_dir():
+            raise ValueError(f"--root {root}: expected a folder; found {'a file' if root.exists() else 'nothing'}")
+    absolute = {Path(os.path.abspath(root)) for root in roots}
+    base = Path(os.path.commonpath([*absolute, os.path.abspath(out)]))
+    return base, sorted(root for root in absolute if absolute.isdisjoint(root.parents))
 
 
 def _to_table(rows: Sequence[tuple[object, ...]]) -> pa.Table:

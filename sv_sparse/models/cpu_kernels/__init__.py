@@ -1,9 +1,5 @@
-"""CPU kernels for training."""
+"""Optional CPU kernels for training: ``accelerate`` brings them into a model; model files are plain torch."""
 
-from torch import nn
+from sv_sparse.models.cpu_kernels.modules import accelerate
 
-from sv_sparse.models.cpu_kernels.fused import prepare
-
-
-def accelerate(model: nn.Module, enabled: bool | str = "auto") -> None:
-    prepare(model)
+__all__ = ["accelerate"]

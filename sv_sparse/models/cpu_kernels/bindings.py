@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sv_sparse.models.cpu_kernels.bypass import has_address
+from sv_sparse.models.module_checks import has_address
 from sv_sparse.optim.native import compiled, loads
 
 
@@ -32,7 +32,7 @@ def library() -> ctypes.CDLL:
         OSError: There is no compiler, it fails, or the cache cannot be written; says how to do without.
     """
     names = ("moments", "affine", "sums", "gradient", "attend", "attend_gradient", "transpose")
-    without = 'choose model.implementation=torch (in Python implementation="torch"), which needs no compiler'
+    without = "choose trainer.cpu_kernels=false (in Python, leave out cpu_kernels.accelerate), which needs no compiler"
     return compiled(Path(__file__).with_name("train_kernels.cpp"), names, "the network's kernels", without)
 
 
@@ -67,7 +67,7 @@ def call(name: str, matrices: tuple[Tensor | None, ...], *small: Tensor, floor: 
     if not all(tensor is None or has_address(tensor) for tensor in (*matrices, *small)):
         raise RuntimeError(
             "this network's CPU kernels take neither torch.vmap (is_grads_batched=True) nor subclasses of tensors; "
-            'build the network with implementation="torch" (model.implementation=torch)'
+            "train with trainer.cpu_kernels=false (in Python, without cpu_kernels.accelerate)"
         )
     if first is None or not all(_reads_like(first, matrix) for matrix in matrices if matrix is not None):
         raise TypeError(f"{name}: expected matrices of one shape and type, the channels of a frame side by side")

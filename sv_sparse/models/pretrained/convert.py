@@ -39,6 +39,7 @@ from sv_sparse.models.pretrained.name_maps import (
     fill,
     their_names,
 )
+from sv_sparse.models.registry import MODELS
 from sv_sparse.models.resnet import ResNet34
 from sv_sparse.models.se_resnet import BLOCKS, SEResNet
 
@@ -180,7 +181,7 @@ def convert(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any], dict[str,
             head may be in it and is left out.
 
     Returns:
-        What it is, in words; the settings of our network as in ``conf/model``, with ``_target_``; the state dict of
+        What it is, in words; the settings of our network with its ``name`` in the registry; the state dict of
         our network, float32 and whole numbers, sharing no memory with ``state``.
 
     Raises:
@@ -195,8 +196,8 @@ def convert(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any], dict[str,
         settings, weights = _converted(kind, kept)
     except ValueError as error:
         raise ValueError(f"the weights look like those of {kind.name}, but do not fit: {error}") from error
-    target = f"{kind.network.__module__}.{kind.network.__qualname__}"
-    return kind.name, {"_target_": target, **settings}, weights
+    (name,) = [name for name, network in MODELS.items() if network is kind.network]
+    return kind.name, {"name": name, **settings}, weights
 
 
 def _kind(state: Mapping[str, Tensor]) -> Kind:

@@ -1,15 +1,33 @@
-"""Contract of a network that can be trained here, checked on two made-up utterances before training."""
+"""Protocol of a network that can be trained here, and its check on two made-up utterances before training."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sv_sparse.models.features import MEL_BINS
 
-CONTRACT = """A network that train.py trains
+
+class SpeakerModel(Protocol):
+    """A network from features to speaker embeddings, as ``torch.nn.Module``.
+
+    Attributes:
+        mel_bins: F, of the filterbank that it takes.
+        embedding_dim: E, of the embeddings that it returns.
+    """
+
+    mel_bins: int
+    embedding_dim: int
+
+    def forward(self, filterbank: Tensor) -> Tensor:
+        """Map log-mel filterbanks [B, F, T] in float32 to embeddings [B, E]; any T, utterances of one length."""
+        ...
+
+
+REQUIREMENTS = """A network that train.py trains
 1. is a torch.nn.Module whose class takes mel_bins, beside the settings of model: Network(mel_bins=80, ...);
 2. maps filterbanks [B, mel_bins, T] in float32 to embeddings [B, E] in floating point, one for each utterance;
 3. takes any T: crops in training, and whole recordings, one or several of one length, in evaluation mode;
@@ -22,7 +40,7 @@ _NAMED = 5  # parameters in a warning
 logger = logging.getLogger(__name__)
 
 
-def check_network(network: nn.Module, device: torch.device) -> int:
+def check_model(network: nn.Module, device: torch.device) -> int:
     """Check what a network makes of two utterances, and return the size E of its embeddings.
 
     The network is on ``device`` afterwards. Its buffers, gradients and mode stay as they were, and so does the state of
@@ -33,12 +51,12 @@ def check_network(network: nn.Module, device: torch.device) -> int:
         device: where it is trained.
 
     Raises:
-        ValueError: it does not do what ``CONTRACT`` says; lists everything that was seen.
+        ValueError: it does not do what ``REQUIREMENTS`` says; lists everything that was seen.
 
     Warns of parameters that are trained and that no gradient reached, by the log.
     """
     if not isinstance(network, nn.Module):
-        raise ValueError(f"model: expected a torch.nn.Module, got {type(network).__name__}\n{CONTRACT}")
+        raise ValueError(f"model: expected a torch.nn.Module, got {type(network).__name__}\n{REQUIREMENTS}")
     network.to(device)
     trained = {name: param for name, param in network.named_parameters() if param.requires_grad}
     problems: list[str] = []
@@ -63,7 +81,7 @@ def check_network(network: nn.Module, device: torch.device) -> int:
         problems.append(f"its embedding_dim is {stated}, its embeddings have {size} numbers")
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
-        raise ValueError(f"model: {type(network).__name__} cannot be trained:\n{listed}\n{CONTRACT}")
+        raise ValueError(f"model: {type(network).__name__} cannot be trained:\n{listed}\n{REQUIREMENTS}")
     if unreached:
         names = ", ".join(unreached[:_NAMED]) + (", ..." if len(unreached) > _NAMED else "")
         logger.warning(

@@ -12,16 +12,17 @@ lies between moments and gains is small, and is left to autograd. Sums are float
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, Self
+from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sv_sparse.models.autocast import without_autocast
-from sv_sparse.models.cpu_kernels import bindings as native
+from sv_sparse.models.cpu_kernels import bindings
 from sv_sparse.models.cpu_kernels.bindings import call, empty_image, image, rows, transposed
-from sv_sparse.models.cpu_kernels.bypass import (
+from sv_sparse.models.layers import without_autocast
+from sv_sparse.models.module_checks import (
     is_ordinary,
     is_trained,
     is_untouched,
@@ -31,117 +32,46 @@ from sv_sparse.models.cpu_kernels.bypass import (
 from sv_sparse.optim.memory import empty_float32
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
-IMPLEMENTATIONS = ("auto", "fused", "torch")
 _CAST = {torch.float32, torch.bfloat16, torch.float16}  # types that autocast turns into its own
 
 
-class Fusable(nn.Module):
-    """A module that computes by the kernels here while it trains on a CPU; all else is torch's operations.
+def can_fuse(
+    model: nn.Module,
+    x: Tensor,
+    convs: Sequence[nn.Module] = (),
+    norms: Sequence[nn.Module] = (),
+    linears: Sequence[nn.Module] = (),
+) -> bool:
+    """Return whether the kernels may compute in place of some modules, for this input.
 
-    ``implementation`` is one of:
-
-    - ``"auto"``, the default: the kernels, if they can be compiled; else torch's operations, with one UserWarning.
-    - ``"fused"``: the kernels. OSError if they cannot be compiled, from ``train()`` or the first forward pass.
-    - ``"torch"``: torch's operations, which need no compiler.
-
-    The kernels stand in for torch's own modules only. Where such a module is replaced, frozen, reparametrized or has
-    a hook, its unit is computed by torch's operations, which call it.
-    """
-
-    implementation = "auto"
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode, as of ``nn.Module``.
-
-        Raises:
-            OSError: The implementation is ``"fused"``, and its kernels cannot be compiled; says how to do without.
-        """
-        super().train(mode)
-        if mode and self.implementation == "fused" and _on_cpu(self):
-            native.library()
-        return self
-
-    def fuses(
-        self,
-        x: Tensor,
-        convs: Sequence[nn.Module] = (),
-        norms: Sequence[nn.Module] = (),
-        linears: Sequence[nn.Module] = (),
-    ) -> bool:
-        """Return whether the kernels serve this input, in place of these modules.
-
-        Args:
-            x: Input of the first of the modules, [B, C, 1, T]; where there are none, [B, C, T].
-            convs: Convolutions that the kernels stand in for.
-            norms: Batch norms that they stand in for.
-            linears: Linear layers that are called inside a unit, as those of a squeeze-excitation.
-
-        Raises:
-            OSError: The implementation is ``"fused"``, and its kernels cannot be compiled; says how to do without.
-        """
-        return (
-            self.training
-            and self.implementation != "torch"
-            and torch.is_grad_enabled()
-            and is_ordinary(x)
-            and x.device.type == "cpu"
-            and x.layout == torch.strided
-            and x.shape[0] * x.shape[-1] > 1
-            and (_is_image(x) if convs else x.ndim == 3 and x.dtype in native.TYPES)
-            and all(is_untouched(conv, nn.Conv2d) and is_trained(conv) and keeps_frames(conv) for conv in convs)
-            and all(_is_served(norm) for norm in norms)
-            and all(is_untouched(linear, nn.Linear) and is_trained(linear) for linear in linears)
-            and _is_there(self.implementation)
-        )
-
-
-def choose(model: nn.Module, implementation: str) -> None:
-    """Set the implementation of all modules of a model.
+    The kernels stand in for torch's own modules only. Where one of them is replaced, frozen, reparametrized or has a
+    hook, torch's operations call it.
 
     Args:
-        model: Any module.
-        implementation: ``"auto"``, ``"fused"`` or ``"torch"``; see `Fusable`.
-
-    Raises:
-        ValueError: There is none of this name.
+        model: module that holds them; kernels serve training only.
+        x: input of the first of the modules, [B, C, 1, T]; where there are no convolutions, [B, C, T].
+        convs: convolutions that the kernels stand in for.
+        norms: batch norms that they stand in for.
+        linears: linear layers that are called inside a unit, as those of a squeeze-excitation.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}")
-    for module in model.modules():
-        if isinstance(module, Fusable):
-            module.implementation = implementation
-
-
-def prepare(model: nn.Module) -> None:
-    """Compile the kernels that training ``model`` on a CPU will take, so that trouble shows before the first step.
-
-    A model without a `Fusable`, and one on another device, needs none. With ``"auto"`` it warns where they cannot be
-    compiled.
-
-    Raises:
-        OSError: The implementation is ``"fused"``, and its kernels cannot be compiled; says how to do without.
-    """
-    for module in model.modules():
-        if isinstance(module, Fusable) and module.implementation != "torch" and _on_cpu(module):
-            _is_there(module.implementation)
-
-
-def _is_there(implementation: str) -> bool:
-    """Return whether the kernels are compiled; only ``"auto"`` can do without."""
-    if implementation == "auto":
-        return native.available()
-    native.library()
-    return True
-
-
-def _on_cpu(module: nn.Module) -> bool:
-    return any(parameter.device.type == "cpu" for parameter in module.parameters())
+    return (
+        model.training
+        and torch.is_grad_enabled()
+        and is_ordinary(x)
+        and x.device.type == "cpu"
+        and x.layout == torch.strided
+        and x.shape[0] * x.shape[-1] > 1  # of which a variance exists
+        and (_is_image(x) if convs else x.ndim == 3 and x.dtype in bindings.TYPES)
+        and all(is_untouched(conv, nn.Conv2d) and is_trained(conv) and keeps_frames(conv) for conv in convs)
+        and all(_is_served(norm) for norm in norms)
+        and all(is_untouched(linear, nn.Linear) and is_trained(linear) for linear in linears)
+    )
 
 
 def _is_image(x: Tensor) -> bool:
     """Return whether ``x`` is [B, C, 1, T], and its convolution with a float32 weight is in a type of the kernels."""
     cast = torch.is_autocast_enabled("cpu") and x.dtype in _CAST
-    return x.ndim == 4 and x.shape[2] == 1 and (x.dtype == torch.float32 or cast) and compute_dtype(x) in native.TYPES
+    return x.ndim == 4 and x.shape[2] == 1 and (x.dtype == torch.float32 or cast) and compute_dtype(x) in bindings.TYPES
 
 
 def _is_served(norm: nn.Module) -> bool:
@@ -164,8 +94,8 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
     def checked(ctx: Any, *grads: Tensor) -> Any:
         if torch.is_grad_enabled():  # as it is in a backward pass with create_graph=True alone
             raise RuntimeError(
-                "create_graph=True: the CPU kernels of this network have no second derivative; build the network with "
-                'implementation="torch" (model.implementation=torch)'
+                "create_graph=True: the CPU kernels of this network have no second derivative; train with "
+                "trainer.cpu_kernels=false (in Python, without cpu_kernels.accelerate)"
             )
         return backward(ctx, *grads)
 
@@ -398,3 +328,39 @@ class _Relu(torch.autograd.Function):
         small = zeros[0], zeros, torch.ones_like(zeros), zeros, zeros
         call("gradient", (frames, grads, None, out), *small, total, floor=0)
         return image(out), total.sum(dim=0)
+
+
+class FusedMoments(torch.autograd.Function):
+    """Mean and mean square deviation over T of ``pooling.statistics``, in the type of frames; scores may be None."""
+
+    @staticmethod
+    def forward(ctx: Any, frames: Tensor, scores: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return mean and mean square deviation, [B, C] each."""
+        frames = frames.contiguous()
+        batch, _, channels = frames.shape
+        most, total, mean, square = empty_float32(4, batch, channels)
+        if scores is None:
+            call("moments", (frames,), torch.zeros_like(mean[0]), mean, square, floor=-inf)
+            ctx.save_for_backward(frames, None, mean)
+        else:
+            scores = scores.to(frames.dtype).contiguous()
+            call("attend", (frames, scores), most, total, mean, square)
+            ctx.save_for_backward(frames, scores, most, total, mean, square)
+        return mean, square
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad_mean: Tensor, grad_square: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the gradients of frames and scores."""
+        frames, scores, *kept = ctx.saved_tensors
+        to_frames = torch.empty_like(frames)
+        if scores is None:
+            count, (mean,) = frames.shape[1], kept
+            zeros, total = torch.zeros_like(mean), torch.empty_like(mean)
+            small = zeros[0], mean, zeros, grad_mean / count, grad_square * (2 / count)
+            call("gradient", (frames, None, None, to_frames), *small, total, floor=-inf)
+            return to_frames, None
+        to_scores = torch.empty_like(scores)
+        ends = grad_mean.contiguous(), grad_square.contiguous()
+        call("attend_gradient", (frames, scores, to_frames, to_scores), *kept, *ends)
+        return to_frames, to_scores

@@ -4,22 +4,21 @@ import logging
 
 import pytest
 import torch
-from helpers.tiny import ROOT, TINY
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from sv_sparse.config.settings import resolve
+from helpers.tiny import TINY
 from torch import Tensor, nn
 
+from sv_sparse.config.overrides import parse_command_line
+from sv_sparse.config.schema import load_config
 from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.io import write_json
-from sv_sparse.models.contract import check_network
 from sv_sparse.models.ecapa_tdnn import ECAPA
+from sv_sparse.models.protocol import check_model
 from sv_sparse.models.resnet import ResNet34
 from sv_sparse.models.se_resnet import SEResNet
 from sv_sparse.report import build_results, write_results
-from sv_sparse.training.finalize import evaluate, finish_backend, land
-from sv_sparse.training.run_dir import environment
-from sv_sparse.training.setup import build, check_buildable
+from sv_sparse.training.environment import environment
+from sv_sparse.training.finalize import evaluate, finalize, fit_backend
+from sv_sparse.training.setup import build_setup, check_buildable
 from sv_sparse.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -77,34 +76,37 @@ class WithoutBins(nn.Module):
     """Does not take mel_bins."""
 
 
-def resolved(tones, *words, network: str):
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        settings = resolve(compose("config", ["run_name=test", *TINY, *tones.settings(), *words]))
-    settings["model"] = {"_target_": f"test_contract.{network}"}
-    return settings
+def config_of(tones, *words, network: str):
+    overrides = ["model=custom", f"model._target_=test_protocol.{network}", "run_name=test", *tones.settings(), *words]
+    tiny = [word for word in TINY if not word.startswith("model.")]
+    return load_config(parse_command_line([]).compose([*tiny, *overrides]))
 
 
-def test_a_network_without_attributes_is_trained_landed_judged_and_reported(tones, tmp_path):
-    settings = resolved(tones, "trainer.epochs=1", "target_sparsity=0.5", network="Own")
+def check(config):
+    check_buildable(config, [config.model["_target_"]])
+
+
+def test_a_network_without_attributes_is_trained_finalized_evaluated_and_reported(tones, tmp_path):
+    config = config_of(tones, "trainer.epochs=1", "target_sparsity=0.5", network="Own")
+    trusted = [config.model["_target_"]]
     (tmp_path / "checkpoints").mkdir()
-    check_buildable(settings)
-    experiment = build(settings, tmp_path, load_corpus(settings, tmp_path))
-    trainer = Trainer(experiment, 0.0)
-    trainer.fit()
-    landing = land(experiment, trainer.judged)
-    evaluations = evaluate(experiment, finish_backend(experiment))
+    check_buildable(config, trusted)
+    setup = build_setup(config, tmp_path, load_corpus(config, tmp_path), trusted)
+    trainer = Trainer(setup, 0.0)
+    trainer.train()
+    metrics = finalize(setup, trainer.last_val_eer)
+    evaluations = evaluate(setup, fit_backend(setup))
     write_json(tmp_path / "environment.json", environment())
-    results = build_results(experiment, landing, evaluations, trainer.state.at_start, trainer.state.seconds())
+    results = build_results(setup, metrics, evaluations, [], trainer.state.elapsed_seconds())
     assert "50.0" in write_results(tmp_path, results)
-    trainer.monitor.close()
+    trainer.metrics.close()
     assert results["training"]["model"] == "Own"
     assert set(results["layers"]) == {"layer.weight", "last.weight"}
 
 
-def test_everything_that_is_wrong_is_told_at_once_with_the_contract():
+def test_everything_that_is_wrong_is_told_at_once_with_the_requirements():
     with pytest.raises(ValueError, match="cannot be trained") as raised:
-        check_network(Wrong(80), CPU)
+        check_model(Wrong(80), CPU)
     message = str(raised.value)
     for problem in (
         r"- backward of [2, 80, 50] in training raises RuntimeError: element 0 of tensors does not require grad",
@@ -129,14 +131,14 @@ def test_everything_that_is_wrong_is_told_at_once_with_the_contract():
         (len, "expected a torch.nn.Module, got builtin_function_or_method"),
     ],
 )
-def test_a_broken_contract_is_named(network, message):
+def test_a_broken_requirement_is_named(network, message):
     with pytest.raises(ValueError, match=message):
-        check_network(network, CPU)
+        check_model(network, CPU)
 
 
-def test_a_class_that_takes_no_mel_bins_is_told_the_contract(tones):
+def test_a_class_that_takes_no_mel_bins_is_told_the_requirements(tones):
     with pytest.raises(ValueError, match=r"model: TypeError: .*mel_bins.*\nA network that train.py trains\n1. is a"):
-        check_buildable(resolved(tones, network="WithoutBins"))
+        check(config_of(tones, network="WithoutBins"))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +148,7 @@ def test_the_check_changes_neither_network_nor_random_numbers(network):
     network.eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     state = torch.get_rng_state()
-    check_network(network, CPU)
+    check_model(network, CPU)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(param.grad is None for param in network.parameters())
@@ -156,21 +158,21 @@ def test_the_check_changes_neither_network_nor_random_numbers(network):
 def test_parameters_that_no_gradient_reaches_are_named(caplog):
     network = Own(80)
     network.unused = nn.Linear(3, 4)
-    assert check_network(network, CPU) == 8
+    assert check_model(network, CPU) == 8
     assert "no gradient reaches 2 parameters of Own: unused.weight, unused.bias" in caplog.text
     caplog.clear()
     network.unused.requires_grad_(False)
-    check_network(network, CPU)
+    check_model(network, CPU)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_settings_say_which_modules_stay_dense_and_which_may_become_zero(tones, tmp_path):
     with pytest.raises(ValueError, match=r"sparsity.dense=\[\], sparsity.sparse=\[\]: cannot tell .*\n.*gain"):
-        check_buildable(resolved(tones, network="WithUnknownType"))
+        check(config_of(tones, network="WithUnknownType"))
     with pytest.raises(ValueError, match=r"sparsity.dense=\['gian'\], .* dense names 'gian'"):
-        check_buildable(resolved(tones, "sparsity.dense=[gian]", network="WithUnknownType"))
-    settings = resolved(tones, "sparsity.sparse=[gain]", "sparsity.dense=[last]", network="WithUnknownType")
-    experiment = build(settings, tmp_path, load_corpus(settings, tmp_path))
-    assert set(experiment.sparse_params) == {"gain", "layer.weight"}
-    regulated = {id(param) for param in experiment.controller.params}
-    assert regulated == {id(param) for param in experiment.sparse_params.values()}
+        check(config_of(tones, "sparsity.dense=[gian]", network="WithUnknownType"))
+    config = config_of(tones, "sparsity.sparse=[gain]", "sparsity.dense=[last]", network="WithUnknownType")
+    setup = build_setup(config, tmp_path, load_corpus(config, tmp_path), [config.model["_target_"]])
+    assert set(setup.sparse_params) == {"gain", "layer.weight"}
+    regulated = {id(param) for param in setup.controller.params}
+    assert regulated == {id(param) for param in setup.sparse_params.values()}

@@ -13,10 +13,10 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from sv_sparse.models.cpu_kernels import fused
-from sv_sparse.models.cpu_kernels.bypass import relu_after
+from sv_sparse.models.cpu_kernels import accelerate, ops
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.layers import ConvUnit
+from sv_sparse.models.module_checks import relu_after
 from sv_sparse.models.resnet import ResNet34
 from sv_sparse.models.se_resnet import SEResNet
 
@@ -46,11 +46,10 @@ FILTERBANK = torch.randn(3, 8, 24, generator=torch.Generator().manual_seed(1))
 Change = Callable[[nn.Module], object]
 
 
-def network(name: str, implementation: str = "auto") -> nn.Module:
+def network(name: str, kernels: bool = True) -> nn.Module:
     torch.manual_seed(0)
     model = NETWORKS[name]()
-    fused.choose(model, implementation)
-    return model
+    return accelerate(model, kernels)
 
 
 def trained(model: nn.Module, filterbank: Tensor = FILTERBANK) -> list[Tensor]:
@@ -72,7 +71,7 @@ def assert_same(left: list[Tensor], right: list[Tensor]) -> None:
 def uses_kernels(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> int:
     """Calls of kernels in one step."""
     count = 0
-    call = fused.call
+    call = ops.call
 
     def counted(*arguments: Any, **options: Any) -> None:
         nonlocal count
@@ -80,7 +79,7 @@ def uses_kernels(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> int:
         call(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fused, "call", counted)
+        patch.setattr(ops, "call", counted)
         trained(copy.deepcopy(model))
     return count
 
@@ -110,7 +109,7 @@ KINDS = ("forward", "forward_pre", "full_backward", "full_backward_pre")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_hook_on_any_module_fires_as_with_torchs_operations(name: str, kind: str) -> None:
-    ours, theirs = network(name), network(name, "torch")
+    ours, theirs = network(name), network(name, False)
     names = [each for each, _ in ours.named_modules()]
     for each in names if name.startswith("ECAPA") else names[::3]:
         seen: list[list[list[Tensor]]] = []
@@ -126,7 +125,7 @@ def test_a_hook_on_any_module_fires_as_with_torchs_operations(name: str, kind: s
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_all_modules_can_have_hooks_of_all_kinds_at_once(name: str) -> None:
-    model, plain = network(name), network(name, "torch")
+    model, plain = network(name), network(name, False)
     seen: list[list[Tensor]] = []
     for module in model.modules():
         for kind in KINDS:
@@ -149,8 +148,8 @@ def test_what_a_hook_holds_is_not_changed_afterwards(name: str) -> None:
 @pytest.mark.parametrize("place", ["first", "blocks.0", "blocks.0.enter", "blocks.0.res2", "blocks.0.leave"])
 def test_a_hook_may_change_an_output_in_place(place: str) -> None:
     results = []
-    for implementation in ("auto", "torch"):
-        model = network("ECAPA", implementation)
+    for kernels in (True, False):
+        model = network("ECAPA", kernels)
         model.get_submodule(place).register_forward_hook(lambda _module, _ins, out: out.mul_(2))
         results.append(trained(model))
     assert_same(*results)
@@ -158,13 +157,13 @@ def test_a_hook_may_change_an_output_in_place(place: str) -> None:
 
 def test_global_hooks_fire_for_every_module() -> None:
     counts = []
-    for implementation in ("auto", "torch"):
+    for kernels in (True, False):
         seen: list[nn.Module] = []
         handle = nn.modules.module.register_module_forward_hook(
             lambda module, _ins, _out, seen=seen: seen.append(module)
         )
         try:
-            trained(network("ECAPA", implementation))
+            trained(network("ECAPA", kernels))
         finally:
             handle.remove()
         counts.append(len(seen))
@@ -220,8 +219,8 @@ CHANGES: dict[str, Change] = {
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 def test_a_reparametrized_layer_computes_as_with_torchs_operations(place: str, change: str) -> None:
     results = []
-    for implementation in ("auto", "torch"):
-        model = network("ECAPA", implementation)
+    for kernels in (True, False):
+        model = network("ECAPA", kernels)
         torch.manual_seed(2)  # spectral_norm draws
         CHANGES[change](model.get_submodule(place))
         first = trained(model)
@@ -248,8 +247,8 @@ REPLACED = {
 @pytest.mark.parametrize("place", REPLACED)
 def test_a_replaced_module_is_called(place: str) -> None:
     results = []
-    for implementation in ("auto", "torch"):
-        model = network("ECAPA", implementation)
+    for kernels in (True, False):
+        model = network("ECAPA", kernels)
         torch.manual_seed(2)
         model.set_submodule(place, REPLACED[place](model.get_submodule(place)), strict=True)
         results.append(trained(model))
@@ -272,8 +271,8 @@ def test_a_relu_does_not_change_its_input_where_a_module_hands_it_on() -> None:
 @pytest.mark.parametrize("parts", [["first"], ["blocks.0.leave.norm", "mfa"], ["blocks.0.excitation.expand"]])
 def test_frozen_parts_get_no_gradient_and_the_others_theirs(parts: list[str]) -> None:
     results = []
-    for implementation in ("auto", "torch"):
-        model = network("ECAPA", implementation)
+    for kernels in (True, False):
+        model = network("ECAPA", kernels)
         for part in parts:
             model.get_submodule(part).requires_grad_(False)
         results.append(trained(model))
@@ -287,8 +286,8 @@ def test_frozen_parts_get_no_gradient_and_the_others_theirs(parts: list[str]) ->
 
 def test_gradients_of_some_parameters_alone() -> None:
     results = []
-    for implementation in ("auto", "torch"):
-        model = network("ECAPA", implementation)
+    for kernels in (True, False):
+        model = network("ECAPA", kernels)
         ends = [model.first.norm.weight, model.blocks[0].res2.units[1].conv.bias, model.pooling.score.weight]
         results.append([*torch.autograd.grad(model(FILTERBANK).square().sum(), ends)])
     assert_same(*results)
@@ -296,8 +295,8 @@ def test_gradients_of_some_parameters_alone() -> None:
 
 def test_two_losses_share_a_retained_graph() -> None:
     results = []
-    for implementation in ("auto", "torch"):
-        model = network("ECAPA", implementation)
+    for kernels in (True, False):
+        model = network("ECAPA", kernels)
         embedding = model(FILTERBANK)
         parameters = list(model.parameters())
         first = torch.autograd.grad(embedding.square().sum(), parameters, retain_graph=True)
@@ -328,13 +327,13 @@ def test_checkpointed_activations_give_the_same_gradients(use_reentrant: bool) -
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_penalty_on_gradients_works_by_torchs_operations_and_the_kernels_refuse_it(name: str) -> None:
-    model = network(name, "torch")
+    model = network(name, False)
     filterbank = FILTERBANK.clone().requires_grad_()
     (slope,) = torch.autograd.grad(model(filterbank).square().sum(), filterbank, create_graph=True)
     slope.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in list(model.parameters())[:3])
     if name.startswith("ECAPA"):
-        with pytest.raises(RuntimeError, match='create_graph=True: .* build the network with implementation="torch"'):
+        with pytest.raises(RuntimeError, match="create_graph=True: .* train with trainer.cpu_kernels=false"):
             torch.autograd.grad(network(name)(filterbank).sum(), filterbank, create_graph=True)
 
 
@@ -342,24 +341,24 @@ def test_a_penalty_on_gradients_works_by_torchs_operations_and_the_kernels_refus
 def test_a_batch_of_gradients_works_by_torchs_operations_and_the_kernels_refuse_it(name: str) -> None:
     filterbank = FILTERBANK.clone().requires_grad_()
 
-    def batched(implementation: str) -> Tensor:
-        embedding = network(name, implementation)(filterbank)
+    def batched(kernels: bool) -> Tensor:
+        embedding = network(name, kernels)(filterbank)
         many = torch.eye(2)[:, None].expand(2, 3, 2).repeat(1, 1, 4)
         return torch.autograd.grad(embedding, filterbank, many, is_grads_batched=True)[0]
 
     slope = torch.tensor([1.0, 0.0] * 4).expand(3, 8)
-    (first,) = torch.autograd.grad(network(name, "torch")(filterbank), filterbank, slope)
-    torch.testing.assert_close(batched("torch")[0], first, rtol=1e-3, atol=1e-4)
+    (first,) = torch.autograd.grad(network(name, False)(filterbank), filterbank, slope)
+    torch.testing.assert_close(batched(False)[0], first, rtol=1e-3, atol=1e-4)
     if name.startswith("ECAPA"):
         with pytest.raises(RuntimeError, match="is_grads_batched"):
-            batched("auto")
+            batched(True)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 def test_each_precision_computes_as_torchs_operations_do(dtype: torch.dtype | None) -> None:
     results = []
-    for implementation in ("auto", "torch"):
-        model = network("ECAPA", implementation)
+    for kernels in (True, False):
+        model = network("ECAPA", kernels)
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             embedding = model(FILTERBANK)
         embedding.square().sum().backward()
@@ -371,9 +370,9 @@ def test_each_precision_computes_as_torchs_operations_do(dtype: torch.dtype | No
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_unit_in_another_type_is_left_to_torch(dtype: torch.dtype) -> None:
     unit = ConvUnit(8, 8).to(dtype)
-    ours = unit(torch.ones(4, 8, 1, 10, dtype=dtype))
-    unit.implementation = "torch"
-    assert torch.equal(ours, unit(torch.ones(4, 8, 1, 10, dtype=dtype)))
+    expected = unit(torch.ones(4, 8, 1, 10, dtype=dtype))
+    accelerate(unit, True)
+    assert torch.equal(expected, unit(torch.ones(4, 8, 1, 10, dtype=dtype)))
 
 
 def test_another_default_type_and_device_change_nothing(monkeypatch) -> None:
@@ -411,8 +410,8 @@ def test_functional_gradients_are_those_of_a_backward_pass(name: str) -> None:
 
 def test_parameters_swapped_for_tensors_are_the_ones_that_count() -> None:
     results = []
-    for implementation in ("auto", "torch"):
-        model = network("ECAPA", implementation)
+    for kernels in (True, False):
+        model = network("ECAPA", kernels)
         parameters, buffers = state(model)
         ends = [value.mul(2).requires_grad_() for value in parameters.values()]
         loss = loss_of(model, dict(zip(parameters, ends, strict=True)), buffers)
@@ -442,7 +441,7 @@ class Marked(Tensor):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_fake_tensors_counters_subclasses_and_traces_see_torchs_operations(name: str, monkeypatch) -> None:
-    monkeypatch.setattr(fused, "call", None)  # which nothing may call
+    monkeypatch.setattr(ops, "call", None)  # which nothing may call
     model = network(name)
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
         assert model(mode.from_tensor(FILTERBANK)).shape == (3, 8)
@@ -460,10 +459,10 @@ def test_fake_tensors_counters_subclasses_and_traces_see_torchs_operations(name:
 
 def test_torch_compile_makes_one_graph_that_has_the_hooks() -> None:
     embeddings = []
-    for implementation in ("auto", "torch"):
-        model = network("ECAPA", implementation)
+    for kernels in (True, False):
+        model = network("ECAPA", kernels)
         model.blocks[0].leave.conv.register_forward_hook(lambda _module, _ins, out: 2 * out + 1)
-        called = torch.compile(model, backend="eager", fullgraph=True) if implementation == "auto" else model
+        called = torch.compile(model, backend="eager", fullgraph=True) if kernels else model
         embeddings.append(called(FILTERBANK))
     torch.testing.assert_close(*embeddings, rtol=1e-3, atol=1e-3)
 
