@@ -59,7 +59,7 @@ def tabulate(tmp_path: Path) -> Callable[..., Manifest]:
             "speaker": [key.split("/")[0] for key in keys],
             "session": [key.split("/")[1] for key in keys],
             **{name: headers.column(name) for name in ("samples", "sample_rate", "channels")},
-            "parts": single_segments(pa.array(keys, pa.string()), headers),
+            "segments": single_segments(pa.array(keys, pa.string()), headers),
             "split": ["train"] * len(keys),
         }
         return Manifest.write(tmp_path / "manifest.parquet", pa.table(columns), root)

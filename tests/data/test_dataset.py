@@ -9,7 +9,7 @@ from sv_sparse.data.audio import read_utterance, single_file
 from sv_sparse.data.dataset import CropDataset
 from sv_sparse.data.decoding import AudioFile
 from sv_sparse.data.loader import CropLoader, EpochBatchSampler
-from sv_sparse.data.rng import below, generator
+from sv_sparse.data.rng import generator, randint
 
 CROP = 800
 
@@ -82,7 +82,7 @@ def test_drawing_crops_leaves_the_global_generator_alone(crops):
 
 def test_draws_are_the_same_on_every_machine():
     assert generator(1, "crop", 2, "id10001/a/1.wav").integers(10**6, size=3).tolist() == [512065, 459349, 691817]
-    assert below(10**6, 1, "crop", 2, "id10001/a/1.wav") == 727480
+    assert randint(10**6, 1, "crop", 2, "id10001/a/1.wav") == 727480
 
 
 def test_a_short_utterance_is_repeated(tmp_path, tabulate):

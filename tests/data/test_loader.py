@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import Dataset
 
 from sv_sparse.data.dataset import Batch
-from sv_sparse.data.loader import CropLoader, EpochBatchSampler, UnreadableCounter
-from sv_sparse.data.unreadable import UnreadableLimit
+from sv_sparse.data.loader import CropLoader, EpochBatchSampler
+from sv_sparse.data.unreadable import UnreadableCounter, UnreadableLimit
 
 # torch warns on machines with fewer processors than workers, which changes no batch.
 few_processors = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -127,7 +127,7 @@ def test_a_resumed_epoch_is_the_tail_of_the_whole_one(crops):
 
 def test_processes_share_each_step_and_parts_come_one_after_the_other():
     whole = list(EpochBatchSampler(50, 12, 3))
-    parts = [list(EpochBatchSampler(50, 12, 3, accumulate=2, rank=rank, ranks=3)) for rank in range(3)]
+    parts = [list(EpochBatchSampler(50, 12, 3, grad_accum_steps=2, rank=rank, world_size=3)) for rank in range(3)]
     assert [len(found) for found in parts] == [8, 8, 8]
     for step, batch in enumerate(whole):
         together = [crop for part in (2 * step, 2 * step + 1) for found in parts for crop in found[part]]
@@ -139,7 +139,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_with_what_could_be(size, ranks
     parts = ranks * accumulate
     message = f"trainer.batch_size={size} is divided among .* expected a multiple of {parts}, {2 * parts} or more"
     with pytest.raises(ValueError, match=message):
-        EpochBatchSampler(50, size, 0, accumulate=accumulate, ranks=ranks)
+        EpochBatchSampler(50, size, 0, grad_accum_steps=accumulate, world_size=ranks)
 
 
 def counted(readable, unreadable):
@@ -148,15 +148,15 @@ def counted(readable, unreadable):
 
 
 def update(meter, batch):
-    meter.report(batch)
-    meter.count(len(batch.labels) + len(batch.unreadable), len(batch.unreadable))
+    meter.warn(batch.unreadable)
+    meter.add(len(batch.labels) + len(batch.unreadable), len(batch.unreadable))
 
 
 def test_a_run_names_what_it_leaves_out_and_stops_past_the_allowed_share(caplog):
     meter = UnreadableCounter(0.01)
     for _ in range(20):
         update(meter, counted(99, 1))
-    assert (meter.seen, meter.unreadable) == (2000, 20)
+    assert (meter.num_drawn, meter.num_unreadable) == (2000, 20)
     assert caplog.messages == ["left out of a batch: x.wav: gone"] * 20
     with pytest.raises(ValueError, match=r"data.max_unreadable_fraction=0.01: 21 of 2001 utterances drawn \(1.0%\)"):
         update(meter, counted(0, 1))
@@ -178,5 +178,5 @@ def test_a_run_that_allows_no_unreadable_draw_stops_at_the_first():
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), "few"])
 def test_a_share_that_is_none_is_refused(share):
-    with pytest.raises(ValueError, match=f"data.max_unreadable_fraction={share}: expected a share from 0 to 1"):
+    with pytest.raises(ValueError, match=f"data.max_unreadable_fraction={share}: expected a fraction from 0 to 1"):
         UnreadableLimit(share)

@@ -115,7 +115,7 @@ def test_a_list_without_some_utterances_is_as_if_their_trials_had_never_been_in_
     assert [["a/1", "a/2", "b/1", "b/2", "c/1"][row] for row in rows] == rest.utterances
 
 
-def test_enrolments_keep_the_utterances_that_can_be_used_and_lose_their_trials_with_the_last():
+def test_enrollments_keep_the_utterances_that_can_be_used_and_lose_their_trials_with_the_last():
     models = {"m0": [0, 1], "m1": [2, 3], "m2": [4]}
     is_target = np.array([True, False, True, False])
     complete = Trials("list", is_target, np.array([6, 7, 8, 0]), np.array([5, 5, 5, 5]), list("abcdef"), models)
@@ -131,4 +131,4 @@ def test_enrolments_keep_the_utterances_that_can_be_used_and_lose_their_trials_w
     assert rest.is_target.tolist() == [True, True, False]
     fewer, _ = complete.without([1])
     assert len(fewer) == len(complete)
-    assert fewer.digest != complete.digest  # an average of other utterances is another enrolment
+    assert fewer.checksum != complete.checksum  # an average of other utterances is another enrollment

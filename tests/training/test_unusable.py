@@ -237,7 +237,7 @@ def test_an_evaluation_that_allows_nothing_to_be_left_out_names_the_recording(co
     assert not (run / "scores" / "others.txt").exists()
     with pytest.raises(SystemExit):
         evaluate(run, *words_of(lists), "--max-unreadable", 7)
-    assert "error: --max-unreadable 7.0: expected a share from 0 to 1" in capsys.readouterr().err
+    assert "error: --max-unreadable 7.0: expected a fraction from 0 to 1" in capsys.readouterr().err
 
 
 def test_an_evaluation_without_targets_that_can_be_used_is_one_error(copied, capsys):
