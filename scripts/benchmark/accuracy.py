@@ -19,7 +19,7 @@ import torch
 from sv_sparse.commands.export import calibration_inputs, write_onnx
 from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.decoding import SAMPLE_RATE
-from sv_sparse.data.prepared import TrialSet
+from sv_sparse.data.trial_set import TrialSet
 from sv_sparse.evaluation.load import load_network
 from sv_sparse.evaluation.trial_sets import run_trial_sets
 from sv_sparse.models.features import MEL_BINS, Filterbank

@@ -42,7 +42,7 @@ def write_speech(root: Path, ending: str, count: int) -> Manifest:
     names = {"utterance": keys, "speaker": [key[:7] for key in keys], "session": ["s"] * count}
     header_columns = {name: headers.column(name) for name in ("samples", "sample_rate", "channels")}
     parts = single_segments(pa.array(keys, pa.string()), headers)
-    table = pa.table({**names, **header_columns, "parts": parts, "split": ["train"] * count})
+    table = pa.table({**names, **header_columns, "segments": parts, "split": ["train"] * count})
     return Manifest.write(root / "manifest.parquet", table, root)
 
 

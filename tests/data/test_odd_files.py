@@ -190,7 +190,7 @@ def test_training_evaluation_and_verify_hear_the_same_samples_of_every_file(corp
         assert len(native) == info.samples, name
         assert torch.equal(whole, torch.from_numpy(resample(native, info.sample_rate, 16000))), name
         (part,) = single_file(path)
-        part = part._replace(samples=info.samples, bytes=info.size, pcm=info.pcm)
+        part = part._replace(samples=info.samples, size=info.size, pcm_offset=info.pcm_offset)
         start, count = info.samples // 3, info.samples // 4
         crop = read_segment([part], info.sample_rate, start, count)
         np.testing.assert_allclose(crop, native[start : start + count], atol=1e-6, err_msg=name)

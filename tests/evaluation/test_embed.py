@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sv_sparse.data.audio import single_file
-from sv_sparse.data.manifest import Part
+from sv_sparse.data.manifest import AudioSegment
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.evaluation.embed import embed, mean_embedding
 
@@ -47,7 +47,7 @@ def ramp(samples: int, peak: float = 0.1) -> np.ndarray:
     return np.linspace(0, peak, samples)
 
 
-def ramps(folder: Path, count: int) -> list[list[Part]]:
+def ramps(folder: Path, count: int) -> list[list[AudioSegment]]:
     """Recordings of several lengths."""
     recordings = []
     for number in range(count):

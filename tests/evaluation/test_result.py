@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sv_sparse.data.manifest import Part
-from sv_sparse.data.prepared import TrialSet, concatenated, without
+from sv_sparse.data.manifest import AudioSegment
+from sv_sparse.data.trial_set import TrialSet
 from sv_sparse.data.trials import Trials
 from sv_sparse.evaluation.result import compute_metrics, side_speakers
 from sv_sparse.scoring.backend import Backend
@@ -25,7 +25,7 @@ def labeled_trial_set(count: int = 400, *, with_metadata: bool = True, seed: int
     left, right = generator.integers(32, size=(2, count))
     is_target = left // 4 == right // 4
     trials = Trials("list", is_target, left, right, names)
-    recordings = [[Part(name, 16000, 0, 1, -1)] for name in names]
+    recordings = [[AudioSegment(name, 16000, 0, 1, -1)] for name in names]
     if not with_metadata:
         return TrialSet(trials, recordings, [], [], [], None), generator.normal(size=count).astype(np.float32)
     trial_set = TrialSet(
@@ -137,18 +137,18 @@ def test_several_enrollment_utterances_are_described_and_can_be_concatenated():
     models = {"m0": [1, 2, 3], "m1": [4, 5]}
     trials = Trials("models", np.array([True, False]), sides, tests, trial_set.trials.utterances, models)
     several = TrialSet(
-        trials, trial_set.recordings, trial_set.genres, trial_set.speakers, trial_set.seconds, None, trial_set.sexes
+        trials, trial_set.audio, trial_set.genres, trial_set.speakers, trial_set.seconds, None, trial_set.sexes
     )
-    sides = concatenated(several)
+    sides = several.concat_enrollments()
     assert (sides.speakers[32], sides.seconds[32], sides.sexes[33]) == ("s0", 4 + 7 + 10, "f")
     scores = np.array([1.0, 0.0], np.float32)
     assert (
         compute_metrics(several, scores, COSINE, SCORING, with_details=False).enrollment
         == "average of up to 3 utterances"
     )
-    joined = concatenated(several)
+    joined = several.concat_enrollments()
     assert joined.trials.utterances[32:] == ["m0", "m1"]
-    assert joined.recordings[32] == [part for k in (1, 2, 3) for part in trial_set.recordings[k]]
+    assert joined.audio[32] == [part for k in (1, 2, 3) for part in trial_set.audio[k]]
     assert (joined.seconds[33], joined.speakers[33]) == (1 + 4, "s1")
     assert joined.trials.used_utterances().tolist() == [0, 32, 33]
     assert trials.used_utterances().tolist() == [0, 1, 2, 3, 4, 5]
@@ -158,28 +158,28 @@ def test_several_enrollment_utterances_are_described_and_can_be_concatenated():
 
 def test_trials_of_unusable_recordings_are_left_out_and_counted():
     complete, scores = labeled_trial_set(4000)
-    rest = without(complete, [0, 9])
+    rest = complete.without([0, 9])
     trials = complete.trials
     remains = ~(np.isin(trials.enrollment, [0, 9]) | np.isin(trials.test, [0, 9]))
     evaluation = compute_metrics(rest, scores[remains], COSINE, SCORING, with_details=True)
     assert (evaluation.trials, evaluation.trials_left_out) == (remains.sum(), 4000 - remains.sum())
     assert evaluation.recordings_left_out == 2
     assert rest.left_out.recordings == ["s0/v/0.wav", "s2/v/1.wav"]
-    assert (evaluation.list_checksum, evaluation.checksum) == (trials.digest, rest.trials.digest)
+    assert (evaluation.list_checksum, evaluation.checksum) == (trials.checksum, rest.trials.checksum)
     assert evaluation.checksum != evaluation.list_checksum
     assert evaluation.eer == eer(sort_scores(scores[remains], trials.is_target[remains]))[0]
     song = remains & (np.array(complete.genres)[trials.test] == "song")
     assert evaluation.breakdown["genre"]["song"]["trials"] == song.sum()
-    assert rest.recordings[0] == complete.recordings[1]
+    assert rest.audio[0] == complete.audio[1]
     nothing_lost = compute_metrics(complete, scores, COSINE, SCORING, with_details=False)
     assert (nothing_lost.trials_left_out, nothing_lost.recordings_left_out) == (0, 0)
-    assert nothing_lost.checksum == nothing_lost.list_checksum == trials.digest
+    assert nothing_lost.checksum == nothing_lost.list_checksum == trials.checksum
 
 
 def test_speakers_of_whom_nothing_can_be_used_are_not_counted():
     complete, scores = labeled_trial_set(4000)
     trials = complete.trials
-    rest = without(complete, [28, 29, 30, 31])
+    rest = complete.without([28, 29, 30, 31])
     remains = (trials.enrollment < 28) & (trials.test < 28)
     assert compute_metrics(rest, scores[remains], COSINE, SCORING, with_details=False).speakers == 7
 

@@ -65,9 +65,9 @@ def test_other_rates_are_resampled_the_same_in_pieces_as_at_once(rate):
 @given(st.lists(st.integers(0, 3000), max_size=8), st.sampled_from([8000, 16000, 44100]))
 def test_where_a_waveform_is_cut_changes_nothing(cuts, rate):
     samples, whole, parts = tone(4, 0, 0.4), Resampler(rate, RATE), Resampler(rate, RATE)
-    expected = np.concatenate([whole(samples), whole.rest()])
+    expected = np.concatenate([whole(samples), whole.flush()])
     found = [parts(piece) for piece in np.split(samples, sorted(cuts))]
-    assert np.array_equal(np.concatenate([*found, parts.rest()]), expected)
+    assert np.array_equal(np.concatenate([*found, parts.flush()]), expected)
 
 
 def changed(content: bytes, start: int, new: bytes) -> bytes:
