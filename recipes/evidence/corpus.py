@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sv_sparse.data.audio import read_utterance, single_file
 from sv_sparse.data.augment_ops import add_reverb
 from sv_sparse.data.decoding import SAMPLE_RATE
-from sv_sparse.data.noise import NoiseStore
+from sv_sparse.data.noise import RIR, NoiseStore
 from sv_sparse.data.rng import generator
 from sv_sparse.data.torchaudio_guard import torchaudio
 from sv_sparse.data.trials import read_trials
@@ -93,11 +93,11 @@ def add_noise(clean: Tensor, name: str, kind: str, snr: int | None, store: Noise
         store: noises and rooms.
     """
     rng = generator(0, f"evidence {kind}", 0, name)
-    index, position = int(rng.integers(store.count(kind))), float(rng.random())
+    index, position = int(rng.integers(store.num(RIR if snr is None else kind))), float(rng.random())
     if snr is None:
-        noisy = add_reverb(clean[None], torch.tensor(store.room(index))[None])[0]
+        noisy = add_reverb(clean[None], torch.tensor(store.rir(index))[None])[0]
     else:
-        noise = torch.tensor(store.sound(kind, index, position, len(clean)).astype(np.float32))
+        noise = torch.tensor(store.noise(kind, index, position, len(clean)).astype(np.float32))
         noisy = torchaudio.functional.add_noise(clean, noise, torch.tensor(float(snr))) if noise.any() else clean
     return noisy / noisy.abs().max().clamp(min=1.0)
 

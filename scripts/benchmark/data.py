@@ -17,13 +17,13 @@ from interleaved import medians
 from torch import Tensor
 from tqdm import tqdm
 
-from sv_sparse.data.augment import SNR, Augmentation
-from sv_sparse.data.augment_ops import AugmentOnDevice, play
+from sv_sparse.data.augment import SNR_RANGE_DB, Augmentation
+from sv_sparse.data.augment_ops import AugmentOnDevice, add_reverb, speed_perturb
 from sv_sparse.data.corpora.headers import read_headers, single_segments
 from sv_sparse.data.dataset import CropDataset
 from sv_sparse.data.loader import CropLoader, EpochBatchSampler
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.data.noise import ROOM, build_noise_store
+from sv_sparse.data.noise import RIR, build_noise_store
 from sv_sparse.data.shards import write_shards
 from sv_sparse.data.torchaudio_guard import torchaudio
 
@@ -49,7 +49,7 @@ def write_speech(root: Path, ending: str, count: int) -> Manifest:
 def write_noise(root: Path) -> None:
     """Write noise of five seconds and rooms of half a second, laid out as MUSAN and RIRS_NOISES."""
     draw = np.random.default_rng(1)
-    for kind in SNR:
+    for kind in SNR_RANGE_DB:
         (root / kind).mkdir(parents=True)
         for number in range(20):
             soundfile.write(root / kind / f"{number}.wav", 0.1 * draw.normal(size=5 * RATE), RATE)
@@ -119,32 +119,34 @@ def augmentations(noise: Path, store: Path) -> dict[str, Callable[[], object]]:
     speech = 0.1 * torch.randn(BATCH, CROP)
     samples = (32768 * speech).to(torch.int16)
     lengths = torch.ones(BATCH)
-    every, mixer = Augmentation(store=str(store), probability=1.0), AugmentOnDevice(CROP)
+    every, mixer = Augmentation(noise_dir=str(store), aug_prob=1.0), AugmentOnDevice(CROP)
     kinds: dict[str, list[int]] = {"noise": [], "room": []}
     for number in range(1000):
-        kind = every.plan(0, 0, str(number)).kind
-        kinds["room" if kind == ROOM else "noise"].append(number)
+        kind = every.sample(0, 0, str(number)).kind
+        kinds["room" if kind == RIR else "noise"].append(number)
 
     def mixed(kind: str) -> Tensor:
-        plans = [every.plan(0, 0, str(number)) for number in kinds[kind][:BATCH]]
-        waveforms: Tensor = mixer(samples, every.gather(plans, CROP))
+        plans = [every.sample(0, 0, str(number)) for number in kinds[kind][:BATCH]]
+        waveforms: Tensor = mixer(samples, every.collate(plans, CROP))
         return waveforms
 
     add_noise = AddNoise(csv_file=str(noise / "noise.csv"), snr_low=0, snr_high=15, clean_sample_rate=RATE)
-    add_reverb = AddReverb(csv_file=str(noise / "simulated_rirs.csv"), clean_sample_rate=RATE)
+    speechbrain_reverb = AddReverb(csv_file=str(noise / "simulated_rirs.csv"), clean_sample_rate=RATE)
     speed = SpeedPerturb(RATE, [90])
     rooms = torch.randn(BATCH, RATE // 2)
     return {
         "noise, ours": partial(mixed, "noise"),
         "noise, SpeechBrain": partial(add_noise, speech, lengths),
         "rooms, ours (one for each utterance)": partial(mixed, "room"),
-        "rooms, SpeechBrain (one for the batch)": partial(add_reverb, speech),
-        "rooms, SpeechBrain, one for each utterance": lambda: [add_reverb(waveform[None]) for waveform in speech],
+        "rooms, SpeechBrain (one for the batch)": partial(speechbrain_reverb, speech),
+        "rooms, SpeechBrain, one for each utterance": lambda: [
+            speechbrain_reverb(waveform[None]) for waveform in speech
+        ],
         "rooms, torchaudio.functional.fftconvolve": partial(torchaudio.functional.fftconvolve, speech, rooms),
         "rooms, the convolution alone, eight rows at a time": lambda: [
             *map(add_reverb, speech.split(8), rooms.split(8))
         ],
-        "speed, ours": partial(play, speech, 0.9),
+        "speed, ours": partial(speed_perturb, speech, 0.9),
         "speed, SpeechBrain": partial(speed, speech),
     }
 

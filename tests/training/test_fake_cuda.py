@@ -20,7 +20,7 @@ from sv_sparse.config.overrides import parse_command_line
 from sv_sparse.config.schema import load_config
 from sv_sparse.data import loader
 from sv_sparse.data.loader import worker_settings
-from sv_sparse.data.noise import KINDS, build_noise_store
+from sv_sparse.data.noise import NOISE_KINDS, build_noise_store
 from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.training.device import DeviceConfig
 from sv_sparse.training.finalize import finalize
@@ -90,7 +90,7 @@ def store(tmp_path_factory):
     """Noises and rooms for augmentation."""
     root = tmp_path_factory.mktemp("noise")
     draw = np.random.default_rng(0)
-    for kind in (*KINDS, "simulated_rirs"):
+    for kind in (*NOISE_KINDS, "simulated_rirs"):
         (root / kind).mkdir()
         soundfile.write(root / kind / "1.wav", 0.1 * draw.normal(size=4000), RATE)
     build_noise_store([root], root / "store")
