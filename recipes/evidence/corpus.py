@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sv_sparse.data.audio import read_utterance, recording
-from sv_sparse.data.augment_ops import reverberate
+from sv_sparse.data.audio import read_utterance, single_file
+from sv_sparse.data.augment_ops import add_reverb
 from sv_sparse.data.decoding import SAMPLE_RATE
-from sv_sparse.data.noise import NoiseStore
+from sv_sparse.data.noise import RIR, NoiseStore
 from sv_sparse.data.rng import generator
 from sv_sparse.data.torchaudio_guard import torchaudio
 from sv_sparse.data.trials import read_trials
@@ -72,7 +72,7 @@ def write_noisy_trials(root: Path, trial_lists: Sequence[Path], noise_dir: Path,
         if all(path.is_file() and path.read_text("utf-8") == text for path, text in lists.items()):
             continue
         for name in tqdm(utterances, desc=condition, unit="utterance"):
-            clean = read_utterance(recording(root / name), SAMPLE_RATE)
+            clean = read_utterance(single_file(root / name), SAMPLE_RATE)
             path = (out / condition / "wav" / name).with_suffix(".flac")
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as file:
@@ -93,11 +93,11 @@ def add_noise(clean: Tensor, name: str, kind: str, snr: int | None, store: Noise
         store: noises and rooms.
     """
     rng = generator(0, f"evidence {kind}", 0, name)
-    index, position = int(rng.integers(store.count(kind))), float(rng.random())
+    index, position = int(rng.integers(store.num(RIR if snr is None else kind))), float(rng.random())
     if snr is None:
-        noisy = reverberate(clean[None], torch.tensor(store.room(index))[None])[0]
+        noisy = add_reverb(clean[None], torch.tensor(store.rir(index))[None])[0]
     else:
-        noise = torch.tensor(store.sound(kind, index, position, len(clean)).astype(np.float32))
+        noise = torch.tensor(store.noise(kind, index, position, len(clean)).astype(np.float32))
         noisy = torchaudio.functional.add_noise(clean, noise, torch.tensor(float(snr))) if noise.any() else clean
     return noisy / noisy.abs().max().clamp(min=1.0)
 

@@ -19,7 +19,7 @@ import torch
 from sv_sparse.commands.export import calibration_inputs, write_onnx
 from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.decoding import SAMPLE_RATE
-from sv_sparse.data.prepared import Judged
+from sv_sparse.data.trial_set import TrialSet
 from sv_sparse.evaluation.load import load_network
 from sv_sparse.evaluation.trial_sets import run_trial_sets
 from sv_sparse.models.features import MEL_BINS, Filterbank
@@ -102,7 +102,7 @@ def forms(run: Path, folder: Path) -> dict[str, tuple[int, Callable[[torch.Tenso
     return engines
 
 
-def filterbanks(trial_set: Judged) -> Iterator[torch.Tensor]:
+def filterbanks(trial_set: TrialSet) -> Iterator[torch.Tensor]:
     """Yield the filterbank [1, F, T] of each utterance of a trial list."""
     filterbank = Filterbank(SAMPLE_RATE, MEL_BINS)
     for parts in trial_set.recordings:
@@ -114,10 +114,10 @@ def embed(engine: Callable[[torch.Tensor], Array], inputs: Iterable[torch.Tensor
     return np.concatenate([engine(torch.as_tensor(filterbank)) for filterbank in inputs])
 
 
-def error_rate(trial_set: Judged, embeddings: Array, mean: Array) -> float:
+def error_rate(trial_set: TrialSet, embeddings: Array, mean: Array) -> float:
     """Compute the EER of a trial list by cosines after subtracting a mean [E] from the embeddings [N, E]."""
     trials = trial_set.trials
-    scores = Backend(mean).score(embeddings, trials.enrolment, trials.test)
+    scores = Backend(mean).score(embeddings, trials.enrollment, trials.test)
     return eer(sort_scores(scores, trials.is_target, trials.describe))[0]
 
 

@@ -17,13 +17,13 @@ from interleaved import medians
 from torch import Tensor
 from tqdm import tqdm
 
-from sv_sparse.data.augment import SNR, Augmentation
-from sv_sparse.data.augment_ops import Mixer, play, reverberate
-from sv_sparse.data.corpora.headers import one_part, read_headers
-from sv_sparse.data.dataset import Crops
-from sv_sparse.data.loader import CropLoader, EpochBatches
+from sv_sparse.data.augment import SNR_RANGE_DB, Augmentation
+from sv_sparse.data.augment_ops import AugmentOnDevice, add_reverb, speed_perturb
+from sv_sparse.data.corpora.headers import read_headers, single_segments
+from sv_sparse.data.dataset import CropDataset
+from sv_sparse.data.loader import CropLoader, EpochBatchSampler
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.data.noise import ROOM, build_store
+from sv_sparse.data.noise import RIR, build_noise_store
 from sv_sparse.data.shards import write_shards
 from sv_sparse.data.torchaudio_guard import torchaudio
 
@@ -41,15 +41,15 @@ def write_speech(root: Path, ending: str, count: int) -> Manifest:
     headers = read_headers(root, keys, tqdm(disable=True))
     names = {"utterance": keys, "speaker": [key[:7] for key in keys], "session": ["s"] * count}
     header_columns = {name: headers.column(name) for name in ("samples", "sample_rate", "channels")}
-    parts = one_part(pa.array(keys, pa.string()), headers)
-    table = pa.table({**names, **header_columns, "parts": parts, "split": ["train"] * count})
+    parts = single_segments(pa.array(keys, pa.string()), headers)
+    table = pa.table({**names, **header_columns, "segments": parts, "split": ["train"] * count})
     return Manifest.write(root / "manifest.parquet", table, root)
 
 
 def write_noise(root: Path) -> None:
     """Write noise of five seconds and rooms of half a second, laid out as MUSAN and RIRS_NOISES."""
     draw = np.random.default_rng(1)
-    for kind in SNR:
+    for kind in SNR_RANGE_DB:
         (root / kind).mkdir(parents=True)
         for number in range(20):
             soundfile.write(root / kind / f"{number}.wav", 0.1 * draw.normal(size=5 * RATE), RATE)
@@ -59,10 +59,10 @@ def write_noise(root: Path) -> None:
         soundfile.write(root / "simulated_rirs" / f"{number}.wav", response / np.abs(response).max(), RATE)
 
 
-def crops_of(manifest: Manifest, augmentation: Augmentation | None = None) -> Crops:
+def crops_of(manifest: Manifest, augmentation: Augmentation | None = None) -> CropDataset:
     """Return the dataset of two-second crops of all utterances."""
     rows = manifest.split("train")
-    return Crops(manifest, rows, manifest.labels(rows), crop_samples=CROP, seed=0, augmentation=augmentation)
+    return CropDataset(manifest, rows, manifest.labels(rows), crop_samples=CROP, seed=0, augmentation=augmentation)
 
 
 def exhaust(loader: Callable[[], Iterator[object]]) -> None:
@@ -74,7 +74,7 @@ def exhaust(loader: Callable[[], Iterator[object]]) -> None:
 def our_loader(manifest: Manifest) -> Callable[[], Iterator[object]]:
     """Return our loader, in the calling process."""
     crops = crops_of(manifest)
-    return partial(iter, CropLoader(crops, EpochBatches(len(crops), BATCH, 0), 0, "cpu"))
+    return partial(iter, CropLoader(crops, EpochBatchSampler(len(crops), BATCH, 0), 0, "cpu"))
 
 
 def speechbrain_loader(manifest: Manifest) -> Callable[[], Iterator[object]]:
@@ -95,7 +95,7 @@ def speechbrain_loader(manifest: Manifest) -> Callable[[], Iterator[object]]:
 
     from speechbrain.dataio.batch import PaddedBatch  # noqa: PLC0415
 
-    data = {str(row): {"wav": manifest.parts(row)[0].path} for row in range(len(manifest))}
+    data = {str(row): {"wav": manifest.segments(row)[0].path} for row in range(len(manifest))}
     dataset = DynamicItemDataset(data, [pipeline], ["id", "sig"])
     return partial(iter, SaveableDataLoader(dataset, batch_size=BATCH, collate_fn=PaddedBatch, drop_last=True))
 
@@ -119,32 +119,34 @@ def augmentations(noise: Path, store: Path) -> dict[str, Callable[[], object]]:
     speech = 0.1 * torch.randn(BATCH, CROP)
     samples = (32768 * speech).to(torch.int16)
     lengths = torch.ones(BATCH)
-    every, mixer = Augmentation(store=str(store), probability=1.0), Mixer(CROP)
+    every, mixer = Augmentation(noise_dir=str(store), aug_prob=1.0), AugmentOnDevice(CROP)
     kinds: dict[str, list[int]] = {"noise": [], "room": []}
     for number in range(1000):
-        kind = every.plan(0, 0, str(number)).kind
-        kinds["room" if kind == ROOM else "noise"].append(number)
+        kind = every.sample(0, 0, str(number)).kind
+        kinds["room" if kind == RIR else "noise"].append(number)
 
     def mixed(kind: str) -> Tensor:
-        plans = [every.plan(0, 0, str(number)) for number in kinds[kind][:BATCH]]
-        waveforms: Tensor = mixer(samples, every.gather(plans, CROP))
+        plans = [every.sample(0, 0, str(number)) for number in kinds[kind][:BATCH]]
+        waveforms: Tensor = mixer(samples, every.collate(plans, CROP))
         return waveforms
 
     add_noise = AddNoise(csv_file=str(noise / "noise.csv"), snr_low=0, snr_high=15, clean_sample_rate=RATE)
-    add_reverb = AddReverb(csv_file=str(noise / "simulated_rirs.csv"), clean_sample_rate=RATE)
+    speechbrain_reverb = AddReverb(csv_file=str(noise / "simulated_rirs.csv"), clean_sample_rate=RATE)
     speed = SpeedPerturb(RATE, [90])
     rooms = torch.randn(BATCH, RATE // 2)
     return {
         "noise, ours": partial(mixed, "noise"),
         "noise, SpeechBrain": partial(add_noise, speech, lengths),
         "rooms, ours (one for each utterance)": partial(mixed, "room"),
-        "rooms, SpeechBrain (one for the batch)": partial(add_reverb, speech),
-        "rooms, SpeechBrain, one for each utterance": lambda: [add_reverb(waveform[None]) for waveform in speech],
+        "rooms, SpeechBrain (one for the batch)": partial(speechbrain_reverb, speech),
+        "rooms, SpeechBrain, one for each utterance": lambda: [
+            speechbrain_reverb(waveform[None]) for waveform in speech
+        ],
         "rooms, torchaudio.functional.fftconvolve": partial(torchaudio.functional.fftconvolve, speech, rooms),
         "rooms, the convolution alone, eight rows at a time": lambda: [
-            *map(reverberate, speech.split(8), rooms.split(8))
+            *map(add_reverb, speech.split(8), rooms.split(8))
         ],
-        "speed, ours": partial(play, speech, 0.9),
+        "speed, ours": partial(speed_perturb, speech, 0.9),
         "speed, SpeechBrain": partial(speed, speech),
     }
 
@@ -181,7 +183,7 @@ def main() -> None:
         wav, flac = (write_speech(folder / ending, f".{ending}", args.utterances) for ending in ("wav", "flac"))
         write_shards(folder / "flac", folder / "shards")
         write_noise(folder / "noise")
-        build_store([folder / "noise"], folder / "store")
+        build_noise_store([folder / "noise"], folder / "store")
         read = medians(loaders(wav, flac, folder / "shards"), args.rounds)
         mixed = medians(augmentations(folder / "noise", folder / "store"), args.rounds)
     print(f"torch {torch.__version__}, one thread, crops of {CROP} samples, page cache warm")

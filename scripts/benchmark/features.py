@@ -11,7 +11,7 @@ import torch
 from sv_sparse.models.pretrained.convert.convert import DECIBELS
 from torch import Tensor
 
-from sv_sparse.data.decoding import AUDIO_ENDINGS
+from sv_sparse.data.decoding import AUDIO_SUFFIXES
 from sv_sparse.data.torchaudio_guard import torchaudio
 from sv_sparse.models.features import Filterbank
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True, help="folder of recordings at 16 kHz")
     parser.add_argument("--utterances", type=int, default=60, help="recordings that are compared")
     args = parser.parse_args()
-    files = sorted(file for file in args.root.rglob("*") if file.suffix in AUDIO_ENDINGS)
+    files = sorted(file for file in args.root.rglob("*") if file.suffix in AUDIO_SUFFIXES)
     random.Random(0).shuffle(files)
     filterbank = Filterbank(RATE, BINS)
     print("| features of | correlation | relative rms | lowest to highest | relative rms, ten lowest bins |")

@@ -42,8 +42,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from sv_sparse.data.augment import Augmentation
-from sv_sparse.data.augment_ops import Mixer, mask_filterbank
-from sv_sparse.data.noise import KINDS, build_store
+from sv_sparse.data.augment_ops import AugmentOnDevice, mask_filterbank
+from sv_sparse.data.noise import NOISE_KINDS, build_noise_store
 from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.features import MEL_BINS, Filterbank, crop_samples
@@ -159,12 +159,12 @@ def networks(options: Options) -> Iterator[Row]:
     device, cpu = options.device, torch.device("cpu")
     with _exact_products():
         augmentation = _augmentation(options.folder)
-        plans = [augmentation.plan(0, 0, f"utterance{number}") for number in range(16)]
+        plans = [augmentation.sample(0, 0, f"utterance{number}") for number in range(16)]
         crop = crop_samples(1.0)
-        longest = max(augmentation.samples(plan, crop) for plan in plans)
+        longest = max(augmentation.num_input_samples(plan, crop) for plan in plans)
         waveforms = torch.randint(-9000, 9000, (16, longest), generator=_draw(), dtype=torch.int16)
-        extras = augmentation.gather(plans, crop)
-        mixer = Mixer(crop, augmentation.speeds)
+        extras = augmentation.collate(plans, crop)
+        mixer = AugmentOnDevice(crop, augmentation.speeds)
         mixed = [mixer(waveforms.to(where), extras.to(where)) for where in (device, cpu)]
         yield _compared("augmentation (speed, rooms, noise)", mixed[0], mixed[1], 1e-3)
         banks = [Filterbank().to(where)(mixed[1].to(where)) for where in (device, cpu)]
@@ -432,13 +432,13 @@ def _augmentation(folder: Path) -> Augmentation:
     store = folder / "store"
     if not store.is_dir():
         draw = np.random.default_rng(1)
-        for kind in (*KINDS, "simulated_rirs"):
+        for kind in (*NOISE_KINDS, "simulated_rirs"):
             (folder / "noise" / kind).mkdir(parents=True)
             for number in range(3):
                 fade = np.exp(-np.arange(8000) / 500) if kind == "simulated_rirs" else 1.0
                 soundfile.write(folder / "noise" / kind / f"{number}.wav", 0.1 * draw.normal(size=8000) * fade, RATE)
-        build_store([folder / "noise"], store)
-    return Augmentation(store=str(store), probability=0.9, speeds=(1.0, 0.9, 1.1), mask_probability=1.0)
+        build_noise_store([folder / "noise"], store)
+    return Augmentation(noise_dir=str(store), aug_prob=0.9, speed_perturb=(1.0, 0.9, 1.1), spec_augment_prob=1.0)
 
 
 def speed(options: Options) -> Iterator[Row]:

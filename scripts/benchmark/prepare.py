@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from sv_sparse.data.corpora.collect import collect
-from sv_sparse.data.corpora.voxceleb import parse, prepare_voxceleb
+from sv_sparse.data.corpora.scan import scan_corpus
+from sv_sparse.data.corpora.voxceleb import parse_path, prepare_voxceleb
 
 _LINKS = 30_000  # hard links to one file; file systems allow 65,000
 _SESSIONS, _UTTERANCES = 20, 10
@@ -64,11 +64,11 @@ def main() -> None:
     figures: dict[str, float] = {}
     for name in ("first", "again"):
         start = time.perf_counter()
-        prepare_voxceleb([root], out, partial=True)
+        prepare_voxceleb([root], out, allow_partial=True)
         figures[f"{name}_seconds"] = time.perf_counter() - start
     figures["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     start = time.perf_counter()
-    collect([root], parse, (), beside=out)
+    scan_corpus([root], parse_path, (), out=out)
     figures["scan_files_per_second"] = args.files / (time.perf_counter() - start)
     if not args.keep:
         shutil.rmtree(args.folder)

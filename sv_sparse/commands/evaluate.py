@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from sv_sparse.data.decoding import SAMPLE_RATE
-from sv_sparse.data.manifest import Manifest, match
-from sv_sparse.data.prepared import Judged, rows_of
+from sv_sparse.data.manifest import Manifest, match_utterances
+from sv_sparse.data.prepared import read_split
 from sv_sparse.data.speakers import read_sexes
+from sv_sparse.data.trial_set import TrialSet
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.distributed import exit_process, process_group, rank
 from sv_sparse.evaluation.embedding_cache import EMBEDDINGS_DIR, EmbeddingCache
@@ -159,7 +160,7 @@ def _evaluate(path: Path, args: argparse.Namespace) -> None:
     print(f"scores in {output_dir}, report in {run_dir}/report.html")
 
 
-def _trial_sets(run_dir: Path, args: argparse.Namespace) -> list[Judged]:
+def _trial_sets(run_dir: Path, args: argparse.Namespace) -> list[TrialSet]:
     """Load the lists that the command line names, or the run's own."""
     sexes = read_sexes(args.speaker_metadata) if args.speaker_metadata is not None else {}
     trial_sets = trial_sets_from_files(args.audio_root, args.trials, sexes) if args.trials else []
@@ -184,18 +185,18 @@ def _scoring_config(scoring: ScoringConfig, args: argparse.Namespace) -> Scoring
     return scoring
 
 
-def _warn_of_same_names(run_dir: Path, trial_sets: Sequence[Judged]) -> None:
+def _warn_of_same_names(run_dir: Path, trial_sets: Sequence[TrialSet]) -> None:
     """Warn of lists of files that name utterances or speakers as the run's training speech does."""
     # Only names are known of such lists. Names may agree by chance, so that this is no error.
     manifest = run_dir / "manifest.parquet"
     from_files = [trial_set for trial_set in trial_sets if not trial_set.speakers]
     if not from_files or not manifest.is_file():
         return
-    rows = rows_of(manifest, "train", "validation")
+    rows = read_split(manifest, "train", "validation")
     utterances = rows.column("utterance").combine_chunks()
     speakers = set(map(nfc, rows.column("speaker").unique().to_pylist()))
     for trial_set in from_files:
-        num_utterances = int((match(trial_set.trials.utterances, utterances) >= 0).sum())
+        num_utterances = int((match_utterances(trial_set.trials.utterances, utterances) >= 0).sum())
         num_speakers = len(speakers.intersection(map(nfc, side_speakers(trial_set))))
         if num_utterances or num_speakers:
             print(

@@ -158,7 +158,7 @@ def calibration_inputs(
     rows = manifest.split("train")
     for row in rows[:: max(1, len(rows) // num_utterances)][:num_utterances]:
         try:
-            samples = read_utterance(manifest.parts(row))
+            samples = read_utterance(manifest.segments(row))
         except ValueError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue

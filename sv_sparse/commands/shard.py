@@ -1,34 +1,34 @@
-"""sv-sparse shard: a prepared corpus to tar files."""
+"""``sv-sparse shard``: write a prepared corpus into tar files."""
 
 import argparse
 from pathlib import Path
 
-from sv_sparse.data.shards import LIMIT, UTTERANCES, write_shards
+from sv_sparse.data.shards import DEFAULT_LIMIT, UTTS_PER_SHARD, write_shards
 from sv_sparse.data.unreadable import UnreadableLimit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``sv-sparse shard``."""
+    """Add the arguments of ``sv-sparse shard``."""
     parser.add_argument("prepared", type=Path, help="a prepared folder")
     parser.add_argument("--out", type=Path, required=True, help="the folder of shards, itself a prepared folder")
-    parser.add_argument("--utterances", type=int, default=UTTERANCES, help="how many go into a shard")
+    parser.add_argument("--utts-per-shard", type=int, default=UTTS_PER_SHARD, metavar="N", help="utterances per shard")
     parser.add_argument(
         "--max-unreadable",
         type=float,
-        default=LIMIT.share,
-        metavar="SHARE",
-        help="largest share of the recordings that may be left out because they cannot be used; 0 for none",
+        default=DEFAULT_LIMIT.fraction,
+        metavar="FRACTION",
+        help="largest fraction of the recordings that may be left out because they cannot be used; 0 for none",
     )
 
 
-def main(chosen: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> None:
     """Run ``sv-sparse shard``.
 
     Raises:
-        ValueError: something is not as expected; names it.
-        OSError: something cannot be read or written.
+        ValueError: an argument, the corpus or a shard is not as expected; names it.
+        OSError: a file cannot be read or written.
     """
-    if chosen.utterances < 1:
-        raise ValueError(f"--utterances must be 1 or more, got {chosen.utterances}")
-    limit = UnreadableLimit(chosen.max_unreadable, LIMIT.setting)
-    write_shards(chosen.prepared, chosen.out, utterances=chosen.utterances, limit=limit)
+    if args.utts_per_shard < 1:
+        raise ValueError(f"--utts-per-shard must be 1 or more, got {args.utts_per_shard}")
+    limit = UnreadableLimit(args.max_unreadable, DEFAULT_LIMIT.setting)
+    write_shards(args.prepared, args.out, utts_per_shard=args.utts_per_shard, limit=limit)

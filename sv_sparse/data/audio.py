@@ -1,4 +1,4 @@
-"""Utterances of a manifest to samples: whole ones, and stretches of them."""
+"""Audio of a manifest's utterances as samples: complete utterances, and segments of them."""
 
 import os
 from collections.abc import Sequence
@@ -9,143 +9,148 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from sv_sparse.data.decoding import (
-    SAMPLE_RATE,
-    AudioFile,
-    Waveform,
-    check_length,
-    check_silence,
-    resample,
-)
+from sv_sparse.data.decoding import SAMPLE_RATE, AudioFile, Waveform, check_length, check_silence, resample
 from sv_sparse.data.layout import OPEN_FLAGS, read_at
-from sv_sparse.data.manifest import Part
+from sv_sparse.data.manifest import AudioSegment
 from sv_sparse.io import printable
 
 Samples = NDArray[np.int16]
 
-_FULL_SCALE = np.float32(32768)
+_INT16_SCALE = np.float32(32768)
 
 
-def read_utterance(parts: Sequence[Part], sample_rate: int = SAMPLE_RATE) -> Tensor:
-    """Return the first channel of a whole utterance, float32 [S] in [-1, 1], at ``sample_rate`` Hz.
+def read_utterance(segments: Sequence[AudioSegment], sample_rate: int = SAMPLE_RATE) -> Tensor:
+    """Read the first channel of an utterance.
+
+    Args:
+        segments: files of the utterance, in order.
+        sample_rate: rate of the result in Hz.
+
+    Returns:
+        float32 [S], in [-1, 1] unless the recording is louder.
 
     Raises:
-        ValueError: A file is missing, damaged, not a recording, or the utterance is silent or shorter than a fifth of a
-            second; the message names the file.
+        ValueError: a file is missing, damaged or no recording, or the utterance is silent or shorter than a
+            fifth of a second; the message names the file.
     """
-    waveform = read_samples(parts, sample_rate)
+    waveform = read_samples(segments, sample_rate)
     try:
         check_length(len(waveform), sample_rate)
         check_silence(waveform)
     except ValueError as error:
-        raise ValueError(f"{printable(parts[0].path)}: {error}") from error
+        raise ValueError(f"{printable(segments[0].path)}: {error}") from error
     return torch.from_numpy(waveform)
 
 
-def read_samples(parts: Sequence[Part], sample_rate: int = SAMPLE_RATE) -> Waveform:
-    """As ``read_utterance``, but of any length and also of silence: for room responses and noise."""
-    pieces, rates = [], set()
-    for part in parts:
-        samples, rate = _read(part)
-        pieces.append(samples)
+def read_samples(segments: Sequence[AudioSegment], sample_rate: int = SAMPLE_RATE) -> Waveform:
+    """Read like :func:`read_utterance`, but allow any length and silence: for room responses and noise."""
+    waveforms, rates = [], set()
+    for segment in segments:
+        samples, rate = _decode(segment)
+        waveforms.append(samples)
         rates.add(rate)
     if len(rates) > 1:
         raise ValueError(
-            f"{printable(parts[0].path)} and what is joined to it have different rates: {sorted(rates)} Hz"
+            f"{printable(segments[0].path)} and what is joined to it have different rates: {sorted(rates)} Hz"
         )
-    waveform = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+    waveform = waveforms[0] if len(waveforms) == 1 else np.concatenate(waveforms)
     return resample(waveform, rates.pop(), sample_rate)
 
 
-def recording(path: str | os.PathLike[str]) -> list[Part]:
-    """A file that is in no manifest, as the one part of an utterance, for ``read_utterance``."""
-    return [Part(os.fspath(path), samples=0, offset=0, bytes=0, pcm=-1)]
+def single_file(path: str | os.PathLike[str]) -> list[AudioSegment]:
+    """Return a file that is in no manifest as the segments of an utterance, for :func:`read_utterance`."""
+    return [AudioSegment(os.fspath(path), samples=0, offset=0, size=0, pcm_offset=-1)]
 
 
-def read_stretch(parts: Sequence[Part], rate: int, start: int, count: int) -> Waveform:
-    """``count`` samples from ``start`` on, float32 [count] in [-1, 1]; otherwise as :func:`fill_stretch`."""
+def read_segment(segments: Sequence[AudioSegment], rate: int, start: int, count: int) -> Waveform:
+    """Return ``count`` samples of an utterance from ``start`` on, float32 [count]; see :func:`read_into`."""
     out = np.empty(count, np.float32)
-    fill_stretch(parts, rate, start, out)
+    read_into(out, segments, rate, start)
     return out
 
 
-def fill_stretch(
-    parts: Sequence[Part], rate: int, start: int, out: Waveform | Samples, held: bytes | None = None
+def read_into(
+    out: Waveform | Samples, segments: Sequence[AudioSegment], rate: int, start: int, buffer: bytes | None = None
 ) -> None:
-    """Fill ``out`` with samples of the utterance that ``parts`` make up.
+    """Fill ``out`` with samples of an utterance.
 
     Args:
-        parts: The utterance's files, of which only those in question are opened.
-        rate: What the files' rate is known to be, in Hz.
-        start: In samples at that rate, counted over all parts.
-        out: float32 [N], for samples in [-1, 1], or int16 [N]; the utterance must be long enough.
-        held: What the only file holds, where that has been read already.
+        out: float32 [N], for samples in [-1, 1], or int16 [N]. The utterance must be long enough.
+        segments: files of the utterance, of which only those with these samples are opened.
+        rate: rate of the files according to their manifest, in Hz.
+        start: first sample, at that rate, counted over all segments.
+        buffer: content of the only file, if it has been read already.
 
     Raises:
-        ValueError: A file is missing, broken or no longer what it was; the message names it.
+        ValueError: a file is missing, damaged, or has changed since its manifest was written; names it.
     """
-    first = 0
-    for part in parts:
-        left, right = max(start, first), min(start + len(out), first + part.samples)
-        if left < right:
-            _fill(part, rate, left - first, out[left - start : right - start], held)
-        first += part.samples
+    segment_start = 0
+    for segment in segments:
+        first = max(start, segment_start)
+        end = min(start + len(out), segment_start + segment.samples)
+        if first < end:
+            _read_part(out[first - start : end - start], segment, rate, first - segment_start, buffer)
+        segment_start += segment.samples
 
 
-def _fill(part: Part, rate: int, start: int, out: Waveform | Samples, held: bytes | None) -> None:
-    if held is None and part.pcm >= 0 and out.dtype == np.int16:
-        out.data.cast("B")[:] = _read_bytes(part, part.pcm + 2 * start, out.nbytes)
+def _read_part(out: Waveform | Samples, segment: AudioSegment, rate: int, start: int, buffer: bytes | None) -> None:
+    if buffer is None and segment.pcm_offset >= 0 and out.dtype == np.int16:
+        # Mono 16-bit samples need no decoder: one positioned read. DECISIONS 31
+        out.data.cast("B")[:] = _read_bytes(segment, segment.pcm_offset + 2 * start, out.nbytes)
         return
-    samples, found = _read(part, start, len(out), out.dtype, held)
-    if found != rate:
-        raise ValueError(f"{printable(part.path)}: has {found} Hz but {rate} Hz when its manifest was written")
+    samples, file_rate = _decode(segment, start, len(out), out.dtype, buffer)
+    if file_rate != rate:
+        raise ValueError(f"{printable(segment.path)}: has {file_rate} Hz but {rate} Hz when its manifest was written")
     out[:] = samples if samples.dtype == out.dtype else to_int16(samples)
 
 
-def _read_bytes(part: Part, start: int, count: int) -> bytes:
-    """Return ``count`` bytes of a part's file from byte ``start`` on."""
+def _read_bytes(segment: AudioSegment, start: int, count: int) -> bytes:
+    """Return ``count`` bytes of a segment's file from byte ``start`` on."""
     try:
-        file = os.open(part.path, OPEN_FLAGS)
+        descriptor = os.open(segment.path, OPEN_FLAGS)
         try:
-            size = os.fstat(file).st_size
-            content = read_at(file, count, start)
+            size = os.fstat(descriptor).st_size
+            content = read_at(descriptor, count, start)
         finally:
-            os.close(file)
+            os.close(descriptor)
     except OSError as error:
-        raise ValueError(f"{printable(part.path)}: cannot be read as a recording ({error.strerror})") from error
-    changed = size < part.offset + part.bytes if part.offset else size != part.bytes
-    if changed or len(content) != count:
+        raise ValueError(f"{printable(segment.path)}: cannot be read as a recording ({error.strerror})") from error
+    # A tar file may have grown: what a shard lacked is put behind what it holds. DECISIONS 70
+    has_changed = size < segment.offset + segment.size if segment.offset else size != segment.size
+    if has_changed or len(content) != count:
         raise ValueError(
-            f"{printable(part.path)}: is not as long as when its manifest was written; it has {size} bytes now"
+            f"{printable(segment.path)}: is not as long as when its manifest was written; it has {size} bytes now"
         )
     return content
 
 
-def _read(
-    part: Part, start: int = 0, count: int | None = None, kind: DTypeLike = np.float32, held: bytes | None = None
+def _decode(
+    segment: AudioSegment,
+    start: int = 0,
+    count: int | None = None,
+    dtype: DTypeLike = np.float32,
+    buffer: bytes | None = None,
 ) -> tuple[NDArray[Any], int]:
     """Return the first channel of ``count`` samples from ``start`` on (None: all), and the file's rate in Hz.
 
-    Samples are of the kind wanted, but never int16 unless the file has 16 bits: libsndfile does not round.
+    Samples have the requested type, but int16 only if the file has 16 bits.
     """
+    if buffer is None and segment.offset:
+        buffer = _read_bytes(segment, segment.offset, segment.size)
     try:
-        with AudioFile(held if held is not None else _source(part)) as file:
-            dtype = kind if file.subtype == "PCM_16" else np.float32
-            samples = file.read(start=start, count=count, dtype=dtype)
+        with AudioFile(segment.path if buffer is None else buffer) as file:
+            # libsndfile cuts samples of more bits to 16 where ``to_int16`` rounds them.
+            file_dtype = dtype if file.subtype == "PCM_16" else np.float32
+            samples = file.read(start=start, count=count, dtype=file_dtype)
             if not len(samples):
                 raise ValueError("has no samples")
             return samples, file.sample_rate
     except OSError as error:
-        raise ValueError(f"{printable(part.path)}: {error.strerror or error}") from error
+        raise ValueError(f"{printable(segment.path)}: {error.strerror or error}") from error
     except ValueError as error:
-        raise ValueError(f"{printable(part.path)}: {error}") from error
-
-
-def _source(part: Part) -> str | bytes:
-    """Return what is decoded: the file, or what a tar file holds of it."""
-    return _read_bytes(part, part.offset, part.bytes) if part.offset else part.path
+        raise ValueError(f"{printable(segment.path)}: {error}") from error
 
 
 def to_int16(waveform: Waveform) -> Samples:
-    """Samples in [-1, 1] rounded to 16 bits; what lies beyond is cut off."""
-    return np.clip(np.rint(waveform * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
+    """Return samples in [-1, 1] rounded to 16 bits; louder ones are clipped."""
+    return np.clip(np.rint(waveform * _INT16_SCALE), -_INT16_SCALE, _INT16_SCALE - 1).astype(np.int16)

@@ -1,4 +1,4 @@
-"""Augmentation of a batch on the training device: speed, rooms, noise, masks."""
+"""Augmentation of a batch on the training device: speed, reverberation, noise, masks."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -11,82 +11,88 @@ import torch.nn.functional as F
 from scipy.fft import next_fast_len
 from torch import Tensor, nn
 
-from sv_sparse.data.augment import Extras
-from sv_sparse.data.torchaudio_guard import torchaudio
+from sv_sparse.data.augment import AugmentBatch
 
-_CPU_ROWS = 8
-_ROLLOFF, _ZERO_CROSSINGS = 0.99, 6  # of the resampling filters: torchaudio's defaults
+_CPU_ROWS = 8  # rows that are convolved at once on a CPU, so that intermediate results stay in its cache
+_ROLLOFF, _ZERO_CROSSINGS = 0.99, 6  # of the resampling filters: the defaults of torchaudio.transforms.Resample
 
 
-class Mixer(nn.Module):
-    """Waveforms of a batch as the network hears them.
+class AugmentOnDevice(nn.Module):
+    """Augmentation of a batch's waveforms.
 
     Args:
         crop_samples: S, length of the crops that come out.
-        speeds: What the batch's speed indices mean.
+        speeds: speeds that the batch's indices refer to.
+
+    >>> augment = AugmentOnDevice(crop_samples=800)
+    >>> augment(torch.zeros(2, 800, dtype=torch.int16), None).dtype
+    torch.float32
     """
 
     def __init__(self, crop_samples: int, speeds: Sequence[float] = (1.0,)) -> None:
         super().__init__()
-        self.crop_samples, self.speeds = crop_samples, tuple(speeds)
+        self.crop_samples = crop_samples
+        self.speeds = tuple(speeds)
 
-    def forward(self, waveforms: Tensor, extras: Extras | None) -> Tensor:
-        """16-bit samples [B, S'] to float32 [B, S] in [-1, 1], with the batch's extras mixed in, also under autocast.
+    def forward(self, waveforms: Tensor, augmentation: AugmentBatch | None) -> Tensor:
+        """Return augmented waveforms, float32 [B, S] in [-1, 1], also under autocast.
 
         Args:
-            waveforms: int16; rows at another speed than 1 are longer or shorter than S, with zeros at their ends.
-            extras: On the same device, but for ``speed``, which stays on the CPU (``Extras.to``).
-                Nothing waits for a GPU to say which rows are played faster. None leaves the samples
-                as they are.
+            waveforms: int16 [B, S']. Rows at another speed than 1 are longer or shorter than S, with zeros at
+                their ends.
+            augmentation: inputs on the same device, except for ``speed`` (see ``AugmentBatch.to``). None
+                leaves the samples as they are.
         """
         with torch.autocast(waveforms.device.type, enabled=False):
-            if extras is None:
+            if augmentation is None:
                 return waveforms[:, : self.crop_samples] / 32768
-            return self._mix(self._at_speed(waveforms, extras.speed), extras)
+            outputs = self._perturb_speed(waveforms, augmentation.speed)
+            for rows, rirs in _row_blocks(augmentation.rir_rows, augmentation.rirs):
+                outputs.index_copy_(0, rows, add_reverb(outputs[rows], rirs))
+            for rows, noises, snr in _row_blocks(augmentation.noise_rows, augmentation.noises, augmentation.snr):
+                outputs.index_copy_(0, rows, add_noise(outputs[rows], noises, snr))
+            return outputs
 
-    def _mix(self, found: Tensor, extras: Extras) -> Tensor:
-        """Rooms and noise into waveforms that may be overwritten."""
-        for rows, rooms in _blocks(extras.room_rows, extras.rooms):
-            found.index_copy_(0, rows, reverberate(found[rows], rooms))
-        for rows, noises, snr in _blocks(extras.noise_rows, extras.noises, extras.snr):
-            found.index_copy_(0, rows, torchaudio.functional.add_noise(found[rows], noises, snr))
-        return found
-
-    def _at_speed(self, waveforms: Tensor, speed: Tensor) -> Tensor:
-        """Play int16 [B, S'] as float32 [B, S], each row at its speed.
-
-        ``speed`` [B] is on the CPU: elsewhere, where its values cannot be known without waiting, all rows are played
-        at all speeds.
-        """
+    def _perturb_speed(self, waveforms: Tensor, speed: Tensor) -> Tensor:
         if len(self.speeds) == 1:
             return waveforms[:, : self.crop_samples] / 32768
-        result = torch.zeros(len(waveforms), self.crop_samples, device=waveforms.device)
+        outputs = torch.zeros(len(waveforms), self.crop_samples, device=waveforms.device)
         for index, factor in enumerate(self.speeds):
             if speed.device.type != "cpu":
-                played = play(waveforms / 32768, factor)[:, : self.crop_samples]
-                played = F.pad(played, (0, self.crop_samples - played.shape[1]))
-                result = torch.where((speed == index).unsqueeze(1), played, result)
+                # Which rows have this speed could only be known by waiting for the device: play all of them.
+                perturbed = speed_perturb(waveforms / 32768, factor)[:, : self.crop_samples]
+                perturbed = F.pad(perturbed, (0, self.crop_samples - perturbed.shape[1]))
+                outputs = torch.where((speed == index).unsqueeze(1), perturbed, outputs)
                 continue
             rows = torch.nonzero(speed == index).squeeze(1)
             if len(rows):
                 rows = rows.to(waveforms.device, non_blocking=True)
-                played = play(waveforms[rows] / 32768, factor)[:, : self.crop_samples]
-                result[rows, : played.shape[1]] = played
-        return result
+                perturbed = speed_perturb(waveforms[rows] / 32768, factor)[:, : self.crop_samples]
+                outputs[rows, : perturbed.shape[1]] = perturbed
+        return outputs
 
 
-def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """All rows, on a CPU a few at a time: what is computed in between then stays in its cache."""
-    rows = len(tensors[0])
-    block = _CPU_ROWS if tensors[0].device.type == "cpu" else rows
-    return zip(*(tensor.split(block) for tensor in tensors), strict=True) if rows else iter(())
+def _row_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the tensors in blocks of rows: all at once, on a CPU a few."""
+    num_rows = len(tensors[0])
+    if not num_rows:
+        return
+    block_size = _CPU_ROWS if tensors[0].device.type == "cpu" else num_rows
+    yield from zip(*(tensor.split(block_size) for tensor in tensors), strict=True)
 
 
-def play(waveforms: Tensor, speed: float) -> Tensor:
-    """Play waveforms [B, S] at another speed: float32 [B, ceil(S / speed)], also under autocast.
+def speed_perturb(waveforms: Tensor, speed: float) -> Tensor:
+    """Play waveforms at another speed, also under autocast; the pitch changes with it.
 
-    Pitch moves with it. The filters are those of torchaudio.transforms.Resample, without its constructor, which reads
-    tensors on the host.
+    The filters are those of torchaudio.transforms.Resample, whose constructor reads tensors on the host and so
+    waits for a GPU.
+
+    Args:
+        waveforms: [B, S].
+        speed: above 1 to play faster.
+
+    Returns:
+        float32 [B, ceil(S / speed)].
     """
     waveforms = waveforms.float()
     if speed == 1:
@@ -113,40 +119,62 @@ def _resampling_filters(rate: int, new_rate: int) -> tuple[np.ndarray, int]:
     return filters[:, None].astype(np.float32), width
 
 
-def reverberate(waveforms: Tensor, rooms: Tensor) -> Tensor:
-    """Waveforms [B, S] heard in rooms [B, L], float32, as long and as loud at their peaks as before.
+def add_reverb(waveforms: Tensor, rirs: Tensor) -> Tensor:
+    """Convolve waveforms with room impulse responses, also under autocast.
 
-    The sum of lengths is brought to one with small prime factors, five of them 2, where the transform is many times
-    faster.
+    Args:
+        waveforms: [B, S].
+        rirs: [B, L].
+
+    Returns:
+        float32 [B, S], with the peaks of ``waveforms``.
     """
-    waveforms, rooms = waveforms.float(), rooms.float()
+    waveforms = waveforms.float()
     samples = waveforms.shape[1]
-    whole = 32 * next_fast_len(ceil((samples + rooms.shape[1] - 1) / 32))
-    rooms = F.pad(rooms, (0, whole - samples + 1 - rooms.shape[1]))
+    # A length with small prime factors, five of them 2, where the transform is many times faster. DECISIONS 32
+    size = 32 * next_fast_len(ceil((samples + rirs.shape[1] - 1) / 32))
     with torch.autocast(waveforms.device.type, enabled=False):
-        heard = torchaudio.functional.fftconvolve(waveforms, rooms)[:, :samples]
-    return heard.mul_(_peak(waveforms) / _peak(heard).clamp(min=torch.finfo(torch.float32).tiny))
+        spectrum = torch.fft.rfft(waveforms, n=size) * torch.fft.rfft(rirs.float(), n=size)
+        outputs = torch.fft.irfft(spectrum, n=size)[:, :samples]
+    return outputs.mul_(_peak(waveforms) / _peak(outputs).clamp(min=torch.finfo(torch.float32).tiny))
 
 
 def _peak(waveforms: Tensor) -> Tensor:
-    """[B, S] to [B, 1]; takes no copy for absolute values."""
+    # [B, S] to [B, 1]; absolute values would need a copy.
     return torch.maximum(waveforms.amax(dim=1, keepdim=True), -waveforms.amin(dim=1, keepdim=True))
 
 
-def mask_filterbank(filterbank: Tensor, mask: Tensor) -> Tensor:
-    """Filterbank [B, F, T] with some frames and bins of each utterance set to 0, their mean.
+def add_noise(waveforms: Tensor, noises: Tensor, snr: Tensor) -> Tensor:
+    """Add noise to waveforms.
 
     Args:
-        filterbank: Of mean zero over T.
-        mask: float32 [B, 4]: share of the frames before the mask, frames in it, the same for bins.
+        waveforms: float32 [B, S].
+        noises: float32 [B, S], not silent.
+        snr: float32 [B], signal-to-noise ratio in dB.
+    """
+    signal_energy = torch.linalg.vector_norm(waveforms, dim=-1) ** 2
+    noise_energy = torch.linalg.vector_norm(noises, dim=-1) ** 2
+    original_snr = 10 * (torch.log10(signal_energy) - torch.log10(noise_energy))
+    scale = 10 ** ((original_snr - snr) / 20)
+    return waveforms + scale.unsqueeze(-1) * noises
+
+
+def mask_filterbank(filterbank: Tensor, mask: Tensor) -> Tensor:
+    """Set some frames and bins of each utterance to 0, their mean (SpecAugment).
+
+    Args:
+        filterbank: [B, F, T], of mean zero over T.
+        mask: float32 [B, 4]: fraction of the frames before the mask, number of masked frames, and the same
+            for bins.
     """
     _, bins, frames = filterbank.shape
-    hidden = _span(mask[:, 0], mask[:, 1], frames)[:, None, :] | _span(mask[:, 2], mask[:, 3], bins)[:, :, None]
-    return filterbank.masked_fill(hidden, 0.0)
+    is_masked_frame = _span(mask[:, 0], mask[:, 1], frames)[:, None, :]
+    is_masked_bin = _span(mask[:, 2], mask[:, 3], bins)[:, :, None]
+    return filterbank.masked_fill(is_masked_frame | is_masked_bin, 0.0)
 
 
-def _span(place: Tensor, length: Tensor, size: int) -> Tensor:
-    """Bool [B, size], True on ``length`` positions from a place on that is a share of those possible."""
-    first = (place * (size - length + 1)).floor()[:, None]
-    position = torch.arange(size, device=place.device)
-    return (position >= first) & (position < first + length[:, None])
+def _span(position: Tensor, length: Tensor, size: int) -> Tensor:
+    """Return bool [B, size], True at ``length`` indices; ``position`` in [0, 1) says where among those possible."""
+    first = (position * (size - length + 1)).floor()[:, None]
+    index = torch.arange(size, device=position.device)
+    return (index >= first) & (index < first + length[:, None])

@@ -1,4 +1,4 @@
-"""Training crops by seek-and-read; a draw depends on (seed, epoch, utterance) and nothing else."""
+"""Training crops, read by positioned reads; each is a function of (seed, epoch, utterance) (DECISIONS 15)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,50 +10,50 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sv_sparse.data.audio import Samples, fill_stretch, read_stretch, to_int16
-from sv_sparse.data.augment import Augmentation, Extras, Plan, merged_extras
+from sv_sparse.data.audio import Samples, read_into, read_segment, to_int16
+from sv_sparse.data.augment import Augmentation, AugmentBatch
 from sv_sparse.data.decoding import resample
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.data.rng import below
+from sv_sparse.data.rng import randint
 
 
 class Batch(NamedTuple):
-    """Training crops of a batch; B is 0 where none could be read.
+    """Batch of training crops; B is 0 if none could be read.
 
     Attributes:
-        waveforms: int16 [B, S], 16-bit samples; with speeds, rows end in zeros where others are longer.
+        waveforms: int16 [B, S], 16-bit samples. With speed perturbation, shorter rows end in zeros.
         labels: int64 [B], speaker index.
-        unreadable: One message for each utterance that was drawn too but could not be read.
-        extras: What augmentation adds; None without it.
+        unreadable: one message for each utterance that was drawn but could not be read.
+        augmentation: inputs of the augmentation on the device; None without augmentation.
     """
 
     waveforms: Tensor
     labels: Tensor
     unreadable: Sequence[str]
-    extras: Extras | None
+    augmentation: AugmentBatch | None
 
 
-class Crops(Dataset[Batch]):
+class CropDataset(Dataset[Batch]):
     """One random crop of fixed length per (epoch, position).
 
-    The crop of an utterance, and its augmentation, are functions of (seed, epoch, utterance): neither the order of
-    access, nor the number of workers, nor the other utterances change them. An utterance shorter than the crop is
-    repeated. Samples are rounded to 16 bits, which most recordings have.
+    Neither the order of access, nor the number of workers, nor the other utterances change the crop of an
+    utterance and its augmentation. An utterance shorter than the crop is repeated. Samples are rounded to 16
+    bits, which most recordings have (DECISIONS 31).
 
     Args:
-        manifest: Where the utterances are.
-        rows: [N] rows of the manifest to draw from.
-        labels: [N] speaker index of each row, from 0 on.
-        crop_samples: Length of a crop at ``sample_rate``.
-        sample_rate: Rate of the crops in Hz; files of other rates are resampled.
-        seed: Base of all draws.
-        augmentation: What else is drawn; None for crops alone.
+        manifest: table of the utterances.
+        rows: int64 [N], rows of the manifest to draw from.
+        labels: int64 [N], speaker index of each row, from 0 on.
+        crop_samples: length of a crop at ``sample_rate``, 1 or more.
+        sample_rate: rate of the crops in Hz; files of other rates are resampled.
+        seed: seed of all draws.
+        augmentation: random augmentation; None for crops alone.
 
     Attributes:
-        speakers: How many labels there are: speeds other than 1 make new ones.
+        num_speakers: number of labels. Each speed other than 1 makes new speakers.
 
     Raises:
-        ValueError: The crop is shorter than one sample.
+        ValueError: the crop is shorter than one sample.
     """
 
     def __init__(
@@ -70,22 +70,26 @@ class Crops(Dataset[Batch]):
         assert len(rows) == len(labels), (len(rows), len(labels))
         if crop_samples < 1:
             raise ValueError(f"crop_samples={crop_samples}: expected at least one sample")
-        self.manifest, self.rows, self.labels = manifest, rows, labels
-        self.crop_samples, self.sample_rate, self.seed = crop_samples, sample_rate, seed
+        self.manifest = manifest
+        self.rows = rows
+        self.labels = labels
+        self.crop_samples = crop_samples
+        self.sample_rate = sample_rate
+        self.seed = seed
         self.augmentation = augmentation
-        self._own_speakers = int(labels.max()) + 1 if len(labels) else 0
-        self.speakers = self._own_speakers * (len(augmentation.speeds) if augmentation else 1)
+        self._recorded_speakers = int(labels.max()) + 1 if len(labels) else 0
+        self.num_speakers = self._recorded_speakers * (len(augmentation.speeds) if augmentation else 1)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def utterance(self, position: int) -> str:
-        """Key of the utterance at a position."""
+        """Return the key of the utterance at a position."""
         return self.manifest.utterance(self.rows[position])
 
-    def plain(self) -> "Crops":
-        """The same crops without augmentation."""
-        return Crops(
+    def without_augmentation(self) -> "CropDataset":
+        """Return the same crops without augmentation."""
+        return CropDataset(
             self.manifest,
             self.rows,
             self.labels,
@@ -95,63 +99,73 @@ class Crops(Dataset[Batch]):
         )
 
     def __getitems__(self, indices: Sequence[tuple[int, int]]) -> Batch:
-        """The batch of some ``(epoch, position)``; what cannot be read is left out and named."""
-        return self.batch(indices, [None] * len(indices))
+        """Return the batch of some (epoch, position); utterances that cannot be read are left out and named."""
+        return self.read_batch(indices, [None] * len(indices))
 
-    def batch(self, indices: Sequence[tuple[int, int]], held: Sequence[bytes | None]) -> Batch:
-        """As ``__getitems__``; ``held`` are the utterances' files where they have been read already."""
-        plans, lengths = self._plans(indices)
+    def read_batch(self, indices: Sequence[tuple[int, int]], buffers: Sequence[bytes | None]) -> Batch:
+        """Return a batch like :meth:`__getitems__`.
+
+        Args:
+            indices: (epoch, position) of each crop.
+            buffers: content of each utterance's file, if it has been read already.
+        """
+        params = []
+        lengths = [self.crop_samples] * len(indices)
+        if self.augmentation is not None:
+            for epoch, position in indices:
+                params.append(self.augmentation.sample(self.seed, epoch, self.utterance(position)))
+            lengths = [self.augmentation.num_input_samples(param, self.crop_samples) for param in params]
         waveforms = np.empty((len(indices), max(lengths, default=0)), np.int16)
-        kept: list[int] = []
+        readable: list[int] = []
         unreadable: list[str] = []
-        for drawn, ((epoch, position), content) in enumerate(zip(indices, held, strict=True)):
-            out, samples = waveforms[len(kept)], lengths[drawn]
+        for index, (epoch, position) in enumerate(indices):
+            out = waveforms[len(readable)]  # the next row; one that cannot be read leaves no gap
             try:
-                self._crop(epoch, int(self.rows[position]), out[:samples], content)
+                self._read_crop(epoch, int(self.rows[position]), out[: lengths[index]], buffers[index])
             except ValueError as error:
                 unreadable.append(str(error))
                 continue
-            out[samples:] = 0
-            kept.append(drawn)
-        labels = self.labels[[indices[drawn][1] for drawn in kept]]
-        extras = None
+            out[lengths[index] :] = 0
+            readable.append(index)
+        labels = self.labels[[indices[index][1] for index in readable]]
+        augmentation = None
         if self.augmentation is not None:
-            extras = self.augmentation.gather([plans[drawn] for drawn in kept], self.crop_samples)
-            labels += self._own_speakers * extras.speed.numpy()
-        return Batch(torch.from_numpy(waveforms[: len(kept)]), torch.from_numpy(labels), unreadable, extras)
+            augmentation = self.augmentation.collate([params[index] for index in readable], self.crop_samples)
+            labels += self._recorded_speakers * augmentation.speed.numpy()
+        return Batch(torch.from_numpy(waveforms[: len(readable)]), torch.from_numpy(labels), unreadable, augmentation)
 
-    def _plans(self, indices: Sequence[tuple[int, int]]) -> tuple[list[Plan], list[int]]:
-        """What is drawn for each, none without augmentation, and how many samples its crop takes."""
-        if self.augmentation is None:
-            return [], [self.crop_samples] * len(indices)
-        names = [(epoch, self.manifest.utterance(self.rows[position])) for epoch, position in indices]
-        plans = [self.augmentation.plan(self.seed, epoch, name) for epoch, name in names]
-        return plans, [self.augmentation.samples(plan, self.crop_samples) for plan in plans]
-
-    def _crop(self, epoch: int, row: int, out: Samples, held: bytes | None) -> None:
-        """Fill ``out`` with the crop of one utterance."""
-        rate, length = int(self.manifest.sample_rate[row]), int(self.manifest.samples[row])
-        count = -(-len(out) * rate // self.sample_rate)
+    def _read_crop(self, epoch: int, row: int, out: Samples, buffer: bytes | None) -> None:
+        rate = int(self.manifest.sample_rate[row])
+        length = int(self.manifest.samples[row])
+        count = -(-len(out) * rate // self.sample_rate)  # rounded up
         if rate != self.sample_rate:
             count += 1  # the resampler rounds the length, and must not end a sample before the crop
         count = min(length, count)
-        start = below(length - count + 1, self.seed, "crop", epoch, self.manifest.utterance(row))
-        parts = self.manifest.parts(row)
+        start = randint(length - count + 1, self.seed, "crop", epoch, self.manifest.utterance(row))
+        segments = self.manifest.segments(row)
         if rate == self.sample_rate:
-            fill_stretch(parts, rate, start, out[:count], held)
+            read_into(out[:count], segments, rate, start, buffer)
         else:
-            crop = to_int16(resample(read_stretch(parts, rate, start, count), rate, self.sample_rate))[: len(out)]
+            waveform = resample(read_segment(segments, rate, start, count), rate, self.sample_rate)
+            crop = to_int16(waveform)[: len(out)]
             count = len(crop)
             out[:count] = crop
         if count < len(out):
             out[count:] = np.resize(out[:count], len(out) - count)
 
 
-def merged(batches: Sequence[Batch]) -> Batch:
-    """One batch of the crops of several."""
-    widest = max(batch.waveforms.shape[1] for batch in batches)
-    waveforms = torch.cat([F.pad(batch.waveforms, (0, widest - batch.waveforms.shape[1])) for batch in batches])
-    labels = torch.cat([batch.labels for batch in batches])
-    unreadable = [message for batch in batches for message in batch.unreadable]
-    extras = [batch.extras for batch in batches if batch.extras is not None]
-    return Batch(waveforms, labels, unreadable, merged_extras(extras) if extras else None)
+def concat_batches(batches: Sequence[Batch]) -> Batch:
+    """Return one batch of the crops of several."""
+    max_length = max(batch.waveforms.shape[1] for batch in batches)
+    unreadable: list[str] = []
+    augmentations: list[AugmentBatch] = []
+    for batch in batches:
+        unreadable += batch.unreadable
+        if batch.augmentation is not None:
+            augmentations.append(batch.augmentation)
+    return Batch(
+        torch.cat([F.pad(batch.waveforms, (0, max_length - batch.waveforms.shape[1])) for batch in batches]),
+        torch.cat([batch.labels for batch in batches]),
+        unreadable,
+        AugmentBatch.concat(augmentations) if augmentations else None,
+    )

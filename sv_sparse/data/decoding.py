@@ -1,14 +1,14 @@
-"""Audio files of any kind that libsndfile reads: what they hold, their samples, and the one resampler.
+"""Decoding of audio files of every format that libsndfile reads, their metadata, and the resampler (DECISIONS 68).
 
-Training, evaluation and use read recordings through this module, so that a file which one of them reads is read by all,
-to the same samples. A file is what its first bytes say, whatever its name ends in.
+Training, evaluation and use read recordings through this module, so that a file which one of them reads is
+read by all, to the same samples. The format of a file is what its first bytes say, whatever its suffix.
 
-Some files are read by libsndfile only in part, or not at all, though their audio is whole. It is shown another layout
-of the same bytes then (``layout.py``):
+Some files libsndfile reads only in part, or not at all, though their audio is complete. It is shown another
+layout of the same bytes then (``layout.py``):
 
-- an ID3 tag lies before the first byte of the audio, or tags and padding behind the last one;
+- an ID3 tag lies before the audio, or tags and padding behind it;
 - a WAV file has no length, since it was written to a pipe or its recorder was killed;
-- an MP3 file has no frame that counts the others, or one that counts too few (files that were joined);
+- an MP3 file has no header that counts its frames, or one that counts too few (concatenated files);
 - an Ogg file is a chain of several streams.
 
 Nothing here needs torch or pyarrow: the light installation and the preparation of a million files use it.
@@ -23,79 +23,77 @@ import soundfile
 import soxr
 from numpy.typing import DTypeLike, NDArray
 
-from sv_sparse.data.layout import FileContent, MemoryContent, View, content_kind, layout_of, mp3_layout
+from sv_sparse.data.layout import FileContent, MemoryContent, View, detect_kind, find_layout, mp3_layout
 
 Waveform = NDArray[np.float32]
 Source = str | os.PathLike[str] | bytes
 
 SAMPLE_RATE = 16000  # Hz, of everything that is trained on and evaluated
-MIN_SECONDS = 0.2  # a shorter recording is a mistake of cutting, and says nothing of a speaker
+MIN_SECONDS = 0.2  # a shorter recording is a cutting mistake, and says nothing about a speaker
 MAX_SECONDS = 24 * 3600.0
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 384_000  # Hz
 MAX_CHANNELS = 64
 MAX_ABS = np.float32(2**31)  # of samples that should lie in [-1, 1]; energies of larger ones overflow
 
-# Files with these endings are taken for recordings where a folder is searched, and so is what has another ending but
-# begins like one; the content decides what they are.
-AUDIO_ENDINGS = (
+# Files with these suffixes are taken for recordings in a search; others, if they begin like a recording.
+AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".w64"),
     *(".rf64", ".bwf", ".sph", ".nist", ".voc"),
 )
-BLOCK = 1 << 18  # samples of all channels together that are decoded at once
+BLOCK_SIZE = 1 << 18  # samples of all channels together that are decoded at once
 SILENT = "holds nothing but silence"
 FOREIGN = "is of a format that is not read here; convert it, for instance by ffmpeg"
 
-_FEW = 1 << 12  # samples, of which some differ in most recordings that are not silent
-_NOTHING = np.empty(0, np.float32)
-_UNKNOWN = 1 << 62  # libsndfile's number of frames, or more, where the header has none
-_MP3_SLACK = 3 * 1152  # samples that may be missing at the end
-_NEAR_SECONDS = 120.0  # of MP3 that are decoded, not passed over: in 0.1 s, and a seek makes libmpg123 complain aloud
-# Samples that are decoded before the first one that is wanted. An MP3 frame takes bits of those before it, and
-# libsndfile is some samples off where it seeks into the last page of an Ogg file.
-_LEAD = {"MP3": 32 * 1152, "OGG": 1 << 17}
+_SILENCE_BLOCK_SIZE = 1 << 12  # samples, some of which differ in most recordings that are not silent
+_EMPTY = np.empty(0, np.float32)
+_UNKNOWN_FRAMES = 1 << 62  # libsndfile's number of frames, or more, if the header has none
+_MP3_MAX_MISSING = 3 * 1152  # samples: MP3 ends in whole frames, of which the encoder's padding is cut off
+# Up to here MP3 is decoded instead of sought in: it takes 0.1 s, and libmpg123 prints warnings when it seeks.
+_MP3_MIN_SEEK_SECONDS = 120.0
+# Samples that are decoded before the first one that is needed. An MP3 frame takes bits from those before it,
+# and libsndfile is some samples off when it seeks into the last page of an Ogg file.
+_PREROLL = {"MP3": 32 * 1152, "OGG": 1 << 17}
 
 
 class _Decoder(soundfile.SoundFile):
-    """A stream that is read from its beginning: soundfile seeks after each read, for which FLAC decodes a block."""
-
     def seekable(self) -> bool:
-        return False
+        return False  # soundfile seeks after each read of a seekable file, which makes FLAC decode a block again
 
 
 class AudioFile:
-    """A recording that is open for reading its first channel; a context manager.
+    """Recording that is open for reading its first channel; a context manager.
 
     Args:
-        source: A path, or the content of a file.
+        source: path, or content of a file.
 
     Attributes:
-        sample_rate: In Hz.
-        channels: Of which the first is read.
-        samples: Length of a channel; None where only decoding tells.
-        format: As libsndfile calls the container, e.g. ``"WAV"``.
-        subtype: As libsndfile calls the encoding, e.g. ``"PCM_16"``.
-        size: Bytes of the file.
-        pcm: First byte of the samples where they are mono, 16-bit and little-endian; -1 elsewhere.
+        sample_rate: rate in Hz.
+        channels: number of channels.
+        samples: length of a channel; None if only decoding can tell.
+        format: libsndfile's name of the container, such as ``"WAV"``.
+        subtype: libsndfile's name of the encoding, such as ``"PCM_16"``.
+        size: bytes of the file.
+        pcm_offset: first byte of the samples if they are mono, 16-bit and little-endian; otherwise -1.
 
     Raises:
-        ValueError: It is not a regular file, cannot be read as a recording, is broken off, or has a rate or a number
-            of channels that is not allowed. The message does not name the file.
-        OSError: The file cannot be opened.
+        ValueError: it is no regular file, cannot be read as a recording, is broken off, or its rate or number
+            of channels is not allowed. The message does not name the file.
+        OSError: the file cannot be opened.
     """
 
     def __init__(self, source: Source) -> None:
         self._content = MemoryContent(source) if isinstance(source, bytes) else FileContent(source)
         self._sound: soundfile.SoundFile | None = None
-        self._view: View | None = None  # what soundfile reads, where that is not the file itself
-        self._fresh: int | None = None  # the stream that is open and of which nothing was read
+        self._view: View | None = None  # what soundfile reads, if it is not the file itself
+        self._unread_stream: int | None = None  # the stream that is open and of which nothing has been read
         try:
             self._read_headers()
         except soundfile.LibsndfileError as error:
-            is_foreign = content_kind(self._content) == "foreign"
+            kind = detect_kind(self._content)
             self.close()
-            if is_foreign:
+            if kind == "foreign":
                 raise ValueError(FOREIGN) from error
-            raise ValueError(f"cannot be read as a recording ({_words(error)})") from error
+            raise ValueError(f"cannot be read as a recording ({_error_text(error)})") from error
         except BaseException:
             self.close()
             raise
@@ -113,217 +111,225 @@ class AudioFile:
         self._content.close()
 
     def _read_headers(self) -> None:
-        content = self._content
-        self.size = content.size
+        self.size = self._content.size
         if not self.size:
             raise ValueError("is empty")
-        self._layout = layout_of(content)
-        sound = self._begin(0)
-        if sound.format == "MP3" and not self._layout.is_searched:  # other bytes come before its first frame
-            self._layout = mp3_layout(content, self._layout)
-            sound = self._begin(0)
-        self._fresh = 0
-        self.sample_rate, self.channels = sound.samplerate, sound.channels
-        self.format, self.subtype = sound.format, sound.subtype
+        self._layout = find_layout(self._content)
+        sound = self._open_stream(0)
+        if sound.format == "MP3" and not self._layout.is_indexed:  # other bytes come before its first frame
+            self._layout = mp3_layout(self._content, self._layout)
+            sound = self._open_stream(0)
+        self._unread_stream = 0
+        self.sample_rate = sound.samplerate
+        self.channels = sound.channels
+        self.format = sound.format
+        self.subtype = sound.subtype
         if self.channels > MAX_CHANNELS:
             raise ValueError(f"has {self.channels} channels, at most {MAX_CHANNELS} are read")
-        if not MIN_SAMPLE_RATE <= self.sample_rate <= MAX_SAMPLE_RATE:
-            raise ValueError(f"has {self.sample_rate} Hz, expected {MIN_SAMPLE_RATE:,} to {MAX_SAMPLE_RATE:,}")
-        self._lengths = [_frames(sound)]
-        for number in range(1, len(self._layout.streams)):
-            sound = self._begin(number)
+        check_sample_rate(self.sample_rate)
+        self._lengths = [_num_frames(sound)]
+        for stream in range(1, len(self._layout.streams)):
+            sound = self._open_stream(stream)
             if sound.samplerate != self.sample_rate:
                 raise ValueError(f"is joined from streams of {self.sample_rate} and {sound.samplerate} Hz")
-            self._lengths.append(_frames(sound))
+            self._lengths.append(_num_frames(sound))
         self.samples = None if None in self._lengths else sum(length or 0 for length in self._lengths)
-        if self._layout.missing == 1:
+        missing = self._layout.missing_fraction
+        if missing == 1:
             raise ValueError("has no samples")
-        if self._layout.missing and self.samples is not None:
-            raise ValueError(_broken_off(self.samples, round(self.samples / (1 - self._layout.missing))))
-        is_plain_pcm = self.subtype == "PCM_16" and self.channels == 1 and self._layout.is_plain
-        self.pcm = self._layout.pcm if is_plain_pcm else -1
+        if missing and self.samples is not None:
+            raise ValueError(_broken_off(self.samples, round(self.samples / (1 - missing))))
+        is_pcm = self.subtype == "PCM_16" and self.channels == 1 and self._layout.is_plain
+        self.pcm_offset = self._layout.pcm_offset if is_pcm else -1
 
     def blocks(
-        self, *, start: int = 0, count: int | None = None, dtype: DTypeLike = np.float32, at_once: int = BLOCK
+        self,
+        *,
+        start: int = 0,
+        count: int | None = None,
+        dtype: DTypeLike = np.float32,
+        block_size: int = BLOCK_SIZE,
     ) -> Iterator[Any]:
         """Decode the first channel, or a part of it, in blocks that need little memory.
 
         Args:
-            start: First sample of the part.
-            count: Samples of the part; None for all that follow.
-            dtype: ``float32``, for samples in [-1, 1] but for recordings that are louder; or ``int16`` where
+            start: first sample of the part.
+            count: samples of the part; None for all that follow.
+            dtype: ``float32``, for samples in [-1, 1] unless the recording is louder, or ``int16`` if
                 ``subtype`` is ``PCM_16``.
-            at_once: Samples of all channels that are decoded for a block.
+            block_size: samples of all channels that are decoded for a block.
 
         Yields:
             [S], S > 0.
 
         Raises:
-            ValueError: The part is not there, the data is damaged, or samples are not finite or beyond 2 ** 31. The
-                message does not name the file.
-            OSError: The file cannot be read.
+            ValueError: the part is not there, the data is damaged, or samples are not finite or beyond
+                2 ** 31. The message does not name the file.
+            OSError: the file cannot be read.
         """
         stop = self.samples if count is None else start + count
-        place = start
+        position = start
         try:
-            for block in self._decode(start, stop, np.dtype(dtype).name, max(1, at_once // self.channels)):
-                place += len(block)
+            for block in self._decode(start, stop, np.dtype(dtype).name, max(1, block_size // self.channels)):
+                position += len(block)
                 check_loudness(block)
                 yield block
         except soundfile.LibsndfileError as error:
             self._check_reading()
-            where = f" after {place:,} samples" if place > start else ""
-            raise ValueError(f"cannot be read as a recording ({_words(error)}{where})") from error
-        # An MP3 file ends in whole frames, of which the padding of the encoder is cut off.
-        slack = _MP3_SLACK if self.format == "MP3" and count is None else 0
-        if stop is not None and place < stop - slack:
-            raise ValueError(_broken_off(place, stop))
+            after = f" after {position:,} samples" if position > start else ""
+            raise ValueError(f"cannot be read as a recording ({_error_text(error)}{after})") from error
+        max_missing = _MP3_MAX_MISSING if self.format == "MP3" and count is None else 0
+        if stop is not None and position < stop - max_missing:
+            raise ValueError(_broken_off(position, stop))
 
     def read(self, *, start: int = 0, count: int | None = None, dtype: DTypeLike = np.float32) -> NDArray[Any]:
-        """Return the first channel, or a part of it, [S]; see ``blocks``."""
+        """Return the first channel, or a part of it, [S]; arguments and errors as of :meth:`blocks`."""
         blocks = list(self.blocks(start=start, count=count, dtype=dtype))
         if len(blocks) == 1:
             return blocks[0]
         return np.concatenate(blocks) if blocks else np.empty(0, dtype)
 
-    def _decode(self, start: int, stop: int | None, dtype: str, at_once: int) -> Iterator[NDArray[Any]]:
+    def _decode(self, start: int, stop: int | None, dtype: str, max_frames: int) -> Iterator[NDArray[Any]]:
         """Yield the first channel from ``start`` on, up to ``stop`` or the end."""
-        place = 0  # of the next sample
-        for number, length in enumerate(self._lengths):
-            end = _earliest(stop, None if length is None else place + length)
+        position = 0  # of the next sample
+        for stream, length in enumerate(self._lengths):
+            end = None if length is None else position + length
+            if stop is not None and (end is None or stop < end):
+                end = stop
             if end is not None and end <= start:
-                place = end
+                position = end
                 continue
-            sound = self._begin(number)
-            is_near = self.format == "MP3" and start - place < _NEAR_SECONDS * self.sample_rate
-            if start > place and length is not None and not is_near:
+            sound = self._open_stream(stream)
+            is_near = self.format == "MP3" and start - position < _MP3_MIN_SEEK_SECONDS * self.sample_rate
+            if start > position and length is not None and not is_near:
+                preroll = min(start - position, _PREROLL.get(self.format, 0))
                 try:
-                    lead = min(start - place, _LEAD.get(self.format, 0))
-                    sound.seek(start - place - lead)
-                    place = start - lead
-                except soundfile.LibsndfileError:  # some encodings cannot seek; what lies before is decoded
-                    sound = self._begin(number)
-            while end is None or place < end:
-                samples = sound.read(at_once if end is None else min(at_once, end - place), dtype=dtype, always_2d=True)
+                    sound.seek(start - position - preroll)
+                    position = start - preroll
+                except soundfile.LibsndfileError:  # some encodings cannot seek: decode what lies before
+                    sound = self._open_stream(stream)
+            while end is None or position < end:
+                frames = max_frames if end is None else min(max_frames, end - position)
+                samples = sound.read(frames, dtype=dtype, always_2d=True)
                 self._check_reading()
                 if not len(samples):
                     break
-                first = samples[max(0, start - place) :, 0]
-                place += len(samples)
-                if len(first):
-                    yield np.ascontiguousarray(first)
-            if stop is not None and place >= stop:
+                first_channel = samples[max(0, start - position) :, 0]
+                position += len(samples)
+                if len(first_channel):
+                    yield np.ascontiguousarray(first_channel)
+            if stop is not None and position >= stop:
                 return
 
-    def _begin(self, number: int) -> soundfile.SoundFile:
+    def _open_stream(self, stream: int) -> soundfile.SoundFile:
         """Return a stream that is open at its beginning."""
-        fresh, self._fresh = self._fresh, None
+        unread_stream = self._unread_stream
+        self._unread_stream = None
         if self._sound is not None:
-            if fresh == number:
+            if unread_stream == stream:
                 return self._sound
             self._sound.close()
             self._sound = None
-        pieces = self._layout.streams[number]
-        self._view = None if self._layout.is_plain else View(self._content, pieces)
+        source: Any
+        if self._layout.is_plain:
+            self._view = None
+            source = self._content.for_soundfile()
+        else:
+            source = self._view = View(self._content, self._layout.streams[stream])
         try:
-            self._sound = _Decoder(self._content.whole() if self._view is None else self._view, closefd=False)
+            self._sound = _Decoder(source, closefd=False)
         except soundfile.LibsndfileError:
             self._check_reading()
             raise
         return self._sound
 
     def _check_reading(self) -> None:
-        """Raise the error that reading the file failed with, which libsndfile takes for its end."""
+        """Raise the error that reading the file failed with, which libsndfile takes for the end of the file."""
         if self._view is not None and self._view.error is not None:
             raise self._view.error
 
 
 class AudioInfo(NamedTuple):
-    """Facts about a recording that are known without decoding all of it.
+    """Metadata of a recording.
 
     Attributes:
-        samples: Length of a channel; 0 where the recording cannot be used.
-        sample_rate: In Hz; 0 where it cannot be read.
-        channels: 0 where it cannot be read.
-        size: Bytes of the file; 0 where it cannot be opened.
-        pcm: As of ``AudioFile``.
-        problem: Why it cannot be used, in words; empty where it can.
+        samples: length of a channel; 0 if the recording cannot be used.
+        sample_rate: rate in Hz; 0 if it cannot be read.
+        channels: number of channels; 0 if it cannot be read.
+        size: bytes of the file; 0 if it cannot be opened.
+        pcm_offset: as of ``AudioFile``.
+        problem: reason why it cannot be used, in words; empty if it can.
     """
 
     samples: int
     sample_rate: int
     channels: int
     size: int
-    pcm: int
+    pcm_offset: int
     problem: str
 
 
 def inspect(source: Source) -> AudioInfo:
-    """Return what is known of a recording; never raises for what a file holds, or for its absence.
+    """Return the metadata of a recording; an unreadable or missing file is no error but a ``problem``.
 
-    Decoded are the samples up to the first two that differ, since a silent recording cannot be used, and the last one
-    of a FLAC or MP3 file, since it tells whether the file is whole. A file of floating-point samples, which alone can
-    hold NaN, or of unknown length is decoded whole.
+    A silent recording cannot be used, so samples are decoded until two differ. The last sample of FLAC and
+    MP3 tells whether the file is complete. Floating-point files, which alone can hold NaN, and files of
+    unknown length are decoded completely. DECISIONS 69
+
+    Args:
+        source: path, or content of a file.
     """
     info = AudioInfo(0, 0, 0, 0, -1, "")
     try:
         with AudioFile(source) as file:
-            info = AudioInfo(0, file.sample_rate, file.channels, file.size, file.pcm, "")
-            return info._replace(samples=_usable_samples(file))
+            info = AudioInfo(0, file.sample_rate, file.channels, file.size, file.pcm_offset, "")
+            return info._replace(samples=_count_usable_samples(file))
     except ValueError as error:
         return info._replace(problem=str(error))
     except OSError as error:
         return info._replace(problem=error.strerror or str(error))
 
 
-def _usable_samples(file: AudioFile) -> int:
-    """Return the length of a recording that can be used, however short it is.
+def _count_usable_samples(file: AudioFile) -> int:
+    """Return the length of a recording.
 
     Raises:
-        ValueError: It has no samples, is silent, damaged as far as it was decoded, or too long.
+        ValueError: it has no samples, is silent or too long, or is damaged as far as it was decoded.
     """
     decoded = 0
-    is_whole = file.samples is None or file.subtype in {"FLOAT", "DOUBLE"}
-    if is_whole or is_constant(next(file.blocks(at_once=_FEW), _NOTHING)):
-        decoded = _decode_until_sound(file, is_whole=is_whole)
+    decodes_all = file.samples is None or file.subtype in {"FLOAT", "DOUBLE"}
+    if decodes_all or is_constant(next(file.blocks(block_size=_SILENCE_BLOCK_SIZE), _EMPTY)):
+        lowest, highest = np.inf, -np.inf
+        for block in file.blocks():
+            decoded += len(block)
+            lowest = min(lowest, block.min())
+            highest = max(highest, block.max())
+            if decoded > MAX_SECONDS * file.sample_rate or (lowest < highest and not decodes_all):
+                break
+        if not decoded:
+            raise ValueError("has no samples")
+        if lowest == highest:
+            raise ValueError(SILENT)
     samples = decoded if file.samples is None else file.samples
-    if file.format in {"FLAC", "MP3"} and not is_whole:
+    if file.format in {"FLAC", "MP3"} and not decodes_all:
         try:
             file.read(start=samples - 1, count=1)
         except ValueError:
-            samples = sum(map(len, file.blocks()))  # of a FLAC file an error says how much is there
+            # Decoding FLAC raises an error that says how much is there; of MP3 it counts the samples.
+            samples = sum(map(len, file.blocks()))
     if samples > MAX_SECONDS * file.sample_rate:
         raise ValueError(f"is longer than {MAX_SECONDS:g} seconds")
     return samples
 
 
-def _decode_until_sound(file: AudioFile, *, is_whole: bool) -> int:
-    """Return how many samples were decoded until two of them differed, or of the whole recording.
-
-    Raises:
-        ValueError: There are none, none differ, the data is damaged, or the recording is too long.
-    """
-    samples, lowest, highest = 0, np.inf, -np.inf
-    for block in file.blocks():
-        samples += len(block)
-        lowest, highest = min(lowest, block.min()), max(highest, block.max())
-        if samples > MAX_SECONDS * file.sample_rate or (lowest < highest and not is_whole):
-            break
-    if not samples:
-        raise ValueError("has no samples")
-    if lowest == highest:
-        raise ValueError(SILENT)
-    return samples
-
-
 def looks_like_audio(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file begins as a recording does, of a format that is read here or of another one."""
+    """Return True if a file begins like a recording, of a format that is read here or of another one."""
     try:
         content = FileContent(path)
     except (OSError, ValueError):
         return False
     try:
-        return bool(content_kind(content))
+        return bool(detect_kind(content))
     except OSError:
         return False
     finally:
@@ -333,20 +339,19 @@ def looks_like_audio(path: str | os.PathLike[str]) -> bool:
 def iter_audio(source: Source, sample_rate: int, *, max_seconds: float = MAX_SECONDS) -> Iterator[Waveform]:
     """Decode a recording's first channel and resample it, in pieces that need little memory.
 
-    The joined pieces do not depend on how long they are; of a file that has the rate already they are the file's own
-    samples.
+    The concatenated pieces do not depend on their lengths.
 
     Args:
-        source: A file's path, or what a file holds.
-        sample_rate: Of the pieces, in Hz.
-        max_seconds: Longer recordings are refused, whatever their headers say.
+        source: path, or content of a file.
+        sample_rate: rate of the pieces in Hz.
+        max_seconds: longer recordings are refused, whatever their headers say.
 
     Yields:
-        float32 [S], in [-1, 1] but for recordings that are louder.
+        float32 [S], in [-1, 1] unless the recording is louder.
 
     Raises:
-        ValueError: See ``AudioFile`` and ``AudioFile.blocks``; or it has no samples, or is too long.
-        OSError: The file cannot be opened.
+        ValueError: see ``AudioFile`` and ``AudioFile.blocks``; or it has no samples, or is too long.
+        OSError: the file cannot be opened.
     """
     with AudioFile(source) as file:
         resampler = Resampler(file.sample_rate, sample_rate)
@@ -358,36 +363,39 @@ def iter_audio(source: Source, sample_rate: int, *, max_seconds: float = MAX_SEC
             yield resampler(block)
         if not samples:
             raise ValueError("has no samples")
-        yield resampler.rest()
+        yield resampler.flush()
 
 
 class Resampler:
-    """Pieces of a waveform to pieces at another rate; the same samples whatever the pieces are.
+    """Resampler of a stream; its output does not depend on the lengths of the pieces.
 
     Args:
-        rate: Of what comes, in Hz.
-        sample_rate: Of what goes, in Hz.
+        rate: rate of the input in Hz, from 4,000 to 384,000.
+        sample_rate: rate of the output in Hz.
 
     Raises:
-        ValueError: ``rate`` is below 4 or above 384 kHz.
+        ValueError: ``rate`` is out of range.
+
+    >>> resampler = Resampler(8000, 16000)
+    >>> len(resampler(np.zeros(800, np.float32))) + len(resampler.flush())
+    1600
     """
 
     def __init__(self, rate: int, sample_rate: int) -> None:
-        if not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE:
-            raise ValueError(f"has {rate} Hz, expected {MIN_SAMPLE_RATE:,} to {MAX_SAMPLE_RATE:,}")
+        check_sample_rate(rate)
         self._stream = None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
 
     def __call__(self, samples: Waveform) -> Waveform:
-        """Return what is certain after these samples [S]; up to a quarter of a second stays behind."""
+        """Return the output that is complete after these samples [S]; up to a quarter of a second stays behind."""
         return samples if self._stream is None else self._stream.resample_chunk(samples)
 
-    def rest(self) -> Waveform:
-        """Return what stayed behind; nothing can follow."""
-        return _NOTHING if self._stream is None else self._stream.resample_chunk(_NOTHING, last=True)
+    def flush(self) -> Waveform:
+        """Return the output that stayed behind; no input can follow."""
+        return _EMPTY if self._stream is None else self._stream.resample_chunk(_EMPTY, last=True)
 
 
 def resample(samples: Waveform, rate: int, sample_rate: int) -> Waveform:
-    """Return a waveform [S] at another rate, as ``Resampler`` does.
+    """Return a waveform [S] at another rate; arguments and errors as of ``Resampler``.
 
     >>> resample(np.zeros(800, np.float32), 8000, 16000).shape
     (1600,)
@@ -395,7 +403,13 @@ def resample(samples: Waveform, rate: int, sample_rate: int) -> Waveform:
     if rate == sample_rate:
         return samples
     resampler = Resampler(rate, sample_rate)
-    return np.concatenate([resampler(samples), resampler.rest()])
+    return np.concatenate([resampler(samples), resampler.flush()])
+
+
+def check_sample_rate(rate: int) -> None:
+    """Raise a ValueError for a rate in Hz that is out of range."""
+    if not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE:
+        raise ValueError(f"has {rate} Hz, expected {MIN_SAMPLE_RATE:,} to {MAX_SAMPLE_RATE:,}")
 
 
 def check_loudness(samples: NDArray[Any]) -> None:
@@ -405,40 +419,35 @@ def check_loudness(samples: NDArray[Any]) -> None:
 
 
 def check_length(samples: int, sample_rate: int) -> None:
-    """Raise a ValueError for so few samples that nothing can be said of a speaker."""
+    """Raise a ValueError for fewer samples than a fifth of a second."""
     if samples < MIN_SECONDS * sample_rate:
         raise ValueError(too_short(samples, sample_rate))
 
 
 def too_short(samples: int, sample_rate: int) -> str:
-    """Return the words for a recording that is too short."""
+    """Return the message for a recording that is too short."""
     return f"is too short: {100 * samples // sample_rate / 100:.2f} seconds, at least {MIN_SECONDS:g} are needed"
 
 
 def check_silence(samples: NDArray[Any]) -> None:
-    """Raise a ValueError for samples [S] that are all the same: all such recordings would seem to be of one speaker."""
+    """Raise a ValueError for samples [S] that are all equal: all such recordings would seem to be of one speaker."""
     if is_constant(samples):
         raise ValueError(SILENT)
 
 
 def is_constant(samples: NDArray[Any]) -> bool:
-    """Return whether samples [S] are all the same."""
+    """Return True if samples [S] are all equal."""
     return not len(samples) or bool(samples.min() == samples.max())
 
 
-def _frames(sound: soundfile.SoundFile) -> int | None:
-    """Return the samples of a stream; None where only decoding tells."""
-    return int(sound.frames) if sound.frames < _UNKNOWN else None
+def _num_frames(sound: soundfile.SoundFile) -> int | None:
+    return int(sound.frames) if sound.frames < _UNKNOWN_FRAMES else None
 
 
-def _words(error: soundfile.LibsndfileError) -> str:
-    """Return what libsndfile says, but for what it says of an open file whose content means nothing to it."""
+def _error_text(error: soundfile.LibsndfileError) -> str:
+    # libsndfile says "does not exist" of an open file whose content it does not recognize.
     return "Format not recognised." if "does not exist" in error.error_string else error.error_string
 
 
-def _earliest(*places: int | None) -> int | None:
-    return min((place for place in places if place is not None), default=None)
-
-
-def _broken_off(there: int, announced: int) -> str:
-    return f"is broken off: {there:,} of {max(announced, there + 1):,} samples are there"
+def _broken_off(available: int, announced: int) -> str:
+    return f"is broken off: {available:,} of {max(announced, available + 1):,} samples are there"

@@ -1,7 +1,8 @@
-"""The place of the audio in a file, and other layouts of its bytes, for files that libsndfile reads only in part.
+"""Layout of audio files: where the audio lies, and other views of their bytes for what libsndfile reads in part.
 
-``layout_of`` looks at the first bytes and at what the format says of lengths; nothing is decoded. A ``View`` is what
-soundfile reads then.
+``find_layout`` looks at the first bytes and at the lengths in headers; nothing is decoded. libsndfile then
+reads a ``View`` instead of the file: without tags, with a known length, with a header that counts the
+frames, or stream by stream. DECISIONS 68
 """
 
 import io
@@ -15,102 +16,97 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# A pipe that has taken a file's place must not block; only Windows knows text files.
+# A pipe that has taken a file's place must not block. Windows alone has a text mode.
 OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
-_CHUNK = 1 << 20  # bytes that are searched at once
-_MAX_STREAMS = 256  # of one file; each takes as long to open as a file
-_MAX_LAYOUTS = 10_000  # that a process remembers
+_CHUNK_SIZE = 1 << 20  # bytes that are searched at once
+_MAX_STREAMS = 256  # of one file; opening each takes as long as opening a file
+_MAX_CACHED_LAYOUTS = 10_000  # a few MB per process
 
-
-Piece = bytes | tuple[int, int]  # or the first byte and the end of a stretch of the file
+Piece = bytes | tuple[int, int]  # bytes, or first byte and end of a range of the file
 
 
 class Layout(NamedTuple):
-    """The place of the audio in a file.
+    """Position of the audio in a file.
 
     Attributes:
-        streams: Each stream as its pieces in order. Several streams are one recording.
-        is_plain: Whether that is the file as it is.
-        pcm: First byte of the samples in a WAV file, -1 for other files.
-        missing: Share of the announced audio that is not there, in [0, 1].
-        is_searched: Whether the frames of an MP3 file were searched for.
+        streams: pieces of each stream, in order. Several streams are one recording.
+        is_plain: True if libsndfile can read the file as it is.
+        pcm_offset: first byte of the samples in a WAV file, -1 for other files.
+        missing_fraction: fraction of the announced audio that is not there, in [0, 1].
+        is_indexed: True once the frames of an MP3 file have been counted.
     """
 
     streams: Sequence[Sequence[Any]]
     is_plain: bool
-    pcm: int = -1
-    missing: float = 0.0
-    is_searched: bool = False
+    pcm_offset: int = -1
+    missing_fraction: float = 0.0
+    is_indexed: bool = False
 
 
-class _Memory(io.BytesIO):
-    """Bytes in which damaged headers may send the reader anywhere."""
-
+class _BytesFile(io.BytesIO):
     def seek(self, offset: int, whence: int = 0, /) -> int:
         try:
             return super().seek(offset, whence)
-        except (ValueError, OverflowError):  # before the beginning, or beyond all numbers
+        except (ValueError, OverflowError):  # damaged headers send libsndfile before the start or beyond all numbers
             return -1
 
 
 class MemoryContent:
-    """The bytes of a file that is in memory.
+    """Content of a file that is in memory.
 
     Attributes:
-        size: How many there are.
-        key: None: what is in memory has no name.
+        size: number of bytes.
+        key: None, since it has no name that a layout could be cached by.
     """
 
     key: tuple[str, int, int] | None = None
 
     def __init__(self, content: bytes) -> None:
-        self._bytes, self.size = content, len(content)
+        self._bytes = content
+        self.size = len(content)
 
-    def at(self, start: int, count: int) -> bytes:
+    def read(self, start: int, count: int) -> bytes:
         """Return up to ``count`` bytes from ``start`` on."""
         return self._bytes[start : start + count]
 
-    def whole(self) -> io.BytesIO:
+    def for_soundfile(self) -> io.BytesIO:
         """Return what soundfile opens."""
-        return _Memory(self._bytes)
+        return _BytesFile(self._bytes)
 
     def close(self) -> None:
-        """Do nothing; a file would be closed."""
+        """Do nothing."""
 
 
 class FileContent:
-    """The bytes of a regular file.
+    """Content of a regular file.
 
     Attributes:
-        size: How many there are.
-        key: The file's path, size and time of change, by which its state is known.
+        size: number of bytes.
+        key: path, size and modification time, the key for cached layouts.
 
     Raises:
-        ValueError: It is something else, which may never end, or never begin.
-        OSError: It cannot be opened.
+        ValueError: it is no regular file: a pipe or device may never end, or never begin.
+        OSError: it cannot be opened.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("is not a regular file")
-        # soundfile gets the descriptor and not the path: it takes some endings for formats without a header.
+        # soundfile gets the descriptor, not the path: it takes some suffixes for formats without a header.
         self._descriptor = os.open(path, OPEN_FLAGS)
-        try:
-            status = os.fstat(self._descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise ValueError("is not a regular file")
-        except BaseException:
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):  # replaced since the first look
             self.close()
-            raise
+            raise ValueError("is not a regular file")
         self.size = status.st_size
         self.key: tuple[str, int, int] | None = (os.fspath(path), status.st_size, status.st_mtime_ns)
 
-    def at(self, start: int, count: int) -> bytes:
+    def read(self, start: int, count: int) -> bytes:
         """Return up to ``count`` bytes from ``start`` on."""
         return read_at(self._descriptor, count, start)
 
-    def whole(self) -> int:
+    def for_soundfile(self) -> int:
         """Return what soundfile opens."""
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         return self._descriptor
@@ -132,22 +128,25 @@ def read_at(descriptor: int, count: int, start: int) -> bytes:
 
 
 class View(io.RawIOBase):
-    """A file that is put together from pieces of another one.
+    """File-like object that concatenates pieces of a file.
 
     Args:
-        content: The other file.
-        pieces: Bytes, or the first byte and the end of a stretch of the other file.
+        content: the file.
+        pieces: bytes, or first byte and end of ranges of the file.
 
     Attributes:
-        error: What reading the other file failed with. soundfile takes a read that fails for the end of a file, so
-            whoever reads has to look here.
+        error: error of reading the file. soundfile takes a read that fails for the end of the file, so the
+            caller has to look here.
     """
 
     def __init__(self, content: Content, pieces: Sequence[Piece]) -> None:
-        self._content, self._pieces = content, pieces
-        lengths = [len(piece) if isinstance(piece, bytes) else piece[1] - piece[0] for piece in pieces]
-        self._ends = np.cumsum(lengths).tolist()
-        self._place = 0
+        self._content = content
+        self._pieces = pieces
+        lengths = []
+        for piece in pieces:
+            lengths.append(len(piece) if isinstance(piece, bytes) else piece[1] - piece[0])
+        self._ends: list[int] = np.cumsum(lengths).tolist()
+        self._position = 0
         self.error: OSError | None = None
 
     def readable(self) -> bool:
@@ -159,342 +158,348 @@ class View(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Return the place of the next byte."""
-        return self._place
+        """Return the position of the next byte."""
+        return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Move to a byte; -1 where there can be none."""
-        place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._ends[-1]}[whence]
-        if place < 0:  # damaged headers may send the reader anywhere
+        """Move to a byte, and return its position; -1 if it is negative, as damaged headers may ask for."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._ends[-1]}[whence]
+        if base + offset < 0:
             return -1
-        self._place = place
-        return place
+        self._position = base + offset
+        return self._position
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill a buffer as far as there are bytes."""
+        """Fill a buffer as far as there are bytes, and return their number."""
         target = memoryview(buffer).cast("B")
         done = 0
         while done < len(target):
-            index = bisect_right(self._ends, self._place)
+            index = bisect_right(self._ends, self._position)
             if index == len(self._ends):
                 break
             piece = self._pieces[index]
-            offset = self._place - (self._ends[index - 1] if index else 0)
-            count = min(len(target) - done, self._ends[index] - self._place)
-            part = piece[offset : offset + count] if isinstance(piece, bytes) else self._stretch(piece, offset, count)
+            offset = self._position - (self._ends[index - 1] if index else 0)
+            count = min(len(target) - done, self._ends[index] - self._position)
+            if isinstance(piece, bytes):
+                part = piece[offset : offset + count]
+            else:
+                try:
+                    part = self._content.read(piece[0] + offset, count)
+                except OSError as error:
+                    self.error = error
+                    break
             if not part:
                 break
             target[done : done + len(part)] = part
             done += len(part)
-            self._place += len(part)
+            self._position += len(part)
         return done
 
-    def _stretch(self, piece: tuple[int, int], offset: int, count: int) -> bytes:
-        try:
-            return self._content.at(piece[0] + offset, count)
-        except OSError as error:
-            self.error = error
-            return b""
 
-
-def layout_of(content: Content) -> Layout:
-    """Return where the audio of a file lies.
+def find_layout(content: Content) -> Layout:
+    """Return the position of a file's audio.
 
     Raises:
-        ValueError: The file says of itself that a part is missing, or has too many streams.
+        ValueError: the file's own headers say that a part is missing, or it has too many streams.
     """
-    start = _after_tags(content)
-    magic = content.at(start, 12)
+    start = _skip_leading_tags(content)
+    magic = content.read(start, 12)
     end = content.size
     if magic[:4] == b"fLaC":
-        total = content.at(start + 21, 5)
-        if len(total) == 5 and not (total[0] & 15 or any(total[1:])):  # 36 bits; 0 means that it is not known
-            end = _before_tags(content, start)
+        # The last 36 bits are the number of samples; 0 means unknown. libsndfile decodes to the end then, into tags.
+        total = content.read(start + 21, 5)
+        if len(total) == 5 and not (total[0] & 15 or any(total[1:])):
+            end = _skip_trailing_tags(content, start)
     layout = Layout([[(start, end)]], is_plain=start == 0 and end == content.size)
     if magic[:4] == b"OggS":
-        return _remembered(content, lambda: _ogg_layout(content, layout))
-    if _frame(magic[:4]) is not None:
+        return _cached(content, lambda: _ogg_layout(content, layout))
+    if _parse_frame(magic[:4]) is not None:
         return mp3_layout(content, layout)
     if magic[:4] == b".snd":
         data, length = struct.unpack(">II", magic[4:].ljust(8, b"\0"))
-        return _with_length(layout, length, content.size - start - data)
+        return _with_announced_length(layout, length, content.size - start - data)
     if magic[:7] == b"NIST_1A":
         return _nist_layout(content, start, layout)
-    container = next((chunks for chunks in _CONTAINERS if chunks.is_of(magic)), None)
-    return layout if container is None else _chunked_layout(content, start, container, layout)
+    for container in _CONTAINERS:
+        if magic.startswith(container.magic):
+            return _chunked_layout(content, start, container, layout)
+    return layout
 
 
-def content_kind(content: Content) -> str:
-    """Return what a file is by its first bytes: ``audio``; ``foreign`` where libsndfile cannot read it; or empty."""
-    start = _after_tags(content)
-    magic = content.at(start, 20)
-    is_form = magic[:4] in _FORMS and magic[8:12] in _FORMS[magic[:4]]
-    if is_form or magic.startswith(_MAGIC) or _is_run(_Window(content), start, content.size):
-        return "audio"
-    return "foreign" if magic[4:8] == b"ftyp" or magic.startswith(_FOREIGN) else ""
-
-
+# First bytes of the formats that libsndfile reads, and of some that it does not.
 _WAVE = (b"WAVE",)
 _FORMS = {b"RIFF": _WAVE, b"RIFX": _WAVE, b"RF64": _WAVE, b"BW64": _WAVE, b"FORM": (b"AIFF", b"AIFC")}
 _MAGIC = (b"fLaC", b"OggS", b"caff", b".snd", b"NIST_1A", b"riff\x2e\x91\xcf\x11", b"Creative Voice File")
-_FOREIGN = (  # AMR; Matroska and WebM; Windows Media; AAC in ADTS; Monkey's Audio; WavPack
-    *(b"#!AMR", b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"\xff\xf1", b"\xff\xf9", b"MAC ", b"wvpk"),
+_FOREIGN_MAGIC = (
+    b"#!AMR",
+    b"\x1a\x45\xdf\xa3",  # Matroska and WebM
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # Windows Media
+    b"\xff\xf1",  # AAC in ADTS
+    b"\xff\xf9",
+    b"MAC ",  # Monkey's Audio
+    b"wvpk",  # WavPack
 )
 
 
-def mp3_layout(content: Content, layout: Layout) -> Layout:
-    """Return a layout of an MP3 file with headers that count all frames, so that libsndfile reads them all.
-
-    Without a header libsndfile divides the bytes by the length of the first frame, and ends too early where the
-    bitrate varies. Where files were joined, the header of the first one counts its own frames alone.
-
-    Raises:
-        ValueError: A header counts more frames than there are, or too many files were joined.
-    """
-    return _remembered(content, lambda: _counted_layout(content, layout))
+def detect_kind(content: Content) -> str:
+    """Return ``audio`` for a file that begins like a recording, ``foreign`` if libsndfile cannot read it, else ""."""
+    start = _skip_leading_tags(content)
+    magic = content.read(start, 20)
+    is_form = magic[8:12] in _FORMS.get(magic[:4], ())
+    if is_form or magic.startswith(_MAGIC) or _is_frame_sequence(_Window(content), start, content.size):
+        return "audio"
+    is_foreign = magic[4:8] == b"ftyp" or magic.startswith(_FOREIGN_MAGIC)  # "ftyp": MP4 and M4A
+    return "foreign" if is_foreign else ""
 
 
 _layouts: dict[tuple[str, int, int], Layout] = {}
 
 
-def _remembered(content: Content, make: Callable[[], Layout]) -> Layout:
-    """Return the layout that was made of the same state of the same file, since crops open a file again and again."""
+def _cached(content: Content, make: Callable[[], Layout]) -> Layout:
+    """Return the layout of a file's present state; crops open a file again and again, and a search reads all of it."""
     if content.key is None:
         return make()
     layout = _layouts.get(content.key)
     if layout is None:
         layout = make()
-        if len(_layouts) >= _MAX_LAYOUTS:
+        if len(_layouts) >= _MAX_CACHED_LAYOUTS:
             _layouts.clear()
         _layouts[content.key] = layout
     return layout
 
 
 class _Window:
-    """The bytes of a file by way of a block in memory, for steps that are short and go forward."""
+    """Bytes of a file through a chunk in memory, for short reads that go forward."""
 
     def __init__(self, content: Content) -> None:
-        self._content, self._block, self._first = content, b"", 0
+        self._content = content
+        self._chunk = b""
+        self._start = 0
         self.size = content.size
 
-    def at(self, start: int, count: int) -> bytes:
-        """Return up to ``count`` bytes from ``start`` on."""
-        offset = start - self._first
-        if not 0 <= offset <= offset + count <= len(self._block):
-            self._first, self._block, offset = start, self._content.at(start, max(count, _CHUNK)), 0
-        return self._block[offset : offset + count]
+    def read(self, start: int, count: int) -> bytes:
+        offset = start - self._start
+        if not 0 <= offset <= offset + count <= len(self._chunk):
+            self._start = start
+            self._chunk = self._content.read(start, max(count, _CHUNK_SIZE))
+            offset = 0
+        return self._chunk[offset : offset + count]
 
-    def find(self, pattern: re.Pattern[bytes], start: int, overlap: int) -> int:
-        """Return where a pattern of up to ``overlap`` bytes occurs next from ``start`` on; the size if nowhere."""
+    def find(self, pattern: re.Pattern[bytes], start: int, max_length: int) -> int:
+        """Return the next match of a pattern of up to ``max_length`` bytes; the file's size if there is none."""
         while start < self.size:
-            self.at(start, min(overlap, self.size - start))
-            match = pattern.search(self._block, start - self._first)
+            self.read(start, min(max_length, self.size - start))
+            match = pattern.search(self._chunk, start - self._start)
             if match is not None:
-                return self._first + match.start()
-            end = self._first + len(self._block)
-            start = end if end >= self.size else end - overlap + 1
+                return self._start + match.start()
+            end = self._start + len(self._chunk)
+            start = end if end >= self.size else end - max_length + 1  # a match may lie across two chunks
         return self.size
 
 
-def _after_tags(content: Content) -> int:
-    """Return the first byte behind the ID3 tags that a file begins with."""
+# Tags
+
+
+def _skip_leading_tags(content: Content) -> int:
     start = 0
-    while length := _tag_length(content.at(start, 32)):
+    while length := _tag_length(content.read(start, 32)):
         start += length
     return min(start, content.size)
 
 
-def _tag_length(begin: bytes) -> int:
-    """Return the bytes of the tag that begins here, ID3 or APE; 0 for none."""
-    if begin[:3] == b"ID3" and len(begin) >= 10 and max(begin[6:10]) < 128:  # so at most 256 MiB
-        length = begin[6] << 21 | begin[7] << 14 | begin[8] << 7 | begin[9]
-        return 10 + length + (10 if begin[5] & 16 else 0)  # the flag of a footer
-    if begin[:3] == b"TAG":
+def _tag_length(head: bytes) -> int:
+    """Return the length of the ID3 or APE tag with these first bytes; 0 for none."""
+    if head[:3] == b"ID3" and len(head) >= 10 and max(head[6:10]) < 128:
+        length = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]  # at most 256 MiB
+        has_footer = head[5] & 16
+        return 10 + length + (10 if has_footer else 0)
+    if head[:3] == b"TAG":
         return 128
-    if begin[:8] == b"APETAGEX" and len(begin) == 32:
-        return 32 + int.from_bytes(begin[12:16], "little")
+    if head[:8] == b"APETAGEX" and len(head) == 32:
+        return 32 + int.from_bytes(head[12:16], "little")
     return 0
 
 
-def _before_tags(content: Content, start: int) -> int:
-    """Return the end of the audio in front of ID3v1 and APE tags and zeros, none of which belongs to it."""
+def _skip_trailing_tags(content: Content, start: int) -> int:
+    """Return the end of the audio before ID3v1 tags, APE tags and zeros."""
     end = content.size
     while end - start >= 32:
-        footer = content.at(end - 32, 32)
-        length = int.from_bytes(footer[12:16], "little") + (32 if footer[23] >> 7 else 0)  # with a header of its own
-        block = content.at(max(start, end - _CHUNK), min(_CHUNK, end - start))
-        zeros = len(block) - len(block.rstrip(b"\0"))
-        if end - start >= 128 and content.at(end - 128, 3) == b"TAG":
+        footer = content.read(end - 32, 32)
+        length = int.from_bytes(footer[12:16], "little") + (32 if footer[23] >> 7 else 0)  # a flag: it has a header
+        chunk = content.read(max(start, end - _CHUNK_SIZE), min(_CHUNK_SIZE, end - start))
+        num_zeros = len(chunk) - len(chunk.rstrip(b"\0"))
+        if end - start >= 128 and content.read(end - 128, 3) == b"TAG":
             end -= 128
         elif footer[:8] == b"APETAGEX" and 32 <= length <= end - start:
             end -= length
-        elif zeros:
-            end -= zeros
+        elif num_zeros:
+            end -= num_zeros
         else:
             break
     return end
 
 
-class _Chunks(NamedTuple):
-    """Format of the chunks of a container, one of which holds the samples.
+# Containers of chunks: WAV, AIFF, CAF, W64
+
+
+class _ChunkFormat(NamedTuple):
+    """Format of a container's chunks, one of which holds the samples.
 
     Attributes:
-        magic: Its first bytes.
-        first: First byte of the first chunk.
-        name: Bytes of a chunk's name.
-        length: ``struct`` format of a chunk's length.
-        data: Name of the chunk with the samples.
-        padding: Chunks begin at multiples of this.
-        before: Bytes of the chunk with the samples that come before them.
-        counts_head: Whether the length counts the name and itself.
+        magic: first bytes of the file.
+        first_chunk: first byte of the first chunk.
+        name_size: bytes of a chunk's name.
+        length_format: ``struct`` format of a chunk's length.
+        data_name: name of the chunk with the samples.
+        alignment: chunks begin at multiples of it.
+        data_header: bytes between the length and the samples.
+        length_includes_header: True if the length counts the name and itself.
     """
 
     magic: bytes
-    first: int
-    name: int
-    length: str
-    data: bytes
-    padding: int
-    before: int = 0
-    counts_head: bool = False
-
-    def is_of(self, magic: bytes) -> bool:
-        return magic.startswith(self.magic)
+    first_chunk: int
+    name_size: int
+    length_format: str
+    data_name: bytes
+    alignment: int
+    data_header: int = 0
+    length_includes_header: bool = False
 
 
 _CONTAINERS = (
-    _Chunks(b"RIFF", 12, 4, "<I", b"data", 2),
-    _Chunks(b"RIFX", 12, 4, ">I", b"data", 2),
-    _Chunks(b"RF64", 12, 4, "<I", b"data", 2),
-    _Chunks(b"BW64", 12, 4, "<I", b"data", 2),
-    _Chunks(b"FORM", 12, 4, ">I", b"SSND", 2, before=8),
-    _Chunks(b"caff", 8, 4, ">q", b"data", 1, before=4),
-    _Chunks(
-        b"riff\x2e\x91\xcf\x11",
-        40,
-        16,
-        "<Q",
-        b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a",
-        8,
-        counts_head=True,
+    _ChunkFormat(b"RIFF", 12, 4, "<I", b"data", 2),
+    _ChunkFormat(b"RIFX", 12, 4, ">I", b"data", 2),
+    _ChunkFormat(b"RF64", 12, 4, "<I", b"data", 2),
+    _ChunkFormat(b"BW64", 12, 4, "<I", b"data", 2),
+    _ChunkFormat(b"FORM", 12, 4, ">I", b"SSND", 2, data_header=8),
+    _ChunkFormat(b"caff", 8, 4, ">q", b"data", 1, data_header=4),
+    _ChunkFormat(
+        magic=b"riff\x2e\x91\xcf\x11",  # W64 names its chunks by GUIDs
+        first_chunk=40,
+        name_size=16,
+        length_format="<Q",
+        data_name=b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a",
+        alignment=8,
+        length_includes_header=True,
     ),
 )
 
 
-def _chunked_layout(content: Content, start: int, chunks: _Chunks, layout: Layout) -> Layout:
-    """Return the layout of a container, with what it says of its samples' length and whether they are there."""
-    place, head = start + chunks.first, chunks.name + struct.calcsize(chunks.length)
-    true_length = None  # of the samples in RF64, whose own field is too small
-    while place < content.size and len(chunk := content.at(place, head)) == head:
-        name = chunk[: chunks.name]
-        (length,) = struct.unpack(chunks.length, chunk[chunks.name :])
-        length -= head if chunks.counts_head else 0
-        if name == b"ds64":
-            true_length = int.from_bytes(content.at(place + head + 8, 8), "little")
-        if name == chunks.data:
-            length = true_length if true_length and length == 0xFFFFFFFF else length
-            return _with_data(content, place, head, length, chunks, layout)
+def _chunked_layout(content: Content, start: int, chunks: _ChunkFormat, layout: Layout) -> Layout:
+    """Return the layout of a container, with the fraction of its samples that is missing."""
+    position = start + chunks.first_chunk
+    header_size = chunks.name_size + struct.calcsize(chunks.length_format)
+    rf64_length = 0
+    while position < content.size:
+        header = content.read(position, header_size)
+        if len(header) < header_size:
+            break
+        name = header[: chunks.name_size]
+        (length,) = struct.unpack(chunks.length_format, header[chunks.name_size :])
+        if chunks.length_includes_header:
+            length -= header_size
+        if name == b"ds64":  # RF64: the true length, for which the chunk's own field is too small
+            rf64_length = int.from_bytes(content.read(position + header_size + 8, 8), "little")
+        if name == chunks.data_name:
+            if rf64_length and length == 0xFFFFFFFF:
+                length = rf64_length
+            data = position + header_size + chunks.data_header
+            return _with_data_chunk(content, data, length - chunks.data_header, chunks, layout)
         if length < 0:
             break
-        place += head + length
-        place = start + -(-(place - start) // chunks.padding) * chunks.padding
+        position += header_size + length
+        position = start + -(-(position - start) // chunks.alignment) * chunks.alignment
     return layout
 
 
-def _with_data(content: Content, place: int, head: int, length: int, chunks: _Chunks, layout: Layout) -> Layout:
-    """As ``_chunked_layout``, for the chunk of samples at ``place``, which says that it has ``length`` bytes."""
-    data = place + head + chunks.before
-    length -= chunks.before
-    there = content.size - data
-    if chunks.magic in {b"RIFF", b"RIFX"}:
-        layout = layout._replace(pcm=data if chunks.magic == b"RIFF" else -1)
-        if length == 0 and there > 0 and not _is_chunk(content.at(data, 8), there):
-            # A recorder that was killed never came back to write the length; libsndfile reads on where it is unknown.
-            (pieces,) = layout.streams
-            ((first, end),) = pieces
-            patched = [(first, data - 4), b"\xff\xff\xff\xff", (data, end)]
-            return layout._replace(streams=[patched], is_plain=False)
-    return _with_length(layout, length, there)
+def _with_data_chunk(content: Content, data: int, length: int, chunks: _ChunkFormat, layout: Layout) -> Layout:
+    available = content.size - data
+    if chunks.magic == b"RIFF":
+        layout = layout._replace(pcm_offset=data)
+    if chunks.magic in {b"RIFF", b"RIFX"} and length == 0 < available:
+        # A recorder that was killed never wrote the length; libsndfile reads on if it is unknown. But the file is
+        # empty if another chunk follows: a name of four printable characters and a length that fits.
+        head = content.read(data, 8)
+        is_name = len(head) == 8 and all(32 <= byte < 127 for byte in head[:4])
+        if not is_name or int.from_bytes(head[4:], "little") > available - 8:
+            ((start, end),) = layout.streams[0]
+            pieces = [(start, data - 4), b"\xff\xff\xff\xff", (data, end)]
+            return layout._replace(streams=[pieces], is_plain=False)
+    return _with_announced_length(layout, length, available)
 
 
-def _is_chunk(begin: bytes, there: int) -> bool:
-    """Return whether a chunk of a WAV file begins here: a name of four printable characters, a length that fits."""
-    is_name = len(begin) == 8 and all(32 <= byte < 127 for byte in begin[:4])
-    return is_name and int.from_bytes(begin[4:], "little") <= there - 8
-
-
-def _with_length(layout: Layout, length: int, there: int) -> Layout:
-    """Return the layout with the share of the samples that is missing where ``length`` bytes are announced."""
-    if length <= there or length < 0 or _is_endless(length):
+def _with_announced_length(layout: Layout, length: int, available: int) -> Layout:
+    """Set the missing fraction of samples for which a header announces ``length`` bytes."""
+    # Programs that do not know the length write the largest number of 31, 32, 63 or 64 bits or somewhat less:
+    # sox 0x7ffff000, others the largest number without the header's bytes.
+    is_unknown = any(top - (1 << 16) <= length <= top for top in (1 << 31, 1 << 32, 1 << 63, 1 << 64))
+    if length <= available or length < 0 or is_unknown:
         return layout
-    return layout._replace(missing=1 - max(0, there) / length)
-
-
-def _is_endless(length: int) -> bool:
-    """Return whether a length is what programs write that do not know it: the largest number, or somewhat less.
-
-    sox writes 0x7ffff000, others the largest number without the header's bytes, of 31, 32, 63 or 64 bits.
-    """
-    return any(top - (1 << 16) <= length <= top for top in (1 << 31, 1 << 32, 1 << 63, 1 << 64))
+    return layout._replace(missing_fraction=1 - max(0, available) / length)
 
 
 def _nist_layout(content: Content, start: int, layout: Layout) -> Layout:
-    """Return the layout of a NIST SPHERE file, whose head is text."""
-    head = content.at(start, 1024)
-    fields = dict(re.findall(rb"(sample_count|channel_count|sample_n_bytes|header_bytes) -i (\d+)", head))
-    lines = head.split(b"\n")
+    """Return the layout of a NIST SPHERE file, whose header is text."""
+    header = content.read(start, 1024)
+    fields = dict(re.findall(rb"(sample_count|channel_count|sample_n_bytes) -i (\d+)", header))
+    lines = header.split(b"\n")
     if len(lines) < 2 or not lines[1].strip().isdigit() or b"sample_count" not in fields:
         return layout
-    count, channels, width = (
-        int(fields.get(name, b"1")) for name in (b"sample_count", b"channel_count", b"sample_n_bytes")
-    )
-    return _with_length(layout, count * channels * width, content.size - start - int(lines[1]))
+    length = int(fields[b"sample_count"])
+    length *= int(fields.get(b"channel_count", b"1")) * int(fields.get(b"sample_n_bytes", b"1"))
+    header_size = int(lines[1])
+    return _with_announced_length(layout, length, content.size - start - header_size)
 
 
-_PAGE = re.compile(rb"OggS\0")
+# Ogg
+
+
+_OGG_PAGE = re.compile(rb"OggS\0")
 
 
 def _ogg_layout(content: Content, layout: Layout) -> Layout:
     """Return the streams of a chain; tags and other bytes that are in no page are left out.
 
-    Source: RFC 3533, of pages and of chaining.
+    Source: RFC 3533, on pages and chaining.
 
     Raises:
-        ValueError: The last page is not whole, or there are too many streams.
+        ValueError: the last page is not complete, or there are too many streams.
     """
     ((start, size),) = layout.streams[0]
     window = _Window(content)
-    begins: list[int] = []  # of each stream
-    place = end = start
-    in_head = False
-    while place < size:
-        head = window.at(place, 27)
-        if head[:5] != b"OggS\0" or len(head) < 27:
-            place = window.find(_PAGE, place + 1, overlap=5)
+    starts: list[int] = []  # of each stream
+    position = end = start
+    in_header = False
+    while position < size:
+        header = window.read(position, 27)
+        if header[:5] != b"OggS\0" or len(header) < 27:
+            position = window.find(_OGG_PAGE, position + 1, max_length=5)
             continue
-        length = 27 + head[26] + sum(window.at(place + 27, head[26]))
-        if place + length > size:
+        length = 27 + header[26] + sum(window.read(position + 27, header[26]))  # with the segment table
+        if position + length > size:
             raise ValueError("is broken off: its last page is not whole")
-        is_begin = bool(head[5] & 2)
-        if is_begin and not in_head:
-            begins.append(place)
-        in_head = is_begin
-        place = end = place + length
-    if not begins:
+        is_first_page = bool(header[5] & 2)
+        # Streams side by side have their first pages in a row; a first page later on begins the next link.
+        if is_first_page and not in_header:
+            starts.append(position)
+        in_header = is_first_page
+        position = end = position + length
+    if not starts:
         return layout
-    _check_streams(len(begins))
-    ends = [*begins[1:], end]
-    is_plain = len(begins) == 1 and begins[0] == 0 and end == content.size
-    return Layout([[stretch] for stretch in zip(begins, ends, strict=True)], is_plain)
+    _check_num_streams(len(starts))
+    ends = [*starts[1:], end]
+    streams = [[stretch] for stretch in zip(starts, ends, strict=True)]
+    return Layout(streams, is_plain=streams == [[(0, content.size)]])
 
 
-def _check_streams(count: int) -> None:
+def _check_num_streams(count: int) -> None:
     if count > _MAX_STREAMS:
         raise ValueError(f"is joined from {count:,} streams, at most {_MAX_STREAMS} are read")
 
 
-# MPEG audio: kbit/s by version (1; 2 and 2.5) and layer, Hz by version. Source: ISO 11172-3 and 13818-3, frame header.
-_BITRATES = {
+# MPEG audio. Source: ISO 11172-3 and 13818-3, frame header.
+
+_BITRATES = {  # kbit/s by version (1; 2 and 2.5) and layer
     (1, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (1, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -502,149 +507,163 @@ _BITRATES = {
     (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-_MPEG_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
-_FRAME = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff][\x10-\xef].", re.DOTALL)  # how a frame may begin
-_COUNTING = 64  # bytes in which a frame says how many others there are
-_COUNTING_BITRATE = 64  # kbit/s of a frame that has room for it
-_RUN = 3  # frames of one kind in a row, which no other bytes look like
+_MPEG_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # Hz by version bits
+_FRAME_START = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff][\x10-\xef].", re.DOTALL)
+_XING_SIZE = 64  # bytes in which a Xing, Info or VBRI header lies
+_XING_BITRATE = 64  # kbit/s of a frame with room for a Xing header
+_MIN_FRAMES = 3  # frames of one kind in a row, which other bytes do not look like
 
 
 class _Frame(NamedTuple):
-    """An MPEG frame header: ``kind`` is the same for all frames of a file."""
+    """MPEG frame header: its kind, which all frames of a file share, and its length in bytes."""
 
     kind: tuple[int, int, int]
     length: int
 
 
-def _frame(head: bytes) -> _Frame | None:
-    """Return what four bytes say if they are the header of an MPEG frame; None for other bytes."""
-    if len(head) < 4 or head[0] != 255 or head[1] & 224 != 224:
+def _parse_frame(header: bytes) -> _Frame | None:
+    """Parse the four bytes of an MPEG frame header; None for other bytes."""
+    if len(header) < 4 or header[0] != 255 or header[1] & 224 != 224:
         return None
-    version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
-    bitrate, rate, padding = head[2] >> 4, head[2] >> 2 & 3, head[2] >> 1 & 1
-    if version == 1 or layer == 4 or bitrate in {0, 15} or rate == 3:
+    version = header[1] >> 3 & 3
+    layer = 4 - (header[1] >> 1 & 3)
+    bitrate = header[2] >> 4
+    rate = header[2] >> 2 & 3
+    padding = header[2] >> 1 & 1
+    if version == 1 or layer == 4 or bitrate in {0, 15} or rate == 3:  # reserved values
         return None
     kbits = _BITRATES[1 if version == 3 else 2, layer][bitrate - 1]
     hertz = _MPEG_RATES[version][rate]
     if layer == 1:
-        return _Frame((version, layer, rate), (12_000 * kbits // hertz + padding) * 4)
-    factor = 72_000 if layer == 3 and version != 3 else 144_000
-    return _Frame((version, layer, rate), factor * kbits // hertz + padding)
+        length = (12_000 * kbits // hertz + padding) * 4
+    elif layer == 3 and version != 3:
+        length = 72_000 * kbits // hertz + padding
+    else:
+        length = 144_000 * kbits // hertz + padding
+    return _Frame((version, layer, rate), length)
 
 
-class _Mpeg(NamedTuple):
-    """Frames of an MP3 file from one that counts the others, or the first one, up to the next of that sort.
+def mp3_layout(content: Content, layout: Layout) -> Layout:
+    """Return the layout of an MP3 file with headers that count all frames, so that libsndfile reads them all.
+
+    Without such a header libsndfile divides the file's size by the length of the first frame, and ends too
+    early if the bitrate varies. In concatenated files the header of the first counts its own frames alone.
+
+    Raises:
+        ValueError: a header counts more frames than there are, or too many files were concatenated.
+    """
+    return _cached(content, lambda: _index_mp3(content, layout))
+
+
+class _Mp3Part(NamedTuple):
+    """One of the files that an MP3 file was concatenated from.
 
     Attributes:
-        kind: Of the frames.
-        frames: How many there are.
-        stretches: First byte and end of the stretches that the frames lie in; between them are tags and other bytes.
-        tag: What the counting frame is, ``Xing``, ``Info`` or ``VBRI``; empty where none counts.
-        announced: How many others the counting frame says there are, 0 where it does not.
+        kind: kind of its frames.
+        frames: number of frames.
+        ranges: first byte and end of the ranges that the frames lie in, with tags and other bytes between.
+        xing: header that counts the frames, ``Xing``, ``Info`` or ``VBRI``; empty without one.
+        announced: number of frames that the header announces; 0 if it does not.
     """
 
     kind: tuple[int, int, int]
     frames: int
-    stretches: list[tuple[int, int]]
-    tag: bytes
+    ranges: list[tuple[int, int]]
+    xing: bytes
     announced: int
 
 
-def _counted_layout(content: Content, layout: Layout) -> Layout:
-    """See ``mp3_layout``."""
+def _index_mp3(content: Content, layout: Layout) -> Layout:
     ((start, end),) = layout.streams[0]
-    layout = layout._replace(is_searched=True)
-    parts = _mpeg_parts(content, start, end)
+    layout = layout._replace(is_indexed=True)
+    parts = _find_mp3_parts(content, start, end)
     if not parts or any(part.kind[1] != 3 for part in parts):
-        return layout  # layers I and II have no counting frames, and bitrates that do not vary
-    _check_streams(len(parts))
+        return layout  # layers I and II have no Xing headers, and a bitrate that does not vary
+    _check_num_streams(len(parts))
     streams: list[list[Any]] = []
     for part in parts:
-        first, *others = part.stretches
-        head = content.at(first[0], 4)
-        frames = part.frames - 1 if part.tag else part.frames
-        if part.announced > frames + 1:  # some encoders count the counting frame too
+        first, *others = part.ranges
+        header = content.read(first[0], 4)
+        frames = part.frames - 1 if part.xing else part.frames
+        if part.announced > frames + 1:  # some encoders count the header's own frame too
             raise ValueError(f"is broken off: {frames:,} of {part.announced:,} frames are there")
         if part.announced >= frames > 0:
-            streams.append([*part.stretches])
-        elif frames > 0:
-            frame = _frame(head)
-            counting = frame.length if frame is not None and part.tag else 0
-            streams.append([_counting_frame(head, frames), (first[0] + counting, first[1]), *others])
+            streams.append([*part.ranges])
+        elif frames > 0:  # replace the header's frame by one that counts correctly
+            frame = _parse_frame(header)
+            replaced = frame.length if frame is not None and part.xing else 0
+            streams.append([_make_xing_frame(header, frames), (first[0] + replaced, first[1]), *others])
     if not streams:
         return layout
     return layout._replace(streams=streams, is_plain=streams == [[(0, content.size)]])
 
 
-def _mpeg_parts(content: Content, start: int, end: int) -> list[_Mpeg]:
-    """Return the files that an MP3 file was joined from, one for most; bytes between frames are passed over."""
+def _find_mp3_parts(content: Content, start: int, end: int) -> list[_Mp3Part]:
+    """Return the files that an MP3 file was concatenated from, one for most; other bytes are skipped."""
     window = _Window(content)
-    parts: list[_Mpeg] = []
-    place = start
-    follows = False  # whether the byte before this one is the last of a frame
-    while place + 4 <= end:
-        begin = window.at(place, _COUNTING)
-        frame = _frame(begin)
-        tag, announced = _counted(begin) if frame is not None else (b"", 0)
-        is_same = bool(parts) and frame is not None and frame.kind == parts[-1].kind
-        if frame is None or not ((follows and (is_same or tag)) or _is_run(window, place, end)):
-            place = _next_frame(window, place, begin)
-            follows = False
+    parts: list[_Mp3Part] = []
+    position = start
+    follows_frame = False
+    while position + 4 <= end:
+        head = window.read(position, _XING_SIZE)
+        frame = _parse_frame(head)
+        xing, announced = _parse_xing(head) if frame is not None else (b"", 0)
+        is_same_kind = bool(parts) and frame is not None and frame.kind == parts[-1].kind
+        is_expected = follows_frame and (is_same_kind or xing)
+        if frame is None or not (is_expected or _is_frame_sequence(window, position, end)):
+            length = _tag_length(head[:32])
+            position = position + length if length else window.find(_FRAME_START, position + 1, max_length=4)
+            follows_frame = False
             continue
-        if place + frame.length > end:
+        if position + frame.length > end:
             break
-        if not is_same or tag:
-            parts.append(_Mpeg(frame.kind, 0, [], tag, announced))
-        part, stretch = parts[-1], (place, place + frame.length)
-        if follows and part.stretches:
-            stretch = (part.stretches.pop()[0], stretch[1])
-        part.stretches.append(stretch)
+        if not is_same_kind or xing:
+            parts.append(_Mp3Part(frame.kind, 0, [], xing, announced))
+        part = parts[-1]
+        range_start = position
+        if follows_frame and part.ranges:
+            range_start = part.ranges.pop()[0]
+        part.ranges.append((range_start, position + frame.length))
         parts[-1] = part._replace(frames=part.frames + 1)
-        place += frame.length
-        follows = True
+        position += frame.length
+        follows_frame = True
     return parts
 
 
-def _next_frame(window: _Window, place: int, begin: bytes) -> int:
-    """Return where the next frame may begin: behind the tag that begins here, or where bytes look like one."""
-    length = _tag_length(begin[:32])
-    return place + length if length else window.find(_FRAME, place + 1, overlap=4)
-
-
-def _is_run(window: _Window, place: int, end: int) -> bool:
-    """Return whether several frames of one kind follow each other from here on, or all up to the end."""
+def _is_frame_sequence(window: _Window, position: int, end: int) -> bool:
+    """Return True if several frames of one kind follow each other from here on, or all up to the end."""
     kind = None
-    for _ in range(_RUN):
-        frame = _frame(window.at(place, 4))
+    for _ in range(_MIN_FRAMES):
+        frame = _parse_frame(window.read(position, 4))
         if frame is None or kind not in {None, frame.kind}:
-            return kind is not None and _tag_length(window.at(place, 32)) > 0
-        kind, place = frame.kind, place + frame.length
-        if place + 4 > end:
+            return kind is not None and _tag_length(window.read(position, 32)) > 0
+        kind = frame.kind
+        position += frame.length
+        if position + 4 > end:
             return True
     return True
 
 
-def _counted(begin: bytes) -> tuple[bytes, int]:
-    """Return the tag of a frame that counts the others, and their number; empty and 0 for another frame.
-
-    Such a frame has zeros, no sound, before its tag.
-    """
-    behind_head = begin[4:] if begin[1] & 1 else begin[6:]  # a check sum comes first
-    if any(behind_head[:9]):
+def _parse_xing(head: bytes) -> tuple[bytes, int]:
+    """Return the name of a frame's Xing, Info or VBRI header, and the number of frames in it; empty and 0 without."""
+    has_crc = not head[1] & 1
+    body = head[6:] if has_crc else head[4:]
+    # Such a frame has zeros, which are no sound, before the header.
+    match = re.match(rb"\0{9,34}(Xing|Info|VBRI)", body)
+    if match is None:
         return b"", 0
-    tag = re.match(rb"\0{9,34}(Xing|Info|VBRI)", behind_head)
-    if tag is None:
-        return b"", 0
-    flags, announced = struct.unpack(">II", behind_head[tag.end() : tag.end() + 8].ljust(8, b"\0"))
-    return tag[1], announced if tag[1] != b"VBRI" and flags & 1 else 0
+    flags, announced = struct.unpack(">II", body[match.end() : match.end() + 8].ljust(8, b"\0"))
+    return match[1], announced if match[1] != b"VBRI" and flags & 1 else 0
 
 
-def _counting_frame(head: bytes, count: int) -> bytes:
-    """Return a frame like one of which ``head`` is the header, without sound, that says how many frames follow it."""
-    versions = _BITRATES[1 if head[1] >> 3 & 3 == 3 else 2, 3]
-    head = bytes([head[0], head[1] | 1, (versions.index(_COUNTING_BITRATE) + 1) << 4 | head[2] & 12, head[3]])
-    frame = _frame(head)
-    assert frame is not None, head
-    is_mono = head[3] >> 6 == 3
-    side = {(True, True): 17, (True, False): 32, (False, True): 9, (False, False): 17}[head[1] >> 3 & 3 == 3, is_mono]
-    return (head + bytes(side) + b"Xing" + struct.pack(">II", 1, count)).ljust(frame.length, b"\0")
+def _make_xing_frame(header: bytes, count: int) -> bytes:
+    """Return a silent frame of the kind of ``header`` whose Xing header says that ``count`` frames follow it."""
+    is_mpeg1 = header[1] >> 3 & 3 == 3
+    bitrates = _BITRATES[1 if is_mpeg1 else 2, 3]
+    bitrate_bits = (bitrates.index(_XING_BITRATE) + 1) << 4
+    header = bytes([header[0], header[1] | 1, bitrate_bits | header[2] & 12, header[3]])
+    frame = _parse_frame(header)
+    assert frame is not None, header
+    is_mono = header[3] >> 6 == 3
+    side_info = {(True, True): 17, (True, False): 32, (False, True): 9, (False, False): 17}[is_mpeg1, is_mono]
+    return (header + bytes(side_info) + b"Xing" + struct.pack(">II", 1, count)).ljust(frame.length, b"\0")

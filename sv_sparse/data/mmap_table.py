@@ -1,4 +1,4 @@
-"""A Parquet file as a table that is mapped into memory: from a copy in Arrow's own format, made when it is needed."""
+"""Parquet files as tables that are mapped into memory, by way of a copy in Arrow's own format."""
 
 import errno
 import hashlib
@@ -11,70 +11,76 @@ import pyarrow as pa
 
 from sv_sparse.io import atomic_write
 
-_COPIED = b"copied"  # size and time of change of the file that a copy was made of
-_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
+_SOURCE_STATE = b"source_state"  # metadata key: size and modification time of the file that was copied
+_READ_ONLY_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-def map_table(source: Path, read: Callable[[Path], pa.Table]) -> pa.Table:
-    """The table in ``source``, every column one buffer, mapped from a copy of its present state.
+def mmap_parquet(source: Path, read: Callable[[Path], pa.Table]) -> pa.Table:
+    """Return the table of a file, each column one buffer, mapped from a copy of the file's present state.
+
+    Parquet has to be decoded into memory. The copy is only mapped, and all processes share its pages.
 
     Args:
-        source: Lies beside its copy, ``.arrow``; where the folder cannot be written, the copy is in a folder of the
-            user's own among the temporary files.
-        read: Reads ``source`` where there is no such copy yet.
+        source: the file. Its copy lies beside it (``.arrow``), or, if the folder cannot be written, in a
+            folder of the user's own among the temporary files.
+        read: reads ``source`` if there is no copy yet.
 
     Raises:
         OSError: ``source`` cannot be opened, or the copy cannot be written.
     """
-    state = _state(source)
+    state = _file_state(source)
     beside = source.with_suffix(".arrow")
     table = _open(beside, state)
-    if table is None:
-        elsewhere = _elsewhere(source)
-        table = _open(elsewhere, state)
     if table is not None:
         return table
-    whole = read(source)
+    elsewhere = _user_cache() / f"{hashlib.sha256(os.fsencode(source)).hexdigest()[:32]}.arrow"
+    table = _open(elsewhere, state)
+    if table is not None:
+        return table
+    table = read(source)
     try:
-        _write(beside, whole, state)
+        _write(beside, table, state)
         return _open(beside, state)
     except OSError as error:
-        if error.errno not in _READ_ONLY:
+        if error.errno not in _READ_ONLY_ERRNOS:
             raise
-    _write(elsewhere, whole, state)
+    _write(elsewhere, table, state)
     return _open(elsewhere, state)
 
 
-def write_copy(source: Path, table: pa.Table) -> None:
-    """Leave the copy beside a file that was just written from ``table``."""
-    _write(source.with_suffix(".arrow"), table, _state(source))
+def write_arrow_copy(source: Path, table: pa.Table) -> None:
+    """Write the copy beside a file that was just written from ``table``."""
+    _write(source.with_suffix(".arrow"), table, _file_state(source))
 
 
-def _state(source: Path) -> bytes:
+def _file_state(source: Path) -> bytes:
     status = source.stat()
     return f"{status.st_size} {status.st_mtime_ns}".encode()
 
 
-def _elsewhere(source: Path) -> Path:
-    user = os.getuid() if hasattr(os, "getuid") else 0  # Windows has a folder of temporary files for each user
+def _user_cache() -> Path:
+    # Windows has a folder of temporary files for each user, and no user numbers.
+    user = os.getuid() if hasattr(os, "getuid") else 0
     folder = Path(tempfile.gettempdir()) / f"sv-sparse-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    # Another user may have made a folder of this name first, to read or replace what is put there.
     if folder.stat().st_uid != user:
         raise PermissionError(errno.EACCES, "belongs to somebody else", str(folder))
-    return folder / f"{hashlib.sha256(os.fsencode(source)).hexdigest()[:32]}.arrow"
+    return folder
 
 
 def _open(copy: Path, state: bytes) -> pa.Table | None:
-    """A copy of that state; None where there is none."""
+    """Return the table of a copy; None if there is none of that state of the source."""
     try:
         table = pa.ipc.open_file(pa.memory_map(os.fsencode(copy))).read_all()
     except (FileNotFoundError, pa.ArrowInvalid):
         return None
-    return table if (table.schema.metadata or {}).get(_COPIED) == state else None
+    metadata = table.schema.metadata or {}
+    return table if metadata.get(_SOURCE_STATE) == state else None
 
 
 def _write(copy: Path, table: pa.Table, state: bytes) -> None:
-    whole = table.unify_dictionaries().combine_chunks()  # one batch, so that every column is one buffer
-    whole = whole.replace_schema_metadata({**whole.schema.metadata, _COPIED: state})
-    with atomic_write(copy) as file, pa.ipc.new_file(file, whole.schema) as writer:
-        writer.write_table(whole)
+    table = table.unify_dictionaries().combine_chunks()  # one batch, so that every column is one buffer
+    table = table.replace_schema_metadata({**table.schema.metadata, _SOURCE_STATE: state})
+    with atomic_write(copy) as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)

@@ -1,7 +1,8 @@
-"""Noise and rooms (MUSAN and RIRS_NOISES, or folders shaped like them) in a form that is mapped into memory."""
+"""Noise store: noise and room impulse responses of MUSAN and RIRS_NOISES in files that are mapped into memory."""
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,46 +13,47 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sv_sparse.data.audio import read_samples, recording, to_int16
-from sv_sparse.data.corpora.pipeline import sole
-from sv_sparse.data.corpora.scan import walk
-from sv_sparse.data.decoding import AUDIO_ENDINGS, SAMPLE_RATE
+from sv_sparse.data.audio import Samples, read_samples, single_file, to_int16
+from sv_sparse.data.corpora.pipeline import exclusive
+from sv_sparse.data.corpora.scan import walk_files
+from sv_sparse.data.decoding import AUDIO_SUFFIXES, SAMPLE_RATE, Waveform
 from sv_sparse.io import atomic_write, printable
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("noise", "music", "speech")
-ROOM = "room"
+NOISE_KINDS = ("noise", "music", "speech")
+RIR = "rir"
 
-_SOUNDS = "sounds.i16"
-_ROOMS = "rooms.f32"
-_INDEX = "index.parquet"  # written last: its presence says that the store is whole
-_QUIET = 1e-6  # share of a room response's energy that is cut off its end, 60 dB down
-_LONGEST_ROOM = SAMPLE_RATE
+_NOISES_FILE = "noises.i16"
+_RIRS_FILE = "rirs.f32"
+_INDEX_FILE = "index.parquet"  # written last: its presence says that the store is complete
+_TAIL_ENERGY = 1e-6  # fraction of a response's energy that is cut off its end, at -60 dB
+_MAX_RIR_SAMPLES = SAMPLE_RATE  # one second
 
 
 class NoiseStore:
-    """Noise, music, speech and room responses at 16 kHz, mapped into memory when first used.
+    """Noise, music, speech and room impulse responses at 16 kHz, mapped into memory when first used.
 
     Args:
-        path: A folder made by :func:`build_store`.
+        path: folder made by :func:`build_noise_store`.
 
     Raises:
-        ValueError: It is no such folder.
+        ValueError: it is no such folder.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not (self.path / _INDEX).is_file():
+        if not (self.path / _INDEX_FILE).is_file() or not (self.path / _NOISES_FILE).is_file():
             raise ValueError(
-                f"augment.noise_dir={path}: expected a folder made by: sv-sparse prepare noise --root MUSAN --out {path}"
+                f"augment.noise_dir={path}: expected a folder made by: "
+                f"sv-sparse prepare noise --root MUSAN --out {path}"
             )
-        index = pq.read_table(self.path / _INDEX)
+        index = pq.read_table(self.path / _INDEX_FILE)
         kind = np.array(index.column("kind").to_pylist())
         self._start: NDArray[np.int64] = index.column("start").to_numpy()
         self._samples: NDArray[np.int64] = index.column("samples").to_numpy()
-        self._of = {name: np.flatnonzero(kind == name) for name in (*KINDS, ROOM)}
-        self._maps: dict[str, NDArray[Any]] = {}
+        self._rows = {name: np.flatnonzero(kind == name) for name in (*NOISE_KINDS, RIR)}
+        self._arrays: dict[str, NDArray[Any]] = {}
 
     def __getstate__(self) -> Path:
         return self.path
@@ -59,117 +61,122 @@ class NoiseStore:
     def __setstate__(self, path: Path) -> None:
         self.__init__(path)  # type: ignore[misc]
 
-    def count(self, kind: str) -> int:
-        """How many recordings there are of one of ``KINDS``, or of rooms."""
-        return len(self._of[kind])
+    def num(self, kind: str) -> int:
+        """Return the number of recordings of a kind: one of ``NOISE_KINDS``, or ``RIR``."""
+        return len(self._rows[kind])
 
-    def sound(self, kind: str, number: int, place: float, samples: int) -> NDArray[np.int16]:
-        """A stretch of a recording, int16 [samples], not to be written to; one that is too short begins again.
+    def noise(self, kind: str, index: int, position: float, samples: int) -> Samples:
+        """Return a segment of a recording, int16 [samples], read-only; a short recording is repeated.
 
         Args:
-            kind: One of ``KINDS``.
-            number: Which, below ``count(kind)``.
-            place: Where in the recording, in [0, 1).
-            samples: How long.
+            kind: one of ``NOISE_KINDS``.
+            index: index of the recording, below ``num(kind)``.
+            position: relative position of the segment in the recording, in [0, 1).
+            samples: length of the segment.
         """
-        row = self._of[kind][number]
+        row = self._rows[kind][index]
         length = int(self._samples[row])
-        first = int(self._start[row]) + int(place * max(1, length - samples + 1))
-        found = self._map(_SOUNDS, np.int16)[first : first + min(samples, length)]
-        return found if len(found) == samples else np.resize(found, samples)
+        first = int(self._start[row]) + int(position * max(1, length - samples + 1))
+        segment = self._mmap(_NOISES_FILE, np.int16)[first : first + min(samples, length)]
+        return segment if len(segment) == samples else np.resize(segment, samples)
 
-    def room(self, number: int) -> NDArray[np.float32]:
-        """A room's impulse response of unit energy, float32 [L], L at most a second; not to be written to."""
-        row = self._of[ROOM][number]
+    def rir(self, index: int) -> Waveform:
+        """Return a room impulse response of unit energy, float32 [L], at most a second; read-only."""
+        row = self._rows[RIR][index]
         first = int(self._start[row])
-        return self._map(_ROOMS, np.float32)[first : first + int(self._samples[row])]
+        return self._mmap(_RIRS_FILE, np.float32)[first : first + int(self._samples[row])]
 
-    def _map(self, name: str, kind: type[np.generic]) -> NDArray[Any]:
-        if name not in self._maps:
-            self._maps[name] = np.memmap(self.path / name, dtype=kind, mode="r").view(np.ndarray)  # sliced faster
-        return self._maps[name]
+    def _mmap(self, name: str, dtype: type[np.generic]) -> NDArray[Any]:
+        if name not in self._arrays:
+            # Slicing a plain array is several times as fast as slicing a memmap.
+            self._arrays[name] = np.memmap(self.path / name, dtype=dtype, mode="r").view(np.ndarray)
+        return self._arrays[name]
 
 
-def build_store(roots: Sequence[str | Path], out: str | Path) -> dict[str, int]:
-    """Put every noise and room response below some folders into a store.
+def build_noise_store(roots: Sequence[str | Path], out: str | Path) -> dict[str, int]:
+    """Put all noise and room impulse responses below some folders into a store.
 
-    Folders called ``noise``, ``music`` and ``speech`` hold what they say (MUSAN), ``pointsource_noises`` holds noise,
-    ``simulated_rirs`` and ``real_rirs_isotropic_noises`` hold rooms; in the last, files with ``noise`` in their name
-    are noise. Of several channels the first counts. Other rates than 16 kHz are resampled. A recording that cannot be
-    read is named in a warning and left out.
+    The nearest folder above a recording says what it is: ``noise``, ``music`` and ``speech`` (MUSAN),
+    ``pointsource_noises`` for noise, ``simulated_rirs`` and ``real_rirs_isotropic_noises`` for responses
+    (RIRS_NOISES); in the last one, files with ``noise`` in their name are noise. The first channel is taken,
+    and resampled to 16 kHz. A recording that cannot be read is named in a warning and left out.
 
     Args:
-        roots: Folders to look through.
-        out: The store's folder, made if absent; an older store there is replaced.
+        roots: folders to search.
+        out: folder of the store. It is made if absent, and an older store in it is replaced.
 
     Returns:
-        How many recordings there are of each kind.
+        Number of recordings of each kind.
 
     Raises:
-        ValueError: A folder is missing, none of it is noise or a room, or no recording can be read.
+        ValueError: a folder is missing, has no noise or responses, or no recording can be read.
     """
     out = Path(out)
-    found = list({os.path.realpath(path): (kind, key, path) for kind, key, path in sorted(_find(roots))}.values())
-    if not found:
+    recordings: dict[str, tuple[str, str]] = {}  # kind and path, once for each real path
+    for kind, _, path in sorted(_find_recordings(roots)):
+        recordings[os.path.realpath(path)] = (kind, path)
+    names = ", ".join(map(str, roots))
+    if not recordings:
         raise ValueError(
-            f"{', '.join(map(str, roots))}: expected recordings in folders called noise, music, speech (MUSAN), "
+            f"{names}: expected recordings in folders called noise, music, speech (MUSAN), "
             f"simulated_rirs, real_rirs_isotropic_noises or pointsource_noises (RIRS_NOISES); found none"
         )
-    rows: list[tuple[str, str, int, int]] = []
-    values: NDArray[np.float32] | NDArray[np.int16]
-    with sole(out), atomic_write(out / _SOUNDS) as sounds, atomic_write(out / _ROOMS) as rooms:
-        written = {"sounds": 0, "rooms": 0}
-        for kind, _, path in tqdm(found, desc="storing noise", unit="file", disable=None):
+    rows: list[dict[str, Any]] = []
+    values: NDArray[Any]
+    with exclusive(out), atomic_write(out / _NOISES_FILE) as noises, atomic_write(out / _RIRS_FILE) as rirs:
+        written = {noises: 0, rirs: 0}
+        for kind, path in tqdm(recordings.values(), desc="storing noise", unit="file", disable=None):
             try:
-                waveform = read_samples(recording(path), SAMPLE_RATE)
-                values = _trim(waveform, path) if kind == ROOM else to_int16(waveform)
+                waveform = read_samples(single_file(path), SAMPLE_RATE)
+                values = _trim_rir(waveform, path) if kind == RIR else to_int16(waveform)
             except ValueError as error:
                 logger.warning("left out: %s", error)
                 continue
-            file, name = (rooms, "rooms") if kind == ROOM else (sounds, "sounds")
+            file = rirs if kind == RIR else noises
             file.write(values.tobytes())
-            rows.append((kind, printable(path), written[name], len(values)))
-            written[name] += len(values)
+            rows.append({"kind": kind, "file": printable(path), "start": written[file], "samples": len(values)})
+            written[file] += len(values)
         if not rows:
-            raise ValueError(f"{', '.join(map(str, roots))}: none of {len(found)} recordings can be read; first {path}")
-        (out / _INDEX).unlink(missing_ok=True)  # the old one, now that everything new is there but its names
-    columns = zip(("kind", "file", "start", "samples"), zip(*rows, strict=True), strict=True)
-    with atomic_write(out / _INDEX) as file:
-        pq.write_table(pa.table({name: list(column) for name, column in columns}), file)
-    return {kind: sum(row[0] == kind for row in rows) for kind in (*KINDS, ROOM)}
+            raise ValueError(f"{names}: none of {len(recordings)} recordings can be read; first {path}")
+        # The old index does not fit the new files, whose names change at the end of this block.
+        (out / _INDEX_FILE).unlink(missing_ok=True)
+    with atomic_write(out / _INDEX_FILE) as file:
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    counts = Counter(row["kind"] for row in rows)
+    return {kind: counts[kind] for kind in (*NOISE_KINDS, RIR)}
 
 
-def _find(roots: Sequence[str | Path]) -> Iterator[tuple[str, str, str]]:
-    """Kind, path below its root, and path of every recording of noise or rooms."""
+def _find_recordings(roots: Sequence[str | Path]) -> Iterator[tuple[str, str, str]]:
+    """Yield kind, path below its root, and path of every recording."""
     for root in roots:
         if not Path(root).is_dir():
             raise ValueError(f"{root}: expected a folder; there is none")
-        for key, _ in walk(root):
-            kind = _kind(key)
-            if kind is not None and key.lower().endswith(AUDIO_ENDINGS):
+        for key, _ in walk_files(root):
+            kind = _kind_of(key)
+            if kind is not None and key.lower().endswith(AUDIO_SUFFIXES):
                 yield kind, key, os.path.join(root, key)
 
 
-def _kind(key: str) -> str | None:
-    """What a recording is, by the nearest folder above it that says so."""
+def _kind_of(key: str) -> str | None:
     *folders, name = key.split("/")
     for folder in reversed(folders):
-        if folder in KINDS:
+        if folder in NOISE_KINDS:
             return folder
         if folder == "pointsource_noises":
             return "noise"
         if folder == "simulated_rirs":
-            return ROOM
+            return RIR
         if folder == "real_rirs_isotropic_noises":
-            return "noise" if "noise" in name.lower() else ROOM
+            return "noise" if "noise" in name.lower() else RIR
     return None
 
 
-def _trim(response: NDArray[np.float32], path: str) -> NDArray[np.float32]:
-    """A room's response without what lies before its direct sound and below -60 dB at its end, of unit energy."""
-    begun = response[int(np.argmax(np.abs(response))) :][:_LONGEST_ROOM].astype(np.float64)
-    energy = np.cumsum(begun[::-1] ** 2)[::-1]
+def _trim_rir(response: Waveform, path: str) -> Waveform:
+    """Return a response from its direct sound on, without its end below -60 dB, of unit energy."""
+    direct = int(np.argmax(np.abs(response)))
+    response = response[direct:][:_MAX_RIR_SAMPLES].astype(np.float64)
+    energy = np.cumsum(response[::-1] ** 2)[::-1]  # from each sample to the end
     if not energy[0] > 0:
         raise ValueError(f"{printable(path)}: a room response of zeros")
-    kept = begun[: np.count_nonzero(energy > _QUIET * energy[0])]
-    return (kept / np.sqrt(np.sum(kept**2))).astype(np.float32)
+    response = response[: np.count_nonzero(energy > _TAIL_ENERGY * energy[0])]
+    return (response / np.sqrt(np.sum(response**2))).astype(np.float32)

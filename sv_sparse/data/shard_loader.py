@@ -1,8 +1,8 @@
-"""Shards read from beginning to end by the webdataset library: for disks and object stores that dislike random access.
+"""Loader that reads shards from beginning to end, for disks and object stores with slow random access.
 
-An epoch has the same crops as from files, in another order: the shards are shuffled, and their utterances again in a
-buffer. Each worker process of each rank reads shards of its own, so the order depends on their numbers. Several ranks
-yield as many batches each as the one with the fewest utterances.
+An epoch has the same crops as from files, in another order: the shards are shuffled, and their utterances
+again in a buffer. Each worker process of each rank reads its own shards, so the order depends on their numbers.
+All ranks yield as many batches as the one with the fewest utterances. DECISIONS 35
 """
 
 import json
@@ -20,140 +20,149 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from sv_sparse.data.dataset import Batch, Crops, merged
-from sv_sparse.data.loader import EpochBatches, surviving, worker_settings
+from sv_sparse.data.dataset import Batch, CropDataset, concat_batches
+from sv_sparse.data.loader import EpochBatchSampler, restart_dead_workers, worker_settings
 from sv_sparse.data.rng import generator
 
-BUFFER = 500  # utterances in memory, out of which the next is drawn
-
-Sample = tuple[int, bytes]  # a position of the crops, and the file
+BUFFER_SIZE = 500  # utterances in memory, from which the next is drawn
 
 
 class ShardLoader:
-    """Batches of an epoch, as those of ``make_loader`` but for their order.
+    """Loader of an epoch's batches from shards; the interface is that of ``CropLoader``.
 
     Args:
-        crops: What an epoch consists of; all of it lies in shards.
-        batches: Which epoch, which positions of it, how many in a batch, for which process, and where to begin.
-        workers: Worker processes, kept between epochs; 0 reads in the calling process.
-        device: Where batches go.
+        dataset: source of the crops, all of which lie in shards.
+        sampler: epoch, its positions, the size of micro-batches, the rank, and the batch to begin with.
+        num_workers: worker processes, which live on between epochs; 0 reads in the calling process.
+        device: device of the training.
 
     Raises:
-        ValueError: The utterances are files of their own, or there are fewer shards than ranks.
+        ValueError: the utterances are files of their own, or there are fewer shards than ranks.
     """
 
-    def __init__(self, crops: Crops, batches: EpochBatches, workers: int, device: torch.device | str) -> None:
-        self.batches = batches
-        self._stream = _ShardStream(crops, batches)
-        self._make = lambda: DataLoader(self._stream, batch_size=None, **worker_settings(workers, device))
-        self._loader: DataLoader[Any] = self._make()
+    def __init__(
+        self, dataset: CropDataset, sampler: EpochBatchSampler, num_workers: int, device: torch.device | str
+    ) -> None:
+        self.sampler = sampler
+        self._stream = _ShardStream(dataset, sampler)
+        self._new_loader = lambda: DataLoader(self._stream, batch_size=None, **worker_settings(num_workers, device))
+        self._loader: DataLoader[Any] = self._new_loader()
 
     def __iter__(self) -> Iterator[Batch]:
-        """Parts of steps, from ``batches.start`` on; those before it are read again, and dropped."""
-        return surviving(self._from, self.batches.start)
+        """Iterate over the micro-batches from ``sampler.start`` on; those before it are read and dropped."""
+        return restart_dead_workers(self._batches_from, self.sampler.start)
 
-    def _from(self, start: int, again: bool) -> Iterator[Batch]:
-        if again:
-            self._loader = self._make()
-        self._stream.epoch.fill_(self.batches.epoch)
-        return islice(self._whole(), start, self.steps(self.batches.epoch) * self.batches.accumulate)
+    def _batches_from(self, start: int, is_restart: bool) -> Iterator[Batch]:
+        if is_restart:
+            self._loader = self._new_loader()
+        self._stream.epoch.fill_(self.sampler.epoch)
+        end = self.num_steps(self.sampler.epoch) * self.sampler.grad_accum_steps
+        return islice(self._full_batches(), start, end)
 
-    def steps(self, epoch: int) -> int:
-        """How many steps an epoch has: as many as the process with the fewest utterances."""
-        return self._stream.steps(epoch)
+    def num_steps(self, epoch: int) -> int:
+        """Return the number of steps of an epoch: as many as the rank with the fewest utterances has."""
+        return self._stream.num_steps(epoch)
 
-    def _whole(self) -> Iterator[Batch]:
-        """Whole batches as they come, then those made of what workers had left over."""
-        rest: list[Batch] = []
+    def _full_batches(self) -> Iterator[Batch]:
+        """Yield full batches as they come, and batches of the single utterances that workers had left over."""
+        singles: list[Batch] = []
         for batch in self._loader:
-            if len(batch.labels) + len(batch.unreadable) == self.batches.part_size:
+            if len(batch.labels) + len(batch.unreadable) == self.sampler.micro_batch_size:
                 yield batch
             else:
-                rest.append(batch)
-            if len(rest) == self.batches.part_size:
-                yield merged(rest)
-                rest = []
+                singles.append(batch)
+            if len(singles) == self.sampler.micro_batch_size:
+                yield concat_batches(singles)
+                singles = []
 
 
 class _ShardStream(IterableDataset[Batch]):
-    """One worker's share of an epoch: batches of full size, and what is left over one by one."""
+    """One worker's part of an epoch: full micro-batches, then the utterances that are left over, one by one."""
 
-    def __init__(self, crops: Crops, batches: EpochBatches) -> None:
-        self.crops, self.batches = crops, batches
+    def __init__(self, dataset: CropDataset, sampler: EpochBatchSampler) -> None:
+        self.dataset = dataset
+        self.sampler = sampler
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
-        paths = crops.manifest.first_files(crops.rows)
-        if not all(path.endswith(".tar") for path in paths.dictionary.to_pylist()):
+        files = dataset.manifest.first_files(dataset.rows)
+        names = files.dictionary.to_pylist()
+        if not all(name.endswith(".tar") for name in names):
             raise ValueError(
-                f"data.format=shards: the utterances of {crops.manifest.source} are files of their own; "
+                f"data.format=shards: the utterances of {dataset.manifest.source} are files of their own; "
                 f"make shards by: sv-sparse shard PREPARED --out SHARDS, and give data.prepared_dir=SHARDS"
             )
-        self.shards = [os.path.join(crops.manifest.root, path) for path in paths.dictionary.to_pylist()]
-        if len(self.shards) < batches.ranks:
+        if len(names) < sampler.world_size:
             raise ValueError(
-                f"data.format=shards: {batches.ranks} processes need as many shards, there are {len(self.shards)}"
+                f"data.format=shards: {sampler.world_size} processes need as many shards, there are {len(names)}"
             )
-        shard = paths.indices.to_numpy()
-        order = np.argsort(shard, kind="stable")
-        self.held = np.split(order, np.searchsorted(shard[order], np.arange(1, len(self.shards))))
+        self.shards = [os.path.join(dataset.manifest.root, name) for name in names]
+        shard_index = files.indices.to_numpy()
+        order = np.argsort(shard_index, kind="stable")
+        bounds = np.searchsorted(shard_index[order], np.arange(1, len(names)))
+        self.positions = np.split(order, bounds)  # of the dataset, in each shard
 
-    def _epoch(self, epoch: int) -> tuple[np.random.Generator, NDArray[np.int64], NDArray[np.bool_]]:
-        """Its draws from here on, the order of its shards, and which positions it has."""
-        draw = generator(self.batches.seed, "shards", epoch, "")
-        wanted = np.zeros(len(self.crops), dtype=bool)
-        wanted[self.batches.positions(epoch).ravel()] = True
-        return draw, draw.permutation(len(self.shards)), wanted
+    def _epoch_plan(self, epoch: int) -> tuple[np.random.Generator, NDArray[np.int64], NDArray[np.bool_]]:
+        """Return a generator for further draws, the order of the shards, and which positions the epoch has."""
+        rng = generator(self.sampler.seed, "shards", epoch, "")
+        # The positions that the permutation of files drops are dropped here too.
+        in_epoch = np.zeros(len(self.dataset), dtype=bool)
+        in_epoch[self.sampler.positions(epoch).ravel()] = True
+        return rng, rng.permutation(len(self.shards)), in_epoch
 
-    def steps(self, epoch: int) -> int:
-        """See ShardLoader."""
-        batches = self.batches
-        if batches.ranks == 1:
-            return batches.steps
-        _, order, wanted = self._epoch(epoch)
-        held = [
-            sum(int(wanted[self.held[shard]].sum()) for shard in order[rank :: batches.ranks])
-            for rank in range(batches.ranks)
-        ]
-        return min(held) // (batches.part_size * batches.accumulate)
+    def num_steps(self, epoch: int) -> int:
+        """See ``ShardLoader.num_steps``."""
+        sampler = self.sampler
+        if sampler.world_size == 1:
+            return sampler.num_steps
+        _, order, in_epoch = self._epoch_plan(epoch)
+        counts = []
+        for rank in range(sampler.world_size):
+            shards = order[rank :: sampler.world_size]
+            counts.append(sum(int(in_epoch[self.positions[shard]].sum()) for shard in shards))
+        return min(counts) // (sampler.micro_batch_size * sampler.grad_accum_steps)
 
     def __iter__(self) -> Iterator[Batch]:
         epoch = int(self.epoch)
-        draw, order, wanted = self._epoch(epoch)
+        rng, order, in_epoch = self._epoch_plan(epoch)
+        shards = order[self.sampler.rank :: self.sampler.world_size]
         worker = get_worker_info()
-        own = order[self.batches.rank :: self.batches.ranks]
         if worker is not None:
-            own = own[worker.id :: worker.num_workers]
-        samples = webdataset.shuffle(BUFFER, rng=random.Random(int(draw.integers(2**63))))(self._drawn(own, wanted))
-        while several := list(islice(samples, self.batches.part_size)):
-            full = len(several) == self.batches.part_size
-            for chosen in [several] if full else [[one] for one in several]:
-                yield self.crops.batch([(epoch, position) for position, _ in chosen], [held for _, held in chosen])
+            shards = shards[worker.id :: worker.num_workers]
+        shuffle = webdataset.shuffle(BUFFER_SIZE, rng=random.Random(int(rng.integers(2**63))))
+        samples = shuffle(self._read_shards(shards, in_epoch))
+        size = self.sampler.micro_batch_size
+        while group := list(islice(samples, size)):
+            step = size if len(group) == size else 1
+            for start in range(0, len(group), step):
+                part = group[start : start + step]
+                indices = [(epoch, position) for position, _ in part]
+                yield self.dataset.read_batch(indices, [flac for _, flac in part])
 
-    def _drawn(self, shards: NDArray[np.int64], wanted: NDArray[np.bool_]) -> Iterator[Sample]:
-        """The samples of some shards that the epoch has, by their position.
+    def _read_shards(self, shards: NDArray[np.int64], in_epoch: NDArray[np.bool_]) -> Iterator[tuple[int, bytes]]:
+        """Yield position and FLAC file of the utterances of some shards that the epoch has.
 
         Raises:
-            ValueError: A shard cannot be read, or lacks some of them; names it.
+            ValueError: a shard cannot be read, or lacks some of them; names it.
         """
         for shard in shards:
-            held = self.held[shard]
-            positions = {self.crops.utterance(place): int(place) for place in held[wanted[held]]}
-            for sample in _samples(self.shards[shard]):
-                position = positions.pop(sample["utterance"], None)
+            positions = self.positions[shard]
+            missing = {self.dataset.utterance(position): int(position) for position in positions[in_epoch[positions]]}
+            for utterance, flac in _read_shard(self.shards[shard]):
+                position = missing.pop(utterance, None)
                 if position is not None:
-                    yield position, sample["flac"]
-            if positions:
+                    yield position, flac
+            if missing:
                 raise ValueError(
-                    f"{self.shards[shard]}: {len(positions)} utterances are missing, such as {next(iter(positions))}; "
+                    f"{self.shards[shard]}: {len(missing)} utterances are missing, such as {next(iter(missing))}; "
                     f"remove it and run sv-sparse shard again"
                 )
 
 
-def _samples(path: str) -> Iterator[dict[str, Any]]:
-    """The utterances of a shard, key and file."""
-    with open(path, "rb") as stream:  # webdataset's own opener leaves closing to the collector
+def _read_shard(path: str) -> Iterator[tuple[str, bytes]]:
+    """Yield key and FLAC file of a shard's utterances."""
+    with open(path, "rb") as stream:  # webdataset's own opener leaves closing to the garbage collector
         try:
             for sample in group_by_keys(tar_file_expander(iter([{"url": path, "stream": stream}]))):
-                if {"json", "flac"} <= sample.keys():
-                    yield {"utterance": json.loads(sample["json"])["utterance"], "flac": sample["flac"]}
+                if {"json", "flac"} <= sample.keys():  # not so where the shard breaks off
+                    yield json.loads(sample["json"])["utterance"], sample["flac"]
         except (tarfile.TarError, EOFError) as error:
             raise ValueError(f"{path}: cannot be read as a shard ({error.args[0]})") from error

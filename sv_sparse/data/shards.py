@@ -1,7 +1,7 @@
-"""A prepared corpus as tar files of FLAC, in WebDataset's form: few large files for object stores and network disks.
+"""Shards: a prepared corpus as WebDataset tar files of FLAC, few large files for object stores and network disks.
 
-A folder of shards is a prepared folder. Its manifest knows where in which tar file each utterance lies, so that crops
-are read at random as from files of their own; and any WebDataset reader reads the tar files one after the other.
+A folder of shards is a prepared folder itself. Its manifest says in which tar file each utterance lies and
+where, so that crops are read at random as from files of their own.
 """
 
 import io
@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import tarfile
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -25,112 +24,100 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sv_sparse.data.audio import read_utterance, to_int16
-from sv_sparse.data.corpora.pipeline import sole
+from sv_sparse.data.corpora.pipeline import exclusive
 from sv_sparse.data.decoding import SAMPLE_RATE, inspect
-from sv_sparse.data.manifest import NO_SAMPLES, PART, TRAINED, Manifest
+from sv_sparse.data.manifest import TRAINING_SPLITS, UNUSABLE, Manifest, segment_column
 from sv_sparse.data.unreadable import UnreadableLimit
 
 logger = logging.getLogger(__name__)
 
-UTTERANCES = 1000  # per shard
-LIMIT = UnreadableLimit(0.01, "--max-unreadable ")
+UTTS_PER_SHARD = 1000
+DEFAULT_LIMIT = UnreadableLimit(0.01, "--max-unreadable ")
 
-_ORDER = 0  # seed of the shuffle, so that a shard holds many speakers
-_NAMED = 3  # recordings in an error message; the log names all
+_SHUFFLE_SEED = 0  # shuffled, so that a shard holds many speakers; fixed, so that the next call makes the same shards
+_MAX_NAMES = 3  # recordings in an error message; the log names all
 
 
-class _Place(NamedTuple):
-    """Where an utterance lies in a shard.
-
-    Attributes:
-        samples: Its length.
-        offset: Where its FLAC file begins, in bytes.
-        bytes: The length of that file.
-        end: Where the next utterance begins.
-    """
+class _Entry(NamedTuple):
+    """Utterance in a shard: samples, first byte and size of its FLAC file, and first byte of the next utterance."""
 
     samples: int
     offset: int
-    bytes: int
+    size: int
     end: int
 
 
-def write_shards(prepared: Path, out: Path, *, utterances: int = UTTERANCES, limit: UnreadableLimit = LIMIT) -> None:
+def write_shards(
+    prepared: Path, out: Path, *, utts_per_shard: int = UTTS_PER_SHARD, limit: UnreadableLimit = DEFAULT_LIMIT
+) -> None:
     """Write every utterance of a prepared folder into tar files, subset by subset, each shuffled.
 
-    A recording that cannot be used is named in a warning and left out. It stays in the manifest, with 0 samples:
-    nothing trains on it, and evaluation leaves out its trials by name.
+    A recording that cannot be used is named in a warning and left out. It stays in the manifest with 0
+    samples: no run trains on it, and evaluation leaves out its trials by name.
 
-    Called again, it goes on where it was: shards that are whole are left alone, and what is missing in others, since it
-    could not be used, is tried again and put behind what they hold. So manifests of earlier calls stay true.
+    A second call continues: complete shards are left alone. What others lack, since it could not be used, is
+    tried again and put behind what they hold, so that manifests of earlier runs stay true.
 
     Args:
-        prepared: The prepared folder.
-        out: The folder of shards; a prepared folder itself once this is done.
-        utterances: How many go into a shard.
-        limit: How many of all recordings may be left out. The default is one in a hundred.
+        prepared: the prepared folder.
+        out: folder of the shards.
+        utts_per_shard: utterances per shard, 1 or more.
+        limit: how many of all recordings may be left out; by default one in a hundred.
 
     Raises:
-        ValueError: ``prepared`` is no prepared folder, a shard is damaged or holds something else, too many recordings
-            cannot be used, or one cannot be read for another reason than what it holds, such as a disk that is away.
-        OSError: A file cannot be read or written.
+        ValueError: ``prepared`` is no prepared folder, a shard is damaged or holds something else, or too many
+            recordings cannot be used.
+        OSError: a file cannot be read or written.
     """
     if out.resolve() == prepared.resolve():
         raise ValueError(f"--out {out}: expected another folder than the prepared one")
     source = Manifest(prepared / "manifest.parquet")
     table = pq.read_table(source.source)
-    chunks = _chunks(table.column("subset").to_pylist(), utterances)
+    subset = np.array(table.column("subset").to_pylist())
+    shards: dict[str, NDArray[np.int64]] = {}  # rows by file name
+    for name in np.unique(subset).tolist():
+        rows = np.random.default_rng(_SHUFFLE_SEED).permutation(np.flatnonzero(subset == name))
+        for number, start in enumerate(range(0, len(rows), utts_per_shard)):
+            shards[f"{name or 'speech'}-{number:06d}.tar"] = rows[start : start + utts_per_shard]
     left_out: list[str] = []
-    with sole(out):
+    with exclusive(out):
         with (
             ThreadPoolExecutor(os.cpu_count()) as pool,
             tqdm(total=len(table), desc="writing shards", unit="utt", unit_scale=True, disable=None) as progress,
         ):
-            for rows, problems in zip(
-                chunks.values(), pool.map(lambda name: _write(source, chunks[name], out / name), chunks), strict=True
-            ):
+            results = pool.map(lambda name: _write_shard(source, shards[name], out / name), shards)
+            for rows, problems in zip(shards.values(), results, strict=True):
                 left_out += problems
                 progress.update(len(rows))
-        if len(left_out) > limit.most(len(table)):
+        if len(left_out) > limit.max_count(len(table)):
             raise ValueError(
                 f"{limit}: {len(left_out)} of {len(table)} recordings cannot be used; first "
-                f"{'; '.join(left_out[:_NAMED])}; what was written stays, and the same command goes on"
+                f"{'; '.join(left_out[:_MAX_NAMES])}; what was written stays, and the same command goes on"
             )
         if (prepared / "trials").is_dir():
             shutil.copytree(prepared / "trials", out / "trials", dirs_exist_ok=True)
-        _index(source, table, chunks, out)
+        _write_manifest(source, table, shards, out)
 
 
-def _chunks(subset: Sequence[str], utterances: int) -> dict[str, NDArray[np.int64]]:
-    """Rows of each shard, by its name."""
-    found = {}
-    names = np.array(subset)
-    for name in sorted(set(subset)):
-        rows = np.random.default_rng(_ORDER).permutation(np.flatnonzero(names == name))
-        for number, start in enumerate(range(0, len(rows), utterances)):
-            found[f"{name or 'speech'}-{number:06d}.tar"] = rows[start : start + utterances]
-    return found
-
-
-def _write(source: Manifest, rows: NDArray[np.int64], path: Path) -> list[str]:
-    """Write what a shard lacks, and return why recordings are left out."""
-    held = _held(source, rows, path) if path.is_file() else {}
-    missing = [row for row in rows.tolist() if row not in held]
+def _write_shard(source: Manifest, rows: NDArray[np.int64], path: Path) -> list[str]:
+    """Write what a shard lacks, and return the reasons why recordings are left out."""
+    entries = _read_entries(source, rows, path) if path.is_file() else {}
+    missing = [row for row in rows.tolist() if row not in entries]
     if not missing and path.is_file():
         return []
     problems = []
     part = path.with_name(f".{path.name}.part")
     with open(part, "wb") as file:
-        if held:
+        if entries:
             shutil.copyfile(path, part)
-            file.truncate(file.seek(max(place.end for place in held.values())))  # without the mark of the shard's end
+            file.truncate(file.seek(max(entry.end for entry in entries.values())))  # drop the end-of-archive mark
         with webdataset.TarWriter(file, mtime=0) as shard:
             for row in missing:
                 try:
-                    shard.write(_sample(source, row))
+                    shard.write(_make_sample(source, row))
                 except ValueError as error:
                     if isinstance(error.__cause__, OSError):
-                        raise  # of a disk that is away, say: a shard without its recordings would be taken for whole
+                        raise  # a disk may be away: a shard without its recordings would count as complete
                     problems.append(str(error))
                     logger.warning("left out: %s", error)
         file.flush()
@@ -139,87 +126,85 @@ def _write(source: Manifest, rows: NDArray[np.int64], path: Path) -> list[str]:
     return problems
 
 
-def _sample(source: Manifest, row: int) -> dict[str, object]:
-    """An utterance as WebDataset names it: the FLAC as it lies on the disk where that is mono at 16 kHz, else made.
+def _make_sample(source: Manifest, row: int) -> dict[str, object]:
+    """Return an utterance as WebDataset writes it; its FLAC file is copied if it is mono at 16 kHz, else made.
 
     Raises:
-        ValueError: It cannot be used; the message names the file.
-        OSError: Its file cannot be read.
+        ValueError: the utterance cannot be used; names the file.
+        OSError: its file cannot be read.
     """
-    parts = source.parts(row)
+    segments = source.segments(row)
     if not source.samples[row]:
-        raise ValueError(f"{source.utterance(row)}: {NO_SAMPLES}")
-    plain = len(parts) == 1 and parts[0].path.endswith(".flac") and source.sample_rate[row] == SAMPLE_RATE
-    if plain and source.channels[row] == 1:
-        audio = Path(parts[0].path).read_bytes()
-        samples = parts[0].samples
+        raise ValueError(f"{source.utterance(row)}: {UNUSABLE}")
+    path = segments[0].path
+    is_flac = len(segments) == 1 and path.endswith(".flac")
+    if is_flac and source.sample_rate[row] == SAMPLE_RATE and source.channels[row] == 1:
+        audio = Path(path).read_bytes()
+        samples = segments[0].samples
         info = inspect(audio)
         if info.problem or info.samples != samples:
-            raise ValueError(f"{parts[0].path}: {info.problem or 'is not as long as when its manifest was written'}")
+            raise ValueError(f"{path}: {info.problem or 'is not as long as when its manifest was written'}")
     else:
-        waveform = to_int16(read_utterance(parts, SAMPLE_RATE).numpy())
-        buffer = io.BytesIO()
-        soundfile.write(buffer, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-        audio, samples = buffer.getvalue(), len(waveform)
-    about = {"utterance": source.utterance(row), "speaker": source.speaker(row), "samples": samples}
-    return {"__key__": f"{row:08d}", "flac": audio, "json": json.dumps(about)}
+        waveform = to_int16(read_utterance(segments, SAMPLE_RATE).numpy())
+        samples = len(waveform)
+        file = io.BytesIO()
+        soundfile.write(file, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        audio = file.getvalue()
+    metadata = {"utterance": source.utterance(row), "speaker": source.speaker(row), "samples": samples}
+    return {"__key__": f"{row:08d}", "flac": audio, "json": json.dumps(metadata)}
 
 
-def _held(source: Manifest, rows: NDArray[np.int64], path: Path) -> dict[int, _Place]:
-    """Return what a shard holds, by row, as far as it is whole.
+def _read_entries(source: Manifest, rows: NDArray[np.int64], path: Path) -> dict[int, _Entry]:
+    """Return the complete utterances of a shard by row.
 
     Raises:
-        ValueError: It is no shard, is damaged, or holds something else than it should.
+        ValueError: it is no shard, is damaged, or holds something else than it should.
     """
-    held: dict[int, _Place] = {}
+    entries: dict[int, _Entry] = {}
     names: dict[int, str] = {}
     flac = tarfile.TarInfo()
     try:
         with tarfile.open(path) as shard:
             for member in shard:
+                # The FLAC file comes first, so that an utterance is complete once its JSON is there.
                 if not member.name.endswith(".json"):
                     flac = member
                     continue
                 content = shard.extractfile(member)
                 assert content is not None
-                about, row = json.load(content), int(member.name.split(".")[0])
+                metadata = json.load(content)
+                row = int(member.name.split(".")[0])
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                names[row] = about["utterance"]
-                held[row] = _Place(about["samples"], flac.offset_data, flac.size, end)
+                names[row] = metadata["utterance"]
+                entries[row] = _Entry(metadata["samples"], flac.offset_data, flac.size, end)
     except (tarfile.TarError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path}: cannot be read as a shard ({error}); remove it and run again") from error
     if any(row >= len(source) or source.utterance(row) != name for row, name in names.items()):
         raise ValueError(f"{path}: holds another corpus than {source.source.parent}; remove it and run again")
-    if not held.keys() <= set(rows.tolist()):
-        raise ValueError(f"{path}: was made with another --utterances; remove it and run again")
-    return held
+    if not entries.keys() <= set(rows.tolist()):
+        raise ValueError(f"{path}: was made with another --utts-per-shard; remove it and run again")
+    return entries
 
 
-def _index(source: Manifest, table: pa.Table, chunks: dict[str, NDArray[np.int64]], out: Path) -> None:
-    """Write the manifest of the shards, from what the tar files say of themselves."""
-    offset, size, samples = (np.zeros(len(table), dtype=np.int64) for _ in range(3))
+def _write_manifest(source: Manifest, table: pa.Table, shards: dict[str, NDArray[np.int64]], out: Path) -> None:
+    """Write the manifest of the shards from what the tar files contain."""
     files = np.empty(len(table), dtype=object)
-    for name, rows in tqdm(chunks.items(), desc="reading shards", unit="shard", disable=None):
-        # A manifest names a file for each utterance, one of its own even if it was left out.
-        files[rows] = [f"{name}/{row:08d}.flac" for row in rows]
-        for row, place in _held(source, rows, out / name).items():
-            files[row], samples[row], offset[row], size[row] = name, place.samples, place.offset, place.bytes
+    samples, offset, size = np.zeros((3, len(table)), np.int64)
+    for name, rows in tqdm(shards.items(), desc="reading shards", unit="shard", disable=None):
+        files[rows] = [f"{name}/{row:08d}.flac" for row in rows]  # of those left out: names that are not there
+        for row, entry in _read_entries(source, rows, out / name).items():
+            files[row] = name
+            samples[row] = entry.samples
+            offset[row] = entry.offset
+            size[row] = entry.size
+    no_pcm = np.full(len(table), -1, np.int64)  # FLAC has to be decoded
     columns = {
-        "file": pa.array(files, pa.string()),
         "samples": pa.array(samples),
-        "offset": pa.array(offset),
-        "bytes": pa.array(size),
-        "pcm": pa.array(np.full(len(table), -1, np.int64)),
-    }
-    parts = pa.StructArray.from_arrays([columns[field.name] for field in PART], fields=list(PART))
-    changed = {
-        "samples": columns["samples"],
         "sample_rate": pa.array(np.full(len(table), SAMPLE_RATE, np.int32)),
         "channels": pa.array(np.ones(len(table), np.int16)),
-        "parts": pa.ListArray.from_arrays(np.arange(len(table) + 1, dtype=np.int32), parts),
+        "segments": segment_column(pa.array(files, pa.string()), samples, offset, size, no_pcm),
     }
-    for name, column in changed.items():
+    for name, column in columns.items():
         table = table.set_column(table.schema.get_field_index(name), name, column)
-    is_trained = pc.is_in(table.column("split").cast(pa.string()), value_set=pa.array(TRAINED))
-    is_kept = (samples > 0) | ~is_trained.to_numpy()
-    Manifest.write(out / "manifest.parquet", table.filter(pa.array(is_kept)), out)
+    is_trained = pc.is_in(table.column("split").cast(pa.string()), value_set=pa.array(TRAINING_SPLITS)).to_numpy()
+    Manifest.write(out / "manifest.parquet", table.filter(pa.array((samples > 0) | ~is_trained)), out)

@@ -1,12 +1,11 @@
-"""The one place that imports torchaudio.
+"""Import of torchaudio beside a CPU-only torch, for SpeechBrain and other toolkits; nothing here needs it.
 
-torchaudio 2.11 on PyPI is built for CUDA: beside a CPU-only torch its compiled extension cannot be loaded and
-``import torchaudio`` fails, and so does everything that imports it (SpeechBrain does). The parts used here
-(transforms, resampling, Kaldi-compatible features) are plain torch and need no extension. Where, and only
-where, loading the extension fails, this module registers a stand-in for it that says "not available" and
-imports torchaudio again.
+torchaudio 2.11 on PyPI is built for CUDA: beside a CPU-only torch its compiled extension cannot be loaded, and
+``import torchaudio`` fails, like everything that imports it (SpeechBrain does). Most of it is plain torch and
+needs no extension. If, and only if, loading the extension fails, this module registers a stand-in that says "not
+available", and imports torchaudio again.
 
-Use it in place of ``import torchaudio``; afterwards ``import speechbrain`` works as well.
+Import this in place of ``import torchaudio``; afterwards ``import speechbrain`` works as well.
 
 >>> from sv_sparse.data.torchaudio_guard import torchaudio
 >>> torchaudio.transforms.Resample(9, 10).new_freq
@@ -24,7 +23,7 @@ _EXTENSION = "torchaudio._extension"
 
 
 def _stand_in() -> ModuleType:
-    """A module with the names torchaudio reads from its extension, all saying that there is none."""
+    """Return a module with the names that torchaudio reads from its extension, all saying that there is none."""
     module = ModuleType(_EXTENSION, "Stands in for a compiled extension that cannot be loaded.")
     attributes: dict[str, bool | Callable[..., Any]] = {
         "_IS_TORCHAUDIO_EXT_AVAILABLE": False,
@@ -37,7 +36,7 @@ def _stand_in() -> ModuleType:
 
 
 def _raised_in_extension(error: BaseException) -> bool:
-    """Whether the extension's own loading code is among the frames that ``error`` passed through."""
+    """Return True if the error passed through the extension's own loading code."""
     traceback = error.__traceback__
     while traceback is not None:
         name = traceback.tb_frame.f_globals.get("__name__", "")
@@ -59,6 +58,7 @@ def _import_torchaudio() -> ModuleType:
     except (OSError, RuntimeError) as error:  # a missing library; a library built for another CUDA
         if not _raised_in_extension(error):
             raise
+    # Modules of the failed import are incomplete.
     for name in [name for name in sys.modules if name == _PACKAGE or name.startswith(f"{_PACKAGE}.")]:
         del sys.modules[name]
     sys.modules[_EXTENSION] = _stand_in()

@@ -1,6 +1,6 @@
-"""Trial lists: in VoxCeleb's text format, ``label enrolment test``, or as Parquet where millions are to be read.
+"""Trial lists: VoxCeleb's text format, ``label enrollment test``, or Parquet for lists of millions.
 
-The label comes first, 1 for a target, 0 for a nontarget.
+The label is 1 for a target trial and 0 for a nontarget trial.
 """
 
 import hashlib
@@ -23,20 +23,20 @@ _LABELS = {"0": False, "1": True}
 
 @dataclass(frozen=True)
 class Trials:
-    """A trial list, its utterances named once and pointed at by index.
+    """Trial list, with each utterance named once and referred to by index.
 
     Attributes:
-        name: The list's file name without its ending, e.g. ``veri_test``.
-        is_target: bool [N]; True where both sides are the same speaker.
-        enrolment: int64 [N], index into ``sides``.
+        name: file name of the list without its suffix, such as ``veri_test``.
+        is_target: bool [N], True for trials of one speaker.
+        enrollment: int64 [N], index into ``sides``.
         test: int64 [N], index into ``utterances``.
-        utterances: The distinct utterances.
-        models: Enrolments of several utterances: indices into ``utterances`` by name.
+        utterances: names of the distinct utterances.
+        models: enrollments of several utterances, as indices into ``utterances`` by the enrollment's name.
     """
 
     name: str
     is_target: NDArray[np.bool_]
-    enrolment: NDArray[np.int64]
+    enrollment: NDArray[np.int64]
     test: NDArray[np.int64]
     utterances: list[str]
     models: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -45,111 +45,120 @@ class Trials:
         return len(self.is_target)
 
     @cached_property
-    def digest(self) -> str:
-        """What other trials, or the same in another order, would not have."""
-        found = hashlib.blake2b("\n".join(self.sides).encode(), digest_size=8)
-        for column in (self.is_target, self.enrolment, self.test):
-            found.update(column.tobytes())
-        return found.hexdigest()
-
-    def describe(self, trial: int) -> str:
-        """What a trial is called in an error, by its position."""
-        sides = self.sides
-        return f"{self.name}, {sides[self.enrolment[trial]]} {sides[self.test[trial]]}"
-
-    def heard(self) -> NDArray[np.int64]:
-        """The utterances that some trial needs, ascending."""
-        count = len(self.utterances)
-        used = np.unique(np.concatenate([self.enrolment, self.test]))
-        models = list(self.models.values())
-        members = [member for model in used[used >= count] for member in models[model - count]]
-        return np.unique(np.concatenate([used[used < count], np.array(members, np.int64)]))
-
-    def without(self, unusable: Collection[int]) -> tuple["Trials", NDArray[np.int64]]:
-        """The trials that need none of some utterances, as if the others had never been in the list.
-
-        An enrolment of several utterances keeps those that can be used; one that has none loses its trials.
-
-        Args:
-            unusable: Indices into ``utterances``.
-
-        Returns:
-            The remaining trials, and for each of their utterances its index in this list, ascending.
-        """
-        count = len(self.utterances)
-        usable = np.ones(count, np.bool_)
-        usable[list(unusable)] = False
-        members = {model: [part for part in parts if usable[part]] for model, parts in self.models.items()}
-        usable_sides = np.concatenate([usable, np.array([bool(parts) for parts in members.values()], np.bool_)])
-        remains = usable_sides[self.enrolment] & usable_sides[self.test]
-        # The trials that remain, still with this list's utterances and indices.
-        rest = replace(
-            self,
-            is_target=self.is_target[remains],
-            enrolment=self.enrolment[remains],
-            test=self.test[remains],
-            models=members,
-        )
-        # The same with the utterances and models that they need alone, and indices into these.
-        rows = rest.heard()
-        used_models = np.unique(rest.enrolment[rest.enrolment >= count])
-        position = np.full(len(usable_sides), -1)
-        position[rows] = np.arange(len(rows))
-        position[used_models] = len(rows) + np.arange(len(used_models))
-        names = list(members)
-        models = {
-            names[model - count]: position[members[names[model - count]]].tolist() for model in used_models.tolist()
-        }
-        return replace(
-            rest,
-            enrolment=position[rest.enrolment],
-            test=position[rest.test],
-            utterances=[self.utterances[row] for row in rows],
-            models=models,
-        ), rows
+    def checksum(self) -> str:
+        """Checksum of the trials and their order, 16 hexadecimal digits."""
+        digest = hashlib.blake2b("\n".join(self.sides).encode(), digest_size=8)
+        for column in (self.is_target, self.enrollment, self.test):
+            digest.update(column.tobytes())
+        return digest.hexdigest()
 
     @property
     def sides(self) -> list[str]:
-        """Names of all that can stand in a trial: the utterances, then the models."""
+        """Names of everything that can be a side of a trial: the utterances, then the models."""
         return [*self.utterances, *self.models]
+
+    def describe(self, trial: int) -> str:
+        """Return the name of a trial for error messages, by its position."""
+        sides = self.sides
+        return f"{self.name}, {sides[self.enrollment[trial]]} {sides[self.test[trial]]}"
+
+    def used_utterances(self) -> NDArray[np.int64]:
+        """Return the indices of the utterances that some trial needs, ascending, int64."""
+        count = len(self.utterances)
+        sides = np.unique(np.concatenate([self.enrollment, self.test]))
+        used = [sides[sides < count]]
+        models = list(self.models.values())
+        for model in sides[sides >= count]:
+            used.append(np.array(models[model - count], np.int64))
+        return np.unique(np.concatenate(used))
+
+    def without(self, unusable: Collection[int]) -> tuple["Trials", NDArray[np.int64]]:
+        """Return the list without some utterances, as if their trials had never been in it.
+
+        An enrollment of several utterances keeps those that are left. If none is left, it loses its trials.
+
+        Args:
+            unusable: indices into ``utterances``.
+
+        Returns:
+            The remaining trials, and for each of their utterances its index in this list, ascending, int64.
+        """
+        count = len(self.utterances)
+        usable = np.ones(count + len(self.models), np.bool_)
+        usable[list(unusable)] = False
+        models = {}
+        for position, (name, members) in enumerate(self.models.items()):
+            models[name] = [member for member in members if usable[member]]
+            usable[count + position] = bool(models[name])
+        remains = usable[self.enrollment] & usable[self.test]
+        trials = replace(
+            self,
+            is_target=self.is_target[remains],
+            enrollment=self.enrollment[remains],
+            test=self.test[remains],
+            models=models,
+        )
+        # The trials still have this list's indices. Number the utterances and models that they need anew.
+        rows = trials.used_utterances()
+        used_models = np.unique(trials.enrollment[trials.enrollment >= count])
+        index = np.full(len(usable), -1)
+        index[rows] = np.arange(len(rows))
+        index[used_models] = len(rows) + np.arange(len(used_models))
+        names = list(models)
+        renumbered = {}
+        for model in used_models.tolist():
+            name = names[model - count]
+            renumbered[name] = index[models[name]].tolist()
+        trials = replace(
+            trials,
+            enrollment=index[trials.enrollment],
+            test=index[trials.test],
+            utterances=[self.utterances[row] for row in rows],
+            models=renumbered,
+        )
+        return trials, rows
 
 
 def read_trials(path: str | Path) -> Trials:
     """Read a trial list, text or Parquet.
 
-    In a text, the fields may be separated by tabs, between which names may have spaces; blank lines and Windows line
-    ends are tolerated.
+    Fields of a text are separated by spaces, or by tabs if names contain spaces. Blank lines and Windows
+    line ends are accepted.
 
     Raises:
-        ValueError: A line is not ``label enrolment test`` (named by its number), the file is not text, or the
-            list lacks targets or nontargets, so that no error rate could be computed from it.
-        OSError: The file cannot be opened.
+        ValueError: a line is not ``label enrollment test`` (names its number), the file is not text, or the
+            list lacks targets or nontargets, so that it has no error rate.
+        OSError: the file cannot be opened.
     """
     path = Path(path)
     if path.suffix == ".parquet":
-        return _read_table(path)
+        return _read_parquet(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a text file in UTF-8; {error}") from error
     is_target: list[bool] = []
-    sides: list[int] = []
+    enrollment: list[int] = []
+    test: list[int] = []
     index: dict[str, int] = {}
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for line_number, line in enumerate(text.split("\n"), start=1):
         fields = split_fields(line, 3)
         if len(fields) == 3 and fields[0] in _LABELS:
             is_target.append(_LABELS[fields[0]])
-            sides.append(index.setdefault(fields[1], len(index)))
-            sides.append(index.setdefault(fields[2], len(index)))
+            enrollment.append(index.setdefault(fields[1], len(index)))
+            test.append(index.setdefault(fields[2], len(index)))
         elif fields:
             raise ValueError(
-                f"{path}, line {number}: expected 'label enrolment test' with a label of 0 or 1, "
+                f"{path}, line {line_number}: expected 'label enrollment test' with a label of 0 or 1, "
                 f"such as '1 id10270/x6uYqmx31kE/00001.wav id10270/8jEAjG6SegY/00008.wav'; got {line[:200]!r}; "
                 "where paths have spaces, separate by tabs"
             )
-    _refuse_one_class(str(path), sum(is_target), len(is_target))
-    pairs = np.array(sides, dtype=np.int64).reshape(-1, 2)
-    return Trials(path.stem, np.array(is_target), pairs[:, 0].copy(), pairs[:, 1].copy(), list(index))
+    _check_both_classes(str(path), sum(is_target), len(is_target))
+    return Trials(path.stem, np.array(is_target), np.array(enrollment), np.array(test), list(index))
 
 
 def split_fields(line: str, count: int) -> list[str]:
-    r"""Return the fields of a line of a list: between tabs where they make ``count`` fields, else between spaces.
+    r"""Return the fields of a line of a list: between tabs if these make ``count`` fields, else between spaces.
 
     >>> split_fields("1\ta voice.wav\tb.wav", 3)
     ['1', 'a voice.wav', 'b.wav']
@@ -158,7 +167,7 @@ def split_fields(line: str, count: int) -> list[str]:
     return fields if len(fields) == count and all(fields) else line.split()
 
 
-def _refuse_one_class(source: str, targets: int, trials: int) -> None:
+def _check_both_classes(source: str, targets: int, trials: int) -> None:
     if targets in {0, trials}:
         raise ValueError(
             f"{source}: a trial list needs targets (label 1) and nontargets (label 0); "
@@ -169,97 +178,110 @@ def _refuse_one_class(source: str, targets: int, trials: int) -> None:
 def from_columns(
     name: str,
     is_target: pa.ChunkedArray,
-    enrolment: pa.ChunkedArray,
+    enrollment: pa.ChunkedArray,
     test: pa.ChunkedArray,
     models: Mapping[str, Sequence[str]],
 ) -> Trials:
-    """Trials from columns of names, millions at a time.
+    """Return trials from columns of names, millions of them without a Python object for each.
 
     Args:
-        name: Of the list.
+        name: name of the list.
         is_target: bool [N].
-        enrolment: [N], names in ``models``; where there are none, utterances.
-        test: [N], utterances.
-        models: The utterances of each enrolment by its name.
+        enrollment: string [N], names in ``models``; names of utterances if ``models`` is empty.
+        test: string [N], names of utterances.
+        models: names of the utterances of each enrollment.
 
     Raises:
-        ValueError: An enrolment is in no model, or there are only targets or only nontargets.
+        ValueError: an enrollment is not in ``models``, or there are only targets or only nontargets.
     """
-    known = pa.array(models, pa.string()) if models else enrolment.unique()
-    single = {model: members[0] for model, members in models.items() if len(members) == 1}
-    members = [utterance for several in models.values() for utterance in several] or known.to_pylist()
+    enrollment_names = list(models) or enrollment.unique().to_pylist()
+    members: list[str] = []
+    for model in enrollment_names:
+        members += models.get(model, [model])
     utterances = list(dict.fromkeys([*members, *test.unique().to_pylist()]))
     index = {utterance: position for position, utterance in enumerate(utterances)}
-    several = {model: [index[part] for part in parts] for model, parts in models.items() if len(parts) > 1}
-    extra = {model: len(utterances) + position for position, model in enumerate(several)}
-    side = [extra[model] if model in extra else index[single.get(model, model)] for model in known.to_pylist()]
-    chosen = pc.index_in(enrolment, value_set=known)
-    if chosen.null_count:
-        missing = enrolment.filter(pc.is_null(chosen)).unique().to_pylist()
-        raise ValueError(f"{name}: {len(missing)} enrolments have no utterances; first {', '.join(missing[:3])}")
-    targets = pc.sum(is_target).as_py() or 0
-    _refuse_one_class(name, targets, len(is_target))
-    place = pc.index_in(test, value_set=pa.array(utterances, pa.string()))
+    # An enrollment of one utterance is that utterance; only several make a side of their own.
+    several: dict[str, list[int]] = {}
+    side: list[int] = []
+    for model in enrollment_names:
+        parts = [index[utterance] for utterance in models.get(model, [model])]
+        if len(parts) == 1:
+            side += parts
+        else:
+            side.append(len(utterances) + len(several))
+            several[model] = parts
+    position = pc.index_in(enrollment, value_set=pa.array(enrollment_names, pa.string()))
+    if position.null_count:
+        missing = enrollment.filter(pc.is_null(position)).unique().to_pylist()
+        raise ValueError(f"{name}: {len(missing)} enrollments have no utterances; first {', '.join(missing[:3])}")
+    _check_both_classes(name, pc.sum(is_target).as_py() or 0, len(is_target))
+    test_index = pc.index_in(test, value_set=pa.array(utterances, pa.string()))
     return Trials(
         name,
         is_target.to_numpy(),
-        np.array(side, dtype=np.int64)[chosen.to_numpy()],
-        place.to_numpy().astype(np.int64),
+        np.array(side, dtype=np.int64)[position.to_numpy()],
+        test_index.to_numpy().astype(np.int64),
         utterances,
         several,
     )
 
 
-def write_table(path: str | Path, trials: Trials) -> None:
-    """Write trials as Parquet, which ``read_trials`` reads back many times as fast as text."""
+def write_parquet(path: str | Path, trials: Trials) -> None:
+    """Write trials as Parquet, which :func:`read_trials` reads many times as fast as text."""
     sides = pa.array(trials.sides, pa.string())
     columns = {
         "is_target": pa.array(trials.is_target),
-        "enrolment": pa.DictionaryArray.from_arrays(pa.array(trials.enrolment, pa.int32()), sides),
+        "enrollment": pa.DictionaryArray.from_arrays(pa.array(trials.enrollment, pa.int32()), sides),
         "test": pa.DictionaryArray.from_arrays(pa.array(trials.test, pa.int32()), sides),
     }
-    models = {model: [trials.utterances[part] for part in parts] for model, parts in trials.models.items()}
+    models = {}
+    for model, members in trials.models.items():
+        models[model] = [trials.utterances[member] for member in members]
     table = pa.table(columns).replace_schema_metadata({b"models": json.dumps(models).encode()})
     with atomic_write(path) as file:
         pq.write_table(table, file)
 
 
-def _read_table(path: Path) -> Trials:
+def _read_parquet(path: Path) -> Trials:
     try:
-        table = pq.read_table(path, columns=["is_target", "enrolment", "test"])
+        table = pq.read_table(path, columns=["is_target", "enrollment", "test"])
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: not a trial list ({error})") from error
     models = json.loads((table.schema.metadata or {}).get(b"models", b"{}"))
-    enrolment, test = (table.column(name).cast(pa.string()) for name in ("enrolment", "test"))
-    alone = {name: [name] for name in enrolment.unique().to_pylist() if name not in models} if models else {}
-    return from_columns(path.stem, table.column("is_target"), enrolment, test, models | alone)
+    enrollment = table.column("enrollment").cast(pa.string())
+    test = table.column("test").cast(pa.string())
+    if models:  # enrollments of one utterance are not among them
+        for name in enrollment.unique().to_pylist():
+            models.setdefault(name, [name])
+    return from_columns(path.stem, table.column("is_target"), enrollment, test, models)
 
 
-def write_trials(path: str | Path, is_target: Sequence[bool], enrolment: Sequence[str], test: Sequence[str]) -> None:
-    """Write a trial list that :func:`read_trials` reads back, whole or not at all.
+def write_trials(path: str | Path, is_target: Sequence[bool], enrollment: Sequence[str], test: Sequence[str]) -> None:
+    """Write a trial list as text, atomically, so that :func:`read_trials` reads it back.
 
     Args:
-        path: The file to write; its folder must exist.
-        is_target: [N], True where both sides are the same speaker.
-        enrolment: [N] utterances.
-        test: [N] utterances.
+        path: file to write; its folder must exist.
+        is_target: [N], True for trials of one speaker.
+        enrollment: [N] names of utterances.
+        test: [N] names of utterances.
 
     Raises:
-        ValueError: The three differ in length, or a name could not be read back.
+        ValueError: the three differ in length, or a name could not be read back.
     """
-    rows = list(zip(is_target, enrolment, test, strict=True))
-    space = delimiter({*enrolment, *test})
-    write_text(path, "".join(f"{int(label)}{space}{left}{space}{right}\n" for label, left, right in rows))
+    separator = delimiter({*enrollment, *test})
+    lines = []
+    for label, first, second in zip(is_target, enrollment, test, strict=True):
+        lines.append(f"{int(label)}{separator}{first}{separator}{second}\n")
+    write_text(path, "".join(lines))
 
 
 def delimiter(names: Collection[str]) -> str:
-    """Return what stands between the fields of a list with these names: a space, or a tab where a name has spaces.
+    """Return the delimiter for a list with these names: a space, or a tab if a name contains a space.
 
-    Spaces are all characters that Unicode calls so, at which a line without tabs is split.
+    Every character that Unicode calls a space counts, since ``str.split`` splits at them all.
 
     Raises:
-        ValueError: A name cannot be told from its neighbors: it is empty, begins or ends with a space, or has tabs or
-            ends of lines.
+        ValueError: a name is empty, begins or ends with a space, or contains tabs or line ends.
     """
     for name in names:
         if not name or name != name.strip() or not {"\t", "\n", "\r"}.isdisjoint(name):
@@ -268,10 +290,3 @@ def delimiter(names: Collection[str]) -> str:
                 f"trials needs it"
             )
     return "\t" if any(map(str.isspace, "".join(names))) else " "
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected a text file in UTF-8; {error}") from error

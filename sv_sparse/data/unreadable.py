@@ -1,39 +1,95 @@
-"""How many recordings may be left out: the same rule wherever recordings are read."""
+"""The one rule for recordings that cannot be used: how many may be left out (DECISIONS 70)."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class UnreadableLimit:
-    """How many recordings may be left out because they cannot be used.
+    """Limit for the number of recordings that are left out because they cannot be used.
 
-    Up to ``PATIENCE`` recordings are left out even where they are a larger share, since so few say little about a
-    share. With a share of 0 none is.
+    Up to ``ALWAYS_ALLOWED`` recordings may be left out even if they are a larger fraction: one of 20 says
+    little about a fraction. With a fraction of 0 none may.
 
     Args:
-        share: Largest share of the recordings, in [0, 1].
-        setting: What sets the share, for messages, up to where its value begins.
+        fraction: largest fraction of the recordings, in [0, 1].
+        setting: text before the value in messages.
 
     Raises:
-        ValueError: The share is not in [0, 1].
+        ValueError: the fraction is not in [0, 1].
 
-    >>> [UnreadableLimit(0.01).most(recordings) for recordings in (20, 5000)]
-    [10, 50]
+    >>> UnreadableLimit(0.01).max_count(20)
+    10
+    >>> UnreadableLimit(0.01).max_count(5000)
+    50
     """
 
-    share: float
+    fraction: float
     setting: str = "data.max_unreadable_fraction="
 
-    PATIENCE = 10
+    ALWAYS_ALLOWED = 10
 
     def __post_init__(self) -> None:
-        if not isinstance(self.share, Real) or isinstance(self.share, bool) or not 0 <= self.share <= 1:
-            raise ValueError(f"{self}: expected a share from 0 to 1")
+        is_number = isinstance(self.fraction, Real) and not isinstance(self.fraction, bool)
+        if not is_number or not 0 <= self.fraction <= 1:
+            raise ValueError(f"{self}: expected a fraction from 0 to 1")
 
     def __str__(self) -> str:
-        return f"{self.setting}{self.share}"
+        return f"{self.setting}{self.fraction}"
 
-    def most(self, recordings: int) -> int:
-        """The largest number that may be left out of so many recordings."""
-        return max(self.PATIENCE, int(self.share * recordings)) if self.share > 0 else 0
+    def max_count(self, recordings: int) -> int:
+        """Return how many of so many recordings may be left out."""
+        if self.fraction == 0:
+            return 0
+        return max(self.ALWAYS_ALLOWED, int(self.fraction * recordings))
+
+
+class UnreadableCounter:
+    """Count of the utterances that could not be read in training; it stops a run that loses too many.
+
+    Workers of a data loader have no log of their own, so this belongs to the main process.
+
+    Args:
+        max_fraction: largest fraction of the drawn utterances that may be unreadable, in [0, 1].
+
+    Attributes:
+        num_drawn: utterances drawn so far.
+        num_unreadable: number of them that could not be read.
+
+    >>> counter = UnreadableCounter(0.01)
+    >>> counter.add(num_drawn=64, num_unreadable=1)
+    >>> counter.num_unreadable
+    1
+    """
+
+    def __init__(self, max_fraction: float) -> None:
+        self.limit = UnreadableLimit(max_fraction)
+        self.num_drawn = 0
+        self.num_unreadable = 0
+
+    def warn(self, messages: Sequence[str]) -> None:
+        """Log a warning for each utterance that a batch lost."""
+        for message in messages:
+            logger.warning("left out of a batch: %s", message)
+
+    def add(self, num_drawn: int, num_unreadable: int) -> None:
+        """Count the utterances of a batch.
+
+        Args:
+            num_drawn: utterances that were drawn, unreadable ones included.
+            num_unreadable: number of them that could not be read.
+
+        Raises:
+            ValueError: more utterances were unreadable than the limit allows.
+        """
+        self.num_drawn += num_drawn
+        self.num_unreadable += num_unreadable
+        if self.num_unreadable > self.limit.max_count(self.num_drawn):
+            raise ValueError(
+                f"{self.limit}: {self.num_unreadable} of {self.num_drawn} utterances drawn "
+                f"({self.num_unreadable / self.num_drawn:.1%}) could not be read; the log names them"
+            )

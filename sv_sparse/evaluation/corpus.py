@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from sv_sparse.config.schema import Config, DemoDataConfig, PreparedDataConfig
-from sv_sparse.data import prepared
 from sv_sparse.data.corpora.folder import scan_folder
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.data.prepared import Judged, judged, read_listed, rows_of, select
+from sv_sparse.data.prepared import load_trial_sets, read_split, write_run_manifest
 from sv_sparse.data.speakers import read_sexes
-from sv_sparse.data.synthetic.demo import make_demo
+from sv_sparse.data.synthetic.demo import make_demo_corpus
+from sv_sparse.data.trial_set import TrialSet, check_not_trained_on
 from sv_sparse.data.trials import read_trials
 from sv_sparse.evaluation.leakage import check_speaker_overlap, check_validation_overlap
 
@@ -26,7 +26,7 @@ class Corpus:
     """
 
     manifest: Manifest
-    trial_sets: list[Judged]
+    trial_sets: list[TrialSet]
 
 
 def corpus_summary(config: Config) -> dict[str, Any]:
@@ -73,13 +73,13 @@ def load_corpus(config: Config, run_dir: Path) -> Corpus:
     # A resumed run keeps its manifest, so that the same speakers stay held out.
     manifest_path = run_dir / "manifest.parquet"
     if isinstance(data, PreparedDataConfig):
-        trial_sets = read_listed(data.prepared_dir, names)
+        trial_sets = load_trial_sets(data.prepared_dir, names)
         if not manifest_path.is_file():
-            select(
+            write_run_manifest(
                 data.prepared_dir,
-                train=_as_list(data.train_subsets),
-                lists=trial_sets,
-                validation_share=data.val_fraction,
+                train_subsets=_as_list(data.train_subsets),
+                trial_sets=trial_sets,
+                val_fraction=data.val_fraction,
                 seed=config.val_seed,
                 out=manifest_path,
             )
@@ -87,15 +87,15 @@ def load_corpus(config: Config, run_dir: Path) -> Corpus:
     else:
         if not manifest_path.is_file():
             if isinstance(data, DemoDataConfig):
-                make_demo(data.cache_dir, **vars(data.synthesize))
+                make_demo_corpus(data.cache_dir, **vars(data.synthesize))
             scan_folder(
                 data.root,
                 # Speakers of these lists are not trained on.
-                trials=[name for name in names if not is_prepared_reference(name)],
-                train_list=data.train_utterances,
-                validation_share=data.val_fraction,
+                trial_lists=[name for name in names if not is_prepared_reference(name)],
+                train_utterances=data.train_utterances,
+                val_fraction=data.val_fraction,
                 seed=config.val_seed,
-                max_unreadable=data.max_unreadable_fraction,
+                max_unreadable_fraction=data.max_unreadable_fraction,
                 out=manifest_path,
             )
         manifest = Manifest(manifest_path)
@@ -114,7 +114,7 @@ def is_prepared_reference(name: str) -> bool:
     return bool(folder) and Path(folder, "manifest.parquet").is_file()
 
 
-def load_trial_set(name: str, manifest: Manifest, sexes: Mapping[str, str]) -> Judged:
+def load_trial_set(name: str, manifest: Manifest, sexes: Mapping[str, str]) -> TrialSet:
     """Load a trial list of a run on a folder of recordings.
 
     Args:
@@ -126,9 +126,9 @@ def load_trial_set(name: str, manifest: Manifest, sexes: Mapping[str, str]) -> J
         ValueError: the run trains on speakers of a prepared folder's list.
     """
     if not is_prepared_reference(name):
-        return judged(read_trials(name), manifest, sexes)
-    (trial_set,) = read_listed("", [name])
+        return TrialSet.from_manifest(read_trials(name), manifest, sexes)
+    (trial_set,) = load_trial_sets("", [name])
     # A published list whose speakers are trained on is a mistake, not a wish. DECISIONS 30
-    trained = rows_of(manifest.source, "train", "validation")
-    prepared.refuse_trained_on(trial_set, trained, manifest.source, "data.root")
+    trained = read_split(manifest.source, "train", "validation")
+    check_not_trained_on(trial_set, trained, manifest.source, "data.root")
     return trial_set

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sv_sparse.data.audio import read_utterance
-from sv_sparse.data.manifest import Part
+from sv_sparse.data.manifest import AudioSegment
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.distributed import all_gather_objects, broadcast_from_rank0, rank, world_size
 from sv_sparse.evaluation.embedding_cache import EmbeddingCache
@@ -61,7 +61,7 @@ class Embeddings:
 def embed(
     network: nn.Module,
     filterbank: nn.Module,
-    utterances: Sequence[Sequence[Part]],
+    utterances: Sequence[Sequence[AudioSegment]],
     *,
     title: str,
     limit: UnreadableLimit = _NONE_ALLOWED,
@@ -114,7 +114,7 @@ def embed(
                 if cache is not None:
                     cache.put({position: utterances[position] for position in block}, block)
                 progress.update(len(block) + len(unreadable))
-                if len(reasons) > limit.most(len(utterances)):
+                if len(reasons) > limit.max_count(len(utterances)):
                     break
         finally:
             # An error or interruption loses nothing that was computed.
@@ -137,7 +137,7 @@ def _report_unusable(reasons: Mapping[int, str], num_recordings: int, limit: Unr
     """Warn of each recording that is left out, and raise a ValueError if they are more than the limit allows."""
     for reason in reasons.values():
         logger.warning("left out of the %s: %s", title, reason)
-    max_unusable = limit.most(num_recordings)
+    max_unusable = limit.max_count(num_recordings)
     if len(reasons) > max_unusable:
         first = "; ".join(list(reasons.values())[:_MAX_NAMED])
         raise ValueError(
@@ -147,7 +147,7 @@ def _report_unusable(reasons: Mapping[int, str], num_recordings: int, limit: Unr
 
 
 def _embed_group(
-    network: nn.Module, filterbank: nn.Module, utterances: Sequence[Sequence[Part]], group: Group
+    network: nn.Module, filterbank: nn.Module, utterances: Sequence[Sequence[AudioSegment]], group: Group
 ) -> tuple[dict[int, Float32Array], dict[int, str]]:
     """Return embeddings of a group by position, and the reasons of those that have none."""
     positions, waveforms = group
@@ -195,7 +195,7 @@ def _per_thread_map(device: torch.device) -> Iterator[Callable[..., Iterable[Any
         torch.set_num_threads(num_threads)
 
 
-def _rank_blocks(utterances: Sequence[Sequence[Part]], settled: Container[int]) -> list[list[int]]:
+def _rank_blocks(utterances: Sequence[Sequence[AudioSegment]], settled: Container[int]) -> list[list[int]]:
     """Return this process's blocks of positions to embed, the longest utterances first."""
 
     def num_samples(position: int) -> int:
@@ -214,7 +214,7 @@ def _rank_blocks(utterances: Sequence[Sequence[Part]], settled: Container[int]) 
 
 
 def _read_blocks(
-    utterances: Sequence[Sequence[Part]], blocks: Sequence[Sequence[int]]
+    utterances: Sequence[Sequence[AudioSegment]], blocks: Sequence[Sequence[int]]
 ) -> Iterator[tuple[list[Group], dict[int, str]]]:
     """Yield the groups of each block, and the reasons of the utterances that cannot be read.
 
@@ -257,7 +257,7 @@ def _groups_of_equal_length(waveforms: list[tuple[int, Tensor]]) -> list[Group]:
     return groups
 
 
-def _read_waveform(utterance: Sequence[Part]) -> Tensor | str:
+def _read_waveform(utterance: Sequence[AudioSegment]) -> Tensor | str:
     """Return the utterance's waveform [S], or the reason why it cannot be read."""
     try:
         return read_utterance(utterance)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sv_sparse.data.manifest import Part
+from sv_sparse.data.manifest import AudioSegment
 from sv_sparse.io import atomic_write, verify_crc
 from sv_sparse.scoring.arrays import Float32Array
 
@@ -45,9 +45,9 @@ class EmbeddingCache:
 
     >>> import tempfile
     >>> cache = EmbeddingCache(Path(tempfile.mkdtemp()), nn.Linear(3, 2), {"name": "tiny"})
-    >>> cache.put({0: [Part("a.wav", 16000, 0, 0, -1)]}, {0: np.ones(2, np.float32)})
+    >>> cache.put({0: [AudioSegment("a.wav", 16000, 0, 0, -1)]}, {0: np.ones(2, np.float32)})
     >>> cache.flush()
-    >>> cache.get([[Part("b.wav", 16000, 0, 0, -1)], [Part("a.wav", 16000, 0, 0, -1)]])
+    >>> cache.get([[AudioSegment("b.wav", 16000, 0, 0, -1)], [AudioSegment("a.wav", 16000, 0, 0, -1)]])
     {1: array([1., 1.], dtype=float32)}
     """
 
@@ -56,7 +56,7 @@ class EmbeddingCache:
         self._pending: dict[bytes, Float32Array] = {}
         self._last_flush = time.monotonic()
 
-    def get(self, utterances: Sequence[Sequence[Part]]) -> dict[int, Float32Array]:
+    def get(self, utterances: Sequence[Sequence[AudioSegment]]) -> dict[int, Float32Array]:
         """Return the embeddings [E] that are cached, by the position of their utterance.
 
         Raises:
@@ -72,7 +72,7 @@ class EmbeddingCache:
                 cached[position] = embedding
         return cached
 
-    def put(self, utterances: Mapping[int, Sequence[Part]], embeddings: Mapping[int, Float32Array]) -> None:
+    def put(self, utterances: Mapping[int, Sequence[AudioSegment]], embeddings: Mapping[int, Float32Array]) -> None:
         """Add embeddings [E] of utterances; they are on disk within seconds, or after ``flush``.
 
         Either all embeddings of a call reach the disk or none.
@@ -128,11 +128,11 @@ def _model_key(network: nn.Module, model: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _utterance_key(parts: Sequence[Part]) -> bytes:
+def _utterance_key(parts: Sequence[AudioSegment]) -> bytes:
     # Not the content: reading all audio would take much of the time that the cache saves.
     digest = hashlib.blake2b(digest_size=_KEY_BYTES)
     for part in parts:
-        within_tar = (part.offset, part.bytes) if part.offset else ()
+        within_tar = (part.offset, part.size) if part.offset else ()
         digest.update(repr((os.path.abspath(part.path), within_tar, _file_stat(part.path))).encode())
     return digest.digest()
 

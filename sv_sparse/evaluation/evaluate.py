@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from sv_sparse.data.manifest import NO_SAMPLES, Part
-from sv_sparse.data.prepared import Judged, concatenated, without
+from sv_sparse.data.manifest import UNUSABLE, AudioSegment
+from sv_sparse.data.trial_set import TrialSet
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.distributed import rank
 from sv_sparse.evaluation.embed import embed
@@ -23,7 +23,7 @@ from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.config import ScoringConfig
 from sv_sparse.scoring.cosine import average_enrollments
 
-Recording = tuple[Part, ...]
+Recording = tuple[AudioSegment, ...]
 
 _MAX_NAMED = 3  # recordings in a message
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 def evaluate_trial_sets(
     network: nn.Module,
     filterbank: nn.Module,
-    trial_sets: Sequence[Judged],
+    trial_sets: Sequence[TrialSet],
     backend: Backend,
     scoring: ScoringConfig,
     *,
@@ -71,10 +71,10 @@ def evaluate_trial_sets(
     position_of: dict[Recording, int] = {}
     without_samples: dict[int, str] = {}
     for trial_set in trial_sets:
-        for utterance in trial_set.trials.heard():
-            position = position_of.setdefault(tuple(trial_set.recordings[utterance]), len(position_of))
+        for utterance in trial_set.trials.used_utterances():
+            position = position_of.setdefault(tuple(trial_set.audio[utterance]), len(position_of))
             if _lacks_samples(trial_set, utterance):
-                without_samples[position] = f"{trial_set.trials.utterances[utterance]}: {NO_SAMPLES}"
+                without_samples[position] = f"{trial_set.trials.utterances[utterance]}: {UNUSABLE}"
     embeddings = embed(
         network,
         filterbank,
@@ -91,13 +91,13 @@ def evaluate_trial_sets(
     for complete in trial_sets:
         trial_set = _usable_part(complete, unusable)
         trials = trial_set.trials
-        utterances = trials.heard()
-        positions = [position_of[tuple(trial_set.recordings[utterance])] for utterance in utterances]
+        utterances = trials.used_utterances()
+        positions = [position_of[tuple(trial_set.audio[utterance])] for utterance in utterances]
         # An utterance that no trial needs has no embedding; its zeros are never scored.
         own = np.zeros((len(trials.utterances), embeddings.values.shape[1]), np.float32)
         own[utterances] = embeddings.values[positions]
         sides = average_enrollments(own, list(trials.models.values()))
-        scores = backend.score(sides, trials.enrolment, trials.test)
+        scores = backend.score(sides, trials.enrollment, trials.test)
         magnitudes = np.linalg.norm(sides, axis=1)
         result = compute_metrics(trial_set, scores, backend, scoring, magnitudes, with_details=with_details)
         results.append(result)
@@ -108,18 +108,18 @@ def evaluate_trial_sets(
     return results
 
 
-def _usable_part(complete: Judged, unusable: Collection[Recording]) -> Judged:
+def _usable_part(complete: TrialSet, unusable: Collection[Recording]) -> TrialSet:
     """Return the list without the trials of recordings that cannot be used.
 
     Raises:
         ValueError: a recording is missing, or no targets or no nontargets are left.
     """
     trials = complete.trials
-    left_out = [index for index in trials.heard().tolist() if tuple(complete.recordings[index]) in unusable]
+    left_out = [index for index in trials.used_utterances().tolist() if tuple(complete.audio[index]) in unusable]
     if not left_out:
         return complete
     _check_files_exist(complete, left_out)
-    remaining = without(complete, left_out)
+    remaining = complete.without(left_out)
     names = ", ".join(trials.utterances[index] for index in left_out[:_MAX_NAMED])
     if len(left_out) > _MAX_NAMED:
         names += ", ..."
@@ -135,29 +135,29 @@ def _usable_part(complete: Judged, unusable: Collection[Recording]) -> Judged:
     return remaining
 
 
-def _check_files_exist(trial_set: Judged, utterances: Sequence[int]) -> None:
+def _check_files_exist(trial_set: TrialSet, utterances: Sequence[int]) -> None:
     """Raise a ValueError if files are missing."""
     # The limit on unusable recordings is not for these: a missing file is a wrong path, not a bad recording.
     missing = []
     for utterance in utterances:
         if not _lacks_samples(trial_set, utterance):
-            missing += [part.path for part in trial_set.recordings[utterance] if not os.path.lexists(part.path)]
+            missing += [segment.path for segment in trial_set.audio[utterance] if not os.path.lexists(segment.path)]
     if missing:
         raise ValueError(f"list {trial_set.trials.name}: {len(missing)} recordings are not there; first {missing[0]}")
 
 
-def _lacks_samples(trial_set: Judged, utterance: int) -> bool:
+def _lacks_samples(trial_set: TrialSet, utterance: int) -> bool:
     """Return True for an utterance that the manifest has without samples."""
     # It is left out even if it can be read now, since calibration may need its duration. DECISIONS 70
     return bool(trial_set.seconds) and not trial_set.seconds[utterance]
 
 
-def apply_enrollment_mode(trial_set: Judged, scoring: ScoringConfig) -> Judged:
+def apply_enrollment_mode(trial_set: TrialSet, scoring: ScoringConfig) -> TrialSet:
     """Return the list with several enrollment utterances concatenated if the settings say so."""
-    return concatenated(trial_set) if scoring.enrollment == "concatenated" else trial_set
+    return trial_set.concat_enrollments() if scoring.enrollment == "concatenated" else trial_set
 
 
-def check_trial_checksums(run_dir: Path, trial_sets: Sequence[Judged], scoring: ScoringConfig) -> None:
+def check_trial_checksums(run_dir: Path, trial_sets: Sequence[TrialSet], scoring: ScoringConfig) -> None:
     """Check that a finished run has no results of other trials under the name of a list.
 
     Args:
@@ -174,7 +174,7 @@ def check_trial_checksums(run_dir: Path, trial_sets: Sequence[Judged], scoring: 
         scored = apply_enrollment_mode(trial_set, scoring)
         trials = scored.trials
         result = previous.get(result_id(scored, scoring))
-        if result is not None and result["list_checksum"] != trials.digest:
+        if result is not None and result["list_checksum"] != trials.checksum:
             num_trials = result["trials"] + result["trials_left_out"]
             raise ValueError(
                 f"{run_dir} was evaluated on another list called {trials.name}, of {num_trials:,} trials; rename "

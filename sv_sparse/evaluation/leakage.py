@@ -10,14 +10,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sv_sparse.data import prepared
-from sv_sparse.data.manifest import Manifest, match
-from sv_sparse.data.prepared import Judged, rows_of
+from sv_sparse.data.manifest import Manifest, match_utterances
+from sv_sparse.data.prepared import read_split
+from sv_sparse.data.trial_set import TrialSet, check_not_trained_on
 
 logger = logging.getLogger(__name__)
 
 
-def check_speaker_overlap(run: Path, trial_sets: Sequence[Judged], setting: str = "") -> None:
+def check_speaker_overlap(run: Path, trial_sets: Sequence[TrialSet], setting: str = "") -> None:
     """Check that a run, and those it started from, were not trained on speakers of trial lists.
 
     Args:
@@ -39,9 +39,9 @@ def check_speaker_overlap(run: Path, trial_sets: Sequence[Judged], setting: str 
         # Names of speakers count within a corpus only, so the corpus that the rows come from matters.
         folder = _read_config(run_dir).get("data", {}).get("prepared_dir")
         source = Path(folder) / "manifest.parquet" if folder else manifest
-        trained = rows_of(manifest, "train", "validation")
+        trained = read_split(manifest, "train", "validation")
         for trial_set in trial_sets:
-            prepared.refuse_trained_on(trial_set, trained, source, f"{setting}{run_dir}")
+            check_not_trained_on(trial_set, trained, source, f"{setting}{run_dir}")
 
 
 def check_validation_overlap(run: Path, manifest: Manifest) -> None:
@@ -54,7 +54,7 @@ def check_validation_overlap(run: Path, manifest: Manifest) -> None:
     Raises:
         ValueError: a run was; names it.
     """
-    validation = rows_of(manifest.source, "validation").column("utterance").to_pylist()
+    validation = read_split(manifest.source, "validation").column("utterance").to_pylist()
     if not validation:
         return
     # Validating on speakers that the weights know would choose the epoch that knows them best.
@@ -62,8 +62,8 @@ def check_validation_overlap(run: Path, manifest: Manifest) -> None:
         path = run_dir / "manifest.parquet"
         if not path.is_file():  # ``check_speaker_overlap`` has warned of it
             continue
-        trained = rows_of(path, "train").column("utterance").combine_chunks()
-        if (match(validation, trained) >= 0).any():
+        trained = read_split(path, "train").column("utterance").combine_chunks()
+        if (match_utterances(validation, trained) >= 0).any():
             raise ValueError(
                 f"data.val_fraction: speakers that are held out here were trained on by init_from={run_dir}; "
                 f"hold out the same (data.val_fraction and data.val_seed as there), or nobody: "

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sv_sparse.data.prepared import Judged, LeftOut, concatenated
+from sv_sparse.data.trial_set import LeftOut, TrialSet
 from sv_sparse.data.trials import Trials
 from sv_sparse.scoring.arrays import BoolArray, Float32Array, FloatArray, IndexArray
 from sv_sparse.scoring.backend import Backend
@@ -92,9 +92,9 @@ class TrialSetResult:
         return asdict(self)
 
 
-def side_speakers(trial_set: Judged) -> list[str]:
+def side_speakers(trial_set: TrialSet) -> list[str]:
     """Return the speaker of each side of a list: utterances, then enrollments of several; empty if unknown."""
-    return concatenated(trial_set).speakers or _speakers_from_paths(trial_set.trials)
+    return trial_set.concat_enrollments().speakers or _speakers_from_paths(trial_set.trials)
 
 
 def _speakers_from_paths(trials: Trials) -> list[str]:
@@ -105,11 +105,11 @@ def _speakers_from_paths(trials: Trials) -> list[str]:
     # VoxCeleb's paths begin with the speaker. Those of other corpora may not, which the labels show.
     speakers = [utterance.partition("/")[0] for utterance in trials.utterances]
     ids = np.unique(speakers, return_inverse=True)[1]
-    is_same = ids[trials.enrolment] == ids[trials.test]
+    is_same = ids[trials.enrollment] == ids[trials.test]
     return speakers if (is_same == trials.is_target).all() else []
 
 
-def result_id(trial_set: Judged, scoring: ScoringConfig) -> str:
+def result_id(trial_set: TrialSet, scoring: ScoringConfig) -> str:
     """Return the name of a list's result, which tells the ways apart in which a run scored it."""
     name = trial_set.trials.name
     if scoring.enrollment == "concatenated" and _enrollment_description(trial_set).endswith("concatenated"):
@@ -120,7 +120,7 @@ def result_id(trial_set: Judged, scoring: ScoringConfig) -> str:
 
 
 def compute_metrics(
-    trial_set: Judged,
+    trial_set: TrialSet,
     scores: Float32Array,
     backend: Backend,
     scoring: ScoringConfig,
@@ -142,9 +142,9 @@ def compute_metrics(
         ValueError: a score is not finite; names the trial.
     """
     trials = trial_set.trials
-    left_out = trial_set.left_out or LeftOut([], 0, trials.digest)
+    left_out = trial_set.left_out or LeftOut([], 0, trials.checksum)
     speakers = side_speakers(trial_set)
-    seconds = concatenated(trial_set).seconds
+    seconds = trial_set.concat_enrollments().seconds
     sorted_scores = sort_scores(scores, trials.is_target, trials.describe)
     rates = _bootstrap_rates(trials, scores, speakers) if with_details else None
     measured = {"duration": np.array(seconds)} if seconds else {}
@@ -159,8 +159,8 @@ def compute_metrics(
         name=trials.name,
         id=result_id(trial_set, scoring),
         # Results can be compared if this agrees, whatever the lists are called. DECISIONS 71
-        checksum=trials.digest,
-        list_checksum=left_out.list_digest,
+        checksum=trials.checksum,
+        list_checksum=left_out.list_checksum,
         trials=len(trials),
         trials_left_out=left_out.trials,
         recordings_left_out=len(left_out.recordings),
@@ -186,7 +186,7 @@ def _bootstrap_rates(trials: Trials, scores: Float32Array, speakers: Sequence[st
     if not speakers:
         return None
     ids = np.unique(speakers, return_inverse=True)[1]
-    bootstrap = SpeakerBootstrap(trials.is_target, ids[trials.enrolment], ids[trials.test])
+    bootstrap = SpeakerBootstrap(trials.is_target, ids[trials.enrollment], ids[trials.test])
     return resample(scores, bootstrap) if bootstrap.is_reliable else None
 
 
@@ -200,7 +200,7 @@ def _log_likelihood_ratios(
         logger.warning("%s: not calibrated, since its utterances' lengths are not known", trials.name)
         return None
     qualities = quality_measures(
-        {name: measured[name] for name in calibration.qualities}, trials.enrolment, trials.test
+        {name: measured[name] for name in calibration.qualities}, trials.enrollment, trials.test
     )
     return sort_scores(calibration.llr(scores, qualities), trials.is_target)
 
@@ -234,20 +234,20 @@ def _threshold_results(ratios: SortedScores | None, calibration: Calibration | N
     return results
 
 
-def _enrollment_description(trial_set: Judged) -> str:
+def _enrollment_description(trial_set: TrialSet) -> str:
     max_utterances = max(map(len, trial_set.trials.models.values()), default=1)
     if max_utterances > 1:
         return f"average of up to {max_utterances} utterances"
     # A model may have a single utterance, if its others cannot be used.
-    recordings = concatenated(trial_set).recordings
-    max_parts = max((len(recordings[side]) for side in np.unique(trial_set.trials.enrolment)), default=1)
+    recordings = trial_set.concat_enrollments().audio
+    max_parts = max((len(recordings[side]) for side in np.unique(trial_set.trials.enrollment)), default=1)
     return f"up to {max_parts} utterances concatenated" if max_parts > 1 else "one recording"
 
 
-def _breakdown(trial_set: Judged, scores: Float32Array) -> Breakdown:
+def _breakdown(trial_set: TrialSet, scores: Float32Array) -> Breakdown:
     """Compute trials, targets and EER by group of trials."""
     trials = trial_set.trials
-    sides = concatenated(trial_set)
+    sides = trial_set.concat_enrollments()
     breakdown = {}
     # The genre is the test utterance's, since an enrollment of several utterances may have several.
     if any(trial_set.genres):
@@ -255,11 +255,11 @@ def _breakdown(trial_set: Judged, scores: Float32Array) -> Breakdown:
         breakdown["genre"] = _eer_per_label(scores, trials.is_target, labels, genre[trials.test])
     if sides.seconds:
         length = np.searchsorted(DURATION_EDGES, sides.seconds, "right")
-        shorter = np.minimum(length[trials.enrolment], length[trials.test])
+        shorter = np.minimum(length[trials.enrollment], length[trials.test])
         breakdown["seconds"] = _eer_per_label(scores, trials.is_target, DURATION_LABELS, shorter)
     if any(sides.sexes):
         labels, sex = _encode_labels(sides.sexes)
-        is_same = sex[trials.enrolment] == sex[trials.test]
+        is_same = sex[trials.enrollment] == sex[trials.test]
         # Nontargets across sexes are easy, so they are in no group.
         common = np.where(is_same, sex[trials.test], len(labels))
         breakdown["sex"] = _eer_per_label(scores, trials.is_target, labels, common)

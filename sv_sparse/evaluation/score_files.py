@@ -43,7 +43,7 @@ def write_scores(path: Path, trials: Trials, scores: Float32Array) -> None:
         for start in range(0, len(trials), _LINE_CHUNK_SIZE):
             chunk = slice(start, start + _LINE_CHUNK_SIZE)
             lines = pc.binary_join_element_wise(
-                sides.take(pa.array(trials.enrolment[chunk])),
+                sides.take(pa.array(trials.enrollment[chunk])),
                 sides.take(pa.array(trials.test[chunk])),
                 pa.array(scores[chunk]).cast(pa.string()),
                 labels.take(pa.array(trials.is_target[chunk].astype(np.int8))),

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sv_sparse.config.schema import read_config, read_settings
-from sv_sparse.data.audio import recording
+from sv_sparse.data.audio import single_file
 from sv_sparse.data.corpora.published import CN_PROTOCOLS
-from sv_sparse.data.decoding import AUDIO_ENDINGS
-from sv_sparse.data.prepared import Judged, read_listed
+from sv_sparse.data.decoding import AUDIO_SUFFIXES
+from sv_sparse.data.prepared import load_trial_sets
+from sv_sparse.data.trial_set import TrialSet
 from sv_sparse.data.trials import read_trials, split_fields
 from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.io import nfc
@@ -21,7 +22,7 @@ USAGE = (
 _VOXCELEB1_PREFIX = "voxceleb1-"
 
 
-def run_trial_sets(run_dir: Path) -> list[Judged]:
+def run_trial_sets(run_dir: Path) -> list[TrialSet]:
     """Load the trial lists of a run's own settings.
 
     Raises:
@@ -34,7 +35,7 @@ def run_trial_sets(run_dir: Path) -> list[Judged]:
     return load_corpus(read_config(run_dir), run_dir).trial_sets
 
 
-def parse_trial_sets(args: Sequence[str], run_dir: Path, sexes: Mapping[str, str]) -> list[Judged]:
+def parse_trial_sets(args: Sequence[str], run_dir: Path, sexes: Mapping[str, str]) -> list[TrialSet]:
     """Load the trial lists that ``--trial-sets`` names.
 
     Args:
@@ -58,7 +59,7 @@ def parse_trial_sets(args: Sequence[str], run_dir: Path, sexes: Mapping[str, str
             if settings["data"].get("prepared_dir") is None:
                 raise ValueError(f"--trial-sets {arg}: {USAGE}; {run_dir} was not trained on a prepared folder")
             prepared = settings["data"]["prepared_dir"]
-        trial_sets += read_listed(prepared, list(expand_aliases(names)))
+        trial_sets += load_trial_sets(prepared, list(expand_aliases(names)))
     return trial_sets
 
 
@@ -88,7 +89,7 @@ def expand_aliases(names: str) -> Iterator[str]:
             raise ValueError(f"--trial-sets {names!r}: {USAGE}")
 
 
-def trial_sets_in_folder(folder: Path, sexes: Mapping[str, str]) -> list[Judged]:
+def trial_sets_in_folder(folder: Path, sexes: Mapping[str, str]) -> list[TrialSet]:
     """Load the trial lists of a folder that is laid out like the demo corpus.
 
     Args:
@@ -117,7 +118,7 @@ def _is_trial_list(path: Path) -> bool:
     return False
 
 
-def trial_sets_from_files(audio_root: Path, paths: Sequence[Path], sexes: Mapping[str, str]) -> list[Judged]:
+def trial_sets_from_files(audio_root: Path, paths: Sequence[Path], sexes: Mapping[str, str]) -> list[TrialSet]:
     """Load trial lists of recordings that are in no manifest.
 
     Args:
@@ -141,9 +142,9 @@ def trial_sets_from_files(audio_root: Path, paths: Sequence[Path], sexes: Mappin
             )
         speakers = [nfc(name.partition("/")[0]) for name in trials.utterances]
         trial_sets.append(
-            Judged(
+            TrialSet(
                 trials,
-                recordings=[recording(file) for file in files],
+                audio=[single_file(file) for file in files],
                 genres=[],
                 # Unknown: a first folder need not be a speaker.
                 speakers=[],
@@ -171,7 +172,7 @@ def find_audio(path: Path) -> Path:
         return path
     for form in ("NFC", "NFD"):
         normalized = Path(unicodedata.normalize(form, str(path)))
-        for candidate in (normalized, *map(normalized.with_suffix, AUDIO_ENDINGS)):
+        for candidate in (normalized, *map(normalized.with_suffix, AUDIO_SUFFIXES)):
             if os.path.lexists(candidate):
                 return candidate
     return path

@@ -107,7 +107,7 @@ def validate(
     trials = validation.trials
     # The training mean would cost a pass over training crops at each validation.
     mean: Float32Array = validation.embeddings.mean(axis=0)
-    scores = Backend(mean).score(validation.embeddings, trials.enrolment, trials.test)
+    scores = Backend(mean).score(validation.embeddings, trials.enrollment, trials.test)
     rate, _ = eer(sort_scores(scores, trials.is_target, trials.describe))
     return rate, mean
 
@@ -135,7 +135,7 @@ def _embed_validation(embed_utterances: _EmbedFunction, manifest: Manifest, titl
     rows, trials = validation_trials(manifest)
     if trials is None:
         return None
-    embeddings = embed_utterances([manifest.parts(row) for row in rows], title=title)
+    embeddings = embed_utterances([manifest.segments(row) for row in rows], title=title)
     if not embeddings.unusable:
         return _ValidationSet(rows, trials, embeddings.values)
     usable_trials, usable = trials.without(embeddings.unusable)
@@ -202,7 +202,7 @@ def _cohort_embeddings(embed_utterances: _EmbedFunction, manifest: Manifest, utt
     speaker_starts = np.flatnonzero(np.diff(labels[order])) + 1
     by_speaker = np.split(rows[order], speaker_starts)
     selected = [spread_over_sessions(manifest, own, utts_per_speaker) for own in by_speaker]
-    utterances = [manifest.parts(row) for row in np.concatenate(selected)]
+    utterances = [manifest.segments(row) for row in np.concatenate(selected)]
     embeddings = embed_utterances(utterances, title="cohort")
     if not embeddings.usable.any():
         raise ValueError("scoring.score_norm=as_norm: no recording of the training speakers can be used")
@@ -231,9 +231,9 @@ def _fit_calibration(
     inputs = {name: measured[name] for name in scoring.quality_measures}
     calibration = calibrate(
         # Scored as trials will be, with the cohort if there is one.
-        backend.score(embeddings, trials.enrolment, trials.test),
+        backend.score(embeddings, trials.enrollment, trials.test),
         trials.is_target,
-        quality_measures(inputs, trials.enrolment, trials.test),
+        quality_measures(inputs, trials.enrollment, trials.test),
         num_speakers=len(np.unique(manifest.labels(rows))),
         target_fars=unique_list(scoring.target_fars),
     )

@@ -285,7 +285,7 @@ class Verifier:
     def _resample(self, waveform: Waveform, sample_rate: int) -> Float32Array:
         samples = to_float(waveform)
         resampler = Resampler(sample_rate, self.sample_rate)
-        return np.concatenate([resampler(samples), resampler.rest()])
+        return np.concatenate([resampler(samples), resampler.flush()])
 
     @torch.no_grad()
     def _embed_waveforms(self, waveforms: Float32Array) -> Float32Array:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sv_sparse import checkpoint
-from sv_sparse.data.loader import UnreadableMeter
+from sv_sparse.data.unreadable import UnreadableCounter
 from sv_sparse.distributed import all_gather_objects, broadcast_from_rank0, rank, world_size
 from sv_sparse.optim import DualAverage, SupportDiagnostics
 from sv_sparse.scoring.backend import Backend
@@ -85,7 +85,7 @@ class TrainState:
         self.untrained_metrics: list[dict[str, Any]] = []
         self.diagnostics = SupportDiagnostics(setup.controller)
         self.scaler = setup.device.scaler()
-        self.unreadable = UnreadableMeter(setup.config.data.max_unreadable_fraction)
+        self.unreadable = UnreadableCounter(setup.config.data.max_unreadable_fraction)
         self.has_checkpoint = broadcast_from_rank0(lambda: bool(self.checkpoints))
         if self.has_checkpoint:
             self._restore(self.checkpoints.read_last())
@@ -107,8 +107,8 @@ class TrainState:
         if rank() > 0:
             return
         setup, progress = self.setup, self.progress
-        progress.utterances_seen = self.unreadable.seen
-        progress.unreadable = self.unreadable.unreadable
+        progress.utterances_seen = self.unreadable.num_drawn
+        progress.unreadable = self.unreadable.num_unreadable
         progress.rows = rows
         progress.world_size = world_size()
         self.checkpoints.save(
@@ -192,8 +192,8 @@ class TrainState:
         self.diagnostics.load_state_dict(state["diagnostics"])
         self.progress = Progress(**state["progress"])
         self._check_world_size()
-        self.unreadable.seen = self.progress.utterances_seen
-        self.unreadable.unreadable = self.progress.unreadable
+        self.unreadable.num_drawn = self.progress.utterances_seen
+        self.unreadable.num_unreadable = self.progress.unreadable
         torch.set_rng_state(state["rng_states"]["cpu"])
         device = self.setup.device.device
         if device.type == "cuda" and state["rng_states"]["cuda"] is not None:

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch.optim.swa_utils import update_bn
 
-from sv_sparse.data.dataset import Batch, Crops
-from sv_sparse.data.loader import CropLoader, EpochBatches, UnreadableMeter
-from sv_sparse.data.unreadable import UnreadableLimit
+from sv_sparse.data.dataset import Batch, CropDataset
+from sv_sparse.data.loader import CropLoader, EpochBatchSampler
+from sv_sparse.data.unreadable import UnreadableCounter, UnreadableLimit
 from sv_sparse.distributed import broadcast_from_rank0, broadcast_module, rank
 from sv_sparse.evaluation.embed import mean_embedding
 from sv_sparse.evaluation.embedding_cache import EMBEDDINGS_DIR, EmbeddingCache
@@ -86,7 +86,7 @@ def validate(setup: TrainingSetup) -> tuple[float, Float32Array] | None:
 def mean_training_embedding(setup: TrainingSetup) -> Float32Array:
     """Return the mean embedding [E] of training crops without augmentation, which scoring subtracts."""
     with setup.device.autocast():
-        crops = _statistics_crops(setup, setup.dataset.plain())
+        crops = _statistics_crops(setup, setup.dataset.without_augmentation())
         mean = mean_embedding(setup.network, (setup.extract_features(batch) for batch in crops))
     return broadcast_from_rank0(lambda: mean)
 
@@ -140,18 +140,18 @@ def evaluate(setup: TrainingSetup, backend: Backend) -> list[TrialSetResult]:
     )
 
 
-def _statistics_crops(setup: TrainingSetup, dataset: Crops) -> Iterator[Batch]:
+def _statistics_crops(setup: TrainingSetup, dataset: CropDataset) -> Iterator[Batch]:
     """Yield training crops of the epoch after the last, the same at every call and in every process."""
     config = setup.config
-    sampler = EpochBatches(len(dataset), config.trainer.batch_size, config.seed)
+    sampler = EpochBatchSampler(len(dataset), config.trainer.batch_size, config.seed)
     sampler.epoch = config.trainer.epochs
     loader = CropLoader(dataset, sampler, 0, setup.device.device)
-    unreadable = UnreadableMeter(config.data.max_unreadable_fraction)
+    unreadable = UnreadableCounter(config.data.max_unreadable_fraction)
     num_batches = -(-config.trainer.num_bn_crops // config.trainer.batch_size)
     for batch in islice(loader, num_batches):
         if rank() == 0:  # all processes read the same crops
-            unreadable.report(batch)
-        unreadable.count(len(batch.labels) + len(batch.unreadable), len(batch.unreadable))
+            unreadable.warn(batch.unreadable)
+        unreadable.add(len(batch.labels) + len(batch.unreadable), len(batch.unreadable))
         if len(batch.labels) >= _MIN_CROPS:
             yield batch
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from sv_sparse import checkpoint
 from sv_sparse.config.schema import Config
-from sv_sparse.data.manifest import Manifest, match
-from sv_sparse.data.prepared import rows_of
+from sv_sparse.data.manifest import Manifest, match_utterances
+from sv_sparse.data.prepared import read_split
 from sv_sparse.io import nfc
 from sv_sparse.models.heads import AAMSoftmax
 from sv_sparse.models.pretrained.convert import convert
@@ -163,9 +163,11 @@ def _common_speakers(source: Manifest, target: Manifest) -> dict[str, str]:
     Speakers are common where both train on some utterance of the same name: of the same corpus, that is, wherever its
     files lie.
     """
-    source_rows = rows_of(source.source, "train")
-    target_rows = rows_of(target.source, "train")
-    source_index = match(target_rows.column("utterance").to_pylist(), source_rows.column("utterance").combine_chunks())
+    source_rows = read_split(source.source, "train")
+    target_rows = read_split(target.source, "train")
+    source_index = match_utterances(
+        target_rows.column("utterance").to_pylist(), source_rows.column("utterance").combine_chunks()
+    )
     in_both = source_index >= 0
     target_names = target_rows.column("speaker").cast(pa.string()).filter(pa.array(in_both)).to_pylist()
     source_names = source_rows.column("speaker").cast(pa.string()).take(pa.array(source_index[in_both])).to_pylist()

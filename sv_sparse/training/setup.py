@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from sv_sparse.config.schema import AugmentConfig, Config, default_num_workers
 from sv_sparse.data.augment import Augmentation
-from sv_sparse.data.augment_ops import Mixer, mask_filterbank
-from sv_sparse.data.dataset import Batch, Crops
+from sv_sparse.data.augment_ops import AugmentOnDevice, mask_filterbank
+from sv_sparse.data.dataset import Batch, CropDataset
 from sv_sparse.data.decoding import SAMPLE_RATE
-from sv_sparse.data.loader import CropLoader, EpochBatches
+from sv_sparse.data.loader import CropLoader, EpochBatchSampler
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.shard_loader import ShardLoader
 from sv_sparse.distributed import rank, world_size
@@ -88,24 +88,24 @@ class TrainingSetup:
     run_dir: Path
     corpus: Corpus
     device: DeviceConfig
-    mixer: Mixer
+    mixer: AugmentOnDevice
     filterbank: Filterbank
     network: nn.Module
     head: AAMSoftmax
     optimizer: BregmanOptimizer
     controller: Controller
-    dataset: Crops
-    sampler: EpochBatches
+    dataset: CropDataset
+    sampler: EpochBatchSampler
     loader: CropLoader | ShardLoader
     sparse_init: bool
 
     def extract_features(self, batch: Batch) -> Tensor:
         """Return the augmented filterbank features [B, F, T] of a batch of crops, on the device."""
         waveforms = batch.waveforms.to(self.device.device, non_blocking=True)
-        if batch.extras is None:
+        if batch.augmentation is None:
             return self.filterbank(self.mixer(waveforms, None))
-        extras = batch.extras.to(self.device.device)
-        return mask_filterbank(self.filterbank(self.mixer(waveforms, extras)), extras.mask)
+        augmentation = batch.augmentation.to(self.device.device)
+        return mask_filterbank(self.filterbank(self.mixer(waveforms, augmentation)), augmentation.mask)
 
     @property
     def total_steps(self) -> int:
@@ -146,7 +146,7 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
     network, embedding_dim = _build_network(config, device.device, trusted_classes)
     augmentation = _build_augmentation(config.augment)
     dataset = _build_dataset(config, corpus.manifest, augmentation if augmentation.active else None)
-    head = _build_head(config, embedding_dim, dataset.speakers)
+    head = _build_head(config, embedding_dim, dataset.num_speakers)
     sampler = _build_sampler(config, len(dataset))
     loader = _build_loader(config, dataset, sampler, device.device)
 
@@ -166,7 +166,7 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
     start = {"lr": rates["others"]}
     if not resumes:
         start |= initial_lambda(config, source, groups)
-    total_steps = trainer.max_steps or sum(loader.steps(epoch) for epoch in range(trainer.epochs))
+    total_steps = trainer.max_steps or sum(loader.num_steps(epoch) for epoch in range(trainer.epochs))
     optimizer, controller = _build_optimizer(config, groups, start, total_steps)
     if source is not None:
         controller.start_from_current_sparsity()
@@ -177,7 +177,7 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
         run_dir=run_dir,
         corpus=corpus,
         device=device,
-        mixer=Mixer(dataset.crop_samples, augmentation.speeds),
+        mixer=AugmentOnDevice(dataset.crop_samples, augmentation.speeds),
         filterbank=Filterbank(SAMPLE_RATE, MEL_BINS).to(device.device),
         network=network,
         head=head,
@@ -229,10 +229,10 @@ def _build_network(config: Config, device: torch.device, trusted_classes: Sequen
 
 def _build_augmentation(config: AugmentConfig) -> Augmentation:
     return Augmentation(
-        store=config.noise_dir,
-        probability=config.aug_prob,
-        speeds=config.speed_perturb,
-        mask_probability=config.spec_augment_prob,
+        noise_dir=config.noise_dir,
+        aug_prob=config.aug_prob,
+        speed_perturb=config.speed_perturb,
+        spec_augment_prob=config.spec_augment_prob,
     )
 
 
@@ -292,9 +292,9 @@ def _check_cohort_size(config: Config, manifest: Manifest) -> None:
         raise ValueError(f"scoring.top_n={scoring.top_n}: expected at most {num_speakers}, which are trained on")
 
 
-def _build_dataset(config: Config, manifest: Manifest, augmentation: Augmentation | None) -> Crops:
+def _build_dataset(config: Config, manifest: Manifest, augmentation: Augmentation | None) -> CropDataset:
     rows = manifest.split("train")
-    return Crops(
+    return CropDataset(
         manifest,
         rows,
         manifest.labels(rows),
@@ -305,19 +305,19 @@ def _build_dataset(config: Config, manifest: Manifest, augmentation: Augmentatio
     )
 
 
-def _build_sampler(config: Config, size: int) -> EpochBatches:
-    return EpochBatches(
+def _build_sampler(config: Config, size: int) -> EpochBatchSampler:
+    return EpochBatchSampler(
         size,
         config.trainer.batch_size,
         config.seed,
-        accumulate=config.trainer.grad_accum_steps,
+        grad_accum_steps=config.trainer.grad_accum_steps,
         rank=rank(),
-        ranks=world_size(),
+        world_size=world_size(),
     )
 
 
 def _build_loader(
-    config: Config, dataset: Crops, sampler: EpochBatches, device: torch.device
+    config: Config, dataset: CropDataset, sampler: EpochBatchSampler, device: torch.device
 ) -> CropLoader | ShardLoader:
     num_workers = config.trainer.num_workers
     if num_workers == "auto":
@@ -327,9 +327,9 @@ def _build_loader(
     return loader(dataset, sampler, int(num_workers), device)
 
 
-def batch_summary(sampler: EpochBatches, rates: dict[str, float] | None) -> str:
+def batch_summary(sampler: EpochBatchSampler, rates: dict[str, float] | None) -> str:
     """Return in words what a step consists of, and the rates, if they are not those of a checkpoint."""
-    parts = f"processes {sampler.ranks} x accumulated {sampler.accumulate} x {sampler.part_size}"
+    parts = f"processes {sampler.world_size} x accumulated {sampler.grad_accum_steps} x {sampler.micro_batch_size}"
     crops = f"a batch of {sampler.batch_size} crops ({parts})"
     if rates is None:
         return f"{crops}, learning rates as they were"

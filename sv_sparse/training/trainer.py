@@ -286,8 +286,8 @@ class Trainer:
     def _count_recordings(self, micro_batches: Sequence[Batch], info: GlobalBatchInfo) -> None:
         """Name the recordings that could not be used, and end the run where they are too many."""
         for micro_batch in micro_batches:
-            self.state.unreadable.report(micro_batch)
-        self.state.unreadable.count(info.num_crops + info.num_unreadable, info.num_unreadable)
+            self.state.unreadable.warn(micro_batch.unreadable)
+        self.state.unreadable.add(info.num_crops + info.num_unreadable, info.num_unreadable)
 
     def _apply_schedules(self) -> None:
         """Set learning rate and margin of this step: pure functions of the step, so that resuming needs no state."""

@@ -8,8 +8,8 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from sv_sparse.data.corpora.headers import one_part, read_headers
-from sv_sparse.data.dataset import Crops
+from sv_sparse.data.corpora.headers import read_headers, single_segments
+from sv_sparse.data.dataset import CropDataset
 from sv_sparse.data.manifest import Manifest
 
 Record = Callable[..., Path]
@@ -59,7 +59,7 @@ def tabulate(tmp_path: Path) -> Callable[..., Manifest]:
             "speaker": [key.split("/")[0] for key in keys],
             "session": [key.split("/")[1] for key in keys],
             **{name: headers.column(name) for name in ("samples", "sample_rate", "channels")},
-            "parts": one_part(pa.array(keys, pa.string()), headers),
+            "segments": single_segments(pa.array(keys, pa.string()), headers),
             "split": ["train"] * len(keys),
         }
         return Manifest.write(tmp_path / "manifest.parquet", pa.table(columns), root)
@@ -87,4 +87,4 @@ def files(corpus, record):
 def crops(corpus, files, tabulate):
     manifest = tabulate(corpus, files)
     rows = manifest.split("train")
-    return Crops(manifest, rows, manifest.labels(rows), crop_samples=800, seed=7)
+    return CropDataset(manifest, rows, manifest.labels(rows), crop_samples=800, seed=7)

@@ -12,7 +12,7 @@ import soundfile
 from helpers import trees
 
 from sv_sparse.data.corpora import convert
-from sv_sparse.data.corpora.headers import read_header, why_no_samples
+from sv_sparse.data.corpora.headers import read_header
 from sv_sparse.data.corpora.voxceleb import prepare_voxceleb
 from sv_sparse.data.manifest import Manifest
 
@@ -31,12 +31,14 @@ def converted(monkeypatch) -> list[str]:
     """Names what is converted from now on."""
     names: list[str] = []
     real = convert._convert
-    monkeypatch.setattr(convert, "_convert", lambda task, **rest: names.append(task.source) or real(task, **rest))
+    monkeypatch.setattr(
+        convert, "_convert", lambda source, *task, **options: names.append(source) or real(source, *task, **options)
+    )
     return names
 
 
-def prepare(out: Path, *roots: Path, flac: bool = True) -> Path:
-    prepare_voxceleb(roots, out, partial=True, flac=flac)
+def prepare(out: Path, *roots: Path, to_flac: bool = True) -> Path:
+    prepare_voxceleb(roots, out, allow_partial=True, to_flac=to_flac)
     return out
 
 
@@ -95,7 +97,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("line", ["whole", "broken off"])
 def test_what_was_converted_before_a_kill_is_not_converted_again(root, tmp_path, converted, monkeypatch, line):
     monkeypatch.setattr(convert.os, "cpu_count", lambda: 1)
-    monkeypatch.setattr(convert, "_CHUNK", 1)
+    monkeypatch.setattr(convert, "_CHUNK_SIZE", 1)
     real = os.replace
 
     def kill(one, other):
@@ -170,9 +172,9 @@ def test_a_broken_file_gives_way_to_another_of_its_utterance(root, tmp_path, fla
     preferred = root / f"{KEY}.flac"
     soundfile.write(preferred, [], 16000)
     for _ in range(2):
-        out = prepare(tmp_path / "out", root, flac=flac)
+        out = prepare(tmp_path / "out", root, to_flac=flac)
         manifest = Manifest(out / "manifest.parquet")
-        (part,) = manifest.parts(manifest.rows([f"{KEY}.wav"])[0])
+        (part,) = manifest.segments(manifest.rows([f"{KEY}.wav"])[0])
         assert part.samples == 8000
         other = f"out/flac/{KEY}.flac" if flac else f"root/{KEY}.wav"
         assert Path(part.path) == tmp_path / other
@@ -200,7 +202,7 @@ def test_of_files_that_are_all_broken_each_is_named(root, tmp_path):
     (root / f"{KEY}.flac").write_bytes(b"nothing")
     (root / f"{KEY}.wav").write_bytes(b"nothing")
     trees.write(root / "more" / f"{KEY}.wav", "short", 0.1)
-    out = prepare(tmp_path / "out", root, flac=False)
+    out = prepare(tmp_path / "out", root, to_flac=False)
     assert len(Manifest(out / "manifest.parquet")) == 11
     unread = "left out: cannot be read as a recording (Format not recognised.)"
     assert problems(out) == {
@@ -238,7 +240,7 @@ def test_a_header_that_promises_more_than_the_file_holds_is_named(root, tmp_path
     (root / f"{KEY}.wav").unlink()
     path = trees.write(root / f"{KEY}{ending}", KEY)
     (flac_that_says if ending == ".flac" else wav_that_says)(path, samples)
-    out = prepare(tmp_path / "out", root, flac=flac)
+    out = prepare(tmp_path / "out", root, to_flac=flac)
     assert len(Manifest(out / "manifest.parquet")) == 11
     (problem,) = problems(out).values()
     assert words in problem
@@ -276,7 +278,7 @@ def test_a_long_silence_in_flac_is_whole_if_anything_else_is_in_it(tmp_path):
     assert read_header(tmp_path / "a.flac").samples == 1_000_000
     soundfile.write(tmp_path / "a.flac", 0 * samples, 16000)
     assert read_header(tmp_path / "a.flac").samples == 0
-    assert why_no_samples(tmp_path / "a.flac") == "holds nothing but silence"
+    assert read_header(tmp_path / "a.flac").problem == "holds nothing but silence"
 
 
 def test_preparing_a_corpus_does_not_load_torch():

@@ -5,11 +5,11 @@ import pytest
 import soundfile
 import torch
 
-from sv_sparse.data.audio import read_utterance, recording
-from sv_sparse.data.dataset import Crops
+from sv_sparse.data.audio import read_utterance, single_file
+from sv_sparse.data.dataset import CropDataset
 from sv_sparse.data.decoding import AudioFile
-from sv_sparse.data.loader import CropLoader, EpochBatches
-from sv_sparse.data.rng import below, generator
+from sv_sparse.data.loader import CropLoader, EpochBatchSampler
+from sv_sparse.data.rng import generator, randint
 
 CROP = 800
 
@@ -18,7 +18,7 @@ def crops_of(root, files, tabulate, **changes):
     manifest = tabulate(root, files)
     rows = manifest.split("train")
     settings = {"crop_samples": CROP, "seed": 7} | changes
-    return Crops(manifest, rows, manifest.labels(rows), **settings)
+    return CropDataset(manifest, rows, manifest.labels(rows), **settings)
 
 
 def drawn(crops, epoch, position):
@@ -75,14 +75,14 @@ def test_a_crop_depends_on_seed_epoch_and_utterance_and_on_nothing_else(crops, c
 
 def test_drawing_crops_leaves_the_global_generator_alone(crops):
     before = torch.get_rng_state()
-    for batch in CropLoader(crops, EpochBatches(len(crops), 4, 0), 0, "cpu"):
+    for batch in CropLoader(crops, EpochBatchSampler(len(crops), 4, 0), 0, "cpu"):
         assert len(batch.labels) == 4
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_draws_are_the_same_on_every_machine():
     assert generator(1, "crop", 2, "id10001/a/1.wav").integers(10**6, size=3).tolist() == [512065, 459349, 691817]
-    assert below(10**6, 1, "crop", 2, "id10001/a/1.wav") == 727480
+    assert randint(10**6, 1, "crop", 2, "id10001/a/1.wav") == 727480
 
 
 def test_a_short_utterance_is_repeated(tmp_path, tabulate):
@@ -174,17 +174,17 @@ def test_a_batch_may_be_left_with_nothing(corpus, files, crops):
 
 def test_an_utterance_is_read_whole_at_the_rate_asked_for(tmp_path, record):
     samples = torch.arange(3200) / 3200
-    assert torch.equal(read_utterance(recording(ramp(tmp_path / "1.wav", 3200, channels=2))), samples)
-    assert read_utterance(recording(record(tmp_path / "2.flac", 1600, rate=8000))).shape == (3200,)
-    assert read_utterance(recording(record(tmp_path / "3.wav", 3200)), sample_rate=8000).shape == (1600,)
+    assert torch.equal(read_utterance(single_file(ramp(tmp_path / "1.wav", 3200, channels=2))), samples)
+    assert read_utterance(single_file(record(tmp_path / "2.flac", 1600, rate=8000))).shape == (3200,)
+    assert read_utterance(single_file(record(tmp_path / "3.wav", 3200)), sample_rate=8000).shape == (1600,)
 
 
 def test_an_utterance_of_which_nothing_can_be_said_is_an_error_that_names_it(tmp_path, record):
     with pytest.raises(ValueError, match=r"1\.wav: is too short: 0\.19 seconds, at least 0\.2 are needed"):
-        read_utterance(recording(record(tmp_path / "1.wav", 3199)))
+        read_utterance(single_file(record(tmp_path / "1.wav", 3199)))
     soundfile.write(tmp_path / "2.wav", np.zeros(4000), 16000)
     with pytest.raises(ValueError, match=r"2\.wav: holds nothing but silence"):
-        read_utterance(recording(tmp_path / "2.wav"))
+        read_utterance(single_file(tmp_path / "2.wav"))
 
 
 def test_a_silent_crop_of_an_utterance_is_taken_and_nothing_else_of_it_is_decoded(tmp_path, tabulate, monkeypatch):
@@ -215,7 +215,7 @@ def test_an_utterance_that_cannot_be_read_is_an_error_that_names_it(tmp_path, re
     record(tmp_path / "empty.wav", 0)
     truncate(record(tmp_path / "broken.flac", 16000))
     with pytest.raises(ValueError, match=name):
-        read_utterance(recording(tmp_path / name))
+        read_utterance(single_file(tmp_path / name))
 
 
 def test_crops_travel_to_other_processes_without_their_table(crops):

@@ -78,7 +78,7 @@ def test_a_frame_with_a_check_sum_of_its_own_counts_the_others_too():
     place = MP3.index(b"Xing")
     protected = bytes([MP3[0], MP3[1] & 0xFE, *MP3[2:4], 1, 2]) + MP3[4 : place + 200]
     (count,) = struct.unpack(">I", MP3[place + 8 : place + 12])
-    assert layout._counted(protected[:64]) == layout._counted(MP3[:64]) == (b"Xing", count)
+    assert layout._parse_xing(protected[:64]) == layout._parse_xing(MP3[:64]) == (b"Xing", count)
 
 
 def test_a_wav_file_without_samples_is_empty_whatever_chunks_follow_and_read_on_where_samples_follow():
@@ -115,8 +115,8 @@ def test_a_file_of_very_many_streams_is_refused():
 )
 def test_what_looks_like_audio_all_the_time_is_refused_in_few_reads(content, monkeypatch):
     reads = []
-    real = layout.MemoryContent.at
-    monkeypatch.setattr(layout.MemoryContent, "at", lambda *words: reads.append(words) or real(*words))
+    real = layout.MemoryContent.read
+    monkeypatch.setattr(layout.MemoryContent, "read", lambda *words: reads.append(words) or real(*words))
     assert inspect(content).problem
     assert len(reads) < 50
 
@@ -146,8 +146,8 @@ def test_a_disk_that_fails_is_named_and_not_taken_for_the_end_of_the_file(tmp_pa
 
 def test_what_was_found_out_of_a_file_is_not_searched_for_again_until_it_changes(tmp_path, monkeypatch):
     searched = []
-    real = layout._mpeg_parts
-    monkeypatch.setattr(layout, "_mpeg_parts", lambda *words: searched.append(words) or real(*words))
+    real = layout._find_mp3_parts
+    monkeypatch.setattr(layout, "_find_mp3_parts", lambda *words: searched.append(words) or real(*words))
     path = tmp_path / "a.mp3"
     for content in (MP3, MP3 + MP3):
         path.write_bytes(content)

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from sv_sparse.data.synthetic import demo, espeak
-from sv_sparse.data.synthetic.demo import make_demo
+from sv_sparse.data.synthetic.demo import make_demo_corpus
 from sv_sparse.io import install_command
 
 pytest.importorskip("espeakng_loader")
@@ -24,7 +24,7 @@ SETTINGS = {"train_speakers": 4, "test_speakers": 4, "sessions": 2, "utterances"
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("demo") / "corpus"
-    make_demo(root, workers=1, **SETTINGS)
+    make_demo_corpus(root, num_workers=1, **SETTINGS)
     return root
 
 
@@ -37,7 +37,7 @@ def moments(root: Path) -> dict[Path, int]:
 
 
 def test_the_number_of_workers_changes_no_bit(corpus: Path, tmp_path: Path):
-    make_demo(tmp_path / "two", workers=2, **SETTINGS)
+    make_demo_corpus(tmp_path / "two", num_workers=2, **SETTINGS)
     assert contents(tmp_path / "two") == contents(corpus)
 
 
@@ -50,19 +50,19 @@ def test_an_interrupted_corpus_is_completed_to_the_same_bits(corpus: Path, tmp_p
 
     monkeypatch.setattr(demo, "tqdm", InterruptedBar)
     with pytest.raises(KeyboardInterrupt):
-        make_demo(tmp_path / "c", workers=1, **SETTINGS)
+        make_demo_corpus(tmp_path / "c", num_workers=1, **SETTINGS)
     monkeypatch.undo()
     finished = json.loads((tmp_path / "c/corpus.json").read_text())["files"]
     assert len(finished) == 5
     made = moments(tmp_path / "c/wav")
-    make_demo(tmp_path / "c", workers=1, **SETTINGS)
+    make_demo_corpus(tmp_path / "c", num_workers=1, **SETTINGS)
     assert contents(tmp_path / "c") == contents(corpus)
     assert all(p.stat().st_mtime_ns == made[p] for p in (tmp_path / "c/wav" / name for name in finished))
 
 
 def test_a_complete_corpus_is_not_rewritten(corpus: Path):
     before = moments(corpus)
-    make_demo(corpus, workers=2, **SETTINGS)
+    make_demo_corpus(corpus, num_workers=2, **SETTINGS)
     assert moments(corpus) == before
 
 
@@ -73,7 +73,7 @@ def test_missing_and_damaged_files_and_only_those_are_made_again(corpus: Path):
     files[1].write_bytes(b"")
     files[2].write_bytes(files[2].read_bytes()[:-1] + b"?")
     (corpus / "veri_test.txt").write_text("nonsense")
-    make_demo(corpus, workers=1, **SETTINGS)
+    make_demo_corpus(corpus, num_workers=1, **SETTINGS)
     assert contents(corpus) == before
     assert all(p.stat().st_mtime_ns == made[p] for p in files[3:])
 
@@ -106,15 +106,15 @@ def test_trials_are_balanced_cross_session_same_sex_and_distinct(corpus: Path):
     trials = [line.split() for line in trial_lines(corpus)]
     assert [label for label, _, _ in trials] == ["1", "0"] * (SETTINGS["trials"] // 2)
     assert len({frozenset(pair) for _, *pair in trials}) == len(trials)
-    for label, enrolment, test in trials:
-        assert (enrolment[:7] == test[:7]) == (label == "1")
-        assert enrolment.split("/")[:2] != test.split("/")[:2]
-        assert int(enrolment[3:7]) % 2 == int(test[3:7]) % 2  # even ones are female
-        assert (corpus / "wav" / enrolment).is_file()
+    for label, enrollment, test in trials:
+        assert (enrollment[:7] == test[:7]) == (label == "1")
+        assert enrollment.split("/")[:2] != test.split("/")[:2]
+        assert int(enrollment[3:7]) % 2 == int(test[3:7]) % 2  # even ones are female
+        assert (corpus / "wav" / enrollment).is_file()
 
 
 def test_another_seed_gives_other_voices_text_and_trials(corpus: Path, tmp_path: Path):
-    make_demo(tmp_path, workers=1, **SETTINGS | {"seed": 4})
+    make_demo_corpus(tmp_path, num_workers=1, **SETTINGS | {"seed": 4})
     assert contents(tmp_path).keys() & contents(corpus).keys() == {
         "corpus.json",
         "train_list.txt",
@@ -128,42 +128,42 @@ def test_another_seed_gives_other_voices_text_and_trials(corpus: Path, tmp_path:
 def test_a_corpus_of_other_settings_is_refused_and_left_alone(corpus: Path, name: str):
     before, other = contents(corpus), SETTINGS[name] - 2 if name == "trials" else SETTINGS[name] + 1
     with pytest.raises(ValueError, match=f"has {name}={SETTINGS[name]}, asked for was {name}={other}"):
-        make_demo(corpus, workers=1, **SETTINGS | {name: other})
+        make_demo_corpus(corpus, num_workers=1, **SETTINGS | {name: other})
     assert contents(corpus) == before
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path):
     (tmp_path / "wav").mkdir()
     with pytest.raises(ValueError, match=r"holds wav but no corpus\.json"):
-        make_demo(tmp_path, workers=1, **SETTINGS)
+        make_demo_corpus(tmp_path, num_workers=1, **SETTINGS)
     assert [p.name for p in tmp_path.rglob("*")] == ["wav"]
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("train_speakers", 1), ("test_speakers", 3), ("sessions", 1), ("utterances", 0), ("workers", 0), ("seed", -1)],
+    [("train_speakers", 1), ("test_speakers", 3), ("sessions", 1), ("utterances", 0), ("num_workers", 0), ("seed", -1)],
 )
 def test_settings_out_of_range_are_refused_by_name(tmp_path: Path, name: str, value: int):
     with pytest.raises(ValueError, match=f"{name} must be at least .*, got {value}"):
-        make_demo(tmp_path, **{"workers": 1} | SETTINGS | {name: value})
+        make_demo_corpus(tmp_path, **{"num_workers": 1} | SETTINGS | {name: value})
 
 
 @pytest.mark.parametrize("trials", [19, 34])
 def test_trials_must_be_even_and_available(tmp_path: Path, trials: int):
     with pytest.raises(ValueError, match=f"trials must be even and at most 32, .* got {trials}"):
-        make_demo(tmp_path, workers=1, **SETTINGS | {"trials": trials})
+        make_demo_corpus(tmp_path, num_workers=1, **SETTINGS | {"trials": trials})
 
 
 def test_a_folder_that_cannot_be_written_gives_the_plain_error(tmp_path: Path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(NotADirectoryError):
-        make_demo(tmp_path / "file" / "corpus", workers=1, **SETTINGS)
+        make_demo_corpus(tmp_path / "file" / "corpus", num_workers=1, **SETTINGS)
 
 
 def test_a_missing_synthesizer_is_named_with_its_remedy(tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     with pytest.raises(ValueError, match=re.escape(f"needs the package espeakng-loader: {install_command('demo')}")):
-        make_demo(tmp_path, workers=1, **SETTINGS)
+        make_demo_corpus(tmp_path, num_workers=1, **SETTINGS)
 
 
 @pytest.fixture(scope="module")

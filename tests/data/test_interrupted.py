@@ -13,15 +13,13 @@ import pytest
 from helpers import trees
 from helpers.tiny import ROOT
 
-from sv_sparse.data.corpora import header_cache as known
-from sv_sparse.data.corpora import headers
-from sv_sparse.data.corpora import pipeline as prepare
+from sv_sparse.data.corpora import header_cache, headers, pipeline
 from sv_sparse.data.corpora.cnceleb import prepare_cnceleb
 from sv_sparse.data.corpora.voxceleb import prepare_voxceleb
 
 
 def command(what: str, root: Path, out: Path) -> list[str]:
-    options = ["--flac"] if what == "voxceleb" else []
+    options = ["--to-flac"] if what == "voxceleb" else []
     return [
         sys.executable,
         "-m",
@@ -32,7 +30,7 @@ def command(what: str, root: Path, out: Path) -> list[str]:
         str(root),
         "--out",
         str(out),
-        "--partial",
+        "--allow-partial",
         *options,
     ]
 
@@ -73,7 +71,7 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(tmp_path, what):
 
 def test_shards_killed_again_and_again_end_as_if_they_had_not_been(tmp_path):
     trees.write_cnceleb(tmp_path / "root", ending=".wav")
-    prepare_cnceleb([tmp_path / "root"], tmp_path / "prepared", partial=True)
+    prepare_cnceleb([tmp_path / "root"], tmp_path / "prepared", allow_partial=True)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     words = [
         sys.executable,
@@ -81,7 +79,7 @@ def test_shards_killed_again_and_again_end_as_if_they_had_not_been(tmp_path):
         "sv_sparse.commands.main",
         "shard",
         str(tmp_path / "prepared"),
-        "--utterances",
+        "--utts-per-shard",
         "5",
         "--out",
     ]
@@ -116,40 +114,40 @@ def test_headers_that_were_read_before_a_kill_are_not_read_again(tmp_path, monke
     trees.write_vox_lists(tmp_path / "root")
     opened = []
 
-    def count(root, file):
-        opened.append(file)
-        return real(root, file)
+    def count(path):
+        opened.append(path)
+        return real(path)
 
-    real = headers._header
-    monkeypatch.setattr(headers, "_header", count)
-    monkeypatch.setattr(known, "_PIECE", 10)
-    write, pieces = known._write, []
+    real = headers.read_header
+    monkeypatch.setattr(headers, "read_header", count)
+    monkeypatch.setattr(header_cache, "_PIECE_SIZE", 10)
+    write, pieces = header_cache._write, []
 
-    def kill(path, table, root):
-        write(path, table, root)
+    def kill(path, table):
+        write(path, table)
         pieces.append(path)
         if len(pieces) > after:
             raise Killed
 
-    monkeypatch.setattr(known, "_write", kill)
+    monkeypatch.setattr(header_cache, "_write", kill)
     with pytest.raises(Killed):
-        prepare_voxceleb([tmp_path / "root"], tmp_path / "out", partial=True)
+        prepare_voxceleb([tmp_path / "root"], tmp_path / "out", allow_partial=True)
     assert len(opened) == 10 * (after + 1)
-    monkeypatch.setattr(known, "_write", write)
-    prepare_voxceleb([tmp_path / "root"], tmp_path / "out", partial=True)
+    monkeypatch.setattr(header_cache, "_write", write)
+    prepare_voxceleb([tmp_path / "root"], tmp_path / "out", allow_partial=True)
     assert len(opened) == len(set(opened)) == 40
-    prepare_voxceleb([tmp_path / "root"], tmp_path / "out", partial=True)
+    prepare_voxceleb([tmp_path / "root"], tmp_path / "out", allow_partial=True)
     assert len(opened) == 40
     changed = tmp_path / "root" / "wav" / f"{trees.utterances('vox2_dev')[0]}.wav"
     trees.write(changed, "another", 0.7)
-    prepare_voxceleb([tmp_path / "root"], tmp_path / "out", partial=True)
+    prepare_voxceleb([tmp_path / "root"], tmp_path / "out", allow_partial=True)
     assert len(opened) == 41
 
 
 def test_two_at_once_in_one_folder_are_refused(tmp_path):
     trees.merged(tmp_path / "root")
     with (
-        prepare.sole(tmp_path / "out"),
+        pipeline.exclusive(tmp_path / "out"),
         pytest.raises(ValueError, match="another process is preparing into this folder"),
     ):
-        prepare_voxceleb([tmp_path / "root"], tmp_path / "out", partial=True)
+        prepare_voxceleb([tmp_path / "root"], tmp_path / "out", allow_partial=True)

@@ -9,22 +9,22 @@ import torch
 from torch.utils.data import Dataset
 
 from sv_sparse.data.dataset import Batch
-from sv_sparse.data.loader import CropLoader, EpochBatches, UnreadableMeter
-from sv_sparse.data.unreadable import UnreadableLimit
+from sv_sparse.data.loader import CropLoader, EpochBatchSampler
+from sv_sparse.data.unreadable import UnreadableCounter, UnreadableLimit
 
 # torch warns on machines with fewer processors than workers, which changes no batch.
 few_processors = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
 def test_an_epoch_is_a_permutation_without_its_incomplete_batch():
-    batches = list(EpochBatches(size=10, batch_size=3, seed=0))
+    batches = list(EpochBatchSampler(size=10, batch_size=3, seed=0))
     assert [len(batch) for batch in batches] == [3, 3, 3]
     assert len({position for batch in batches for _, position in batch}) == 9
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
     def order(seed, epoch):
-        batches = EpochBatches(50, 10, seed)
+        batches = EpochBatchSampler(50, 10, seed)
         batches.epoch = epoch
         assert {drawn for batch in batches for drawn, _ in batch} == {epoch}
         return [position for batch in batches for _, position in batch]
@@ -36,7 +36,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 def test_more_per_batch_than_there_are_utterances_is_refused_with_both_numbers():
     with pytest.raises(ValueError, match=r"trainer.batch_size=64: expected from 1 to 10, "):
-        EpochBatches(size=10, batch_size=64, seed=0)
+        EpochBatchSampler(size=10, batch_size=64, seed=0)
 
 
 def assert_same(batches, others):
@@ -51,7 +51,7 @@ def assert_same(batches, others):
 def test_batches_are_the_same_with_and_without_workers_over_several_epochs(crops, files):
     whole = files[0].read_bytes()
     files[0].write_bytes(whole[: len(whole) * 3 // 10])
-    batches = EpochBatches(len(crops), 4, 7)
+    batches = EpochBatchSampler(len(crops), 4, 7)
     loaders = [CropLoader(crops, batches, workers, "cpu") for workers in (0, 2)]
     for batches.epoch in (0, 1):
         alone, together = (list(loader) for loader in loaders)
@@ -81,7 +81,7 @@ def command_line(process):
 
 @few_processors
 def test_where_workers_are_killed_others_go_on_from_the_batch_that_they_owed(crops, caplog):
-    batches = EpochBatches(len(crops), 2, 7)
+    batches = EpochBatchSampler(len(crops), 2, 7)
     batches.start = 1
     expected = list(CropLoader(crops, batches, 0, "cpu"))
     batches.start = 1
@@ -97,7 +97,7 @@ def test_where_workers_are_killed_others_go_on_from_the_batch_that_they_owed(cro
 
 @few_processors
 def test_workers_that_die_again_and_again_end_the_run(crops):
-    batches = EpochBatches(len(crops), 2, 7)
+    batches = EpochBatchSampler(len(crops), 2, 7)
     with pytest.raises(OSError, match=r"with fewer of them \(trainer.num_workers\) each has more memory"):
         list(CropLoader(Deadly(crops), batches, 1, "cpu"))
 
@@ -116,18 +116,18 @@ class Deadly(Dataset):
 
 
 def test_a_resumed_epoch_is_the_tail_of_the_whole_one(crops):
-    batches = EpochBatches(len(crops), 4, 7)
+    batches = EpochBatchSampler(len(crops), 4, 7)
     batches.epoch = 5
     whole = list(CropLoader(crops, batches, 0, "cpu"))
-    resumed = EpochBatches(len(crops), 4, 7)
+    resumed = EpochBatchSampler(len(crops), 4, 7)
     resumed.epoch, resumed.start = 5, 3
     loader = CropLoader(crops, resumed, 0, "cpu")
     assert_same(list(loader), whole[3:])
 
 
 def test_processes_share_each_step_and_parts_come_one_after_the_other():
-    whole = list(EpochBatches(50, 12, 3))
-    parts = [list(EpochBatches(50, 12, 3, accumulate=2, rank=rank, ranks=3)) for rank in range(3)]
+    whole = list(EpochBatchSampler(50, 12, 3))
+    parts = [list(EpochBatchSampler(50, 12, 3, grad_accum_steps=2, rank=rank, world_size=3)) for rank in range(3)]
     assert [len(found) for found in parts] == [8, 8, 8]
     for step, batch in enumerate(whole):
         together = [crop for part in (2 * step, 2 * step + 1) for found in parts for crop in found[part]]
@@ -139,7 +139,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_with_what_could_be(size, ranks
     parts = ranks * accumulate
     message = f"trainer.batch_size={size} is divided among .* expected a multiple of {parts}, {2 * parts} or more"
     with pytest.raises(ValueError, match=message):
-        EpochBatches(50, size, 0, accumulate=accumulate, ranks=ranks)
+        EpochBatchSampler(50, size, 0, grad_accum_steps=accumulate, world_size=ranks)
 
 
 def counted(readable, unreadable):
@@ -148,29 +148,29 @@ def counted(readable, unreadable):
 
 
 def update(meter, batch):
-    meter.report(batch)
-    meter.count(len(batch.labels) + len(batch.unreadable), len(batch.unreadable))
+    meter.warn(batch.unreadable)
+    meter.add(len(batch.labels) + len(batch.unreadable), len(batch.unreadable))
 
 
 def test_a_run_names_what_it_leaves_out_and_stops_past_the_allowed_share(caplog):
-    meter = UnreadableMeter(0.01)
+    meter = UnreadableCounter(0.01)
     for _ in range(20):
         update(meter, counted(99, 1))
-    assert (meter.seen, meter.unreadable) == (2000, 20)
+    assert (meter.num_drawn, meter.num_unreadable) == (2000, 20)
     assert caplog.messages == ["left out of a batch: x.wav: gone"] * 20
     with pytest.raises(ValueError, match=r"data.max_unreadable_fraction=0.01: 21 of 2001 utterances drawn \(1.0%\)"):
         update(meter, counted(0, 1))
 
 
 def test_a_run_is_patient_with_the_first_few_unreadable_draws():
-    meter = UnreadableMeter(0.01)
+    meter = UnreadableCounter(0.01)
     update(meter, counted(0, 10))
     with pytest.raises(ValueError, match="11 of 12 utterances"):
         update(meter, counted(1, 1))
 
 
 def test_a_run_that_allows_no_unreadable_draw_stops_at_the_first():
-    meter = UnreadableMeter(0.0)
+    meter = UnreadableCounter(0.0)
     update(meter, counted(100, 0))
     with pytest.raises(ValueError, match=r"data.max_unreadable_fraction=0.0: 1 of 101 utterances"):
         update(meter, counted(0, 1))
@@ -178,5 +178,5 @@ def test_a_run_that_allows_no_unreadable_draw_stops_at_the_first():
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), "few"])
 def test_a_share_that_is_none_is_refused(share):
-    with pytest.raises(ValueError, match=f"data.max_unreadable_fraction={share}: expected a share from 0 to 1"):
+    with pytest.raises(ValueError, match=f"data.max_unreadable_fraction={share}: expected a fraction from 0 to 1"):
         UnreadableLimit(share)

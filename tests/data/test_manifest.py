@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sv_sparse.data import mmap_table as mapped
-from sv_sparse.data.manifest import SCHEMA, Manifest, Part, match
+from sv_sparse.data import mmap_table
+from sv_sparse.data.manifest import SCHEMA, AudioSegment, Manifest, match_utterances
 
 COLUMNS = {
     "utterance": ["b/s/1.wav", "a/s/1.wav", "c/s/1.flac", "a/s/2.wav", "c/t/1.wav"],
@@ -22,8 +22,8 @@ COLUMNS = {
     "samples": [100, 200, 300, 400, 500],
     "sample_rate": [16000, 16000, 8000, 16000, 16000],
     "channels": [1, 1, 2, 1, 1],
-    "parts": [
-        [{"file": f"wav/{name}", "samples": samples, "offset": 0, "bytes": 9, "pcm": -1}]
+    "segments": [
+        [{"file": f"wav/{name}", "samples": samples, "offset": 0, "size": 9, "pcm_offset": -1}]
         for name, samples in (("b.wav", 100), ("a.wav", 200), ("c.flac", 300), ("a2.wav", 400), ("c2.wav", 500))
     ],
     "split": ["train", "train", "validation", "train", "test"],
@@ -41,7 +41,7 @@ def test_what_is_written_reads_back(manifest, tmp_path):
     assert again.samples.tolist() == COLUMNS["samples"]
     assert again.sample_rate.tolist() == COLUMNS["sample_rate"]
     assert again.utterance(3) == "a/s/2.wav"
-    assert again.parts(3) == [Part(str(tmp_path / "speech" / "wav" / "a2.wav"), 400, 0, 9, -1)]
+    assert again.segments(3) == [AudioSegment(str(tmp_path / "speech" / "wav" / "a2.wav"), 400, 0, 9, -1)]
     assert [again.genre(row) for row in range(5)] == COLUMNS["genre"]
 
 
@@ -54,7 +54,7 @@ def test_a_relative_root_is_stored_as_an_absolute_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     manifest = Manifest.write("manifest.parquet", pa.table(COLUMNS), "speech")
     monkeypatch.chdir("/")
-    assert pickle.loads(pickle.dumps(manifest)).parts(0)[0].path == str(tmp_path / "speech" / "wav" / "b.wav")
+    assert pickle.loads(pickle.dumps(manifest)).segments(0)[0].path == str(tmp_path / "speech" / "wav" / "b.wav")
 
 
 def test_columns_made_of_pieces_are_joined(tmp_path):
@@ -94,19 +94,19 @@ def test_a_list_that_says_wav_finds_the_flac(manifest):
 
 
 def test_an_ending_that_leaves_a_choice_is_missing():
-    assert match(["a.wav", "a.ogg"], pa.array(["a.flac", "a.opus", "a.ogg"])).tolist() == [-1, 2]
+    assert match_utterances(["a.wav", "a.ogg"], pa.array(["a.flac", "a.opus", "a.ogg"])).tolist() == [-1, 2]
 
 
 def test_dots_in_a_folder_or_a_name_are_no_ending():
-    assert match(["a.b/c", "a/b.c.wav"], pa.array(["a/c.wav", "a/b.flac", "a/b.c.flac"])).tolist() == [-1, 2]
+    assert match_utterances(["a.b/c", "a/b.c.wav"], pa.array(["a/c.wav", "a/b.flac", "a/b.c.flac"])).tolist() == [-1, 2]
 
 
 def test_composed_and_decomposed_names_are_one_name_unless_both_are_there():
     composed, decomposed = (unicodedata.normalize(form, "Zoë/1.wav") for form in ("NFC", "NFD"))
-    assert match([composed], pa.array(["a/1.wav", decomposed])).tolist() == [1]
-    assert match([decomposed], pa.array([composed])).tolist() == [0]
-    assert match([decomposed.replace("wav", "ogg")], pa.array([composed])).tolist() == [0]
-    assert match([composed, decomposed], pa.array([decomposed, composed])).tolist() == [1, 0]
+    assert match_utterances([composed], pa.array(["a/1.wav", decomposed])).tolist() == [1]
+    assert match_utterances([decomposed], pa.array([composed])).tolist() == [0]
+    assert match_utterances([decomposed.replace("wav", "ogg")], pa.array([composed])).tolist() == [0]
+    assert match_utterances([composed, decomposed], pa.array([decomposed, composed])).tolist() == [1, 0]
 
 
 def test_missing_utterances_are_counted_and_the_first_are_named(manifest):
@@ -118,7 +118,7 @@ def test_pickling_keeps_the_path_alone(manifest):
     pickled = pickle.dumps(manifest)
     assert len(pickled) < 500
     again = pickle.loads(pickled)
-    assert again.parts(2) == manifest.parts(2)
+    assert again.segments(2) == manifest.segments(2)
     assert again.labels(np.arange(5)).tolist() == manifest.labels(np.arange(5)).tolist()
 
 
@@ -180,7 +180,7 @@ def test_empty_cells_are_refused(tmp_path):
     columns = pa.table(COLUMNS | {"session": ["s", None, "s", "s", "t"]})
     schema = pa.schema([field.with_nullable(True) for field in SCHEMA]).with_metadata({"root": "/"})
     path = parquet_file(tmp_path / "m.parquet", columns.cast(schema))
-    with pytest.raises(ValueError, match=r"m.parquet: the manifest has empty cells in session"):
+    with pytest.raises(ValueError, match=r"m.parquet: not a manifest \(.*session"):
         Manifest(path)
 
 
@@ -233,12 +233,12 @@ def test_in_a_folder_that_cannot_be_written_the_copy_is_a_temporary_file(manifes
             raise OSError(errno.EROFS, "Read-only file system", str(path))
         return real(path, *arguments)
 
-    real = mapped.atomic_write
-    monkeypatch.setattr(mapped, "atomic_write", write)
+    real = mmap_table.atomic_write
+    monkeypatch.setattr(mmap_table, "atomic_write", write)
     found = Manifest(manifest.source)
     assert len(found) == 5
     assert [found.utterance(row) for row in found.split("train")] == ["b/s/1.wav", "a/s/1.wav", "a/s/2.wav"]
-    monkeypatch.setattr(mapped, "atomic_write", None)  # a worker finds the copy and writes nothing
+    monkeypatch.setattr(mmap_table, "atomic_write", None)  # a worker finds the copy and writes nothing
     assert len(pickle.loads(pickle.dumps(found))) == 5
     (copy,) = temporary.rglob("*.arrow")
     assert copy.parent.stat().st_mode & 0o077 == 0
@@ -249,6 +249,6 @@ def test_a_full_disk_is_an_error_where_the_copy_is_written(manifest, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     manifest.source.with_suffix(".arrow").unlink()
-    monkeypatch.setattr(mapped, "atomic_write", write)
+    monkeypatch.setattr(mmap_table, "atomic_write", write)
     with pytest.raises(OSError, match="No space left on device"):
         Manifest(manifest.source)

@@ -17,7 +17,7 @@ import torch
 from helpers.odd_files import write_odd_files
 from helpers.tiny import ROOT, TINY
 
-from sv_sparse.data.audio import read_stretch, read_utterance, recording
+from sv_sparse.data.audio import read_segment, read_utterance, single_file
 from sv_sparse.data.decoding import AudioFile, inspect, resample
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.trials import read_trials
@@ -128,7 +128,7 @@ def test_the_trials_that_can_be_scored_are_scored_and_the_others_counted(corpus,
     trials = read_trials(corpus.trials)
     expected = {
         (trials.utterances[left], trials.utterances[right])
-        for left, right in zip(trials.enrolment, trials.test, strict=True)
+        for left, right in zip(trials.enrollment, trials.test, strict=True)
         if {trials.utterances[left], trials.utterances[right]} <= usable
     }
     (path,) = (trained / "scores").glob("*.txt")
@@ -183,16 +183,16 @@ def test_training_evaluation_and_verify_hear_the_same_samples_of_every_file(corp
             assert info.problem or info.samples < 0.2 * info.sample_rate, name
             continue
         assert not info.problem, name
-        whole = read_utterance(recording(path))
+        whole = read_utterance(single_file(path))
         assert np.array_equal(whole.numpy(), read_audio(path, 16000, max_seconds=60)), name
         with AudioFile(path) as file:
             native = file.read()
         assert len(native) == info.samples, name
         assert torch.equal(whole, torch.from_numpy(resample(native, info.sample_rate, 16000))), name
-        (part,) = recording(path)
-        part = part._replace(samples=info.samples, bytes=info.size, pcm=info.pcm)
+        (part,) = single_file(path)
+        part = part._replace(samples=info.samples, size=info.size, pcm_offset=info.pcm_offset)
         start, count = info.samples // 3, info.samples // 4
-        crop = read_stretch([part], info.sample_rate, start, count)
+        crop = read_segment([part], info.sample_rate, start, count)
         np.testing.assert_allclose(crop, native[start : start + count], atol=1e-6, err_msg=name)
 
 

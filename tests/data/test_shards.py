@@ -18,11 +18,11 @@ from helpers import trees
 from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.augment import Augmentation
 from sv_sparse.data.corpora.cnceleb import prepare_cnceleb
-from sv_sparse.data.dataset import Crops
-from sv_sparse.data.loader import CropLoader, EpochBatches
+from sv_sparse.data.dataset import CropDataset
+from sv_sparse.data.loader import CropLoader, EpochBatchSampler
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.data.noise import build_store
-from sv_sparse.data.prepared import concatenated, read_listed, select
+from sv_sparse.data.noise import build_noise_store
+from sv_sparse.data.prepared import load_trial_sets, write_run_manifest
 from sv_sparse.data.shard_loader import ShardLoader
 from sv_sparse.data.shards import write_shards
 from sv_sparse.data.unreadable import UnreadableLimit
@@ -37,8 +37,8 @@ def folders(tmp_path_factory):
         samples, rate = soundfile.read(path)
         soundfile.write(path.with_suffix(".wav"), samples, rate)
         path.unlink()
-    prepare_cnceleb([folder / "root"], folder / "prepared", partial=True)
-    write_shards(folder / "prepared", folder / "out", utterances=7)
+    prepare_cnceleb([folder / "root"], folder / "prepared", allow_partial=True)
+    write_shards(folder / "prepared", folder / "out", utts_per_shard=7)
     return folder / "prepared", folder / "out"
 
 
@@ -46,11 +46,11 @@ def test_every_utterance_is_the_same_and_lies_in_a_tar_file(folders):
     files, shards = (Manifest(folder / "manifest.parquet") for folder in folders)
     assert len(files) == len(shards)
     for row in range(len(files)):
-        (part,) = shards.parts(row)
+        (part,) = shards.segments(row)
         assert part.path.endswith(".tar")
         assert part.offset > 0
         assert shards.utterance(row) == files.utterance(row)
-        assert torch.equal(read_utterance(shards.parts(row)), read_utterance(files.parts(row)))
+        assert torch.equal(read_utterance(shards.segments(row)), read_utterance(files.segments(row)))
     names = ["utterance", "speaker", "session", "genre", "subset", "samples", "sample_rate", "split"]
     tables = [pq.read_table(folder / "manifest.parquet", columns=names) for folder in folders]
     assert tables[0].to_pylist() == tables[1].to_pylist()
@@ -67,7 +67,7 @@ def moved(folders, tmp_path):
 
 def files_of(manifest, ending):
     """Rows and paths of the utterances that are one file with this ending."""
-    several = ((row, manifest.parts(row)) for row in range(len(manifest)))
+    several = ((row, manifest.segments(row)) for row in range(len(manifest)))
     return [(row, Path(parts[0].path)) for row, parts in several if len(parts) == 1 and parts[0].path.endswith(ending)]
 
 
@@ -86,36 +86,38 @@ def test_a_recording_that_cannot_be_used_is_named_left_out_and_tried_again(moved
     for (_, path), spoil in zip(bad, [half, silence, half, silence], strict=True):
         spoil(path)
     out = tmp_path / "out"
-    write_shards(tmp_path / "prepared", out, utterances=7)
+    write_shards(tmp_path / "prepared", out, utts_per_shard=7)
     assert all(f"left out: {path}: " in caplog.text for _, path in bad)
     assert all(f"left out: {path}: holds nothing but silence" in caplog.text for _, path in bad[1::2])
     shards = Manifest(out / "manifest.parquet")
     assert len(shards) == len(moved)
     assert np.flatnonzero(shards.samples == 0).tolist() == sorted(rows)
-    before = [shards.parts(row) for row in range(len(shards))]
+    before = [shards.segments(row) for row in range(len(shards))]
     for row in np.flatnonzero(shards.samples):
-        assert torch.equal(read_utterance(before[row]), read_utterance(moved.parts(row)))
+        assert torch.equal(read_utterance(before[row]), read_utterance(moved.segments(row)))
     for (_, path), whole in zip(bad, content, strict=True):
         path.write_bytes(whole)
-    write_shards(tmp_path / "prepared", out, utterances=7)
+    write_shards(tmp_path / "prepared", out, utts_per_shard=7)
     shards = Manifest(out / "manifest.parquet")
     for row in range(len(shards)):
-        assert torch.equal(read_utterance(shards.parts(row)), read_utterance(moved.parts(row)))
-        assert row in rows or shards.parts(row) == before[row]  # which the manifests of earlier runs point at
+        assert torch.equal(read_utterance(shards.segments(row)), read_utterance(moved.segments(row)))
+        assert row in rows or shards.segments(row) == before[row]  # which the manifests of earlier runs point at
     assert not list(out.glob(".*.part"))
     unchanged = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.glob("*.tar")}
-    write_shards(tmp_path / "prepared", out, utterances=7)
+    write_shards(tmp_path / "prepared", out, utts_per_shard=7)
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.glob("*.tar")} == unchanged
 
 
 def test_lists_of_shards_know_recordings_that_were_left_out_and_no_run_trains_on_them(moved, tmp_path):
     def trained_on(prepared):
-        lists = read_listed(prepared, ["cnceleb_average"])
+        lists = load_trial_sets(prepared, ["cnceleb_average"])
         train = ["cn1_dev", "cn2_dev"]
-        run = select(prepared, train=train, lists=lists, validation_share=0.0, seed=0, out=tmp_path / "run.parquet")
+        run = write_run_manifest(
+            prepared, train_subsets=train, trial_sets=lists, val_fraction=0.0, seed=0, out=tmp_path / "run.parquet"
+        )
         return {run.utterance(row) for row in range(len(run))}
 
-    (complete,) = read_listed(tmp_path / "prepared", ["cnceleb_average"])
+    (complete,) = load_trial_sets(tmp_path / "prepared", ["cnceleb_average"])
     path_of = {moved.utterance(row): path for row, path in files_of(moved, ".flac") + files_of(moved, ".wav")}
     trained = trained_on(tmp_path / "prepared")
     bad_trained = next(name for name in path_of if name in trained)
@@ -123,10 +125,10 @@ def test_lists_of_shards_know_recordings_that_were_left_out_and_no_run_trains_on
     for name in (bad_trained, bad_tested):
         half(path_of[name])
     write_shards(tmp_path / "prepared", tmp_path / "out")
-    (one,) = read_listed(tmp_path / "out", ["cnceleb_average"])
+    (one,) = load_trial_sets(tmp_path / "out", ["cnceleb_average"])
     place = one.trials.utterances.index(bad_tested)
     assert [position for position, seconds in enumerate(one.seconds) if not seconds] == [place]
-    assert concatenated(one).seconds[len(one.trials.utterances) :].count(0) == sum(
+    assert one.concat_enrollments().seconds[len(one.trials.utterances) :].count(0) == sum(
         place in members for members in one.trials.models.values()
     )
     assert trained - trained_on(tmp_path / "out") == {bad_trained}
@@ -145,17 +147,17 @@ def test_too_many_recordings_that_cannot_be_used_end_it_and_the_next_call_goes_o
     path.write_bytes(whole)
     write_shards(tmp_path / "prepared", tmp_path / "out", limit=strict)
     shards = Manifest(tmp_path / "out" / "manifest.parquet")
-    assert torch.equal(read_utterance(shards.parts(row)), read_utterance(moved.parts(row)))
+    assert torch.equal(read_utterance(shards.segments(row)), read_utterance(moved.segments(row)))
 
 
 @pytest.mark.parametrize("ending", [".flac", ".wav"])
 def test_a_disk_that_is_away_ends_it_and_leaves_no_shard_without_its_recordings(moved, tmp_path, ending):
     for row in range(len(moved)):
-        for part in moved.parts(row):
+        for part in moved.segments(row):
             if part.path.endswith(ending):
                 Path(part.path).unlink(missing_ok=True)
     with pytest.raises((ValueError, OSError), match=f"{ending}.*No such file|No such file.*{ending}"):
-        write_shards(tmp_path / "prepared", tmp_path / "out", utterances=100)
+        write_shards(tmp_path / "prepared", tmp_path / "out", utts_per_shard=100)
     assert not list((tmp_path / "out").glob("cn*_dev*.tar"))
     assert not (tmp_path / "out" / "manifest.parquet").exists()
 
@@ -163,23 +165,25 @@ def test_a_disk_that_is_away_ends_it_and_leaves_no_shard_without_its_recordings(
 @pytest.mark.parametrize("place", [-1, -2, -4])
 def test_a_shard_that_broke_off_is_filled_up_or_refused_by_name(moved, tmp_path, place):
     out = tmp_path / "out"
-    write_shards(tmp_path / "prepared", out, utterances=100)
+    write_shards(tmp_path / "prepared", out, utts_per_shard=100)
     path = sorted(out.glob("*.tar"))[0]
     whole = path.read_bytes()
     with tarfile.open(path) as shard:
         cut = shard.getmembers()[place].offset
     path.write_bytes(whole[:cut])
-    write_shards(tmp_path / "prepared", out, utterances=100)
+    write_shards(tmp_path / "prepared", out, utts_per_shard=100)
     assert path.read_bytes().rstrip(b"\0") == whole.rstrip(b"\0")
     path.write_bytes(whole[: cut + tarfile.BLOCKSIZE + 10])
     with pytest.raises(ValueError, match=rf"{path}: cannot be read as a shard \(.*\); remove it and run again"):
-        write_shards(tmp_path / "prepared", out, utterances=100)
+        write_shards(tmp_path / "prepared", out, utts_per_shard=100)
 
 
 def test_shards_of_another_size_are_refused_by_name(folders, tmp_path):
     out = shutil.copytree(folders[1], tmp_path / "out")
-    with pytest.raises(ValueError, match=r"000000.tar: was made with another --utterances; remove it and run again"):
-        write_shards(folders[0], out, utterances=5)
+    with pytest.raises(
+        ValueError, match=r"000000.tar: was made with another --utts-per-shard; remove it and run again"
+    ):
+        write_shards(folders[0], out, utts_per_shard=5)
 
 
 @pytest.mark.filterwarnings(
@@ -198,19 +202,19 @@ def test_any_webdataset_reader_reads_them(folders):
     gc.collect()
     assert len(found) == len(shards)
     for row in range(len(shards)):
-        assert np.array_equal(found[shards.utterance(row)], read_utterance(shards.parts(row)).numpy())
+        assert np.array_equal(found[shards.utterance(row)], read_utterance(shards.segments(row)).numpy())
 
 
 def test_an_epoch_has_the_same_batches_from_files_and_from_shards(folders, tmp_path):
     loaded = []
     for number, folder in enumerate(folders):
-        lists = read_listed(folder, ["cnceleb_average"])
+        lists = load_trial_sets(folder, ["cnceleb_average"])
         out = tmp_path / f"{number}.parquet"
         train = ["cn1_dev", "cn2_dev"]
-        manifest = select(folder, train=train, lists=lists, validation_share=0.0, seed=0, out=out)
+        manifest = write_run_manifest(folder, train_subsets=train, trial_sets=lists, val_fraction=0.0, seed=0, out=out)
         rows = manifest.split("train")
-        crops = Crops(manifest, rows, manifest.labels(rows), crop_samples=9000, seed=1)
-        loaded.append(list(CropLoader(crops, EpochBatches(len(rows), 4, 1), 0, "cpu")))
+        crops = CropDataset(manifest, rows, manifest.labels(rows), crop_samples=9000, seed=1)
+        loaded.append(list(CropLoader(crops, EpochBatchSampler(len(rows), 4, 1), 0, "cpu")))
     for one, other in zip(*loaded, strict=True):
         assert one.unreadable == other.unreadable == []
         assert torch.equal(one.waveforms, other.waveforms)
@@ -219,50 +223,54 @@ def test_an_epoch_has_the_same_batches_from_files_and_from_shards(folders, tmp_p
 
 def test_a_shard_holds_many_speakers(folders):
     shards = pq.read_table(folders[1] / "manifest.parquet").to_pylist()
-    first = {row["speaker"] for row in shards if row["parts"][0]["file"] == "cn_segments-000000.tar"}
+    first = {row["speaker"] for row in shards if row["segments"][0]["file"] == "cn_segments-000000.tar"}
     assert len(first) == 3
 
 
 def test_shards_of_another_corpus_are_not_taken_for_this_ones(folders, tmp_path):
     prepared, _ = folders
-    write_shards(prepared, tmp_path / "out", utterances=100)
+    write_shards(prepared, tmp_path / "out", utts_per_shard=100)
     other = pq.read_table(prepared / "manifest.parquet")
     fewer = other.filter(np.array([name != "id00000" for name in other.column("speaker").to_pylist()]))
     Manifest.write(tmp_path / "other" / "manifest.parquet", fewer, Manifest(prepared / "manifest.parquet").root)
     with pytest.raises(ValueError, match=r"000000.tar: holds another corpus than .*other; remove it and run again"):
-        write_shards(tmp_path / "other", tmp_path / "out", utterances=100)
+        write_shards(tmp_path / "other", tmp_path / "out", utts_per_shard=100)
     with pytest.raises(ValueError, match="expected another folder"):
         write_shards(prepared, prepared)
 
 
 def test_a_shard_that_was_cut_is_named(folders, tmp_path):
     prepared, _ = folders
-    write_shards(prepared, tmp_path / "out", utterances=100)
+    write_shards(prepared, tmp_path / "out", utts_per_shard=100)
     manifest = Manifest(tmp_path / "out" / "manifest.parquet")
-    row = max(range(len(manifest)), key=lambda row: manifest.parts(row)[0].offset)
-    (part,) = manifest.parts(row)
+    row = max(range(len(manifest)), key=lambda row: manifest.segments(row)[0].offset)
+    (part,) = manifest.segments(row)
     with open(part.path, "r+b") as file:
         file.truncate(part.offset + 10)
     with pytest.raises(ValueError, match=part.path):
-        read_utterance(manifest.parts(row))
+        read_utterance(manifest.segments(row))
 
 
 @pytest.fixture(scope="module")
 def selected(folders, tmp_path_factory):
-    """Crops of the training speakers, from files and from shards, with rooms, noises and speeds."""
+    """CropDataset of the training speakers, from files and from shards, with rooms, noises and speeds."""
     folder = tmp_path_factory.mktemp("selected")
     for kind in ("noise", "music", "speech", "simulated_rirs"):
         trees.write(folder / "sounds" / kind / "1.wav", kind)
-    build_store([folder / "sounds"], folder / "store")
-    augmentation = Augmentation(store=str(folder / "store"), probability=0.6, speeds=(1.0, 0.9), mask_probability=0.5)
+    build_noise_store([folder / "sounds"], folder / "store")
+    augmentation = Augmentation(
+        noise_dir=str(folder / "store"), aug_prob=0.6, speed_perturb=(1.0, 0.9), spec_augment_prob=0.5
+    )
     found = []
     for number, prepared in enumerate(folders):
-        lists = read_listed(prepared, ["cnceleb_average"])
+        lists = load_trial_sets(prepared, ["cnceleb_average"])
         out = folder / f"{number}.parquet"
-        manifest = select(prepared, train=["cn1_dev", "cn2_dev"], lists=lists, validation_share=0.0, seed=0, out=out)
+        manifest = write_run_manifest(
+            prepared, train_subsets=["cn1_dev", "cn2_dev"], trial_sets=lists, val_fraction=0.0, seed=0, out=out
+        )
         rows = manifest.split("train")
         labels = manifest.labels(rows)
-        found.append(Crops(manifest, rows, labels, crop_samples=9000, seed=1, augmentation=augmentation))
+        found.append(CropDataset(manifest, rows, labels, crop_samples=9000, seed=1, augmentation=augmentation))
     return found
 
 
@@ -271,8 +279,8 @@ def heard(batches):
     found = []
     for batch in batches:
         assert batch.unreadable == []
-        extras = batch.extras
-        rooms = dict(zip(extras.room_rows.tolist(), extras.rooms.numpy(), strict=True))
+        extras = batch.augmentation
+        rooms = dict(zip(extras.rir_rows.tolist(), extras.rirs.numpy(), strict=True))
         noises = dict(zip(extras.noise_rows.tolist(), zip(extras.noises, extras.snr, strict=True), strict=True))
         for row, label in enumerate(batch.labels.tolist()):
             samples = np.trim_zeros(batch.waveforms[row].numpy(), "b").tobytes()
@@ -286,14 +294,14 @@ def sizes(batches):
     return {len(batch.labels) for batch in batches}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_in_order_an_epoch_has_the_same_crops_as_from_files_in_batches_of_one_size(selected, workers):
+def test_in_order_an_epoch_has_the_same_crops_as_from_files_in_batches_of_one_size(selected, num_workers):
     files, shards = selected
     size = 5
     assert len(files) % size  # the last batch is not whole
-    batches = EpochBatches(len(files), size, 1)
-    streamed = ShardLoader(shards, batches, workers, "cpu")
+    batches = EpochBatchSampler(len(files), size, 1)
+    streamed = ShardLoader(shards, batches, num_workers, "cpu")
     orders = []
     for epoch in (0, 3):
         batches.epoch = epoch
@@ -311,12 +319,12 @@ def test_in_order_an_epoch_has_the_same_crops_as_from_files_in_batches_of_one_si
 
 
 def of_rank(crops, rank, ranks):
-    return EpochBatches(len(crops), 2 * ranks, 1, rank=rank, ranks=ranks)
+    return EpochBatchSampler(len(crops), 2 * ranks, 1, rank=rank, world_size=ranks)
 
 
 def test_ranks_read_shards_of_their_own_and_have_as_many_batches(selected):
     _, shards = selected
-    batches = EpochBatches(len(shards), 2, 1)
+    batches = EpochBatchSampler(len(shards), 2, 1)
     whole = heard(ShardLoader(shards, batches, 0, "cpu"))
     loaded = [list(ShardLoader(shards, of_rank(shards, rank, 2), 0, "cpu")) for rank in range(2)]
     parts = [heard(found) for found in loaded]
@@ -330,19 +338,19 @@ def test_ranks_read_shards_of_their_own_and_have_as_many_batches(selected):
 def test_files_of_their_own_are_not_read_in_order(selected):
     files, _ = selected
     with pytest.raises(ValueError, match="are files of their own; make shards by: sv-sparse shard"):
-        ShardLoader(files, EpochBatches(len(files), 2, 1), 0, "cpu")
+        ShardLoader(files, EpochBatchSampler(len(files), 2, 1), 0, "cpu")
 
 
 def test_a_shard_that_breaks_off_or_is_gone_is_named(selected, folders, tmp_path):
     _, shards = selected
-    batches = EpochBatches(len(shards), 2, 1)
+    batches = EpochBatchSampler(len(shards), 2, 1)
     copy = tmp_path / "copy"
     shutil.copytree(folders[1], copy)
     names = shards.manifest.first_files(shards.rows).dictionary.to_pylist()
     table = pq.read_table(shards.manifest.source)
     manifest = Manifest.write(tmp_path / "run.parquet", table, copy)
     rows = manifest.split("train")
-    moved = Crops(manifest, rows, manifest.labels(rows), crop_samples=9000, seed=1)
+    moved = CropDataset(manifest, rows, manifest.labels(rows), crop_samples=9000, seed=1)
     with tarfile.open(copy / names[0]) as shard:
         members = shard.getmembers()
     for place, message in (
@@ -354,7 +362,7 @@ def test_a_shard_that_breaks_off_or_is_gone_is_named(selected, folders, tmp_path
         with open(copy / names[0], "r+b") as file:
             file.truncate(place)
         with pytest.raises(ValueError, match=f"{names[0]}: .*{message}"):
-            list(ShardLoader(moved, EpochBatches(len(rows), 1, 1), 0, "cpu"))
+            list(ShardLoader(moved, EpochBatchSampler(len(rows), 1, 1), 0, "cpu"))
     (copy / names[0]).unlink()
     with pytest.raises(FileNotFoundError, match=names[0]):
         list(ShardLoader(moved, batches, 0, "cpu"))

@@ -5,8 +5,9 @@ import pytest
 from helpers import trees
 
 from sv_sparse.data.corpora.voxceleb import prepare_voxceleb
-from sv_sparse.data.prepared import judged, read_listed
-from sv_sparse.data.speakers import read_sexes, sexes_table
+from sv_sparse.data.prepared import load_trial_sets
+from sv_sparse.data.speakers import format_sexes, read_sexes
+from sv_sparse.data.trial_set import TrialSet
 from sv_sparse.data.trials import Trials
 from sv_sparse.evaluation.trial_sets import trial_sets_from_files
 
@@ -29,7 +30,7 @@ def test_tables_of_speakers_are_read_as_they_are_published(tmp_path, text, expec
 
 
 def test_a_table_that_was_written_is_read_back(tmp_path):
-    (tmp_path / "table.csv").write_text(sexes_table({"b": "m", "a": "f"}))
+    (tmp_path / "table.csv").write_text(format_sexes({"b": "m", "a": "f"}))
     assert read_sexes(tmp_path / "table.csv") == {"a": "f", "b": "m"}
 
 
@@ -45,14 +46,14 @@ def test_a_prepared_corpus_knows_the_sexes_of_those_it_is_judged_by(tmp_path):
     trees.write_vox_lists(tmp_path / "lists")
     (tmp_path / "lists" / "vox1_meta.csv").write_text(VOX1)
     (tmp_path / "vox" / "vox2_meta.csv").write_text(VOX2)
-    prepare_voxceleb([tmp_path / "vox"], tmp_path / "out", lists=[tmp_path / "lists"], partial=True)
+    prepare_voxceleb([tmp_path / "vox"], tmp_path / "out", lists=[tmp_path / "lists"], allow_partial=True)
     assert read_sexes(tmp_path / "out" / "speakers.csv") == {
         "id10001": "m",
         "id10270": "f",
         "id00012": "m",
         "id00017": "f",
     }
-    (one,) = read_listed(tmp_path / "out", ["vox1_O_cleaned"])
+    (one,) = load_trial_sets(tmp_path / "out", ["vox1_O_cleaned"])
     known = dict(zip(one.speakers, one.sexes, strict=True))
     assert known["id10270"] == "f"
     assert known["id10309"] == ""
@@ -67,7 +68,7 @@ def test_a_table_knows_speakers_whose_names_it_composes_otherwise(tmp_path, reco
     keys = [f"{speaker}/s/1.wav" for speaker in speakers]
     manifest = tabulate(tmp_path, [record(tmp_path / key) for key in keys])
     trials = Trials("mine", np.array([True, False, False]), np.array([0, 1, 2]), np.array([0, 0, 1]), keys)
-    assert judged(trials, manifest, sexes).sexes == list(speakers.values())
+    assert TrialSet.from_manifest(trials, manifest, sexes).sexes == list(speakers.values())
     lines = "".join(f"{int(left == right)}\t{left}\t{right}\n" for left in keys for right in keys)
     (tmp_path / "mine.txt").write_text(lines, encoding="utf-8")
     (one,) = trial_sets_from_files(tmp_path, [tmp_path / "mine.txt"], sexes)

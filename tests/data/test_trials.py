@@ -16,7 +16,7 @@ def test_a_list_reads_as_labels_and_indices_into_its_distinct_utterances(tmp_pat
     assert len(trials) == 2
     assert trials.is_target.tolist() == [True, False]
     assert trials.utterances == ["a/s/1.wav", "a/s/2.wav", "b/s/1.wav"]
-    assert trials.enrolment.tolist() == [0, 0]
+    assert trials.enrollment.tolist() == [0, 0]
     assert trials.test.tolist() == [1, 2]
 
 
@@ -105,7 +105,7 @@ def test_a_list_without_some_utterances_is_as_if_their_trials_had_never_been_in_
     (tmp_path / "rest" / "list.txt").parent.mkdir()
     (tmp_path / "rest" / "list.txt").write_text("\n".join(lines[1:4]))
     expected = read_trials(tmp_path / "rest" / "list.txt")
-    assert [(rest.sides[e], rest.sides[t]) for e, t in zip(rest.enrolment, rest.test, strict=True)] == [
+    assert [(rest.sides[e], rest.sides[t]) for e, t in zip(rest.enrollment, rest.test, strict=True)] == [
         ("a/1", "b/1"),
         ("b/2", "b/1"),
         ("c/1", "b/1"),
@@ -115,7 +115,7 @@ def test_a_list_without_some_utterances_is_as_if_their_trials_had_never_been_in_
     assert [["a/1", "a/2", "b/1", "b/2", "c/1"][row] for row in rows] == rest.utterances
 
 
-def test_enrolments_keep_the_utterances_that_can_be_used_and_lose_their_trials_with_the_last():
+def test_enrollments_keep_the_utterances_that_can_be_used_and_lose_their_trials_with_the_last():
     models = {"m0": [0, 1], "m1": [2, 3], "m2": [4]}
     is_target = np.array([True, False, True, False])
     complete = Trials("list", is_target, np.array([6, 7, 8, 0]), np.array([5, 5, 5, 5]), list("abcdef"), models)
@@ -123,7 +123,7 @@ def test_enrolments_keep_the_utterances_that_can_be_used_and_lose_their_trials_w
     assert rows.tolist() == [0, 4, 5]
     assert rest.utterances == ["a", "e", "f"]
     assert rest.models == {"m0": [0], "m2": [1]}
-    assert [(rest.sides[e], rest.sides[t]) for e, t in zip(rest.enrolment, rest.test, strict=True)] == [
+    assert [(rest.sides[e], rest.sides[t]) for e, t in zip(rest.enrollment, rest.test, strict=True)] == [
         ("m0", "f"),
         ("m2", "f"),
         ("a", "f"),
@@ -131,4 +131,4 @@ def test_enrolments_keep_the_utterances_that_can_be_used_and_lose_their_trials_w
     assert rest.is_target.tolist() == [True, True, False]
     fewer, _ = complete.without([1])
     assert len(fewer) == len(complete)
-    assert fewer.digest != complete.digest  # an average of other utterances is another enrolment
+    assert fewer.checksum != complete.checksum  # an average of other utterances is another enrollment

@@ -9,10 +9,10 @@ import pytest
 from helpers import trees
 
 from sv_sparse.data.corpora import headers, published
-from sv_sparse.data.corpora.voxceleb import parse, prepare_voxceleb
+from sv_sparse.data.corpora.voxceleb import parse_path, prepare_voxceleb
 from sv_sparse.data.decoding import AudioInfo
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.data.prepared import read_listed, select
+from sv_sparse.data.prepared import load_trial_sets, write_run_manifest
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="converting m4a needs ffmpeg, which is absent")
 
@@ -20,7 +20,7 @@ needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="conver
 def prepared(root: Path, out: Path, **options) -> Path:
     if not list(root.rglob("veri_test2.txt")):
         trees.write_vox_lists(root / "lists")
-    prepare_voxceleb([root], out, partial=True, **options)
+    prepare_voxceleb([root], out, allow_partial=True, **options)
     return out
 
 
@@ -45,7 +45,7 @@ def test_every_layout_prepares_to_the_same_manifest_and_lists(tmp_path, referenc
     assert len(rows(out)) == 40
     manifest = Manifest(out / "manifest.parquet")
     for row in range(len(manifest)):
-        (part,) = manifest.parts(row)
+        (part,) = manifest.segments(row)
         assert Path(part.path).is_file()
     assert sorted(path.name for path in (out / "trials").iterdir()) == [
         "vox1_E_cleaned.txt",
@@ -74,16 +74,16 @@ def test_without_ffmpeg_m4a_is_an_error_that_says_how_to_get_it(tmp_path, monkey
 
 def test_all_can_be_converted_to_flac_and_keep_their_samples(tmp_path, reference):
     trees.released(tmp_path / "root")
-    out = prepared(tmp_path / "root", tmp_path / "out", flac=True)
+    out = prepared(tmp_path / "root", tmp_path / "out", to_flac=True)
     assert rows(out) == rows(reference)
     manifest = Manifest(out / "manifest.parquet")
-    assert all(manifest.parts(row)[0].path.endswith(".flac") for row in range(len(manifest)))
+    assert all(manifest.segments(row)[0].path.endswith(".flac") for row in range(len(manifest)))
 
 
 def test_the_subset_is_the_speakers_whatever_the_folders_are_called():
-    assert parse("test/wav/id00012/21Uxsk56VDQ/00001.wav").subset == "vox2_dev"
-    assert parse("dev/wav/id00017/21Uxsk56VDQ/00001.wav").subset == "vox2_test"
-    assert parse("dev/wav/id10270/21Uxsk56VDQ/00001.wav").subset == "vox1_test"
+    assert parse_path("test/wav/id00012/21Uxsk56VDQ/00001.wav").subset == "vox2_dev"
+    assert parse_path("dev/wav/id00017/21Uxsk56VDQ/00001.wav").subset == "vox2_test"
+    assert parse_path("dev/wav/id10270/21Uxsk56VDQ/00001.wav").subset == "vox1_test"
     assert len(published.VOX2_TEST) == published.SIZES["vox2_test"].speakers
     assert len(published.VOX1_TEST) == published.SIZES["vox1_test"].speakers
     assert len(published.VOX1) == published.SIZES["vox1_dev"].speakers + published.SIZES["vox1_test"].speakers
@@ -93,7 +93,7 @@ def test_the_subset_is_the_speakers_whatever_the_folders_are_called():
     "path", ["id10270/21Uxsk56VDQ/1.wav", "id1027/21Uxsk56VDQ/00001.wav", "id10270/short/00001.wav", "meta.csv"]
 )
 def test_other_files_are_no_utterances(path):
-    assert parse(path) is None
+    assert parse_path(path) is None
 
 
 def test_a_part_of_the_corpus_is_refused_with_what_is_missing_unless_asked_for(tmp_path):
@@ -103,7 +103,7 @@ def test_a_part_of_the_corpus_is_refused_with_what_is_missing_unless_asked_for(t
         prepare_voxceleb([tmp_path / "root"], tmp_path / "out")
     for name in ("veri_test2.txt", "list_test_all2.txt", "list_test_hard2.txt"):
         (tmp_path / "root" / name).unlink()
-    with pytest.raises(ValueError, match="--partial") as error:
+    with pytest.raises(ValueError, match="--allow-partial") as error:
         prepare_voxceleb([tmp_path / "root"], tmp_path / "out")
     assert "vox2_dev has 3 of 5,994 published speakers" in str(error.value)
     assert "vox1_test has 8 of 4,874 published utterances" in str(error.value)
@@ -122,7 +122,7 @@ def test_the_original_list_under_the_cleaned_ones_name_is_told_apart(tmp_path, m
         (tmp_path / "root" / name).unlink()
     for partial in (False, True):
         with pytest.raises(ValueError, match=r"veri_test2.txt: .* those of veri_test.txt \(vox1_O\)"):
-            prepare_voxceleb([tmp_path / "root"], tmp_path / "out", partial=partial)
+            prepare_voxceleb([tmp_path / "root"], tmp_path / "out", allow_partial=partial)
 
 
 def test_every_bad_file_is_named_with_its_problem(tmp_path):
@@ -155,17 +155,19 @@ def test_every_bad_file_is_named_with_its_problem(tmp_path):
 
 
 def test_training_on_all_of_voxceleb_leaves_only_o_to_judge_on(reference, tmp_path):
-    options = {"validation_share": 0.0, "seed": 0, "out": tmp_path / "manifest.parquet"}
-    o, e = (read_listed(reference, [name]) for name in ("vox1_O_cleaned", "vox1_E_cleaned"))
+    options = {"val_fraction": 0.0, "seed": 0, "out": tmp_path / "manifest.parquet"}
+    o, e = (load_trial_sets(reference, [name]) for name in ("vox1_O_cleaned", "vox1_E_cleaned"))
     both = ["vox1_dev", "vox2_dev"]
-    assert len(select(reference, train=both, lists=o, **options).speakers("train")) == 6
-    assert len(select(reference, train=["vox2_dev"], lists=e, **options).speakers("train")) == 3
+    assert len(write_run_manifest(reference, train_subsets=both, trial_sets=o, **options).speakers("train")) == 6
+    assert (
+        len(write_run_manifest(reference, train_subsets=["vox2_dev"], trial_sets=e, **options).speakers("train")) == 3
+    )
     with pytest.raises(
         ValueError, match=r"vox1_E_cleaned: 3 of its speakers are trained on .* data.train_subsets=\[vox2_dev\]"
     ):
-        select(reference, train=both, lists=e, **options)
+        write_run_manifest(reference, train_subsets=both, trial_sets=e, **options)
     with pytest.raises(ValueError, match=r"data.train_subsets=\['vox3'\]: expected some of vox1_dev, vox1_test"):
-        select(reference, train=["vox3"], lists=o, **options)
+        write_run_manifest(reference, train_subsets=["vox3"], trial_sets=o, **options)
 
 
 def test_links_that_lead_nowhere_in_circles_or_are_no_text_are_named_and_do_not_end_the_scan(tmp_path, reference):
@@ -185,7 +187,7 @@ def test_the_prepared_folder_may_lie_below_the_root_by_any_path(tmp_path):
     trees.released(tmp_path / "root")
     (tmp_path / "link").symlink_to(tmp_path / "root")
     for root in ("root", "link"):
-        out = prepared(tmp_path / root, tmp_path / "root" / "prepared", flac=True)
+        out = prepared(tmp_path / root, tmp_path / "root" / "prepared", to_flac=True)
         assert (out / "problems.tsv").read_text() == "file\tproblem\n"
 
 

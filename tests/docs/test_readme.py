@@ -82,7 +82,7 @@ def prepared(tmp_path_factory) -> Prepared:
         places = iter([folder / "vox", folder / "lists"] if what == "voxceleb" else [folder / "cn"])
         words = [str(next(places) if word == "PATH" else known.get(word, word)) for word in words]
         words = [word.replace("PREPARED", str(getattr(found, what, ""))) for word in words]
-        run([SCRIPT, *words, *(["--partial"] if what != "noise" else [])], folder)
+        run([SCRIPT, *words, *(["--allow-partial"] if what != "noise" else [])], folder)
     for command in of("sv-sparse shard"):
         words = shlex.split(command, comments=True)[1:]
         run([SCRIPT, *(found.put_into(word, found.voxceleb) for word in words)], folder)
@@ -92,7 +92,7 @@ def prepared(tmp_path_factory) -> Prepared:
 def test_archives_are_compared_with_what_was_published(tmp_path):
     (tmp_path / "DOWNLOADS").mkdir()
     (tmp_path / "DOWNLOADS" / "musan.tar.gz").write_bytes(b"no archive")
-    (command,) = of("sv-sparse prepare archives")
+    (command,) = of("sv-sparse prepare verify-archives")
     words = [SCRIPT, *shlex.split(command, comments=True)[1:]]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 2

@@ -8,8 +8,8 @@ import soundfile
 import torch
 from torch import nn
 
-from sv_sparse.data.audio import recording
-from sv_sparse.data.manifest import Part
+from sv_sparse.data.audio import single_file
+from sv_sparse.data.manifest import AudioSegment
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.evaluation.embed import embed, mean_embedding
 
@@ -34,7 +34,7 @@ def test_every_recording_keeps_its_place_and_its_whole_length(tmp_path):
         path = str(tmp_path / f"{number}.wav")
         soundfile.write(path, generator.uniform(-0.5, 0.5, length), 16000, subtype="FLOAT")
         samples, _ = soundfile.read(path, dtype="float32")
-        paths.append(recording(path))
+        paths.append(single_file(path))
         expected.append((samples.sum(), length))
     embeddings = embed(Sums(), nn.Identity(), paths, title="test")
     np.testing.assert_allclose(embeddings.values, np.array(expected), atol=1e-3)
@@ -47,13 +47,13 @@ def ramp(samples: int, peak: float = 0.1) -> np.ndarray:
     return np.linspace(0, peak, samples)
 
 
-def ramps(folder: Path, count: int) -> list[list[Part]]:
+def ramps(folder: Path, count: int) -> list[list[AudioSegment]]:
     """Recordings of several lengths."""
     recordings = []
     for number in range(count):
         path = folder / f"{number}.wav"
         soundfile.write(path, ramp(3600 + number % 3), 16000, subtype="FLOAT")
-        recordings.append(recording(path))
+        recordings.append(single_file(path))
     return recordings
 
 
@@ -119,7 +119,7 @@ def test_a_few_of_a_small_set_may_be_unusable_but_none_where_none_is_allowed(tmp
 
 def test_where_no_recording_can_be_used_there_are_no_embeddings(tmp_path):
     (tmp_path / "broken.flac").write_bytes(b"nothing")
-    recordings = [recording(tmp_path / "broken.flac")]
+    recordings = [single_file(tmp_path / "broken.flac")]
     embeddings = embed(Sums(), nn.Identity(), recordings, title="test", limit=UnreadableLimit(1.0))
     assert embeddings.values.shape == (1, 0)
     assert not embeddings.usable.any()

@@ -9,7 +9,7 @@ import torch
 from test_embed import Sums
 from torch import nn
 
-from sv_sparse.data.audio import recording
+from sv_sparse.data.audio import single_file
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.evaluation.embed import _PREFETCH, embed
 from sv_sparse.evaluation.embedding_cache import EmbeddingCache
@@ -33,7 +33,7 @@ def recordings(tmp_path):
     for number in range(150):
         path = tmp_path / f"{number}.wav"
         soundfile.write(path, np.random.default_rng(number).uniform(-0.5, 0.5, 4000 + number % 7), 16000)
-        recordings.append(recording(str(path)))
+        recordings.append(single_file(str(path)))
     return recordings
 
 

@@ -8,8 +8,8 @@ import pytest
 import soundfile
 import torch
 
-from sv_sparse.data.manifest import PART, Manifest
-from sv_sparse.data.prepared import Judged, judged
+from sv_sparse.data.manifest import SEGMENT, Manifest
+from sv_sparse.data.trial_set import TrialSet
 from sv_sparse.data.trials import Trials
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.evaluation.embed import embed
@@ -58,13 +58,13 @@ def recorded(folder) -> Manifest:
         (folder / key).parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(folder / key, np.random.default_rng(number).uniform(-0.5, 0.5, 8000), 16000)
     parts = [
-        [{"file": key, "samples": samples, "offset": 0, "bytes": 0, "pcm": -1}]
+        [{"file": key, "samples": samples, "offset": 0, "size": 0, "pcm_offset": -1}]
         for key, samples in zip(keys, lengths, strict=True)
     ]
     columns = {"utterance": keys, "speaker": [key[0] for key in keys], "session": ["s"] * 4, "samples": lengths}
     columns |= {"sample_rate": [16000] * 4, "channels": [1] * 4, "split": ["test"] * 4}
     return Manifest.write(
-        folder / "manifest.parquet", pa.table(columns | {"parts": pa.array(parts, pa.list_(PART))}), folder
+        folder / "manifest.parquet", pa.table(columns | {"segments": pa.array(parts, pa.list_(SEGMENT))}), folder
     )
 
 
@@ -87,12 +87,12 @@ def test_a_recording_without_samples_in_the_manifest_is_left_out_though_it_can_b
     # "pair" is the enrolment of the second and the last one.
     is_target = np.array([True, False, False, True, False])
     trials = Trials("mine", is_target, np.array([0, 0, 4, 2, 1]), np.array([1, 2, 0, 3, 2]), names, {"pair": [1, 3]})
-    one = judged(trials, manifest, {})
+    one = TrialSet.from_manifest(trials, manifest, {})
     scoring = ScoringConfig([0.01], 1.0, 1.0, "none", 300, 10, enrolment, [], [])
     settings = {"limit": UnreadableLimit(0.5), "output_dir": None, "with_details": False}
     for cache in (None, EmbeddingCache(tmp_path / "cache", _Loudness(), {})):
         if cache is not None:  # which may know its embedding from elsewhere
-            embed(_Loudness(), torch.nn.Identity(), one.recordings, title="others", cache=cache)
+            embed(_Loudness(), torch.nn.Identity(), one.audio, title="others", cache=cache)
         (result,) = evaluate_trial_sets(
             _Loudness(),
             torch.nn.Identity(),
@@ -125,12 +125,12 @@ def written(folder, sessions: int, utterances: int) -> Manifest:
     ]
     speakers, videos, names = (list(column) for column in zip(*keys, strict=True))
     count = len(keys)
-    part = {"file": "x.wav", "samples": 16000, "offset": 0, "bytes": 1, "pcm": -1}
+    part = {"file": "x.wav", "samples": 16000, "offset": 0, "size": 1, "pcm_offset": -1}
     table = pa.table(
         {
             **{"utterance": names, "speaker": speakers, "session": videos, "samples": [16000] * count},
             **{"sample_rate": [16000] * count, "channels": [1] * count},
-            "parts": pa.array([[part]] * count, pa.list_(PART)),
+            "segments": pa.array([[part]] * count, pa.list_(SEGMENT)),
             "split": ["train" if name == "s0" else "validation" for name in speakers],
         }
     )
@@ -152,7 +152,7 @@ def test_later_results_are_added_to_those_before(tmp_path):
     scoring = ScoringConfig([0.01], 1.0, 1.0, "none", 300, 10, "average", [], [])
     for name in ("one", "two", "one"):
         trials = Trials(name, np.array([True, False]), np.array([0, 1]), np.array([1, 0]), ["a", "b"])
-        one, scores = Judged(trials, [[], []], [], [], [], None), np.array([1.0, 0.0], np.float32)
+        one, scores = TrialSet(trials, [[], []], [], [], [], None), np.array([1.0, 0.0], np.float32)
         result = compute_metrics(one, scores, Backend(np.zeros(2, np.float32)), scoring, with_details=True)
         update_evaluations_file(tmp_path, [result])
     stored = json.loads((tmp_path / "evaluations.json").read_text())

@@ -222,7 +222,7 @@ def test_choosing_stopping_and_calibrating_never_touch_the_trials(tones, attempt
     wrong = tmp_path / "trials.txt"
     lines = [
         f"{int(not label)} {trials.utterances[a]} {trials.utterances[b]}\n"
-        for label, a, b in zip(trials.is_target, trials.enrolment, trials.test, strict=True)
+        for label, a, b in zip(trials.is_target, trials.enrollment, trials.test, strict=True)
     ]
     wrong.write_text("".join(lines[::-1]))
     folders = []

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sv_sparse.data.manifest import Part
-from sv_sparse.data.prepared import Judged, concatenated, without
+from sv_sparse.data.manifest import AudioSegment
+from sv_sparse.data.trial_set import TrialSet
 from sv_sparse.data.trials import Trials
 from sv_sparse.evaluation.result import compute_metrics, side_speakers
 from sv_sparse.scoring.backend import Backend
@@ -18,17 +18,17 @@ SCORING = ScoringConfig([0.01, 0.05], 1.0, 1.0, "none", 300, 10, "average", [], 
 COSINE = Backend(np.zeros(2, np.float32))
 
 
-def labeled_trial_set(count: int = 400, *, with_metadata: bool = True, seed: int = 0) -> tuple[Judged, np.ndarray]:
+def labeled_trial_set(count: int = 400, *, with_metadata: bool = True, seed: int = 0) -> tuple[TrialSet, np.ndarray]:
     """A list of eight speakers with four utterances each, and its scores."""
     generator = np.random.default_rng(seed)
     names = [f"s{k}/v/{n}.wav" for k in range(8) for n in range(4)]
     left, right = generator.integers(32, size=(2, count))
     is_target = left // 4 == right // 4
     trials = Trials("list", is_target, left, right, names)
-    recordings = [[Part(name, 16000, 0, 1, -1)] for name in names]
+    recordings = [[AudioSegment(name, 16000, 0, 1, -1)] for name in names]
     if not with_metadata:
-        return Judged(trials, recordings, [], [], [], None), generator.normal(size=count).astype(np.float32)
-    trial_set = Judged(
+        return TrialSet(trials, recordings, [], [], [], None), generator.normal(size=count).astype(np.float32)
+    trial_set = TrialSet(
         trials,
         recordings,
         genres=["song" if n % 2 else "talk" for n in range(32)],
@@ -63,14 +63,14 @@ def test_the_breakdown_is_of_the_groups_trials_alone():
     song = np.array(trial_set.genres)[trials.test] == "song"
     assert groups["genre"]["song"]["eer"] == eer(sort_scores(scores[song], trials.is_target[song]))[0]
     assert groups["genre"]["song"]["trials"] == song.sum()
-    shorter = np.minimum(np.array(trial_set.seconds)[trials.enrolment], np.array(trial_set.seconds)[trials.test])
+    shorter = np.minimum(np.array(trial_set.seconds)[trials.enrollment], np.array(trial_set.seconds)[trials.test])
     assert {name: group["trials"] for name, group in groups["seconds"].items()} == {
         "below 2": (shorter < 2).sum(),
         "4 to 8": ((shorter >= 4) & (shorter < 8)).sum(),
         "8 and more": (shorter >= 8).sum(),
     }
     sexes = np.array(trial_set.sexes)
-    women = (sexes[trials.enrolment] == "f") & (sexes[trials.test] == "f")
+    women = (sexes[trials.enrollment] == "f") & (sexes[trials.test] == "f")
     assert groups["sex"]["f"]["trials"] == women.sum()
     assert set(groups["sex"]) == {"f", "m"}  # pairs of both, and of unknown sex, are in no group
 
@@ -86,8 +86,8 @@ def test_speakers_in_paths_are_believed_where_the_labels_agree():
 
 def test_few_speakers_have_no_interval():
     trial_set, scores = labeled_trial_set()
-    owners = np.isin(trial_set.trials.enrolment // 4, range(4))  # who alone have targets, beside four strangers
-    columns = (trial_set.trials.is_target, trial_set.trials.enrolment, trial_set.trials.test)
+    owners = np.isin(trial_set.trials.enrollment // 4, range(4))  # who alone have targets, beside four strangers
+    columns = (trial_set.trials.is_target, trial_set.trials.enrollment, trial_set.trials.test)
     few = replace(trial_set, trials=Trials("few", *(column[owners] for column in columns), trial_set.trials.utterances))
     result = compute_metrics(few, scores[owners], COSINE, SCORING, with_details=True)
     assert (result.speakers, result.eer_interval) == (8, None)
@@ -123,7 +123,7 @@ def test_there_are_no_ratios_where_a_calibration_needs_durations_that_are_unknow
 def test_a_score_that_is_not_a_number_is_an_error_that_names_the_trial():
     trial_set, scores = labeled_trial_set()
     scores[7] = np.nan
-    left, right = trial_set.trials.enrolment[7], trial_set.trials.test[7]
+    left, right = trial_set.trials.enrollment[7], trial_set.trials.test[7]
     name = (
         f"the score of list, {trial_set.trials.utterances[left]} {trial_set.trials.utterances[right]} is nan; 1 of 400"
     )
@@ -136,51 +136,51 @@ def test_several_enrollment_utterances_are_described_and_can_be_concatenated():
     sides, tests = np.array([32, 33]), np.array([0, 0])
     models = {"m0": [1, 2, 3], "m1": [4, 5]}
     trials = Trials("models", np.array([True, False]), sides, tests, trial_set.trials.utterances, models)
-    several = Judged(
-        trials, trial_set.recordings, trial_set.genres, trial_set.speakers, trial_set.seconds, None, trial_set.sexes
+    several = TrialSet(
+        trials, trial_set.audio, trial_set.genres, trial_set.speakers, trial_set.seconds, None, trial_set.sexes
     )
-    sides = concatenated(several)
+    sides = several.concat_enrollments()
     assert (sides.speakers[32], sides.seconds[32], sides.sexes[33]) == ("s0", 4 + 7 + 10, "f")
     scores = np.array([1.0, 0.0], np.float32)
     assert (
         compute_metrics(several, scores, COSINE, SCORING, with_details=False).enrollment
         == "average of up to 3 utterances"
     )
-    joined = concatenated(several)
+    joined = several.concat_enrollments()
     assert joined.trials.utterances[32:] == ["m0", "m1"]
-    assert joined.recordings[32] == [part for k in (1, 2, 3) for part in trial_set.recordings[k]]
+    assert joined.audio[32] == [part for k in (1, 2, 3) for part in trial_set.audio[k]]
     assert (joined.seconds[33], joined.speakers[33]) == (1 + 4, "s1")
-    assert joined.trials.heard().tolist() == [0, 32, 33]
-    assert trials.heard().tolist() == [0, 1, 2, 3, 4, 5]
+    assert joined.trials.used_utterances().tolist() == [0, 32, 33]
+    assert trials.used_utterances().tolist() == [0, 1, 2, 3, 4, 5]
     result = compute_metrics(joined, scores, COSINE, replace(SCORING, enrollment="concatenated"), with_details=False)
     assert (result.enrollment, result.id) == ("up to 3 utterances concatenated", "models_concatenated")
 
 
 def test_trials_of_unusable_recordings_are_left_out_and_counted():
     complete, scores = labeled_trial_set(4000)
-    rest = without(complete, [0, 9])
+    rest = complete.without([0, 9])
     trials = complete.trials
-    remains = ~(np.isin(trials.enrolment, [0, 9]) | np.isin(trials.test, [0, 9]))
+    remains = ~(np.isin(trials.enrollment, [0, 9]) | np.isin(trials.test, [0, 9]))
     evaluation = compute_metrics(rest, scores[remains], COSINE, SCORING, with_details=True)
     assert (evaluation.trials, evaluation.trials_left_out) == (remains.sum(), 4000 - remains.sum())
     assert evaluation.recordings_left_out == 2
     assert rest.left_out.recordings == ["s0/v/0.wav", "s2/v/1.wav"]
-    assert (evaluation.list_checksum, evaluation.checksum) == (trials.digest, rest.trials.digest)
+    assert (evaluation.list_checksum, evaluation.checksum) == (trials.checksum, rest.trials.checksum)
     assert evaluation.checksum != evaluation.list_checksum
     assert evaluation.eer == eer(sort_scores(scores[remains], trials.is_target[remains]))[0]
     song = remains & (np.array(complete.genres)[trials.test] == "song")
     assert evaluation.breakdown["genre"]["song"]["trials"] == song.sum()
-    assert rest.recordings[0] == complete.recordings[1]
+    assert rest.audio[0] == complete.audio[1]
     nothing_lost = compute_metrics(complete, scores, COSINE, SCORING, with_details=False)
     assert (nothing_lost.trials_left_out, nothing_lost.recordings_left_out) == (0, 0)
-    assert nothing_lost.checksum == nothing_lost.list_checksum == trials.digest
+    assert nothing_lost.checksum == nothing_lost.list_checksum == trials.checksum
 
 
 def test_speakers_of_whom_nothing_can_be_used_are_not_counted():
     complete, scores = labeled_trial_set(4000)
     trials = complete.trials
-    rest = without(complete, [28, 29, 30, 31])
-    remains = (trials.enrolment < 28) & (trials.test < 28)
+    rest = complete.without([28, 29, 30, 31])
+    remains = (trials.enrollment < 28) & (trials.test < 28)
     assert compute_metrics(rest, scores[remains], COSINE, SCORING, with_details=False).speakers == 7
 
 

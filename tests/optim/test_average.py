@@ -110,7 +110,7 @@ def test_averaging_duals_keeps_whole_groups_zero(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_landing_after_the_average_is_exact(kind):
+def test_finalize_after_the_average_is_exact(kind):
     model, optimizer, controller = start(kind, 0.9, STEPS)
     duals, _, _ = averaged(model, optimizer, controller, batches(STEPS))
     duals.copy_to(optimizer)

@@ -319,7 +319,7 @@ def test_a_frozen_weight_stays_while_lambda_moves_and_when_it_trains_again(famil
 @each_family
 @each_way
 @pytest.mark.parametrize("path", [("none", "l1"), ("group", "l1"), ("none",)])
-def test_switching_the_regularizer_leaves_the_weights_where_they_are(family, way, path):
+def test_switching_the_penalty_leaves_the_weights_where_they_are(family, way, path):
     optimizer, params = regularized(family, way)
     del optimizer.param_groups[0]["params"][2]  # one axis, which has no groups
     params = optimizer.param_groups[0]["params"]

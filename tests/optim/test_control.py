@@ -43,7 +43,9 @@ def test_lambda_grows_while_too_dense_and_shrinks_while_too_sparse():
     for weight, grows in ((torch.ones(10, 10), True), (torch.eye(10), False)):
         param = nn.Parameter(weight)
         optimizer = LinBreg([param], lr=0.0, lambda_init=0.1)
-        controller = FeedbackController(optimizer, 0.5, 100, drift_gain=0.0, ramp_start=None, ramp_end=None, initial_sparsity=0.99)
+        controller = FeedbackController(
+            optimizer, 0.5, 100, drift_gain=0.0, ramp_start=None, ramp_end=None, initial_sparsity=0.99
+        )
         param.grad = torch.zeros_like(param)
         optimizer.step()
         controller.step()
@@ -55,7 +57,9 @@ def test_lambda_grows_while_too_dense_and_shrinks_while_too_sparse():
 def crossing(sides: list[float], **settings) -> FeedbackController:
     """A controller that measured the given gaps, one per step, on a hundred weights."""
     param = nn.Parameter(torch.zeros(1000))
-    controller = FeedbackController(LinBreg([param], lr=1.0, lambda_init=0.1), 0.5, 1000, **{"drift_gain": 0.0} | settings)
+    controller = FeedbackController(
+        LinBreg([param], lr=1.0, lambda_init=0.1), 0.5, 1000, **{"drift_gain": 0.0} | settings
+    )
     for gap in sides:
         with torch.no_grad():
             param.copy_((torch.arange(1000) >= round(1000 * (0.5 - gap))).float())
@@ -339,7 +343,16 @@ def test_groups_may_come_and_go_while_training(kind):
 
 WRONG = [float("nan"), float("inf"), None, True, "0.5", torch.tensor(0.5), [0.5]]
 NUMBERS = {
-    FeedbackController: ("target_sparsity", "total_steps", "freeze_fraction", "alpha", "gamma", "min_gain", "deadband", "drift_gain"),
+    FeedbackController: (
+        "target_sparsity",
+        "total_steps",
+        "freeze_fraction",
+        "alpha",
+        "gamma",
+        "min_gain",
+        "deadband",
+        "drift_gain",
+    ),
     PaperController: ("target_sparsity", "total_steps", "freeze_fraction", "alpha", "gamma", "update_interval"),
     QuantileController: ("target_sparsity", "total_steps", "freeze_fraction", "update_interval"),
     GradualMagnitudePruning: ("target_sparsity", "total_steps", "freeze_fraction", "num_mask_updates"),
@@ -363,7 +376,7 @@ def test_what_is_no_number_is_refused_by_the_settings_name(kind, name, wrong):
         ({"update_interval": 2.5}, "update_interval must be a whole number, 1 or more, got 2.5"),
         (
             {"ramp_start": "slow", "ramp_end": "slow"},
-            'two rising fractions of the run, from 0 to 1, or both "auto", or both None, got \'slow\' and \'slow\'',
+            "two rising fractions of the run, from 0 to 1, or both \"auto\", or both None, got 'slow' and 'slow'",
         ),
         ({"ramp_start": 0.1, "ramp_end": float("nan")}, "ramp_start and ramp_end must be .*, got 0.1 and nan"),
         ({"ramp_start": 0.1, "ramp_end": None}, "ramp_start and ramp_end must be .*, got 0.1 and None"),

@@ -154,7 +154,7 @@ def test_masks_let_through_what_is_adopted():
 
 
 @pytest.mark.parametrize("control", [QuantileController, FeedbackController])
-def test_a_frozen_layer_stands_still_under_every_controller_until_the_landing(control):
+def test_a_frozen_layer_stands_still_under_every_controller_until_it_is_finalized(control):
     params = [nn.Parameter(torch.randn(10, 10)) for _ in range(2)]
     optimizer = LinBreg(params, lr=0.1, lambda_init=0.5)
     controller = control(optimizer, 0.5, 30, ramp_start=None, ramp_end=None)
@@ -224,7 +224,7 @@ def test_a_parameter_in_another_group_stays_where_it_is(way, settings):
     torch.testing.assert_close(weight.detach(), before)
 
 
-def test_a_lambda_that_comes_with_the_regularizer_is_kept():
+def test_a_lambda_that_comes_with_the_penalty_is_kept():
     params = [nn.Parameter(torch.ones(4, 4)) for _ in range(2)]
     optimizer = trained(params[:1])
     optimizer.add_param_group({"params": params[1:], "penalty": "none"})

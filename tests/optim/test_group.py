@@ -1,4 +1,4 @@
-"""Groups of weights: whole channels and kernels become zero, steered and landed like single weights."""
+"""Groups of weights: whole channels and kernels become zero, steered and finalized like single weights."""
 
 import pytest
 import torch

@@ -109,7 +109,9 @@ def test_landing_counts_parameters_that_never_had_a_gradient():
 def test_landing_says_so_where_it_cannot_be_exact():
     param = nn.Parameter(torch.zeros(10, 10))
     controller = FeedbackController(AdaBreg([param]), 0.5, 10)
-    with pytest.warns(UserWarning, match="finalized with 0 nonzero weights instead of 50: too many dual variables are zero or equal"):
+    with pytest.warns(
+        UserWarning, match="finalized with 0 nonzero weights instead of 50: too many dual variables are zero or equal"
+    ):
         controller.finalize()
 
 

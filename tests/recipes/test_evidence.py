@@ -17,7 +17,7 @@ from helpers.tiny import ROOT, Tones
 
 from sv_sparse.config.overrides import check_command_line
 from sv_sparse.config.schema import register_schema
-from sv_sparse.data.noise import build_store
+from sv_sparse.data.noise import build_noise_store
 
 PATHS = ["--root", "/wav", "--trials", "a.txt b.txt", "--train-utterances", "/train.txt"]
 PATHS += ["--foreign-utterances", "/foreign.txt", "--noise", "/musan /rirs"]
@@ -120,7 +120,7 @@ def test_noise_has_its_level_and_is_the_same_every_time(tones: Tones, tmp_path):
         (tmp_path / "noise" / kind).mkdir(parents=True)
         fade = np.exp(-np.arange(8000) / 500) if kind == "simulated_rirs" else 1.0
         soundfile.write(tmp_path / "noise" / kind / "0.wav", 0.1 * generator.normal(size=8000) * fade, 16000)
-    build_store([tmp_path / "noise"], tmp_path / "store")
+    build_noise_store([tmp_path / "noise"], tmp_path / "store")
     for out in ("first", "second"):
         corpus.write_noisy_trials(tones.root, [tones.trials], tmp_path / "store", tmp_path / out)
     name = tones.trials.read_text().split()[1]

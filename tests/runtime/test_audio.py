@@ -16,7 +16,7 @@ from helpers.tiny import RATE, ROOT, tone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sv_sparse.data.audio import read_utterance, recording
+from sv_sparse.data.audio import read_utterance, single_file
 from sv_sparse.data.decoding import Resampler
 from sv_sparse.runtime.audio import iter_audio, read_audio, to_float
 
@@ -52,7 +52,7 @@ def test_every_kind_of_recording_is_read_from_memory_and_from_a_file_alike(tmp_p
 def test_samples_are_those_that_training_and_judging_hear(tmp_path, kind):
     path = tmp_path / "two.file"
     path.write_bytes(written(np.stack([tone(1, 0, 0.7), tone(2, 0, 0.7)], axis=1), kind=kind))
-    assert np.array_equal(read(path), read_utterance(recording(path)).numpy())
+    assert np.array_equal(read(path), read_utterance(single_file(path)).numpy())
 
 
 @pytest.mark.parametrize("rate", [4001, 8000, 44100, 48000, 96000, 384000])
@@ -65,9 +65,9 @@ def test_other_rates_are_resampled_the_same_in_pieces_as_at_once(rate):
 @given(st.lists(st.integers(0, 3000), max_size=8), st.sampled_from([8000, 16000, 44100]))
 def test_where_a_waveform_is_cut_changes_nothing(cuts, rate):
     samples, whole, parts = tone(4, 0, 0.4), Resampler(rate, RATE), Resampler(rate, RATE)
-    expected = np.concatenate([whole(samples), whole.rest()])
+    expected = np.concatenate([whole(samples), whole.flush()])
     found = [parts(piece) for piece in np.split(samples, sorted(cuts))]
-    assert np.array_equal(np.concatenate([*found, parts.rest()]), expected)
+    assert np.array_equal(np.concatenate([*found, parts.flush()]), expected)
 
 
 def changed(content: bytes, start: int, new: bytes) -> bytes:

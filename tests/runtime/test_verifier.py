@@ -14,7 +14,7 @@ from helpers.tiny import RATE, tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sv_sparse.data.audio import recording
+from sv_sparse.data.audio import single_file
 from sv_sparse.data.decoding import MIN_SECONDS
 from sv_sparse.evaluation.embed import embed
 from sv_sparse.export.package import write_package
@@ -45,7 +45,7 @@ def means(samples: np.ndarray, *lengths: int) -> np.ndarray:
 def test_an_utterance_has_the_embedding_that_it_is_judged_by(tmp_path):
     path = tmp_path / "one.flac"
     soundfile.write(path, tone(0, 0, 1.7), RATE)
-    expected = embed(NETWORK, Filterbank(), [recording(path)], title="").values[0]
+    expected = embed(NETWORK, Filterbank(), [single_file(path)], title="").values[0]
     found = verifier().embed_file(path)
     assert found.dtype == np.float32
     assert np.array_equal(found, expected)

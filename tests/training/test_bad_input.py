@@ -70,7 +70,7 @@ def test_a_trial_that_names_a_missing_file(refused, folder):
 
 def test_a_trial_list_that_is_none(refused, folder):
     (folder / "trials.txt").write_text("this is no trial list\n")
-    assert "trials.txt, line 1: expected 'label enrolment test'" in refused(*own(folder))
+    assert "trials.txt, line 1: expected 'label enrollment test'" in refused(*own(folder))
 
 
 def test_two_trial_lists_of_one_name(refused, folder):
@@ -110,8 +110,14 @@ def test_a_lambda_that_could_never_grow(refused, folder):
     [
         ("target_sparsity=1.5", "error: target_sparsity must be a number, at least 0 and below 1, got 1.5"),
         ("optim=adam", "error: optim=adam: expected one of adabreg, linbreg, proxsgd"),
-        ("model=ecappa", "error: model=ecappa: expected one of custom, ecapa, ecapa_256, ecapa_512, ecapa_speechbrain, "),
-        ("trainer.epoch=3", "error: unknown setting 'trainer.epoch'; valid under trainer: epochs, max_steps, batch_size"),
+        (
+            "model=ecappa",
+            "error: model=ecappa: expected one of custom, ecapa, ecapa_256, ecapa_512, ecapa_speechbrain, ",
+        ),
+        (
+            "trainer.epoch=3",
+            "error: unknown setting 'trainer.epoch'; valid under trainer: epochs, max_steps, batch_size",
+        ),
         ("head.margin=abc", "error: head.margin must be a number, got 'abc'"),
         ("target_sparsity=0.5,90", "error: target_sparsity must be a number, at least 0 and below 1, got 90"),
         ("resume_from=", "error: resume_from must be a text that is not empty, got ''"),

@@ -20,7 +20,7 @@ from sv_sparse.config.overrides import parse_command_line
 from sv_sparse.config.schema import load_config
 from sv_sparse.data import loader
 from sv_sparse.data.loader import worker_settings
-from sv_sparse.data.noise import KINDS, build_store
+from sv_sparse.data.noise import NOISE_KINDS, build_noise_store
 from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.training.device import DeviceConfig
 from sv_sparse.training.finalize import finalize
@@ -90,10 +90,10 @@ def store(tmp_path_factory):
     """Noises and rooms for augmentation."""
     root = tmp_path_factory.mktemp("noise")
     draw = np.random.default_rng(0)
-    for kind in (*KINDS, "simulated_rirs"):
+    for kind in (*NOISE_KINDS, "simulated_rirs"):
         (root / kind).mkdir()
         soundfile.write(root / kind / "1.wav", 0.1 * draw.normal(size=4000), RATE)
-    build_store([root], root / "store")
+    build_noise_store([root], root / "store")
     return root / "store"
 
 
@@ -128,10 +128,10 @@ def test_a_step_of_every_optimizer_does_not_wait(optim, tones, tmp_path):
     check(train(tmp_path, *tones.settings(), *ECAPA, f"optim={optim}", "trainer.grad_accum_steps=2"))
 
 
-@pytest.mark.parametrize("grouping", ["output", "input", "kernel"])
+@pytest.mark.parametrize("granularity", ["out_channel", "in_channel", "kernel"])
 @on_fake_cuda
-def test_a_step_under_a_group_penalty_does_not_wait(grouping, tones, tmp_path):
-    words = ["sparsity.penalty=group", f"sparsity.granularity={grouping}", "sparsity.init_density=1"]
+def test_a_step_under_a_group_penalty_does_not_wait(granularity, tones, tmp_path):
+    words = ["sparsity.penalty=group", f"sparsity.granularity={granularity}", "sparsity.init_density=1"]
     check(train(tmp_path, *tones.settings(), *ECAPA, *words))
 
 

@@ -14,12 +14,11 @@ from omegaconf import OmegaConf
 
 from sv_sparse import checkpoint
 from sv_sparse.commands import main as cli
-from sv_sparse.data.manifest import PART, Manifest
+from sv_sparse.data.manifest import SEGMENT, Manifest
 from sv_sparse.io import file_lock
 from sv_sparse.models.heads import AAMSoftmax
 from sv_sparse.training.init_from import InitSource
 from sv_sparse.training.logging import read_rows
-
 
 SLOW = ("trainer.lr_scale=1e-9", "data.evaluate_untrained=true")
 
@@ -258,10 +257,10 @@ def test_a_head_knows_speakers_whose_names_are_composed_otherwise(tmp_path):
         keys = [f"{pair[side]}/s/{number}.wav" for number, pair in enumerate(names)]
         if side:
             keys[3] = "Max/s/3.wav"  # the same utterance, of another speaker
-        part = {"file": "x.wav", "samples": 9, "offset": 0, "bytes": 9, "pcm": -1}
+        part = {"file": "x.wav", "samples": 9, "offset": 0, "size": 9, "pcm_offset": -1}
         columns = {"utterance": keys, "speaker": [pair[side] for pair in names], "session": ["s"] * 4}
         columns |= {"samples": [9] * 4, "sample_rate": [16000] * 4, "channels": [1] * 4, "split": ["train"] * 4}
-        table = pa.table(columns | {"parts": pa.array([[part]] * 4, pa.list_(PART))})
+        table = pa.table(columns | {"segments": pa.array([[part]] * 4, pa.list_(SEGMENT))})
         manifests.append(Manifest.write(tmp_path / f"{side}.parquet", table, tmp_path))
     theirs, ours = manifests
     rows = {name: torch.full((4,), float(number)) for number, name in enumerate(theirs.speakers("train"))}

@@ -53,9 +53,9 @@ def test_the_network_is_evaluated_exported_and_used(trained, tones):
 
 
 def test_kernels_that_were_asked_for_are_an_error_before_the_first_step(tones, tmp_path):
-    settings = (*TINY, *tones.settings(), "trainer.cpu_kernels=fused", f"run_dir={tmp_path / 'run'}")
+    settings = (*TINY, *tones.settings(), "trainer.cpu_kernels=true", f"run_dir={tmp_path / 'run'}")
     done = run(tmp_path, str(ROOT / "train.py"), *settings)
     assert done.status == 2
     assert done.err.splitlines()[-1].startswith("error: the network's kernels cannot be compiled with")
-    assert "choose trainer.cpu_kernels=torch" in done.err
+    assert "choose trainer.cpu_kernels=false" in done.err
     assert not (tmp_path / "run").exists()

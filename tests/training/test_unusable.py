@@ -149,7 +149,7 @@ def test_a_run_whose_trials_have_a_bad_recording_is_judged_on_the_others(attempt
     assert f"list trials: 17 of 153 trials are left out, since 1 recordings cannot be used ({tested[0]})" in done.out
     one = json.loads((folder / "results.json").read_text())["evaluations"]["trials"]
     assert (one["trials"], one["trials_left_out"], one["recordings_left_out"]) == (136, 17, 1)
-    assert one["checksum"] != one["list_checksum"] == read_trials(corpus.trials).digest
+    assert one["checksum"] != one["list_checksum"] == read_trials(corpus.trials).checksum
     lines = (folder / "scores" / "trials.txt").read_text().splitlines()
     assert len(lines) == 136
     assert not any(tested[0] in line for line in lines)
@@ -237,7 +237,7 @@ def test_an_evaluation_that_allows_nothing_to_be_left_out_names_the_recording(co
     assert not (run / "scores" / "others.txt").exists()
     with pytest.raises(SystemExit):
         evaluate(run, *words_of(lists), "--max-unreadable", 7)
-    assert "error: --max-unreadable 7.0: expected a share from 0 to 1" in capsys.readouterr().err
+    assert "error: --max-unreadable 7.0: expected a fraction from 0 to 1" in capsys.readouterr().err
 
 
 def test_an_evaluation_without_targets_that_can_be_used_is_one_error(copied, capsys):

@@ -1,6 +1,6 @@
-"""Short training utterances joined to longer ones, in the manifest alone: no audio is written."""
+"""Concatenation of short training utterances, in the manifest alone: no audio is written."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -10,55 +10,58 @@ import pyarrow.compute as pc
 Row = dict[str, Any]
 
 
-def join_short(table: pa.Table, subsets: Sequence[str], seconds: float) -> pa.Table:
-    """Join utterances of one speaker and genre, in order, until each has some seconds.
+def concat_short(table: pa.Table, subsets: Sequence[str], min_seconds: float) -> pa.Table:
+    """Concatenate utterances of one speaker and genre, in order, until each has a minimum duration.
 
-    What is left over at the end is joined to the last one; where a speaker and genre have less in all, it stays as
-    short as it is. Only utterances of the same rate and number of channels are joined; those that are long enough are
-    left alone.
+    What is left over is added to the last one. If a speaker and genre have less in all, it stays short. Only
+    utterances of the same rate and number of channels are concatenated, and long ones are left alone.
 
     Args:
-        table: Columns of the manifest.
-        subsets: Where to join.
-        seconds: Shortest length wanted.
+        table: columns of a manifest.
+        subsets: subsets with short utterances.
+        min_seconds: minimum duration in seconds.
 
     Returns:
-        The table, the joined utterances named by their first one with ``+`` and the number of the others.
+        The table. A concatenation is named by its first utterance with ``+`` and the number of the others.
     """
-    length = pc.divide(
-        pc.cast(table.column("samples"), pa.float64()), pc.cast(table.column("sample_rate"), pa.float64())
-    )
-    short = pc.and_(pc.less(length, seconds), pc.is_in(table.column("subset"), value_set=pa.array(subsets)))
-    rows = sorted(table.filter(short).to_pylist(), key=lambda row: (_kind(row), row["utterance"]))
-    joined = [_join(several) for _, alike in groupby(rows, key=_kind) for several in _groups(list(alike), seconds)]
-    rest = table.filter(pc.invert(short))
-    return pa.concat_tables([rest, pa.Table.from_pylist(joined, rest.schema)]) if joined else rest
+    rate = pc.cast(table.column("sample_rate"), pa.float64())
+    is_short = pc.less(pc.divide(pc.cast(table.column("samples"), pa.float64()), rate), min_seconds)
+    is_short = pc.and_(is_short, pc.is_in(table.column("subset"), value_set=pa.array(subsets)))
+    rows = table.filter(is_short).to_pylist()
+    rows.sort(key=lambda row: (_merge_key(row), row["utterance"]))
+    merged = []
+    for _, similar in groupby(rows, key=_merge_key):
+        for group in _group_until(list(similar), min_seconds):
+            merged.append(_concat(group))
+    others = table.filter(pc.invert(is_short))
+    return pa.concat_tables([others, pa.Table.from_pylist(merged, others.schema)])
 
 
-def _kind(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("subset", "speaker", "genre", "sample_rate", "channels"))
+def _merge_key(row: Row) -> tuple[Any, ...]:
+    return row["subset"], row["speaker"], row["genre"], row["sample_rate"], row["channels"]
 
 
-def _groups(rows: Sequence[Row], seconds: float) -> Iterator[list[Row]]:
-    """Consecutive rows, each group but a lone one at least so long."""
+def _group_until(rows: Sequence[Row], min_seconds: float) -> list[list[Row]]:
+    """Return consecutive rows in groups of a minimum duration; a single group may be shorter."""
     groups: list[list[Row]] = []
-    waiting: list[Row] = []
+    group: list[Row] = []
     for row in rows:
-        waiting.append(row)
-        if sum(one["samples"] for one in waiting) >= seconds * row["sample_rate"]:
-            groups.append(waiting)
-            waiting = []
-    if waiting and groups:
-        groups[-1] += waiting
-    elif waiting:
-        groups.append(waiting)
-    yield from groups
+        group.append(row)
+        if sum(member["samples"] for member in group) >= min_seconds * row["sample_rate"]:
+            groups.append(group)
+            group = []
+    if group and groups:
+        groups[-1] += group
+    elif group:
+        groups.append(group)
+    return groups
 
 
-def _join(rows: Sequence[Row]) -> Row:
+def _concat(rows: Sequence[Row]) -> Row:
     if len(rows) == 1:
         return rows[0]
-    samples = sum(row["samples"] for row in rows)
-    parts = [part for row in rows for part in row["parts"]]
+    segments: list[dict[str, Any]] = []
+    for row in rows:
+        segments += row["segments"]
     name = f"{rows[0]['utterance']}+{len(rows) - 1}"
-    return rows[0] | {"utterance": name, "samples": samples, "parts": parts}
+    return rows[0] | {"utterance": name, "samples": sum(row["samples"] for row in rows), "segments": segments}

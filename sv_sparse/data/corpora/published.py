@@ -1,36 +1,36 @@
-"""What VoxCeleb and CN-Celeb are as published: subsets, sizes, trial lists, check sums of the archives.
+"""Published facts about VoxCeleb and CN-Celeb: subsets, sizes, trial lists, checksums of the archives.
 
-Sources: the corpora's own pages and papers (Nagrani et al., 2017; Chung et al., 2018; Fan et al., 2020; Li et al.,
-2022). The 118 speakers of VoxCeleb2's test part are those of its metadata (vox2_meta.csv, column Set).
+Sources: the corpora's own pages and papers (Nagrani et al., 2017; Chung et al., 2018; Fan et al., 2020; Li et
+al., 2022). The 118 speakers of VoxCeleb2's test part are those of its metadata (vox2_meta.csv, column Set).
 """
 
 from typing import NamedTuple
 
 
-class Size(NamedTuple):
-    """Speakers and utterances of a subset; None where no number was published."""
+class SubsetSize(NamedTuple):
+    """Number of speakers and utterances of a subset; None if no number was published."""
 
     speakers: int
     utterances: int | None
 
 
 class TrialCount(NamedTuple):
-    """Trials of a list, and how many of them are targets."""
+    """Number of trials of a list, and of targets among them."""
 
     trials: int
     targets: int
 
 
 SIZES = {
-    "vox1_dev": Size(1211, 148_642),
-    "vox1_test": Size(40, 4_874),
-    "vox2_dev": Size(5994, 1_092_009),
-    "vox2_test": Size(118, 36_237),
-    "cn1_dev": Size(797, None),
-    "cn2_dev": Size(1996, None),
-    "cn_enrol": Size(196, 196),
-    "cn_test": Size(200, 17_777),
-    "cn_segments": Size(200, None),
+    "vox1_dev": SubsetSize(1211, 148_642),
+    "vox1_test": SubsetSize(40, 4_874),
+    "vox2_dev": SubsetSize(5994, 1_092_009),
+    "vox2_test": SubsetSize(118, 36_237),
+    "cn1_dev": SubsetSize(797, None),
+    "cn2_dev": SubsetSize(1996, None),
+    "cn_enroll": SubsetSize(196, 196),
+    "cn_test": SubsetSize(200, 17_777),
+    "cn_segments": SubsetSize(200, None),
 }
 
 VOX1_TEST = range(10270, 10310)
@@ -46,7 +46,7 @@ _VOX2_TEST = """
 """
 VOX2_TEST = frozenset(map(int, _VOX2_TEST.split()))
 
-TRIALS = {  # our name, by the name of the published file
+TRIALS = {  # name of the list here, by the name of the published file
     "veri_test.txt": ("vox1_O", TrialCount(37_720, 18_860)),
     "veri_test2.txt": ("vox1_O_cleaned", TrialCount(37_611, 18_802)),
     "list_test_all.txt": ("vox1_E", TrialCount(581_480, 290_743)),
@@ -56,7 +56,7 @@ TRIALS = {  # our name, by the name of the published file
 }
 SPEAKER_TABLES = ("vox1_meta.csv", "vox2_meta.csv")  # with the sex of each speaker
 CN_TRIALS = TrialCount(3_484_292, 17_755)
-CN_PROTOCOLS = ("average", "concatenated")
+CN_PROTOCOLS = ("average", "concatenated")  # embeddings of all enrollment segments averaged, or one file of them
 LIST_FILES = frozenset(
     [*(f"{name}.txt" for name, _ in TRIALS.values()), *(f"cnceleb_{protocol}.parquet" for protocol in CN_PROTOCOLS)]
 )
@@ -74,7 +74,7 @@ MD5 = {
 
 
 def voxceleb_subset(speaker: str) -> str:
-    """The subset of VoxCeleb that a speaker such as ``id10270`` belongs to: his number says it, whatever the folders.
+    """Return the subset of VoxCeleb that a speaker such as ``id10270`` belongs to, by the number (DECISIONS 29).
 
     >>> [voxceleb_subset(speaker) for speaker in ("id10001", "id10270", "id00012", "id00017")]
     ['vox1_dev', 'vox1_test', 'vox2_dev', 'vox2_test']

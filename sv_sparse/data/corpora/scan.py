@@ -1,51 +1,241 @@
-"""Files below folders, one after the other: nothing is kept of a million of them but what the caller keeps."""
+"""Scan of folders for recordings: a table with one row per utterance, streamed, since a corpus has a million."""
 
+import filecmp
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from sv_sparse.data.manifest import DICTIONARY
 
 logger = logging.getLogger(__name__)
 
-MADE = "made_from.tsv"  # in a folder of conversions
-_PREPARED = {"manifest.parquet", "headers.parquet"}
+CONVERSION_RECORD = "made_from.tsv"  # in a folder of converted files
+COLUMNS = pa.schema(
+    [
+        pa.field("utterance", pa.string()),
+        pa.field("speaker", DICTIONARY),
+        pa.field("session", DICTIONARY),
+        pa.field("genre", DICTIONARY),
+        pa.field("subset", DICTIONARY),
+        pa.field("file", pa.string()),  # path below the root
+        pa.field("size", pa.int64()),  # bytes
+        pa.field("mtime", pa.int64()),  # modification time, ns
+    ]
+)
+PREFERRED_SUFFIXES = (".flac", ".wav", ".opus", ".ogg", ".m4a", ".aac")  # for an utterance with several files
+
+_FILE_COLUMNS = ("file", "size", "mtime")
+_PREPARED_FILES = {"manifest.parquet", "headers.parquet"}
+_CHUNK_SIZE = 10_000  # files that are Python objects at a time
+_MAX_EXAMPLES = 3  # of other files, in an error message
 
 
-def walk(root: str | Path, *, leave_out: str | Path | None = None) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Every visible file below ``root`` with its path relative to it.
+class UtteranceInfo(NamedTuple):
+    """Information in the path of a recording; ``utterance`` is the key in lists."""
 
-    Links to folders are followed, each target once, and never back up. A folder that cannot be read is named in a
-    warning, and so is a prepared folder, whose recordings are another's that were converted.
+    utterance: str
+    speaker: str
+    session: str
+    genre: str
+    subset: str
+
+
+@dataclass
+class ScanResult:
+    """Recordings below some folders.
+
+    Attributes:
+        table: one row per utterance, sorted, with the columns ``COLUMNS``.
+        root: folder that ``file`` is relative to.
+        lists: path of each list that was looked for and is there, by file name.
+        alternatives: other files of utterances that have several: utterance, file, size and mtime, the
+            preferred ones first.
+        unreadable: path and reason of files that cannot be found or whose names are not UTF-8.
+    """
+
+    table: pa.Table
+    root: Path
+    lists: dict[str, Path]
+    alternatives: pa.Table
+    unreadable: list[tuple[str, str]]
+
+    def set_files(self, rows: NDArray[np.int64], columns: Mapping[str, pa.Array]) -> None:
+        """Replace the files of some rows.
+
+        Args:
+            rows: int64 [N], ascending.
+            columns: ``file``, ``size`` and ``mtime``, each [N].
+        """
+        mask = np.zeros(len(self.table), dtype=bool)
+        mask[rows] = True
+        for name in _FILE_COLUMNS:
+            index = self.table.schema.get_field_index(name)
+            column = pc.replace_with_mask(self.table.column(name), pa.array(mask), columns[name])
+            self.table = self.table.set_column(index, self.table.schema.field(name), column)
+
+    def use_alternatives(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Replace the files of ascending rows by the next ones of their utterances, and return the rows with one."""
+        if not len(rows) or not len(self.alternatives):
+            return rows[:0]
+        utterances = self.table.column("utterance").take(pa.array(rows))
+        index = pc.index_in(utterances, value_set=self.alternatives.column("utterance").combine_chunks())
+        rows = rows[pc.is_valid(index).to_numpy()]
+        used = index.drop_null().to_numpy()
+        files = self.alternatives.take(pa.array(used)).combine_chunks()
+        self.set_files(rows, {name: files.column(name).combine_chunks() for name in _FILE_COLUMNS})
+        is_left = np.ones(len(self.alternatives), dtype=bool)
+        is_left[used] = False
+        self.alternatives = self.alternatives.filter(pa.array(is_left))
+        return rows
+
+
+def scan_corpus(
+    roots: Sequence[Path],
+    parse_path: Callable[[str], UtteranceInfo | None],
+    list_names: Collection[str],
+    *,
+    out: Path,
+) -> ScanResult:
+    """Find the recordings below some folders.
 
     Args:
-        root: The folder.
-        leave_out: A folder below it that is not looked into, by whatever path it is reached.
+        roots: folders to search; names that start with a dot are skipped.
+        parse_path: returns the information in a path below a root, with forward slashes; None for other files.
+        list_names: file names of lists to look for.
+        out: the prepared folder. It is not searched, and the result's root lies above it.
+
+    Raises:
+        ValueError: a root is no folder, has no recording (names what is there instead), or two lists of one
+            name differ.
+    """
+    base, outer_roots = _check_roots(roots, out)
+    rows: list[tuple[object, ...]] = []
+    tables: list[pa.Table] = []
+    unreadable: list[tuple[str, str]] = []
+    lists: dict[str, Path] = {}
+    examples: list[str] = []
+    with tqdm(desc="scanning", unit="file", unit_scale=True, disable=None) as progress:
+        for root in outer_roots:
+            prefix = "" if root == base else f"{os.path.relpath(root, base)}/"
+            for key, entry in walk_files(root, leave_out=out):
+                progress.update()
+                info = parse_path(key)
+                if info is None:
+                    if entry.name in list_names:
+                        add_list(lists, Path(entry.path))
+                    elif len(examples) < _MAX_EXAMPLES:
+                        examples.append(key)
+                    continue
+                file = prefix + key
+                try:
+                    file.encode()
+                    status = entry.stat()
+                except (OSError, UnicodeEncodeError) as error:  # a dangling link; a name that is not UTF-8
+                    unreadable.append((ascii(file), str(getattr(error, "strerror", None) or error)))
+                    continue
+                rows.append((*info, file, status.st_size, status.st_mtime_ns))
+                if len(rows) == _CHUNK_SIZE:
+                    tables.append(_to_table(rows))
+                    rows = []
+    if rows:
+        tables.append(_to_table(rows))
+    if not tables:
+        raise ValueError(
+            f"--root {', '.join(map(str, roots))}: found no recording of this corpus; "
+            f"found {', '.join(examples) or 'an empty folder'}"
+        )
+    table, alternatives = _deduplicate(pa.concat_tables(tables).unify_dictionaries())
+    return ScanResult(table, base, lists, alternatives, unreadable)
+
+
+def _check_roots(roots: Sequence[Path], out: Path) -> tuple[Path, list[Path]]:
+    """Return the folder above all roots and ``out``, and the roots that are not below another one."""
+    for root in roots:
+        if not root.is_dir():
+            raise ValueError(f"--root {root}: expected a folder; found {'a file' if root.exists() else 'nothing'}")
+    absolute = {Path(os.path.abspath(root)) for root in roots}
+    base = Path(os.path.commonpath([*absolute, os.path.abspath(out)]))
+    return base, sorted(root for root in absolute if absolute.isdisjoint(root.parents))
+
+
+def _to_table(rows: Sequence[tuple[object, ...]]) -> pa.Table:
+    columns = zip(*rows, strict=True)
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, COLUMNS, strict=True)], COLUMNS)
+
+
+def add_list(lists: dict[str, Path], path: Path) -> None:
+    """Add a list by its file name.
+
+    Raises:
+        ValueError: another list of the same name differs from it.
+    """
+    first = lists.setdefault(path.name, path)
+    if not filecmp.cmp(first, path, shallow=False):
+        raise ValueError(f"{first} and {path}: two lists of one name that differ; leave one of them")
+
+
+def _deduplicate(table: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Return the table sorted by utterance with one file each, of the preferred suffix, and the other files."""
+    suffix = pc.utf8_lower(pc.replace_substring_regex(table.column("file"), r"^.*(\.[^.]*)$", r"\1"))
+    rank = pc.index_in(suffix, value_set=pa.array(PREFERRED_SUFFIXES))
+    del suffix  # a column of strings is 100 MB for a million files
+    order = pc.sort_indices(
+        pa.table({"utterance": table.column("utterance"), "rank": rank, "file": table.column("file")}),
+        sort_keys=[("utterance", "ascending"), ("rank", "ascending"), ("file", "ascending")],
+    )
+    names = table.column("utterance").take(order).combine_chunks()
+    is_first = np.ones(len(names), dtype=bool)
+    is_first[1:] = pc.not_equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False)
+    del names
+    alternatives = table.select(["utterance", *_FILE_COLUMNS]).take(order.filter(pa.array(~is_first)))
+    return table.take(order.filter(pa.array(is_first))), alternatives
+
+
+def walk_files(root: str | Path, *, leave_out: str | Path | None = None) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield every visible file below ``root``, with its path relative to it.
+
+    Links to folders are followed, each target once, and never back up. A folder that cannot be read is named
+    in a warning, and so is a prepared folder, since its recordings are conversions of others.
+
+    Args:
+        root: folder to search.
+        leave_out: folder below it that is not searched, by whatever path it is reached.
 
     Raises:
         OSError: ``root`` cannot be read.
     """
-    without = None if leave_out is None else os.path.realpath(leave_out)
+    excluded = None if leave_out is None else os.path.realpath(leave_out)
     followed: set[str] = set()
     folders = [""]
     while folders:
         folder = folders.pop()
+        path = os.path.join(root, folder)
         try:
-            entries = list(os.scandir(os.path.join(root, folder)))
+            entries = list(os.scandir(path))
         except OSError as error:
             if not folder:
                 raise
-            logger.warning("left out, cannot be read: %s (%s)", os.path.join(root, folder), error.strerror)
+            logger.warning("left out, cannot be read: %s (%s)", path, error.strerror)
             continue
         names = {entry.name for entry in entries}
-        if folder and (names >= _PREPARED or MADE in names):
-            logger.warning("left out, made by sv-sparse prepare: %s", os.path.join(root, folder))
+        if folder and (names >= _PREPARED_FILES or CONVERSION_RECORD in names):
+            logger.warning("left out, made by sv-sparse prepare: %s", path)
             continue
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if not _is_folder(entry):
                 yield folder + entry.name, entry
-            elif _is_new(entry, without, followed):
+            elif _should_enter(entry, excluded, followed):
                 folders.append(f"{folder}{entry.name}/")
 
 
@@ -56,13 +246,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_new(entry: os.DirEntry[str], without: str | None, followed: set[str]) -> bool:
-    """Whether to look into a folder; real paths are asked for only where they may matter."""
+def _should_enter(entry: os.DirEntry[str], excluded: str | None, followed: set[str]) -> bool:
+    # Real paths are slow, so they are resolved only for links and for folders of the excluded one's name.
     if entry.is_symlink():
         target = os.path.realpath(entry.path)
         if target in followed or Path(entry.path).parent.resolve().is_relative_to(target):
             return False
         followed.add(target)
-    elif without is None or entry.name != os.path.basename(without):
+    elif excluded is None or entry.name != os.path.basename(excluded):
         return True
-    return os.path.realpath(entry.path) != without
+    return os.path.realpath(entry.path) != excluded

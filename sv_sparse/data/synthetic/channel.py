@@ -1,4 +1,4 @@
-"""Simulated recording conditions: what one session does to every utterance recorded in it."""
+"""Simulated recording channels: what one session does to every utterance recorded in it."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,17 @@ _TAPS = 255  # of the equalizers: 16 ms at 16 kHz
 
 
 @dataclass(frozen=True)
-class Channel:
-    """A microphone in a noisy room.
+class SimulatedChannel:
+    """Microphone in a noisy room.
 
     Attributes:
-        response: (S,) impulse response of room and microphone together.
-        noise_filter: (S,) impulse response that colours white noise.
-        modulation: depth (0 to 1) of slow changes in the noise's level.
-        hum: fundamental frequency of mains hum, Hz, and its share of the noise's amplitude.
-        snr: speech to noise, dB.
+        response: [S], impulse response of room and microphone together.
+        noise_filter: [S], impulse response that colors white noise.
+        modulation: depth of slow changes in the noise's level, in [0, 1].
+        hum: fundamental frequency of mains hum in Hz, and its amplitude relative to the noise.
+        snr: signal-to-noise ratio in dB.
         level: peak of the recording, relative to full scale.
-        drive: how far the recorder saturates, 0 for not at all.
+        drive: saturation of the recorder, 0 for none.
     """
 
     response: np.ndarray
@@ -31,10 +31,15 @@ class Channel:
     drive: float
 
 
-def draw_channel(rng: np.random.Generator, sample_rate: int) -> Channel:
-    """Conditions for one session at ``sample_rate`` (Hz), drawn at random."""
+def sample_channel(rng: np.random.Generator, sample_rate: int) -> SimulatedChannel:
+    """Draw the channel of a session.
+
+    Args:
+        rng: generator of the draws, whose order is a part of what a seed means.
+        sample_rate: rate in Hz.
+    """
     microphone = _equalizer(rng, sample_rate, spread_db=8.0, band=(rng.uniform(50, 350), rng.uniform(3200, 7600)))
-    return Channel(
+    return SimulatedChannel(
         response=fftconvolve(_room(rng, sample_rate), microphone),
         noise_filter=_equalizer(rng, sample_rate, spread_db=12.0, band=(rng.uniform(30, 600), rng.uniform(1500, 7800))),
         modulation=rng.uniform(0.0, 0.9),
@@ -45,8 +50,20 @@ def draw_channel(rng: np.random.Generator, sample_rate: int) -> Channel:
     )
 
 
-def record(speech: np.ndarray, channel: Channel, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """Pass ``speech`` (S,) through ``channel``; ``rng`` draws the noise. Returns (S,) within -1 to 1."""
+def apply_channel(
+    speech: np.ndarray, channel: SimulatedChannel, rng: np.random.Generator, sample_rate: int
+) -> np.ndarray:
+    """Pass speech through a channel.
+
+    Args:
+        speech: [S], at any level.
+        channel: the channel.
+        rng: generator of the noise.
+        sample_rate: rate in Hz.
+
+    Returns:
+        [S], in [-1, 1].
+    """
     wet = fftconvolve(speech, channel.response)[: len(speech)]
     noise = _noise(len(speech), channel, rng, sample_rate)
     wet = wet / np.std(wet) + noise / np.std(noise) * 10 ** (-channel.snr / 20)
@@ -59,35 +76,35 @@ def record(speech: np.ndarray, channel: Channel, rng: np.random.Generator, sampl
 def _equalizer(
     rng: np.random.Generator, sample_rate: int, *, spread_db: float, band: tuple[float, float]
 ) -> np.ndarray:
-    """Random smooth response inside ``band`` (Hz), falling off outside it; (S,) filter taps."""
+    """Return the taps of a random smooth filter that falls off outside of ``band`` (Hz)."""
     frequency = np.geomspace(30.0, sample_rate / 2, 12)
-    tilt = rng.normal(0.0, 2.0) * np.log2(frequency / 1000.0)
+    tilt = rng.normal(0.0, 2.0) * np.log2(frequency / 1000.0)  # dB per octave
     low, high = band
-    outside = np.log2(np.maximum(low / frequency, 1)) + 2 * np.log2(np.maximum(frequency / high, 1))
-    gain_db = rng.uniform(-spread_db, spread_db, len(frequency)) + tilt - 18.0 * outside
+    octaves_outside = np.log2(np.maximum(low / frequency, 1)) + 2 * np.log2(np.maximum(frequency / high, 1))
+    gain_db = rng.uniform(-spread_db, spread_db, len(frequency)) + tilt - 18.0 * octaves_outside
     gain = 10 ** (np.clip(gain_db, -60, 24) / 20)
     return firwin2(_TAPS, np.r_[0.0, frequency], np.r_[gain[0], gain], fs=sample_rate)
 
 
 def _room(rng: np.random.Generator, sample_rate: int) -> np.ndarray:
-    """Impulse response of a room: the direct path, then exponentially decaying noise."""
+    """Return the impulse response of a room: the direct path, then exponentially decaying noise."""
     decay_seconds = rng.uniform(0.1, 0.7)  # to -60 dB
     reverberant_db = rng.uniform(-20.0, -1.0)
     time = np.arange(round(0.7 * decay_seconds * sample_rate)) / sample_rate
     tail = rng.standard_normal(len(time)) * 10 ** (-3.0 * time / decay_seconds)
-    tail[: round(0.002 * sample_rate)] = 0.0
+    tail[: round(0.002 * sample_rate)] = 0.0  # the first reflection comes 2 ms after the direct sound
     tail *= 10 ** (reverberant_db / 20) / np.sqrt(np.sum(tail**2))
     tail[0] = 1.0
     return tail
 
 
-def _noise(samples: int, channel: Channel, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
+def _noise(samples: int, channel: SimulatedChannel, rng: np.random.Generator, sample_rate: int) -> np.ndarray:
     noise = fftconvolve(rng.standard_normal(samples), channel.noise_filter, mode="same")
     noise /= np.std(noise)
     knots = rng.uniform(-1.0, 1.0, 3 + samples // (sample_rate // 4))  # the level changes every 0.25 s
     time = np.arange(samples)
     noise *= 1.0 + channel.modulation * np.interp(time, np.linspace(0, samples, len(knots)), knots)
-    fundamental, share = channel.hum
+    fundamental, amplitude = channel.hum
     phase = 2 * np.pi * fundamental / sample_rate * time
     hum = sum(np.sin(k * phase + rng.uniform(0, 2 * np.pi)) / k for k in range(1, 8))
-    return noise + share * hum
+    return noise + amplitude * hum

@@ -1,17 +1,16 @@
-"""A demo corpus, spoken on the spot by a synthesizer and laid out like VoxCeleb.
+"""Demo corpus: synthetic speech in VoxCeleb's layout.
 
-Made to check that the software works from end to end within minutes, on a machine without any data. The voices
-are synthetic: speakers differ in a handful of parameters of eSpeak NG, the text comes from a few templates, the
-channels are drawn from a simple model. Figures measured on it say nothing about human speech and compare with
-no published result.
+It checks within minutes that the software works from end to end, on a machine without any data. Speakers
+differ in a few parameters of eSpeak NG, the text comes from templates, and the channels from a simple model.
+Metrics on it say nothing about human speech and compare with no published result.
 
-eSpeak NG (GPL-3) is an optional extra loaded at run time; the audio it makes is kept in a local cache only.
+eSpeak NG (GPL-3) is an optional extra that is loaded at run time. Its audio stays in a local cache.
 
-Files under the corpus folder::
+Files of the corpus::
 
     wav/id1xxxx/<session>/0000n.flac   16 kHz, mono, 16 bits
     train_list.txt                     `speaker path`, one training utterance a line; path relative to wav/
-    veri_test.txt                      `label enrolment test`, one trial a line, VoxCeleb's own format
+    veri_test.txt                      `label enrollment test`, one trial a line, VoxCeleb's own format
     speakers.csv                       `speaker,sex`
     corpus.json                        settings and a checksum of each finished utterance
 """
@@ -25,7 +24,6 @@ import os
 import signal
 import threading
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -37,17 +35,26 @@ import soundfile
 from scipy.signal import resample_poly
 from tqdm import tqdm
 
-from sv_sparse.data.speakers import sexes_table
-from sv_sparse.data.synthetic.channel import draw_channel, record
+from sv_sparse.data.speakers import format_sexes
+from sv_sparse.data.synthetic.channel import apply_channel, sample_channel
 from sv_sparse.data.synthetic.espeak import SAMPLE_RATE as ESPEAK_SAMPLE_RATE
 from sv_sparse.data.synthetic.espeak import draw_voice, espeak_data, sentence, speak
 from sv_sparse.io import write_json, write_text
 
 SAMPLE_RATE = 16_000  # Hz
-_VERSION = 1  # of what the settings mean: raise it whenever the sound or the lists change
+_VERSION = 1  # raised whenever the sound or the lists of the same settings change
 _FIRST_TEST_SPEAKER = 5_001  # id15001; training speakers count from id10001
-_RECORD_EVERY = 256  # utterances between two writes of corpus.json
+_SAVE_INTERVAL = 256  # utterances between two writes of corpus.json
 _VOICE, _SESSION, _UTTERANCE, _TRIALS = range(4)  # streams of random numbers
+_BOUNDS = {  # smallest and largest value of each setting
+    "train_speakers": (2, _FIRST_TEST_SPEAKER - 1),
+    "test_speakers": (4, 4_999),
+    "sessions": (2, None),
+    "utterances": (1, 99_999),
+    "trials": (2, None),
+    "seed": (0, None),
+    "num_workers": (1, None),
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class _Utterance:
         return self.speaker % 2 == 0
 
 
-def make_demo(
+def make_demo_corpus(
     root: str | Path,
     *,
     train_speakers: int = 120,
@@ -75,29 +82,32 @@ def make_demo(
     utterances: int = 3,
     trials: int = 5_000,
     seed: int = 0,
-    workers: int | None = None,
+    num_workers: int | None = None,
 ) -> None:
-    """Make the demo corpus under ``root``, or check and complete the one that is there.
+    """Make the demo corpus, or check and complete the one that is there.
 
-    Every utterance is a function of the settings and its own place in the corpus, so the result does not depend
-    on ``workers`` nor on interruptions. An utterance counts as finished when corpus.json holds its checksum;
-    missing and damaged files are made again, intact ones are not touched.
+    Every utterance is a function of the settings and its own place in the corpus, so the result depends neither
+    on the number of workers nor on interruptions. Missing and damaged files are made again, intact ones are not
+    touched.
 
     Args:
         root: folder of the corpus; made if absent, ``~`` is the home folder.
-        train_speakers: speakers in train_list.txt, half of them female.
-        test_speakers: speakers in veri_test.txt, half of them female; none of them is a training speaker.
-        sessions: recording sessions per speaker, each with its own channel.
-        utterances: utterances per session, about 2.5 to 4.5 seconds each.
-        trials: trials in veri_test.txt, half of them targets. The two utterances of a target trial come from
-            different sessions, those of a nontarget trial from two speakers of the same sex.
-        seed: of all random numbers.
-        workers: processes; by default one per core, at most 4.
+        train_speakers: speakers in train_list.txt, half of them female; at least 2.
+        test_speakers: other speakers, in veri_test.txt, half of them female; at least 4.
+        sessions: recording sessions per speaker, each with its own channel; at least 2.
+        utterances: utterances per session, about 2.5 to 4.5 seconds each; at least 1.
+        trials: trials in veri_test.txt, an even number, half of them targets. The two utterances of a target
+            trial come from different sessions, those of a nontarget trial from two speakers of the same sex.
+        seed: seed of all random numbers.
+        num_workers: processes; None for one per core, at most 4.
 
     Raises:
-        ValueError: a setting out of range; ``root`` holds something else; ``espeakng-loader`` is not installed.
+        ValueError: a setting is out of range, ``root`` holds something else, or ``espeakng-loader`` is not
+            installed.
         OSError: the folder cannot be written.
     """
+    if num_workers is None:
+        num_workers = min(4, os.cpu_count() or 1)
     settings = {
         "train_speakers": train_speakers,
         "test_speakers": test_speakers,
@@ -106,102 +116,88 @@ def make_demo(
         "trials": trials,
         "seed": seed,
     }
-    workers = min(4, os.cpu_count() or 1) if workers is None else workers
-    _check(settings, workers)
-    root = Path(root).expanduser()
-    done = _read_record(root, settings)
-    train, test = _plan(settings)
-    missing = [u for u in train + test if not _intact(root / "wav" / u.path, done.get(u.path))]
-    if missing:
-        _build(root, settings, done, missing, workers)
-    _write_lists(root, train, test, settings)
-
-
-def _write_lists(root: Path, train: list[_Utterance], test: list[_Utterance], settings: dict[str, int]) -> None:
-    sexes = {u.speaker_id: "f" if u.female else "m" for u in train + test}
-    _write_if_changed(root / "train_list.txt", "".join(f"{u.speaker_id} {u.path}\n" for u in train))
-    _write_if_changed(root / "veri_test.txt", "".join(_trials(test, settings["trials"], settings["seed"])))
-    _write_if_changed(root / "speakers.csv", sexes_table(sexes))
-
-
-def _check(settings: dict[str, int], workers: int) -> None:
-    most = {"train_speakers": _FIRST_TEST_SPEAKER - 1, "test_speakers": 4_999, "utterances": 99_999}
-    least = {
-        "train_speakers": 2,
-        "test_speakers": 4,
-        "sessions": 2,
-        "utterances": 1,
-        "trials": 2,
-        "seed": 0,
-        "workers": 1,
-    }
-    for name, value in {**settings, "workers": workers}.items():
-        if not least[name] <= value <= most.get(name, value):
-            limit = f" and at most {most[name]}" if name in most else ""
-            raise ValueError(f"{name} must be at least {least[name]}{limit}, got {value}")
-    per_speaker = settings["sessions"] * settings["utterances"]
-    targets = settings["test_speakers"] * per_speaker * (per_speaker - settings["utterances"]) // 2
-    if settings["trials"] % 2 or settings["trials"] > 2 * targets:
+    for name, value in {**settings, "num_workers": num_workers}.items():
+        lower, upper = _BOUNDS[name]
+        if value < lower or (upper is not None and value > upper):
+            limit = "" if upper is None else f" and at most {upper}"
+            raise ValueError(f"{name} must be at least {lower}{limit}, got {value}")
+    per_speaker = sessions * utterances
+    max_targets = test_speakers * per_speaker * (per_speaker - utterances) // 2
+    if trials % 2 or trials > 2 * max_targets:
         raise ValueError(
-            f"trials must be even and at most {2 * targets}, twice the cross-session target trials that "
-            f"test_speakers, sessions and utterances allow, got {settings['trials']}"
+            f"trials must be even and at most {2 * max_targets}, twice the cross-session target trials that "
+            f"test_speakers, sessions and utterances allow, got {trials}"
         )
+    root = Path(root).expanduser()
+    checksums = _read_record(root, settings)
+    train = _list_utterances(1, train_speakers, settings)
+    test = _list_utterances(_FIRST_TEST_SPEAKER, test_speakers, settings)
+    missing = []
+    for utterance in train + test:
+        path = root / "wav" / utterance.path
+        checksum = checksums.get(utterance.path)
+        if checksum is None or not path.is_file() or _checksum(path.read_bytes()) != checksum:
+            missing.append(utterance)
+    if missing:
+        _synthesize(root, settings, checksums, missing, num_workers)
+    train_lines = [f"{utterance.speaker_id} {utterance.path}\n" for utterance in train]
+    sexes = {utterance.speaker_id: "f" if utterance.female else "m" for utterance in train + test}
+    _write_if_changed(root / "train_list.txt", "".join(train_lines))
+    _write_if_changed(root / "veri_test.txt", "".join(_trial_lines(test, trials, seed)))
+    _write_if_changed(root / "speakers.csv", format_sexes(sexes))
 
 
-def _plan(settings: dict[str, int]) -> tuple[list[_Utterance], list[_Utterance]]:
-    """Training and test utterances, in the order of their paths' speakers, sessions and numbers."""
-
-    def utterances_of(first: int, speakers: int) -> list[_Utterance]:
-        return [
-            _Utterance(speaker, session, number, _path(settings["seed"], speaker, session, number))
-            for speaker in range(first, first + speakers)
-            for session in range(settings["sessions"])
-            for number in range(1, settings["utterances"] + 1)
-        ]
-
-    train = utterances_of(1, settings["train_speakers"])
-    return train, utterances_of(_FIRST_TEST_SPEAKER, settings["test_speakers"])
+def _list_utterances(first_speaker: int, num_speakers: int, settings: dict[str, int]) -> list[_Utterance]:
+    utterances = []
+    for speaker in range(first_speaker, first_speaker + num_speakers):
+        for session in range(settings["sessions"]):
+            digest = hashlib.blake2b(f"{settings['seed']}/{speaker}/{session}".encode(), digest_size=8).digest()
+            video = base64.urlsafe_b64encode(digest).decode().rstrip("=")  # 11 characters, like VoxCeleb's
+            for number in range(1, settings["utterances"] + 1):
+                path = f"id1{speaker:04d}/{video}/{number:05d}.flac"
+                utterances.append(_Utterance(speaker, session, number, path))
+    return utterances
 
 
-def _path(seed: int, speaker: int, session: int, number: int) -> str:
-    digest = hashlib.blake2b(f"{seed}/{speaker}/{session}".encode(), digest_size=8).digest()
-    video = base64.urlsafe_b64encode(digest).decode().rstrip("=")  # 11 characters, like VoxCeleb's
-    return f"id1{speaker:04d}/{video}/{number:05d}.flac"
-
-
-def _trials(test: list[_Utterance], trials: int, seed: int) -> Iterator[str]:
-    """Lines of veri_test.txt: target and nontarget trials in turn, no two with the same utterances."""
+def _trial_lines(test: list[_Utterance], trials: int, seed: int) -> list[str]:
+    """Return the lines of veri_test.txt: targets and nontargets in turn, each pair of utterances once."""
     rng = np.random.default_rng((seed, _TRIALS))
-    pairs = list(combinations(test, 2))
-    targets = [(a, b) for a, b in pairs if a.speaker == b.speaker and a.session != b.session]
-    nontargets = [(a, b) for a, b in pairs if a.speaker != b.speaker and a.female == b.female]
-    for target, nontarget in zip(
-        rng.choice(len(targets), trials // 2, replace=False),
-        rng.choice(len(nontargets), trials // 2, replace=False),
-        strict=True,
-    ):
+    targets = []
+    nontargets = []
+    for first, second in combinations(test, 2):
+        if first.speaker == second.speaker and first.session != second.session:
+            targets.append((first, second))
+        elif first.speaker != second.speaker and first.female == second.female:
+            nontargets.append((first, second))
+    target_rows = rng.choice(len(targets), trials // 2, replace=False)
+    nontarget_rows = rng.choice(len(nontargets), trials // 2, replace=False)
+    lines = []
+    for target, nontarget in zip(target_rows, nontarget_rows, strict=True):
         for label, pair in ((1, targets[target]), (0, nontargets[nontarget])):
-            enrolment, test_utterance = pair if rng.random() < 0.5 else pair[::-1]
-            yield f"{label} {enrolment.path} {test_utterance.path}\n"
+            enrollment, test_utterance = pair if rng.random() < 0.5 else pair[::-1]
+            lines.append(f"{label} {enrollment.path} {test_utterance.path}\n")
+    return lines
 
 
-def _build(root: Path, settings: dict[str, int], done: dict[str, str], missing: list[_Utterance], workers: int) -> None:
-    """Make the ``missing`` utterances and write their checksums into corpus.json, also when interrupted."""
-    total = len(done.keys() | {u.path for u in missing})
+def _synthesize(
+    root: Path, settings: dict[str, int], checksums: dict[str, str], missing: list[_Utterance], num_workers: int
+) -> None:
+    """Make missing utterances, and write their checksums into corpus.json, also when interrupted."""
+    total = len(checksums.keys() | {utterance.path for utterance in missing})
     context = multiprocessing.get_context("spawn")
-    with espeak_data() as data, tqdm(total=total, initial=total - len(missing), desc="demo corpus") as bar:
-        _write_record(root, settings, done)
+    with espeak_data() as data, tqdm(total=total, initial=total - len(missing), desc="demo corpus") as progress:
+        _write_record(root, settings, checksums)
         make = partial(_make_utterance, root / "wav", data, settings["seed"])
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+        pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
         try:
             for count, (path, checksum) in enumerate(pool.map(make, missing, chunksize=8), start=1):
-                done[path] = checksum
-                bar.update()
-                if count % _RECORD_EVERY == 0:
-                    _write_record(root, settings, done)
+                checksums[path] = checksum
+                progress.update()
+                if count % _SAVE_INTERVAL == 0:
+                    _write_record(root, settings, checksums)
         finally:
             pool.shutdown(cancel_futures=True)
-            _write_record(root, settings, done)
+            _write_record(root, settings, checksums)
 
 
 def _start_worker() -> None:
@@ -218,21 +214,28 @@ def _start_worker() -> None:
 
 
 def _make_utterance(wav: Path, data: Path, seed: int, utterance: _Utterance) -> tuple[str, str]:
-    """Synthesize one utterance in its session's channel and write it; returns its path and checksum."""
+    """Synthesize an utterance in its session's channel and write it; return its path and checksum."""
     speaker, session, number = utterance.speaker, utterance.session, utterance.number
     session_rng = np.random.default_rng((seed, _SESSION, speaker, session))
     rng = np.random.default_rng((seed, _UTTERANCE, speaker, session, number))
     voice = draw_voice(np.random.default_rng((seed, _VOICE, speaker)), female=utterance.female)
-    voice = voice.drifted(session_rng)
-    channel = draw_channel(session_rng, SAMPLE_RATE)
+    voice = voice.with_session_drift(session_rng)
+    channel = sample_channel(session_rng, SAMPLE_RATE)
     speech = speak(sentence(rng), voice, seed=int(rng.integers(1, 2**31)), data=data)
-    speech = resample_poly(speech / 2**15, SAMPLE_RATE, ESPEAK_SAMPLE_RATE)
-    recording = record(speech, channel, rng, SAMPLE_RATE)
+    waveform = resample_poly(speech / 2**15, SAMPLE_RATE, ESPEAK_SAMPLE_RATE)
+    waveform = apply_channel(waveform, channel, rng, SAMPLE_RATE)
     flac = io.BytesIO()
-    soundfile.write(flac, recording, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    soundfile.write(flac, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     path = wav / utterance.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, flac.getvalue())
+    # Replaced atomically, but not flushed to disk, which 2,000 times would take longer than the synthesis. The
+    # checksums show what a power cut takes away.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(flac.getvalue())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return utterance.path, _checksum(flac.getvalue())
 
 
@@ -240,49 +243,35 @@ def _checksum(content: bytes) -> str:
     return f"{len(content)} bytes, CRC-32 {zlib.crc32(content):08x}"
 
 
-def _intact(path: Path, checksum: str | None) -> bool:
-    return checksum is not None and path.is_file() and _checksum(path.read_bytes()) == checksum
-
-
 def _read_record(root: Path, settings: dict[str, int]) -> dict[str, str]:
-    """Checksums of the finished utterances under ``root``; ValueError where they are not of this corpus."""
+    """Return the checksums of the finished utterances under ``root``.
+
+    Raises:
+        ValueError: ``root`` holds another corpus, or something else.
+    """
     path = root / "corpus.json"
     if not path.exists():
-        strangers = [name for name in ("wav", "train_list.txt", "veri_test.txt") if (root / name).exists()]
-        if strangers:
-            raise ValueError(f"{root} holds {strangers[0]} but no corpus.json: choose another folder")
+        for name in ("wav", "train_list.txt", "veri_test.txt"):
+            if (root / name).exists():
+                raise ValueError(f"{root} holds {name} but no corpus.json: choose another folder")
         return {}
-    there = json.loads(path.read_text(encoding="utf-8"))
-    for name, asked in {"version": _VERSION, **settings}.items():
-        found = there["version"] if name == "version" else there["settings"][name]
-        if found != asked:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    existing = {"version": record["version"], **record["settings"]}
+    for name, value in {"version": _VERSION, **settings}.items():
+        if existing[name] != value:
             raise ValueError(
-                f"the demo corpus in {root} has {name}={found}, asked for was {name}={asked}: "
+                f"the demo corpus in {root} has {name}={existing[name]}, asked for was {name}={value}: "
                 "remove the folder or choose another"
             )
-    return dict(there["files"])
+    return dict(record["files"])
 
 
-def _write_record(root: Path, settings: dict[str, int], done: dict[str, str]) -> None:
+def _write_record(root: Path, settings: dict[str, int], checksums: dict[str, str]) -> None:
     root.mkdir(parents=True, exist_ok=True)
-    content = {"version": _VERSION, "settings": settings, "count": len(done), "files": dict(sorted(done.items()))}
-    write_json(root / "corpus.json", content)
+    files = dict(sorted(checksums.items()))
+    write_json(root / "corpus.json", {"version": _VERSION, "settings": settings, "count": len(files), "files": files})
 
 
 def _write_if_changed(path: Path, text: str) -> None:
     if not path.exists() or path.read_bytes() != text.encode():
         write_text(path, text)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write all of ``content`` to ``path`` or nothing.
-
-    Nothing is flushed to disk, 2,000 times would take longer than the synthesis: what a power cut takes away,
-    the checksums find missing.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

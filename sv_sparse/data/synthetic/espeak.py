@@ -1,8 +1,7 @@
-"""Speech for the demo corpus: eSpeak NG, its voices, and sentences for them to say.
+"""Synthetic speech for the demo corpus: eSpeak NG, random voices and random sentences.
 
-eSpeak NG comes as a shared library with its data in the package ``espeakng-loader`` and is called through
-ctypes. It is licensed under GPL-3: nothing of it is part of sv-sparse, it is an optional extra loaded at run
-time, and what it speaks stays in a local cache.
+eSpeak NG comes as a shared library with its data in the package ``espeakng-loader``, and is called through
+ctypes. Its license is GPL-3: nothing of it is part of sv-sparse, and its audio stays in a local cache.
 """
 
 import ctypes
@@ -20,28 +19,29 @@ import numpy as np
 
 from sv_sparse.io import install_command
 
-SAMPLE_RATE = 22_050  # Hz, of what eSpeak NG makes
+SAMPLE_RATE = 22_050  # Hz, of eSpeak NG
 
 _LANGUAGES = ("en-US", "en-US", "en", "en-GB-x-rp", "en-GB-scotland", "en-GB-x-gbclan", "en-GB-x-gbcwmd", "en-029")
 _DATA_FILES = ("phondata", "phonindex", "phontab", "intonations", "en_dict")
-_RATE, _SYNCHRONOUS, _DO_NOT_EXIT, _UTF8 = 1, 2, 0x8000, 1  # names in espeak-ng/speak_lib.h
+# Constants of espeak-ng/speak_lib.h
+_RATE, _SYNCHRONOUS, _DO_NOT_EXIT, _UTF8 = 1, 2, 0x8000, 1
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 
 
 @dataclass(frozen=True)
 class Voice:
-    """One speaker's voice.
+    """Voice of a speaker, in the parameters of eSpeak NG.
 
     Attributes:
-        female: sex.
+        female: True for a female voice.
         language: accent, a name under ``lang/gmw`` in eSpeak NG's data.
-        pitch: lowest and highest fundamental frequency, Hz.
-        formants: eight rows of (frequency, strength, width), each in percent of eSpeak NG's own voice.
+        pitch: lowest and highest fundamental frequency in Hz.
+        formants: eight rows of (frequency, strength, width), each in percent of eSpeak NG's default voice.
         breath: level of breath noise at each formant, 0 for none.
-        voicing: level of the voiced source, percent.
+        voicing: level of the voiced source in percent.
         flutter: slow irregularity of the pitch, 0 for none.
         roughness: fast irregularity of the pitch, 0 to 7.
-        consonants: level of unvoiced and voiced consonants, percent.
+        consonants: level of unvoiced and voiced consonants in percent.
         rate: words per minute.
     """
 
@@ -56,15 +56,15 @@ class Voice:
     consonants: tuple[float, float]
     rate: float
 
-    def drifted(self, rng: np.random.Generator) -> "Voice":
-        """The same speaker on another day: pitch, rate and formants a little off."""
+    def with_session_drift(self, rng: np.random.Generator) -> "Voice":
+        """Return the voice on another day, with slightly different pitch, rate and formants."""
         pitch, rate, tract = np.exp(rng.normal(0.0, (0.04, 0.05, 0.006)))
         low, high = self.pitch
         formants = tuple((f * tract, strength, width) for f, strength, width in self.formants)
         return replace(self, pitch=(low * pitch, high * pitch), rate=self.rate * rate, formants=formants)
 
-    def variant(self) -> str:
-        """The voice as a voice-variant file of eSpeak NG."""
+    def to_variant_file(self) -> str:
+        """Return the text of a voice-variant file of eSpeak NG."""
         lines = [
             "language variant",
             "name demo",
@@ -81,7 +81,12 @@ class Voice:
 
 
 def draw_voice(rng: np.random.Generator, *, female: bool) -> Voice:
-    """A speaker's voice: vocal tract, pitch, accent and manner, drawn at random."""
+    """Draw a speaker's voice: vocal tract, pitch, accent and manner.
+
+    Args:
+        rng: generator of the draws, whose order is a part of what a seed means.
+        female: True for a female voice.
+    """
     tract = rng.uniform(106, 126) if female else rng.uniform(88, 108)
     low = rng.uniform(145, 220) if female else rng.uniform(70, 125)
     formants = np.stack(
@@ -107,6 +112,7 @@ def draw_voice(rng: np.random.Generator, *, female: bool) -> Voice:
     )
 
 
+# Each change of these words changes the corpus of every seed, spelling included: "neighbour" stays.
 _OPENINGS = "yesterday|this morning|after the storm|last winter|at the station|in the old town|before dinner|most days"
 _PEOPLE = (
     "my brother|the young teacher|a tired farmer|our neighbour|the captain|her cousin|a quiet student|the doctor|"
@@ -129,7 +135,7 @@ _WORDS = tuple(tuple(words.split("|")) for words in (_OPENINGS, _PEOPLE, _VERBS,
 
 
 def sentence(rng: np.random.Generator) -> str:
-    """An English sentence of about ten to fifteen words."""
+    """Draw an English sentence of about ten to fifteen words."""
     opening, person, verb, thing, place, reason = (str(rng.choice(words)) for words in _WORDS)
     kind = rng.integers(3)
     if kind == 0:
@@ -141,7 +147,7 @@ def sentence(rng: np.random.Generator) -> str:
 
 @contextmanager
 def espeak_data() -> Iterator[Path]:
-    """A private copy of the data that English needs, in a temporary folder with room for voices.
+    """Yield a temporary copy of the data that English needs, in which voices can be put.
 
     Raises:
         ValueError: the package ``espeakng-loader`` is not installed.
@@ -157,36 +163,33 @@ def espeak_data() -> Iterator[Path]:
 
 
 def speak(text: str, voice: Voice, *, seed: int, data: Path) -> np.ndarray:
-    """Synthesize ``text``: a function of its arguments, whatever was spoken before.
-
-    The library keeps state between utterances (oscillator phases, pitch irregularities, noise) that nothing in
-    its interface resets, so each utterance loads it afresh, which takes about a millisecond.
+    """Synthesize a text; the result is a function of the arguments, whatever was spoken before.
 
     Args:
-        text: English.
-        voice: who speaks.
-        seed: of the noise in breath and consonants.
-        data: folder from `espeak_data`.
+        text: English text.
+        voice: voice of the speaker.
+        seed: seed of the noise in breath and consonants.
+        data: folder of ``espeak_data``.
 
     Returns:
-        (S,) int16 at `SAMPLE_RATE`.
+        int16 [S] at ``SAMPLE_RATE``.
 
     Raises:
-        RuntimeError: eSpeak NG refused, or something else in this process has it loaded.
+        RuntimeError: eSpeak NG refuses an argument, or it is already loaded in this process.
     """
     name = f"v{os.getpid()}"
-    (data / "voices" / "!v" / name).write_text(voice.variant(), encoding="ascii")
+    (data / "voices" / "!v" / name).write_text(voice.to_variant_file(), encoding="ascii")
     blocks: list[bytes] = []
 
     @_CALLBACK
-    def keep(block: int | None, samples: int, _events: int | None) -> int:
+    def receive(block: int | None, samples: int, _events: int | None) -> int:
         if block and samples:
             blocks.append(ctypes.string_at(block, 2 * samples))
         return 0
 
     utf8 = text.encode() + b"\0"
     with _fresh_library(data) as library:
-        library.espeak_SetSynthCallback(keep)
+        library.espeak_SetSynthCallback(receive)
         library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
         _check(library.espeak_SetVoiceByName(f"gmw/{voice.language}+{name}".encode()), "the voice")
         _check(library.espeak_SetParameter(_RATE, round(voice.rate), 0), "the rate")
@@ -196,6 +199,8 @@ def speak(text: str, voice: Voice, *, seed: int, data: Path) -> np.ndarray:
 
 @contextmanager
 def _fresh_library(data: Path) -> Iterator[ctypes.CDLL]:
+    # The library keeps state between utterances (oscillator phases, pitch irregularities, noise) that nothing in
+    # its interface resets. Loading it anew for each one takes about a millisecond.
     path = _package().get_library_path()
     if _is_loaded(path):
         raise RuntimeError(f"{path} is in use in this process, or this system never unloads a library")
@@ -228,6 +233,6 @@ def _package() -> ModuleType:
         raise ValueError(f"data=demo needs the package espeakng-loader: {install_command('demo')}") from error
 
 
-def _check(status: int, what: str) -> None:
+def _check(status: int, argument: str) -> None:
     if status != 0:
-        raise RuntimeError(f"eSpeak NG refused {what} (status {status})")
+        raise RuntimeError(f"eSpeak NG refused {argument} (status {status})")

@@ -1,0 +1,184 @@
+"""Trial lists with the audio of their utterances, and the check that no training speaker is among them."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sv_sparse.data.manifest import AudioSegment, Manifest, match_utterances
+from sv_sparse.data.trials import Trials
+from sv_sparse.io import nfc
+
+_DURATION_TOLERANCE = 0.01  # seconds; conversions to another format may change a length by a few samples
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Trials that a list lost because recordings cannot be used.
+
+    Attributes:
+        recordings: names of the recordings, as in the list.
+        trials: number of trials that need them.
+        list_checksum: checksum of the complete list's trials.
+    """
+
+    recordings: list[str]
+    trials: int
+    list_checksum: str
+
+
+@dataclass(frozen=True)
+class TrialSet:
+    """Trial list with the audio of its utterances.
+
+    Lists with an entry for each utterance are in the order of ``trials.utterances``. They are empty if
+    nothing is known.
+
+    Attributes:
+        trials: the list.
+        audio: files of each utterance.
+        genres: genre of each utterance, empty if unknown.
+        speakers: speaker of each utterance, empty if unknown.
+        seconds: duration of each utterance. It is 0 for an utterance that could not be used when its manifest
+            was written, which is left out whatever lies there now.
+        source: manifest of the utterances; None without one.
+        sexes: sex of each utterance's speaker: ``f``, ``m``, or empty if unknown.
+        left_out: trials that the list lost; None if it is complete.
+    """
+
+    trials: Trials
+    audio: list[list[AudioSegment]]
+    genres: list[str]
+    speakers: list[str]
+    seconds: list[float]
+    source: Path | None
+    sexes: list[str] = field(default_factory=list)
+    left_out: LeftOut | None = None
+
+    @classmethod
+    def from_manifest(cls, trials: Trials, manifest: Manifest, sexes: Mapping[str, str]) -> "TrialSet":
+        """Return a trial list with the audio that a manifest has for it.
+
+        Args:
+            trials: the list.
+            manifest: manifest with its utterances.
+            sexes: ``f`` or ``m`` by speaker in Unicode's composed form, as far as it is known.
+
+        Raises:
+            ValueError: an utterance is not in the manifest; names the first.
+        """
+        rows = manifest.rows(trials.utterances)
+        speakers = [manifest.speaker(row) for row in rows]
+        return cls(
+            trials=trials,
+            audio=[manifest.segments(row) for row in rows],
+            genres=[manifest.genre(row) for row in rows],
+            speakers=speakers,
+            seconds=(manifest.samples[rows] / manifest.sample_rate[rows]).tolist(),
+            source=manifest.source,
+            sexes=[sexes.get(nfc(speaker), "") for speaker in speakers],
+        )
+
+    def concat_enrollments(self) -> "TrialSet":
+        """Return the list with each enrollment of several utterances as their concatenation, one utterance."""
+        models = self.trials.models.values()
+        if not models:
+            return self
+
+        def extend(values: list[Any], combine: Callable[[Sequence[Any]], Any]) -> list[Any]:
+            if not values:
+                return []
+            combined = list(values)
+            for members in models:
+                combined.append(combine([values[member] for member in members]))
+            return combined
+
+        def pick_first(values: Sequence[str]) -> str:
+            return values[0]
+
+        def concat(values: Sequence[list[AudioSegment]]) -> list[AudioSegment]:
+            return list(chain.from_iterable(values))
+
+        def total(values: Sequence[float]) -> float:
+            # 0 seconds mean unusable, and so is a concatenation with an unusable part.
+            return float(sum(values)) if all(values) else 0.0
+
+        return replace(
+            self,
+            trials=replace(self.trials, utterances=self.trials.sides, models={}),
+            audio=extend(self.audio, concat),
+            genres=extend(self.genres, pick_first),
+            speakers=extend(self.speakers, pick_first),
+            seconds=extend(self.seconds, total),
+            sexes=extend(self.sexes, pick_first),
+        )
+
+    def without(self, unusable: Collection[int]) -> "TrialSet":
+        """Return the list without the trials that need some of its utterances.
+
+        Args:
+            unusable: positions of utterances whose recordings cannot be used, at least one.
+        """
+        trials, rows = self.trials.without(unusable)
+
+        def select(values: list[Any]) -> list[Any]:
+            return [values[row] for row in rows] if values else []
+
+        return replace(
+            self,
+            trials=trials,
+            audio=select(self.audio),
+            genres=select(self.genres),
+            speakers=select(self.speakers),
+            seconds=select(self.seconds),
+            sexes=select(self.sexes),
+            left_out=LeftOut(
+                recordings=[self.trials.utterances[position] for position in unusable],
+                trials=len(self.trials) - len(trials),
+                list_checksum=self.trials.checksum,
+            ),
+        )
+
+
+def check_not_trained_on(trial_set: TrialSet, trained: pa.Table, corpus: Path, setting: str) -> None:
+    """Check that no speaker of a trial list is trained on (DECISIONS 30).
+
+    Args:
+        trial_set: the list.
+        trained: rows of a manifest, all of them training speech.
+        corpus: manifest of the corpus that these rows were taken from.
+        setting: setting that chose them, for the message.
+
+    Raises:
+        ValueError: some speakers are trained on; says how many.
+    """
+    if not len(trained):
+        return
+    if trial_set.source == corpus:
+        overlap = set(trained.column("speaker").unique().to_pylist()).intersection(trial_set.speakers)
+    else:
+        # Names of speakers mean something within a corpus only. Across corpora an utterance is recognized
+        # by its name and duration; one that was concatenated from short ones, by the name of its first.
+        names = pc.replace_substring_regex(trained.column("utterance").combine_chunks(), r"\+\d+$", "")
+        row = match_utterances(trial_set.trials.utterances, names)
+        seconds = trained.column("samples").to_numpy() / trained.column("sample_rate").to_numpy()
+        is_concatenated = pc.greater(pc.list_value_length(trained.column("segments")), 1).to_numpy()
+        has_same_duration = np.abs(seconds[row] - trial_set.seconds) < _DURATION_TOLERANCE
+        is_same = (row >= 0) & (is_concatenated[row] | has_same_duration)
+        overlap = {trial_set.speakers[position] for position in np.flatnonzero(is_same)}
+    if not overlap:
+        return
+    advice = ""
+    if trial_set.trials.name.startswith(("vox1_E", "vox1_H")):
+        advice = (
+            "; E and H use the speakers of all of VoxCeleb1, so train on data.train_subsets=[vox2_dev], "
+            "or evaluate on vox1_O_cleaned"
+        )
+    raise ValueError(
+        f"list {trial_set.trials.name}: {len(overlap):,} of its speakers are trained on with {setting}{advice}"
+    )
