@@ -32,12 +32,7 @@ import optimizer
 import soundfile
 import torch
 import training
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.utils import instantiate
 from interleaved import medians
-from sv_sparse.config.settings import resolve
-from sv_sparse.training.update import hear
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -48,6 +43,7 @@ from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.features import MEL_BINS, Filterbank, crop_samples
 from sv_sparse.models.heads import AAMSoftmax
+from sv_sparse.models.registry import build_model
 from sv_sparse.optim import (
     AdaBreg,
     FeedbackController,
@@ -60,8 +56,8 @@ from sv_sparse.optim import (
 )
 from sv_sparse.optim.bregman_optimizer import BACKENDS
 from sv_sparse.training.logging import read_rows
-from sv_sparse.training.setup import Experiment, build
-from sv_sparse.training.trainer import Trainer
+from sv_sparse.training.setup import TrainingSetup, build_setup
+from sv_sparse.training.trainer import Trainer, reduce_batch_info
 
 ROOT = Path(__file__).parents[2]
 RATE = 16000
@@ -180,7 +176,7 @@ def networks(options: Options) -> Iterator[Row]:
 def _gradients(name: str, features: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """Loss of a narrow network, and its gradient as a whole."""
     torch.manual_seed(0)
-    network = instantiate(_settings(f"model={name}", *_narrow(name))["model"], mel_bins=MEL_BINS)
+    network = build_model(_config(f"model={name}", *_narrow(name)).model_settings, MEL_BINS)
     head = AAMSoftmax(network.embedding_dim, 8)
     nn.ModuleList([network, head]).to(device)
     loss, _ = head(network(features.to(device)), torch.arange(len(features), device=device) % 8)
@@ -209,7 +205,11 @@ def waits(options: Options) -> Iterator[Row]:
     for title, words in {
         "feedback": [],
         "quantile": ["sparsity=quantile"],
-        "augmented": ["augment=full", f"augment.store={options.folder / 'store'}", "augment.probability=0.9"],
+        "augmented": [
+            "augment=musan_rirs_speed",
+            f"augment.noise_dir={options.folder / 'store'}",
+            "augment.aug_prob=0.9",
+        ],
         "bf16": ["trainer.precision=bf16"],
     }.items():
         counts, places = _waits_of_steps(options, words)
@@ -225,7 +225,7 @@ def waits(options: Options) -> Iterator[Row]:
 def _waits_of_steps(options: Options, words: list[str]) -> tuple[dict[str, int], str]:
     """Train some steps after others that are not counted; how often the host waited, and where."""
     counts, places = {"logged": 0, "other": 0}, Counter[str]()
-    with _training(options, *words, "trainer.log_every=3") as step:
+    with _training(options, *words, "trainer.log_interval=3") as step:
         for number in range(1, 7):
             with _sync_debug_mode(options.device) as messages:
                 step()
@@ -255,7 +255,7 @@ def _profiled_waits(options: Options) -> Row:
     """Waits that torch's profiler counts in three steps that are not logged."""
     check = "waits in three steps by the profiler"
     activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (options.device.type == "cuda")]
-    with _training(options, "trainer.log_every=100") as step:
+    with _training(options, "trainer.log_interval=100") as step:
         for _ in range(3):
             step()
         with profile(activities=activities) as profiler:
@@ -299,7 +299,7 @@ def _graphs() -> int:
 
 def _losses(options: Options, *words: str, after: Callable[[], object] = lambda: None) -> list[float]:
     """The loss of each of some steps."""
-    with _training(options, *words, "trainer.log_every=1") as step:
+    with _training(options, *words, "trainer.log_interval=1") as step:
         for _ in range(20):
             step()
             after()
@@ -329,9 +329,9 @@ def processes(options: Options) -> Iterator[Row]:
             "--rdzv-backend=c10d",
             "--rdzv-endpoint=localhost:0",
         ]
-        command = [sys.executable, "-m", *launch, str(ROOT / "train.py"), *_words(options), f"folder={folder}"]
+        command = [sys.executable, "-m", *launch, str(ROOT / "train.py"), *_words(options), f"run_dir={folder}"]
         done = subprocess.run(
-            [*command, "trainer.epochs=1", "trainer.steps=6", "trainer.log_every=1"],
+            [*command, "trainer.epochs=1", "trainer.max_steps=6", "trainer.log_interval=1"],
             capture_output=True,
             text=True,
             timeout=300,
@@ -351,40 +351,42 @@ def processes(options: Options) -> Iterator[Row]:
 class _Step:
     """One step of a run at each call."""
 
-    def __init__(self, trainer: Trainer, experiment: Experiment, batches: Iterator[object]) -> None:
-        self.trainer, self.batches, self.folder = trainer, batches, experiment.folder
+    def __init__(self, trainer: Trainer, setup: TrainingSetup, batches: Iterator[object]) -> None:
+        self.trainer, self.batches, self.folder = trainer, batches, setup.run_dir
 
     def __call__(self) -> None:
         parts = [next(self.batches)]
-        self.trainer._train_step(parts, hear(parts, []))
+        self.trainer._apply_schedules()
+        self.trainer._train_step(parts, reduce_batch_info(parts, []).num_crops)
+        self.trainer.state.progress.step += 1
 
 
 @contextmanager
 def _training(options: Options, *words: str) -> Iterator[_Step]:
     """A run of a narrow network on made-up speech, to be stepped by hand."""
     folder = Path(tempfile.mkdtemp(dir=options.folder))
-    settings = _settings(*_words(options), *words)
-    experiment = build(settings, folder, load_corpus(settings, folder))
-    trainer = Trainer(experiment, time.monotonic())
-    experiment.network.train()
-    with trainer.update.ready(), trainer.monitor.progress(0, experiment.total_steps):
-        yield _Step(trainer, experiment, _endless(experiment))
-    trainer.monitor.close()
+    config = _config(*_words(options), *words)
+    setup = build_setup(config, folder, load_corpus(config, folder))
+    trainer = Trainer(setup, time.monotonic())
+    setup.network.train()
+    with trainer._training_mode(), trainer.metrics.progress(0, setup.total_steps):
+        yield _Step(trainer, setup, _endless(setup))
+    trainer.metrics.close()
 
 
-def _endless(experiment: Experiment) -> Iterator[object]:
+def _endless(setup: TrainingSetup) -> Iterator[object]:
     """Batches of one epoch after the other."""
     while True:
-        yield from experiment.loader
-        experiment.batches.epoch += 1
-        experiment.batches.start = 0
+        yield from setup.loader
+        setup.sampler.epoch += 1
+        setup.sampler.start = 0
 
 
 def _settings(*words: str) -> dict:
     """The settings that a command line would make."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return resolve(compose("config", ["name=gpu", *words]))
+        return resolve(compose("config", ["run_name=gpu", *words]))
 
 
 def _narrow(name: str) -> list[str]:
@@ -396,9 +398,9 @@ def _words(options: Options) -> list[str]:
     """Settings of all short runs."""
     corpus = _corpus(options.folder / "corpus")
     general = (
-        *("data=folder", f"data.root={corpus}", f"data.trials={corpus}/trials.txt", "data.validation_share=0"),
-        *("target_sparsity=0.8", "trainer.batch_size=16", "trainer.crop_seconds=0.5", "trainer.statistics_crops=16"),
-        *("trainer.workers=0", "trainer.precision=fp32", "trainer.compile=false", "trainer.epochs=20"),
+        *("data=folder", f"data.root={corpus}", f"data.trial_lists={corpus}/trials.txt", "data.val_fraction=0"),
+        *("target_sparsity=0.8", "trainer.batch_size=16", "trainer.crop_seconds=0.5", "trainer.num_bn_crops=16"),
+        *("trainer.num_workers=0", "trainer.precision=fp32", "trainer.compile=false", "trainer.epochs=20"),
         f"trainer.device={options.device.type}",
     )
     default = [f"optim.backend={'auto' if 'auto' in BACKENDS else 'foreach'}"]

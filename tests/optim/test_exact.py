@@ -96,7 +96,7 @@ def test_pruning_without_a_ramp_is_at_its_target_from_the_first_masks_on():
 
 def test_what_is_pruned_first_is_smallest_over_all_layers_together():
     small, large = nn.Parameter(torch.full((4, 4), 0.1)), nn.Parameter(torch.full((4, 4), 10.0))
-    groups = [{"params": [param], "penalty": "mask"} for param in (small, large)]
+    groups = [{"params": [param], "penalty": "none", "prunable": True} for param in (small, large)]
     controller = GradualMagnitudePruning(AdaBreg(groups), 0.5, 10)
     controller.finalize()
     assert (small == 0).all()
@@ -106,30 +106,31 @@ def test_what_is_pruned_first_is_smallest_over_all_layers_together():
 def test_layer_by_layer_the_same_share_of_each_is_pruned():
     torch.manual_seed(0)
     small, large = nn.Parameter(0.1 * torch.randn(40, 40)), nn.Parameter(10 * torch.randn(5, 6))
-    optimizer = AdaBreg([small, large], penalty="none")
-    GradualMagnitudePruning(optimizer, 0.9, 10, per_layer=True).finalize()
-    for weight in (small, large):
+    optimizer = AdaBreg([{"params": [small, large], "prunable": True}], penalty="none")
+    controller = GradualMagnitudePruning(optimizer, 0.9, 10, per_layer=True)
+    controller.finalize()
+    for weight, masked in zip((small, large), controller.state_dict()["masks"], strict=True):
         alive = weight.detach().abs()
         assert int((alive > 0).sum()) == round(0.1 * weight.numel())
-        assert optimizer.state[weight]["mask"].sum() == (alive > 0).sum()
+        assert (~masked).sum() == (alive > 0).sum()
 
 
-def test_of_equal_channels_as_many_survive_as_of_others():
+def test_of_equal_weights_as_many_survive_as_of_others():
     equal, other = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.arange(24.0).view(8, 3) + 1)
-    optimizer = AdaBreg([equal, other], penalty="none", granularity="out_channel")
-    GradualMagnitudePruning(optimizer, 0.5, 10, per_layer=True, whole=True).finalize()
-    assert int(equal.detach().any(1).sum()) == 2
-    assert other.detach().any(1).tolist() == [False] * 4 + [True] * 4
+    optimizer = AdaBreg([{"params": [equal, other], "prunable": True}], penalty="none")
+    GradualMagnitudePruning(optimizer, 0.5, 10, per_layer=True).finalize()
+    assert int(equal.count_nonzero()) == 6
+    assert (other.detach().flatten() != 0).tolist() == [False] * 12 + [True] * 12
 
 
 def test_a_layer_that_cannot_reach_the_target_is_warned_of_whatever_the_others_do():
     dead, other = nn.Parameter(torch.zeros(4, 3)), nn.Parameter(torch.randn(8, 3))
-    optimizer = AdaBreg([dead, other], penalty="none", granularity="out_channel")
-    with pytest.warns(UserWarning, match="landed on 12 weights instead of 18"):
-        GradualMagnitudePruning(optimizer, 0.5, 10, per_layer=True, whole=True).finalize()
+    optimizer = AdaBreg([{"params": [dead, other], "prunable": True}], penalty="none")
+    with pytest.warns(UserWarning, match="finalized with 12 nonzero weights instead of 18"):
+        GradualMagnitudePruning(optimizer, 0.5, 10, per_layer=True).finalize()
 
 
-@pytest.mark.parametrize("settings", [{}, {"per_layer": True}, {"per_layer": True, "whole": True}])
+@pytest.mark.parametrize("settings", [{}, {"per_layer": True}])
 def test_what_a_trained_network_has_pruned_stays_pruned_while_its_ramp_goes_on_from_there(settings):
     def fresh(model: nn.Module, target: float) -> GradualMagnitudePruning:
         optimizer = AdaBreg(param_groups(model, penalty="none"), lr=0.02)
@@ -154,7 +155,7 @@ def test_what_a_trained_network_has_pruned_stays_pruned_while_its_ramp_goes_on_f
 
         train(later, controller.optimizer, 40, after=keep)
         assert path[0] == pytest.approx(before, abs=1e-6)
-        assert path[-1] == pytest.approx(target, abs=0.12 if settings.get("whole") else 0.01)
+        assert path[-1] == pytest.approx(target, abs=0.01)
 
 
 def test_dense_training_goes_on_from_anywhere():
@@ -249,18 +250,30 @@ def test_a_scale_makes_a_group_sparser_under_the_common_lambda():
             lambda p: QuantileController(AdaBreg([p]), 0.5, 10, update_interval=0),
             "update_interval must be a whole number, 1 or more, got 0",
         ),
-        (lambda p: GradualMagnitudePruning(AdaBreg([p]), 0.5, 10), r"regulates \('mask',\), got groups with \['l1'\]"),
-        (lambda p: QuantileController(AdaBreg([p], penalty="none"), 0.5, 10), r"got groups with \['mask'\]"),
+        (
+            lambda p: GradualMagnitudePruning(AdaBreg([{"params": [p], "prunable": True}]), 0.5, 10),
+            "penalty must be none under GradualMagnitudePruning, got 'l1'",
+        ),
+        (
+            lambda p: GradualMagnitudePruning(AdaBreg([p], penalty="none"), 0.5, 10),
+            "needs a group with prunable=True, .* got none",
+        ),
+        (
+            lambda p: QuantileController(AdaBreg([{"params": [p], "prunable": True}], penalty="none"), 0.5, 10),
+            "needs a group with a penalty, got none",
+        ),
         (
             lambda p: QuantileController(AdaBreg([p]), 0.5, 10, ramp_start=0.5, ramp_end=0.2),
-            "ramp must be two rising shares",
+            "ramp_start and ramp_end must be two rising fractions of the run, .*, got 0.5 and 0.2",
         ),
         (
             lambda p: QuantileController(AdaBreg([p]), 0.5, 10, initial_sparsity=1.0),
             "initial_sparsity must be at least 0 and below 1, got 1.0",
         ),
         (
-            lambda p: GradualMagnitudePruning(AdaBreg([p], penalty="none"), 0.5, 10, num_mask_updates=0),
+            lambda p: GradualMagnitudePruning(
+                AdaBreg([{"params": [p], "prunable": True}], penalty="none"), 0.5, 10, num_mask_updates=0
+            ),
             "num_mask_updates must be a whole number, 1 or more, got 0",
         ),
     ],

@@ -197,7 +197,7 @@ class FeedbackController(LogLambdaController):
         return gap.sign() * (gain * gap.abs()).log1p() + self.drift
 
     def _lr(self) -> float:
-        """Return the regularized groups' learning rate; 0 where it is a tensor: reading it would wait for the device."""
+        """Return the regularized groups' learning rate; 0 for a tensor, whose reading would wait for the device."""
         lr = self.groups[0]["lr"] if self.groups else 0.0
         return 0.0 if isinstance(lr, Tensor) else lr
 
