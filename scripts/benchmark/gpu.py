@@ -382,11 +382,9 @@ def _endless(setup: TrainingSetup) -> Iterator[object]:
         setup.sampler.start = 0
 
 
-def _settings(*words: str) -> dict:
-    """The settings that a command line would make."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return resolve(compose("config", ["run_name=gpu", *words]))
+def _config(*words: str) -> Config:
+    """Return the settings that a command line would make."""
+    return load_config(parse_command_line([]).compose(["run_name=gpu", *words]))
 
 
 def _narrow(name: str) -> list[str]:

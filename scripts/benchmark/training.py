@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sv_sparse.data.augment_ops import AugmentOnDevice
 from sv_sparse.data.torchaudio_guard import torchaudio  # noqa: F401  # lets speechbrain import it
+from sv_sparse.models.cpu_kernels import accelerate
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.features import Filterbank, crop_samples
 from sv_sparse.models.heads import AAMSoftmax
@@ -30,7 +31,7 @@ from sv_sparse.optim import (
     AdaBreg,
     FeedbackController,
     clip_grad_norm_,
-    partition,
+    param_groups,
     sparse_init_,
 )
 
@@ -65,7 +66,10 @@ class OurStep:
         self.network = network.to(self.device)
         self.head = AAMSoftmax(network.embedding_dim, SPEAKERS).to(self.device)  # type: ignore[arg-type]
         self.mixer, self.filterbank = AugmentOnDevice(self.crops.shape[1]), Filterbank().to(self.device)
-        network_groups, head_groups = partition(network), partition(self.head, dense_types=(*DENSE_TYPES, AAMSoftmax))
+        if not compiled:
+            accelerate(self.network)  # as the training setup does
+        network_groups = param_groups(network)
+        head_groups = param_groups(self.head, dense_types=(*DENSE_TYPES, AAMSoftmax))
         sparse_init_(network_groups)
         self.optimizer = AdaBreg([*network_groups, *(group | {"name": "head"} for group in head_groups)], lr=1e-3)
         self.controller = FeedbackController(self.optimizer, 0.9, 10_000)
@@ -91,7 +95,7 @@ class OurStep:
     def step(self) -> None:
         """Do all that the trainer does for a batch."""
         loss = self.passes(self.filterbank(self.mixer(self.crops, None)))
-        norm = clip_grad_norm_(self.params, 1.0, sparse=self.controller.params)
+        norm = clip_grad_norm_(self.params, 1.0, sparse_params=self.controller.params)
         torch.stack([loss, norm]).tolist()
         self.optimizer.step()
         self.controller.step()
