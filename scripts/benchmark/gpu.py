@@ -36,6 +36,8 @@ from interleaved import medians
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from sv_sparse.config.overrides import parse_command_line
+from sv_sparse.config.schema import Config, load_config
 from sv_sparse.data.augment import Augmentation
 from sv_sparse.data.augment_ops import AugmentOnDevice, mask_filterbank
 from sv_sparse.data.noise import NOISE_KINDS, build_noise_store

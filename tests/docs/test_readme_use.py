@@ -11,7 +11,7 @@ import soundfile
 from helpers.tiny import Tones
 from test_readme import SCRIPT, SNIPPETS, answer, of
 
-USES = ("verify", "tune", "embed", "enroll", "identify")
+USES = ("verify", "autotune", "embed", "enroll", "identify")
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def test_the_tables_read_every_run_name_of_the_script(finished, tmp_path):
     for question, make_table in tables.TABLES.items():
         table = make_table(groups, trial_lists)
         assert bool(table.rows) == (question != "noise"), question  # on which this run was not evaluated
-        assert {len(row) for row in table.rows} <= {len(table.heads)}, question
+        assert {len(row) for row in table.rows} <= {len(table.headers)}, question
     runtime = tmp_path / "runtime.json"
     rows = [{"run": f"{name}_s0", "ms": {"ours": 1.0}, "fp32_bytes": 1000} for name in ("dense", "narrow_64")]
     runtime.write_text(json.dumps({"latency": rows, "files": rows}))
