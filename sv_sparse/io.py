@@ -32,7 +32,7 @@ ESCAPE = "sv_sparse.escape"
 
 # As some network file systems answer.
 _LOCK_UNSUPPORTED_ERRNOS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
-_READER_GONE_ERRNOS = {errno.EPIPE, errno.EINVAL} if os.name == "nt" else {errno.EPIPE}
+_CLOSED_PIPE_ERRNOS = {errno.EPIPE, errno.EINVAL} if os.name == "nt" else {errno.EPIPE}
 _CHECKSUM_BYTES = 16
 
 
@@ -302,7 +302,7 @@ class _PipeSafeOutput(io.FileIO):
         try:
             return super().write(content)
         except OSError as error:
-            if error.errno not in _READER_GONE_ERRNOS:
+            if error.errno not in _CLOSED_PIPE_ERRNOS:
                 raise
         # The descriptor itself is replaced, as libraries in C write to it too.
         null = os.open(os.devnull, os.O_WRONLY)

@@ -23,7 +23,8 @@ DENIED_WORDS = frozenset(
     )
 )
 # Terms of the field in which such a word is right, whole words of an identifier: held-out speakers, one-hot, drop-one.
-TERMS = ("held_out", "one_hot", "one_cycle", "one_sided")
+# asyncio names two callbacks so; a sampler draws.
+TERMS = ("held_out", "one_hot", "one_cycle", "one_sided", "num_drawn", "connection_made", "connection_lost")
 
 DENIED_OPENING = re.compile(r"(What|How|Whether|Of|Where|Why|When|Which)\b")
 

@@ -179,13 +179,13 @@ class Cell:
     network: str
     start: str
     adamw: float
-    ours: float
+    sparse: float
     sparsity: float  # of the sparse group, as a fraction
 
     @property
     def ratio(self) -> float:
         """Our loss over AdamW's."""
-        return self.ours / self.adamw
+        return self.sparse / self.adamw
 
 
 def train_adamw(model: nn.Module, batches: Iterator[Batch], steps: int) -> None:
@@ -198,7 +198,7 @@ def train_adamw(model: nn.Module, batches: Iterator[Batch], steps: int) -> None:
         optimizer.step()
 
 
-def train_ours(model: nn.Module, batches: Iterator[Batch], steps: int, start: str, **settings: Any) -> float:
+def train_sparse(model: nn.Module, batches: Iterator[Batch], steps: int, start: str, **settings: Any) -> float:
     """Make ``steps`` updates by the README's lines; return the sparsity."""
     groups = param_groups(model)
     if start == "scratch":
@@ -238,7 +238,7 @@ def measure(network: str, start: str, *, steps: int, seed: int = 0, **settings: 
         train_adamw(model, task(3 * seed + 1), steps)
     peer = copy.deepcopy(model)
     train_adamw(peer, task(3 * seed + 2), steps)
-    sparsity = train_ours(model, task(3 * seed + 2), steps, start, **settings)
+    sparsity = train_sparse(model, task(3 * seed + 2), steps, start, **settings)
     return Cell(network, start, held_out_loss(peer, task), held_out_loss(model, task), sparsity)
 
 
@@ -256,7 +256,7 @@ def main() -> None:
             cell = measure(network, start, steps=args.steps, seed=args.seed, backend=args.backend)
             cells.append(cell)
             print(
-                f"| {network} | {start} | {cell.adamw:.3f} | {cell.ours:.3f} | {cell.ratio:.2f} | "
+                f"| {network} | {start} | {cell.adamw:.3f} | {cell.sparse:.3f} | {cell.ratio:.2f} | "
                 f"{100 * cell.sparsity:.2f} % |",
                 flush=True,
             )

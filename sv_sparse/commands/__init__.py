@@ -1,1 +1,1 @@
-"""What the console script does besides training, a file for each subcommand, which loads what that one needs."""
+"""Commands of the console script, a file for each, which imports what that one needs."""

@@ -1,4 +1,4 @@
-"""What ``python train.py --help`` prints: choices, and each setting with type, default and one sentence."""
+"""Help text of ``python train.py --help``: choices, and each setting with type, default and one sentence."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass

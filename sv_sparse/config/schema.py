@@ -201,7 +201,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What every corpus has: its name, its held-out speakers, its limit on unusable recordings."""
+    """Settings of every corpus: its name, its held-out speakers, its limit on unusable recordings."""
 
     corpus: str = setting(MISSING, "Name of the corpus in logs and reports.")
     val_fraction: float = setting(0.1, "Fraction of the training speakers that is held out for the validation EER.")
@@ -301,7 +301,7 @@ class DemoDataConfig(DataConfig):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What every built-in network has."""
+    """Settings of every built-in network."""
 
     name: str = setting(MISSING, "ecapa_tdnn, resnet34 or se_resnet.")
 
@@ -353,7 +353,7 @@ class LearningRates:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """What every optimizer has."""
+    """Settings of every optimizer."""
 
     name: str = setting(MISSING, "adabreg, linbreg or proxsgd.")
     lr: Any = setting(LearningRates(), "Peak learning rate, or one for each kind of parameters.")
@@ -417,7 +417,7 @@ class ProxSGDConfig(OptimConfig):
 
 @dataclass(frozen=True)
 class ControllerConfig:
-    """What every controller has."""
+    """Settings of every controller."""
 
     name: str = setting(MISSING, "feedback, paper, quantile, gradual_magnitude or fixed.")
 
@@ -435,7 +435,7 @@ class FixedConfig(ControllerConfig):
 
 @dataclass(frozen=True)
 class ScheduledConfig(ControllerConfig):
-    """What every controller that has a schedule of targets has."""
+    """Settings of every controller that has a schedule of targets."""
 
     freeze_fraction: float = setting(0.01, "Fraction of the run, at its end, with lambda left alone.")
     ramp_start: float | None = setting(
@@ -498,7 +498,7 @@ class GradualMagnitudeConfig(ScheduledConfig):
 
 @dataclass(frozen=True)
 class SparsityConfig:
-    """Which weights may become zero, how a run starts, and what steers it to the target."""
+    """Weights that may become zero, their start, and the controller that leads them to the target."""
 
     controller: Any = setting(MISSING, "What moves lambda, or prunes.")
     penalty: str = setting(
@@ -588,7 +588,7 @@ class Config:
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether the corpus is synthetic voices; what ``init_from`` brought does not count."""
+        """True for a corpus of synthetic voices; what ``init_from`` brought does not count."""
         return isinstance(self.data, DemoDataConfig)
 
     @property

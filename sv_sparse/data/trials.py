@@ -201,15 +201,15 @@ def from_columns(
     utterances = list(dict.fromkeys([*members, *test.unique().to_pylist()]))
     index = {utterance: position for position, utterance in enumerate(utterances)}
     # An enrollment of one utterance is that utterance; only several make a side of their own.
-    several: dict[str, list[int]] = {}
+    new_models: dict[str, list[int]] = {}
     side: list[int] = []
     for model in enrollment_names:
         parts = [index[utterance] for utterance in models.get(model, [model])]
         if len(parts) == 1:
             side += parts
         else:
-            side.append(len(utterances) + len(several))
-            several[model] = parts
+            side.append(len(utterances) + len(new_models))
+            new_models[model] = parts
     position = pc.index_in(enrollment, value_set=pa.array(enrollment_names, pa.string()))
     if position.null_count:
         missing = enrollment.filter(pc.is_null(position)).unique().to_pylist()
@@ -222,7 +222,7 @@ def from_columns(
         np.array(side, dtype=np.int64)[position.to_numpy()],
         test_index.to_numpy().astype(np.int64),
         utterances,
-        several,
+        new_models,
     )
 
 

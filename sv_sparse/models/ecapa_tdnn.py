@@ -10,7 +10,7 @@ from sv_sparse.models.layers import (
     SERes2Block,
     as_odd_sizes,
     check_at_least,
-    is_whole,
+    is_int,
     keep_channels_last,
     same_conv,
     to_image,
@@ -87,7 +87,7 @@ class ECAPA(nn.Module):
             raise ValueError(f"channels must be divisible by res2net_scale={res2net_scale}, got {channels}")
         if layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-        (first_size, first_dilation), *rest = _taps(kernel_sizes, dilations)
+        (first_size, first_dilation), *block_taps = _taps(kernel_sizes, dilations)
         speechbrain = layout == "speechbrain"
 
         self.mel_bins = mel_bins
@@ -95,9 +95,9 @@ class ECAPA(nn.Module):
         self.first = ConvUnit(mel_bins, channels, first_size, first_dilation, reflect=speechbrain)
         self.blocks = nn.ModuleList(
             SERes2Block(channels, se_channels, res2net_scale, *taps, identity_first=speechbrain, reflect=speechbrain)
-            for taps in rest
+            for taps in block_taps
         )
-        self.mfa = same_conv(len(rest) * channels, mfa_channels)
+        self.mfa = same_conv(len(block_taps) * channels, mfa_channels)
         self.mfa_norm = nn.BatchNorm2d(mfa_channels) if speechbrain else None
         self.pooling = AttentiveStatisticsPooling(
             mfa_channels,
@@ -138,7 +138,7 @@ def _taps(kernel_sizes: Iterable[int], dilations: Iterable[int]) -> list[tuple[i
     """Pairs of kernel size and dilation, checked: the first convolution's, then each block's."""
     sizes = as_odd_sizes("kernel_sizes", kernel_sizes)
     steps = tuple(dilations)
-    if not all(is_whole(step) and step >= 1 for step in steps):
+    if not all(is_int(step) and step >= 1 for step in steps):
         raise ValueError(f"dilations must be whole numbers of at least 1, got {list(steps)}")
     if len(sizes) != len(steps) or len(sizes) < 2:
         raise ValueError(

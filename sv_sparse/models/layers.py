@@ -18,13 +18,13 @@ def check_at_least(minimum: int, **settings: int) -> None:
     ValueError: channels must be at least 1, got 0
     """
     for name, value in settings.items():
-        if not is_whole(value):
+        if not is_int(value):
             raise ValueError(f"{name} must be a whole number, got {value}")
         if value < minimum:
             raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
-def is_whole(value: Any) -> bool:
+def is_int(value: Any) -> bool:
     """Return whether a value is a whole number of some type; true and false are none, NaN is none."""
     return hasattr(value, "__index__") and not isinstance(value, bool)
 
@@ -208,7 +208,7 @@ def as_odd_sizes(name: str, values: Iterable[int]) -> tuple[int, ...]:
         ValueError: One of them is not a positive odd number.
     """
     sizes = tuple(values)
-    if not all(is_whole(size) and size > 0 and size % 2 == 1 for size in sizes):
+    if not all(is_int(size) and size > 0 and size % 2 == 1 for size in sizes):
         raise ValueError(f"{name} must be positive odd numbers, got {list(sizes)}")
     return sizes
 

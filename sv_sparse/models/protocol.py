@@ -76,9 +76,9 @@ def check_model(network: nn.Module, device: torch.device) -> int:
         listed = ", ".join(f"{size} for {words}" for words, size in sizes.items())
         problems.append(f"the size of its embeddings differs: {listed}")
     size = next(iter(sizes.values()), 0)
-    stated = getattr(network, "embedding_dim", size)
-    if sizes and stated != size:
-        problems.append(f"its embedding_dim is {stated}, its embeddings have {size} numbers")
+    declared_size = getattr(network, "embedding_dim", size)
+    if sizes and declared_size != size:
+        problems.append(f"its embedding_dim is {declared_size}, its embeddings have {size} numbers")
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
         raise ValueError(f"model: {type(network).__name__} cannot be trained:\n{listed}\n{REQUIREMENTS}")

@@ -106,5 +106,5 @@ class ResNet34(nn.Module):
 
 def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
     """A row of blocks of which the first changes the shape."""
-    rest = (BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1))
-    return nn.Sequential(BasicBlock(in_channels, out_channels, stride), *rest)
+    further_blocks = (BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1))
+    return nn.Sequential(BasicBlock(in_channels, out_channels, stride), *further_blocks)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sv_sparse.models.layers import (
     SqueezeExcitation,
     check_at_least,
-    is_whole,
+    is_int,
     keep_channels_last,
     safe_order,
     without_autocast,
@@ -123,7 +123,7 @@ class SEResNet(nn.Module):
     ) -> None:
         super().__init__()
         widths = tuple(channels)
-        if len(widths) != len(BLOCKS) or not all(is_whole(width) and width >= 1 for width in widths):
+        if len(widths) != len(BLOCKS) or not all(is_int(width) and width >= 1 for width in widths):
             raise ValueError(f"channels must be {len(BLOCKS)} whole numbers of at least 1, got {list(widths)}")
         check_at_least(1, attention_channels=attention_channels, embedding_dim=embedding_dim, mel_bins=mel_bins)
         self.mel_bins = mel_bins
@@ -159,5 +159,5 @@ class SEResNet(nn.Module):
 def _stage(in_channels: int, out_channels: int, blocks: int, stride: int, *, excited: bool) -> nn.Sequential:
     """A row of blocks of which the first changes the shape."""
     first = PreActivationBlock(in_channels, out_channels, stride, excited=excited)
-    rest = (PreActivationBlock(out_channels, out_channels, 1, excited=excited) for _ in range(blocks - 1))
-    return nn.Sequential(first, *rest)
+    further_blocks = (PreActivationBlock(out_channels, out_channels, 1, excited=excited) for _ in range(blocks - 1))
+    return nn.Sequential(first, *further_blocks)

@@ -60,12 +60,12 @@ class SupportDiagnostics:
         nnz = _count(support).clamp(min=1)
         num_activated = _count([new & ~old for old, new in zip(before, support, strict=True)])
         num_deactivated = _count([old & ~new for old, new in zip(before, support, strict=True)])
-        num_kept = _count([old & new for old, new in zip(self._last_support, support, strict=True)])
+        num_common = _count([old & new for old, new in zip(self._last_support, support, strict=True)])
         self._last_support = support
         return {
             "activated": num_activated / size,
             "deactivated": num_deactivated / size,
-            "turnover": 1 - num_kept / nnz,
+            "turnover": 1 - num_common / nnz,
         }
 
     @torch.no_grad()

@@ -47,7 +47,7 @@ class Reminders:
 
     @property
     def active(self) -> bool:
-        """Whether it warns; True unless set to False."""
+        """True if it warns, which is the default."""
         return self._run.active
 
     @active.setter

@@ -86,8 +86,8 @@ def describe_sources(config: Config) -> dict[str, str]:
         ValueError: ``init_from`` names a run whose data could not be taken, and the command line has none.
     """
     composed = HydraConfig.get()
-    is_chosen = any(word.startswith("data=") for word in composed.overrides.task)
-    by_default = not is_chosen and composed.runtime.choices["data"] == "demo"
+    is_named = any(word.startswith("data=") for word in composed.overrides.task)
+    by_default = not is_named and composed.runtime.choices["data"] == "demo"
     sources = {"corpus": _corpus_in_words(config, by_default=by_default)}
     path = config.init_from
     if path is None:
@@ -163,8 +163,8 @@ def _corpus_in_words(config: Config, *, by_default: bool) -> str:
 def _compare(config: Config, source: Config) -> str:
     """Return in words which of the settings that can be taken are as in the source, and which are not."""
     names = (*GROUPS, "target_sparsity")
-    ours = {name: value for name, value in config.to_dict().items() if name in names}
-    values = flatten(ours)
+    current = {name: value for name, value in config.to_dict().items() if name in names}
+    values = flatten(current)
     source_values = flatten({name: value for name, value in source.to_dict().items() if name in names})
     source_values["data.val_seed"] = source.val_seed
     differing = [name for name in sorted(source_values) if values.get(name) != source_values[name]]

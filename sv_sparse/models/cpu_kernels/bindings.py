@@ -111,8 +111,8 @@ def transposed(matrix: Tensor) -> Tensor:
     """The transpose of [M, N], for a product over M; bfloat16 in an order that products are faster in."""
     if matrix.dtype != torch.bfloat16 or any(size % 8 for size in matrix.shape) or not has_address(matrix):
         return matrix.T
-    found = matrix.new_empty(matrix.shape[1], matrix.shape[0])
+    result = matrix.new_empty(matrix.shape[1], matrix.shape[0])
     shape = ctypes.c_int64(matrix.shape[0]), ctypes.c_int64(matrix.shape[1])
-    ends = (_Matrix(each.data_ptr(), each.stride(0)) for each in (matrix, found))
+    ends = (_Matrix(each.data_ptr(), each.stride(0)) for each in (matrix, result))
     library().transpose(*shape, *ends)
-    return found
+    return result

@@ -178,7 +178,7 @@ class _NormalizedRelu(torch.autograd.Function):
 
 
 class _Unit:
-    """What follows a convolution, from one forward pass to its backward pass.
+    """State of a unit behind its convolution, from its forward pass to its backward pass.
 
     Args:
         frames: the convolution's output without bias, [B, T, C]. Its memory becomes the gradient's, unless the graph is
@@ -258,8 +258,8 @@ class _Res2(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grads = rows(grad)
-        found = torch.empty_like(grads, memory_format=torch.contiguous_format)
-        ins, outs = (_chunks(each, len(ctx.saved) + 1, ctx.identity_first) for each in (grads, found))
+        grad_input = torch.empty_like(grads, memory_format=torch.contiguous_format)
+        ins, outs = (_chunks(each, len(ctx.saved) + 1, ctx.identity_first) for each in (grads, grad_input))
         outs.pop().copy_(ins.pop())
         to_own: list[Tensor] = []
         more = None
@@ -270,7 +270,7 @@ class _Res2(torch.autograd.Function):
             to_own = [to_weight.float(), to_bias, *to_norm, *to_own]
             more = rows(back)
             to.copy_(more)
-        return image(found).to(ctx.dtype), None, None, None, None, *to_own
+        return image(grad_input).to(ctx.dtype), None, None, None, None, *to_own
 
 
 def _chunks(frames: Tensor, scale: int, identity_first: bool) -> list[Tensor]:
@@ -352,15 +352,15 @@ class FusedMoments(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, grad_mean: Tensor, grad_square: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the gradients of frames and scores."""
-        frames, scores, *kept = ctx.saved_tensors
+        frames, scores, *statistics = ctx.saved_tensors
         to_frames = torch.empty_like(frames)
         if scores is None:
-            count, (mean,) = frames.shape[1], kept
+            count, (mean,) = frames.shape[1], statistics
             zeros, total = torch.zeros_like(mean), torch.empty_like(mean)
             small = zeros[0], mean, zeros, grad_mean / count, grad_square * (2 / count)
             call("gradient", (frames, None, None, to_frames), *small, total, floor=-inf)
             return to_frames, None
         to_scores = torch.empty_like(scores)
         ends = grad_mean.contiguous(), grad_square.contiguous()
-        call("attend_gradient", (frames, scores, to_frames, to_scores), *kept, *ends)
+        call("attend_gradient", (frames, scores, to_frames, to_scores), *statistics, *ends)
         return to_frames, to_scores

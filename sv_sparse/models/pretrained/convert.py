@@ -58,13 +58,13 @@ class _Source:
         self.state = state
         self.modules = modules
 
-    def shape(self, ours: str, axes: int, i: int = 0) -> torch.Size:
+    def shape(self, module: str, axes: int, i: int = 0) -> torch.Size:
         """Shape of a weight, where the module has counts that of block ``i`` and its part 0.
 
         Raises:
             ValueError: There is no such weight, or it has another number of axes.
         """
-        name = f"{fill(self.modules[ours], i, 0)}.weight"
+        name = f"{fill(self.modules[module], i, 0)}.weight"
         if name not in self.state:
             raise ValueError(f"missing {name}")
         shape = self.state[name].shape
@@ -189,11 +189,13 @@ def convert(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any], dict[str,
             networks do not have.
     """
     kind = _kind(state)
-    kept = {name: value for name, value in state.items() if kind.dropped is None or not name.startswith(kind.dropped)}
-    if len(kept) < len(state):
-        logger.info("%s: left out the head: %s", kind.name, _list(sorted(set(state) - set(kept))))
+    network_state = {
+        name: value for name, value in state.items() if kind.dropped is None or not name.startswith(kind.dropped)
+    }
+    if len(network_state) < len(state):
+        logger.info("%s: left out the head: %s", kind.name, _list(sorted(set(state) - set(network_state))))
     try:
-        settings, weights = _converted(kind, kept)
+        settings, weights = _converted(kind, network_state)
     except ValueError as error:
         raise ValueError(f"the weights look like those of {kind.name}, but do not fit: {error}") from error
     (name,) = [name for name, network in MODELS.items() if network is kind.network]
@@ -216,9 +218,12 @@ def _converted(kind: Kind, state: Mapping[str, Tensor]) -> tuple[dict[str, Any],
     settings = kind.settings(_Source(state, kind.modules))
     with torch.device("meta"):
         expected = kind.network(**settings).state_dict()
-    theirs = their_names(kind.modules, expected)
-    _check_names(set(theirs.values()), set(state))
-    weights = {ours: _fitted(kind, ours, theirs[ours], state[theirs[ours]], like) for ours, like in expected.items()}
+    source_names = their_names(kind.modules, expected)
+    _check_names(set(source_names.values()), set(state))
+    weights = {
+        name: _fitted(kind, name, source_names[name], state[source_names[name]], like)
+        for name, like in expected.items()
+    }
     if kind.first is not None:
         weights[kind.first] *= DECIBELS
     return settings, weights
@@ -237,15 +242,15 @@ def _list(names: Iterable[str]) -> str:
     return ", ".join(first[:NAMED_IN_ERRORS]) + (f" and {more} more" if more > 0 else "" if first else "nothing")
 
 
-def _fitted(kind: Kind, ours: str, theirs: str, value: Tensor, like: Tensor) -> Tensor:
+def _fitted(kind: Kind, name: str, source_name: str, value: Tensor, like: Tensor) -> Tensor:
     """Their tensor as ours: ``like`` has the shape and the type."""
     if kind.transposed and value.ndim == 4:
         value = value.transpose(2, 3)
-    if ours == CONTEXT and kind.network is ECAPA and 3 * value.shape[1] == like.shape[1]:
+    if name == CONTEXT and kind.network is ECAPA and 3 * value.shape[1] == like.shape[1]:
         logger.info("%s: its attention has no global context; the context's weights become zeros", kind.name)
         value = torch.cat([value, torch.zeros_like(value), torch.zeros_like(value)], dim=1)
     if [size for size in value.shape if size > 1] != [size for size in like.shape if size > 1]:
         raise ValueError(
-            f"{theirs} must have shape {tuple(like.shape)}, axes of size one aside, got {tuple(value.shape)}"
+            f"{source_name} must have shape {tuple(like.shape)}, axes of size one aside, got {tuple(value.shape)}"
         )
     return value.detach().to("cpu", like.dtype, copy=True).reshape(like.shape).contiguous()

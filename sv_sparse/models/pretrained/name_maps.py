@@ -89,14 +89,16 @@ def fill(name: str, i: int, j: int) -> str:
     return name
 
 
-def their_names(modules: Modules, ours: Iterable[str]) -> dict[str, str]:
+def their_names(modules: Modules, names_here: Iterable[str]) -> dict[str, str]:
     """Their name for each of our tensors.
 
     >>> their_names(WESPEAKER_RESNET, ["stages.2.5.conv1.weight"])
     {'stages.2.5.conv1.weight': 'layer3.5.conv1.weight'}
     """
-    names = list(ours)
+    names = list(names_here)
     counts = range(1 + max((int(part) for name in names for part in name.split(".") if part.isdigit()), default=0))
-    theirs = {fill(our, i, j): fill(their, i, j) for our, their in modules.items() for i in counts for j in counts}
+    toolkit_names = {
+        fill(our, i, j): fill(their, i, j) for our, their in modules.items() for i in counts for j in counts
+    }
     pairs = ((name, name.rpartition(".")) for name in names)
-    return {name: f"{theirs[module]}.{leaf}" for name, (module, _, leaf) in pairs}
+    return {name: f"{toolkit_names[module]}.{leaf}" for name, (module, _, leaf) in pairs}

@@ -132,8 +132,8 @@ class Controller:
             return
         self.initial_sparsity = sparsity
         params = self.params
-        has_made_updates = any(self.optimizer.state.get(param) for param in params)
-        if is_dense and not has_made_updates:
+        has_updates = any(self.optimizer.state.get(param) for param in params)
+        if is_dense and not has_updates:
             delta = min(group["delta"] for group in self.groups)
             max_lambda = largest_initial_lambda(params, delta=delta)
             if float(self.lambda_) > max_lambda:
