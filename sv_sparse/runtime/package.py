@@ -34,8 +34,6 @@ POSITIONS = "positions:"
 VALUES = "values:"
 BACKEND = "backend."
 METADATA_KEY = "sv_sparse"
-# Settings of a network that change no embedding.
-_TRAINING_ONLY = {"implementation"}
 _EXPORT_HINT = "sv-sparse export RUN --output model.safetensors makes one from a run"
 
 
@@ -205,7 +203,7 @@ def _digest(nonzeros: Nonzeros) -> str:
 
 
 def _fingerprint(header: PackageHeader, digests: Mapping[str, str]) -> str:
-    settings = {name: value for name, value in header.model.items() if name not in _TRAINING_ONLY}
+    settings = dict(header.model)
     weights = []
     for name, digest in sorted(digests.items()):
         weights.append([name, header.tensors[name].shape, digest])

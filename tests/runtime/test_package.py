@@ -198,7 +198,6 @@ def test_what_changes_no_embedding_changes_no_fingerprint(tmp_path, monkeypatch)
     reordered = dict(reversed(deployed.ECAPA.items()))
     assert fingerprint(path, network, card={"other": 1}) == expected
     assert fingerprint(path, network, reordered, features=dict(reversed(deployed.FEATURES.items()))) == expected
-    assert fingerprint(path, network, deployed.ECAPA | {"implementation": "torch"}) == expected
     assert fingerprint(path, network, backend=deployed.backend(cohort=True)) == expected
     monkeypatch.setattr(sparse_codec, "ZSTD_LEVEL", 1)
     assert fingerprint(path, network) == expected

@@ -109,7 +109,7 @@ def test_too_many_bad_recordings_end_a_run_after_its_epoch_was_saved(attempts, t
     done = attempts(*SETTINGS, *corpus.settings(), "data.max_unreadable_fraction=0", f"run_dir={folder}")
     assert done.status == 2
     message = (
-        "error: data.max_unreadable_fraction=0: more than 0 of the 12 recordings of the validation cannot be used; "
+        "error: data.max_unreadable_fraction=0.0: more than 0 of the 12 recordings of the validation cannot be used; "
         "first "
     )
     assert f"{message}{tmp_path}/wav/{bad}: cannot be read as a recording" in done.err
