@@ -112,8 +112,7 @@ def _model_key(network: nn.Module, model: Mapping[str, Any]) -> str:
     """Return a name that depends on all that decides an embedding but the audio."""
     # Kinds of devices differ in the last bits.
     device = next(network.parameters()).device.type
-    # Kernels do not count: "implementation" selects them, and all give the same embeddings.
-    settings = sorted((name, value) for name, value in model.items() if name != "implementation")
+    settings = sorted(model.items())
     digest = hashlib.blake2b(repr((device, settings)).encode(), digest_size=_KEY_BYTES)
     package = Path(__file__).parents[1]
     sources: set[Path] = set()

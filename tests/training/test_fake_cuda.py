@@ -68,7 +68,9 @@ def train(folder: Path, *words: str, precision: str = "fp32") -> dict[bool, list
         device.value = 0  # no step failed
         size = setup.config.trainer.batch_size // setup.config.trainer.grad_accum_steps
         for step in range(3):
-            indices = [[(0, number * size + row) for row in range(size)] for number in range(setup.sampler.grad_accum_steps)]
+            indices = [
+                [(0, number * size + row) for row in range(size)] for number in range(setup.sampler.grad_accum_steps)
+            ]
             parts = [setup.dataset.__getitems__(part) for part in indices]
             crops = sum(len(part.labels) for part in parts)
             with device.waiting() as of_step:
