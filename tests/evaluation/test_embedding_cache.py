@@ -14,7 +14,7 @@ from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.evaluation.embed import _PREFETCH, embed
 from sv_sparse.evaluation.embedding_cache import EmbeddingCache
 
-MODEL = {"name": "x", "channels": 3, "implementation": "torch"}
+MODEL = {"name": "x", "channels": 3}
 
 
 class Counting(Sums):
@@ -74,7 +74,7 @@ def test_other_weights_another_network_and_a_changed_file_are_computed_anew(reco
     assert embed_with_cache(tmp_path / "cache", recordings)[1] == 1
     other = EmbeddingCache(tmp_path / "cache", Counting(), MODEL | {"channels": 4})
     assert other.get(recordings) == {}
-    same = EmbeddingCache(tmp_path / "cache", Counting(), MODEL | {"implementation": "fused"})
+    same = EmbeddingCache(tmp_path / "cache", Counting(), dict(reversed(MODEL.items())))
     assert len(same.get(recordings)) == 150
 
 
