@@ -109,7 +109,7 @@ def check_command_line(arguments: Sequence[str]) -> None:
 def complete_command_line(arguments: Sequence[str]) -> list[str]:
     """Return a command line on which ``model._target_=`` also chooses ``model=custom``, where no model is chosen."""
     keys = {override.key_or_group for override in read_overrides(arguments)}
-    if "model._target_" in keys and not keys & {"model", _INIT_FROM, "resume_from", "experiment"}:
+    if "model._target_" in keys and not keys & {"model", _INIT_FROM, "experiment"}:
         return ["model=custom", *arguments]
     return list(arguments)
 

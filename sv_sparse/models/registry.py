@@ -1,11 +1,13 @@
 """Networks by name. A file names a network of this registry, or a class that the user has to trust."""
 
+import logging
 import os
 import sys
 from collections.abc import Collection, Mapping
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import nn
 
 from sv_sparse.models.ecapa_tdnn import ECAPA
@@ -13,11 +15,14 @@ from sv_sparse.models.resnet import ResNet34
 from sv_sparse.models.se_resnet import SEResNet
 
 MODELS: dict[str, type[nn.Module]] = {"ecapa_tdnn": ECAPA, "resnet34": ResNet34, "se_resnet": SEResNet}
+logger = logging.getLogger(__name__)
+
 MODEL_CLASS_ENV = "SV_SPARSE_MODEL_CLASS"  # import paths of classes that are trusted, separated by commas
 
 # Files are not trusted: their settings are bounded before any memory is taken.
 _MAX_VALUE = 1 << 16
 _MAX_LENGTH = 64
+_PROBE_FRAMES = 50  # of 10 ms
 _MAX_VALUE_OF = {"res2net_scale": 64, "kernel_sizes": 255, "dilations": 64}
 # What constructors raise for settings that are allowed one by one and do not fit together.
 _BUILD_ERRORS = (TypeError, LookupError, ArithmeticError, RuntimeError, StopIteration, AssertionError)
@@ -45,7 +50,9 @@ def build_model(settings: Mapping[str, Any], mel_bins: int, trusted: Collection[
     """
     if "_target_" in settings:
         arguments = {name: value for name, value in settings.items() if name != "_target_"}
-        return _import_class(settings["_target_"], trusted)(mel_bins=mel_bins, **arguments)
+        network = _import_class(settings["_target_"], trusted)(mel_bins=mel_bins, **arguments)
+        _set_sizes(network, mel_bins)
+        return network
     name = settings.get("name")
     if not isinstance(name, str) or name not in MODELS:
         raise ValueError(f"its network is {name!r}, expected one of {', '.join(MODELS)}")
@@ -73,6 +80,23 @@ def _import_class(path: Any, trusted: Collection[str]) -> Any:
         return getattr(import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"its network {path} cannot be imported: {error}") from error
+
+
+def _set_sizes(network: Any, mel_bins: int) -> None:
+    """Give a network of the user's own the attributes of ``protocol.SpeakerModel`` that its class does not have."""
+    if not hasattr(network, "mel_bins"):
+        network.mel_bins = mel_bins
+    if hasattr(network, "embedding_dim"):
+        return
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()  # dropout would draw random numbers, batch norm would move
+    try:
+        with torch.no_grad():
+            network.embedding_dim = network(torch.zeros(1, mel_bins, _PROBE_FRAMES)).shape[1]
+    except Exception:  # somebody else's code; before training protocol.check_model says what is wrong
+        logger.debug("the size of the embeddings is not known", exc_info=True)
+    for module, training in modes:
+        module.training = training
 
 
 def _check_bounds(name: str, value: Any) -> None:
