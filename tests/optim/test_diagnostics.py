@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small import network, train
+from helpers.small import network, train
 from torch import nn
 
 from sv_sparse.optim import AdaBreg, FeedbackController, FixedController, SupportDiagnostics, param_groups

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 from helpers.fake_cuda import CUDA, Device, on_fake_cuda
-from small import network
+from helpers.small import network
 from torch import nn
 
 from sv_sparse.optim import (

@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from small import network, same, train, weights
+from helpers.small import network, same, train, weights
 from torch import nn
 
 from sv_sparse.optim import AdaBreg, LinBreg, param_groups

@@ -1,9 +1,9 @@
 """The optimizers and controllers against an oracle in NumPy float64 that shares no line with them."""
 
 import numpy as np
-import oracle
 import pytest
 import torch
+from helpers import oracle
 from torch import nn
 
 from sv_sparse.optim import (

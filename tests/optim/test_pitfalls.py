@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from small import network, train
+from helpers.small import network, train
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

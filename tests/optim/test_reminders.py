@@ -10,8 +10,8 @@ import warnings
 
 import pytest
 import torch
-from controlled import batches, start
-from small import network, train
+from helpers.controlled import batches, start
+from helpers.small import network, train
 from torch import nn
 
 from sv_sparse.optim import (

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small import network, same, train
+from helpers.small import network, same, train
 from torch import nn
 
 from sv_sparse.optim import AdaBreg, FeedbackController, LinBreg, param_groups, sparse_init_

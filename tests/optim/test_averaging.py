@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from controlled import batches, network, start
-from small import network as small_network
-from small import train
+from helpers.controlled import batches, network, start
+from helpers.small import network as small_network
+from helpers.small import train
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 

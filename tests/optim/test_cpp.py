@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from small import network, train
+from helpers.small import network, train
 from torch import nn
 
 from sv_sparse.optim import AdaBreg, LinBreg, count_zeros, param_groups

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from controlled import TARGETS, batches, network, run, start
+from helpers.controlled import TARGETS, batches, network, run, start
 from torch import nn
 
 from sv_sparse.optim import (

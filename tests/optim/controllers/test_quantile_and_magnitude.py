@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from small import network, train
+from helpers.small import network, train
 from torch import nn
 
 from sv_sparse.optim import (

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from controlled import batches, network, run
+from helpers.controlled import batches, network, run
 
 from sv_sparse.optim import (
     AdaBreg,
