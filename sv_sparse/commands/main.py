@@ -13,32 +13,30 @@ from sv_sparse.io import harden_output, install_command
 
 
 class Command(NamedTuple):
-    """A command, whose module is imported only when it runs.
+    """A command. Its module, of the same name, has ``add_arguments`` and ``main``; it is imported only when it runs.
 
     Attributes:
         help: one line on what it does.
-        module: with ``add_arguments(parser)`` and ``main(args)``.
         needs_train_extra: whether it needs the packages of the extra ``train``.
     """
 
     help: str
-    module: str
     needs_train_extra: bool = False
 
 
 COMMANDS = {
-    "train": Command("train a network to a target sparsity", "train", needs_train_extra=True),
-    "prepare": Command("turn corpora and noise into what training reads", "prepare", needs_train_extra=True),
-    "shard": Command("write a prepared corpus as tar files", "shard", needs_train_extra=True),
-    "evaluate": Command("score trial lists with a trained network", "evaluate", needs_train_extra=True),
-    "compare": Command("finished runs in one table, with figures", "compare", needs_train_extra=True),
-    "export": Command("write a trained network to one file for use", "export", needs_train_extra=True),
-    "autotune": Command("measure how a model is computed fastest on this machine", "autotune"),
-    "embed": Command("recordings to embeddings", "embed"),
-    "verify": Command("tell whether two recordings are of one speaker", "verify"),
-    "enroll": Command("add recordings of a speaker to the database", "enroll"),
-    "identify": Command("tell which speaker of the database a recording is of", "identify"),
-    "serve": Command("compare recordings on a local web page", "serve"),
+    "train": Command("train a network to a target sparsity", needs_train_extra=True),
+    "prepare": Command("turn corpora and noise into what training reads", needs_train_extra=True),
+    "shard": Command("write a prepared corpus as tar files", needs_train_extra=True),
+    "evaluate": Command("score trial lists with a trained network", needs_train_extra=True),
+    "compare": Command("finished runs in one table, with figures", needs_train_extra=True),
+    "export": Command("write a trained network to one file for use", needs_train_extra=True),
+    "autotune": Command("measure how a model is computed fastest on this machine"),
+    "embed": Command("recordings to embeddings"),
+    "verify": Command("tell whether two recordings are of one speaker"),
+    "enroll": Command("add recordings of a speaker to the database"),
+    "identify": Command("tell which speaker of the database a recording is of"),
+    "serve": Command("compare recordings on a local web page"),
 }
 
 
@@ -78,7 +76,7 @@ def build_parser(arguments: list[str]) -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=command.help)
         if arguments[:1] == [name]:
-            module = import_module(f"sv_sparse.commands.{command.module}")
+            module = import_module(f"sv_sparse.commands.{name}")
             module.add_arguments(subparser)
             subparser.set_defaults(main=module.main)
     return parser

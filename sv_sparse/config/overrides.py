@@ -17,7 +17,14 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from sv_sparse.config.schema import ROOT_CHECKS, check_dense_target, check_plain, check_root_setting, conf_dir
+from sv_sparse.config.schema import (
+    ROOT_CHECKS,
+    check_dense_target,
+    check_plain,
+    check_root_setting,
+    conf_dir,
+    show_value,
+)
 
 GROUPS = ("model", "data", "augment", "head", "optim", "sparsity", "trainer", "scoring", "experiment")
 _INIT_FROM = "init_from"  # a setting, and where it names a run a group too
@@ -229,7 +236,7 @@ def _updated(composed: DictConfig, key: str, value: Any) -> DictConfig:
         OmegaConf.update(candidate, key, value)
     except ValidationError as error:
         name = str(error.full_key or key)
-        raise ValueError(f"{name} must be {_allowed(composed, name)}, got {_shown(value)}") from error
+        raise ValueError(f"{name} must be {_allowed(composed, name)}, got {show_value(value)}") from error
     except OmegaConfBaseException as error:
         raise ValueError(f"{key}: {str(error).partition(chr(10))[0]}") from error
     return candidate
@@ -262,10 +269,6 @@ def _allowed(composed: DictConfig, key: str) -> str:
             f", each {words}" for type_name, words in _TYPE_NAMES.items() if type_name in element
         )
     return f"null or {allowed}" if node._metadata.optional else allowed
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else repr(value)
 
 
 def _suggestion(name: str, valid: Sequence[str]) -> str:

@@ -31,7 +31,12 @@ def setting(default: Any, help_text: str) -> Any:
 def require(name: str, value: Any, condition: bool, allowed: str) -> None:
     """Raise a ValueError that names a setting, what is allowed and what came, unless ``condition`` holds."""
     if not condition:
-        raise ValueError(f"{name} must be {allowed}, got {'null' if value is None else repr(value)}")
+        raise ValueError(f"{name} must be {allowed}, got {show_value(value)}")
+
+
+def show_value(value: Any) -> str:
+    """Return a value as messages show it, with the command line's word for None."""
+    return "null" if value is None else repr(value)
 
 
 def is_number(value: Any) -> bool:
@@ -218,6 +223,11 @@ class DataConfig:
         _require_seed("data.val_seed", self.val_seed, nullable=True)
         UnreadableLimit(self.max_unreadable_fraction)  # checks itself
 
+    @property
+    def reads_shards(self) -> bool:
+        """True where crops are read from tar files in order, which depends on the number of processes and workers."""
+        return False
+
 
 @dataclass(frozen=True)
 class FolderDataConfig(DataConfig):
@@ -255,6 +265,11 @@ class PreparedDataConfig(DataConfig):
         _require_choice("data.format", self.format, "files", "shards")
         _require_names("data.train_subsets", self.train_subsets)
         _require_names("data.trial_lists", self.trial_lists)
+
+    @property
+    def reads_shards(self) -> bool:
+        """True where crops are read from tar files in order, which depends on the number of processes and workers."""
+        return self.format == "shards"
 
 
 @dataclass(frozen=True)
@@ -677,6 +692,15 @@ def check_root_setting(name: str, value: Any) -> None:
     require(name, value, is_allowed(value), allowed)
 
 
+def trains_dense(sparsity: Any) -> bool:
+    """Return whether there is neither a penalty nor a controller that makes masks.
+
+    Args:
+        sparsity: a ``SparsityConfig``, or the node that Hydra composes for one.
+    """
+    return bool(sparsity.penalty == "none" and sparsity.controller.name == "fixed")
+
+
 def check_dense_target(target: float, sparsity: Any) -> None:
     """Raise a ValueError if a run without a penalty or masks is asked for a sparsity.
 
@@ -684,7 +708,7 @@ def check_dense_target(target: float, sparsity: Any) -> None:
         target: ``target_sparsity``.
         sparsity: a ``SparsityConfig``, or the node that Hydra composes for one.
     """
-    if sparsity.penalty == "none" and sparsity.controller.name == "fixed" and target != 0:
+    if trains_dense(sparsity) and target != 0:
         raise ValueError(f"target_sparsity={target}: sparsity=dense trains dense; leave target_sparsity out")
 
 
@@ -751,8 +775,8 @@ def load_config(composed: DictConfig) -> Config:
         ValueError: a setting is missing or not allowed; names it, what is allowed and what came.
     """
     config = absolute_paths(to_config(composed))
-    reads_shards = getattr(config.data, "format", "files") == "shards"
-    if reads_shards and config.trainer.num_workers == "auto":  # the order of crops depends on it: resuming needs it
+    # The order of crops depends on the number of workers there, so that resuming needs the same.
+    if config.data.reads_shards and config.trainer.num_workers == "auto":
         config = replace(config, trainer=replace(config.trainer, num_workers=default_num_workers()))
     return config
 

@@ -203,8 +203,7 @@ class TrainState:
 
     def _check_world_size(self) -> None:
         """Raise a ValueError where another number of processes would change the order of crops."""
-        reads_shards = getattr(self.setup.config.data, "format", "files") == "shards"
-        if reads_shards and self.progress.world_size != world_size():
+        if self.setup.config.data.reads_shards and self.progress.world_size != world_size():
             raise ValueError(
                 f"data.format=shards: the order of crops depends on the number of processes; continue with "
                 f"{self.progress.world_size}, not {world_size()}"

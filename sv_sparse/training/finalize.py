@@ -25,7 +25,7 @@ from sv_sparse.training.logging import format_metrics
 from sv_sparse.training.setup import TrainingSetup
 
 _WARN_SPARSITY_ERROR = 0.005  # of the tracked sparsity from the target: more than controllers leave in ordinary runs
-_MIN_CROPS = 2  # of which batch normalization can take a variance
+MIN_CROPS = 2  # of which batch normalization can take a variance
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def _statistics_crops(setup: TrainingSetup, dataset: CropDataset) -> Iterator[Ba
         if rank() == 0:  # all processes read the same crops
             unreadable.warn(batch.unreadable)
         unreadable.add(len(batch.labels) + len(batch.unreadable), len(batch.unreadable))
-        if len(batch.labels) >= _MIN_CROPS:
+        if len(batch.labels) >= MIN_CROPS:
             yield batch
 
 

@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from sv_sparse import checkpoint
 from sv_sparse.config.overrides import read_overrides, values_of
-from sv_sparse.config.schema import Config, flatten, read_config, typed_groups
+from sv_sparse.config.schema import Config, flatten, read_config, trains_dense, typed_groups
 from sv_sparse.evaluation.corpus import corpus_summary
 from sv_sparse.training.init_from import network_file, read_weights
 
@@ -125,7 +125,7 @@ def _register(path: str, name: str, config: Config | None) -> None:
     node: dict[str, Any] = {"init_from": path}
     if config is not None:
         nodes = typed_groups(config, GROUPS)
-        if config.sparsity.penalty == "none" and config.sparsity.controller.name == "fixed":
+        if trains_dense(config.sparsity):
             del nodes["sparsity"]  # a dense run's, with which no target could be asked for
         for group, group_node in nodes.items():
             store.store(group=group, name=name, node=group_node)

@@ -143,10 +143,10 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
     torch.manual_seed(config.seed)
     device = resolve_device_config(trainer.device, trainer.precision, trainer.compile)
     _check_cohort_size(config, corpus.manifest)
-    network, embedding_dim = _build_network(config, device.device, trusted_classes)
+    network = _build_network(config, device.device, trusted_classes)
     augmentation = _build_augmentation(config.augment)
     dataset = _build_dataset(config, corpus.manifest, augmentation if augmentation.active else None)
-    head = _build_head(config, embedding_dim, dataset.num_speakers)
+    head = _build_head(config, network.embedding_dim, dataset.num_speakers)
     sampler = _build_sampler(config, len(dataset))
     loader = _build_loader(config, dataset, sampler, device.device)
 
@@ -202,9 +202,9 @@ def check_buildable(config: Config, trusted_classes: Sequence[str] = ()) -> None
     """
     trainer = config.trainer
     device = resolve_device_config(trainer.device, trainer.precision, trainer.compile)
-    network, embedding_dim = _build_network(config, device.device, trusted_classes)
+    network = _build_network(config, device.device, trusted_classes)
     _build_augmentation(config.augment)
-    head = _build_head(config, embedding_dim, num_speakers=2)
+    head = _build_head(config, network.embedding_dim, num_speakers=2)
     rates = learning_rates(config, sparse_init=uses_sparse_init(config))
     groups = parameter_groups(network, head, config, rates)
     nn.ModuleList([network, head]).to(device.device)
@@ -216,15 +216,13 @@ def check_buildable(config: Config, trusted_classes: Sequence[str] = ()) -> None
         )
 
 
-def _build_network(config: Config, device: torch.device, trusted_classes: Sequence[str]) -> tuple[nn.Module, int]:
-    """Return the network, on the CPU, and the size of its embeddings; a class of the user's own is checked."""
+def _build_network(config: Config, device: torch.device, trusted_classes: Sequence[str]) -> Any:
+    """Return the network on the CPU, where weights are drawn, so that they do not depend on the device."""
     with _named_settings("model", config):
         network = build_model(config.model_settings, MEL_BINS, trusted=trusted_classes)
-    if "_target_" not in config.model_settings:
-        embedding_dim: Any = network.embedding_dim
-        return network, embedding_dim
-    size = check_model(network, device)
-    return network.cpu(), size  # where weights are drawn, so that they do not depend on the device
+    if "_target_" in config.model_settings:
+        check_model(network, device)  # a class of the user's own
+    return network.cpu()
 
 
 def _build_augmentation(config: AugmentConfig) -> Augmentation:
@@ -274,12 +272,13 @@ def _named_settings(group: str, config: Config) -> Iterator[None]:
         if group == "model" and "mel_bins" in message:  # the class does not take it
             message += f"\n{REQUIREMENTS}"
         (first_word,) = re.findall(r"^[\w.]*", message)
-        settings: Any = config.to_dict()
+        all_settings: Any = config.to_dict()
+        settings = all_settings
         for name in group.split("."):
             settings = settings[name]
         if first_word in settings:
             raise ValueError(f"{group}.{message}") from error
-        if first_word in config.to_dict()["sparsity"]:  # by which the optimizer's groups are made
+        if first_word in all_settings["sparsity"]:  # by which the optimizer's groups are made
             raise ValueError(f"sparsity.{message}") from error
         is_named = first_word.partition(".")[0] in {group.partition(".")[0], "target_sparsity"}
         raise ValueError(message if is_named else f"{group}: {message}") from error
@@ -322,8 +321,7 @@ def _build_loader(
     num_workers = config.trainer.num_workers
     if num_workers == "auto":
         num_workers = default_num_workers()
-    reads_shards = getattr(config.data, "format", "files") == "shards"
-    loader = ShardLoader if reads_shards else CropLoader
+    loader = ShardLoader if config.data.reads_shards else CropLoader
     return loader(dataset, sampler, int(num_workers), device)
 
 

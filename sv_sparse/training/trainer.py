@@ -25,14 +25,13 @@ from sv_sparse.scoring.backend import Backend
 from sv_sparse.signals import StopRequested, capture_stop_signals, defer_stop
 from sv_sparse.training.checkpoints import TrainState
 from sv_sparse.training.device import oom_hint
-from sv_sparse.training.finalize import evaluate_untrained, mean_training_embedding, validate
+from sv_sparse.training.finalize import MIN_CROPS, evaluate_untrained, mean_training_embedding, validate
 from sv_sparse.training.logging import MetricLogger, Timer, format_metrics, profiler
 from sv_sparse.training.setup import TrainingSetup
 
 logger = logging.getLogger(__name__)
 
 _MIN_LOSS_SCALE = 2.0**-10  # below this, fp16 gradients overflow for a reason that scaling does not cure
-_MIN_CROPS = 2  # of which batch normalization can take a variance
 _HPARAM_METRICS = (
     "sparsity",
     "sparsity_tracked",
@@ -195,7 +194,7 @@ class Trainer:
                     info = reduce_batch_info(micro_batches, signals)
                     self._count_recordings(micro_batches, info)
                     self._apply_schedules()
-                    if info.min_part_size >= _MIN_CROPS:
+                    if info.min_part_size >= MIN_CROPS:
                         self._train_step(micro_batches, info.num_crops)
                     progress.step_in_epoch += 1
                     progress.step += 1
@@ -444,8 +443,8 @@ class Trainer:
                 f"train longer, or take bf16 or fp32"
             )
         raise ArithmeticError(
-            f"none of the {steps} steps made an update: each had fewer than {_MIN_CROPS} crops that could be read for "
-            f"a process, and batch normalization needs {_MIN_CROPS}"
+            f"none of the {steps} steps made an update: each had fewer than {MIN_CROPS} crops that could be read for "
+            f"a process, and batch normalization needs {MIN_CROPS}"
         )
 
     def _save_if_due(self) -> None:

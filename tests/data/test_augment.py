@@ -132,9 +132,12 @@ def test_a_draw_depends_on_seed_epoch_and_utterance_alone(store, crops):
         assert torch.equal(forwards.waveforms[row, :count], backwards.waveforms[other, :count])
         assert forwards.labels[row] == backwards.labels[other]
     mixer = AugmentOnDevice(CROP, augmentation.speeds)
-    heard, again = mixer(forwards.waveforms, forwards.augmentation), mixer(backwards.waveforms, backwards.augmentation)
-    torch.testing.assert_close(heard, again.flip(0), atol=1e-5, rtol=1e-4)
-    assert not torch.equal(heard, mixer(*drawn(one, epoch=1)[::3]))
+    mixed, mixed_backwards = (
+        mixer(forwards.waveforms, forwards.augmentation),
+        mixer(backwards.waveforms, backwards.augmentation),
+    )
+    torch.testing.assert_close(mixed, mixed_backwards.flip(0), atol=1e-5, rtol=1e-4)
+    assert not torch.equal(mixed, mixer(*drawn(one, epoch=1)[::3]))
 
 
 def test_a_batch_is_mixed_as_its_utterances_are_one_by_one(store):
@@ -146,8 +149,8 @@ def test_a_batch_is_mixed_as_its_utterances_are_one_by_one(store):
 
 
 def test_workers_draw_the_same(store, crops):
-    chosen = crops(Augmentation(noise_dir=str(store), aug_prob=0.9, speed_perturb=[1.0, 1.1]))
-    alone, together = (list(CropLoader(chosen, EpochBatchSampler(24, 8, 0), workers, "cpu")) for workers in (0, 1))
+    dataset = crops(Augmentation(noise_dir=str(store), aug_prob=0.9, speed_perturb=[1.0, 1.1]))
+    alone, together = (list(CropLoader(dataset, EpochBatchSampler(24, 8, 0), workers, "cpu")) for workers in (0, 1))
     for one, other in zip(alone, together, strict=True):
         assert torch.equal(one.waveforms, other.waveforms)
         assert all(torch.equal(a, b) for a, b in zip(one.augmentation, other.augmentation, strict=True))
@@ -162,10 +165,10 @@ def test_what_is_added_goes_to_a_device_and_what_says_how_to_do_it_stays(store):
 
 
 def test_every_speed_makes_new_speakers(crops):
-    chosen = crops(Augmentation(speed_perturb=[1.0, 0.9, 1.1]))
-    batch = drawn(chosen)
-    assert chosen.num_speakers == 18
-    own = torch.from_numpy(chosen.labels[:24])
+    dataset = crops(Augmentation(speed_perturb=[1.0, 0.9, 1.1]))
+    batch = drawn(dataset)
+    assert dataset.num_speakers == 18
+    own = torch.from_numpy(dataset.labels[:24])
     assert torch.equal(batch.labels, own + 6 * batch.augmentation.speed)
     assert set(batch.augmentation.speed.tolist()) == {0, 1, 2}
     assert AugmentOnDevice(CROP, (1.0, 0.9, 1.1))(batch.waveforms, batch.augmentation).shape == (24, CROP)
@@ -205,9 +208,9 @@ def test_speeds_and_rooms_by_themselves_are_computed_in_float32_whatever_is_arou
 @pytest.mark.parametrize("speed", [0.9, 1.0, 1.1])
 def test_a_faster_voice_is_higher_by_the_speed(speed):
     time = torch.arange(20_000) / RATE
-    heard = speed_perturb(torch.sin(2 * np.pi * 1000 * time)[None], speed)
-    assert heard.shape[1] == pytest.approx(20_000 / speed, abs=1)
-    peak = torch.fft.rfft(heard[0, 1000:9000] * torch.hann_window(8000)).abs().argmax() * RATE / 8000
+    audio = speed_perturb(torch.sin(2 * np.pi * 1000 * time)[None], speed)
+    assert audio.shape[1] == pytest.approx(20_000 / speed, abs=1)
+    peak = torch.fft.rfft(audio[0, 1000:9000] * torch.hann_window(8000)).abs().argmax() * RATE / 8000
     assert peak == pytest.approx(1000 * speed, abs=2)
 
 
@@ -216,13 +219,13 @@ def test_a_crop_at_another_speed_has_no_silence_at_its_end(tmp_path, tabulate):
     manifest = tabulate(tmp_path, [tmp_path / "a" / "s" / "1.wav"])
     speeds = [1.0, 0.9, 1.1]
     rows = np.zeros(40, dtype=np.int64)
-    chosen = CropDataset(
+    dataset = CropDataset(
         manifest, rows, rows, crop_samples=CROP, seed=0, augmentation=Augmentation(speed_perturb=speeds)
     )
-    batch = chosen.__getitems__([(epoch, 0) for epoch in range(12)])
-    heard = AugmentOnDevice(CROP, speeds)(batch.waveforms, batch.augmentation)
+    batch = dataset.__getitems__([(epoch, 0) for epoch in range(12)])
+    audio = AugmentOnDevice(CROP, speeds)(batch.waveforms, batch.augmentation)
     assert set(batch.augmentation.speed.tolist()) == {0, 1, 2}
-    assert (heard[:, -50:].abs().amax(dim=1) > 0.05).all()
+    assert (audio[:, -50:].abs().amax(dim=1) > 0.05).all()
 
 
 def test_noise_has_its_level_below_the_speech(store):
@@ -248,11 +251,11 @@ def test_noise_of_digital_silence_changes_nothing(tmp_path, store):
 
 def test_a_room_is_a_convolution_as_long_and_as_loud_as_the_speech():
     speech, rooms = torch.randn(3, CROP), torch.randn(3, 700) * torch.exp(-torch.arange(700) / 80)
-    heard = add_reverb(speech, rooms)
+    audio = add_reverb(speech, rooms)
     for row in range(3):
         plain = np.convolve(speech[row].double().numpy(), rooms[row].double().numpy())[:CROP]
         plain *= speech[row].abs().max().item() / np.abs(plain).max()
-        np.testing.assert_allclose(heard[row].numpy(), plain, atol=1e-4)
+        np.testing.assert_allclose(audio[row].numpy(), plain, atol=1e-4)
 
 
 def test_without_augmentation_samples_are_left_alone(crops):
