@@ -10,7 +10,9 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -22,9 +24,10 @@ from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.trial_set import TrialSet
 from sv_sparse.evaluation.load import load_network
 from sv_sparse.evaluation.trial_sets import run_trial_sets
+from sv_sparse.export.package import write_package
 from sv_sparse.models.features import MEL_BINS, Filterbank
 from sv_sparse.runtime.engine.runtime import Runtime
-from sv_sparse.runtime.package import read_package, write_package
+from sv_sparse.runtime.package import read_package
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.metrics import eer, sort_scores
 
@@ -39,7 +42,7 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=256, help="training utterances behind the means")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for run in args.runs:
         rows += evaluations(run, args.utterances)
     print("| run | list | form | MB | EER | difference, points | mean cosine to fp32 |\n|---|---|---|---|---|---|---|")
@@ -49,7 +52,7 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def evaluations(run: Path, utterances: int) -> Iterator[dict[str, object]]:
+def evaluations(run: Path, utterances: int) -> Iterator[dict[str, Any]]:
     """Yield a row of the table for each form and trial list of a run.
 
     Args:
@@ -88,13 +91,13 @@ def forms(run: Path, folder: Path) -> dict[str, tuple[int, Callable[[torch.Tenso
         run: run folder.
         folder: folder that the files are written to.
     """
-    network, backend, settings = load_network(run / "checkpoints" / "model.pt")
-    engines = {}
+    network, backend, config = load_network(run / "checkpoints" / "model.pt")
+    engines: dict[str, tuple[int, Callable[[torch.Tensor], Array]]] = {}
     for values in ("fp32", "bf16", "fp16"):
         path = folder / f"{values}.safetensors"
-        write_package(path, network, settings["model"], backend, {}, features=FEATURES, dtype=values)
+        write_package(path, network, config.model_settings, backend, {}, features=FEATURES, dtype=values)
         runtime = Runtime.load(read_package(path), threads=1)
-        engines[values] = path.stat().st_size, lambda x, runtime=runtime: runtime(x).numpy()
+        engines[values] = path.stat().st_size, partial(run_engine, runtime)
     path = folder / "int8.onnx"
     write_onnx(path, network, {}, run, frontend="none", int8=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -105,8 +108,13 @@ def forms(run: Path, folder: Path) -> dict[str, tuple[int, Callable[[torch.Tenso
 def filterbanks(trial_set: TrialSet) -> Iterator[torch.Tensor]:
     """Yield the filterbank [1, F, T] of each utterance of a trial list."""
     filterbank = Filterbank(SAMPLE_RATE, MEL_BINS)
-    for parts in trial_set.recordings:
-        yield filterbank(read_utterance(parts)[None])
+    for segments in trial_set.audio:
+        yield filterbank(read_utterance(segments)[None])
+
+
+def run_engine(runtime: Runtime, filterbank: torch.Tensor) -> Array:
+    """Compute the embedding [1, E] of a filterbank [1, F, T]."""
+    return runtime(filterbank).numpy()
 
 
 def embed(engine: Callable[[torch.Tensor], Array], inputs: Iterable[torch.Tensor | Array]) -> Array:

@@ -114,7 +114,7 @@ def measure(folder: Path, rounds: int) -> dict[str, list[tuple[float, float]]]:
                 "--json",
                 *start.arguments,
             ]
-            environment = os.environ | {"SV_SPARSE_MODEL": "model.safetensors"} | start.variables
+            environment = {**os.environ, "SV_SPARSE_MODEL": "model.safetensors", **start.variables}
             start_time = time.perf_counter()
             done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
             if counted >= 0:

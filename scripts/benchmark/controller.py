@@ -12,7 +12,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,11 +32,12 @@ from sv_sparse.optim import (
     sparsity,
     warmup_exponential,
 )
+from sv_sparse.optim.controllers.base import Controller
 
 LAMBDAS = (1e-4, 1e-2, 1e-1, 1.0, 1e2)
 TARGETS = (0.5, 0.75, 0.9, 0.95, 0.99)
 OPTIMIZERS = {"LinBreg": (LinBreg, 1e-1), "AdaBreg": (AdaBreg, 1e-2)}
-CONTROLLERS = {
+CONTROLLERS: dict[str, Callable[..., Controller]] = {
     "feedback": FeedbackController,
     "paper": PaperController,
     "drift_gain=0": partial(FeedbackController, drift_gain=0.0),
@@ -191,8 +192,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--output", type=Path, help="Markdown file to write as well")
     args = parser.parse_args()
-    axes = (args.controllers, OPTIMIZERS, TARGETS, LAMBDAS, range(args.seeds))
-    cells = [Cell(*values, args.steps, args.width) for values in itertools.product(*axes)]
+    cells = []
+    for name, optimizer, target, lambda_init in itertools.product(args.controllers, OPTIMIZERS, TARGETS, LAMBDAS):
+        for seed in range(args.seeds):
+            cells.append(Cell(name, optimizer, target, lambda_init, seed, args.steps, args.width))
     with multiprocessing.get_context("spawn").Pool(args.jobs, torch.set_num_threads, (1,)) as pool:
         progress = tqdm(pool.imap(measure, cells), total=len(cells), unit="run", dynamic_ncols=True)
         results = dict(zip(cells, progress, strict=True))

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import soundfile
 import torch
-from sv_sparse.models.pretrained.convert.convert import DECIBELS
 from torch import Tensor
 
 from sv_sparse.data.decoding import AUDIO_SUFFIXES
 from sv_sparse.data.torchaudio_guard import torchaudio
 from sv_sparse.models.features import Filterbank
+from sv_sparse.models.pretrained.convert import DECIBELS
 
 RATE, BINS, LOWEST = 16000, 80, 10
 Features = Callable[[Tensor], Tensor]  # waveform [1, S] to [F, T]

@@ -40,6 +40,7 @@ from sv_sparse.config.overrides import parse_command_line
 from sv_sparse.config.schema import Config, load_config
 from sv_sparse.data.augment import Augmentation
 from sv_sparse.data.augment_ops import AugmentOnDevice, mask_filterbank
+from sv_sparse.data.dataset import Batch
 from sv_sparse.data.noise import NOISE_KINDS, build_noise_store
 from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.models.ecapa_tdnn import ECAPA
@@ -56,7 +57,8 @@ from sv_sparse.optim import (
     clip_grad_norm_,
     param_groups,
 )
-from sv_sparse.optim.bregman_optimizer import BACKENDS
+from sv_sparse.optim.bregman_optimizer import BACKENDS, BregmanOptimizer
+from sv_sparse.optim.controllers.base import Controller
 from sv_sparse.training.logging import read_rows
 from sv_sparse.training.setup import TrainingSetup, build_setup
 from sv_sparse.training.trainer import Trainer, reduce_batch_info
@@ -108,12 +110,16 @@ def needs_cuda(check: str) -> Row:
 
 def method(options: Options) -> Iterator[Row]:
     """Compare weights after some steps with the CPU's, in float64: none is at the threshold there."""
-    optimizers = {
+    optimizers: dict[str, Callable[..., BregmanOptimizer]] = {
         "AdaBreg": partial(AdaBreg, lr=0.01, weight_decay=0.01),
         "LinBreg": partial(LinBreg, lr=0.05, momentum=0.9, nesterov=True),
         "ProxSGD": partial(ProxSGD, lr=0.05),
     }
-    controllers = {"l1": QuantileController, "group": FeedbackController, "none": GradualMagnitudePruning}
+    controllers: dict[str, Callable[..., Controller]] = {
+        "l1": QuantileController,
+        "group": FeedbackController,
+        "none": GradualMagnitudePruning,
+    }
     ways = [way for way in ("auto", "foreach", "compile") if way in BACKENDS]
     ways = [way for way in ways if way != "compile" or not options.quick]
     for name, (penalty, controller) in product(optimizers, controllers.items()):
@@ -122,18 +128,23 @@ def method(options: Options) -> Iterator[Row]:
                 continue
             controller = FeedbackController  # noqa: PLW2901  # it has no duals to order
         for way in [None] if name == "ProxSGD" else ways:
-            how = {} if way is None else {"backend": way}
-            plain = {} if way is None else {"backend": "foreach"}
-            here = _moved(partial(optimizers[name], **how), penalty, controller, options.device)
-            there = _moved(partial(optimizers[name], **plain), penalty, controller, torch.device("cpu"))
+            optimizer_class = optimizers[name]
+            on_cpu = optimizers[name]
+            if way is not None:
+                optimizer_class = partial(optimizer_class, backend=way)
+                on_cpu = partial(on_cpu, backend="foreach")
+            here = _moved(optimizer_class, penalty, controller, options.device)
+            there = _moved(on_cpu, penalty, controller, torch.device("cpu"))
             apart = max(float((a.cpu() - b).abs().max()) for a, b in zip(here, there, strict=True))
             same = all(torch.equal(a.cpu() == 0, b == 0) for a, b in zip(here, there, strict=True))
             words = f"largest difference {apart:.1e}, zeros {'equal' if same else 'DIFFER'}"
             yield row(f"{name}, {penalty}, {way or 'foreach'}", same and apart < 1e-9, words)
 
 
-def _moved(make: Callable[..., object], penalty: str, controller: type, device: torch.device) -> list[Tensor]:
-    """Weights of a small network after twelve steps on drawn gradients, and finalize()."""
+def _moved(
+    make: Callable[..., BregmanOptimizer], penalty: str, controller: Callable[..., Controller], device: torch.device
+) -> list[Tensor]:
+    """Return the weights of a small network after twelve steps on drawn gradients, and finalize()."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(8, 32, 3), nn.BatchNorm1d(32), nn.Conv1d(32, 16, 5)).double().to(device)
     bregman = make(param_groups(model, penalty=penalty), lambda_init=0.05)
@@ -353,7 +364,7 @@ def processes(options: Options) -> Iterator[Row]:
 class _Step:
     """One step of a run at each call."""
 
-    def __init__(self, trainer: Trainer, setup: TrainingSetup, batches: Iterator[object]) -> None:
+    def __init__(self, trainer: Trainer, setup: TrainingSetup, batches: Iterator[Batch]) -> None:
         self.trainer, self.batches, self.folder = trainer, batches, setup.run_dir
 
     def __call__(self) -> None:
@@ -376,7 +387,7 @@ def _training(options: Options, *words: str) -> Iterator[_Step]:
     trainer.metrics.close()
 
 
-def _endless(setup: TrainingSetup) -> Iterator[object]:
+def _endless(setup: TrainingSetup) -> Iterator[Batch]:
     """Batches of one epoch after the other."""
     while True:
         yield from setup.loader
@@ -464,7 +475,9 @@ def speed(options: Options) -> Iterator[Row]:
         return
     rows = {optimizer.PEER: optimizer.torch_rows("cuda")[optimizer.PEER]}
     rows |= {name: step for name, step in optimizer.our_rows("cuda").items() if name in _TIMED}
-    seconds = medians({name: optimizer.synchronized(step) for name, step in rows.items()}, rounds)
+    seconds = medians(
+        {name: optimizer.in_sequence(step, torch.cuda.synchronize) for name, step in rows.items()}, rounds
+    )
     for name in _TIMED:
         ratio = seconds[name] / seconds[optimizer.PEER]
         detail = f"{1000 * seconds[name]:.2f} ms, fused Adam {1000 * seconds[optimizer.PEER]:.2f} ms: {ratio:.2f} times"

@@ -50,6 +50,7 @@ class TensorLoop:
         for param, sub_grad, exp_avg, exp_avg_sq in zip(
             self.params, self.sub_grads, self.exp_avgs, self.exp_avg_sqs, strict=True
         ):
+            assert param.grad is not None
             exp_avg.mul_(0.9).add_(param.grad, alpha=0.1)
             exp_avg_sq.mul_(0.999).addcmul_(param.grad, param.grad, value=0.001)
             denominator = (exp_avg_sq.sqrt() / correction**0.5).add_(1e-8)
@@ -101,7 +102,7 @@ def torch_rows(device: str) -> dict[str, Step]:
 def our_rows(device: str) -> dict[str, Step]:
     """Return the steps of this package's optimizers and controllers."""
 
-    def build(optimizer: type[BregmanOptimizer], **settings: object) -> BregmanOptimizer:
+    def build(optimizer: Callable[..., BregmanOptimizer], **settings: object) -> BregmanOptimizer:
         return optimizer(param_groups(network_with_gradients(device)), lr=1e-4, **settings)
 
     controlled = build(AdaBreg)

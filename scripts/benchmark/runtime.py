@@ -25,14 +25,17 @@ import torch
 from sv_sparse.commands.export import make_card
 from sv_sparse.evaluation.load import load_network
 from sv_sparse.export.onnx import export_onnx
+from sv_sparse.export.package import write_package
 from sv_sparse.runtime.engine.autotune import autotune, torch_threads
 from sv_sparse.runtime.engine.lowering import lower
 from sv_sparse.runtime.engine.runtime import Runtime, machine_name
-from sv_sparse.runtime.package import read_package, write_package
+from sv_sparse.runtime.package import read_package
 
 FEATURES = {"sample_rate": 16000, "mel_bins": 80}
-TARGETS = {"ECAPA": {0.9: (3.4, 1.5), 0.95: (5.5, 2.4), 0.99: (10, 4.5)}, "ResNet34": {0.9: (3.3, None)}}
-TARGETS["ResNet34"] |= {0.95: (4.2, None), 0.99: (7.5, None)}
+TARGETS: dict[str, dict[float, tuple[float, float | None]]] = {
+    "ECAPA": {0.9: (3.4, 1.5), 0.95: (5.5, 2.4), 0.99: (10, 4.5)},
+    "ResNet34": {0.9: (3.3, None), 0.95: (4.2, None), 0.99: (7.5, None)},
+}
 SIZES = {0.9: 9, 0.95: 16, 0.99: 60}
 CALLS_PER_TURN = 3
 ENGINES = ("ours", "ours, not measured", "torch", "onnxruntime", "OpenVINO", "OpenVINO bf16")
@@ -76,13 +79,13 @@ def shown(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def exported(run: Path, folder: Path) -> dict[str, Any]:
     """Write a run's network in all forms into a folder; return their sizes in bytes."""
-    network, backend, settings = load_network(run / "checkpoints" / "model.pt")
-    card = make_card(run, settings, license_name="", trained_on=None)
+    network, backend, config = load_network(run / "checkpoints" / "model.pt")
+    card = make_card(run, config, license_name="", trained_on=None)
     for values in ("fp32", "bf16"):
         write_package(
             folder / f"{values}.safetensors",
             network,
-            settings["model"],
+            config.model_settings,
             backend,
             card,
             features=FEATURES,

@@ -92,7 +92,9 @@ def as_norm_job(utterances: int) -> Job:
             closest = np.sort(cohort @ row)[::-1][:300]
             closest.mean(), closest.std()
 
-    peers = {"sorting each utterance's scores": (sorting, utterances / 500)}
+    peers: dict[str, tuple[Callable[[], object], float]] = {
+        "sorting each utterance's scores": (sorting, utterances / 500)
+    }
     return Job(normalize, peers, utterances, "utterances", 7.0 * utterances / 145_000)
 
 
@@ -124,12 +126,13 @@ def jobs() -> dict[str, Job]:
     """Return all jobs by name."""
     generator = np.random.default_rng(0)
     unit = embeddings(145_000)
-    enrolments, tests = 196, 17_777
-    matrix = np.repeat(np.arange(enrolments), tests), np.tile(np.arange(enrolments, enrolments + tests), enrolments)
-    listed = generator.integers(145_000, size=(2, 580_000))
+    enrollments, tests = 196, 17_777
+    matrix_left = np.repeat(np.arange(enrollments), tests)
+    matrix_right = np.tile(np.arange(enrollments, enrollments + tests), enrollments)
+    left, right = generator.integers(145_000, size=(2, 580_000))
     return {
-        "cosine, 580 k listed trials": cosine_job(unit, *listed, 580_000 / 2.5e6),
-        "cosine, 3.48 M matrix trials": cosine_job(unit, *matrix, 3_484_292 / 2.5e6),
+        "cosine, 580 k listed trials": cosine_job(unit, left, right, 580_000 / 2.5e6),
+        "cosine, 3.48 M matrix trials": cosine_job(unit, matrix_left, matrix_right, 3_484_292 / 2.5e6),
         "AS-norm, 20 k x 6 k, top 300": as_norm_job(20_000),
         "AS-norm, 145 k x 6 k, top 300": as_norm_job(145_000),
         "EER and minDCF, 5 k scores": rates_job(5_000, 0.5, None),

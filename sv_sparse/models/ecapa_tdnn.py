@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sv_sparse.models.layers import (
-    ConvUnit,
+    ConvReluNorm,
     SERes2Block,
     as_odd_sizes,
     check_at_least,
@@ -87,12 +87,12 @@ class ECAPA(nn.Module):
             raise ValueError(f"channels must be divisible by res2net_scale={res2net_scale}, got {channels}")
         if layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-        (first_size, first_dilation), *block_taps = _taps(kernel_sizes, dilations)
+        (stem_size, stem_dilation), *block_taps = _taps(kernel_sizes, dilations)
         speechbrain = layout == "speechbrain"
 
         self.mel_bins = mel_bins
         self.embedding_dim = embedding_dim
-        self.first = ConvUnit(mel_bins, channels, first_size, first_dilation, reflect=speechbrain)
+        self.stem = ConvReluNorm(mel_bins, channels, stem_size, stem_dilation, reflect=speechbrain)
         self.blocks = nn.ModuleList(
             SERes2Block(channels, se_channels, res2net_scale, *taps, identity_first=speechbrain, reflect=speechbrain)
             for taps in block_taps
@@ -116,26 +116,28 @@ class ECAPA(nn.Module):
         Raises:
             ValueError: T is less than 2.
         """
-        x = self.first(to_image(filterbank))
+        x = self.stem(to_image(filterbank))
         outputs = []
         for block in self.blocks:
             x = block(x)
             outputs.append(x)
-        x = torch.cat(outputs, dim=1)
-        x = self._aggregate(x)
+        # Multi-layer feature aggregation: blocks near the input keep what deeper ones have smoothed away.
+        x = self._aggregate(torch.cat(outputs, dim=1))
         if self.mfa_norm is not None:
             x = self.mfa_norm(x)
         statistics = self.pooling(x.squeeze(2))
+        # In float32, so that embeddings of a model under autocast are not rounded to eight bits.
         with without_autocast(statistics.device):
             return self.embedding(self.norm(statistics))
 
     def _aggregate(self, x: Tensor) -> Tensor:
-        """Map the outputs of all blocks [B, C, 1, T] to the aggregation's [B, C', 1, T], after its ReLU."""
+        """Map the outputs of all blocks [B, C, 1, T] to [B, C', 1, T]."""
+        # A method of its own for cpu_kernels, which replaces it.
         return relu_after(self.mfa, x)
 
 
 def _taps(kernel_sizes: Iterable[int], dilations: Iterable[int]) -> list[tuple[int, int]]:
-    """Pairs of kernel size and dilation, checked: the first convolution's, then each block's."""
+    """Return checked pairs of kernel size and dilation: that of the first convolution, then of each block."""
     sizes = as_odd_sizes("kernel_sizes", kernel_sizes)
     steps = tuple(dilations)
     if not all(is_int(step) and step >= 1 for step in steps):

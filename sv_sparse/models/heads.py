@@ -1,7 +1,4 @@
-"""Embedding and speaker to loss: the AAM-softmax head, thrown away after training.
-
-Deng, Guo, Xue, Zafeiriou, "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", CVPR 2019.
-"""
+"""The AAM-softmax head: embeddings and speakers to the loss. It is thrown away after training."""
 
 from math import cos, inf, pi, sin
 
@@ -19,6 +16,8 @@ class AAMSoftmax(nn.Module):
     """Additive angular margin softmax, in float32 whatever the caller's autocast.
 
     ``margin`` may be changed at any time, for instance by a schedule.
+
+    Source: Deng, Guo, Xue, Zafeiriou, "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", 2019.
 
     Args:
         embedding_dim: E.
@@ -46,7 +45,7 @@ class AAMSoftmax(nn.Module):
         nn.init.xavier_normal_(self.weight)
 
     def forward(self, embedding: Tensor, speaker: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and cosines.
+        """Compute loss and cosines.
 
         Args:
             embedding: [B, E].
@@ -55,6 +54,7 @@ class AAMSoftmax(nn.Module):
         Returns:
             The mean loss, 0-dim; and the cosines without margin, [B, K], detached, for accuracy.
         """
+        # In 16-bit formats a cosine near 1 has an error of many degrees.
         with torch.autocast(embedding.device.type, enabled=False):
             rows = F.normalize(self.weight.float(), eps=_SHORTEST_ROW)
             cosine = F.linear(F.normalize(embedding.float()), rows).clamp(-_COSINE_LIMIT, _COSINE_LIMIT)
@@ -64,14 +64,15 @@ class AAMSoftmax(nn.Module):
             return F.cross_entropy(logits, speaker), cosine.detach()
 
     def _with_margin(self, target: Tensor) -> Tensor:
-        """cos(angle + margin), continued by a line where the angle would pass pi, so that it keeps falling."""
+        """Return cos(angle + margin) from cos(angle)."""
+        # Past pi a cosine rises again, which would reward the wrong direction: a line continues its fall (ArcFace).
         shifted = target * cos(self.margin) - (1 - target * target).sqrt() * sin(self.margin)
         line = target - sin(self.margin) * self.margin
         return torch.where(target > -cos(self.margin), shifted, line)
 
 
 def margin_at(progress: float, margin: float, *, start: float = 0.13, end: float = 0.27) -> float:
-    """The scheduled margin: 0 until ``start``, rising linearly, ``margin`` from ``end`` on.
+    """Return the scheduled margin: 0 until ``start``, then rising linearly, ``margin`` from ``end`` on.
 
     Args:
         progress: share of the run that is done, in [0, 1].

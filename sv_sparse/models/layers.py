@@ -30,36 +30,31 @@ def is_int(value: Any) -> bool:
 
 
 def keep_channels_last(model: nn.Module) -> None:
-    """Put the convolutions' weights in channels-last order, unless the model has another ``order``.
-
-    Copies and loaded states keep it.
-    """
-    if getattr(model, "order", torch.channels_last) != torch.channels_last:
+    """Put the convolutions' weights in channels-last order, unless the model has another ``memory_format``."""
+    if getattr(model, "memory_format", torch.channels_last) != torch.channels_last:
         return
+    # Copies and loaded states keep this order.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs miss it
 
 
-def safe_order(*widths: int) -> torch.memory_format:
-    """Return the order of memory for images of these numbers of channels, which strided 1x1 convolutions take in.
-
-    Channels-last is faster. On a CPU torch 2.13 breaks off with a segmentation fault in the backward pass of such a
-    convolution in channels-last order, unless its input channels are a multiple of 16.
-    """
-    return torch.channels_last if all(width % 16 == 0 for width in widths) else torch.contiguous_format
+def safe_memory_format(*widths: int) -> torch.memory_format:
+    """Return the memory format for images of these numbers of channels, which strided 1x1 convolutions read."""
+    # Channels-last is faster. But in that order the backward pass of such a convolution ends in a segmentation fault on
+    # a CPU (torch 2.13), unless its input channels are a multiple of 16.
+    if all(width % 16 == 0 for width in widths):
+        return torch.channels_last
+    return torch.contiguous_format
 
 
 def to_image(filterbank: Tensor) -> Tensor:
-    """[B, C, T] as an image of height one, [B, C, 1, T], with the channels of a frame side by side in memory."""
+    """Return [B, C, T] as an image of height one, [B, C, 1, T], with the channels of a frame side by side in memory."""
     return filterbank.unsqueeze(2).contiguous(memory_format=torch.channels_last)
 
 
 def same_conv(
     in_channels: int, out_channels: int, kernel_size: int = 1, dilation: int = 1, *, reflect: bool = False
 ) -> nn.Conv2d:
-    """A convolution over time that keeps the number of frames: [B, C_in, 1, T] to [B, C_out, 1, T].
-
-    It is a two-dimensional one of height one because torch has the channels-last order, in which convolutions and
-    batch norms run faster, for images only.
+    """Return a convolution over time that keeps the number of frames: [B, C_in, 1, T] to [B, C_out, 1, T].
 
     Args:
         in_channels: Channels that come in.
@@ -69,6 +64,8 @@ def same_conv(
         reflect: Continue the input by its mirror image instead of zeros, which costs a copy of it.
     """
     padding = dilation * (kernel_size - 1) // 2
+    # Two-dimensional, of height one: convolutions and batch norms run faster in channels-last order, and torch has that
+    # for images only.
     return nn.Conv2d(
         in_channels,
         out_channels,
@@ -79,8 +76,8 @@ def same_conv(
     )
 
 
-class ConvUnit(nn.Module):
-    """``batch_norm(relu(conv(x)))``: [B, C_in, 1, T] to [B, C_out, 1, T]; arguments as of `same_conv`."""
+class ConvReluNorm(nn.Module):
+    """Convolution, ReLU, batch norm: [B, C_in, 1, T] to [B, C_out, 1, T]; arguments as of `same_conv`."""
 
     def __init__(
         self,
@@ -101,15 +98,15 @@ class ConvUnit(nn.Module):
 
 
 class Res2Conv(nn.Module):
-    """Res2Net convolution: [B, C, 1, T] to [B, C, 1, T], a hierarchy of narrow units over chunks of the channels.
+    """Res2Net convolution: [B, C, 1, T] to [B, C, 1, T], a hierarchy of narrow convolutions over chunks of channels.
 
-    The channels are cut into ``scale`` chunks. One passes unchanged; each other one is added to the output of
-    the unit before and goes through a unit of its own, so later chunks see a wider context.
+    The channels are cut into ``scale`` chunks. One passes unchanged. Each other one is added to the output of the
+    convolution before and goes through a convolution of its own, so later chunks see a wider context.
 
     Args:
         channels: C, divisible by ``scale``.
         scale: Number of chunks, at least 2.
-        kernel_size: Taps of each unit.
+        kernel_size: Taps of each convolution.
         dilation: Frames between two taps.
         identity_first: The unchanged chunk is the first one, else the last one.
         reflect: As in `same_conv`.
@@ -131,24 +128,25 @@ class Res2Conv(nn.Module):
         self.scale = scale
         self.identity_first = identity_first
         width = channels // scale
-        self.units = nn.ModuleList(
-            ConvUnit(width, width, kernel_size, dilation, reflect=reflect) for _ in range(scale - 1)
+        self.convs = nn.ModuleList(
+            ConvReluNorm(width, width, kernel_size, dilation, reflect=reflect) for _ in range(scale - 1)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, 1, T] to [B, C, 1, T]."""
         chunks = list(x.chunk(self.scale, dim=1))
         identity = chunks.pop(0 if self.identity_first else -1)
-        outputs = [self.units[0](chunks[0])]
-        for unit, chunk in zip(self.units[1:], chunks[1:], strict=True):
-            outputs.append(unit(outputs[-1] + chunk))
-        return torch.cat([identity, *outputs] if self.identity_first else [*outputs, identity], dim=1)
+        outputs = [self.convs[0](chunks[0])]
+        for conv, chunk in zip(self.convs[1:], chunks[1:], strict=True):
+            outputs.append(conv(outputs[-1] + chunk))
+        outputs.insert(0 if self.identity_first else len(outputs), identity)
+        return torch.cat(outputs, dim=1)
 
 
 class SqueezeExcitation(nn.Module):
-    """A gain in (0, 1) for each channel from the channels' means over time: [B, C, 1, T] to [B, C, 1, 1].
+    """Squeeze-excitation: a gain in (0, 1) for each channel, [B, C, H, T] to [B, C, 1, 1].
 
-    ``sigmoid(expand(relu(squeeze(mean over T))))``.
+    ``sigmoid(expand(relu(squeeze(mean over H and T))))``.
 
     Source: Hu et al., "Squeeze-and-Excitation Networks", 2018.
     """
@@ -159,17 +157,18 @@ class SqueezeExcitation(nn.Module):
         self.expand = nn.Linear(se_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [B, C, 1, T] to gains [B, C, 1, 1]."""
+        """Map [B, C, H, T] to gains [B, C, 1, 1]."""
         return self.gains(x.mean(dim=(2, 3)))[:, :, None, None]
 
     def gains(self, means: Tensor) -> Tensor:
-        """Map means over time [B, C] to gains [B, C]."""
+        """Map means [B, C] to gains [B, C]."""
         return torch.sigmoid(self.expand(relu_after(self.squeeze, means)))
 
 
 class SERes2Block(nn.Module):
-    """Unit, Res2Net convolution, unit, squeeze-excitation, plus the input: [B, C, 1, T] to [B, C, 1, T].
+    """SE-Res2Block of ECAPA-TDNN, [B, C, 1, T] to [B, C, 1, T].
 
+    A 1x1 convolution, a Res2Net convolution, a 1x1 convolution, squeeze-excitation; its input is added to the result.
     Arguments as of `Res2Conv`; ``se_channels`` is the width of the squeeze.
 
     Source: Desplanques et al., "ECAPA-TDNN", 2020, section 3.2.
@@ -187,22 +186,23 @@ class SERes2Block(nn.Module):
         reflect: bool = False,
     ) -> None:
         super().__init__()
-        self.enter = ConvUnit(channels, channels)
+        self.conv_in = ConvReluNorm(channels, channels)
         self.res2 = Res2Conv(channels, scale, kernel_size, dilation, identity_first=identity_first, reflect=reflect)
-        self.leave = ConvUnit(channels, channels)
-        self.excitation = SqueezeExcitation(channels, se_channels)
+        self.conv_out = ConvReluNorm(channels, channels)
+        self.se = SqueezeExcitation(channels, se_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, 1, T] to [B, C, 1, T]."""
-        return self.excite(x, self.leave(self.res2(self.enter(x))))
+        return self.add_scaled(x, self.conv_out(self.res2(self.conv_in(x))))
 
-    def excite(self, x: Tensor, y: Tensor) -> Tensor:
+    def add_scaled(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``x + gain * y``, all [B, C, 1, T], with the gain of the squeeze-excitation for ``y``."""
-        return torch.addcmul(x, y, self.excitation(y))  # x + y * gain in one pass over memory
+        # In one pass over memory.
+        return torch.addcmul(x, y, self.se(y))
 
 
 def as_odd_sizes(name: str, values: Iterable[int]) -> tuple[int, ...]:
-    """The values as a tuple.
+    """Return the values as a tuple.
 
     Raises:
         ValueError: One of them is not a positive odd number.
@@ -214,7 +214,8 @@ def as_odd_sizes(name: str, values: Iterable[int]) -> tuple[int, ...]:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """A context in which nothing is cast to a lower precision; no context at all where nothing would be."""
+    """Return a context in which nothing is cast to a lower precision."""
+    # torch.autocast refuses devices that it does not know, such as meta.
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

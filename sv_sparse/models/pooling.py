@@ -1,10 +1,4 @@
-"""From frames to one vector: statistics over time, in float32 whatever the precision around them.
-
-Means and variances over some hundred frames lose digits in 16-bit formats, and a variance that comes out as zero
-has an infinite square-root slope. So everything here is float32, variances are sums of squared deviations
-from the mean (never a difference of two large numbers), and they are floored before the root, which makes the
-gradient zero, not infinite, where a channel is constant.
-"""
+"""Pooling over time: frames to their mean and standard deviation, in float32 whatever the precision around them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -44,7 +38,7 @@ class AttentiveStatisticsPooling(nn.Module):
 
     Each channel has weights over time of its own, from the frame and the global context::
 
-        weight = softmax over T of score(tanh(hidden([x, mean over T, deviation over T])))
+        weight = softmax over T of linear2(tanh(linear1([x, mean over T, deviation over T])))
         mean = sum of weight·x,  deviation = sqrt(sum of weight·(x - mean)²)
 
     Fastest where the channels of a frame are side by side in memory.
@@ -71,9 +65,9 @@ class AttentiveStatisticsPooling(nn.Module):
         super().__init__()
         self.context_correction = context_correction
         self.variance_floor = variance_floor
-        self.hidden = nn.Linear(3 * channels, attention_channels)
+        self.linear1 = nn.Linear(3 * channels, attention_channels)
         self.norm = nn.BatchNorm1d(attention_channels) if hidden_norm else None
-        self.score = nn.Linear(attention_channels, channels)
+        self.linear2 = nn.Linear(attention_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, T] to [B, 2·C].
@@ -83,22 +77,23 @@ class AttentiveStatisticsPooling(nn.Module):
         """
         frames = x.transpose(1, 2)
         context = self._statistics(frames, None, correction=self.context_correction)
-        scores = self.score(torch.tanh(self._hidden(frames, context)))
+        scores = self.linear2(torch.tanh(self._apply_linear1(frames, context)))
         return self._statistics(frames, scores, correction=0)
 
     def _statistics(self, frames: Tensor, scores: Tensor | None, *, correction: int) -> Tensor:
         return statistics(frames, scores, correction=correction, variance_floor=self.variance_floor)
 
-    def _hidden(self, frames: Tensor, context: Tensor) -> Tensor:
+    def _apply_linear1(self, frames: Tensor, context: Tensor) -> Tensor:
         """Return the hidden layer's output for [x, mean, deviation], before tanh: [B, T, hidden]."""
-        if is_untouched(self.hidden, nn.Linear):  # without repeating the constant two thirds T times
+        if is_untouched(self.linear1, nn.Linear):
+            # Mean and deviation are the same in all frames: their two thirds of the product are computed once.
             channels = frames.shape[2]
-            weight = self.hidden.weight
-            constant = F.linear(context, weight[:, channels:], self.hidden.bias)
+            weight = self.linear1.weight
+            constant = F.linear(context, weight[:, channels:], self.linear1.bias)
             hidden = F.linear(frames, weight[:, :channels]) + constant.unsqueeze(1)
         else:
             repeated = context.unsqueeze(1).expand(-1, frames.shape[1], -1)
-            hidden = self.hidden(torch.cat([frames.to(context.dtype), repeated], dim=2))
+            hidden = self.linear1(torch.cat([frames.to(context.dtype), repeated], dim=2))
         if self.norm is None:
             return hidden
         return self.norm(F.relu(hidden).flatten(0, 1)).view_as(hidden)
@@ -131,32 +126,39 @@ def statistics(
     if count < 2:
         raise ValueError(f"pooling needs at least 2 frames at its input, got {count}; use longer utterances")
     factor = count / (count - correction)
+    # Over some hundred frames, means and variances lose digits in 16-bit formats.
     with without_autocast(frames.device):
         if torch.is_grad_enabled() and is_ordinary(frames) and (scores is None or is_ordinary(scores)):
             mean, variance = (moments or _Moments).apply(frames, scores)
         else:
             mean, variance = _moments(frames, scores)
+        # The slope of a square root is infinite at 0. Below the floor it is 0, so constant channels do no harm.
         return torch.cat([mean, (factor * variance).clamp(min=variance_floor).sqrt()], dim=1)
 
 
-def _weight(frames: Tensor, scores: Tensor | None) -> Tensor | float:
-    return 1 / frames.shape[1] if scores is None else torch.softmax(scores, dim=1, dtype=torch.float32)
+def _frame_weights(frames: Tensor, scores: Tensor | None) -> Tensor | float:
+    if scores is None:
+        return 1 / frames.shape[1]
+    return torch.softmax(scores, dim=1, dtype=torch.float32)
 
 
 def _moments(frames: Tensor, scores: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and mean square deviation over T, each [B, C]."""
-    x, weight = frames.float(), _weight(frames, scores)
+    """Return mean and mean square deviation over T, each [B, C]."""
+    x = frames.float()
+    weight = _frame_weights(frames, scores)
     mean = (x * weight).sum(dim=1, keepdim=True)
+    # Not as a difference of two large numbers, E[x²] - E[x]², which cancels.
     return mean.squeeze(1), ((x - mean).square() * weight).sum(dim=1)
 
 
-def _pieces(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
-    """The whole batch; on a CPU one utterance after the other, whose float32 copies stay in its cache."""
-    first = tensors[0]
-    assert first is not None
-    size = 1 if first.device.type == "cpu" else len(first)
-    for start in range(0, len(first), size):
-        yield tuple(None if tensor is None else tensor[start : start + size] for tensor in tensors)
+def _split(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """Yield the whole batch; on a CPU one utterance after the other."""
+    frames = tensors[0]
+    assert frames is not None
+    # The float32 copies of one utterance stay in a CPU's cache.
+    size = 1 if frames.device.type == "cpu" else len(frames)
+    for start in range(0, len(frames), size):
+        yield tuple(tensor if tensor is None else tensor[start : start + size] for tensor in tensors)
 
 
 class _Moments(torch.autograd.Function):
@@ -170,38 +172,47 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, frames: Tensor, scores: Tensor | None) -> tuple[Tensor, Tensor]:
-        parts = [_moments(*piece) for piece in _pieces(frames, scores)]
-        mean, variance = (torch.cat(part) for part in zip(*parts, strict=True))
+        moments = [_moments(*part) for part in _split(frames, scores)]
+        mean, variance = (torch.cat(parts) for parts in zip(*moments, strict=True))
         ctx.save_for_backward(frames, scores, mean, variance)
         return mean, variance
 
     @staticmethod
     def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor | None, Tensor | None]:
         frames, scores, mean, variance = ctx.saved_tensors
-        if torch.is_grad_enabled() or not is_ordinary(grad_mean):  # create_graph=True, is_grads_batched=True
+        # Gradients are enabled here by create_graph=True; gradients of a vmap come from is_grads_batched=True.
+        if torch.is_grad_enabled() or not is_ordinary(grad_mean):
             return _gradients_by_autograd(frames, scores, (grad_mean, grad_variance), ctx.needs_input_grad)
         grad_frames = torch.empty_like(frames)
         grad_scores = None if scores is None else torch.empty_like(scores)
         rows = (tensor.unsqueeze(1) for tensor in (mean, variance, grad_mean, grad_variance))
-        for x, s, to_x, to_s, m, v, g_m, g_v in _pieces(frames, scores, grad_frames, grad_scores, *rows):
-            weight = _weight(x, s)
+        for x, s, grad_x, grad_s, m, v, g_m, g_v in _split(frames, scores, grad_frames, grad_scores, *rows):
+            weight = _frame_weights(x, s)
             deviation = x - m
             slope = torch.addcmul(g_m, g_v, deviation)
-            if to_s is not None:
-                to_s.copy_(deviation.mul_(slope).sub_(g_v * v).mul_(weight))
-            to_x.copy_(slope.mul_(2).sub_(g_m).mul_(weight))
+            if grad_s is not None:
+                grad_s.copy_(deviation.mul_(slope).sub_(g_v * v).mul_(weight))
+            # g_m + 2·g_v·d, from the slope that is there already.
+            grad_x.copy_(slope.mul_(2).sub_(g_m).mul_(weight))
         return grad_frames, grad_scores
 
 
 def _gradients_by_autograd(
-    frames: Tensor, scores: Tensor | None, grads: tuple[Tensor, Tensor], needed: tuple[bool, bool]
+    frames: Tensor, scores: Tensor | None, grads: tuple[Tensor, Tensor], needs_grad: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return those of `_moments`, which can be differentiated again and computed for many gradients at once."""
+    """Return the gradients of `_moments`, which can be differentiated again and computed for many gradients at once."""
     create_graph = torch.is_grad_enabled()
+    inputs = []
     with torch.enable_grad():
-        # Scores come from frames: as views of their own, each has its own gradient alone.
-        frames, scores = frames.view_as(frames), None if scores is None else scores.view_as(scores)
-        ends = [tensor for tensor, need in zip((frames, scores), needed, strict=True) if need and tensor is not None]
-        to_ends = iter(torch.autograd.grad(_moments(frames, scores), ends, grads, create_graph=create_graph))
-    to_frames = next(to_ends) if needed[0] else None
-    return to_frames, next(to_ends) if needed[1] else None
+        # Scores come from frames. As views of their own, each has its own gradient alone.
+        frames = frames.view_as(frames)
+        if needs_grad[0]:
+            inputs.append(frames)
+        if scores is not None:
+            scores = scores.view_as(scores)
+        if scores is not None and needs_grad[1]:
+            inputs.append(scores)
+        gradients = list(torch.autograd.grad(_moments(frames, scores), inputs, grads, create_graph=create_graph))
+    grad_frames = gradients.pop(0) if needs_grad[0] else None
+    grad_scores = gradients.pop(0) if needs_grad[1] else None
+    return grad_frames, grad_scores

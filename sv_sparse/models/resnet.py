@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sv_sparse.models.layers import check_at_least, keep_channels_last, safe_order, without_autocast
+from sv_sparse.models.layers import check_at_least, keep_channels_last, safe_memory_format, without_autocast
 from sv_sparse.models.module_checks import relu_after
 from sv_sparse.models.pooling import TemporalStatisticsPooling
 
@@ -35,18 +35,15 @@ class BasicBlock(nn.Module):
         """Map [B, C_in, F, T] to [B, C_out, F/stride, T/stride], rounded up."""
         y = relu_after(self.norm1, self.conv1(x))
         y = self.norm2(self.conv2(y)) + self.shortcut(x)
+        # In place: the sum is a new tensor of which nobody else holds a reference.
         return F.relu_(y)
 
 
 class ResNet34(nn.Module):
     """Filterbank [B, F, T] to embedding [B, E] in float32, whatever the precision around it.
 
-    A 3x3 convolution, four stages of basic blocks (3, 4, 6, 3) that double the channels and, from the second
-    on, halve bins and frames; mean and standard deviation over time; one linear layer. The convolutions keep
-    their weights and images in channels-last order, which is faster and changes no result.
-
-    Means and deviations of what a ReLU lets through are positive, so without ``statistics_norm`` all embeddings
-    point the same way at first (cosine 0.9 between strangers), and a run spends its first steps undoing that.
+    A 3x3 convolution; four stages of basic blocks (3, 4, 6, 3) which from the second on double the channels and halve
+    bins and frames; mean and standard deviation over time; one linear layer.
 
     Args:
         base_channels: Channels of the first stage.
@@ -79,16 +76,21 @@ class ResNet34(nn.Module):
         self.conv = nn.Conv2d(1, base_channels, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(base_channels)
         self.stages = nn.Sequential()
-        channels, bins = base_channels, mel_bins
+        channels = base_channels
+        bins = mel_bins
         for index, (blocks, stride) in enumerate(zip(BLOCKS, STRIDES, strict=True)):
             width = base_channels * 2**index
             self.stages.append(_stage(channels, width, blocks, stride))
-            channels, bins = width, -(-bins // stride)
+            channels = width
+            # A strided convolution with padding 1 rounds up.
+            bins = -(-bins // stride)
         self.pooling = TemporalStatisticsPooling()
         size = 2 * channels * bins
+        # Means and deviations of what a ReLU lets through are positive. Without this norm all embeddings point the same
+        # way at first (cosine 0.9 between speakers), and a run spends its first steps on undoing that.
         self.statistics_norm = nn.BatchNorm1d(size, affine=False) if statistics_norm else nn.Identity()
         self.embedding = nn.Linear(size, embedding_dim)
-        self.order: torch.memory_format = safe_order(base_channels)
+        self.memory_format: torch.memory_format = safe_memory_format(base_channels)
         keep_channels_last(self)
 
     def forward(self, filterbank: Tensor) -> Tensor:
@@ -97,14 +99,17 @@ class ResNet34(nn.Module):
         Raises:
             ValueError: T is less than 9, which leaves one frame for the pooling.
         """
-        x = filterbank.unsqueeze(1).contiguous(memory_format=self.order)
+        x = filterbank.unsqueeze(1).contiguous(memory_format=self.memory_format)
         x = relu_after(self.norm, self.conv(x))
         statistics = self.pooling(self.stages(x))
+        # In float32, so that embeddings of a model under autocast are not rounded to eight bits.
         with without_autocast(statistics.device):
             return self.embedding(self.statistics_norm(statistics))
 
 
 def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
-    """A row of blocks of which the first changes the shape."""
-    further_blocks = (BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1))
-    return nn.Sequential(BasicBlock(in_channels, out_channels, stride), *further_blocks)
+    """Return a stage, whose first block changes the shape."""
+    stage = nn.Sequential(BasicBlock(in_channels, out_channels, stride))
+    for _ in range(blocks - 1):
+        stage.append(BasicBlock(out_channels, out_channels, 1))
+    return stage

@@ -10,7 +10,7 @@ from sv_sparse.models.layers import (
     check_at_least,
     is_int,
     keep_channels_last,
-    safe_order,
+    safe_memory_format,
     without_autocast,
 )
 from sv_sparse.models.module_checks import relu_after
@@ -18,7 +18,7 @@ from sv_sparse.models.pooling import statistics
 
 BLOCKS = (3, 4, 6, 3)
 STRIDES = (1, 2, 2, 2)
-EXCITED = (True, True, False, False)
+USE_SE = (True, True, False, False)
 
 
 class PreActivationBlock(nn.Module):
@@ -31,12 +31,12 @@ class PreActivationBlock(nn.Module):
         in_channels: C_in.
         out_channels: C_out.
         stride: Of the first convolution, over bins and frames.
-        excited: Multiply the channels by gains from their means before the input is added.
+        use_se: Multiply the channels by the gains of a squeeze-excitation before the input is added.
 
     Source: He et al., "Identity Mappings in Deep Residual Networks", 2016.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, *, excited: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, use_se: bool) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
@@ -44,7 +44,7 @@ class PreActivationBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.norm3 = nn.BatchNorm2d(out_channels)
         self.conv3 = nn.Conv2d(out_channels, out_channels, 1, bias=False)
-        self.excitation = SqueezeExcitation(out_channels, out_channels) if excited else None
+        self.se = SqueezeExcitation(out_channels, out_channels) if use_se else None
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != out_channels:
             self.shortcut.append(nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False))
@@ -55,29 +55,31 @@ class PreActivationBlock(nn.Module):
         y = self.conv1(relu_after(self.norm1, x))
         y = self.conv2(relu_after(self.norm2, y))
         y = self.conv3(relu_after(self.norm3, y))
-        if self.excitation is not None:
-            y = y * self.excitation(y)
+        # The gains scale the residual branch only, as in the paper of squeeze-excitation.
+        if self.se is not None:
+            y = y * self.se(y)
         return y + self.shortcut(x)
 
 
 class FramePooling(nn.Module):
     """Weighted mean and standard deviation of each channel and bin: [B, C, F, T] to [B, 2·C·F] float32.
 
-    The weights are the softmax over T of ``score(norm(relu(hidden(frame))))``, for each channel and bin of its own.
-    Without global context, unlike the pooling of ECAPA-TDNN.
+    Each channel and bin has weights of its own, the softmax over T of ``linear2(norm(relu(linear1(frame))))``. Unlike
+    the pooling of ECAPA-TDNN it has no global context.
 
     Args:
         size: C·F.
         attention_channels: Width of the hidden layer.
     """
 
+    # SpeechBrain's, so that its weights give its embeddings.
     variance_floor = 1e-5
 
     def __init__(self, size: int, attention_channels: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(size, attention_channels)
+        self.linear1 = nn.Linear(size, attention_channels)
         self.norm = nn.BatchNorm1d(attention_channels)
-        self.score = nn.Linear(attention_channels, size)
+        self.linear2 = nn.Linear(attention_channels, size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, F, T] to [B, 2·C·F].
@@ -86,9 +88,10 @@ class FramePooling(nn.Module):
             ValueError: T is less than 2.
         """
         frames = x.flatten(1, 2).transpose(1, 2)
-        hidden = relu_after(self.hidden, frames)
+        # BatchNorm1d takes frames of all utterances as one batch: [B·T, hidden].
+        hidden = relu_after(self.linear1, frames)
         hidden = self.norm(hidden.flatten(0, 1)).view_as(hidden)
-        return statistics(frames, self.score(hidden), correction=0, variance_floor=self.variance_floor)
+        return statistics(frames, self.linear2(hidden), correction=0, variance_floor=self.variance_floor)
 
 
 class SEResNet(nn.Module):
@@ -131,16 +134,19 @@ class SEResNet(nn.Module):
         self.conv = nn.Conv2d(1, widths[0], 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(widths[0])
         self.stages = nn.Sequential()
-        before, bins = widths[0], mel_bins
-        for width, blocks, stride, excited in zip(widths, BLOCKS, STRIDES, EXCITED, strict=True):
-            self.stages.append(_stage(before, width, blocks, stride, excited=excited))
-            before, bins = width, -(-bins // stride)
-        size = before * bins
+        in_channels = widths[0]
+        bins = mel_bins
+        for width, blocks, stride, use_se in zip(widths, BLOCKS, STRIDES, USE_SE, strict=True):
+            self.stages.append(_stage(in_channels, width, blocks, stride, use_se=use_se))
+            in_channels = width
+            # A strided convolution with padding 1 rounds up.
+            bins = -(-bins // stride)
+        size = in_channels * bins
         self.pooling = FramePooling(size, attention_channels)
         self.statistics_norm = nn.BatchNorm1d(2 * size)
         self.embedding = nn.Linear(2 * size, embedding_dim)
         self.embedding_norm = nn.BatchNorm1d(embedding_dim)
-        self.order: torch.memory_format = safe_order(*widths)
+        self.memory_format: torch.memory_format = safe_memory_format(*widths)
         keep_channels_last(self)
 
     def forward(self, filterbank: Tensor) -> Tensor:
@@ -149,15 +155,17 @@ class SEResNet(nn.Module):
         Raises:
             ValueError: T is less than 9, which leaves one frame for the pooling.
         """
-        x = filterbank.unsqueeze(1).contiguous(memory_format=self.order)
+        x = filterbank.unsqueeze(1).contiguous(memory_format=self.memory_format)
         x = relu_after(self.norm, self.conv(x))
         statistics = self.pooling(self.stages(x))
+        # In float32, so that embeddings of a model under autocast are not rounded to eight bits.
         with without_autocast(statistics.device):
             return self.embedding_norm(self.embedding(self.statistics_norm(statistics)))
 
 
-def _stage(in_channels: int, out_channels: int, blocks: int, stride: int, *, excited: bool) -> nn.Sequential:
-    """A row of blocks of which the first changes the shape."""
-    first = PreActivationBlock(in_channels, out_channels, stride, excited=excited)
-    further_blocks = (PreActivationBlock(out_channels, out_channels, 1, excited=excited) for _ in range(blocks - 1))
-    return nn.Sequential(first, *further_blocks)
+def _stage(in_channels: int, out_channels: int, blocks: int, stride: int, *, use_se: bool) -> nn.Sequential:
+    """Return a stage, whose first block changes the shape."""
+    stage = nn.Sequential(PreActivationBlock(in_channels, out_channels, stride, use_se=use_se))
+    for _ in range(blocks - 1):
+        stage.append(PreActivationBlock(out_channels, out_channels, 1, use_se=use_se))
+    return stage

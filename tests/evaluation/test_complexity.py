@@ -51,7 +51,7 @@ def test_two_seconds_of_the_full_size_networks_cost_what_is_published(network, p
 def test_zeros_are_counted_as_weights_as_work_and_as_whole_channels():
     network = NETWORKS["ECAPA"]()
     dense = measured(network)
-    name = "first.conv.weight"
+    name = "stem.conv.weight"
     weight = dict(network.named_parameters())[name]
     with torch.no_grad():
         weight[:3] = 0

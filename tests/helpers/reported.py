@@ -94,7 +94,7 @@ def layer(parameters: int, zeros: int) -> dict[str, int]:
 def results(
     target: float = 0.9,
     lists: Sequence[Mapping[str, Any]] = (),
-    layers: Sequence[str] = ("first.conv.weight", "embedding.weight"),
+    layers: Sequence[str] = ("stem.conv.weight", "embedding.weight"),
     **changes: Any,
 ) -> dict[str, Any]:
     """Return the content of results.json."""

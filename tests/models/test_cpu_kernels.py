@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from sv_sparse.models.cpu_kernels import accelerate, bindings, ops
 from sv_sparse.models.cpu_kernels.bindings import transposed
 from sv_sparse.models.ecapa_tdnn import ECAPA
-from sv_sparse.models.layers import ConvUnit
+from sv_sparse.models.layers import ConvReluNorm
 from sv_sparse.models.pooling import statistics
 
 
@@ -102,7 +102,7 @@ class OtherNorm(nn.BatchNorm2d):
 
 
 def test_a_norm_that_is_not_torchs_own_is_called() -> None:
-    unit = ConvUnit(8, 8)
+    unit = ConvReluNorm(8, 8)
     unit.norm = OtherNorm(8)
     unit(torch.randn(4, 8, 1, 10)).sum().backward()
     assert unit.norm.calls == 1
@@ -110,14 +110,14 @@ def test_a_norm_that_is_not_torchs_own_is_called() -> None:
 
 @pytest.mark.parametrize("frozen", ["conv", "norm"])
 def test_frozen_weights_get_no_gradient(frozen: str) -> None:
-    unit = ConvUnit(8, 8)
+    unit = ConvReluNorm(8, 8)
     getattr(unit, frozen).requires_grad_(False)
     unit(torch.randn(4, 8, 1, 10)).sum().backward()
     assert {name for name, p in unit.named_parameters() if p.grad is None} == {f"{frozen}.weight", f"{frozen}.bias"}
 
 
 def test_a_second_backward_pass_needs_a_retained_graph() -> None:
-    unit = accelerate(ConvUnit(8, 8), True)
+    unit = accelerate(ConvReluNorm(8, 8), True)
     loss = unit(torch.randn(4, 8, 1, 10))[0].sum()
     loss.backward(retain_graph=True)
     once = unit.conv.weight.grad.clone()
@@ -130,20 +130,20 @@ def test_a_second_backward_pass_needs_a_retained_graph() -> None:
 def test_a_model_keeps_its_parameters_names_and_hooks() -> None:
     model = ECAPA(channels=16, mfa_channels=24)
     params, keys = dict(model.named_parameters()), list(model.state_dict())
-    hook = model.first.conv.register_forward_hook(lambda *_: None)
+    hook = model.stem.conv.register_forward_hook(lambda *_: None)
     assert accelerate(model, True) is model
     assert all(param is params[name] for name, param in model.named_parameters())
     assert list(model.state_dict()) == keys
-    assert hook.id in model.first.conv._forward_hooks
+    assert hook.id in model.stem.conv._forward_hooks
     assert type(copy.deepcopy(model)) is type(model) is not ECAPA
     assert isinstance(model, ECAPA)
 
 
 def test_subclasses_and_parametrized_modules_are_left_alone() -> None:
-    class Unit(ConvUnit):
+    class Unit(ConvReluNorm):
         pass
 
-    unit, parametrized = Unit(4, 4), ConvUnit(4, 4)
+    unit, parametrized = Unit(4, 4), ConvReluNorm(4, 4)
     parametrize.register_parametrization(parametrized.conv, "weight", nn.Identity())
     accelerate(nn.ModuleList([unit]), True)
     assert type(unit) is Unit

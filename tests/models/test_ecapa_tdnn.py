@@ -73,15 +73,15 @@ def test_the_default_layout_is_the_papers_written_out() -> None:
     filterbank = torch.randn(2, 20, 40)
 
     def block_output(block: nn.Module, x: Tensor) -> Tensor:
-        chunks = block.enter(x).split(4, dim=1)
+        chunks = block.conv_in(x).split(4, dim=1)
         outputs: list[Tensor] = []
-        for unit, chunk in zip(block.res2.units, chunks[:-1], strict=True):
+        for unit, chunk in zip(block.res2.convs, chunks[:-1], strict=True):
             outputs.append(unit(outputs[-1] + chunk if outputs else chunk))
-        y = block.leave(torch.cat([*outputs, chunks[-1]], dim=1))
-        return x + y * block.excitation(y)
+        y = block.conv_out(torch.cat([*outputs, chunks[-1]], dim=1))
+        return x + y * block.se(y)
 
     x = filterbank.unsqueeze(2)
-    x = model.first.norm(model.first.conv(x).relu())
+    x = model.stem.norm(model.stem.conv(x).relu())
     outputs = []
     for block in model.blocks:
         x = block_output(block, x)

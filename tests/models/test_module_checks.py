@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sv_sparse.models.cpu_kernels import accelerate, ops
 from sv_sparse.models.ecapa_tdnn import ECAPA
-from sv_sparse.models.layers import ConvUnit
+from sv_sparse.models.layers import ConvReluNorm
 from sv_sparse.models.module_checks import relu_after
 from sv_sparse.models.resnet import ResNet34
 from sv_sparse.models.se_resnet import SEResNet
@@ -145,7 +145,7 @@ def test_what_a_hook_holds_is_not_changed_afterwards(name: str) -> None:
     assert all(torch.equal(held.detach(), value) for held, value in pairs)
 
 
-@pytest.mark.parametrize("place", ["first", "blocks.0", "blocks.0.enter", "blocks.0.res2", "blocks.0.leave"])
+@pytest.mark.parametrize("place", ["stem", "blocks.0", "blocks.0.conv_in", "blocks.0.res2", "blocks.0.conv_out"])
 def test_a_hook_may_change_an_output_in_place(place: str) -> None:
     results = []
     for kernels in (True, False):
@@ -173,7 +173,7 @@ def test_global_hooks_fire_for_every_module() -> None:
 def test_without_hooks_the_kernels_are_taken_and_come_back_when_hooks_go(monkeypatch) -> None:
     model = network("ECAPA")
     before = uses_kernels(model, monkeypatch)
-    handle = model.blocks[0].leave.conv.register_forward_hook(lambda *_: None)
+    handle = model.blocks[0].conv_out.conv.register_forward_hook(lambda *_: None)
     during = uses_kernels(model, monkeypatch)
     handle.remove()
     assert before == uses_kernels(model, monkeypatch) > during > 0
@@ -204,7 +204,7 @@ class OwnNorm(nn.BatchNorm2d):
         return super().forward(x) + 1
 
 
-PLACES = ("first.conv", "blocks.0.res2.units.1.conv", "blocks.0.leave.conv", "mfa", "pooling.hidden")
+PLACES = ("stem.conv", "blocks.0.res2.convs.1.conv", "blocks.0.conv_out.conv", "mfa", "pooling.linear1")
 CHANGES: dict[str, Change] = {
     "weight_norm": lambda layer: weight_norm(layer),
     "spectral_norm": lambda layer: spectral_norm(layer),
@@ -234,13 +234,13 @@ def test_a_reparametrized_layer_computes_as_with_torchs_operations(place: str, c
 
 REPLACED = {
     **dict.fromkeys(PLACES, Adapted),
-    **{f"blocks.0.{part}": Adapted for part in ("enter", "leave", "res2", "res2.units.0", "excitation.squeeze")},
-    "first.norm": lambda _: OwnNorm(16),
-    "blocks.0.leave.norm": lambda _: OwnNorm(16),
-    "blocks.0.res2.units.2.norm": lambda _: nn.Identity(),
-    "blocks.0.enter.norm": lambda _: nn.GroupNorm(4, 16),
-    "blocks.0.res2.units.1.conv": lambda _: nn.Conv2d(4, 4, (1, 3), padding=(0, 1), groups=2),
-    "blocks.0.res2.units.0.conv": lambda _: nn.Conv2d(4, 4, (1, 3), padding="same", bias=False),
+    **{f"blocks.0.{part}": Adapted for part in ("conv_in", "conv_out", "res2", "res2.convs.0", "se.squeeze")},
+    "stem.norm": lambda _: OwnNorm(16),
+    "blocks.0.conv_out.norm": lambda _: OwnNorm(16),
+    "blocks.0.res2.convs.2.norm": lambda _: nn.Identity(),
+    "blocks.0.conv_in.norm": lambda _: nn.GroupNorm(4, 16),
+    "blocks.0.res2.convs.1.conv": lambda _: nn.Conv2d(4, 4, (1, 3), padding=(0, 1), groups=2),
+    "blocks.0.res2.convs.0.conv": lambda _: nn.Conv2d(4, 4, (1, 3), padding="same", bias=False),
 }
 
 
@@ -257,7 +257,7 @@ def test_a_replaced_module_is_called(place: str) -> None:
 
 
 def test_a_forward_put_on_the_instance_is_called() -> None:
-    unit = ConvUnit(8, 8)
+    unit = ConvReluNorm(8, 8)
     unit.conv.forward = lambda x: torch.zeros_like(x)
     assert torch.equal(unit(torch.randn(4, 8, 1, 10)), torch.zeros(4, 8, 1, 10))
 
@@ -268,7 +268,7 @@ def test_a_relu_does_not_change_its_input_where_a_module_hands_it_on() -> None:
     assert x.tolist() == [-1.0, 1.0]
 
 
-@pytest.mark.parametrize("parts", [["first"], ["blocks.0.leave.norm", "mfa"], ["blocks.0.excitation.expand"]])
+@pytest.mark.parametrize("parts", [["stem"], ["blocks.0.conv_out.norm", "mfa"], ["blocks.0.se.expand"]])
 def test_frozen_parts_get_no_gradient_and_the_others_theirs(parts: list[str]) -> None:
     results = []
     for kernels in (True, False):
@@ -288,7 +288,7 @@ def test_gradients_of_some_parameters_alone() -> None:
     results = []
     for kernels in (True, False):
         model = network("ECAPA", kernels)
-        ends = [model.first.norm.weight, model.blocks[0].res2.units[1].conv.bias, model.pooling.score.weight]
+        ends = [model.stem.norm.weight, model.blocks[0].res2.convs[1].conv.bias, model.pooling.linear2.weight]
         results.append([*torch.autograd.grad(model(FILTERBANK).square().sum(), ends)])
     assert_same(*results)
 
@@ -369,7 +369,7 @@ def test_each_precision_computes_as_torchs_operations_do(dtype: torch.dtype | No
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_unit_in_another_type_is_left_to_torch(dtype: torch.dtype) -> None:
-    unit = ConvUnit(8, 8).to(dtype)
+    unit = ConvReluNorm(8, 8).to(dtype)
     expected = unit(torch.ones(4, 8, 1, 10, dtype=dtype))
     accelerate(unit, True)
     assert torch.equal(expected, unit(torch.ones(4, 8, 1, 10, dtype=dtype)))
@@ -461,13 +461,13 @@ def test_torch_compile_makes_one_graph_that_has_the_hooks() -> None:
     embeddings = []
     for kernels in (True, False):
         model = network("ECAPA", kernels)
-        model.blocks[0].leave.conv.register_forward_hook(lambda _module, _ins, out: 2 * out + 1)
+        model.blocks[0].conv_out.conv.register_forward_hook(lambda _module, _ins, out: 2 * out + 1)
         called = torch.compile(model, backend="eager", fullgraph=True) if kernels else model
         embeddings.append(called(FILTERBANK))
     torch.testing.assert_close(*embeddings, rtol=1e-3, atol=1e-3)
 
 
 def test_a_unit_can_be_traced_by_fx() -> None:
-    unit = ConvUnit(8, 8)
+    unit = ConvReluNorm(8, 8)
     x = torch.randn(4, 8, 1, 10)
     torch.testing.assert_close(torch.fx.symbolic_trace(copy.deepcopy(unit))(x), unit(x), rtol=1e-4, atol=1e-5)

@@ -76,7 +76,7 @@ def test_attention_sees_each_frame_with_the_mean_and_deviation() -> None:
     pooling = AttentiveStatisticsPooling(6, 4)
     context = [x.mean(dim=2, keepdim=True).expand_as(x), x.std(dim=2, keepdim=True).expand_as(x)]
     frames = torch.cat([x, *context], dim=1).transpose(1, 2)
-    scores = pooling.score(torch.tanh(pooling.hidden(frames)))
+    scores = pooling.linear2(torch.tanh(pooling.linear1(frames)))
     torch.testing.assert_close(pooling(x), written_out(x.transpose(1, 2), scores, 0, 1e-10))
 
 

@@ -18,26 +18,26 @@ DECIBELS = 10 / math.log(10)
 
 # WeSpeaker's names for modules of ours, written out.
 WESPEAKER_ECAPA = {
-    "layer1.conv": "first.conv",
-    "layer1.bn": "first.norm",
+    "layer1.conv": "stem.conv",
+    "layer1.bn": "stem.norm",
     "conv": "mfa",
-    "pool.linear1": "pooling.hidden",
-    "pool.linear2": "pooling.score",
+    "pool.linear1": "pooling.linear1",
+    "pool.linear2": "pooling.linear2",
     "bn": "norm",
     "linear": "embedding",
 }
 for number, block in (("2", "0"), ("3", "1"), ("4", "2")):
     WESPEAKER_ECAPA |= {
-        f"layer{number}.se_res2block.0.conv": f"blocks.{block}.enter.conv",
-        f"layer{number}.se_res2block.0.bn": f"blocks.{block}.enter.norm",
-        f"layer{number}.se_res2block.2.conv": f"blocks.{block}.leave.conv",
-        f"layer{number}.se_res2block.2.bn": f"blocks.{block}.leave.norm",
-        f"layer{number}.se_res2block.3.linear1": f"blocks.{block}.excitation.squeeze",
-        f"layer{number}.se_res2block.3.linear2": f"blocks.{block}.excitation.expand",
+        f"layer{number}.se_res2block.0.conv": f"blocks.{block}.conv_in.conv",
+        f"layer{number}.se_res2block.0.bn": f"blocks.{block}.conv_in.norm",
+        f"layer{number}.se_res2block.2.conv": f"blocks.{block}.conv_out.conv",
+        f"layer{number}.se_res2block.2.bn": f"blocks.{block}.conv_out.norm",
+        f"layer{number}.se_res2block.3.linear1": f"blocks.{block}.se.squeeze",
+        f"layer{number}.se_res2block.3.linear2": f"blocks.{block}.se.expand",
     }
     for unit in "0123456":
-        WESPEAKER_ECAPA[f"layer{number}.se_res2block.1.convs.{unit}"] = f"blocks.{block}.res2.units.{unit}.conv"
-        WESPEAKER_ECAPA[f"layer{number}.se_res2block.1.bns.{unit}"] = f"blocks.{block}.res2.units.{unit}.norm"
+        WESPEAKER_ECAPA[f"layer{number}.se_res2block.1.convs.{unit}"] = f"blocks.{block}.res2.convs.{unit}.conv"
+        WESPEAKER_ECAPA[f"layer{number}.se_res2block.1.bns.{unit}"] = f"blocks.{block}.res2.convs.{unit}.norm"
 
 WESPEAKER_RESNET = {"conv1": "conv", "bn1": "norm", "seg_1": "embedding"}
 for number, stage, blocks in (("1", "0", "012"), ("2", "1", "0123"), ("3", "2", "012345"), ("4", "3", "012")):
@@ -177,11 +177,11 @@ def test_other_kernel_sizes_and_scales_are_read_too() -> None:
 def test_an_attention_without_context_becomes_one_that_ignores_it(caplog: pytest.LogCaptureFixture) -> None:
     ours, state = wespeaker_ecapa()
     with torch.no_grad():
-        ours.pooling.hidden.weight[:, 24:] = 0
+        ours.pooling.linear1.weight[:, 24:] = 0
     state["pool.linear1.weight"] = state["pool.linear1.weight"][:, :24]
     with caplog.at_level(logging.INFO):
         _, _, weights = convert(state)
-    assert torch.equal(weights["pooling.hidden.weight"], ours.pooling.hidden.weight)
+    assert torch.equal(weights["pooling.linear1.weight"], ours.pooling.linear1.weight)
     assert "no global context" in caplog.text
 
 

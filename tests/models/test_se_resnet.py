@@ -22,7 +22,7 @@ def test_the_size_is_that_of_the_published_model() -> None:
 
 def test_the_last_stages_have_no_excitation_and_the_first_blocks_of_three_a_shortcut() -> None:
     model = small()
-    assert [stage[0].excitation is not None for stage in model.stages] == [True, True, False, False]
+    assert [stage[0].se is not None for stage in model.stages] == [True, True, False, False]
     assert [len(stage[0].shortcut) for stage in model.stages] == [0, 2, 2, 2]
 
 
@@ -35,7 +35,7 @@ def test_the_network_is_what_its_description_says_written_out() -> None:
         y = block.conv1(block.norm1(x).relu())
         y = block.conv2(block.norm2(y).relu())
         y = block.conv3(block.norm3(y).relu())
-        gain = block.excitation(y) if block.excitation is not None else 1.0
+        gain = block.se(y) if block.se is not None else 1.0
         return gain * y + block.shortcut(x)
 
     x = model.norm(model.conv(filterbank.unsqueeze(1))).relu()
@@ -43,8 +43,8 @@ def test_the_network_is_what_its_description_says_written_out() -> None:
         for block in stage:
             x = block_output(block, x)
     frames = x.flatten(1, 2)
-    hidden = model.pooling.norm(model.pooling.hidden(frames.transpose(1, 2)).relu().transpose(1, 2))
-    weight = model.pooling.score(hidden.transpose(1, 2)).transpose(1, 2).softmax(dim=2)
+    hidden = model.pooling.norm(model.pooling.linear1(frames.transpose(1, 2)).relu().transpose(1, 2))
+    weight = model.pooling.linear2(hidden.transpose(1, 2)).transpose(1, 2).softmax(dim=2)
     mean = (weight * frames).sum(dim=2)
     deviation = ((weight * frames.square()).sum(dim=2) - mean.square()).clamp(min=1e-5).sqrt()
     expected = model.embedding(model.statistics_norm(torch.cat([mean, deviation], dim=1)))

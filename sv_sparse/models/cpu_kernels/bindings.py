@@ -20,7 +20,8 @@ class _Matrix(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("step", ctypes.c_int64)]
 
 
-TYPES = frozenset({torch.float32, torch.bfloat16})  # of the kernels' matrices
+# Types of the kernels' matrices.
+TYPES = frozenset({torch.float32, torch.bfloat16})
 _COST = "meanwhile torch's operations train the network, and a step takes up to a tenth longer"
 
 
@@ -46,24 +47,28 @@ def available() -> bool:
 
 
 def rows(x: Tensor) -> Tensor:
-    """[B, C, H, W] as [B, H·W, C], the channels of a frame side by side; a copy only where they are not."""
+    """Return [B, C, H, W] as [B, H·W, C], the channels of a frame side by side; a copy only where they are not."""
     frames = x.permute(0, 2, 3, 1).flatten(1, 2)
     batch, length, channels = frames.shape
-    aligned = frames.stride(2) == 1 or channels == 1
-    apart = frames.stride(1) if length > 1 else frames.stride(0)
-    if aligned and apart >= channels and (batch == 1 or frames.stride(0) == length * apart):
+    # A stride is arbitrary along an axis of size one. The kernels know one step from a frame to the next, also from the
+    # last frame of an utterance to the first of the next.
+    is_aligned = frames.stride(2) == 1 or channels == 1
+    step = frames.stride(1) if length > 1 else frames.stride(0)
+    has_one_step = batch == 1 or frames.stride(0) == length * step
+    if is_aligned and step >= channels and has_one_step:
         return frames
     return frames.contiguous()
 
 
 def call(name: str, matrices: tuple[Tensor | None, ...], *small: Tensor, floor: float | None = None) -> None:
-    """A kernel on matrices [B, T, C] of one type and on float32 rows [C] or [B, C].
+    """Call a kernel on matrices [B, T, C] of one type and on float32 rows [C] or [B, C].
 
     Raises:
-        TypeError: they are anything else, which the kernel could not tell from their addresses.
+        TypeError: they are anything else.
         RuntimeError: one of them has no address, as inside ``torch.vmap``.
     """
     first = matrices[0]
+    # A kernel gets addresses and could not tell what lies there.
     if not all(tensor is None or has_address(tensor) for tensor in (*matrices, *small)):
         raise RuntimeError(
             "this network's CPU kernels take neither torch.vmap (is_grads_batched=True) nor subclasses of tensors; "
@@ -75,8 +80,11 @@ def call(name: str, matrices: tuple[Tensor | None, ...], *small: Tensor, floor: 
         raise TypeError(f"{name}: expected contiguous float32 rows, [C] or [B, C]")
     arguments: list[Any] = [ctypes.c_int64(first.dtype == torch.bfloat16), _Shape(*first.shape)]
     for matrix in matrices:
-        step = 0 if matrix is None else matrix.stride(1) if matrix.shape[1] > 1 else matrix.stride(0)
-        arguments.append(_Matrix(None if matrix is None else matrix.data_ptr(), step))
+        if matrix is None:
+            arguments.append(_Matrix(None, 0))
+            continue
+        step = matrix.stride(1) if matrix.shape[1] > 1 else matrix.stride(0)
+        arguments.append(_Matrix(matrix.data_ptr(), step))
     if floor is not None:
         arguments.append(ctypes.c_float(floor))
     arguments.extend(ctypes.c_void_p(tensor.data_ptr()) for tensor in small)
@@ -96,7 +104,7 @@ def _is_row(matrix: Tensor, row: Tensor) -> bool:
 
 
 def image(frames: Tensor) -> Tensor:
-    """[B, T, C] as [B, C, 1, T]."""
+    """Return [B, T, C] as [B, C, 1, T]."""
     return frames.unsqueeze(1).permute(0, 3, 1, 2)
 
 
@@ -108,7 +116,8 @@ def empty_image(frames: Tensor) -> Tensor:
 
 
 def transposed(matrix: Tensor) -> Tensor:
-    """The transpose of [M, N], for a product over M; bfloat16 in an order that products are faster in."""
+    """Return the transpose of [M, N], for a product over M."""
+    # Products in bfloat16 are faster from a contiguous transpose; the kernel moves blocks of 8 by 8.
     if matrix.dtype != torch.bfloat16 or any(size % 8 for size in matrix.shape) or not has_address(matrix):
         return matrix.T
     result = matrix.new_empty(matrix.shape[1], matrix.shape[0])

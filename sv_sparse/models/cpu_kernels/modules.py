@@ -6,13 +6,13 @@ from torch import Tensor, nn
 
 from sv_sparse.models.cpu_kernels import bindings, ops
 from sv_sparse.models.ecapa_tdnn import ECAPA
-from sv_sparse.models.layers import ConvUnit, Res2Conv, SERes2Block, SqueezeExcitation
+from sv_sparse.models.layers import ConvReluNorm, Res2Conv, SERes2Block, SqueezeExcitation
 from sv_sparse.models.module_checks import is_ordinary, is_untouched
 from sv_sparse.models.pooling import AttentiveStatisticsPooling, statistics
 
 
-class FusedConvUnit(ConvUnit):
-    """``ConvUnit`` whose bias, ReLU and batch norm are one kernel in training on a CPU."""
+class FusedConvUnit(ConvReluNorm):
+    """``ConvReluNorm`` whose bias, ReLU and batch norm are one kernel in training on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C_in, 1, T] to [B, C_out, 1, T]."""
@@ -26,7 +26,7 @@ class FusedRes2Conv(Res2Conv):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, 1, T] to [B, C, 1, T]."""
-        units: list[Any] = list(self.units)
+        units: list[Any] = list(self.convs)
         if all(is_untouched(unit, FusedConvUnit) for unit in units):
             convs = [unit.conv for unit in units]
             norms = [unit.norm for unit in units]
@@ -41,8 +41,8 @@ class FusedSERes2Block(SERes2Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, 1, T] to [B, C, 1, T]."""
-        y = self.res2(self.enter(x))
-        unit, excitation = self.leave, self.excitation
+        y = self.res2(self.conv_in(x))
+        unit, excitation = self.conv_out, self.se
         if (
             is_untouched(unit, FusedConvUnit)
             and is_untouched(excitation, SqueezeExcitation)
@@ -51,7 +51,7 @@ class FusedSERes2Block(SERes2Block):
             and x.dtype == ops.compute_dtype(y)  # in which the sum is written
         ):
             return ops.normalized_relu(ops.convolve(y, unit.conv), unit.conv.bias, unit.norm, excitation, x)
-        return self.excite(x, unit(y))
+        return self.add_scaled(x, unit(y))
 
 
 class FusedPooling(AttentiveStatisticsPooling):
@@ -72,7 +72,7 @@ class FusedECAPA(ECAPA):
 
 
 FUSED_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
-    ConvUnit: FusedConvUnit,
+    ConvReluNorm: FusedConvUnit,
     Res2Conv: FusedRes2Conv,
     SERes2Block: FusedSERes2Block,
     AttentiveStatisticsPooling: FusedPooling,
@@ -101,8 +101,8 @@ def accelerate(model: nn.Module, enabled: bool | str = "auto") -> nn.Module:
         OSError: ``enabled`` is True, and the kernels cannot be compiled; says how to do without.
 
     >>> model = accelerate(ECAPA(channels=16, mfa_channels=24), enabled=False)
-    >>> type(model.first).__name__
-    'ConvUnit'
+    >>> type(model.stem).__name__
+    'ConvReluNorm'
     """
     modules = [module for module in model.modules() if type(module) in FUSED_CLASSES]
     if enabled is False or not modules:

@@ -1,19 +1,9 @@
-"""Networks trained with SpeechBrain or WeSpeaker, under our names: `convert`.
-
-`sv_sparse.models.pretrained.name_maps` has the names. What changes besides:
-
-- Axes of size one: their convolutions over time are one-dimensional, ours have an axis of height one, and a
-  convolution with one tap on single frames is a linear layer here.
-- SpeechBrain's ResNet sees an image of frames by bins, ours of bins by frames: its kernels are transposed.
-- SpeechBrain's filterbank is 10·log10 of the energy, ours the natural logarithm; both have the mean over time
-  removed. The first convolution's weight is multiplied by 10 / ln 10.
-- An attention without global context gets zeros as the weights of the context, which is the same function.
-- Averaged checkpoints of WeSpeaker hold counts of batches as fractions; they become whole numbers.
+"""Convert weights of SpeechBrain and WeSpeaker to networks of this package; name_maps.py has the names.
 
 Weights do not tell dilations, strides, and floors of variances. They are taken to be those of the published
 networks: dilations 1, 2, 3, 4, strides 1, 2, 2, 2; WeSpeaker once floored variances as we do, now at 1e-7.
 
-The features of SpeechBrain and ours stay alike, not equal. Theirs has frames centred on multiples of 10 ms (2.5 ms
+The features of SpeechBrain and ours stay alike, not equal. Theirs has frames centered on multiples of 10 ms (2.5 ms
 off ours), a transform of 400 points (ours: 512) that is no longer than the window, filters from 0 Hz (ours: 20 Hz)
 that are triangles over Hz (ours: over mel), and no value more than 80 dB below the loudest (ours: no such floor).
 The lowest bins differ most, and so do recordings with digital silence. So embeddings of converted weights are not
@@ -23,7 +13,7 @@ quite SpeechBrain's; from the same filterbank they are.
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,9 +25,9 @@ from sv_sparse.models.pretrained.name_maps import (
     SPEECHBRAIN_RESNET,
     WESPEAKER_ECAPA,
     WESPEAKER_RESNET,
-    Modules,
+    NameMap,
     fill,
-    their_names,
+    names_in_toolkit,
 )
 from sv_sparse.models.registry import MODELS
 from sv_sparse.models.resnet import ResNet34
@@ -47,210 +37,228 @@ logger = logging.getLogger(__name__)
 
 DECIBELS = 10 / math.log(10)
 DILATIONS = [1, 2, 3, 4]
-CONTEXT = "pooling.hidden.weight"
-NAMED_IN_ERRORS = 5
+_CONTEXT_WEIGHT = "pooling.linear1.weight"
+_MAX_LISTED = 5  # names in an error
 
 
-class _Source:
-    """Shapes of their tensors, asked for by our modules' names."""
+class _Shapes:
+    """Shapes of their tensors by our names of modules."""
 
-    def __init__(self, state: Mapping[str, Tensor], modules: Modules) -> None:
+    def __init__(self, state: Mapping[str, Tensor], name_map: NameMap) -> None:
         self.state = state
-        self.modules = modules
+        self.name_map = name_map
 
-    def shape(self, module: str, axes: int, i: int = 0) -> torch.Size:
-        """Shape of a weight, where the module has counts that of block ``i`` and its part 0.
+    def get(self, module: str, ndim: int, i: int = 0) -> torch.Size:
+        """Return the shape of a module's weight; of a numbered module that of block ``i`` and its part 0.
 
         Raises:
             ValueError: There is no such weight, or it has another number of axes.
         """
-        name = f"{fill(self.modules[module], i, 0)}.weight"
+        name = f"{fill(self.name_map[module], i, 0)}.weight"
         if name not in self.state:
             raise ValueError(f"missing {name}")
         shape = self.state[name].shape
-        if len(shape) != axes:
-            raise ValueError(f"{name} must have {axes} axes, got shape {tuple(shape)}")
+        if len(shape) != ndim:
+            raise ValueError(f"{name} must have {ndim} axes, got shape {tuple(shape)}")
         return shape
 
 
-def _ecapa_settings(source: _Source, layout: str) -> dict[str, Any]:
-    convolutional = 3 if layout == "speechbrain" else 2  # axes of what is a linear layer here
-    unit = "blocks.{i}.res2.units.{j}.conv"
-    blocks = range(len(DILATIONS) - 1)
-    channels = source.shape("first.conv", 3)[0]
+def _ecapa_settings(shapes: _Shapes, layout: str) -> dict[str, Any]:
+    # SpeechBrain has convolutions where we have linear layers.
+    linear_ndim = 3 if layout == "speechbrain" else 2
+    res2_conv = "blocks.{i}.res2.convs.{j}.conv"
+    kernel_sizes = [shapes.get("stem.conv", 3)[2]]
+    for i in range(len(DILATIONS) - 1):
+        kernel_sizes.append(shapes.get(res2_conv, 3, i)[2])
+    channels = shapes.get("stem.conv", 3)[0]
     return {
         "channels": channels,
-        "mfa_channels": source.shape("mfa", 3)[0],
-        "attention_channels": source.shape("pooling.hidden", 3)[0],
-        "se_channels": source.shape("blocks.{i}.excitation.squeeze", convolutional)[0],
-        "kernel_sizes": [source.shape("first.conv", 3)[2], *(source.shape(unit, 3, i)[2] for i in blocks)],
-        "res2net_scale": channels // source.shape(unit, 3)[0],
+        "mfa_channels": shapes.get("mfa", 3)[0],
+        "attention_channels": shapes.get("pooling.linear1", 3)[0],
+        "se_channels": shapes.get("blocks.{i}.se.squeeze", linear_ndim)[0],
+        "kernel_sizes": kernel_sizes,
+        "res2net_scale": channels // shapes.get(res2_conv, 3)[0],
         "dilations": list(DILATIONS),
-        "embedding_dim": source.shape("embedding", convolutional)[0],
+        "embedding_dim": shapes.get("embedding", linear_ndim)[0],
         "layout": layout,
     }
 
 
-def _resnet_settings(source: _Source) -> dict[str, Any]:
+def _resnet_settings(shapes: _Shapes) -> dict[str, Any]:
     return {
-        "base_channels": source.shape("conv", 4)[0],
-        "embedding_dim": source.shape("embedding", 2)[0],
+        "base_channels": shapes.get("conv", 4)[0],
+        "embedding_dim": shapes.get("embedding", 2)[0],
         "statistics_norm": False,
     }
 
 
-def _se_resnet_settings(source: _Source) -> dict[str, Any]:
+def _se_resnet_settings(shapes: _Shapes) -> dict[str, Any]:
     return {
-        "channels": [source.shape("stages.{i}.{j}.conv1", 4, i)[0] for i in range(len(BLOCKS))],
-        "attention_channels": source.shape("pooling.hidden", 3)[0],
-        "embedding_dim": source.shape("embedding", 2)[0],
+        "channels": [shapes.get("stages.{i}.{j}.conv1", 4, i)[0] for i in range(len(BLOCKS))],
+        "attention_channels": shapes.get("pooling.linear1", 3)[0],
+        "embedding_dim": shapes.get("embedding", 2)[0],
     }
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A network of a toolkit.
+class _Toolkit:
+    """A network of another toolkit.
 
     Attributes:
         name: For messages.
-        mark: Beginning of names that only this kind has.
-        network: Our class.
-        modules: Our modules and theirs.
-        settings: Reads our class's settings from the shapes.
-        first: Our weight that sees the filterbank, to be multiplied for SpeechBrain; none for WeSpeaker.
-        transposed: Whether kernels are frames by bins.
-        dropped: Beginning of names that are no part of the network.
-        refused: Beginnings of names of parts that our class does not have, and what these are.
+        prefix: Beginning of names that only this network has.
+        model_class: Our class.
+        name_map: Their names of modules by ours.
+        read_settings: Reads the settings of our class from the shapes.
+        input_weight: Our weight that reads the filterbank, where theirs is in decibels.
+        transposed: Kernels are frames by bins; ours are bins by frames.
+        head_prefix: Beginning of the names of the training head.
+        unsupported: Beginnings of names of parts that our class does not have, and what these are.
     """
 
     name: str
-    mark: str
-    network: type[nn.Module]
-    modules: Modules
-    settings: Callable[[_Source], dict[str, Any]]
-    first: str | None = None
+    prefix: str
+    model_class: type[nn.Module]
+    name_map: NameMap
+    read_settings: Callable[[_Shapes], dict[str, Any]]
+    input_weight: str | None = None
     transposed: bool = False
-    dropped: str | None = None
-    refused: Mapping[str, str] | None = None
+    head_prefix: str | None = None
+    unsupported: Mapping[str, str] = field(default_factory=dict)
 
 
-KINDS = (
-    Kind(
-        "SpeechBrain's ECAPA-TDNN",
-        "asp.",
-        ECAPA,
-        SPEECHBRAIN_ECAPA,
-        lambda source: _ecapa_settings(source, "speechbrain"),
-        first="first.conv.weight",
+_TOOLKITS = (
+    _Toolkit(
+        name="SpeechBrain's ECAPA-TDNN",
+        prefix="asp.",
+        model_class=ECAPA,
+        name_map=SPEECHBRAIN_ECAPA,
+        read_settings=lambda shapes: _ecapa_settings(shapes, "speechbrain"),
+        input_weight="stem.conv.weight",
     ),
-    Kind(
-        "SpeechBrain's ResNet",
-        "norm_stats.",
-        SEResNet,
-        SPEECHBRAIN_RESNET,
-        _se_resnet_settings,
-        first="conv.weight",
+    _Toolkit(
+        name="SpeechBrain's ResNet",
+        prefix="norm_stats.",
+        model_class=SEResNet,
+        name_map=SPEECHBRAIN_RESNET,
+        read_settings=_se_resnet_settings,
+        input_weight="conv.weight",
         transposed=True,
     ),
-    Kind(
-        "WeSpeaker's ECAPA-TDNN",
-        "layer2.se_res2block.",
-        ECAPA,
-        WESPEAKER_ECAPA,
-        lambda source: _ecapa_settings(source, "wespeaker"),
-        dropped="projection.",
-        refused={"bn2.": "a batch norm behind the embedding (emb_bn)"},
+    _Toolkit(
+        name="WeSpeaker's ECAPA-TDNN",
+        prefix="layer2.se_res2block.",
+        model_class=ECAPA,
+        name_map=WESPEAKER_ECAPA,
+        read_settings=lambda shapes: _ecapa_settings(shapes, "wespeaker"),
+        head_prefix="projection.",
+        unsupported={"bn2.": "a batch norm behind the embedding (emb_bn)"},
     ),
-    Kind(
-        "WeSpeaker's ResNet34",
-        "seg_1.",
-        ResNet34,
-        WESPEAKER_RESNET,
-        _resnet_settings,
-        dropped="projection.",
-        refused={"seg_2.": "a second embedding layer (two_emb_layer)", "pool.": "a pooling with weights"},
+    _Toolkit(
+        name="WeSpeaker's ResNet34",
+        prefix="seg_1.",
+        model_class=ResNet34,
+        name_map=WESPEAKER_RESNET,
+        read_settings=_resnet_settings,
+        head_prefix="projection.",
+        unsupported={"seg_2.": "a second embedding layer (two_emb_layer)", "pool.": "a pooling with weights"},
     ),
 )
 
 
 def convert(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """A network of SpeechBrain's or WeSpeaker's as a network of ours.
+    """Convert a network of SpeechBrain's or WeSpeaker's to a network of ours.
 
     Args:
         state: State dict of SpeechBrain's ECAPA_TDNN or ResNet, or of WeSpeaker's ECAPA_TDNN or ResNet34, whose
             head may be in it and is left out.
 
     Returns:
-        What it is, in words; the settings of our network with its ``name`` in the registry; the state dict of
-        our network, float32 and whole numbers, sharing no memory with ``state``.
+        The name of the toolkit and its network; the settings of our network with its ``name`` in the registry; the
+        state dict of our network, float32 and whole numbers, sharing no memory with ``state``.
 
     Raises:
         ValueError: It is none of these, keys are missing or left over, shapes do not fit, or it has a part that our
             networks do not have.
     """
-    kind = _kind(state)
-    network_state = {
-        name: value for name, value in state.items() if kind.dropped is None or not name.startswith(kind.dropped)
-    }
-    if len(network_state) < len(state):
-        logger.info("%s: left out the head: %s", kind.name, _list(sorted(set(state) - set(network_state))))
+    toolkit = _find_toolkit(state)
+    network_state = dict(state)
+    if toolkit.head_prefix is not None:
+        head = sorted(name for name in state if name.startswith(toolkit.head_prefix))
+        for name in head:
+            del network_state[name]
+        if head:
+            logger.info("%s: left out the head: %s", toolkit.name, _list(head))
     try:
-        settings, weights = _converted(kind, network_state)
+        settings, weights = _convert(toolkit, network_state)
     except ValueError as error:
-        raise ValueError(f"the weights look like those of {kind.name}, but do not fit: {error}") from error
-    (name,) = [name for name, network in MODELS.items() if network is kind.network]
-    return kind.name, {"name": name, **settings}, weights
+        raise ValueError(f"the weights look like those of {toolkit.name}, but do not fit: {error}") from error
+    (name,) = [name for name, model_class in MODELS.items() if model_class is toolkit.model_class]
+    return toolkit.name, {"name": name, **settings}, weights
 
 
-def _kind(state: Mapping[str, Tensor]) -> Kind:
+def _find_toolkit(state: Mapping[str, Tensor]) -> _Toolkit:
     if all(isinstance(value, Tensor) for value in state.values()):
-        for kind in KINDS:
-            if any(name.startswith(kind.mark) for name in state):
-                return kind
-    allowed = ", ".join(kind.name for kind in KINDS)
+        for toolkit in _TOOLKITS:
+            if any(name.startswith(toolkit.prefix) for name in state):
+                return toolkit
+    allowed = ", ".join(toolkit.name for toolkit in _TOOLKITS)
     raise ValueError(f"the weights must be a plain state dict of one of {allowed}; got {_list(state)}")
 
 
-def _converted(kind: Kind, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    for beginning, part in (kind.refused or {}).items():
-        if any(name.startswith(beginning) for name in state):
+def _convert(toolkit: _Toolkit, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    for prefix, part in toolkit.unsupported.items():
+        if any(name.startswith(prefix) for name in state):
             raise ValueError(f"it has {part}, which our network does not have")
-    settings = kind.settings(_Source(state, kind.modules))
+    settings = toolkit.read_settings(_Shapes(state, toolkit.name_map))
     with torch.device("meta"):
-        expected = kind.network(**settings).state_dict()
-    source_names = their_names(kind.modules, expected)
-    _check_names(set(source_names.values()), set(state))
-    weights = {
-        name: _fitted(kind, name, source_names[name], state[source_names[name]], like)
-        for name, like in expected.items()
-    }
-    if kind.first is not None:
-        weights[kind.first] *= DECIBELS
+        expected = toolkit.model_class(**settings).state_dict()
+    their_names = names_in_toolkit(toolkit.name_map, expected)
+    _check_names(set(their_names.values()), set(state))
+    weights = {}
+    for name, like in expected.items():
+        their_name = their_names[name]
+        weights[name] = _convert_tensor(toolkit, name, their_name, state[their_name], like)
+    if toolkit.input_weight is not None:
+        # SpeechBrain's filterbank is 10·log10 of the energy, ours the natural logarithm; both have the mean over time
+        # removed, so the bases differ by a factor only.
+        weights[toolkit.input_weight] *= DECIBELS
     return settings, weights
 
 
 def _check_names(expected: set[str], got: set[str]) -> None:
-    missing, left_over = sorted(expected - got), sorted(got - expected)
-    problems = [f"{what} {_list(names)}" for what, names in (("missing", missing), ("left over", left_over)) if names]
+    problems = []
+    if expected - got:
+        problems.append(f"missing {_list(sorted(expected - got))}")
+    if got - expected:
+        problems.append(f"left over {_list(sorted(got - expected))}")
     if problems:
         raise ValueError("; ".join(problems))
 
 
 def _list(names: Iterable[str]) -> str:
-    first = [str(name) for name in names]
-    more = len(first) - NAMED_IN_ERRORS
-    return ", ".join(first[:NAMED_IN_ERRORS]) + (f" and {more} more" if more > 0 else "" if first else "nothing")
+    all_names = [str(name) for name in names]
+    if not all_names:
+        return "nothing"
+    listed = ", ".join(all_names[:_MAX_LISTED])
+    num_more = len(all_names) - _MAX_LISTED
+    return f"{listed} and {num_more} more" if num_more > 0 else listed
 
 
-def _fitted(kind: Kind, name: str, source_name: str, value: Tensor, like: Tensor) -> Tensor:
-    """Their tensor as ours: ``like`` has the shape and the type."""
-    if kind.transposed and value.ndim == 4:
+def _convert_tensor(toolkit: _Toolkit, name: str, their_name: str, value: Tensor, like: Tensor) -> Tensor:
+    """Return their tensor as ours; ``like`` has our shape and type."""
+    # SpeechBrain's ResNet reads an image of frames by bins, ours one of bins by frames.
+    if toolkit.transposed and value.ndim == 4:
         value = value.transpose(2, 3)
-    if name == CONTEXT and kind.network is ECAPA and 3 * value.shape[1] == like.shape[1]:
-        logger.info("%s: its attention has no global context; the context's weights become zeros", kind.name)
+    if name == _CONTEXT_WEIGHT and toolkit.model_class is ECAPA and 3 * value.shape[1] == like.shape[1]:
+        # The same function as without context.
+        logger.info("%s: its attention has no global context; the context's weights become zeros", toolkit.name)
         value = torch.cat([value, torch.zeros_like(value), torch.zeros_like(value)], dim=1)
+    # Their convolutions over time are one-dimensional, ours have an axis of height one; and a convolution with one tap
+    # on single frames is a linear layer here.
     if [size for size in value.shape if size > 1] != [size for size in like.shape if size > 1]:
         raise ValueError(
-            f"{source_name} must have shape {tuple(like.shape)}, axes of size one aside, got {tuple(value.shape)}"
+            f"{their_name} must have shape {tuple(like.shape)}, axes of size one aside, got {tuple(value.shape)}"
         )
+    # Averaged checkpoints of WeSpeaker hold counts of batches as fractions: like.dtype makes them whole numbers.
     return value.detach().to("cpu", like.dtype, copy=True).reshape(like.shape).contiguous()

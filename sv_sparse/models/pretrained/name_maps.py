@@ -5,47 +5,48 @@ theirs begins at 1 or 2. What follows a module's name (``weight``, ``bias``, ``r
 ``num_batches_tracked``) is the same on both sides.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 
-Modules = Mapping[str, str]
+NameMap = Mapping[str, str]
 
-SPEECHBRAIN_ECAPA: Modules = {
-    "first.conv": "blocks.0.conv.conv",
-    "first.norm": "blocks.0.norm.norm",
-    "blocks.{i}.enter.conv": "blocks.{i+1}.tdnn1.conv.conv",
-    "blocks.{i}.enter.norm": "blocks.{i+1}.tdnn1.norm.norm",
-    "blocks.{i}.res2.units.{j}.conv": "blocks.{i+1}.res2net_block.blocks.{j}.conv.conv",
-    "blocks.{i}.res2.units.{j}.norm": "blocks.{i+1}.res2net_block.blocks.{j}.norm.norm",
-    "blocks.{i}.leave.conv": "blocks.{i+1}.tdnn2.conv.conv",
-    "blocks.{i}.leave.norm": "blocks.{i+1}.tdnn2.norm.norm",
-    "blocks.{i}.excitation.squeeze": "blocks.{i+1}.se_block.conv1.conv",
-    "blocks.{i}.excitation.expand": "blocks.{i+1}.se_block.conv2.conv",
+SPEECHBRAIN_ECAPA: NameMap = {
+    "stem.conv": "blocks.0.conv.conv",
+    "stem.norm": "blocks.0.norm.norm",
+    "blocks.{i}.conv_in.conv": "blocks.{i+1}.tdnn1.conv.conv",
+    "blocks.{i}.conv_in.norm": "blocks.{i+1}.tdnn1.norm.norm",
+    "blocks.{i}.res2.convs.{j}.conv": "blocks.{i+1}.res2net_block.blocks.{j}.conv.conv",
+    "blocks.{i}.res2.convs.{j}.norm": "blocks.{i+1}.res2net_block.blocks.{j}.norm.norm",
+    "blocks.{i}.conv_out.conv": "blocks.{i+1}.tdnn2.conv.conv",
+    "blocks.{i}.conv_out.norm": "blocks.{i+1}.tdnn2.norm.norm",
+    "blocks.{i}.se.squeeze": "blocks.{i+1}.se_block.conv1.conv",
+    "blocks.{i}.se.expand": "blocks.{i+1}.se_block.conv2.conv",
     "mfa": "mfa.conv.conv",
     "mfa_norm": "mfa.norm.norm",
-    "pooling.hidden": "asp.tdnn.conv.conv",
+    "pooling.linear1": "asp.tdnn.conv.conv",
     "pooling.norm": "asp.tdnn.norm.norm",
-    "pooling.score": "asp.conv.conv",
+    "pooling.linear2": "asp.conv.conv",
     "norm": "asp_bn.norm",
     "embedding": "fc.conv",
 }
-WESPEAKER_ECAPA: Modules = {
-    "first.conv": "layer1.conv",
-    "first.norm": "layer1.bn",
-    "blocks.{i}.enter.conv": "layer{i+2}.se_res2block.0.conv",
-    "blocks.{i}.enter.norm": "layer{i+2}.se_res2block.0.bn",
-    "blocks.{i}.res2.units.{j}.conv": "layer{i+2}.se_res2block.1.convs.{j}",
-    "blocks.{i}.res2.units.{j}.norm": "layer{i+2}.se_res2block.1.bns.{j}",
-    "blocks.{i}.leave.conv": "layer{i+2}.se_res2block.2.conv",
-    "blocks.{i}.leave.norm": "layer{i+2}.se_res2block.2.bn",
-    "blocks.{i}.excitation.squeeze": "layer{i+2}.se_res2block.3.linear1",
-    "blocks.{i}.excitation.expand": "layer{i+2}.se_res2block.3.linear2",
+WESPEAKER_ECAPA: NameMap = {
+    "stem.conv": "layer1.conv",
+    "stem.norm": "layer1.bn",
+    "blocks.{i}.conv_in.conv": "layer{i+2}.se_res2block.0.conv",
+    "blocks.{i}.conv_in.norm": "layer{i+2}.se_res2block.0.bn",
+    "blocks.{i}.res2.convs.{j}.conv": "layer{i+2}.se_res2block.1.convs.{j}",
+    "blocks.{i}.res2.convs.{j}.norm": "layer{i+2}.se_res2block.1.bns.{j}",
+    "blocks.{i}.conv_out.conv": "layer{i+2}.se_res2block.2.conv",
+    "blocks.{i}.conv_out.norm": "layer{i+2}.se_res2block.2.bn",
+    "blocks.{i}.se.squeeze": "layer{i+2}.se_res2block.3.linear1",
+    "blocks.{i}.se.expand": "layer{i+2}.se_res2block.3.linear2",
     "mfa": "conv",
-    "pooling.hidden": "pool.linear1",
-    "pooling.score": "pool.linear2",
+    "pooling.linear1": "pool.linear1",
+    "pooling.linear2": "pool.linear2",
     "norm": "bn",
     "embedding": "linear",
 }
-WESPEAKER_RESNET: Modules = {
+WESPEAKER_RESNET: NameMap = {
     "conv": "conv1",
     "norm": "bn1",
     "stages.{i}.{j}.conv1": "layer{i+1}.{j}.conv1",
@@ -56,7 +57,7 @@ WESPEAKER_RESNET: Modules = {
     "stages.{i}.{j}.shortcut.1": "layer{i+1}.{j}.shortcut.1",
     "embedding": "seg_1",
 }
-SPEECHBRAIN_RESNET: Modules = {
+SPEECHBRAIN_RESNET: NameMap = {
     "conv": "conv1",
     "norm": "bn1",
     "stages.{i}.{j}.norm1": "layer{i+1}.{j}.bn1",
@@ -65,13 +66,13 @@ SPEECHBRAIN_RESNET: Modules = {
     "stages.{i}.{j}.conv2": "layer{i+1}.{j}.conv2",
     "stages.{i}.{j}.norm3": "layer{i+1}.{j}.bn3",
     "stages.{i}.{j}.conv3": "layer{i+1}.{j}.conv3",
-    "stages.{i}.{j}.excitation.squeeze": "layer{i+1}.{j}.se.fc.0",
-    "stages.{i}.{j}.excitation.expand": "layer{i+1}.{j}.se.fc.2",
+    "stages.{i}.{j}.se.squeeze": "layer{i+1}.{j}.se.fc.0",
+    "stages.{i}.{j}.se.expand": "layer{i+1}.{j}.se.fc.2",
     "stages.{i}.{j}.shortcut.0": "layer{i+1}.{j}.downsample.0",
     "stages.{i}.{j}.shortcut.1": "layer{i+1}.{j}.downsample.1",
-    "pooling.hidden": "attention.0",
+    "pooling.linear1": "attention.0",
     "pooling.norm": "attention.2",
-    "pooling.score": "attention.3",
+    "pooling.linear2": "attention.3",
     "statistics_norm": "norm_stats",
     "embedding": "fc_embed",
     "embedding_norm": "norm_embed",
@@ -79,7 +80,7 @@ SPEECHBRAIN_RESNET: Modules = {
 
 
 def fill(name: str, i: int, j: int) -> str:
-    """The name with its counts.
+    """Return a name with its counts filled in.
 
     >>> fill("layer{i+1}.{j}.conv1", i=2, j=5)
     'layer3.5.conv1'
@@ -89,16 +90,20 @@ def fill(name: str, i: int, j: int) -> str:
     return name
 
 
-def their_names(modules: Modules, names_here: Iterable[str]) -> dict[str, str]:
-    """Their name for each of our tensors.
+def names_in_toolkit(name_map: NameMap, names: Iterable[str]) -> dict[str, str]:
+    """Return the toolkit's name of each of our tensors.
 
-    >>> their_names(WESPEAKER_RESNET, ["stages.2.5.conv1.weight"])
+    >>> names_in_toolkit(WESPEAKER_RESNET, ["stages.2.5.conv1.weight"])
     {'stages.2.5.conv1.weight': 'layer3.5.conv1.weight'}
     """
-    names = list(names_here)
-    counts = range(1 + max((int(part) for name in names for part in name.split(".") if part.isdigit()), default=0))
-    toolkit_names = {
-        fill(our, i, j): fill(their, i, j) for our, their in modules.items() for i in counts for j in counts
-    }
-    pairs = ((name, name.rpartition(".")) for name in names)
-    return {name: f"{toolkit_names[module]}.{leaf}" for name, (module, _, leaf) in pairs}
+    theirs = {}
+    for name in names:
+        module, _, leaf = name.rpartition(".")
+        # "stages.2.5.conv1" is the entry "stages.{i}.{j}.conv1" with i=2, j=5.
+        counts = dict(zip(("{i}", "{j}"), re.findall(r"(?<=\.)\d+(?=\.)", module), strict=False))
+        entry = module
+        for place, count in counts.items():
+            entry = entry.replace(f".{count}.", f".{place}.", 1)
+        i, j = int(counts.get("{i}", 0)), int(counts.get("{j}", 0))
+        theirs[name] = f"{fill(name_map[entry], i, j)}.{leaf}"
+    return theirs

@@ -11,7 +11,7 @@ from sv_sparse.models.layers import keep_channels_last
 # Sparsity of a layer from which torch's CSR product is faster than its dense one.  DECISIONS 57
 CSR_MIN_SPARSITY = 0.88
 # Layers whose weight is sliced by the module around them.
-_READ_FROM_OUTSIDE = {"pooling.hidden"}
+_READ_FROM_OUTSIDE = {"pooling.linear1"}
 
 
 class TorchEngine:

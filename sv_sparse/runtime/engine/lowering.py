@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sv_sparse.models.ecapa_tdnn import ECAPA
-from sv_sparse.models.layers import ConvUnit, Res2Conv, SERes2Block
+from sv_sparse.models.layers import ConvReluNorm, Res2Conv, SERes2Block
 from sv_sparse.models.pooling import AttentiveStatisticsPooling
 from sv_sparse.models.resnet import BasicBlock, ResNet34
 from sv_sparse.runtime.engine.program import BufferView, Epilogue, NoProgramError, Program, Resolution
@@ -62,9 +62,9 @@ class _ECAPALowering:
     def __init__(self, network: ECAPA) -> None:
         self.program = program = Program(network.mel_bins, network.embedding_dim)
         blocks = [block for block in network.blocks if isinstance(block, SERes2Block)]
-        units: list[nn.Module] = [network.first]
+        units: list[nn.Module] = [network.stem]
         for block in blocks:
-            units.extend(block.res2.units)
+            units.extend(block.res2.convs)
         halo = max(_halo(unit) for unit in units)
         frames = program.add_resolution(Resolution(1, 0, (0, halo)))
         for unit in units:
@@ -72,18 +72,18 @@ class _ECAPALowering:
             if _is_reflect_padded(unit):
                 program.layout.min_frames = max(program.layout.min_frames, 1 + _halo(unit))
 
-        channels = network.first.conv.out_channels
+        channels = network.stem.conv.out_channels
         mfa_channels = network.mfa.out_channels
         outputs = program.new_planes(frames, len(blocks) * channels)
         # Two buffers that all blocks share: the input and two intermediate results, and sums of the Res2Net parts.
         self.work = program.new_planes(frames, max(3 * channels, 2 * mfa_channels))
         res2_planes = max(2 * channels // block.res2.scale for block in blocks)
-        self.narrow = program.new_planes(frames, max(res2_planes, network.pooling.hidden.out_features))
+        self.narrow = program.new_planes(frames, max(res2_planes, network.pooling.linear1.out_features))
 
         filterbank = program.new_planes(frames, network.mel_bins)
         program.add_step("load", filterbank, filterbank)
         x = self.work.part(0, channels)
-        self._add_unit("first", network.first, filterbank, x)
+        self._add_unit("stem", network.stem, filterbank, x)
         for index, block in enumerate(blocks):
             output = outputs.part(index * channels, channels)
             self._add_block(f"blocks.{index}", block, x, output)
@@ -103,7 +103,7 @@ class _ECAPALowering:
         add_to_next: BufferView | None = None,
         next_input: BufferView | None = None,
     ) -> None:
-        assert isinstance(unit, ConvUnit)
+        assert isinstance(unit, ConvReluNorm)
         if _is_reflect_padded(unit):
             self.program.add_step("mirror", source, source, mirror_width=_halo(unit))
         epilogue = Epilogue(
@@ -123,16 +123,16 @@ class _ECAPALowering:
         channels = x.count
         y = self.work.part(channels, channels)
         z = self.work.part(2 * channels, channels)
-        self._add_unit(f"{name}.enter", block.enter, x, y)
+        self._add_unit(f"{name}.conv_in", block.conv_in, x, y)
         self._add_res2(f"{name}.res2", block.res2, y)
-        self._add_unit(f"{name}.leave", block.leave, y, z)
-        squeeze = block.excitation.squeeze
-        expand = block.excitation.expand
+        self._add_unit(f"{name}.conv_out", block.conv_out, y, z)
+        squeeze = block.se.squeeze
+        expand = block.se.expand
         means = program.new_vector(channels)
         squeezed = program.new_vector(squeeze.out_features)
         gains = program.new_vector(channels)
         program.add_step("means", z, means)
-        name = f"{name}.excitation"
+        name = f"{name}.se"
         epilogue = Epilogue(squeeze.bias, pre_activation="relu")
         program.add_convolution(f"{name}.squeeze.weight", squeeze.weight, means, squeezed, epilogue)
         epilogue = Epilogue(expand.bias, pre_activation="sigmoid")
@@ -148,8 +148,8 @@ class _ECAPALowering:
         unit_input = self.narrow.part(0, width)
         next_input = self.narrow.part(width, width)
         self.program.add_step("copy", chunks[0], unit_input)
-        for index, (unit, chunk) in enumerate(zip(res2.units, chunks, strict=True)):
-            unit_name = f"{name}.units.{index}"
+        for index, (unit, chunk) in enumerate(zip(res2.convs, chunks, strict=True)):
+            unit_name = f"{name}.convs.{index}"
             if index + 1 < len(chunks):
                 self._add_unit(unit_name, unit, unit_input, chunk, chunks[index + 1], next_input)
             else:
@@ -159,9 +159,9 @@ class _ECAPALowering:
     def _add_pooling(self, pooling: AttentiveStatisticsPooling, frames: BufferView) -> BufferView:
         program = self.program
         channels = frames.count
-        name = "pooling.hidden.weight"
-        weight = pooling.hidden.weight
-        hidden_channels = pooling.hidden.out_features
+        name = "pooling.linear1.weight"
+        weight = pooling.linear1.weight
+        hidden_channels = pooling.linear1.out_features
         floor = pooling.variance_floor
         context = program.new_vector(2 * channels)
         context_bias = program.new_vector(hidden_channels)
@@ -170,7 +170,7 @@ class _ECAPALowering:
         program.add_step("statistics", frames, context, rows=channels, correction=correction, min_variance=floor)
         # The context is the same in all frames, so its two thirds of the weight are multiplied once.
         program.add_convolution(
-            f"{name}[context]", weight[:, channels:], context, context_bias, Epilogue(pooling.hidden.bias)
+            f"{name}[context]", weight[:, channels:], context, context_bias, Epilogue(pooling.linear1.bias)
         )
         hidden = self.narrow.part(0, hidden_channels)
         scores = self.work.part(channels, channels)
@@ -180,20 +180,20 @@ class _ECAPALowering:
             norm = _scale_and_shift(pooling.norm)
             epilogue = Epilogue(dynamic_bias=context_bias, pre_activation="relu", norm=norm, post_activation="tanh")
         program.add_convolution(f"{name}[frames]", weight[:, :channels], frames, hidden, epilogue)
-        epilogue = Epilogue(pooling.score.bias)
-        program.add_convolution("pooling.score.weight", pooling.score.weight, hidden, scores, epilogue)
+        epilogue = Epilogue(pooling.linear2.bias)
+        program.add_convolution("pooling.linear2.weight", pooling.linear2.weight, hidden, scores, epilogue)
         program.add_step("attend", frames, pooled, Epilogue(add=scores), rows=channels, min_variance=floor)
         return pooled
 
 
 def _halo(unit: nn.Module) -> int:
     """Return the columns that a unit reads beyond an end."""
-    assert isinstance(unit, ConvUnit)
+    assert isinstance(unit, ConvReluNorm)
     return unit.conv.dilation[1] * (unit.conv.kernel_size[1] // 2)
 
 
 def _is_reflect_padded(unit: nn.Module) -> bool:
-    assert isinstance(unit, ConvUnit)
+    assert isinstance(unit, ConvReluNorm)
     return unit.conv.padding_mode == "reflect"
 
 
