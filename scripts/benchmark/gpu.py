@@ -120,8 +120,7 @@ def method(options: Options) -> Iterator[Row]:
         "group": FeedbackController,
         "none": GradualMagnitudePruning,
     }
-    ways = [way for way in ("auto", "foreach", "compile") if way in BACKENDS]
-    ways = [way for way in ways if way != "compile" or not options.quick]
+    ways = [way for way in ("auto", "foreach") if way in BACKENDS]
     for name, (penalty, controller) in product(optimizers, controllers.items()):
         if name == "ProxSGD":
             if penalty == "none":

@@ -11,8 +11,8 @@ In your own training loop::
     ...
     controller.finalize()                 # once, at the end: exactly the target
 
-To change the rule of lambda, read controllers/base.py and controllers/feedback.py; the formulas of the optimizers are
-in functional.py.
+To change the rule of lambda, read controllers/base.py, controllers/log_lambda.py and controllers/feedback.py. A rule of
+your own is a subclass of LogLambdaController with one method. The formulas of the optimizers are in functional.py.
 """
 
 from sv_sparse.optim.adabreg import AdaBreg
@@ -23,6 +23,7 @@ from sv_sparse.optim.controllers import (
     FeedbackController,
     FixedController,
     GradualMagnitudePruning,
+    LogLambdaController,
     PaperController,
     QuantileController,
     largest_initial_lambda,
@@ -53,6 +54,7 @@ __all__ = [
     "FixedController",
     "GradualMagnitudePruning",
     "LinBreg",
+    "LogLambdaController",
     "PaperController",
     "ProxSGD",
     "QuantileController",

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from sv_sparse.optim import functional
-from sv_sparse.optim._compile import as_tensor, compiled_adabreg
-from sv_sparse.optim.bregman_optimizer import BregmanOptimizer, Group, TensorLists, Tensors, prox_args
+from sv_sparse.optim.bregman_optimizer import BregmanOptimizer, Group, TensorLists, Tensors
 from sv_sparse.optim.cpp import bindings
 from sv_sparse.optim.functional import ProximalMap
 from sv_sparse.optim.memory import match_layout
-from sv_sparse.optim.validation import require, require_number
+from sv_sparse.optim.validation import NONNEGATIVE, require, require_number
 
 
 class AdaBreg(BregmanOptimizer):
@@ -48,7 +47,7 @@ class AdaBreg(BregmanOptimizer):
         penalty: ``"l1"`` (zeros single weights), ``"group"`` (zeros groups of weights) or ``"none"``. Default: l1.
         granularity: groups of the group penalty: ``"out_channel"``, ``"in_channel"`` or ``"kernel"``. Default:
             out_channel.
-        backend: ``"auto"``, ``"cpp"``, ``"compile"`` or ``"foreach"``, see BregmanOptimizer. Default: auto.
+        backend: ``"auto"``, ``"cpp"`` or ``"foreach"``, see BregmanOptimizer. Default: auto.
         maximize: ascend instead of descend. Default: False.
 
     Raises:
@@ -100,13 +99,13 @@ class AdaBreg(BregmanOptimizer):
 
     def _check_group(self, group: Group) -> None:
         super()._check_group(group)
-        require_number("weight_decay", group["weight_decay"], "a finite number, 0 or more", at_least=0)
+        require_number("weight_decay", group["weight_decay"], NONNEGATIVE, at_least=0)
         betas = group["betas"]
         require(isinstance(betas, Sequence) and len(betas) == 2, "betas", betas, "two numbers in [0, 1)")
         for beta in betas:
             require_number("betas", beta, "two numbers in [0, 1)", at_least=0, below=1, or_tensor=True)
         group["betas"] = tuple(betas)  # torch.load(weights_only=True) refuses OmegaConf's lists
-        require_number("eps", group["eps"], "a finite number, 0 or more", at_least=0)
+        require_number("eps", group["eps"], NONNEGATIVE, at_least=0)
 
     def _init_state(self, param: Tensor, dual: Tensor) -> None:
         state = self.state[param]
@@ -129,21 +128,6 @@ class AdaBreg(BregmanOptimizer):
             "delta": prox.delta,
         }
         return bindings.adabreg(*tensors, *self._moments(tensors.params), **arguments)
-
-    def _update_compile(
-        self, group: Group, tensors: TensorLists, hyperparameters: dict[str, Any], prox: ProximalMap
-    ) -> Tensor | None:
-        flags = {"maximize": hyperparameters["maximize"], "has_decay": hyperparameters["weight_decay"] != 0}
-        key = (*flags.values(), prox.delta, prox.penalty)
-        step = self._compiled_step(group, tensors.params, key, compiled_adabreg)
-        if step is None:
-            return None
-        numbers = {}
-        for name in ("lr", "eps", "weight_decay"):
-            numbers[name] = as_tensor(hyperparameters[name], prox.lambda_)
-        betas = tuple(as_tensor(beta, prox.lambda_) for beta in hyperparameters["betas"])
-        moments = self._moments(tensors.params)
-        return step(*tensors, *moments, prox_args=prox_args(prox), betas=betas, **numbers, **flags)
 
     def _moments(self, params: Tensors) -> tuple[Tensors, Tensors, Tensors]:
         """Return first moments, second moments and numbers of steps."""

@@ -8,20 +8,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sv_sparse.optim._compile import ProxArgs
 from sv_sparse.optim.cpp import bindings
 from sv_sparse.optim.functional import ProximalMap
 from sv_sparse.optim.memory import PLAIN_TYPES, has_same_strides, match_layout
 from sv_sparse.optim.prox import GRANULARITIES, PENALTIES, granularity_of, subgradient
 from sv_sparse.optim.state_dict_checks import Group, check_parameter, check_shapes, check_state_dict, param_name
-from sv_sparse.optim.validation import require, require_flag, require_number, warn
+from sv_sparse.optim.validation import NONNEGATIVE, require, require_flag, require_number, warn
 from sv_sparse.optim.weight_edits import EditTracker
 
 Tensors = list[Tensor]
 
-BACKENDS = ("auto", "cpp", "compile", "foreach")
-_NONNEGATIVE = "a finite number, 0 or more"
-_MAX_COMPILED_STEPS = 8  # of one group, each for another set of parameters that have a gradient
+BACKENDS = ("auto", "cpp", "foreach")
 _TRACING_TYPES = {"FakeTensor", "FunctionalTensor"}  # torch's own subclasses, with which nothing is computed
 
 
@@ -51,35 +48,39 @@ class BregmanOptimizer(Optimizer):
     - ``lambda_``: strength of the penalty, a 0-dim tensor on the group's device, which a controller changes in place.
       A number that is set from outside, as one sets ``lr``, becomes a tensor at the next step.
     - ``lambda_scale``: factor on ``lambda_`` in this group, above 0.
+    - ``delta``: elastic-net parameter, above 0; ProxSGD has 1 only.
     - ``penalty``: ``"l1"`` (zeros single weights), ``"group"`` (zeros groups of weights), or ``"none"`` (stays dense).
     - ``granularity``: groups of ``penalty="group"``: ``"out_channel"``, ``"in_channel"`` (rows and columns of a linear
       layer), or ``"kernel"`` (one pair of both).
     - ``transposed``: the weights are [input channels, output channels, ...]; False where it is missing.
     - ``backend``: ``"auto"`` takes ``"cpp"`` if it can be had and ``"foreach"`` elsewhere. ``"cpp"``: kernels that g++
       compiles once and that touch each byte once; for parameters on a CPU. ``"foreach"``: torch's fused and foreach
-      operations, which need no compiler. ``"compile"``: torch.compile. What cpp and compile do not support (groups of
-      weights; for cpp also 16 bits, gaps in memory) goes by foreach. Without a compiler ``"cpp"`` raises.
+      operations, which need no compiler. What cpp does not support (groups of weights, 16 bits, gaps in memory) goes
+      by foreach. Without a compiler ``"cpp"`` raises.
     - ``maximize``: ascend instead of descend.
+    - ``weights_lambda``: ``lambda_scale * lambda_`` at the last step, None before the first. It tells after loading
+      whether weights were edited (DECISIONS 79).
 
     A change of weights from outside is noticed at the next step, which continues from the weights as they are and
     warns once; ``adopt_weights()`` does so without a warning. Two changes are not noticed: of few weights through
     ``.data`` in place, and of any weights through ``.data`` in place on another device than the CPU.
     """
 
+    # False: the weights are computed without dual variables.
+    has_duals = True
     _hyperparameters: tuple[str, ...] = ()  # keys of a group that the update of dual variables takes
     _saved_group_keys: tuple[str, ...] = ("lambda_", "penalty", "granularity")
     _saved_state_keys: tuple[str, ...] = ()  # of the state of a parameter after its first step
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
-        require_number("lambda_init", defaults["lambda_"], _NONNEGATIVE, at_least=0, or_tensor=True)
+        require_number("lambda_init", defaults["lambda_"], NONNEGATIVE, at_least=0, or_tensor=True)
         self._reset_caches()
         super().__init__(params, defaults | {"weights_lambda": None})
         self._is_constructed = True
 
     def _reset_caches(self) -> None:
         """Forget what is remembered from one step to the next and is not part of the state."""
-        self._nnz: dict[Tensor, tuple[int, Tensor]] = {}  # nonzero weights, with the parameter's version then
-        self._compiled_steps: dict[int, dict[Any, Callable[..., Tensor]]] = {}  # by group
+        self._nnz_counts: dict[Tensor, tuple[int, Tensor]] = {}  # nonzero weights, with the parameter's version then
         self._plans: dict[int, StepPlan] = {}  # by group
         self._edits = EditTracker(self)
 
@@ -98,14 +99,17 @@ class BregmanOptimizer(Optimizer):
         controller continues as before.
 
         Raises:
-            ValueError: a hyperparameter is out of its bounds, or a parameter cannot be trained; nothing is added.
+            ValueError: a hyperparameter is unknown or out of its bounds, or a parameter cannot be trained; nothing is
+                added.
             OSError: the kernels cannot be compiled; says how to do without.
         """
         group = dict(param_group)
+        if "lambda_init" in group:
+            # It would be one more key that nobody reads, as torch keeps all keys.
+            raise ValueError("lambda_init is an argument of the optimizer; the key of a group is lambda_")
         if getattr(self, "_is_constructed", False) and "lambda_" not in group:
             regularized = [other for other in self.param_groups if other["penalty"] != "none"]
             group["lambda_"] = regularized[0]["lambda_"] if regularized else self.defaults["lambda_"]
-        self._compiled_steps = {}
         super().add_param_group(group)
         try:
             for index, param in enumerate(group["params"]):
@@ -118,8 +122,8 @@ class BregmanOptimizer(Optimizer):
 
     def _check_group(self, group: Group) -> None:
         """Raise a ValueError if a hyperparameter is out of its bounds, an OSError if its backend cannot be had."""
-        require_number("lr", group["lr"], _NONNEGATIVE, at_least=0, or_tensor=True)
-        require_number("lambda_", group["lambda_"], _NONNEGATIVE, at_least=0, or_tensor=True)
+        require_number("lr", group["lr"], NONNEGATIVE, at_least=0, or_tensor=True)
+        require_number("lambda_", group["lambda_"], NONNEGATIVE, at_least=0, or_tensor=True)
         require_number("lambda_scale", group["lambda_scale"], "a finite number above 0", above=0)
         require_number("delta", group["delta"], "a finite number above 0", above=0)
         require_flag("maximize", group["maximize"])
@@ -140,11 +144,11 @@ class BregmanOptimizer(Optimizer):
         """
         lambda_ = group["lambda_"]
         if not isinstance(lambda_, Tensor):
-            require_number("lambda_", lambda_, _NONNEGATIVE, at_least=0)
+            require_number("lambda_", lambda_, NONNEGATIVE, at_least=0)
             group["lambda_"] = _lambda_tensor(group)
         elif group["params"]:
             first = group["params"][0]
-            dtype = torch.promote_types(first.dtype, torch.float32)
+            dtype = dual_dtype(first)
             if lambda_.device != first.device or lambda_.dtype != dtype:
                 group["lambda_"] = lambda_.to(first.device, dtype)
         return group["lambda_"]
@@ -171,7 +175,7 @@ class BregmanOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._nnz.clear()
+        self._nnz_counts.clear()
         is_compiling = torch.compiler.is_compiling()
         if not is_compiling:
             for group_index, group in enumerate(self.param_groups):  # all groups, before any weight changes
@@ -179,11 +183,11 @@ class BregmanOptimizer(Optimizer):
         for group in self.param_groups:
             with_grad = [param for param in group["params"] if param.grad is not None]
             without_grad = [param for param in group["params"] if param.grad is None and param.requires_grad]
-            in_place = not is_compiling and self._edits.follow(group, [*with_grad, *without_grad])
+            same_memory = not is_compiling and self._edits.follow(group, [*with_grad, *without_grad])
             if with_grad:
-                self._update_group(group, with_grad, [param.grad for param in with_grad], in_place=in_place)
+                self._update_group(group, with_grad, [param.grad for param in with_grad], same_memory=same_memory)
             self._apply_prox_to(group, without_grad)
-            self._record_step(group, [*with_grad, *without_grad], in_place=in_place)
+            self._record_step(group, [*with_grad, *without_grad], same_memory=same_memory)
         if not is_compiling and self._edits.forget_removed():
             self._plans = {}
         return loss
@@ -206,16 +210,16 @@ class BregmanOptimizer(Optimizer):
                     f"the gradient of {name} is sparse; Bregman optimizers do not support sparse gradients"
                 )
 
-    def _update_group(self, group: Group, params: Tensors, grads: Tensors, *, in_place: bool) -> None:
+    def _update_group(self, group: Group, params: Tensors, grads: Tensors, *, same_memory: bool) -> None:
         """Update dual variables and weights.
 
         Args:
             group: of the parameters.
             params: those that have a gradient.
             grads: their gradients.
-            in_place: all the group's weights occupy the memory that the last step left them in.
+            same_memory: nothing but values has changed since the last step: no address, type, device or setting.
         """
-        plan = self._plans.get(id(group)) if in_place else None
+        plan = self._plans.get(id(group)) if same_memory else None
         if plan is None or not plan.is_valid(group, params, self.state):
             plan = self._make_plan(group, params)
             if not torch.compiler.is_compiling():  # which cannot keep an id() beyond its graph
@@ -228,17 +232,14 @@ class BregmanOptimizer(Optimizer):
             hyperparameters["lr"] = hyperparameters["lr"] * group["delta"]
         for backend, indices in plan.by_backend:
             batch = tensors if len(indices) == len(params) else tensors.select(indices)
-            counts = None
-            if backend == "cpp":
-                counts = self._update_cpp(batch, hyperparameters, prox)
-            elif backend == "compile":
-                counts = self._update_compile(group, batch, hyperparameters, prox)
-            if counts is None:
+            if backend == "foreach":
                 self._update_foreach(batch, hyperparameters)
                 prox.apply_(batch.params, batch.duals)
-            elif prox.penalty == "l1":
+                continue
+            counts = self._update_cpp(batch, hyperparameters, prox)
+            if prox.penalty == "l1":
                 for param, count in zip(batch.params, counts.unbind(), strict=True):
-                    self._nnz[param] = (param._version, count)
+                    self._nnz_counts[param] = (param._version, count)
 
     def _make_plan(self, group: Group, params: Tensors) -> "StepPlan":
         """Make the state that the step needs, and select the backend of each parameter."""
@@ -264,38 +265,7 @@ class BregmanOptimizer(Optimizer):
         """Update dual variables and weights by the C++ kernels; return the nonzero weights of each parameter."""
         raise NotImplementedError
 
-    def _update_compile(
-        self, group: Group, tensors: TensorLists, hyperparameters: dict[str, Any], prox: ProximalMap
-    ) -> Tensor | None:
-        """Update dual variables and weights by torch.compile; return the nonzero weights of each parameter.
-
-        Returns None where nothing was done and torch's operations have to.
-        """
-        raise NotImplementedError
-
-    def _compiled_step(
-        self, group: Group, params: Tensors, flags: tuple[Any, ...], make_step: Callable[[], Callable[..., Tensor]]
-    ) -> Callable[..., Tensor] | None:
-        """Return the compiled step for these parameters; None where there are too many already.
-
-        The compiler makes code for one list of tensors, and layers that are skipped at random make many lists.
-
-        Args:
-            group: of the parameters.
-            params: those that have a gradient.
-            flags: hyperparameters that are part of the code.
-            make_step: returns a step that is compiled at its first call.
-        """
-        steps = self._compiled_steps.setdefault(id(group), {})
-        key = (flags, tuple(id(param) for param in params))
-        if key not in steps:
-            if len(steps) == _MAX_COMPILED_STEPS:
-                _warn_of_many_steps()
-                return None
-            steps[key] = make_step()
-        return steps[key]
-
-    def _record_step(self, group: Group, params: Sequence[Tensor], *, in_place: bool = False) -> None:
+    def _record_step(self, group: Group, params: Sequence[Tensor], *, same_memory: bool = False) -> None:
         """Record how the weights were left, and with which lambda they were computed."""
         lambda_ = self.prox_of(group).lambda_
         if torch.compiler.is_compiling() and group["weights_lambda"] is not None:
@@ -304,7 +274,7 @@ class BregmanOptimizer(Optimizer):
         lambda_ = lambda_.clone()
         group["weights_lambda"] = lambda_
         if not torch.compiler.is_compiling():
-            self._edits.record_step(group, params, lambda_, in_place=in_place)
+            self._edits.record_step(group, params, lambda_, same_memory=same_memory)
 
     # --- dual variables and weights -----------------------------------------------------------------------------------
 
@@ -329,7 +299,7 @@ class BregmanOptimizer(Optimizer):
         A float32 weight without a penalty is its own dual variable; a weight in 16 bits has a float32 copy.
         """
         state = self.state[param]
-        dtype = torch.promote_types(param.dtype, torch.float32)
+        dtype = dual_dtype(param)
         if group["penalty"] == "none" and dtype == param.dtype:
             state.pop("dual", None)  # of the time when the group had a penalty, or was in 16 bits
             return param
@@ -346,7 +316,7 @@ class BregmanOptimizer(Optimizer):
 
     def new_dual(self, group: Group, param: Tensor, lambda_: Tensor) -> Tensor:
         """Return a new dual variable that gives the weight as it is under ``lambda_``."""
-        dtype = torch.promote_types(param.dtype, torch.float32)
+        dtype = dual_dtype(param)
         weight = param.detach().to(dtype)
         if group["penalty"] == "none":
             return weight
@@ -360,7 +330,7 @@ class BregmanOptimizer(Optimizer):
         Args:
             include_frozen: compute weights that are frozen (``requires_grad=False``) too.
         """
-        self._nnz.clear()
+        self._nnz_counts.clear()
         for group in self.param_groups:
             params = [param for param in group["params"] if include_frozen or param.requires_grad]
             self._apply_prox_to(group, params)
@@ -387,7 +357,7 @@ class BregmanOptimizer(Optimizer):
 
         The kernels count in the same pass as the update; otherwise it is counted here.
         """
-        has_counts = any(param in self._nnz for param in params)
+        has_counts = any(param in self._nnz_counts for param in params)
         counts = []
         if has_counts and self._may_be_edited():
             counts = [torch.count_nonzero(param) for param in params]
@@ -397,15 +367,15 @@ class BregmanOptimizer(Optimizer):
         return torch.stack([count.to(device) for count in counts])
 
     def _count_nonzero(self, param: Tensor) -> Tensor:
-        if param in self._nnz:
-            version, count = self._nnz[param]
+        if param in self._nnz_counts:
+            version, count = self._nnz_counts[param]
             if version == param._version and self._edits.records[param].is_same_memory(param):
                 return count
         return torch.count_nonzero(param)
 
     def _may_be_edited(self) -> bool:
         """Return whether weights that were counted may have been changed through ``.data`` since."""
-        if not all(self._edits.records[param].is_same_memory(param) for param in self._nnz):
+        if not all(self._edits.records[param].is_same_memory(param) for param in self._nnz_counts):
             return True
         return self._edits.differs(self.param_groups)
 
@@ -414,6 +384,7 @@ class BregmanOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state as torch.optim does; lambdas in it are copies."""
         state_dict: dict[str, Any] = super().state_dict()
+        # Controllers change lambda in place: a state that is kept in memory would follow the run.
         for group in state_dict["param_groups"]:
             for name, value in group.items():
                 if isinstance(value, Tensor):
@@ -506,21 +477,14 @@ class StepPlan(NamedTuple):
         return True
 
 
-def prox_args(prox: ProximalMap) -> ProxArgs:
-    """Return what a compiled step takes of a proximal map."""
-    return prox.lambda_, prox.delta, prox.penalty
-
-
 def _backend_of(group: Group, param: Tensor, dual: Tensor) -> str:
-    """Return the backend of one parameter's step: cpp, compile or foreach."""
+    """Return the backend of one parameter's step, cpp or foreach."""
     backend: str = group["backend"]
     if torch.compiler.is_compiling() or backend == "foreach" or group["penalty"] == "group":
         return "foreach"
     if type(param) not in PLAIN_TYPES:
         _warn_of_subclass(type(param).__name__)
         return "foreach"
-    if backend == "compile":
-        return "compile"
     return "cpp" if bindings.supports_pair(param, dual) and bindings.is_selected(backend) else "foreach"
 
 
@@ -533,13 +497,9 @@ def _warn_of_subclass(name: str) -> None:
         )
 
 
-@functools.cache
-def _warn_of_many_steps() -> None:
-    warn(
-        f"more than {_MAX_COMPILED_STEPS} sets of parameters have had a gradient (layers that are skipped at random?) "
-        f"or settings have changed: the others are stepped by backend='foreach', in more and smaller kernels; choose "
-        f"it from the start to save the time to compile"
-    )
+def dual_dtype(param: Tensor) -> torch.dtype:
+    """Return the precision of a parameter's dual variable and lambda: float32, or its own if that is higher."""
+    return torch.promote_types(param.dtype, torch.float32)
 
 
 def _value_ids(state: Mapping[str, Any]) -> list[int]:
@@ -549,7 +509,7 @@ def _value_ids(state: Mapping[str, Any]) -> list[int]:
 def _lambda_tensor(group: Mapping[str, Any]) -> Tensor:
     """Return a new tensor of the group's lambda, in the precision of its dual variables and on their device."""
     first = group["params"][0] if group["params"] else torch.zeros(())
-    dtype = torch.promote_types(first.dtype, torch.float32)
+    dtype = dual_dtype(first)
     lambda_ = group["lambda_"]
     if isinstance(lambda_, Tensor):  # whose value need not come to the host
         return lambda_.detach().to(first.device, dtype, copy=True).reshape(())
@@ -563,5 +523,5 @@ def _copy_of_state(value: Tensor, param: Tensor) -> Tensor:
     """
     if value.shape != param.shape or value.ndim == 0:
         return value.to(param.device, copy=True)
-    dtype = torch.promote_types(param.dtype, torch.float32)
+    dtype = dual_dtype(param)
     return torch.empty_like(param, dtype=dtype).copy_(value)

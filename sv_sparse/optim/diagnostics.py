@@ -81,15 +81,20 @@ class SupportDiagnostics:
         Returns:
             Counts [num_bins]; larger values are in the last bin. None where there are no dual variables.
         """
+        optimizer = self.controller.optimizer
+        if not optimizer.has_duals:
+            return None
         counts = []
         for group in self.controller.groups:
-            if group["penalty"] == "none":  # pruned by masks
+            # Masks prune without dual variables.
+            if group["penalty"] == "none":
                 continue
-            lambda_ = group["lambda_scale"] * group["lambda_"]
-            for dual in self.controller.optimizer.duals(group):
+            lambda_ = optimizer.prox_of(group).lambda_
+            for dual in optimizer.duals(group):
                 is_grouped = group["penalty"] == "group"
                 magnitudes = group_norms(dual, granularity_of(group)) if is_grouped else dual.abs()
-                ratios = (magnitudes.float() / lambda_).clamp_(max=HISTOGRAM_MAX)
+                # At lambda = 0 a zero is at the threshold: 0 / 0 counts as 1.
+                ratios = (magnitudes.float() / lambda_).nan_to_num_(nan=1.0).clamp_(max=HISTOGRAM_MAX)
                 counts.append(torch.histc(ratios, num_bins, 0, HISTOGRAM_MAX))
         return torch.stack(counts).sum(0) if counts else None
 

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from sv_sparse.optim import functional
-from sv_sparse.optim._compile import as_tensor, compiled_linbreg
-from sv_sparse.optim.bregman_optimizer import BregmanOptimizer, Group, TensorLists, prox_args
+from sv_sparse.optim.bregman_optimizer import BregmanOptimizer, Group, TensorLists
 from sv_sparse.optim.cpp import bindings
 from sv_sparse.optim.functional import ProximalMap
 from sv_sparse.optim.memory import match_layout
-from sv_sparse.optim.validation import require, require_flag, require_number
+from sv_sparse.optim.validation import NONNEGATIVE, require, require_flag, require_number
 
 
 class LinBreg(BregmanOptimizer):
@@ -46,7 +45,7 @@ class LinBreg(BregmanOptimizer):
         penalty: ``"l1"`` (zeros single weights), ``"group"`` (zeros groups of weights) or ``"none"``. Default: l1.
         granularity: groups of the group penalty: ``"out_channel"``, ``"in_channel"`` or ``"kernel"``. Default:
             out_channel.
-        backend: ``"auto"``, ``"cpp"``, ``"compile"`` or ``"foreach"``, see BregmanOptimizer. Default: auto.
+        backend: ``"auto"``, ``"cpp"`` or ``"foreach"``, see BregmanOptimizer. Default: auto.
         maximize: ascend instead of descend. Default: False.
 
     Raises:
@@ -99,8 +98,8 @@ class LinBreg(BregmanOptimizer):
 
     def _check_group(self, group: Group) -> None:
         super()._check_group(group)
-        require_number("weight_decay", group["weight_decay"], "a finite number, 0 or more", at_least=0)
-        require_number("momentum", group["momentum"], "a finite number, 0 or more", at_least=0)
+        require_number("weight_decay", group["weight_decay"], NONNEGATIVE, at_least=0)
+        require_number("momentum", group["momentum"], NONNEGATIVE, at_least=0)
         require_number("dampening", group["dampening"], "a finite number")
         require_flag("nesterov", group["nesterov"])
         allows_nesterov = group["momentum"] > 0 and group["dampening"] == 0
@@ -141,26 +140,6 @@ class LinBreg(BregmanOptimizer):
                 batch_buffers = [self.state[param]["momentum_buffer"] for param in batch.params]
                 counts[indices] = bindings.linbreg(*batch, batch_buffers, is_first=is_first, **arguments)
         return counts
-
-    def _update_compile(
-        self, group: Group, tensors: TensorLists, hyperparameters: dict[str, Any], prox: ProximalMap
-    ) -> Tensor | None:
-        buffers = self._momentum_buffers(tensors.params) if hyperparameters["momentum"] else []
-        if any(buffer is None for buffer in buffers):
-            return None  # a first step makes the buffers; the one after it compiles
-        flags = {
-            "nesterov": hyperparameters["nesterov"],
-            "maximize": hyperparameters["maximize"],
-            "has_decay": hyperparameters["weight_decay"] != 0,
-        }
-        key = (*flags.values(), prox.delta, prox.penalty, len(buffers) > 0)
-        step = self._compiled_step(group, tensors.params, key, compiled_linbreg)
-        if step is None:
-            return None
-        numbers = {}
-        for name in ("lr", "momentum", "dampening", "weight_decay"):
-            numbers[name] = as_tensor(hyperparameters[name], prox.lambda_)
-        return step(*tensors, buffers, prox_args=prox_args(prox), **numbers, **flags)
 
     def _momentum_buffers(self, params: Sequence[Tensor]) -> list[Tensor | None]:
         return [self.state[param].get("momentum_buffer") for param in params]

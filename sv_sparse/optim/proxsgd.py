@@ -38,6 +38,8 @@ class ProxSGD(BregmanOptimizer):
     tensor([0.3000, 0.0000])
     """
 
+    has_duals = False
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -67,7 +69,7 @@ class ProxSGD(BregmanOptimizer):
         require(group["backend"] == "foreach", "backend", group["backend"], "foreach")
         require(group["delta"] == 1, "delta", group["delta"], "1, since there is no dual variable")
 
-    def _update_group(self, group: Group, params: Tensors, grads: Tensors, *, in_place: bool) -> None:
+    def _update_group(self, group: Group, params: Tensors, grads: Tensors, *, same_memory: bool) -> None:
         functional.proxsgd(params, grads, lr=group["lr"], prox=self.prox_of(group), maximize=group["maximize"])
 
     def _apply_prox_to(self, group: Group, params: Sequence[Tensor]) -> None:
@@ -80,7 +82,7 @@ class ProxSGD(BregmanOptimizer):
     @torch.no_grad()
     def apply_prox(self, *, include_frozen: bool = False) -> None:
         """Zero weights that are not above lambda, and leave the others as they are, so that a run ends exactly."""
-        self._nnz.clear()
+        self._nnz_counts.clear()
         for group in self.param_groups:
             prox = self.prox_of(group)
             for param in group["params"]:

@@ -27,7 +27,7 @@ _LENGTH_RULE = "total_steps must be the number of optimizer updates in the whole
 class Reminders:
     """Watcher of one controller and its optimizer that warns once of each mistake.
 
-    It is silent about a controller whose ``has_finalize`` is False (FixedController) or that regularizes nothing.
+    It is silent about a controller whose ``has_target`` is False (FixedController) or that regularizes nothing.
 
     Args:
         controller: what to watch; held by a weak reference only.
@@ -40,7 +40,7 @@ class Reminders:
         self._controller = weakref.ref(controller)
         self.issued: set[str] = set(issued)
         self._missed_steps = 0  # updates of the optimizer since the controller's last step
-        self._is_watching = controller.has_finalize and bool(controller.groups)
+        self._is_watching = controller.has_target and bool(controller.groups)
         if self._is_watching:
             _count_updates(controller.optimizer, self)
             weakref.finalize(controller, self._run.end)

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+NONNEGATIVE = "a finite number, 0 or more"
+
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raise a ValueError with an argument's name, what is allowed and what came, unless ``condition`` holds."""

@@ -46,7 +46,7 @@ class Record:
         shape: of the weight.
         dtype: its precision.
         device: of the weight.
-        frozen: the weight has stood still since, without a gradient.
+        was_skipped: a later step has left the weight out: it is frozen, and lambda may have moved without it.
     """
 
     group: Group
@@ -57,7 +57,7 @@ class Record:
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
-    frozen: bool = False
+    was_skipped: bool = False
 
     def is_same_memory(self, param: Tensor) -> bool:
         """Return whether the weight occupies the same memory as it did; False for a tensor subclass."""
@@ -87,28 +87,28 @@ class EditTracker:
         """Make dual variables anew of weights that were edited, frozen or got other settings since the last step.
 
         Returns:
-            Whether all weights occupy the same memory, and nothing but lambda has changed.
+            Whether nothing but values has changed: all weights occupy the same memory, with the same settings.
         """
         self._follow_lambda(group)
         settings = _dual_settings(group)
         suspects = []
-        in_place = True
+        same_memory = True
         for param in params:
             record = self.records.get(param)
             is_unchanged = (
                 record is not None
                 and record.group is group
                 and record.settings == settings
-                and not record.frozen
+                and not record.was_skipped
                 and record.is_same_memory(param)
             )
             if not is_unchanged:
-                in_place = False
+                same_memory = False
                 if self._may_be_edited(group, param):
                     suspects.append(param)
             elif record is not None and record.version != param._version:
                 suspects.append(param)
-        if in_place and self._samples.differ(group):
+        if same_memory and self._samples.differ(group):
             suspects = list(params)
         edited = []
         for param in suspects:
@@ -117,7 +117,7 @@ class EditTracker:
         if edited and warns and not self._has_warned and group["penalty"] != "none":
             self._has_warned = True
             self._warn_of_edit(group, edited[0])
-        return in_place
+        return same_memory
 
     def adopt_weights(self, group: Group) -> None:
         """Make dual variables anew of all weights of a group that differ from them, without a warning."""
@@ -142,19 +142,21 @@ class EditTracker:
             param.device,
         )
 
-    def record_step(self, group: Group, params: Sequence[Tensor], lambda_: Tensor, *, in_place: bool = False) -> None:
+    def record_step(
+        self, group: Group, params: Sequence[Tensor], lambda_: Tensor, *, same_memory: bool = False
+    ) -> None:
         """Record how a step left the weights, and the lambda that they were computed with.
 
         Args:
             group: of the weights.
             params: weights that the step has written.
             lambda_: with the group's scale.
-            in_place: nothing but the values of weights and lambda has changed since the last record.
+            same_memory: nothing but values has changed since the last record, as ``follow`` has returned it.
         """
         group_lambda = self.optimizer.lambda_of(group)
         self._lambdas[id(group)] = (group, group["penalty"], group_lambda, group_lambda._version)
         for param in params:
-            record = self.records.get(param) if in_place else None
+            record = self.records.get(param) if same_memory else None
             if record is None:
                 self.add_record(group, param, lambda_)
             else:
@@ -163,8 +165,8 @@ class EditTracker:
         if len(params) < len(group["params"]):
             for param in set(group["params"]) - set(params):
                 if param in self.records:
-                    self.records[param].frozen = True
-        if in_place:
+                    self.records[param].was_skipped = True
+        if same_memory:
             self._samples.renew(group)
         else:
             self._take_samples(group)
@@ -202,7 +204,7 @@ class EditTracker:
             return False
         if not has_dual:
             return False
-        if record.frozen or record.group is not group:
+        if record.was_skipped or record.group is not group:
             self._keep_weight(group, param)
             return False
         if record.dtype != param.dtype or record.device != param.device:
@@ -219,9 +221,9 @@ class EditTracker:
         prox = prox.with_lambda(prox.lambda_.to(dual.device, dual.dtype))
         new_dual = self.optimizer.new_dual(group, param, prox.lambda_)
         dual.copy_(_dual_of_same_weight(param, dual, new_dual, prox))
-        frozen = self.records[param].frozen
+        was_skipped = self.records[param].was_skipped
         self.add_record(group, param, prox.lambda_.clone())
-        self.records[param].frozen = frozen
+        self.records[param].was_skipped = was_skipped
 
     def _renew_dual(self, group: Group, param: Tensor, *, tolerant: bool = False) -> bool:
         """Make the dual variable anew where the weight is not the one computed from it; return whether there was any.

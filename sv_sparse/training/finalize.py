@@ -44,7 +44,7 @@ def finalize(setup: TrainingSetup, last_val_eer: float | None = None) -> dict[st
     params = setup.regularized_params()
     target = setup.controller.target_sparsity
     tracked = sparsity(params).item()
-    if setup.controller.has_finalize and abs(tracked - target) > _WARN_SPARSITY_ERROR:
+    if setup.controller.has_target and abs(tracked - target) > _WARN_SPARSITY_ERROR:
         logger.warning(
             "tracked sparsity %.2f %% is far from the target of %.2f %%: the run was too short for lambda to find it",
             100 * tracked,

@@ -78,11 +78,6 @@ def test_two_hundred_steps_follow_the_formulas_in_float32(kind, settings, backen
     compare(kind, oracle.Problem(SHAPES, torch.float32), 200, settings, 1e-4, 1e-4, backend)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
-def test_compiled_steps_follow_the_formulas():
-    compare(AdaBreg, oracle.Problem(SHAPES[-1:], torch.float32), 5, CASES[-1][1], 1e-4, 1e-4, "compile")
-
-
 @pytest.mark.parametrize("granularity", ["out_channel", "in_channel", "kernel"])
 @pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
 def test_a_hundred_steps_with_groups_follow_the_formulas(kind, granularity):

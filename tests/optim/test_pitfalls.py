@@ -31,7 +31,7 @@ def stepped(weight: nn.Parameter, optimizer: torch.optim.Optimizer, gradient: to
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("backend", ["cpp", "foreach", "compile"])
+@pytest.mark.parametrize("backend", ["cpp", "foreach"])
 @pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
 def test_a_dense_bf16_weight_is_not_shrunk(kind, backend):
     weight = nn.Parameter(torch.full((4,), 0.05, dtype=torch.bfloat16))

@@ -6,7 +6,8 @@ sparsity exact.
 
 Convergence (Bungert et al., JMLR 23(192), 2022, for the first sentence): with lambda fixed and a small enough step
 the loss falls, in expectation for stochastic gradients. A change of lambda by d moves each nonzero weight by at most
-``delta * |d|``, and the dual variables not at all. So where the changes have a finite sum, the iteration is one of
+``delta * lambda_scale * |d|`` (penalty l1; with penalty group, the norm of each group by at most ``sqrt(size)`` times
+that), and the dual variables not at all. So where the changes have a finite sum, the iteration is one of
 fixed lambda plus a vanishing disturbance; the frozen end of a run makes that so. Nothing says that the closed loop
 converges to the target, or to a better network than another path of lambda; that is measured
 (scripts/benchmark/controller.py).
@@ -25,26 +26,31 @@ from sv_sparse.optim.controllers._order_statistics import lambda_for_nnz
 from sv_sparse.optim.prox import granularity_of, group_size
 from sv_sparse.optim.reminders import Reminders
 from sv_sparse.optim.state_dict_checks import Group
-from sv_sparse.optim.validation import positive_int, require_fraction, warn
+from sv_sparse.optim.validation import positive_int, require, require_fraction, warn
 
 RampBound = float | str | None  # a fraction of the run, "auto", or None for no ramp
 
-_AUTO_RAMP = (0.0, 0.5)  # of a network that starts dense, DECISIONS 84
-_MAX_DENSE_SPARSITY = 0.5  # of a start that counts as dense
-_DENSE_LAMBDA_FACTOR = 0.01  # of the root mean square of dense weights, DECISIONS 65
+# Of a network that starts dense: DECISIONS 84.
+_AUTO_RAMP = (0.0, 0.5)
+# A start counts as dense up to this sparsity.
+_MAX_DENSE_SPARSITY = 0.5
+# Of the root mean square of dense weights: DECISIONS 65.
+_DENSE_LAMBDA_FACTOR = 0.01
+# Lambda of a sparse network beside the root mean square of its nonzero weights, from which it is lowered to that.
+_SPARSE_LAMBDA_TOLERANCE = 10.0
 
 
 def largest_initial_lambda(params: Sequence[Tensor], *, delta: float = 1.0) -> float:
     """Return the largest lambda that a controller should start from with these weights; waits for the device.
 
-    Weights start as they are, with dual variables lambda beyond them, and each then moves by ``delta`` times what
-    lambda does. A lambda above their size would make them as large as itself on its way down, and few would become
+    Weights start as they are, with dual variables lambda beyond them, and each then moves by at most ``delta`` times
+    what lambda does. A lambda above their size would make them as large as itself on its way down, and few would become
     zero afterwards. Where the weights start dense, a weight on its way to the other sign is zero for 2 lambda; there a
     controller, which finds lambda from anywhere, starts at a hundredth of their root mean square (DECISIONS 65).
 
     Args:
         params: regularized weights.
-        delta: elastic-net parameter of their optimizer, above 0.
+        delta: elastic-net parameter of their optimizer, above 0, times the largest ``lambda_scale`` of their groups.
 
     Returns:
         The largest lambda; infinity where all weights are zero.
@@ -82,16 +88,18 @@ class Controller:
         ramp_end: fraction of the run, above ``ramp_start`` and at most 1, at which the target is reached. With the
             progress p from 0 to 1 in between, the target is
             ``target_sparsity + (initial_sparsity - target_sparsity) * (1 - p)**3``. Default: auto.
-        initial_sparsity: where a ramp starts, in [0, 1). None: the sparsity of the network as it is; then, if at most
-            half of its weights are zero, ``lambda_`` is lowered to ``largest_initial_lambda``, unless the optimizer
-            has made updates. Default: None.
+        initial_sparsity: where a ramp starts, in [0, 1). None: the sparsity of the network as it is; then ``lambda_``
+            is lowered to ``largest_initial_lambda`` where it is above that (where most weights are zero, ten times
+            above), unless the optimizer has made updates. Default: None.
 
     Raises:
         ValueError: an argument is out of its bounds, or target and penalties contradict each other.
     """
 
-    has_finalize = True  # False: finalize() changes nothing, and the run is not reminded of anything
-    is_exact = False  # True: every update ends at the target, so that finalize() changes nothing
+    # False: no target is led to, finalize() changes nothing, and the run is not reminded of anything.
+    has_target = True
+    # True: every update ends at the target, so that finalize() changes nothing.
+    is_exact = False
 
     def __init__(
         self,
@@ -117,7 +125,7 @@ class Controller:
         self.ramp = None if self._has_auto_ramp else _checked_ramp(ramp_start, ramp_end)
         self._check_groups()
         self.initial_sparsity = 0.0 if initial_sparsity is None else initial_sparsity
-        if self.has_finalize and self.groups:
+        if self.has_target and self.groups:
             self._fit_to_start(initial_sparsity)
         self.reminders = Reminders(self)
         self.reminders.check_groups()
@@ -133,11 +141,16 @@ class Controller:
         self.initial_sparsity = sparsity
         params = self.params
         has_updates = any(self.optimizer.state.get(param) for param in params)
-        if is_dense and not has_updates:
-            delta = min(group["delta"] for group in self.groups)
-            max_lambda = largest_initial_lambda(params, delta=delta)
-            if float(self.lambda_) > max_lambda:
-                self._set_lambda(torch.full_like(self.lambda_, max_lambda))
+        # Without dual variables no weight lies lambda below one.
+        if has_updates or not self.optimizer.has_duals:
+            return
+        # The group whose weights lambda moves farthest decides.
+        max_factor = max(group["delta"] * group["lambda_scale"] for group in self.groups)
+        max_lambda = largest_initial_lambda(params, delta=max_factor)
+        # The lambda of a network that was finalized is up to a few times the size of its weights: it is left.
+        tolerance = 1.0 if is_dense else _SPARSE_LAMBDA_TOLERANCE
+        if float(self.lambda_) > tolerance * max_lambda:
+            self._set_lambda(torch.full_like(self.lambda_, max_lambda))
 
     def _check_groups(self) -> None:
         """Raise a ValueError if target and penalties contradict each other."""
@@ -160,7 +173,8 @@ class Controller:
                 f"{num_frozen} regularized parameters are frozen (requires_grad=False), so target_sparsity="
                 f"{self.target_sparsity} may be out of reach; leave them out of the optimizer"
             )
-        size, nnz = self._size(), self._nnz_at(self.target_sparsity)
+        size = self._size()
+        nnz = self._nnz_at(self.target_sparsity)
         if self.groups and not 0 < nnz < size:
             raise ValueError(f"target_sparsity={self.target_sparsity} of {size} weights keeps {nnz} of them")
 
@@ -186,6 +200,7 @@ class Controller:
         if self.ramp is None:
             return self.target_sparsity
         start, end = self.ramp
+        # Zhu and Gupta's cubic ramp (arXiv 1710.01878): fast where many weights can go, slow near the target.
         progress = min(1.0, max(0.0, (self.steps / self.total_steps - start) / (end - start)))
         return self.target_sparsity + (self.initial_sparsity - self.target_sparsity) * (1 - progress) ** 3
 
@@ -202,6 +217,7 @@ class Controller:
         Call it where an update was made, not where a GradScaler skipped it.
         """
         self.steps += 1
+        # In the frozen end lambda stands still, so that the weights settle before finalize() (DECISIONS 9).
         self.reminders.count_step()
         if self.groups and self.steps <= self.freeze_step:
             self._update()
@@ -233,6 +249,7 @@ class Controller:
         """
         if not self.groups:
             return
+        # Before anything changes: it compares the tracked sparsity with the target.
         self.reminders.before_finalize(int(self._nnz()), self._target_nnz(), self._size(), max(self._group_sizes()))
         self._make_exact(self.target_sparsity, include_frozen=True)
         if self._is_off_target():
@@ -301,11 +318,15 @@ class Controller:
             ValueError: the state is of another class, or lacks what this class needs; nothing is restored.
         """
         self._check_state_dict(state_dict)
-        self.steps = positive_int("steps of a saved controller", state_dict["steps"] + 1) - 1
+        steps = state_dict["steps"]
+        is_count = isinstance(steps, int) and not isinstance(steps, bool) and steps >= 0
+        require(is_count, "steps of a saved controller", steps, "a whole number, 0 or more")
+        ramp = None if state_dict["ramp"] is None else _checked_ramp(*state_dict["ramp"])
+        # From here on nothing is refused.
+        self.steps = steps
         self.initial_sparsity = state_dict["initial_sparsity"]
         if self._has_auto_ramp:
-            ramp = state_dict["ramp"]
-            self.ramp = None if ramp is None else _checked_ramp(*ramp)
+            self.ramp = ramp
         self.reminders.state_was_loaded()
 
     def _state_keys(self) -> tuple[str, ...]:
@@ -316,6 +337,7 @@ class Controller:
         name = type(self).__name__
         if not isinstance(state_dict, Mapping):
             raise ValueError(f"the state of a {name} must be a dict, got {type(state_dict).__name__}")
+        # A dict without the name is no controller's state; its keys say what it is instead.
         saved_name = state_dict.get("controller", name)
         if saved_name != name:
             raise ValueError(f"the state is of a {saved_name}, expected that of a {name}")

@@ -6,72 +6,12 @@ import torch
 from torch import Tensor
 
 from sv_sparse.optim.bregman_optimizer import BregmanOptimizer
-from sv_sparse.optim.controllers.base import Controller, RampBound
+from sv_sparse.optim.controllers.base import RampBound
+from sv_sparse.optim.controllers.log_lambda import LogLambdaController, check_gain
 from sv_sparse.optim.validation import require_number
 
-_MIN_LAMBDA, _MAX_LAMBDA = 1e-10, 1e10  # a factor on 0 could never raise it
-_MAX_DRIFT = 0.3  # of log lambda per update
-
-
-class LogLambdaController(Controller):
-    """Base class of controllers that add to log lambda, by the gap between target and measured sparsity.
-
-    Their state on the device are the tensors named in ``_state_tensors``.
-    """
-
-    _state_tensors: tuple[str, ...] = ()
-    update_interval = 1
-
-    def _check_groups(self) -> None:
-        super()._check_groups()
-        if self.groups and not self.lambda_ > 0:
-            raise ValueError(f"lambda_ of a regularized group must start above 0, got {float(self.lambda_)}")
-
-    def _update(self) -> None:
-        self._move_state_to_device()
-        if self.steps % self.update_interval == 0:
-            gap = self.target - self.sparsity()
-            log_step = self._log_lambda_step(gap)
-            self._set_lambda((self.lambda_ * log_step.exp()).clamp(_MIN_LAMBDA, _MAX_LAMBDA))
-
-    def _log_lambda_step(self, gap: Tensor) -> Tensor:
-        """Return what to add to log lambda.
-
-        Args:
-            gap: target minus measured sparsity, 0-dim.
-        """
-        raise NotImplementedError
-
-    def _move_state_to_device(self) -> None:
-        """Follow the model to another device or precision."""
-        lambda_ = self.lambda_
-        for name in self._state_tensors:
-            tensor = getattr(self, name)
-            if tensor.device != lambda_.device or tensor.dtype != lambda_.dtype:
-                setattr(self, name, tensor.to(lambda_))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what resuming needs beside the optimizer's state: tensors and plain data."""
-        state_dict = super().state_dict()
-        for name in self._state_tensors:
-            state_dict[name] = getattr(self, name).clone()
-        return state_dict
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned; see Controller for what is refused."""
-        super().load_state_dict(state_dict)
-        for name in self._state_tensors:
-            setattr(self, name, torch.as_tensor(state_dict[name]).to(self.lambda_, copy=True))
-
-    def _state_keys(self) -> tuple[str, ...]:
-        return (*super()._state_keys(), *self._state_tensors)
-
-
-def check_gain(alpha: float, gamma: float) -> None:
-    """Raise a ValueError unless alpha is above 0 and gamma in (0, 1]."""
-    require_number("alpha", alpha, "above 0", above=0)
-    require_number("gamma", gamma, "above 0", above=0)
-    require_number("gamma", gamma, "at most 1", at_most=1)
+# Of log lambda per update. It keeps the drift from growing on and on while a target is out of reach.
+_MAX_DRIFT = 0.3
 
 
 class FeedbackController(LogLambdaController):
@@ -171,26 +111,32 @@ class FeedbackController(LogLambdaController):
         self.min_gain = min_gain
         self.deadband = deadband
         self.drift_gain = drift_gain
-        self.reference_lr = self._lr()  # the learning rate when the gain was last full
+        # The learning rate when the gain was last full.
+        self.reference_lr = self._lr()
         self.crossings = torch.zeros_like(self.lambda_)
-        self.sign = torch.zeros_like(self.lambda_)  # of the last gap outside of the dead band
+        # Sign of the last gap outside of the dead band.
+        self.sign = torch.zeros_like(self.lambda_)
         self.drift = torch.zeros_like(self.lambda_)
 
     def reset_gain(self) -> None:
         """Forget the crossings, so that the gain is full again."""
+        # Sign and drift stay: they are what has been learned of lambda, and only the gain was spent.
         self.crossings.zero_()
 
     def _update(self) -> None:
         lr = self._lr()
+        # The lambda of a target moves with the learning rate: the gain has to be large enough to follow.
         if lr and not 0.5 < self.reference_lr / lr < 2:
             self.reset_gain()
             self.reference_lr = lr
         super()._update()
 
     def _log_lambda_step(self, gap: Tensor) -> Tensor:
+        # All of it are operations on 0-dim tensors of the device, without a branch: a branch would wait for the device.
         sign = torch.where(gap.abs() > self.deadband, gap.sign(), 0.0)
         is_crossing = sign * self.sign < 0
         self.crossings += is_crossing
+        # Inside of the dead band the last side counts, so that noise around the target is no crossing.
         self.sign.copy_(torch.where(sign == 0, self.sign, sign))
         gain = (self.alpha * self.gamma ** (self.crossings - 1).clamp(min=0)).clamp(min=self.min_gain)
         self.drift.add_(self.drift_gain * gain * gap).clamp_(-_MAX_DRIFT, _MAX_DRIFT).mul_(~is_crossing)

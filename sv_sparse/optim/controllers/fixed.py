@@ -28,7 +28,7 @@ class FixedController(Controller):
     (tensor(0.5000), tensor(0.4000))
     """
 
-    has_finalize = False
+    has_target = False
 
     def _update(self) -> None:
         """Do nothing."""

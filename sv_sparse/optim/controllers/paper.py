@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sv_sparse.optim.bregman_optimizer import BregmanOptimizer
 from sv_sparse.optim.controllers.base import RampBound
-from sv_sparse.optim.controllers.feedback import LogLambdaController, check_gain
+from sv_sparse.optim.controllers.log_lambda import LogLambdaController, check_gain
 from sv_sparse.optim.validation import positive_int
 
 

@@ -2,7 +2,6 @@
 
 from sv_sparse.optim.bregman_optimizer import BregmanOptimizer
 from sv_sparse.optim.controllers.base import Controller, RampBound
-from sv_sparse.optim.proxsgd import ProxSGD
 from sv_sparse.optim.validation import positive_int
 
 
@@ -57,8 +56,9 @@ class QuantileController(Controller):
         ramp_end: RampBound = "auto",
         initial_sparsity: float | None = None,
     ) -> None:
-        if isinstance(optimizer, ProxSGD):
-            raise ValueError("QuantileController orders dual variables, and ProxSGD has none; use LinBreg or AdaBreg")
+        if not optimizer.has_duals:
+            name = type(optimizer).__name__
+            raise ValueError(f"QuantileController orders dual variables, and {name} has none; use LinBreg or AdaBreg")
         super().__init__(
             optimizer,
             target_sparsity,

@@ -17,6 +17,7 @@ from sv_sparse.optim import (
     GradualMagnitudePruning,
     LinBreg,
     PaperController,
+    ProxSGD,
     QuantileController,
     SupportDiagnostics,
     largest_initial_lambda,
@@ -425,3 +426,43 @@ def test_neither_step_waits_for_the_device(kind):
             controller.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("kind", [LinBreg, AdaBreg])
+def test_a_lambda_far_above_the_weights_does_not_blow_up_a_sparse_start(kind):
+    torch.manual_seed(0)
+    layer = nn.Linear(50, 40)
+    groups = param_groups(layer)
+    sparse_init_(groups, density=0.1)
+    size = layer.weight[layer.weight != 0].square().mean().sqrt().item()
+    controller = FeedbackController(kind(groups, lambda_init=100.0), 0.9, total_steps=100)
+    assert float(controller.lambda_) == pytest.approx(size)
+
+
+def test_the_group_that_lambda_moves_farthest_bounds_its_start():
+    weights = [nn.Parameter(torch.ones(4, 4)) for _ in range(3)]
+    groups = [{"params": [weights[0]]}, {"params": [weights[1]], "delta": 100.0}]
+    groups.append({"params": [weights[2]], "delta": 10.0, "lambda_scale": 50.0})
+    controller = FeedbackController(AdaBreg(groups, lambda_init=1.0), 0.9, total_steps=100)
+    assert float(controller.lambda_) == pytest.approx(0.01 / 500)
+
+
+def test_lambda_starts_where_it_is_without_dual_variables():
+    optimizer = ProxSGD([nn.Parameter(torch.ones(4, 4))], lambda_init=1.0)
+    assert float(FeedbackController(optimizer, 0.9, total_steps=100).lambda_) == 1
+    assert SupportDiagnostics(FeedbackController(optimizer, 0.9, total_steps=100)).dual_histogram() is None
+
+
+def test_a_refused_state_restores_nothing():
+    controller = FeedbackController(AdaBreg([nn.Parameter(torch.eye(4))]), 0.9, total_steps=100)
+    saved = controller.state_dict()
+    for wrong in ({"steps": -1}, {"steps": "x"}, {"steps": 7, "ramp": [0.9, 0.1]}):
+        with pytest.raises(ValueError, match="must be"):
+            controller.load_state_dict(saved | wrong)
+        assert controller.steps == 0
+
+
+def test_a_group_with_the_name_of_the_optimizers_argument_is_refused():
+    weight = nn.Parameter(torch.eye(4))
+    with pytest.raises(ValueError, match="the key of a group is lambda_"):
+        AdaBreg([{"params": [weight], "lambda_init": 7.0}])

@@ -59,7 +59,7 @@ def test_a_target_of_zero_regulates_nothing():
         ({"total_steps": 0}, "total_steps must be a whole number, 1 or more, got 0"),
         ({"freeze_fraction": 1.0}, "freeze_fraction must be at least 0 and below 1, got 1.0"),
         ({"alpha": 0.0}, "alpha must be above 0, got 0.0"),
-        ({"gamma": 1.5}, "gamma must be at most 1, got 1.5"),
+        ({"gamma": 1.5}, "gamma must be above 0 and at most 1, got 1.5"),
         ({"min_gain": 2.0}, "min_gain must be at most 1.0, got 2.0"),
         ({"target_sparsity": 0.99}, "target_sparsity=0.99 of 16 weights keeps 0 of them"),
         ({"target_sparsity": 0.001}, "target_sparsity=0.001 of 16 weights keeps 16 of them"),
