@@ -84,7 +84,7 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path):
     "model",
     [
         {"_target_": "os.makedirs", "name": "evil"},
-        {"name": "ecapa_tdnn", "channels": {"_target_": "os.makedirs", "name": "evil"}},
+        {"name": "ecapa", "channels": {"_target_": "os.makedirs", "name": "evil"}},
     ],
 )
 def test_a_network_file_runs_no_code_but_ours(tmp_path, monkeypatch, model):

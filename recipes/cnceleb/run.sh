@@ -44,8 +44,10 @@ if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ]; then
         method=optim=$optim
         # LinBreg without zeros is SGD; its dense baseline is the published one, with momentum.
         if [ "$optim $target" = "linbreg 0" ]; then method="optim=sgd $sgd"; fi
-        train "$out/runs/${model}_${schedule}_${optim}_$target" experiment=cn_${model}_$schedule \
-            $method target_sparsity=$target data.prepared_dir="$out/prepared" \
+        experiment=experiment=cn_${model}_paper
+        if [ "$schedule" = wespeaker ]; then experiment="experiment=wespeaker model=$model data=cnceleb"; fi
+        train "$out/runs/${model}_${schedule}_${optim}_$target" $experiment $method \
+            target_sparsity=$target data.prepared_dir="$out/prepared" \
             data.trial_lists="${trial_lists%%,*}" ${augment:+"$augment"} $(smoke_settings "$model") "$@"
     done; done; done
 fi

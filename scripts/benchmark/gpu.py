@@ -69,9 +69,9 @@ OK, FAILED, NEEDS = "ok", "FAILED", "not run"
 SMALL = {
     "ecapa": ("channels=64", "mfa_channels=96", "attention_channels=16", "se_channels=16"),
     "resnet34": ("base_channels=16",),
-    "resnet_speechbrain": ("channels=[16,16,32,32]", "attention_channels=16"),
+    "se_resnet": ("channels=[16,16,32,32]", "attention_channels=16"),
 }
-MODELS = ("ecapa", "ecapa_speechbrain", "resnet34", "resnet_speechbrain")
+MODELS = ("ecapa", "ecapa_speechbrain", "resnet34", "se_resnet")
 # Calls of the CUDA runtime that wait; cudaDeviceSynchronize is called by the profiler itself.
 _WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy", "Memcpy DtoH")
 

@@ -50,6 +50,9 @@ def _group(node: DictConfig, name: str) -> Iterator[str]:
     yield f"{name}: {_first_line(kind)}" if is_dataclass(kind) else f"{name}: arguments of its class"
     inner = []
     for key in map(str, node):
+        # A choice has set the name.
+        if key == "name" and is_dataclass(kind):
+            continue
         if OmegaConf.is_missing(node, key) or not OmegaConf.is_dict(node[key]):
             yield _line(node, key, f"{name}.")
         else:

@@ -27,7 +27,8 @@ from sv_sparse.config.schema import (
 )
 
 GROUPS = ("model", "data", "augment", "head", "optim", "sparsity", "trainer", "scoring", "experiment")
-_INIT_FROM = "init_from"  # a setting, and where it names a run a group too
+# A setting, and where it names a run a group too.
+_INIT_FROM = "init_from"
 _TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 
@@ -67,7 +68,7 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
         arguments: without the program's name.
 
     Raises:
-        ValueError: a word cannot be read as a setting; says how settings are written.
+        ValueError: a word cannot be read as a setting, or a folder of ``--config-dir`` is not there.
     """
     search_path = []
     overrides = []
@@ -81,7 +82,10 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     for option, value in zip(arguments, [*arguments[1:], ""], strict=False):
         name, equals, attached = option.partition("=")
         if name in {"--config-dir", "-cd"}:
-            search_path.append(os.path.abspath(attached if equals else value))
+            folder = os.path.abspath(attached if equals else value)
+            if not os.path.isdir(folder):
+                raise ValueError(f"{name} {attached or value}: no such folder: {folder}")
+            search_path.append(folder)
     return CommandLine(tuple(overrides), tuple(search_path))
 
 
@@ -105,7 +109,8 @@ def check_command_line(arguments: Sequence[str]) -> None:
             settings.append(override)
         else:
             settings.append(override)
-    for combination in product(*filter(None, selections)):  # of a sweep; otherwise there is one
+    # A sweep has several combinations.
+    for combination in product(*filter(None, selections)):
         try:
             _check_overrides(settings, line.compose(combination))
         except (ValueError, HydraException) as error:
@@ -116,7 +121,7 @@ def check_command_line(arguments: Sequence[str]) -> None:
 def complete_command_line(arguments: Sequence[str]) -> list[str]:
     """Return a command line on which ``model._target_=`` also chooses ``model=custom``, where no model is chosen."""
     keys = {override.key_or_group for override in read_overrides(arguments)}
-    if "model._target_" in keys and not keys & {"model", _INIT_FROM, "experiment"}:
+    if "model._target_" in keys and not keys & {"model", _INIT_FROM}:
         return ["model=custom", *arguments]
     return list(arguments)
 
@@ -188,6 +193,7 @@ def _check_overrides(overrides: Sequence[Override], composed: DictConfig) -> Non
         if override.is_add() and _is_open(composed, key):
             continue
         _check_name(key, composed)
+        _check_no_choice(key, composed)
         # An interpolation's value is known, and checked, when the run is composed.
         values = [value for value in values_of(override) if not (isinstance(value, str) and "${" in value)]
         for value in values:
@@ -214,15 +220,25 @@ def _check_name(key: str, composed: DictConfig) -> None:
     for depth, part in enumerate(parts):
         valid = list(node) if OmegaConf.is_dict(node) else []
         if part not in valid:
+            if is_dataclass(OmegaConf.get_type(node)):
+                valid = [name for name in valid if name != "name"]
             inside = f" under {'.'.join(parts[:depth])}" if depth else ""
             listed = [name for name in valid if depth or name not in GROUPS]
             groups = "" if depth else f"; groups with choices: {', '.join(GROUPS)}"
             names = list(_setting_names(composed))
-            raise ValueError(
-                f"unknown setting {key!r}; valid{inside}: {', '.join(listed) or 'nothing'}{groups}"
-                f"{_suggestion(key, names)}"
-            )
+            hint = _suggestion(key, names)
+            if _is_open(composed, key):
+                hint = f"; another argument of your class is added with a plus: +{key}=VALUE"
+            raise ValueError(f"unknown setting {key!r}; valid{inside}: {', '.join(listed) or 'nothing'}{groups}{hint}")
         node = None if OmegaConf.is_missing(node, part) else node[part]
+
+
+def _check_no_choice(key: str, composed: DictConfig) -> None:
+    """Raise a ValueError for the name of a choice, whose other settings would stay those of another choice."""
+    parent, _, last_part = key.rpartition(".")
+    if last_part == "name" and is_dataclass(OmegaConf.get_type(OmegaConf.select(composed, parent))):
+        group = parent.partition(".")[0]
+        raise ValueError(f"{key} comes with the choice of {group}; choose {group}=NAME")
 
 
 def _updated(composed: DictConfig, key: str, value: Any) -> DictConfig:
@@ -252,7 +268,8 @@ def _check_group(key: str, candidate: DictConfig) -> None:
     if is_dataclass(OmegaConf.get_type(candidate[group])):
         for missing in OmegaConf.missing_keys(candidate):
             if missing.startswith(f"{group}."):
-                OmegaConf.update(candidate, missing, "unset")  # which is refused when the run is composed
+                # A setting that must be given is refused when the run is composed.
+                OmegaConf.update(candidate, missing, "unset")
         OmegaConf.to_object(candidate[group])
 
 

@@ -192,7 +192,8 @@ class AugmentConfig:
             value = getattr(self, name)
             require(f"augment.{name}", value, is_number(value) and 0 <= value <= 1, "from 0 to 1")
         speeds = self.speed_perturb
-        in_range = all(0.5 <= speed <= 2 for speed in speeds)  # which NaN is not
+        # NaN is not in the range either.
+        in_range = all(0.5 <= speed <= 2 for speed in speeds)
         distinct = len(set(speeds)) == len(speeds)
         require(
             "augment.speed_perturb",
@@ -221,7 +222,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         require("data.val_fraction", self.val_fraction, is_fraction(self.val_fraction), _FRACTION)
         _require_seed("data.val_seed", self.val_seed, nullable=True)
-        UnreadableLimit(self.max_unreadable_fraction)  # checks itself
+        # Checks itself.
+        UnreadableLimit(self.max_unreadable_fraction)
 
     @property
     def reads_shards(self) -> bool:
@@ -318,14 +320,14 @@ class DemoDataConfig(DataConfig):
 class ModelConfig:
     """Settings of every built-in network."""
 
-    name: str = setting(MISSING, "ecapa_tdnn, resnet34 or se_resnet.")
+    name: str = setting(MISSING, "ecapa, resnet34 or se_resnet.")
 
 
 @dataclass(frozen=True)
-class ECAPATDNNConfig(ModelConfig):
+class ECAPAConfig(ModelConfig):
     """ECAPA-TDNN."""
 
-    name: str = setting("ecapa_tdnn", "The network.")
+    name: str = setting("ecapa", "The network.")
     channels: int = setting(1024, "Channels of the SE-Res2Blocks.")
     mfa_channels: int = setting(1536, "Channels of the multi-layer feature aggregation.")
     attention_channels: int = setting(128, "Channels of the attention in the pooling.")
@@ -334,7 +336,7 @@ class ECAPATDNNConfig(ModelConfig):
     kernel_sizes: list[int] = setting([5, 3, 3, 3], "Kernel sizes of the first convolution and of the blocks.")
     dilations: list[int] = setting([1, 2, 3, 4], "Dilations of the first convolution and of the blocks.")
     embedding_dim: int = setting(192, "Size of the embedding.")
-    layout: str = setting("wespeaker", "Order of layers in a block: wespeaker or speechbrain.")
+    layout: str = setting("wespeaker", "Padding, norms and other details as in wespeaker or speechbrain.")
 
 
 @dataclass(frozen=True)
@@ -361,9 +363,9 @@ class SEResNetConfig(ModelConfig):
 class LearningRates:
     """Peak learning rates; one number in place of the three serves all."""
 
-    sparse_start: float = setting(0.01, "Of weights that start sparse.")
-    dense_params: float = setting(0.01, "Of what is dense beside them: biases, normalization, head.")
-    dense_start: float = setting(0.003, "Of runs that start dense.")
+    sparse_start: float = setting(0.01, "Of weights that start sparse, in runs from scratch.")
+    dense_params: float = setting(0.01, "Of what is dense beside them in those runs: biases, normalization, head.")
+    dense_start: float = setting(0.003, "Of all parameters in runs that start dense (target_sparsity=0, init_from).")
 
 
 @dataclass(frozen=True)
@@ -452,6 +454,8 @@ class FixedConfig(ControllerConfig):
 class ScheduledConfig(ControllerConfig):
     """Settings of every controller that has a schedule of targets."""
 
+    # Other defaults than those of the classes: here the learning rate falls, so that a frozen end keeps the target, and
+    # runs from scratch start sparse (DECISIONS 84).
     freeze_fraction: float = setting(0.01, "Fraction of the run, at its end, with lambda left alone.")
     ramp_start: float | None = setting(
         None, "Fraction of the run at which the target leaves initial_sparsity; null: no ramp."
@@ -628,13 +632,14 @@ class Config:
         """
         try:
             node = writable(OmegaConf.structured(Config))
-            for group, choices in (("data", DATA), ("optim", OPTIMIZERS)):
+            for group, choices in (("data", DATA_SETTINGS), ("optim", OPTIMIZER_SETTINGS)):
                 node[group] = _schema_of(settings[group], choices)
-            node.model = {} if "_target_" in settings["model"] else _schema_of(settings["model"], MODELS)
+            node.model = {} if "_target_" in settings["model"] else _schema_of(settings["model"], MODEL_SETTINGS)
             lr = settings["optim"].get("lr")
             if lr is not None and not isinstance(lr, Mapping):
-                node.optim.lr = lr  # one number in place of a node
-            node.sparsity.controller = _schema_of(settings["sparsity"]["controller"], CONTROLLERS)
+                # One number in place of a node.
+                node.optim.lr = lr
+            node.sparsity.controller = _schema_of(settings["sparsity"]["controller"], CONTROLLER_SETTINGS)
             return to_config(cast(DictConfig, OmegaConf.merge(node, dict(settings))))
         except (KeyError, TypeError, OmegaConfBaseException) as error:
             first_line = str(error).partition("\n")[0]
@@ -643,10 +648,10 @@ class Config:
             ) from error
 
 
-MODELS = {"ecapa_tdnn": ECAPATDNNConfig(), "resnet34": ResNet34Config(), "se_resnet": SEResNetConfig()}
-DATA = {"demo": DemoDataConfig(), "folder": FolderDataConfig(), "prepared": PreparedDataConfig()}
-OPTIMIZERS = {"adabreg": AdaBregConfig(), "linbreg": LinBregConfig(), "proxsgd": ProxSGDConfig()}
-CONTROLLERS = {
+MODEL_SETTINGS = {"ecapa": ECAPAConfig(), "resnet34": ResNet34Config(), "se_resnet": SEResNetConfig()}
+DATA_SETTINGS = {"demo": DemoDataConfig(), "folder": FolderDataConfig(), "prepared": PreparedDataConfig()}
+OPTIMIZER_SETTINGS = {"adabreg": AdaBregConfig(), "linbreg": LinBregConfig(), "proxsgd": ProxSGDConfig()}
+CONTROLLER_SETTINGS = {
     "feedback": FeedbackConfig(),
     "paper": PaperConfig(),
     "quantile": QuantileConfig(),
@@ -717,9 +722,9 @@ def register_schema() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=writable(Config))
     choices: dict[str, Mapping[str, Any]] = {
-        "model": {"ecapa": ECAPATDNNConfig(), "resnet34": ResNet34Config(), "resnet_speechbrain": SEResNetConfig()},
-        "data": DATA,
-        "optim": OPTIMIZERS,
+        "model": MODEL_SETTINGS,
+        "data": DATA_SETTINGS,
+        "optim": OPTIMIZER_SETTINGS,
         "augment": {"none": AugmentConfig()},
         "head": {"aam_softmax": HeadConfig()},
         "trainer": {"default": TrainerConfig()},
@@ -728,9 +733,10 @@ def register_schema() -> None:
     for group, nodes in choices.items():
         for name, node in nodes.items():
             store.store(group=group, name=name, node=writable(node))
-    for name, controller in CONTROLLERS.items():
+    for name, controller in CONTROLLER_SETTINGS.items():
         sparsity = SparsityConfig(controller=controller)
-        if name == "gradual_magnitude":  # its masks make zeros, not a penalty
+        # Its masks make zeros, not a penalty.
+        if name == "gradual_magnitude":
             sparsity = SparsityConfig(controller=controller, penalty="none", init_density=1.0)
         store.store(group="sparsity", name=name, node=writable(sparsity))
     dense = {"target_sparsity": 0, "sparsity": writable(DENSE)}
@@ -890,4 +896,5 @@ def _schema_of(settings: Mapping[str, Any], choices: Mapping[str, Any]) -> Any:
     return writable(choices["prepared" if "prepared_dir" in settings else "folder"])
 
 
-register_schema()  # as Hydra expects it: whoever imports the settings can compose them
+# Hydra expects it so: whoever imports the settings can compose them.
+register_schema()

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 FRAMES_PER_SECOND = 100
-MEL_BINS = 80  # that networks here are trained on
+# Bins of the networks that are trained here.
+MEL_BINS = 80
 WINDOW_SECONDS = 0.025
 LOW_HZ = 20.0
 # Kaldi floors energies of 16-bit samples at float32's epsilon; here samples are in [-1, 1].
@@ -50,8 +51,8 @@ class Filterbank(nn.Module):
     Windows of 25 ms (Hamming) every 10 ms, all inside the waveform, so S samples give
     ``1 + (S - window) // shift`` frames. Power spectrum, triangular filters that are equally wide in mel from
     20 Hz to the Nyquist frequency, natural logarithm, mean removal for each utterance. No pre-emphasis, no
-    dither. Equal to Kaldi's features with these settings. Runs in float32, whatever the precision around it,
-    and has no trainable parameters.
+    dither, no removal of each frame's mean. Equal to Kaldi's features with these settings. Runs in float32, whatever
+    the precision around it, and has no trainable parameters.
 
     Args:
         sample_rate: Samples per second, a multiple of 200.

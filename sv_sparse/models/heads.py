@@ -21,7 +21,7 @@ class AAMSoftmax(nn.Module):
 
     Args:
         embedding_dim: E.
-        speakers: K, the speakers that occur as labels.
+        num_speakers: K, the speakers that occur as labels.
         scale: factor on the cosines, above 0.
         margin: added to the target's angle, in radians, in [0, pi / 2).
 
@@ -29,11 +29,11 @@ class AAMSoftmax(nn.Module):
         ValueError: a setting is out of its bounds.
     """
 
-    def __init__(self, embedding_dim: int, speakers: int, *, scale: float = 32.0, margin: float = 0.2) -> None:
+    def __init__(self, embedding_dim: int, num_speakers: int, *, scale: float = 32.0, margin: float = 0.2) -> None:
         super().__init__()
-        if speakers < 2:
+        if num_speakers < 2:
             raise ValueError(
-                f"the head needs at least 2 training speakers, got {speakers}; data.val_fraction=0 holds none out"
+                f"the head needs at least 2 training speakers, got {num_speakers}; data.val_fraction=0 holds none out"
             )
         if not 0 < scale < inf:
             raise ValueError(f"head.scale must be a finite number above 0, got {scale}")
@@ -41,7 +41,7 @@ class AAMSoftmax(nn.Module):
             raise ValueError(f"head.margin must be at least 0 and below pi / 2, got {margin}")
         self.scale = scale
         self.margin = margin
-        self.weight = nn.Parameter(torch.empty(speakers, embedding_dim))
+        self.weight = nn.Parameter(torch.empty(num_speakers, embedding_dim))
         nn.init.xavier_normal_(self.weight)
 
     def forward(self, embedding: Tensor, speaker: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,7 @@ class AAMSoftmax(nn.Module):
         Returns:
             The mean loss, 0-dim; and the cosines without margin, [B, K], detached, for accuracy.
         """
-        # In 16-bit formats a cosine near 1 has an error of many degrees.
+        # In 16-bit formats a cosine near 1 has an error of several degrees.
         with torch.autocast(embedding.device.type, enabled=False):
             rows = F.normalize(self.weight.float(), eps=_SHORTEST_ROW)
             cosine = F.linear(F.normalize(embedding.float()), rows).clamp(-_COSINE_LIMIT, _COSINE_LIMIT)

@@ -197,7 +197,7 @@ class SERes2Block(nn.Module):
 
     def add_scaled(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``x + gain * y``, all [B, C, 1, T], with the gain of the squeeze-excitation for ``y``."""
-        # In one pass over memory.
+        # addcmul makes one pass over memory.
         return torch.addcmul(x, y, self.se(y))
 
 

@@ -41,7 +41,8 @@ def has_address(x: Tensor) -> bool:
     return (
         type(x) in PLAIN_TYPES
         and not torch._C._are_functorch_transforms_active()
-        and not torch._C._functorch.is_legacy_batchedtensor(x)  # of is_grads_batched=True
+        # is_grads_batched=True makes such tensors.
+        and not torch._C._functorch.is_legacy_batchedtensor(x)
     )
 
 

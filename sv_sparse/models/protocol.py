@@ -1,6 +1,7 @@
 """Protocol of a network that can be trained here, and its check on two made-up utterances before training."""
 
 import logging
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -34,8 +35,10 @@ REQUIREMENTS = """A network that train.py trains
 4. gives embeddings of one size E whatever T is (the attribute embedding_dim, if there is one, is E);
 5. gives finite embeddings of noise;
 6. has parameters that are trained, and trains without an error in backward()."""
-_FRAMES = (50, 73)  # of 10 ms
-_NAMED = 5  # parameters in a warning
+# Lengths of the two made-up utterances, in frames of 10 ms.
+_FRAMES = (50, 73)
+# Parameters in a warning.
+_NAMED = 5
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +68,13 @@ def check_model(network: nn.Module, device: torch.device) -> int:
         problems.append("it has no parameter that is trained")
     with _unchanged(network, device):
         noise = torch.Generator().manual_seed(0)
-        speech = [torch.randn(2, MEL_BINS, frames, generator=noise).to(device) for frames in _FRAMES]
+        features = [torch.randn(2, MEL_BINS, frames, generator=noise).to(device) for frames in _FRAMES]
         network.train()
-        _watch("in training", network, speech[0], problems, sizes, learn=bool(trained))
+        _try_batch("in training", network, features[0], problems, sizes, learn=bool(trained))
         unreached = [name for name, param in trained.items() if param.grad is None]
         network.eval()
-        for batch in (*speech, speech[0][:1]):
-            _watch("in evaluation mode", network, batch, problems, sizes)
+        for batch in (*features, features[0][:1]):
+            _try_batch("in evaluation mode", network, batch, problems, sizes)
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{size} for {words}" for words, size in sizes.items())
         problems.append(f"the size of its embeddings differs: {listed}")
@@ -93,31 +96,34 @@ def check_model(network: nn.Module, device: torch.device) -> int:
     return size
 
 
-def _watch(
+def _try_batch(
     mode: str,
     network: nn.Module,
-    speech: Tensor,
+    features: Tensor,
     problems: list[str],
     sizes: dict[str, int],
     *,
     learn: bool = False,
 ) -> None:
-    """Note what is wrong with the embeddings of a batch, and their size."""
-    words = f"{list(speech.shape)} {mode}"
+    """Run a batch, and note what is wrong with its embeddings, and their size."""
+    words = f"{list(features.shape)} {mode}"
     try:
         with torch.set_grad_enabled(learn):
-            embedding = network(speech)
-    except torch.OutOfMemoryError:  # the device's fault, which has its own advice
+            embedding = network(features)
+    except torch.OutOfMemoryError:
+        # The device's fault, which has its own advice.
         raise
     except Exception as error:  # noqa: BLE001  # somebody else's code may raise anything, and all of it is told
-        problems.append(f"forward of {words} raises {type(error).__name__}: {error}")
+        problems.append(f"forward of {words} raises {type(error).__name__}: {error}{_line_of(error)}")
         return
     if not isinstance(embedding, Tensor):
-        problems.append(f"forward of {words} returns {type(embedding).__name__}, expected a tensor [{len(speech)}, E]")
+        problems.append(
+            f"forward of {words} returns {type(embedding).__name__}, expected a tensor [{len(features)}, E]"
+        )
         return
-    if embedding.ndim != 2 or len(embedding) != len(speech) or not embedding.is_floating_point():
+    if embedding.ndim != 2 or len(embedding) != len(features) or not embedding.is_floating_point():
         shape, kind = list(embedding.shape), str(embedding.dtype).removeprefix("torch.")
-        problems.append(f"forward of {words} returns {kind} {shape}, expected floating point [{len(speech)}, E]")
+        problems.append(f"forward of {words} returns {kind} {shape}, expected floating point [{len(features)}, E]")
         return
     sizes[words] = embedding.shape[1]
     if not embedding.isfinite().all():
@@ -127,7 +133,13 @@ def _watch(
     try:
         embedding.float().square().sum().backward()
     except Exception as error:  # noqa: BLE001  # as above
-        problems.append(f"backward of {words} raises {type(error).__name__}: {error}")
+        problems.append(f"backward of {words} raises {type(error).__name__}: {error}{_line_of(error)}")
+
+
+def _line_of(error: Exception) -> str:
+    """Return the line of the network's own code that an error came from: the last one outside of torch."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if "/torch/" not in frame.filename]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
 
 
 @contextmanager
@@ -140,12 +152,14 @@ def _unchanged(network: nn.Module, device: torch.device) -> Iterator[None]:
     for param, _ in gradients:
         param.grad = None
     try:
-        with torch.random.fork_rng(devices):  # dropout draws
+        # Dropout draws.
+        with torch.random.fork_rng(devices):
             yield
     finally:
         with torch.no_grad():
             for name, buffer in network.named_buffers():
-                if name in buffers:  # others are made by the first batch
+                # Others are made by the first batch.
+                if name in buffers:
                     buffer.copy_(buffers[name])
         for param, gradient in gradients:
             param.grad = gradient

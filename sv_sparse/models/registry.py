@@ -14,15 +14,17 @@ from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.resnet import ResNet34
 from sv_sparse.models.se_resnet import SEResNet
 
-MODELS: dict[str, type[nn.Module]] = {"ecapa_tdnn": ECAPA, "resnet34": ResNet34, "se_resnet": SEResNet}
+MODELS: dict[str, type[nn.Module]] = {"ecapa": ECAPA, "resnet34": ResNet34, "se_resnet": SEResNet}
 logger = logging.getLogger(__name__)
 
-MODEL_CLASS_ENV = "SV_SPARSE_MODEL_CLASS"  # import paths of classes that are trusted, separated by commas
+# Import paths of classes that are trusted, separated by commas.
+MODEL_CLASS_ENV = "SV_SPARSE_MODEL_CLASS"
 
 # Files are not trusted: their settings are bounded before any memory is taken.
 _MAX_VALUE = 1 << 16
 _MAX_LENGTH = 64
-_PROBE_FRAMES = 50  # of 10 ms
+# Frames of 10 ms.
+_PROBE_FRAMES = 50
 _MAX_VALUE_OF = {"res2net_scale": 64, "kernel_sizes": 255, "dilations": 64}
 # What constructors raise for settings that are allowed one by one and do not fit together.
 _BUILD_ERRORS = (TypeError, LookupError, ArithmeticError, RuntimeError, StopIteration, AssertionError)
@@ -74,7 +76,8 @@ def _import_class(path: Any, trusted: Collection[str]) -> Any:
             f"--model-class {path}, for training model._target_={path}, or set {MODEL_CLASS_ENV}={path}"
         )
     module_name, _, class_name = str(path).rpartition(".")
-    if os.getcwd() not in sys.path:  # which console scripts and train.py do not have there
+    # Console scripts and train.py do not have the current folder on the path.
+    if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         return getattr(import_module(module_name), class_name)
@@ -89,11 +92,13 @@ def _set_sizes(network: Any, mel_bins: int) -> None:
     if hasattr(network, "embedding_dim"):
         return
     modes = [(module, module.training) for module in network.modules()]
-    network.eval()  # dropout would draw random numbers, batch norm would move
+    # Dropout would draw random numbers, batch norm would move.
+    network.eval()
     try:
         with torch.no_grad():
             network.embedding_dim = network(torch.zeros(1, mel_bins, _PROBE_FRAMES)).shape[1]
-    except Exception:  # somebody else's code; before training protocol.check_model says what is wrong
+    except Exception:
+        # Somebody else's code; before training protocol.check_model says what is wrong.
         logger.debug("the size of the embeddings is not known", exc_info=True)
     for module, training in modes:
         module.training = training

@@ -104,7 +104,8 @@ class AdaBreg(BregmanOptimizer):
         require(isinstance(betas, Sequence) and len(betas) == 2, "betas", betas, "two numbers in [0, 1)")
         for beta in betas:
             require_number("betas", beta, "two numbers in [0, 1)", at_least=0, below=1, or_tensor=True)
-        group["betas"] = tuple(betas)  # torch.load(weights_only=True) refuses OmegaConf's lists
+        # torch.load(weights_only=True) refuses OmegaConf's lists.
+        group["betas"] = tuple(betas)
         require_number("eps", group["eps"], NONNEGATIVE, at_least=0)
 
     def _init_state(self, param: Tensor, dual: Tensor) -> None:

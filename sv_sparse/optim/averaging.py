@@ -43,7 +43,8 @@ class DualAverage:
 
     def __init__(self) -> None:
         self.num_states = 0
-        self._means: list[list[Tensor]] = []  # of each group: lambda, then the dual variables
+        # Means of each group: lambda, then the dual variables.
+        self._means: list[list[Tensor]] = []
 
     @torch.no_grad()
     def add(self, optimizer: BregmanOptimizer) -> None:
@@ -60,8 +61,10 @@ class DualAverage:
         self.num_states += 1
         for means, tensors in zip(self._means, states, strict=True):
             for mean, tensor in zip(means, tensors, strict=True):
-                difference = tensor.to(mean.device) - mean  # the model may have moved since the first
-                mean.add_(difference / self.num_states)  # the mean of equal states is that state, to the bit
+                # The model may have moved since the first.
+                difference = tensor.to(mean.device) - mean
+                # The mean of equal states is that state, to the bit.
+                mean.add_(difference / self.num_states)
 
     @torch.no_grad()
     def copy_to(self, optimizer: BregmanOptimizer) -> None:

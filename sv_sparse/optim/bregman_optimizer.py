@@ -19,7 +19,8 @@ from sv_sparse.optim.weight_edits import EditTracker
 Tensors = list[Tensor]
 
 BACKENDS = ("auto", "cpp", "foreach")
-_TRACING_TYPES = {"FakeTensor", "FunctionalTensor"}  # torch's own subclasses, with which nothing is computed
+# torch's own subclasses, with which nothing is computed.
+_TRACING_TYPES = {"FakeTensor", "FunctionalTensor"}
 
 
 class TensorLists(NamedTuple):
@@ -68,9 +69,11 @@ class BregmanOptimizer(Optimizer):
 
     # False: the weights are computed without dual variables.
     has_duals = True
-    _hyperparameters: tuple[str, ...] = ()  # keys of a group that the update of dual variables takes
+    # Keys of a group that the update of dual variables takes.
+    _hyperparameters: tuple[str, ...] = ()
     _saved_group_keys: tuple[str, ...] = ("lambda_", "penalty", "granularity")
-    _saved_state_keys: tuple[str, ...] = ()  # of the state of a parameter after its first step
+    # Keys of a parameter's state after its first step.
+    _saved_state_keys: tuple[str, ...] = ()
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         require_number("lambda_init", defaults["lambda_"], NONNEGATIVE, at_least=0, or_tensor=True)
@@ -80,8 +83,10 @@ class BregmanOptimizer(Optimizer):
 
     def _reset_caches(self) -> None:
         """Forget what is remembered from one step to the next and is not part of the state."""
-        self._nnz_counts: dict[Tensor, tuple[int, Tensor]] = {}  # nonzero weights, with the parameter's version then
-        self._plans: dict[int, StepPlan] = {}  # by group
+        # Nonzero weights, with the parameter's version then.
+        self._nnz_counts: dict[Tensor, tuple[int, Tensor]] = {}
+        # Plans of the steps by the group's id.
+        self._plans: dict[int, StepPlan] = {}
         self._edits = EditTracker(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -115,7 +120,8 @@ class BregmanOptimizer(Optimizer):
             for index, param in enumerate(group["params"]):
                 check_parameter(param, param_name(group, index, len(self.param_groups) - 1), type(self).__name__)
             self._check_group(group)
-        except Exception:  # of any kind: a refused group is not kept
+        except Exception:
+            # After an error of any kind: a refused group is not kept.
             self.param_groups.pop()
             raise
         group["lambda_"] = _lambda_tensor(group)
@@ -135,7 +141,8 @@ class BregmanOptimizer(Optimizer):
         if group["backend"] == "cpp":
             devices = sorted({param.device.type for param in group["params"]})
             require(set(devices) <= {"cpu"}, 'parameters with backend="cpp"', devices, "on the CPU")
-            bindings.library()  # before the first step, so that a missing compiler is told at once
+            # Before the first step, so that a missing compiler is told at once.
+            bindings.library()
 
     def lambda_of(self, group: Group) -> Tensor:
         """Return the group's lambda, 0-dim, in the precision of its dual variables and on their device.
@@ -178,7 +185,8 @@ class BregmanOptimizer(Optimizer):
         self._nnz_counts.clear()
         is_compiling = torch.compiler.is_compiling()
         if not is_compiling:
-            for group_index, group in enumerate(self.param_groups):  # all groups, before any weight changes
+            # All groups, before any weight changes.
+            for group_index, group in enumerate(self.param_groups):
                 self._check_params(group, group_index)
         for group in self.param_groups:
             with_grad = [param for param in group["params"] if param.grad is not None]
@@ -222,13 +230,15 @@ class BregmanOptimizer(Optimizer):
         plan = self._plans.get(id(group)) if same_memory else None
         if plan is None or not plan.is_valid(group, params, self.state):
             plan = self._make_plan(group, params)
-            if not torch.compiler.is_compiling():  # which cannot keep an id() beyond its graph
+            # The compiler cannot keep an id() beyond its graph.
+            if not torch.compiler.is_compiling():
                 self._plans[id(group)] = plan
         grads = [match_layout(grad, dual) for grad, dual in zip(grads, plan.duals, strict=True)]
         tensors = TensorLists(params, grads, plan.duals)
         prox = self.prox_of(group)
         hyperparameters = {key: group[key] for key in self._hyperparameters}
-        if prox.penalty == "none":  # the weight is its own dual variable, and its step delta times as long
+        # The weight is its own dual variable, and its step delta times as long.
+        if prox.penalty == "none":
             hyperparameters["lr"] = hyperparameters["lr"] * group["delta"]
         for backend, indices in plan.by_backend:
             batch = tensors if len(indices) == len(params) else tensors.select(indices)
@@ -301,7 +311,8 @@ class BregmanOptimizer(Optimizer):
         state = self.state[param]
         dtype = dual_dtype(param)
         if group["penalty"] == "none" and dtype == param.dtype:
-            state.pop("dual", None)  # of the time when the group had a penalty, or was in 16 bits
+            # It is left from the time when the group had a penalty, or was in 16 bits.
+            state.pop("dual", None)
             return param
         if "dual" not in state:
             lambda_ = self.prox_of(group).lambda_
@@ -511,7 +522,8 @@ def _lambda_tensor(group: Mapping[str, Any]) -> Tensor:
     first = group["params"][0] if group["params"] else torch.zeros(())
     dtype = dual_dtype(first)
     lambda_ = group["lambda_"]
-    if isinstance(lambda_, Tensor):  # whose value need not come to the host
+    # A tensor's value need not come to the host.
+    if isinstance(lambda_, Tensor):
         return lambda_.detach().to(first.device, dtype, copy=True).reshape(())
     return torch.full((), float(lambda_), dtype=dtype, device=first.device)
 

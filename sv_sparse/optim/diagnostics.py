@@ -9,7 +9,8 @@ from torch import Tensor
 from sv_sparse.optim.controllers.base import Controller
 from sv_sparse.optim.prox import granularity_of, group_norms
 
-HISTOGRAM_MAX = 4.0  # in units of lambda
+# Largest value of the histogram, in units of lambda.
+HISTOGRAM_MAX = 4.0
 
 
 class SupportDiagnostics:
@@ -32,8 +33,10 @@ class SupportDiagnostics:
 
     def __init__(self, controller: Controller) -> None:
         self.controller = controller
-        self._snapshot: list[Tensor] = []  # supports as masks
-        self._last_support: list[Tensor] = []  # at the last compute()
+        # Supports as masks.
+        self._snapshot: list[Tensor] = []
+        # At the last compute().
+        self._last_support: list[Tensor] = []
 
     @torch.no_grad()
     def snapshot(self) -> None:

@@ -39,7 +39,8 @@ from sv_sparse.optim.memory import is_plain
 from sv_sparse.optim.prox import group_shrink, shrink
 
 _DEVICES_WITH_FUSED_KERNELS = {"cpu", "cuda"}
-_FOREACH_CHUNK_SIZE = 32  # weights that one foreach operation computes; bounds the memory of intermediate results
+# Weights that one foreach operation computes; bounds the memory of intermediate results.
+_FOREACH_CHUNK_SIZE = 32
 
 
 @dataclass
@@ -80,7 +81,8 @@ class ProximalMap:
             return
         for param, dual in pairs:
             prox = self
-            if dual.device != self.lambda_.device:  # a group may lie on several devices
+            # A group may lie on several devices.
+            if dual.device != self.lambda_.device:
                 prox = self.with_lambda(self.lambda_.to(dual.device))
             weight = prox(dual, out=param if _is_valid_out(param, dual) else None)
             if weight is not param:
@@ -98,7 +100,8 @@ class ProximalMap:
             torch._foreach_add_(weights, self.lambda_, alpha=-1)
             torch._foreach_clamp_min_(weights, 0.0)
             torch._foreach_mul_(weights, torch._foreach_sign(chunk))
-            torch._foreach_add_(weights, 0.0)  # makes a positive zero of a negative one
+            # Makes a positive zero of a negative one.
+            torch._foreach_add_(weights, 0.0)
             if self.delta != 1:
                 torch._foreach_mul_(weights, self.delta)
             torch._foreach_copy_(params[start : start + _FOREACH_CHUNK_SIZE], weights)
@@ -204,10 +207,12 @@ def adabreg(
         maximize: ascend instead of descend.
         fused: use torch's fused kernel where the device has one; must be False under torch.compile.
     """
-    if isinstance(weight_decay, Tensor) or weight_decay:  # a tensor's value need not come to the host
+    # A tensor's value need not come to the host.
+    if isinstance(weight_decay, Tensor) or weight_decay:
         for param, dual in zip(params, duals, strict=True):
             if param is dual:
-                dual.mul_(1 - lr * weight_decay)  # the expression of torch.optim.AdamW, for the same bits
+                # The expression of torch.optim.AdamW, for the same bits.
+                dual.mul_(1 - lr * weight_decay)
             else:
                 dual.sub_(lr * weight_decay * param)
     adam(

@@ -12,7 +12,8 @@ from sv_sparse.optim.cpp import bindings
 from sv_sparse.optim.validation import require
 
 CLIP_SCOPES = ("support", "all")
-_CHUNK_SIZE = 2**17  # values, so that on a CPU intermediate results stay in the cache
+# Values of one pass: on a CPU its intermediate results stay in the cache.
+_CHUNK_SIZE = 2**17
 
 
 @torch.no_grad()
@@ -80,7 +81,8 @@ def _total_norm(pairs: list[tuple[Tensor, Tensor]], with_support: set[Tensor], *
         with_support: parameters that have a support.
         use_cpp: use the kernel for what it supports.
     """
-    norms_or_grads: list[Tensor] = []  # the norm of norms is the norm of all
+    # The norm of norms is the norm of all.
+    norms_or_grads: list[Tensor] = []
     kernel_params: list[Tensor] = []
     kernel_grads: list[Tensor] = []
     for param, grad in pairs:

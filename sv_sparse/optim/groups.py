@@ -22,11 +22,13 @@ from sv_sparse.optim.validation import require_number
 ModuleTypes = tuple[type[nn.Module], ...]
 
 SPARSE_TYPES: ModuleTypes = (
-    _ConvNd,  # Conv1d to Conv3d and ConvTranspose1d to ConvTranspose3d
+    # Conv1d to Conv3d and ConvTranspose1d to ConvTranspose3d.
+    _ConvNd,
     nn.Linear,
     nn.Bilinear,
     nn.MultiheadAttention,
-    nn.RNNBase,  # RNN, LSTM, GRU
+    # RNN, LSTM, GRU.
+    nn.RNNBase,
     nn.RNNCellBase,
 )
 DENSE_TYPES: ModuleTypes = (
@@ -44,7 +46,8 @@ DENSE_TYPES: ModuleTypes = (
 _GPT2_LINEAR = "Conv1D"
 _DENSE_SUFFIXES = ("RMSNorm", "LayerNorm")
 
-_MAX_NAMES_IN_ERROR = 3  # of each type
+# Parameters of one type that an error names.
+_MAX_NAMES_IN_ERROR = 3
 _WEIGHT_NORM_PROBLEM = (
     "weight normalization divides by the norm of a row, so that a row of zeros would be NaN: "
     "remove the normalization or keep it dense"
@@ -116,7 +119,8 @@ def param_groups(
     >>> [(group["name"], [name for name, _ in group["params"]]) for group in groups]
     [('sparse', ['0.weight']), ('dense', ['0.bias', '1.weight', '1.bias'])]
     """
-    module = getattr(module, "_orig_mod", module)  # of torch.compile
+    # torch.compile wraps a module and puts a prefix before its names.
+    module = getattr(module, "_orig_mod", module)
     names = {"sparse": _as_names(sparse, "sparse"), "dense": _as_names(dense, "dense")}
     _check_names(module, names)
     uses_by_param: dict[nn.Parameter, list[_Use]] = {}
@@ -327,7 +331,8 @@ def _iter_uses(module: nn.Module, sparse_types: ModuleTypes, dense_types: Module
             kind = type_kind
             problem = parametrization_problem
             last_part = name.rpartition(".")[2]
-            if last_part.endswith("_v") and f"{last_part[:-2]}_g" in child._parameters:  # nn.utils.weight_norm
+            # nn.utils.weight_norm.
+            if last_part.endswith("_v") and f"{last_part[:-2]}_g" in child._parameters:
                 problem = _WEIGHT_NORM_PROBLEM
             if not is_lazy(param) and _is_vector(param):
                 kind = "dense"
@@ -344,7 +349,8 @@ def _parametrization_problem(parametrizations: ParametrizationList, tensor_name:
     for parametrization in parametrizations:
         if isinstance(parametrization, _WeightNorm):
             return _WEIGHT_NORM_PROBLEM
-        if not isinstance(parametrization, _SpectralNorm):  # which divides the weight by one number
+        # Spectral norm divides the weight by one number: its zeros stay zeros.
+        if not isinstance(parametrization, _SpectralNorm):
             name = type(parametrization).__name__.removeprefix("_")
             return f"zeros of the original are no zeros of the {tensor_name} that {name} makes of it: keep it dense"
     return None

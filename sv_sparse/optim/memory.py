@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-PLAIN_TYPES = (Tensor, nn.Parameter)  # a subclass may hold no memory of its own
+# A subclass may hold no memory of its own.
+PLAIN_TYPES = (Tensor, nn.Parameter)
 
 
 def is_plain(tensor: Tensor) -> bool:

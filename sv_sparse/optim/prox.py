@@ -15,7 +15,8 @@ from torch import Tensor
 PENALTIES = ("l1", "group", "none")
 GRANULARITIES = ("out_channel", "in_channel", "kernel")
 _TRANSPOSED = {"out_channel": "in_channel", "in_channel": "out_channel", "kernel": "kernel"}
-_CHANNEL_AXES = {"out_channel": (0,), "in_channel": (1,), "kernel": (0, 1)}  # which number the groups
+# Axes that number the groups.
+_CHANNEL_AXES = {"out_channel": (0,), "in_channel": (1,), "kernel": (0, 1)}
 
 
 def shrink(v: Tensor, lambda_: Tensor, out: Tensor | None = None) -> Tensor:
@@ -32,7 +33,8 @@ def shrink(v: Tensor, lambda_: Tensor, out: Tensor | None = None) -> Tensor:
     >>> shrink(torch.tensor([-2.0, 0.5, 3.0]), torch.tensor(1.0))
     tensor([-1.,  0.,  2.])
     """
-    if torch.compiler.is_compiling():  # the compiler takes no output whose axes are in another order
+    # The compiler takes no output whose axes are in another order.
+    if torch.compiler.is_compiling():
         out = None
     clamped = torch.clamp(v, -lambda_, lambda_, out=out)
     return torch.sub(v, clamped, out=out)
@@ -51,7 +53,8 @@ def group_shrink(v: Tensor, lambda_: Tensor, granularity: str) -> Tensor:
             [0.0000, 0.0000]])
     """
     norms = group_norms(v, granularity)
-    return torch.where(norms <= lambda_, 0.0, v * (1 - lambda_ / norms))  # this way round NaN stays NaN
+    # This way round NaN stays NaN.
+    return torch.where(norms <= lambda_, 0.0, v * (1 - lambda_ / norms))
 
 
 def group_norms(v: Tensor, granularity: str) -> Tensor:
@@ -67,7 +70,8 @@ def group_norms(v: Tensor, granularity: str) -> Tensor:
     torch.Size([1, 2])
     """
     axes = _group_axes(v.ndim, granularity)
-    if not axes:  # a kernel of size 1
+    # A kernel of size 1.
+    if not axes:
         return v.abs()
     return torch.linalg.vector_norm(v, dim=axes, keepdim=True) / math.sqrt(group_size(v, granularity))
 

@@ -14,12 +14,17 @@ from sv_sparse.optim.validation import warn
 if TYPE_CHECKING:
     from sv_sparse.optim.controllers.base import Controller
 
-_MAX_MISSED_STEPS = 50  # updates without the controller: no loop leaves it out that long on purpose
+# Updates without the controller: no loop leaves it out that long on purpose.
+_MAX_MISSED_STEPS = 50
 _MAX_SPARSITY_ERROR = 0.005
-_MAX_GROUP_ERROR = 3  # groups of weights: so many change where dual variables are averaged or lambda moves a little
-_EARLY_FRACTION = 0.5  # of total_steps: a run that ends before was planned longer, not stopped early
-_MIN_RUN_STEPS = 10  # updates: fewer are a single pruning of a network, not a run
-_MAX_OVERRUN = 1.2  # times total_steps
+# Groups of weights: so many change where dual variables are averaged or lambda moves a little.
+_MAX_GROUP_ERROR = 3
+# Fraction of total_steps: a run that ends before was planned longer, not stopped early.
+_EARLY_FRACTION = 0.5
+# Fewer updates are a single pruning of a network, not a run.
+_MIN_RUN_STEPS = 10
+# A run of so many times total_steps has a wrong total_steps.
+_MAX_OVERRUN = 1.2
 _STEP_RULE = "controller.step() must follow every optimizer.step()"
 _LENGTH_RULE = "total_steps must be the number of optimizer updates in the whole run"
 
@@ -39,7 +44,8 @@ class Reminders:
         self._run = _RunProgress(controller.total_steps, active=active)
         self._controller = weakref.ref(controller)
         self.issued: set[str] = set(issued)
-        self._missed_steps = 0  # updates of the optimizer since the controller's last step
+        # Updates of the optimizer since the controller's last step.
+        self._missed_steps = 0
         self._is_watching = controller.has_target and bool(controller.groups)
         if self._is_watching:
             _count_updates(controller.optimizer, self)
@@ -146,8 +152,10 @@ class _RunProgress:
     def __init__(self, total_steps: int, *, active: bool) -> None:
         self.total_steps = total_steps
         self.active = active
-        self.is_finalized = False  # and not trained on since
-        self.needs_finalize = False  # all steps were made in this process, and finalize() was not called
+        # True from finalize() until the network is trained on.
+        self.is_finalized = False
+        # All steps were made in this process, and finalize() was not called.
+        self.needs_finalize = False
 
     def end(self) -> None:
         """Warn, when the controller is collected, that it was never finalized."""
@@ -166,7 +174,8 @@ def _count_updates(optimizer: torch.optim.Optimizer, reminders: Reminders) -> No
     reference = weakref.ref(reminders)
 
     def hook(_optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        if torch.compiler.is_compiling():  # a counter would be compiled anew at every step
+        # A counter would be compiled anew at every step.
+        if torch.compiler.is_compiling():
             return
         watcher = reference()
         if watcher is not None:

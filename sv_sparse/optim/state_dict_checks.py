@@ -7,9 +7,12 @@ from torch import Tensor, nn
 
 from sv_sparse.optim.validation import require
 
-Group = dict[str, Any]  # a parameter group
-_PARAM_SHAPED_KEYS = ("dual", "exp_avg", "exp_avg_sq", "momentum_buffer")  # state with the parameter's shape
-_DISTINGUISHING_KEYS = {"betas", "momentum"}  # hyperparameters that only some optimizers have
+# A parameter group.
+Group = dict[str, Any]
+# State with the parameter's shape.
+_PARAM_SHAPED_KEYS = ("dual", "exp_avg", "exp_avg_sq", "momentum_buffer")
+# Hyperparameters that only some optimizers have.
+_DISTINGUISHING_KEYS = {"betas", "momentum"}
 
 
 def param_name(group: Mapping[str, Any], index: int, group_index: int) -> str:

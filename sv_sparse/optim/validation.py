@@ -20,7 +20,8 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
 
 def require_flag(name: str, value: object) -> None:
     """Raise a ValueError unless an argument is true or false."""
-    is_flag = isinstance(value, (bool, int)) or type(value).__name__ in {"bool", "bool_"}  # numpy's
+    # numpy's.
+    is_flag = isinstance(value, (bool, int)) or type(value).__name__ in {"bool", "bool_"}
     require(is_flag and value in (True, False), name, value, "True or False")
 
 

@@ -30,7 +30,8 @@ _NUM_SAMPLE_ROWS, _NUM_SAMPLE_COLUMNS = 3, 64
 _TOLERANCES = {torch.float64: (1e-12, 1e-14), torch.float32: (1e-5, 1e-6)}
 _TOLERANCES_16_BIT = 1e-2, 1e-6
 
-_DualSettings = tuple[str, str, float]  # penalty, granularity, delta: what a dual variable depends on beside lambda
+# Penalty, granularity, delta: what a dual variable depends on beside lambda.
+_DualSettings = tuple[str, str, float]
 
 
 @dataclass(slots=True)
@@ -80,7 +81,8 @@ class EditTracker:
         self.optimizer = optimizer
         self.records: dict[Tensor, Record] = {}
         self._samples = SampledValues()
-        self._lambdas: dict[int, tuple[Group, str, Tensor, int]] = {}  # by group: penalty, lambda, lambda's version
+        # Group, penalty, lambda and lambda's version by the group's id.
+        self._lambdas: dict[int, tuple[Group, str, Tensor, int]] = {}
         self._has_warned = False
 
     def follow(self, group: Group, params: Sequence[Tensor], *, warns: bool = True) -> bool:
@@ -194,12 +196,14 @@ class EditTracker:
         """Return whether a weight may have been edited; changes of another kind are followed here."""
         has_dual = "dual" in self.optimizer.state.get(param, {})
         record = self.records.get(param)
-        if record is None:  # the optimizer was loaded or copied
+        # The optimizer was loaded or copied.
+        if record is None:
             if has_dual:
                 self._renew_dual(group, param, tolerant=True)
             return False
         if record.settings != _dual_settings(group):
-            self.optimizer.state.get(param, {}).pop("dual", None)  # made anew from the weight
+            # dual_of makes it anew from the weight.
+            self.optimizer.state.get(param, {}).pop("dual", None)
             self.add_record(group, param, self.optimizer.prox_of(group).lambda_.clone())
             return False
         if not has_dual:
@@ -236,7 +240,8 @@ class EditTracker:
         record = self.records.get(param)
         lambda_ = group["weights_lambda"] if record is None else record.lambda_
         dual = self.optimizer.dual_of(group, param)
-        if lambda_ is None or dual is param:  # without a lambda the group has made no step
+        # Without a lambda the group has made no step.
+        if lambda_ is None or dual is param:
             return False
         lambda_ = lambda_.to(dual.device, dual.dtype)
         prox = self.optimizer.prox_of(group).with_lambda(lambda_)
@@ -305,7 +310,8 @@ class SampledValues:
         if sample.is_same_memory():
             values = _sampled_values(sample.by_kernel, sample.others)
             self._by_group[id(group)] = sample._replace(values=values)
-        else:  # a frozen weight has moved
+        else:
+            # A frozen weight has moved.
             self.take(group, [*sample.by_kernel, *sample.others])
 
     def differ(self, group: Group) -> bool:

@@ -160,7 +160,8 @@ class TrainState:
             Whether these are other weights than the last.
         """
         config, last_epoch = self.setup.config.trainer, self.progress.epoch
-        broadcast_from_rank0(lambda: None)  # waits until the first process has written the last epoch's checkpoint
+        # Waits until the first process has written the last epoch's checkpoint.
+        broadcast_from_rank0(lambda: None)
         best_epoch = self.best.get("epoch", last_epoch)
         restores_best = config.early_stop_patience is not None and best_epoch != last_epoch
         if restores_best:
@@ -182,7 +183,8 @@ class TrainState:
     def _restore_weights(self, state: dict[str, Any]) -> None:
         self.setup.network.load_state_dict(state["model"])
         self.setup.head.load_state_dict(state["head"])
-        self.setup.optimizer.load_state_dict(state["optimizer"])  # which holds lambda
+        # The optimizer's state holds lambda.
+        self.setup.optimizer.load_state_dict(state["optimizer"])
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._restore_weights(state)
@@ -311,7 +313,8 @@ def roll_back_to(path: Path) -> None:
     if path == last:
         return
     new_last = last.with_name(".new_last.tmp")
-    _link_or_copy(path, new_last)  # first, since it may be last_before_rollback.pt itself
+    # First, since it may be last_before_rollback.pt itself.
+    _link_or_copy(path, new_last)
     if last.is_file():
         _link_or_copy(last, last.with_name("last_before_rollback.pt"))
     _link_or_copy(new_last, last)
@@ -324,10 +327,12 @@ def _link_or_copy(path: Path, other: Path) -> None:
     temporary.unlink(missing_ok=True)
     try:
         os.link(path, temporary)
-    except OSError:  # a file system without links
+    except OSError:
+        # A file system without links.
         shutil.copyfile(path, temporary)
     os.replace(temporary, other)
-    temporary.unlink(missing_ok=True)  # a rename to a name that the same file has already does nothing
+    # A rename to a name that the same file has already does nothing.
+    temporary.unlink(missing_ok=True)
 
 
 def _cuda_rng_state(device: torch.device) -> torch.Tensor | None:

@@ -14,7 +14,8 @@ from torch import nn
 from sv_sparse.distributed import local_rank
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_MIN_BF16_SPEEDUP = 1.3  # below that, fewer digits are not worth it
+# Below that, fewer digits are not worth it.
+_MIN_BF16_SPEEDUP = 1.3
 _PROBE_SIZE = 1024
 _PROBE_ROUNDS = 5
 
@@ -113,10 +114,12 @@ def bf16_speedup(device: torch.device) -> float:
     """Return how many times as fast as in fp32 a matrix product is in bf16."""
     seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
     matrices = {dtype: torch.ones(_PROBE_SIZE, _PROBE_SIZE, dtype=dtype, device=device) for dtype in seconds}
-    for probe_round in range(-1, _PROBE_ROUNDS):  # the first, -1, warms up and is not counted
+    # The first, -1, warms up and is not counted.
+    for probe_round in range(-1, _PROBE_ROUNDS):
         for dtype, matrix in matrices.items():
             start_time = time.perf_counter()
-            (matrix @ matrix)[0, 0].item()  # waits for the device
+            # Waits for the device.
+            (matrix @ matrix)[0, 0].item()
             if probe_round >= 0:
                 seconds[dtype].append(time.perf_counter() - start_time)
     return statistics.median(seconds[torch.float32]) / statistics.median(seconds[torch.bfloat16])
@@ -130,7 +133,8 @@ def disable_malloc_trim() -> None:
     """
     if platform.libc_ver()[0] != "glibc":
         return
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # as malloc.h numbers them
+    # Numbers of the options in malloc.h.
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
     libc = ctypes.CDLL(None)
     libc.mallopt(trim_threshold, 2**31 - 1)
     libc.mallopt(top_pad, 2**28)

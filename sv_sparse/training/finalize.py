@@ -24,8 +24,10 @@ from sv_sparse.scoring.backend import Backend
 from sv_sparse.training.logging import format_metrics
 from sv_sparse.training.setup import TrainingSetup
 
-_WARN_SPARSITY_ERROR = 0.005  # of the tracked sparsity from the target: more than controllers leave in ordinary runs
-MIN_CROPS = 2  # of which batch normalization can take a variance
+# Distance of the tracked sparsity from the target that is warned of: controllers leave less in ordinary runs.
+_WARN_SPARSITY_ERROR = 0.005
+# Fewer crops have no variance for batch normalization.
+MIN_CROPS = 2
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,8 @@ def finalize(setup: TrainingSetup, last_val_eer: float | None = None) -> dict[st
     with setup.device.autocast():
         crops = _statistics_crops(setup, setup.dataset)
         update_bn((setup.extract_features(batch) for batch in crops), setup.network)
-    broadcast_module(setup.network)  # of several processes, one network
+    # All processes go on with the network of the first.
+    broadcast_module(setup.network)
     validation = validate(setup)
     for name, param in setup.sparse_params.items():
         if not param.any():
@@ -98,7 +101,8 @@ def evaluate_untrained(setup: TrainingSetup, mean: Float32Array) -> list[dict[st
         setup: what will be trained.
         mean: embedding [E] that scoring subtracts.
     """
-    scoring = replace(setup.config.scoring, score_norm="none")  # whose cohort would say nothing yet
+    # A cohort of training speakers says nothing yet.
+    scoring = replace(setup.config.scoring, score_norm="none")
     with setup.device.autocast():
         results = evaluate_trial_sets(
             setup.network,
@@ -149,7 +153,8 @@ def _statistics_crops(setup: TrainingSetup, dataset: CropDataset) -> Iterator[Ba
     unreadable = UnreadableCounter(config.data.max_unreadable_fraction)
     num_batches = -(-config.trainer.num_bn_crops // config.trainer.batch_size)
     for batch in islice(loader, num_batches):
-        if rank() == 0:  # all processes read the same crops
+        # All processes read the same crops.
+        if rank() == 0:
             unreadable.warn(batch.unreadable)
         unreadable.add(len(batch.labels) + len(batch.unreadable), len(batch.unreadable))
         if len(batch.labels) >= MIN_CROPS:

@@ -96,7 +96,8 @@ def load_init_source(config: Config) -> InitSource | None:
     file = network_file(path)
     if path.is_file():
         state = read_weights(path)
-        if "format" not in state:  # which every network file of a run has
+        # Every network file of a run has this key.
+        if "format" not in state:
             return _from_pretrained(path, state)
     return _from_run_checkpoint(path, file)
 
@@ -171,7 +172,8 @@ def _common_speakers(source: Manifest, target: Manifest) -> dict[str, str]:
     in_both = source_index >= 0
     target_names = target_rows.column("speaker").cast(pa.string()).filter(pa.array(in_both)).to_pylist()
     source_names = source_rows.column("speaker").cast(pa.string()).take(pa.array(source_index[in_both])).to_pylist()
-    pairs = dict.fromkeys(zip(target_names, source_names, strict=True))  # of speakers, not of a million utterances
+    # One comparison for each pair of speakers, not for each of a million utterances.
+    pairs = dict.fromkeys(zip(target_names, source_names, strict=True))
     common = {}
     for target_name, source_name in pairs:
         if nfc(target_name) == nfc(source_name):

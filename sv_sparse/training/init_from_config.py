@@ -24,9 +24,11 @@ from sv_sparse.evaluation.corpus import corpus_summary
 from sv_sparse.training.init_from import network_file, read_weights
 
 GROUPS = ("model", "data", "optim", "sparsity")
-CHOICE = "from_run"  # begins the names of the choices that are made here
+# Begins the names of the choices that are made here.
+CHOICE = "from_run"
 
-_MAX_NAMES = 5  # settings in a line of the log
+# Settings in a line of the log.
+_MAX_NAMES = 5
 
 
 def register_init_sources(arguments: Sequence[str]) -> None:
@@ -42,7 +44,8 @@ def register_init_sources(arguments: Sequence[str]) -> None:
         ValueError: the command line cannot be read, or ``init_from`` names neither a finished run nor a file of
             weights.
     """
-    _remove_choices()  # of earlier calls in this process
+    # Earlier calls in this process have left theirs.
+    _remove_choices()
     overrides = read_overrides(arguments)
     existing = _config_of_existing_run(overrides)
     for override in overrides:
@@ -52,7 +55,8 @@ def register_init_sources(arguments: Sequence[str]) -> None:
         if None in paths and len(paths) > 1:
             raise ValueError("init_from=null beside runs: give a command of its own for what starts from scratch")
         for index, path in enumerate(paths, start=1):
-            if isinstance(path, str) and path and "${" not in path:  # otherwise it is known only when composed
+            # Otherwise it is known only when composed.
+            if isinstance(path, str) and path and "${" not in path:
                 config = existing if existing is not None else source_config(path)
                 _register(path, f"{CHOICE}_{index}", config)
 
@@ -126,7 +130,8 @@ def _register(path: str, name: str, config: Config | None) -> None:
     if config is not None:
         nodes = typed_groups(config, GROUPS)
         if trains_dense(config.sparsity):
-            del nodes["sparsity"]  # a dense run's, with which no target could be asked for
+            # A dense run's, with which no target could be asked for.
+            del nodes["sparsity"]
         for group, group_node in nodes.items():
             store.store(group=group, name=name, node=group_node)
         choices = [{f"override /{group}": name} for group in nodes]
@@ -134,7 +139,8 @@ def _register(path: str, name: str, config: Config | None) -> None:
         target = {"target_sparsity": config.target_sparsity}
         store.store(group="init_from_target", name=name, node=target, package="_global_")
         node["defaults"] = [{"override /init_from_groups": name}, {"override /init_from_target": name}]
-    for choice in {path, path.rstrip("/")}:  # Hydra looks for a choice without the slash, and reads it with it
+    # Hydra looks for a choice without the slash, and reads it with it.
+    for choice in {path, path.rstrip("/")}:
         folder, _, last = choice.rpartition("/")
         group = "/".join(["init_from", *filter(None, folder.split("/"))])
         store.store(group=group, name=last, node=node, package="_global_")

@@ -51,15 +51,18 @@ class MetricLogger:
         _wait_for_unique_event_file(folder / "tensorboard")
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
         for row in previous:
-            if row["step"] == step:  # the purge takes them too
+            # The purge takes them too.
+            if row["step"] == step:
                 self._write_to_tensorboard(row)
 
     @contextmanager
     def progress(self, step: int, total_steps: int) -> Iterator[None]:
         """Show a progress bar from ``step`` to ``total_steps`` while inside."""
-        interval = 0.5 if sys.stderr.isatty() else 30  # a log file would fill with lines
+        # A log file would fill with lines.
+        interval = 0.5 if sys.stderr.isatty() else 30
         options: dict[str, Any] = {"unit": "step", "mininterval": interval, "desc": "training"}
-        if self._is_silent:  # otherwise the environment variable TQDM_DISABLE says
+        # Otherwise the environment variable TQDM_DISABLE says.
+        if self._is_silent:
             options["disable"] = True
         with tqdm(total=total_steps, initial=step, **options) as self.bar:
             yield

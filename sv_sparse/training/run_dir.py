@@ -214,7 +214,8 @@ def _match_restart(config: Config, folder: Path) -> Config:
         ValueError: it was started with other settings.
     """
     stored = read_config(folder)
-    if config.trainer.precision == "auto":  # measured at the first start
+    # Measured at the first start.
+    if config.trainer.precision == "auto":
         config = replace(config, trainer=replace(config.trainer, precision=stored.trainer.precision))
     if config.run_name is None:
         config = replace(config, run_name=stored.run_name)
@@ -296,16 +297,23 @@ def _log_handlers(folder: Path) -> Iterator[None]:
     root.handlers[:] = [file, terminal]
     try:
         with logging_redirect_tqdm():
+            # tqdm puts a handler of its own in place of the terminal's, without its level.
+            for handler in root.handlers:
+                if handler is not file:
+                    handler.setLevel(logging.INFO)
             stored = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
             for name in ("corpus", "init_from", "precision"):
                 if name in stored:
                     logger.info("%s: %s", name, stored[name])
             yield
     except USER_ERRORS:
-        logger.debug("traceback", exc_info=True)  # the log file has it, the terminal one sentence
+        # The log file has it, the terminal one sentence.
+        logger.debug("traceback", exc_info=True)
         raise
-    except (KeyboardInterrupt, RuntimeError):  # the second where another process stopped first, and this waited for it
-        with capture_stop_signals():  # a second signal, which torchrun sends after Ctrl-C
+    except (KeyboardInterrupt, RuntimeError):
+        # The second where another process stopped first, and this waited for it.
+        # A second signal, which torchrun sends after Ctrl-C.
+        with capture_stop_signals():
             if any((folder / "checkpoints").iterdir()):
                 logger.info("continue with: %s", resume_command(folder))
         raise
@@ -315,5 +323,6 @@ def _log_handlers(folder: Path) -> Iterator[None]:
         package.setLevel(previous_levels[1])
         root.handlers[:] = previous_handlers
         if not any((folder / "checkpoints").iterdir()):
-            with suppress(OSError):  # a network disk keeps the lock until it is let go
+            # A network disk keeps the lock until it is let go.
+            with suppress(OSError):
                 shutil.rmtree(folder)

@@ -150,7 +150,8 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
     sampler = _build_sampler(config, len(dataset))
     loader = _build_loader(config, dataset, sampler, device.device)
 
-    resumes = (run_dir / "checkpoints" / "last.pt").is_file()  # the checkpoint has all that a source gives
+    # The checkpoint has all that a source gives.
+    resumes = (run_dir / "checkpoints" / "last.pt").is_file()
     source = None if resumes else load_init_source(config)
     sparse_init = uses_sparse_init(config) if source is None else source.sparse_init
     rates = learning_rates(config, sparse_init=sparse_init)
@@ -161,7 +162,8 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
         apply_sparse_init(groups, config)
     nn.ModuleList([network, head]).to(device.device)
     if not device.compiled:
-        accelerate(network, trainer.cpu_kernels)  # now, since evaluating an untrained network may take an hour
+        # Compiled now: an error of the compiler must not come after an hour of evaluation.
+        accelerate(network, trainer.cpu_kernels)
 
     start = {"lr": rates["others"]}
     if not resumes:
@@ -221,7 +223,8 @@ def _build_network(config: Config, device: torch.device, trusted_classes: Sequen
     with _named_settings("model", config):
         network = build_model(config.model_settings, MEL_BINS, trusted=trusted_classes)
     if "_target_" in config.model_settings:
-        check_model(network, device)  # a class of the user's own
+        # A class of the user's own.
+        check_model(network, device)
     return network.cpu()
 
 
@@ -254,7 +257,8 @@ def _build_optimizer(
     with _named_settings("sparsity.controller", config):
         settings = config.sparsity.controller
         controller = CONTROLLERS[settings.name](optimizer, config.target_sparsity, total_steps, **settings.arguments())
-    controller.reminders.active = False  # the trainer calls step() and finalize(), and has its own warnings
+    # The trainer calls step() and finalize(), and has its own warnings.
+    controller.reminders.active = False
     return optimizer, controller
 
 
@@ -269,7 +273,8 @@ def _named_settings(group: str, config: Config) -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        if group == "model" and "mel_bins" in message:  # the class does not take it
+        # The class does not take it.
+        if group == "model" and "mel_bins" in message:
             message += f"\n{REQUIREMENTS}"
         (first_word,) = re.findall(r"^[\w.]*", message)
         all_settings: Any = config.to_dict()
@@ -278,7 +283,8 @@ def _named_settings(group: str, config: Config) -> Iterator[None]:
             settings = settings[name]
         if first_word in settings:
             raise ValueError(f"{group}.{message}") from error
-        if first_word in all_settings["sparsity"]:  # by which the optimizer's groups are made
+        # The optimizer's groups are made by these settings.
+        if first_word in all_settings["sparsity"]:
             raise ValueError(f"sparsity.{message}") from error
         is_named = first_word.partition(".")[0] in {group.partition(".")[0], "target_sparsity"}
         raise ValueError(message if is_named else f"{group}: {message}") from error

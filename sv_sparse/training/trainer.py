@@ -31,7 +31,8 @@ from sv_sparse.training.setup import TrainingSetup
 
 logger = logging.getLogger(__name__)
 
-_MIN_LOSS_SCALE = 2.0**-10  # below this, fp16 gradients overflow for a reason that scaling does not cure
+# Below this, fp16 gradients overflow for a reason that scaling does not cure.
+_MIN_LOSS_SCALE = 2.0**-10
 _HPARAM_METRICS = (
     "sparsity",
     "sparsity_tracked",
@@ -124,7 +125,8 @@ class Trainer:
         self.last_val_eer: float | None = None
         self.failed_step = torch.zeros((), dtype=torch.int64, device=setup.device.device)
         self._model: Any = None
-        self._overflow_logged = rank() > 0  # one process tells of the first overflow in fp16
+        # One process tells of the first overflow in fp16.
+        self._overflow_logged = rank() > 0
 
     def train(self) -> None:
         """Train to the last step, and load what the run delivers: the last network, the best, or an average.
@@ -144,11 +146,13 @@ class Trainer:
         with oom_hint(hint):
             if not self.state.has_checkpoint:
                 if self.setup.config.data.evaluate_untrained:
-                    with self.setup.device.autocast():  # the run's precision: it is only a comparison
+                    # In the run's precision: it is only a comparison.
+                    with self.setup.device.autocast():
                         mean = mean_training_embedding(self.setup)
                         self.state.untrained_metrics = evaluate_untrained(self.setup, mean)
                 self._save()
             with self._training_mode(), self.metrics.progress(self.state.progress.step, self.setup.total_steps):
+                # A resumed run may have been stopped between the end of an epoch and its validation.
                 self._validate_and_save()
                 while self._should_continue():
                     self._train_epoch()
@@ -157,7 +161,8 @@ class Trainer:
         if self.state.select_final_weights():
             self.last_val_eer = None
             with defer_stop():
-                self._save()  # the head that belongs to the network
+                # With the head that belongs to the network.
+                self._save()
 
     @contextmanager
     def _training_mode(self) -> Iterator[None]:
@@ -170,7 +175,8 @@ class Trainer:
                 self._model = DistributedDataParallel(
                     self._model,
                     device_ids=[device.index] if device.type == "cuda" else None,
-                    broadcast_buffers=False,  # batch norms are synchronized already
+                    # Batch norms are synchronized already.
+                    broadcast_buffers=False,
                     gradient_as_bucket_view=True,
                 )
             yield
@@ -210,7 +216,8 @@ class Trainer:
             progress.epoch += 1
             progress.step_in_epoch = 0
             progress.validated = False
-            self._save()  # before the validation, so that nothing is lost however that ends
+            # Before the validation, so that nothing is lost however that ends.
+            self._save()
             stop_signal = int(all_gather(torch.tensor([next(iter(signals), 0)])).max())
             if stop_signal:
                 raise StopRequested(stop_signal)
@@ -249,7 +256,8 @@ class Trainer:
             if is_logged:
                 num_correct += (cosines.argmax(dim=1) == labels).sum()
 
-        # Clip. By default only gradients of nonzero weights count: those of zeros do not move the network.
+        # Clip. By default only gradients of nonzero weights enter the norm: those of zeros are many, and would shrink
+        # every step several times.
         scaler.unscale_(optimizer)
         params = [param for group in optimizer.param_groups for param in group["params"]]
         grad_norm = clip_grad_norm_(
@@ -261,15 +269,19 @@ class Trainer:
         )
         self._record_non_finite(total_loss, grad_norm, step)
         if device.type == "cpu":
-            self._check_finite()  # on a GPU this would wait for the device; there it comes with the logged metrics
+            # On a GPU this would wait for the device; there it comes with the logged metrics.
+            self._check_finite()
         if is_logged:
-            self.state.diagnostics.snapshot()  # which weights are nonzero before the update
+            # Which weights are nonzero before the update.
+            self.state.diagnostics.snapshot()
 
         # Update the weights by their dual variables, then lambda by the sparsity that came of it.
         loss_scale = scaler.get_scale()
         scaler.step(optimizer)
         scaler.update()
-        overflowed = scaler.get_scale() < loss_scale  # in fp16 the optimizer's step was left out then
+        # In fp16 a gradient that is not finite lowers the scale, and the optimizer's step was left out: lambda follows
+        # updates only.
+        overflowed = scaler.get_scale() < loss_scale
         if overflowed:
             self._handle_overflow(loss_scale, step)
         else:
@@ -289,7 +301,7 @@ class Trainer:
         self.state.unreadable.add(info.num_crops + info.num_unreadable, info.num_unreadable)
 
     def _apply_schedules(self) -> None:
-        """Set learning rate and margin of this step: pure functions of the step, so that resuming needs no state."""
+        """Set learning rate and margin of this step: functions of the step alone, so that resuming needs no state."""
         step, total_steps = self.state.progress.step, self.setup.total_steps
         factor = warmup_exponential(
             step,
@@ -328,8 +340,10 @@ class Trainer:
 
     def _record_non_finite(self, loss: Tensor, grad_norm: Tensor, step: int) -> None:
         """Store the first step that is not finite on the device, without waiting for it."""
-        finite = loss.isfinite() & grad_norm.isfinite()  # the norm is the same in all processes
-        if self.state.scaler.is_enabled():  # an overflowing fp16 gradient is no failure
+        # The norm is the same in all processes.
+        finite = loss.isfinite() & grad_norm.isfinite()
+        # An overflowing fp16 gradient is no failure.
+        if self.state.scaler.is_enabled():
             finite = distributed.all_reduce_mean(loss).isfinite()
         self.failed_step = torch.where((self.failed_step == 0) & ~finite, step, self.failed_step)
 
@@ -343,7 +357,7 @@ class Trainer:
             )
 
     def _log_step(self, loss: Tensor, accuracy: Tensor) -> None:
-        """Log the metrics of a step: the only place where a step on a GPU waits for the device."""
+        """Log the metrics of a step. A GPU is waited for here, and in fp16 for each step's loss scale."""
         setup, controller = self.setup, self.setup.controller
         tensors = {
             "loss": loss,
@@ -453,7 +467,8 @@ class Trainer:
             self._save()
 
     def _save(self) -> None:
-        self._check_finite()  # weights that are not finite never replace a good checkpoint
+        # Weights that are not finite never replace a good checkpoint.
+        self._check_finite()
         self.metrics.sync()
         self.state.save(self.metrics.rows)
         self.last_save_time = time.monotonic()

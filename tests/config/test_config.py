@@ -79,12 +79,28 @@ def test_every_setting_has_a_sentence_in_the_help():
         ("+model.width=1", r"unknown setting 'model.width'"),
         ("~seed", r"~seed: settings cannot be removed"),
         ("epochs", r"cannot read 'epochs': expected SETTING=VALUE"),
-        ("optim.momentum=0.9", "unknown setting 'optim.momentum'; valid under optim: name, lr, lambda_init, betas"),
+        ("optim.momentum=0.9", "unknown setting 'optim.momentum'; valid under optim: lr, lambda_init, betas"),
+        ("model.name=resnet34", "model.name comes with the choice of model; choose model=NAME"),
+        (
+            "sparsity.controller.name=paper",
+            "sparsity.controller.name comes with the choice of sparsity; choose sparsity=",
+        ),
+        ("--config-dir=nowhere", "no such folder: .*nowhere"),
     ],
 )
 def test_an_argument_that_names_nothing_is_refused_with_the_valid_names(argument, message):
     with pytest.raises(ValueError, match=message):
         check_command_line([argument])
+
+
+def test_an_argument_of_a_class_of_the_users_own_is_told_to_take_a_plus():
+    with pytest.raises(ValueError, match=r"another argument of your class is added with a plus: \+model.width=VALUE"):
+        check_command_line(["model=custom", "model._target_=mypkg.Net", "model.width=3"])
+
+
+def test_a_class_of_the_users_own_takes_the_place_of_an_experiments_model():
+    words = complete_command_line(["experiment=wespeaker", "model._target_=mypkg.Net"])
+    check_command_line([*words, "data.prepared_dir=/vox", "augment.noise_dir=/noise"])
 
 
 def test_valid_names_pass_also_in_a_sweep_and_inside_a_chosen_group():

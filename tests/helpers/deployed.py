@@ -12,7 +12,7 @@ from sv_sparse.scoring.calibration import Calibration
 
 FEATURES = {"sample_rate": 16000, "mel_bins": 80}
 ECAPA: dict[str, Any] = {
-    "name": "ecapa_tdnn",
+    "name": "ecapa",
     **{"channels": 32, "mfa_channels": 24, "attention_channels": 12, "se_channels": 8, "res2net_scale": 4},
     **{"kernel_sizes": [5, 3, 3], "dilations": [1, 2, 5], "embedding_dim": 16},
 }

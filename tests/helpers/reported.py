@@ -198,7 +198,7 @@ def run_folder(
     folder.mkdir(parents=True)
     config = {
         "target_sparsity": content["target_sparsity"],
-        "model": {"name": "ecapa_tdnn"},
+        "model": {"name": "ecapa"},
         "optim": {"name": optimizer},
         "sparsity": {"controller": {"name": controller}},
         "data": data,

@@ -25,7 +25,7 @@ from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.calibration import Calibration
 
 MODEL = {
-    "name": "ecapa_tdnn",
+    "name": "ecapa",
     "channels": 16,
     "mfa_channels": 24,
     "attention_channels": 8,

@@ -143,7 +143,7 @@ def test_weights_of_wespeakers_networks_find_their_places(make: Any) -> None:
     ("make", "expected"),
     [
         (lambda: their_ecapa().state_dict(), ("SpeechBrain's ECAPA-TDNN", "ecapa_speechbrain")),
-        (lambda: their_resnet().state_dict(), ("SpeechBrain's ResNet", "resnet_speechbrain")),
+        (lambda: their_resnet().state_dict(), ("SpeechBrain's ResNet", "se_resnet")),
         (lambda: wespeaker_ecapa()[1], ("WeSpeaker's ECAPA-TDNN", "ecapa")),
         (lambda: wespeaker_resnet()[1], ("WeSpeaker's ResNet34", "resnet34")),
     ],

@@ -33,7 +33,7 @@ OPTIMIZERS, SPARSITIES = (_COMMAND_LINE.choices(group) for group in ("optim", "s
 ECAPA = [word for word in TINY if word.startswith("model.")]
 RESNET = ["model.base_channels=4", "model.embedding_dim=8"]
 SE_RESNET = ["model.channels=[4,4,8,8]", "model.attention_channels=8", "model.embedding_dim=8"]
-SMALL = {"resnet34": RESNET, "resnet_speechbrain": SE_RESNET}
+SMALL = {"resnet34": RESNET, "se_resnet": SE_RESNET}
 
 
 def make(device: Device, folder: Path, *words: str, precision: str = "fp32") -> TrainingSetup:

@@ -114,9 +114,9 @@ def test_where_a_demo_lies_follows_its_cache(origin):
 
 def test_an_experiment_that_chooses_data_and_model_keeps_them(origin):
     theirs = f"init_from={origin(*FOLDER, 'model=resnet34', 'target_sparsity=0.75')}"
-    ours = composed(theirs, "experiment=vox_ecapa_wespeaker", "data.prepared_dir=/vox", "augment.noise_dir=/noise")
+    ours = composed(theirs, "experiment=wespeaker", "data.prepared_dir=/vox", "augment.noise_dir=/noise")
     assert (ours.data.corpus, ours.data.val_fraction) == ("voxceleb", 0)
-    assert ours.model.name == "ecapa_tdnn"
+    assert ours.model.name == "ecapa"
     assert ours.target_sparsity == 0.75
 
 
@@ -161,7 +161,7 @@ def test_each_job_of_a_sweep_has_the_settings_of_its_own_origin(origin):
             config = compose("config", [f"init_from='{path}'", *words[2:]], return_hydra_config=True)
         found.append((config.model.name, config.model.get("channels"), config.target_sparsity))
         assert config.data.corpus == ("voxceleb" if path.endswith("vox") else "folder")
-    ecapas = [("ecapa_tdnn", 384, 0.5), ("ecapa_tdnn", 384, 0.75), ("ecapa_tdnn", 128, 0.9)]
+    ecapas = [("ecapa", 384, 0.5), ("ecapa", 384, 0.75), ("ecapa", 128, 0.9)]
     assert found == [*ecapas, ("resnet34", None, 0.9)]
 
 

@@ -48,7 +48,8 @@ class FusedSERes2Block(SERes2Block):
             and is_untouched(excitation, SqueezeExcitation)
             and ops.can_fuse(self, y, [unit.conv], [unit.norm], [excitation.squeeze, excitation.expand])
             and is_ordinary(x)
-            and x.dtype == ops.compute_dtype(y)  # in which the sum is written
+            # The sum is written in this type.
+            and x.dtype == ops.compute_dtype(y)
         ):
             return ops.normalized_relu(ops.convolve(y, unit.conv), unit.conv.bias, unit.norm, excitation, x)
         return self.add_scaled(x, unit(y))

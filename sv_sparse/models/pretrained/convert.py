@@ -38,7 +38,8 @@ logger = logging.getLogger(__name__)
 DECIBELS = 10 / math.log(10)
 DILATIONS = [1, 2, 3, 4]
 _CONTEXT_WEIGHT = "pooling.linear1.weight"
-_MAX_LISTED = 5  # names in an error
+# Names in an error.
+_MAX_LISTED = 5
 
 
 class _Shapes:

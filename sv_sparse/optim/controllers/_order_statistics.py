@@ -11,7 +11,9 @@ from sv_sparse.optim.cpp import bindings
 from sv_sparse.optim.prox import granularity_of, group_norms, group_size
 from sv_sparse.optim.state_dict_checks import Group
 
-_STRICTLY_BELOW = 1 - 2**-20  # as a factor: a few bits less in float32
+# Factor that makes a threshold a few bits smaller in float32. One bit would not do: lambda is multiplied by
+# lambda_scale and rounded again before it is compared.
+_STRICTLY_BELOW = 1 - 2**-20
 
 
 def lambda_for_nnz(optimizer: BregmanOptimizer, groups: Sequence[Group], nnz: int) -> Tensor:
@@ -48,7 +50,8 @@ def lambda_interval(optimizer: BregmanOptimizer, groups: Sequence[Group], nnz: i
         return _interval_of_groups(optimizer, groups, nnz)
     duals = [(dual, group["lambda_scale"]) for group in groups for dual in optimizer.duals(group)]
     low, high = magnitudes_around(duals, nnz, [group["backend"] for group in groups])
-    has_exact_scales = all(math.frexp(scale)[0] == 0.5 for _, scale in duals)  # powers of two
+    # Powers of two.
+    has_exact_scales = all(math.frexp(scale)[0] == 0.5 for _, scale in duals)
     if has_exact_scales:
         return low, high
     # multiplied by the scale again, the value could be less than the |v| it was taken from, DECISIONS 26
@@ -70,7 +73,8 @@ def magnitudes_around(
         low, high = bindings.kth_largest(tensors, nnz)
         return low, high
     magnitudes = torch.cat([(tensor.abs() / scale).flatten() for tensor, scale in tensors])
-    rank = magnitudes.numel() - nnz  # from the smallest, as kthvalue counts
+    # kthvalue counts from the smallest.
+    rank = magnitudes.numel() - nnz
     low = magnitudes.kthvalue(rank).values
     high = magnitudes.kthvalue(min(rank + 1, magnitudes.numel())).values
     return low, high
@@ -82,7 +86,8 @@ def _interval_of_groups(optimizer: BregmanOptimizer, groups: Sequence[Group], nn
     sizes = torch.cat([size for _, size in pairs])[order]
     num_nonzero_groups = (sizes.cumsum(0) <= nnz).sum()
     magnitudes = torch.cat([torch.full_like(magnitudes[:1], torch.inf), magnitudes])
-    index = num_nonzero_groups.view(1)  # gather, since an index by a tensor's value would wait for the device
+    # Gather, since an index by a tensor's value would wait for the device.
+    index = num_nonzero_groups.view(1)
     return magnitudes.gather(0, index + 1).squeeze(0), magnitudes.gather(0, index).squeeze(0)
 
 

@@ -28,13 +28,14 @@ from sv_sparse.optim.reminders import Reminders
 from sv_sparse.optim.state_dict_checks import Group
 from sv_sparse.optim.validation import positive_int, require, require_fraction, warn
 
-RampBound = float | str | None  # a fraction of the run, "auto", or None for no ramp
+# A fraction of the run, "auto", or None for no ramp.
+RampBound = float | str | None
 
-# Of a network that starts dense: DECISIONS 84.
+# Ramp of a network that starts dense: DECISIONS 84.
 _AUTO_RAMP = (0.0, 0.5)
 # A start counts as dense up to this sparsity.
 _MAX_DENSE_SPARSITY = 0.5
-# Of the root mean square of dense weights: DECISIONS 65.
+# Lambda of a dense start beside the root mean square of the weights: DECISIONS 65.
 _DENSE_LAMBDA_FACTOR = 0.01
 # Lambda of a sparse network beside the root mean square of its nonzero weights, from which it is lowered to that.
 _SPARSE_LAMBDA_TOLERANCE = 10.0
@@ -217,8 +218,8 @@ class Controller:
         Call it where an update was made, not where a GradScaler skipped it.
         """
         self.steps += 1
-        # In the frozen end lambda stands still, so that the weights settle before finalize() (DECISIONS 9).
         self.reminders.count_step()
+        # In the frozen end lambda stands still, so that the weights settle before finalize() (DECISIONS 9).
         if self.groups and self.steps <= self.freeze_step:
             self._update()
 
@@ -350,7 +351,8 @@ class Controller:
         """Return what a copy has: all but the reminders, which watch one controller and its optimizer."""
         state = {name: value for name, value in self.__dict__.items() if name != "reminders"}
         state["_reminder_state"] = self.reminders.active, self.reminders.issued
-        self.reminders.state_was_saved()  # the copy may be finalized instead
+        # The copy may be finalized instead.
+        self.reminders.state_was_saved()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ from sv_sparse.optim.controllers.base import RampBound
 from sv_sparse.optim.controllers.log_lambda import LogLambdaController, check_gain
 from sv_sparse.optim.validation import require_number
 
-# Of log lambda per update. It keeps the drift from growing on and on while a target is out of reach.
+# Largest change of log lambda by the drift in one update: while a target is out of reach, the drift must not grow on
+# and on.
 _MAX_DRIFT = 0.3
 
 

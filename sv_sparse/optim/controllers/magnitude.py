@@ -69,7 +69,8 @@ class GradualMagnitudePruning(Controller):
         initial_sparsity: float = 0.0,
     ) -> None:
         self.per_layer = per_layer
-        self._masked: dict[Tensor, Tensor] = {}  # True where a weight is pruned; empty before the first mask update
+        # True where a weight is pruned; empty before the first mask update.
+        self._masked: dict[Tensor, Tensor] = {}
         super().__init__(
             optimizer,
             target_sparsity,
@@ -134,7 +135,8 @@ class GradualMagnitudePruning(Controller):
         else:
             threshold = self._threshold(list(magnitudes.values()), self._nnz_at(target))
             for param, magnitude in magnitudes.items():
-                self._masked[param] = ~(magnitude > threshold)  # NaN is pruned
+                # NaN is pruned.
+                self._masked[param] = ~(magnitude > threshold)
         self._apply_masks(include_frozen=include_frozen)
 
     def _magnitudes(self) -> dict[Tensor, Tensor]:
@@ -162,7 +164,8 @@ class GradualMagnitudePruning(Controller):
                 masked = self._masked.get(param)
                 if masked is None or not (param.requires_grad or include_frozen):
                     continue
-                if masked.device != param.device:  # the model has moved
+                # The model has moved.
+                if masked.device != param.device:
                     masked = self._masked[param] = masked.to(param.device)
                 weight.masked_fill_(masked, 0)
                 if weight is not param:

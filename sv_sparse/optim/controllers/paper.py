@@ -80,7 +80,8 @@ class PaperController(LogLambdaController):
         self.gamma = gamma
         self.update_interval = positive_int("update_interval", update_interval)
         self.crossings = torch.zeros_like(self.lambda_)
-        self.sign = torch.zeros_like(self.lambda_)  # of the last gap
+        # Sign of the last gap.
+        self.sign = torch.zeros_like(self.lambda_)
 
     def _log_lambda_step(self, gap: Tensor) -> Tensor:
         self.crossings += gap.sign() * self.sign < 0

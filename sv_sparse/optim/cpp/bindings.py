@@ -189,6 +189,7 @@ def _call(function: Any, lists: Sequence[Tensors], numbers: Sequence[float]) -> 
     doubles = [ctypes.c_double(number) for number in numbers]
     function(*_pack_arguments(*lists), *doubles, ctypes.c_void_p(counts.data_ptr()))
     for index, tensors in enumerate(lists):
-        if index != 1:  # gradients are only read
+        # Gradients are only read.
+        if index != 1:
             torch.autograd.graph.increment_version(tensors)
     return counts

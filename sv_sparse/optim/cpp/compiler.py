@@ -19,7 +19,8 @@ from sv_sparse.optim.validation import warn
 
 _COMMON_FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
 _THREAD_FLAGS = [] if sys.platform == "darwin" else ["-fopenmp"]
-PORTABLE_FLAGS = ("-ffp-contract=off",)  # the same bits on every processor, DECISIONS 6
+# The same bits on every processor, DECISIONS 6.
+PORTABLE_FLAGS = ("-ffp-contract=off",)
 
 
 def load_library(
@@ -91,7 +92,8 @@ def _cache_dir() -> Path:
 
 def _compile(command: Sequence[str], source: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # several processes may compile at once
+    # Several processes may compile at once.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         temporary = Path(folder) / path.name
         _run([*command, "-o", str(temporary), str(source)])
         temporary.replace(path)
