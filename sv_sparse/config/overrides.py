@@ -34,14 +34,11 @@ _TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or fa
 
 @dataclass(frozen=True)
 class CommandLine:
-    """The command line of a training run.
+    """The command line of a training run."""
 
-    Attributes:
-        overrides: its settings and choices, without those of Hydra itself.
-        search_path: folders with configuration beside conf/, from ``--config-dir`` and ``hydra.searchpath``.
-    """
-
+    # Its settings and choices, without those of Hydra itself.
     overrides: tuple[Override, ...]
+    # Folders with configuration beside conf/, from ``--config-dir`` and ``hydra.searchpath``.
     search_path: tuple[str, ...]
 
     def compose(self, words: Sequence[str] = ()) -> DictConfig:

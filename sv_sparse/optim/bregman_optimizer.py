@@ -455,22 +455,18 @@ class BregmanOptimizer(Optimizer):
 
 
 class StepPlan(NamedTuple):
-    """Tensors and backends of a group's step, valid for as long as weights and state stay where they are.
-
-    Attributes:
-        backend: of the group.
-        params: parameters that have a gradient.
-        duals: their dual variables.
-        states: their states.
-        state_ids: identities of the values in each state.
-        by_backend: each backend that is used, with the indices of its parameters.
-    """
+    """Tensors and backends of a group's step, valid for as long as weights and state stay where they are."""
 
     backend: str
+    # Parameters that have a gradient.
     params: Tensors
+    # Their dual variables.
     duals: Tensors
+    # Their states.
     states: list[dict[str, Any]]
+    # Identities of the values in each state.
     state_ids: list[list[int]]
+    # Each backend that is used, with the indices of its parameters.
     by_backend: list[tuple[str, list[int]]]
 
     def is_valid(self, group: Group, params: Tensors, state: Mapping[Tensor, dict[str, Any]]) -> bool:

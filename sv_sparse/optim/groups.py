@@ -55,22 +55,17 @@ _WEIGHT_NORM_PROBLEM = (
 
 
 class _Use(NamedTuple):
-    """Use of a parameter by one module.
+    """Use of a parameter by one module."""
 
-    Attributes:
-        name: of the parameter there.
-        param: the parameter.
-        kind: ``"sparse"``, ``"dense"``, or None where the module does not decide.
-        transposed: the weights are [input channels, output channels, ...].
-        type_name: of the module.
-        problem: reason why a module of a known type does not decide.
-    """
-
+    # Name of the parameter, as this module has it.
     name: str
     param: nn.Parameter
+    # ``"sparse"``, ``"dense"``, or None where the module does not decide.
     kind: str | None
+    # The weights are [input channels, output channels, ...].
     transposed: bool
     type_name: str
+    # Reason why a module of a known type does not decide.
     problem: str | None
 
 

@@ -36,28 +36,21 @@ _DualSettings = tuple[str, str, float]
 
 @dataclass(slots=True)
 class Record:
-    """Record of a weight as the optimizer left it.
-
-    Attributes:
-        group: its group.
-        settings: penalty, granularity and delta of the group.
-        lambda_: strength of the penalty that the weight was computed with, or its dual variable was made with.
-        version: torch's count of changes in place.
-        address: of its memory; 0 for a tensor subclass, which may have none.
-        shape: of the weight.
-        dtype: its precision.
-        device: of the weight.
-        was_skipped: a later step has left the weight out: it is frozen, and lambda may have moved without it.
-    """
+    """Record of a weight as the optimizer left it."""
 
     group: Group
+    # Penalty, granularity and delta of the group.
     settings: _DualSettings
+    # Strength of the penalty that the weight was computed with, or its dual variable was made with.
     lambda_: Tensor
+    # torch's count of changes in place.
     version: int
+    # Address of its memory; 0 for a tensor subclass, which may have none.
     address: int
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
+    # A later step has left the weight out: it is frozen, and lambda may have moved without it.
     was_skipped: bool = False
 
     def is_same_memory(self, param: Tensor) -> bool:

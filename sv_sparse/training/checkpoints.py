@@ -22,30 +22,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """Progress of a run.
+    """Progress of a run."""
 
-    Attributes:
-        epoch: finished epochs.
-        step_in_epoch: steps of the current epoch that are done.
-        step: steps done.
-        elapsed_seconds: training time, without interruptions.
-        world_size: processes that train together.
-        utterances_seen: utterances drawn.
-        unreadable: utterances of these that could not be read.
-        rows: rows of metrics.jsonl.
-        validated: whether the last finished epoch has been validated.
-        epochs_since_best: epochs since the validation EER was lowest.
-    """
-
+    # Finished epochs.
     epoch: int = 0
+    # Steps of the current epoch that are done.
     step_in_epoch: int = 0
+    # Steps of the whole run that are done.
     step: int = 0
+    # Training time, without interruptions.
     elapsed_seconds: float = 0.0
+    # Processes that train together.
     world_size: int = 1
+    # Utterances drawn.
     utterances_seen: int = 0
+    # Utterances of these that could not be read.
     unreadable: int = 0
+    # Rows of metrics.jsonl that belong to this checkpoint.
     rows: int = 0
+    # False between the end of an epoch and its validation.
     validated: bool = True
+    # Epochs since the validation EER was lowest.
     epochs_since_best: int = 0
 
 

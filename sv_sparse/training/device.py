@@ -22,17 +22,14 @@ _PROBE_ROUNDS = 5
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """A device and a precision.
+    """A device and a precision."""
 
-    Attributes:
-        device: of network, head and batches.
-        precision: fp32; or bf16 or fp16, in which convolutions and matrix products are computed. Weights, losses,
-            dual variables and the optimizer stay float32.
-        compiled: whether the training step is compiled by torch.compile.
-    """
-
+    # Device of network, head and batches.
     device: torch.device
+    # fp32; or bf16 or fp16, in which convolutions and matrix products are computed. Weights, losses, dual variables and
+    # the optimizer stay float32.
     precision: str
+    # True where torch.compile compiles the training step.
     compiled: bool
 
     def autocast(self) -> AbstractContextManager[object]:

@@ -26,24 +26,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class InitSource:
-    """State that a run starts from.
+    """State that a run starts from."""
 
-    Attributes:
-        path: what ``init_from`` named.
-        model: settings of its network.
-        weights: state dict of the network.
-        lambda_: at which the weights were made; 0 for a dense network.
-        sparse_init: whether the weights grew from a sparse start, which makes them larger.
-        head_rows: the head's weight [E] of each speaker; empty if no head was kept.
-        manifest: its training data, if known.
-    """
-
+    # The path that ``init_from`` named.
     path: Path
+    # Settings of its network.
     model: dict[str, Any]
+    # State dict of the network.
     weights: dict[str, Tensor]
+    # Lambda that the weights were computed with; 0 for a dense network.
     lambda_: float = 0.0
+    # True where the weights grew from a sparse start, which makes them larger.
     sparse_init: bool = False
+    # The head's weight [E] of each speaker; empty if no head was kept.
     head_rows: dict[str, Tensor] = field(default_factory=dict)
+    # Its training data, if known.
     manifest: Manifest | None = None
 
     def apply_to(self, network: nn.Module, model: dict[str, Any], head: AAMSoftmax, manifest: Manifest) -> None:

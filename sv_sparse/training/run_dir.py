@@ -45,17 +45,14 @@ _NOT_COMPARED = {"optim.backend", "trainer.cpu_kernels"}
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is about to train.
+    """A run that is about to train."""
 
-    Attributes:
-        config: its settings.
-        folder: its folder.
-        trusted_classes: import paths of network classes that the user named: on the command line, or in a file of
-            configuration that it names.
-    """
-
+    # Its settings.
     config: Config
+    # Its folder.
     folder: Path
+    # Import paths of network classes that the user named: on the command line, or in a file of configuration that it
+    # names.
     trusted_classes: tuple[str, ...]
 
 

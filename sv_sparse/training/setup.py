@@ -65,38 +65,32 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class TrainingSetup:
-    """Everything that a run trains with.
-
-    Attributes:
-        config: settings of the run.
-        run_dir: folder of the run.
-        corpus: training data and trial lists.
-        device: device and precision.
-        mixer: augmentation on the device.
-        filterbank: waveforms [B, S] to features [B, F, T].
-        network: features [B, F, T] to embeddings [B, E].
-        head: embeddings and labels to loss.
-        optimizer: of network and head.
-        controller: moves lambda.
-        dataset: crops of the training recordings.
-        sampler: batches of an epoch.
-        loader: batches of crops.
-        sparse_init: whether the weights grow, or grew, from a sparse start.
-    """
+    """Everything that a run trains with."""
 
     config: Config
     run_dir: Path
+    # Training data and trial lists.
     corpus: Corpus
     device: DeviceConfig
+    # Augmentation on the device.
     mixer: AugmentOnDevice
+    # Waveforms [B, S] to features [B, F, T].
     filterbank: Filterbank
+    # Features [B, F, T] to embeddings [B, E].
     network: nn.Module
+    # Embeddings and labels to loss.
     head: AAMSoftmax
+    # Optimizer of network and head.
     optimizer: BregmanOptimizer
+    # Controller of lambda, or of masks.
     controller: Controller
+    # Crops of the training recordings.
     dataset: CropDataset
+    # Batches of an epoch.
     sampler: EpochBatchSampler
+    # Batches of crops.
     loader: CropLoader | ShardLoader
+    # True where the weights grow, or grew, from a sparse start.
     sparse_init: bool
 
     def extract_features(self, batch: Batch) -> Tensor:

@@ -68,18 +68,15 @@ class ModelWithLoss(nn.Module):
 
 @dataclass(frozen=True)
 class GlobalBatchInfo:
-    """Size of a batch over all processes.
+    """Size of a batch over all processes."""
 
-    Attributes:
-        num_crops: crops that could be read.
-        num_unreadable: crops that could not.
-        min_part_size: crops of the smallest micro-batch of any process.
-        stop_signal: a stop signal that one of the processes received; 0 for none.
-    """
-
+    # Crops that could be read.
     num_crops: int
+    # Crops that could not.
     num_unreadable: int
+    # Crops of the smallest micro-batch of any process.
     min_part_size: int
+    # A stop signal that one of the processes received; 0 for none.
     stop_signal: int
 
 

@@ -103,28 +103,23 @@ def _se_resnet_settings(shapes: _Shapes) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Toolkit:
-    """A network of another toolkit.
-
-    Attributes:
-        name: For messages.
-        prefix: Beginning of names that only this network has.
-        model_class: Our class.
-        name_map: Their names of modules by ours.
-        read_settings: Reads the settings of our class from the shapes.
-        input_weight: Our weight that reads the filterbank, where theirs is in decibels.
-        transposed: Kernels are frames by bins; ours are bins by frames.
-        head_prefix: Beginning of the names of the training head.
-        unsupported: Beginnings of names of parts that our class does not have, and what these are.
-    """
+    """A network of another toolkit."""
 
     name: str
+    # Beginning of names that only this network has.
     prefix: str
     model_class: type[nn.Module]
+    # Their names of modules by ours.
     name_map: NameMap
+    # Reads the settings of our class from the shapes.
     read_settings: Callable[[_Shapes], dict[str, Any]]
+    # Our weight that reads the filterbank, where theirs is in decibels.
     input_weight: str | None = None
+    # Kernels are frames by bins; ours are bins by frames.
     transposed: bool = False
+    # Beginning of the names of the training head.
     head_prefix: str | None = None
+    # Beginnings of names of parts that our class does not have, and what these are.
     unsupported: Mapping[str, str] = field(default_factory=dict)
 
 
