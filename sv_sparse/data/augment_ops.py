@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from sv_sparse.data.augment import AugmentBatch
 
-_CPU_ROWS = 8  # rows that are convolved at once on a CPU, so that intermediate results stay in its cache
-_ROLLOFF, _ZERO_CROSSINGS = 0.99, 6  # of the resampling filters: the defaults of torchaudio.transforms.Resample
+# Rows that are convolved at once on a CPU, so that intermediate results stay in its cache.
+_CPU_ROWS = 8
+# Of the resampling filters: the defaults of torchaudio.transforms.Resample.
+_ROLLOFF, _ZERO_CROSSINGS = 0.99, 6
 
 
 class AugmentOnDevice(nn.Module):
@@ -82,10 +84,7 @@ def _row_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def speed_perturb(waveforms: Tensor, speed: float) -> Tensor:
-    """Play waveforms at another speed, also under autocast; the pitch changes with it.
-
-    The filters are those of torchaudio.transforms.Resample, whose constructor reads tensors on the host and so
-    waits for a GPU.
+    """Play waveforms [B, S] at another speed, also under autocast; the pitch changes with it.
 
     Args:
         waveforms: [B, S].
@@ -97,7 +96,8 @@ def speed_perturb(waveforms: Tensor, speed: float) -> Tensor:
     waveforms = waveforms.float()
     if speed == 1:
         return waveforms
-    ratio = Fraction(speed).limit_denominator(100)  # unreduced, the filters would be thousands of samples long
+    # Unreduced, the filters would be thousands of samples long.
+    ratio = Fraction(speed).limit_denominator(100)
     rate, new_rate = ratio.numerator, ratio.denominator
     values, width = _resampling_filters(rate, new_rate)
     filters = torch.tensor(values).to(waveforms.device, non_blocking=True)
@@ -109,6 +109,7 @@ def speed_perturb(waveforms: Tensor, speed: float) -> Tensor:
 @functools.cache
 def _resampling_filters(rate: int, new_rate: int) -> tuple[np.ndarray, int]:
     """Return a filter for each sample in a period of the new rate, [new_rate, 1, taps], and the taps before it."""
+    # torchaudio.transforms.Resample makes the same ones, but reads tensors on the host and so waits for a GPU.
     cutoff = _ROLLOFF * min(rate, new_rate)
     width = ceil(_ZERO_CROSSINGS * rate / cutoff)
     taps = np.arange(-width, width + rate) / rate
@@ -120,11 +121,7 @@ def _resampling_filters(rate: int, new_rate: int) -> tuple[np.ndarray, int]:
 
 
 def add_reverb(waveforms: Tensor, rirs: Tensor) -> Tensor:
-    """Convolve waveforms with room impulse responses, also under autocast.
-
-    Args:
-        waveforms: [B, S].
-        rirs: [B, L].
+    """Convolve waveforms [B, S] with room impulse responses [B, L], also under autocast.
 
     Returns:
         float32 [B, S], with the peaks of ``waveforms``.
@@ -145,13 +142,7 @@ def _peak(waveforms: Tensor) -> Tensor:
 
 
 def add_noise(waveforms: Tensor, noises: Tensor, snr: Tensor) -> Tensor:
-    """Add noise to waveforms.
-
-    Args:
-        waveforms: float32 [B, S].
-        noises: float32 [B, S], not silent.
-        snr: float32 [B], signal-to-noise ratio in dB.
-    """
+    """Add noise, float32 [B, S] and not silent, to waveforms, float32 [B, S], at a ratio ``snr`` [B] in dB."""
     signal_energy = torch.linalg.vector_norm(waveforms, dim=-1) ** 2
     noise_energy = torch.linalg.vector_norm(noises, dim=-1) ** 2
     original_snr = 10 * (torch.log10(signal_energy) - torch.log10(noise_energy))

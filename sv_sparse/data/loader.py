@@ -18,16 +18,17 @@ from sv_sparse.signals import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 
-MAX_WORKER_RESTARTS = 3  # in an epoch
-WORKER_GRACE_SECONDS = 10  # that a worker lives on after SIGTERM
+# In an epoch.
+MAX_WORKER_RESTARTS = 3
+# A worker lives on so long after SIGTERM.
+WORKER_GRACE_SECONDS = 10
 
 
 class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
     """Sampler of batches of (epoch, position); each epoch is a new permutation, a function of (seed, epoch).
 
     The last, incomplete batch of an epoch is dropped. With several processes or gradient accumulation, the
-    batch of a step is cut into micro-batches of equal size, and each process gets its own. The number of steps
-    stays the same.
+    batch of a step is cut into micro-batches of equal size. The number of steps stays the same.
 
     Args:
         size: number of positions.
@@ -54,14 +55,7 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self,
-        size: int,
-        batch_size: int,
-        seed: int,
-        *,
-        grad_accum_steps: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
+        self, size: int, batch_size: int, seed: int, *, grad_accum_steps: int = 1, rank: int = 0, world_size: int = 1
     ) -> None:
         if not 1 <= batch_size <= size:
             raise ValueError(
@@ -165,20 +159,17 @@ def restart_dead_workers(batches_from: Callable[[int, bool], Iterator[Batch]], s
 
 
 def worker_settings(num_workers: int, device: torch.device | str) -> dict[str, Any]:
-    """Return the arguments of torch's DataLoader that all loaders here share.
-
-    Args:
-        num_workers: worker processes; 0 for none.
-        device: device of the training.
-    """
+    """Return the arguments of torch's DataLoader that all loaders here share."""
     return {
+        # The datasets return batches already.
         "collate_fn": _identity,
         "num_workers": num_workers,
         "persistent_workers": num_workers > 0,
         "multiprocessing_context": _worker_context() if num_workers else None,
         "worker_init_fn": _ignore_stop_signals,
         "pin_memory": torch.device(device).type == "cuda",
-        "generator": torch.Generator(),  # or each epoch would advance torch's global generator by one draw
+        # Without it each epoch would advance torch's global generator by one draw.
+        "generator": torch.Generator(),
     }
 
 
@@ -205,9 +196,10 @@ def _ignore_stop_signals(_worker: int) -> None:
     # The main process stops on them, and needs its workers until the end of the step.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "alarm"):  # not on Windows
+    # Windows has no alarm.
+    if hasattr(signal, "alarm"):
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_SECONDS))
 
 
 def _identity(batch: Any) -> Batch:
-    return batch  # the dataset returns batches already
+    return batch

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sv_sparse.data.corpora.check import preview
-from sv_sparse.data.corpora.published import MD5
+from sv_sparse.data.corpora.published import MD5, preview
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,7 @@ import soundfile
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sv_sparse.data.corpora.header_cache import path_text
-from sv_sparse.data.corpora.headers import thread_map
+from sv_sparse.data.corpora.headers import absolute_paths, thread_map
 from sv_sparse.data.corpora.scan import CONVERSION_RECORD, ScanResult
 from sv_sparse.data.decoding import SAMPLE_RATE, inspect
 
@@ -105,7 +104,7 @@ def convert_files(scan: ScanResult, rows: NDArray[np.int64], folder: Path) -> Co
 def _expected_records(scan: ScanResult, rows: NDArray[np.int64]) -> pa.Table:
     """Return the lines that some rows need: target, size, mtime and source."""
     table = scan.table.select(["utterance", "file", "size", "mtime"]).take(pa.array(rows))
-    source = pc.binary_join_element_wise(path_text(scan.root).rstrip("/"), table.column("file"), "/")
+    source = absolute_paths(scan.root, table.column("file"))
     for character in "%\t\n\r":  # which would end a field or a line; the escape itself first
         source = pc.replace_substring(source, character, f"%{ord(character):02X}")
     target = pc.replace_substring_regex(table.column("utterance"), r"\.[^./]*$", ".flac")

@@ -10,8 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sv_sparse.data.corpora.check import preview
 from sv_sparse.data.corpora.headers import read_headers, single_segments, unusable
+from sv_sparse.data.corpora.published import preview
 from sv_sparse.data.corpora.scan import walk_files
 from sv_sparse.data.decoding import AUDIO_SUFFIXES, SAMPLE_RATE, looks_like_audio
 from sv_sparse.data.manifest import Manifest, check_none_missing, match_utterances

@@ -18,8 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sv_sparse.data.corpora.convert import convert_files, is_compressed
-from sv_sparse.data.corpora.header_cache import PARTIAL_DIR, cached_headers
-from sv_sparse.data.corpora.headers import single_segments, unusable
+from sv_sparse.data.corpora.headers import PARTIAL_DIR, cached_headers, single_segments, unusable
 from sv_sparse.data.corpora.published import LIST_FILES
 from sv_sparse.data.corpora.scan import ScanResult
 from sv_sparse.data.decoding import SAMPLE_RATE
