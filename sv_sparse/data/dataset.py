@@ -1,5 +1,6 @@
 """Training crops, read by positioned reads; each is a function of (seed, epoch, utterance) (DECISIONS 15)."""
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -88,8 +89,10 @@ class CropDataset(Dataset[Batch]):
 
     def without_augmentation(self) -> "CropDataset":
         """Return the same crops without augmentation."""
-        lengths = {"crop_samples": self.crop_samples, "sample_rate": self.sample_rate}
-        return CropDataset(self.manifest, self.rows, self.labels, **lengths, seed=self.seed)
+        dataset = copy.copy(self)
+        dataset.augmentation = None
+        dataset.num_speakers = self._recorded_speakers
+        return dataset
 
     def __getitems__(self, indices: Sequence[tuple[int, int]]) -> Batch:
         """Return the batch of some (epoch, position); utterances that cannot be read are left out and named."""

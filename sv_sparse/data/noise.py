@@ -26,9 +26,12 @@ RIR = "rir"
 
 _NOISES_FILE = "noises.i16"
 _RIRS_FILE = "rirs.f32"
-_INDEX_FILE = "index.parquet"  # written last: its presence says that the store is complete
-_TAIL_ENERGY = 1e-6  # fraction of a response's energy that is cut off its end, at -60 dB
-_MAX_RIR_SAMPLES = SAMPLE_RATE  # one second
+# Written last: its presence says that the store is complete.
+_INDEX_FILE = "index.parquet"
+# Fraction of a response's energy that is cut off its end, at -60 dB.
+_TAIL_ENERGY = 1e-6
+# One second.
+_MAX_RIR_SAMPLES = SAMPLE_RATE
 
 
 class NoiseStore:
@@ -55,11 +58,8 @@ class NoiseStore:
         self._rows = {name: np.flatnonzero(kind == name) for name in (*NOISE_KINDS, RIR)}
         self._arrays: dict[str, NDArray[Any]] = {}
 
-    def __getstate__(self) -> Path:
-        return self.path
-
-    def __setstate__(self, path: Path) -> None:
-        self.__init__(path)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type["NoiseStore"], tuple[Path]]:
+        return NoiseStore, (self.path,)
 
     def num(self, kind: str) -> int:
         """Return the number of recordings of a kind: one of ``NOISE_KINDS``, or ``RIR``."""
@@ -68,11 +68,7 @@ class NoiseStore:
     def noise(self, kind: str, index: int, position: float, samples: int) -> Samples:
         """Return a segment of a recording, int16 [samples], read-only; a short recording is repeated.
 
-        Args:
-            kind: one of ``NOISE_KINDS``.
-            index: index of the recording, below ``num(kind)``.
-            position: relative position of the segment in the recording, in [0, 1).
-            samples: length of the segment.
+        ``kind`` is one of ``NOISE_KINDS``, ``index`` below ``num(kind)``, and ``position`` in [0, 1) relative.
         """
         row = self._rows[kind][index]
         length = int(self._samples[row])
@@ -94,25 +90,17 @@ class NoiseStore:
 
 
 def build_noise_store(roots: Sequence[str | Path], out: str | Path) -> dict[str, int]:
-    """Put all noise and room impulse responses below some folders into a store.
+    """Put all noise and room impulse responses below some folders into a store, and return how many of each kind.
 
-    The nearest folder above a recording says what it is: ``noise``, ``music`` and ``speech`` (MUSAN),
-    ``pointsource_noises`` for noise, ``simulated_rirs`` and ``real_rirs_isotropic_noises`` for responses
-    (RIRS_NOISES); in the last one, files with ``noise`` in their name are noise. The first channel is taken,
-    and resampled to 16 kHz. A recording that cannot be read is named in a warning and left out.
-
-    Args:
-        roots: folders to search.
-        out: folder of the store. It is made if absent, and an older store in it is replaced.
-
-    Returns:
-        Number of recordings of each kind.
+    The first channel is taken, and resampled to 16 kHz. A recording that cannot be read is named in a warning
+    and left out. An older store in ``out`` is replaced.
 
     Raises:
         ValueError: a folder is missing, has no noise or responses, or no recording can be read.
     """
     out = Path(out)
-    recordings: dict[str, tuple[str, str]] = {}  # kind and path, once for each real path
+    # Kind and path, once for each real path.
+    recordings: dict[str, tuple[str, str]] = {}
     for kind, _, path in sorted(_find_recordings(roots)):
         recordings[os.path.realpath(path)] = (kind, path)
     names = ", ".join(map(str, roots))
@@ -158,6 +146,7 @@ def _find_recordings(roots: Sequence[str | Path]) -> Iterator[tuple[str, str, st
 
 
 def _kind_of(key: str) -> str | None:
+    # The nearest folder decides: MUSAN has the names of the kinds, RIRS_NOISES three others.
     *folders, name = key.split("/")
     for folder in reversed(folders):
         if folder in NOISE_KINDS:
@@ -175,7 +164,8 @@ def _trim_rir(response: Waveform, path: str) -> Waveform:
     """Return a response from its direct sound on, without its end below -60 dB, of unit energy."""
     direct = int(np.argmax(np.abs(response)))
     response = response[direct:][:_MAX_RIR_SAMPLES].astype(np.float64)
-    energy = np.cumsum(response[::-1] ** 2)[::-1]  # from each sample to the end
+    # From each sample to the end.
+    energy = np.cumsum(response[::-1] ** 2)[::-1]
     if not energy[0] > 0:
         raise ValueError(f"{printable(path)}: a room response of zeros")
     response = response[: np.count_nonzero(energy > _TAIL_ENERGY * energy[0])]

@@ -14,15 +14,12 @@ from sv_sparse.data.speakers import read_sexes
 from sv_sparse.data.trial_set import TrialSet, check_not_trained_on
 from sv_sparse.data.trials import read_trials
 
-SPEAKER_METADATA = "speakers.csv"  # table of speakers in a prepared folder; absent if nothing is known
+# Table of speakers in a prepared folder; absent if nothing is known.
+SPEAKER_METADATA = "speakers.csv"
 
 
 def trial_list_path(prepared: str | Path, name: str) -> Path:
-    """Return the file of a trial list in a prepared folder.
-
-    Args:
-        prepared: the folder.
-        name: file name of the list without its suffix.
+    """Return the file of a trial list, by its name without suffix, in a prepared folder.
 
     Raises:
         ValueError: there is no such folder or list; names the lists that are there.
@@ -39,11 +36,7 @@ def trial_list_path(prepared: str | Path, name: str) -> Path:
 
 
 def load_trial_sets(prepared: str | Path, names: Sequence[str]) -> list[TrialSet]:
-    """Load trial lists of a prepared folder.
-
-    Args:
-        prepared: the folder.
-        names: names of lists. ``OTHER:list`` is a list of another prepared folder.
+    """Load trial lists of a prepared folder by name; ``OTHER:list`` is a list of another prepared folder.
 
     Raises:
         ValueError: a folder or list is not there, or an utterance is not in the manifest.
@@ -74,11 +67,9 @@ def write_run_manifest(
 ) -> Manifest:
     """Write the manifest of a run: subsets to train on, with some speakers held out for validation.
 
-    Utterances without samples are left out.
-
     Args:
         prepared: the prepared folder.
-        train_subsets: names of subsets.
+        train_subsets: names of subsets; their utterances without samples are left out.
         trial_sets: lists that the run is evaluated on.
         val_fraction: fraction of the training speakers that are held out, in [0, 1).
         seed: seed of their choice.

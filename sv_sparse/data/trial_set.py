@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,19 @@ from sv_sparse.data.manifest import AudioSegment, Manifest, match_utterances
 from sv_sparse.data.trials import Trials
 from sv_sparse.io import nfc
 
-_DURATION_TOLERANCE = 0.01  # seconds; conversions to another format may change a length by a few samples
+# Seconds; conversions to another format may change a length by a few samples.
+_DURATION_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Trials that a list lost because recordings cannot be used.
+    """Trials that a list lost because recordings cannot be used."""
 
-    Attributes:
-        recordings: names of the recordings, as in the list.
-        trials: number of trials that need them.
-        list_checksum: checksum of the complete list's trials.
-    """
-
+    # As in the list.
     recordings: list[str]
+    # Number of trials that need them.
     trials: int
+    # Of the complete list.
     list_checksum: str
 
 
@@ -62,12 +61,7 @@ class TrialSet:
 
     @classmethod
     def from_manifest(cls, trials: Trials, manifest: Manifest, sexes: Mapping[str, str]) -> "TrialSet":
-        """Return a trial list with the audio that a manifest has for it.
-
-        Args:
-            trials: the list.
-            manifest: manifest with its utterances.
-            sexes: ``f`` or ``m`` by speaker in Unicode's composed form, as far as it is known.
+        """Return a trial list with the audio of a manifest, and ``f`` or ``m`` by speaker in Unicode's composed form.
 
         Raises:
             ValueError: an utterance is not in the manifest; names the first.
@@ -91,39 +85,23 @@ class TrialSet:
             return self
 
         def extend(values: list[Any], combine: Callable[[Sequence[Any]], Any]) -> list[Any]:
-            if not values:
-                return []
-            combined = list(values)
-            for members in models:
-                combined.append(combine([values[member] for member in members]))
-            return combined
+            combined = [combine([values[member] for member in members]) for members in models if values]
+            return [*values, *combined]
 
-        def pick_first(values: Sequence[str]) -> str:
-            return values[0]
-
-        def concat(values: Sequence[list[AudioSegment]]) -> list[AudioSegment]:
-            return list(chain.from_iterable(values))
-
-        def total(values: Sequence[float]) -> float:
-            # 0 seconds mean unusable, and so is a concatenation with an unusable part.
-            return float(sum(values)) if all(values) else 0.0
-
+        pick_first = itemgetter(0)
         return replace(
             self,
             trials=replace(self.trials, utterances=self.trials.sides, models={}),
-            audio=extend(self.audio, concat),
+            audio=extend(self.audio, lambda files: list(chain.from_iterable(files))),
             genres=extend(self.genres, pick_first),
             speakers=extend(self.speakers, pick_first),
-            seconds=extend(self.seconds, total),
+            # 0 seconds mean unusable, and so is a concatenation with an unusable part.
+            seconds=extend(self.seconds, lambda seconds: float(sum(seconds)) if all(seconds) else 0.0),
             sexes=extend(self.sexes, pick_first),
         )
 
     def without(self, unusable: Collection[int]) -> "TrialSet":
-        """Return the list without the trials that need some of its utterances.
-
-        Args:
-            unusable: positions of utterances whose recordings cannot be used, at least one.
-        """
+        """Return the list without the trials that need unusable utterances, at least one, by their positions."""
         trials, rows = self.trials.without(unusable)
 
         def select(values: list[Any]) -> list[Any]:

@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 LAYOUT = "<speaker>/<session>/<utterance>.{wav,flac,ogg,opus,mp3,...}"
 
-_MAX_NAMES = 10  # recordings in an error message; the log names all
+# Recordings in an error message; the log names all.
+_MAX_NAMES = 10
 
 
 def scan_folder(
@@ -43,9 +44,8 @@ def scan_folder(
       list. The utterances of some of these speakers are ``validation``.
     - All others are ``unused``.
 
-    Recordings that cannot be used (unreadable, broken off, silent, shorter than a fifth of a second, ...) are
-    named in a warning with the reason, and left out. Those of the trial lists stay in the manifest with 0
-    samples, so that evaluation leaves out their trials by name.
+    Recordings that cannot be used are named in a warning with the reason, and left out. Those of the trial lists
+    stay in the manifest with 0 samples, so that evaluation leaves out their trials by name.
 
     Args:
         root: folder of ``<speaker>/<session>/<utterance>``, with a suffix of ``AUDIO_SUFFIXES``, or another one
@@ -107,7 +107,8 @@ def scan_folder(
     held_out = validation_speakers(speaker[is_train & is_usable], val_fraction, seed)
     is_validation = is_train & np.isin(speaker, held_out)
     num_train = len(np.unique(speaker[is_train & ~is_validation & is_usable]))
-    if num_train < 2:  # which a classifier needs
+    # A classifier needs two.
+    if num_train < 2:
         setting = f"data.root={root}" if train_utterances is None else f"data.train_utterances={train_utterances}"
         raise ValueError(
             f"{setting}: expected at least 2 training speakers; found {num_train} beside the speakers of the "
@@ -149,17 +150,14 @@ def _check_is_file(setting: str, path: str | Path) -> None:
 def _find_recordings(root: Path, listed: Collection[str]) -> tuple[list[str], int]:
     """Return the sorted keys of the recordings in the expected layout, and the number whose names are not UTF-8.
 
-    Recordings in other layouts and such names are counted and named in warnings.
-
-    Args:
-        root: folder to search.
-        listed: keys that are recordings whatever the files look like.
+    Keys in ``listed`` are recordings whatever the files look like.
     """
     if not root.is_dir():
         kind = "a file" if root.exists() else "nothing"
         raise ValueError(f"data.root={root}: expected a folder of {LAYOUT}; found {kind} there")
     keys: list[str] = []
-    outside: list[str] = []  # recordings in another layout
+    # Recordings in another layout.
+    outside: list[str] = []
     unnamed: list[str] = []
     others: list[str] = []
     for key, _ in walk_files(root):
@@ -244,20 +242,18 @@ def _is_in_training_list(path: Path, utterance: pa.StringArray, speaker: NDArray
 
 
 def validation_speakers(speaker: NDArray[np.object_], fraction: float, seed: int) -> NDArray[np.object_]:
-    """Choose the speakers to hold out.
+    """Choose a fraction of the speakers to hold out, in [0, 1); above 0 at least two.
 
     Args:
         speaker: [N], speaker of each training utterance.
-        fraction: fraction of the speakers, in [0, 1). Above 0 at least two are chosen.
+        fraction: fraction of the speakers, in [0, 1).
         seed: seed of the choice.
 
-    Returns:
-        Names of speakers with two utterances or more, since others have no target trial.
-
     Raises:
-        ValueError: there are too few such speakers.
+        ValueError: there are too few speakers with two utterances or more.
     """
     names, counts = np.unique(speaker, return_counts=True)
+    # Speakers with one utterance have no target trial.
     eligible = names[counts >= 2]
     if fraction == 0:
         return eligible[:0]

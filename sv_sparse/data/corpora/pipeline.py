@@ -35,26 +35,20 @@ def exclusive(out: Path) -> Iterator[None]:
     Raises:
         ValueError: another process prepares into it, or the folder's name is not UTF-8.
     """
+    # Parquet's readers need one.
     if printable(out) != str(out):
-        raise ValueError(f"--out {printable(out)}: expected a name in UTF-8")  # which Parquet's readers need
+        raise ValueError(f"--out {printable(out)}: expected a name in UTF-8")
     out.mkdir(parents=True, exist_ok=True)
     with file_lock(out, f"--out {out}: another process is preparing into this folder"):
         for folder in (out, out / "trials", out / PARTIAL_DIR):
-            for path in folder.glob(TEMP_PATTERN):  # of a killed run
+            # A killed run may have left them.
+            for path in folder.glob(TEMP_PATTERN):
                 path.unlink()
         yield
 
 
 def check_corpus(out: Path, prefix: str) -> None:
-    """Check that a folder to prepare into does not hold another corpus.
-
-    Args:
-        out: the prepared folder.
-        prefix: first characters of all subsets of the corpus.
-
-    Raises:
-        ValueError: it holds subsets that begin otherwise.
-    """
+    """Raise a ValueError if a folder holds another corpus, whose subsets do not begin with ``prefix``."""
     manifest = out / "manifest.parquet"
     if manifest.is_file():
         subsets = pq.read_table(manifest, columns=["subset"]).column("subset").unique().to_pylist()
@@ -67,12 +61,7 @@ def checked_table(scan: ScanResult, out: Path, *, to_flac: bool) -> pa.Table:
     """Convert what libsndfile does not read, read every header, and return the utterances that can be used.
 
     If a file cannot be used, the next one of the same utterance takes its place. ``problems.tsv`` names every
-    file that is left out or resampled.
-
-    Args:
-        scan: the corpus.
-        out: the prepared folder.
-        to_flac: True to convert everything to FLAC.
+    file that is left out or resampled. With ``to_flac`` everything is converted to FLAC.
 
     Returns:
         Table with the columns of a manifest; all splits are ``unused``.
@@ -87,9 +76,9 @@ def checked_table(scan: ScanResult, out: Path, *, to_flac: bool) -> pa.Table:
     while len(rows):
         rows = rows[_needs_conversion(scan, rows, to_flac=to_flac)]
         if len(rows):
-            result = convert_files(scan, rows, out / "flac")
-            failed |= result.failed
-            problems += result.notes
+            failures, notes = convert_files(scan, rows, out / "flac")
+            failed |= failures
+            problems += notes
         headers = cached_headers(scan.table, scan.root, out)
         reasons = unusable(headers)
         for row, reason in failed.items():
@@ -121,11 +110,10 @@ def checked_table(scan: ScanResult, out: Path, *, to_flac: bool) -> pa.Table:
 
 def _needs_conversion(scan: ScanResult, rows: NDArray[np.int64], *, to_flac: bool) -> NDArray[np.bool_]:
     files = scan.table.column("file").take(pa.array(rows))
-    needed = is_compressed(files)
+    needed: pa.ChunkedArray = is_compressed(files)
     if to_flac:
         needed = pc.or_(needed, pc.invert(pc.ends_with(pc.utf8_lower(files), ".flac")))
-    result: NDArray[np.bool_] = needed.to_numpy()
-    return result
+    return needed.to_numpy()
 
 
 def _warnings(scan: ScanResult, headers: pa.Table, is_usable: NDArray[np.bool_]) -> list[tuple[str, str]]:
@@ -149,12 +137,7 @@ def _write_problems(out: Path, problems: list[tuple[str, str]]) -> None:
 
 
 def remove_stale_lists(out: Path, written: Collection[str]) -> None:
-    """Remove the trial lists that an earlier run wrote and this one did not; other files stay.
-
-    Args:
-        out: the prepared folder.
-        written: file names of the lists that this run wrote.
-    """
+    """Remove the trial lists that an earlier run wrote below ``out`` and this one did not; other files stay."""
     for name in sorted(LIST_FILES.difference(written)):
         path = out / "trials" / name
         if path.is_file():
