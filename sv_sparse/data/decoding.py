@@ -9,6 +9,7 @@ shown another layout of the same bytes then (``layout.py``).
 # Nothing here needs torch or pyarrow: the light installation and the preparation of a million files use it.
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,10 +62,7 @@ class _Decoder(soundfile.SoundFile):
 
 
 class AudioFile:
-    """Recording that is open for reading its first channel; a context manager.
-
-    Args:
-        source: path, or content of a file.
+    """Recording that is open for reading its first channel: a path, or the content of a file.
 
     Attributes:
         sample_rate: rate in Hz.
@@ -76,8 +74,8 @@ class AudioFile:
         pcm_offset: first byte of the samples if they are mono, 16-bit and little-endian; otherwise -1.
 
     Raises:
-        ValueError: it is no regular file, cannot be read as a recording, is broken off, or its rate or number
-            of channels is not allowed. The message does not name the file.
+        ValueError: it cannot be read as a recording, is broken off, or its rate or number of channels is not
+            allowed. The message does not name the file.
         OSError: the file cannot be opened.
     """
 
@@ -148,17 +146,10 @@ class AudioFile:
     def blocks(
         self, *, start: int = 0, count: int | None = None, dtype: DTypeLike = np.float32, block_size: int = BLOCK_SIZE
     ) -> Iterator[Any]:
-        """Decode the first channel, or a part of it, in blocks that need little memory.
+        """Yield the first channel in blocks [S], S > 0: ``count`` samples from ``start`` on, or all that follow.
 
-        Args:
-            start: first sample of the part.
-            count: samples of the part; None for all that follow.
-            dtype: ``float32``, for samples in [-1, 1] unless the recording is louder, or ``int16`` if
-                ``subtype`` is ``PCM_16``.
-            block_size: samples of all channels that are decoded for a block.
-
-        Yields:
-            [S], S > 0.
+        Samples are ``float32``, in [-1, 1] unless the recording is louder, or ``int16`` if ``subtype`` is
+        ``PCM_16``. For a block, ``block_size`` samples of all channels are decoded.
 
         Raises:
             ValueError: the part is not there, the data is damaged, or samples are not finite or beyond
@@ -249,31 +240,20 @@ class AudioFile:
 
 
 class AudioInfo(NamedTuple):
-    """Metadata of a recording.
+    """Metadata of a recording, as of ``AudioFile``; numbers are 0 where they cannot be read."""
 
-    Attributes:
-        samples: length of a channel; 0 if the recording cannot be used.
-        sample_rate: rate in Hz; 0 if it cannot be read.
-        channels: number of channels; 0 if it cannot be read.
-        size: bytes of the file; 0 if it cannot be opened.
-        pcm_offset: as of ``AudioFile``.
-        problem: reason why it cannot be used, in words; empty if it can.
-    """
-
+    # 0 if the recording cannot be used.
     samples: int
     sample_rate: int
     channels: int
     size: int
     pcm_offset: int
+    # Reason why it cannot be used, in words; empty if it can.
     problem: str
 
 
 def inspect(source: Source) -> AudioInfo:
-    """Return the metadata of a recording; an unreadable or missing file is no error but a ``problem``.
-
-    Args:
-        source: path, or content of a file.
-    """
+    """Return the metadata of a recording; an unreadable or missing file is no error but a ``problem``."""
     info = AudioInfo(0, 0, 0, 0, -1, "")
     try:
         with AudioFile(source) as file:
@@ -319,27 +299,17 @@ def _count_usable_samples(file: AudioFile) -> int:
 def looks_like_audio(path: str | os.PathLike[str]) -> bool:
     """Return True if a file begins like a recording, of a format that is read here or of another one."""
     try:
-        content = FileContent(path)
+        with closing(FileContent(path)) as content:
+            return bool(detect_kind(content))
     except (OSError, ValueError):
         return False
-    try:
-        return bool(detect_kind(content))
-    except OSError:
-        return False
-    finally:
-        content.close()
 
 
 def iter_audio(source: Source, sample_rate: int, *, max_seconds: float = MAX_SECONDS) -> Iterator[Waveform]:
-    """Decode a recording's first channel and resample it, in pieces that need little memory.
+    """Yield a recording's first channel at a rate in Hz, in pieces float32 [S] that need little memory.
 
-    Args:
-        source: path, or content of a file.
-        sample_rate: rate of the pieces in Hz.
-        max_seconds: longer recordings are refused, whatever their headers say.
-
-    Yields:
-        float32 [S], in [-1, 1] unless the recording is louder.
+    Samples are in [-1, 1] unless the recording is louder. Recordings beyond ``max_seconds`` are refused,
+    whatever their headers say.
 
     Raises:
         ValueError: see ``AudioFile`` and ``AudioFile.blocks``; or it has no samples, or is too long.
@@ -359,14 +329,10 @@ def iter_audio(source: Source, sample_rate: int, *, max_seconds: float = MAX_SEC
 
 
 class Resampler:
-    """Resampler of a stream; its output does not depend on the lengths of the pieces.
-
-    Args:
-        rate: rate of the input in Hz, from 4,000 to 384,000.
-        sample_rate: rate of the output in Hz.
+    """Resampler of a stream from ``rate`` to ``sample_rate`` in Hz, whatever the lengths of its pieces.
 
     Raises:
-        ValueError: ``rate`` is out of range.
+        ValueError: ``rate`` is not from 4,000 to 384,000.
 
     >>> resampler = Resampler(8000, 16000)
     >>> len(resampler(np.zeros(800, np.float32))) + len(resampler.flush())
@@ -387,11 +353,7 @@ class Resampler:
 
 
 def resample(samples: Waveform, rate: int, sample_rate: int) -> Waveform:
-    """Return a waveform [S] at another rate; arguments and errors as of ``Resampler``.
-
-    >>> resample(np.zeros(800, np.float32), 8000, 16000).shape
-    (1600,)
-    """
+    """Return a waveform [S] at another rate; arguments and errors as of ``Resampler``."""
     if rate == sample_rate:
         return samples
     resampler = Resampler(rate, sample_rate)

@@ -30,20 +30,17 @@ Piece = bytes | tuple[int, int]
 
 
 class Layout(NamedTuple):
-    """Position of the audio in a file.
+    """Position of the audio in a file."""
 
-    Attributes:
-        streams: pieces of each stream, in order. Several streams are one recording.
-        is_plain: True if libsndfile can read the file as it is.
-        pcm_offset: first byte of the samples in a WAV file, -1 for other files.
-        missing_fraction: fraction of the announced audio that is not there, in [0, 1].
-        is_indexed: True once the frames of an MP3 file have been counted.
-    """
-
+    # Pieces of each stream, in order. Several streams are one recording.
     streams: Sequence[Sequence[Any]]
+    # True if libsndfile can read the file as it is.
     is_plain: bool
+    # First byte of the samples in a WAV file, -1 for other files.
     pcm_offset: int = -1
+    # Fraction of the announced audio that is not there, in [0, 1].
     missing_fraction: float = 0.0
+    # True once the frames of an MP3 file have been counted.
     is_indexed: bool = False
 
 
@@ -79,16 +76,7 @@ class MemoryContent:
 
 
 class FileContent:
-    """Content of a regular file.
-
-    Attributes:
-        size: number of bytes.
-        key: path, size and modification time, the key for cached layouts.
-
-    Raises:
-        ValueError: it is no regular file.
-        OSError: it cannot be opened.
-    """
+    """Content of a regular file; a ValueError says that it is none."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         # A pipe or device may never end, or never begin.
@@ -102,6 +90,7 @@ class FileContent:
             self.close()
             raise ValueError("is not a regular file")
         self.size = status.st_size
+        # The key for cached layouts.
         self.key: tuple[str, int, int] | None = (os.fspath(path), status.st_size, status.st_mtime_ns)
 
     def read(self, start: int, count: int) -> bytes:

@@ -34,14 +34,9 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         size: number of positions.
         batch_size: positions per step, over all processes.
         seed: seed of the permutations.
-        grad_accum_steps: micro-batches that one process takes for a step.
+        grad_accum_steps: micro-batches of ``micro_batch_size`` that one process takes for a step.
         rank: rank of the process.
         world_size: number of processes that train together.
-
-    Attributes:
-        epoch: epoch of the next iteration; set it before each one.
-        start: micro-batches to skip at its beginning, for resuming inside an epoch.
-        micro_batch_size: positions per micro-batch.
 
     Raises:
         ValueError: there are not enough positions for one step, or a step cannot be cut into micro-batches of
@@ -75,7 +70,9 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         self.rank = rank
         self.world_size = world_size
         self.micro_batch_size = batch_size // parts
+        # Of the next iteration; set before each one.
         self.epoch = 0
+        # Micro-batches to skip at its beginning, for resuming inside an epoch.
         self.start = 0
 
     def __len__(self) -> int:
@@ -132,11 +129,9 @@ class CropLoader:
 
 
 def restart_dead_workers(batches_from: Callable[[int, bool], Iterator[Batch]], start: int) -> Iterator[Batch]:
-    """Yield the batches of an epoch; if a worker process dies, new ones continue from the batch that it owed.
+    """Yield an epoch's batches from ``start`` on; if a worker process dies, new ones continue from the batch it owed.
 
-    Args:
-        batches_from: returns the batches from one on. Its second argument is True to start new workers.
-        start: first batch.
+    ``batches_from`` returns the batches from one on. Its second argument is True to start new workers.
 
     Raises:
         OSError: workers died more than ``MAX_WORKER_RESTARTS`` times.

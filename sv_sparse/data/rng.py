@@ -8,11 +8,8 @@ import numpy as np
 def generator(seed: int, stream: str, epoch: int, name: str) -> np.random.Generator:
     """Return a generator of its own for every (seed, stream, epoch, name).
 
-    Args:
-        seed: seed of the run.
-        stream: purpose of the draws, such as ``"augment"``.
-        epoch: epoch, from 0 on.
-        name: key of an utterance; empty for draws of an epoch.
+    ``stream`` is the purpose of the draws, such as ``"augment"``; ``name`` the key of an utterance, empty for draws
+    of an epoch.
 
     >>> bool(generator(1, "crop", 0, "a.wav").random() == generator(1, "crop", 0, "a.wav").random())
     True

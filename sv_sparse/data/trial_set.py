@@ -35,28 +35,21 @@ class LeftOut:
 class TrialSet:
     """Trial list with the audio of its utterances.
 
-    Lists with an entry for each utterance are in the order of ``trials.utterances``. They are empty if
-    nothing is known.
-
-    Attributes:
-        trials: the list.
-        audio: files of each utterance.
-        genres: genre of each utterance, empty if unknown.
-        speakers: speaker of each utterance, empty if unknown.
-        seconds: duration of each utterance. It is 0 for an utterance that could not be used when its manifest
-            was written, which is left out whatever lies there now.
-        source: manifest of the utterances; None without one.
-        sexes: sex of each utterance's speaker: ``f``, ``m``, or empty if unknown.
-        left_out: trials that the list lost; None if it is complete.
+    Lists have an entry for each of ``trials.utterances``, empty if it is unknown, or none at all.
     """
 
     trials: Trials
+    # Files of each utterance.
     audio: list[list[AudioSegment]]
     genres: list[str]
     speakers: list[str]
+    # 0 for an utterance that could not be used when its manifest was written: it is left out whatever lies there now.
     seconds: list[float]
+    # Manifest of the utterances; None without one.
     source: Path | None
+    # ``f`` or ``m``.
     sexes: list[str] = field(default_factory=list)
+    # Trials that the list lost; None if it is complete.
     left_out: LeftOut | None = None
 
     @classmethod
@@ -126,11 +119,7 @@ class TrialSet:
 def check_not_trained_on(trial_set: TrialSet, trained: pa.Table, corpus: Path, setting: str) -> None:
     """Check that no speaker of a trial list is trained on (DECISIONS 30).
 
-    Args:
-        trial_set: the list.
-        trained: rows of a manifest, all of them training speech.
-        corpus: manifest of the corpus that these rows were taken from.
-        setting: setting that chose them, for the message.
+    The rows ``trained`` were taken from the manifest ``corpus`` by a ``setting``, which the message names.
 
     Raises:
         ValueError: some speakers are trained on; says how many.

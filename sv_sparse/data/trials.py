@@ -174,14 +174,10 @@ def from_columns(
     test: pa.ChunkedArray,
     models: Mapping[str, Sequence[str]],
 ) -> Trials:
-    """Return trials from columns of names.
+    """Return trials from columns [N] of names.
 
-    Args:
-        name: name of the list.
-        is_target: bool [N].
-        enrollment: string [N], names in ``models``; names of utterances if ``models`` is empty.
-        test: string [N], names of utterances.
-        models: names of the utterances of each enrollment.
+    Those in ``enrollment`` are names in ``models``, which has the names of their utterances, or names of utterances
+    if ``models`` is empty. Those in ``test`` are names of utterances.
 
     Raises:
         ValueError: an enrollment is not in ``models``, or there are only targets or only nontargets.

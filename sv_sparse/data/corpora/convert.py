@@ -51,12 +51,9 @@ _PIECE_SIZE = 20_000
 def convert_files(
     scan: ScanResult, rows: NDArray[np.int64], folder: Path
 ) -> tuple[dict[int, str], list[tuple[str, str]]]:
-    """Convert the files of some rows unless that is done already, and put the new files into the scan's table.
+    """Convert the files of ascending rows unless that is done already, and put the new files into the scan's table.
 
-    Args:
-        scan: the corpus.
-        rows: int64 [N], ascending.
-        folder: folder of the FLAC files, each named by the key of its utterance.
+    The FLAC files lie in ``folder``, each named by the key of its utterance.
 
     Returns:
         The reason why a recording could not be converted, by row; and source files with their rates or channels

@@ -39,21 +39,17 @@ def scan_folder(
 ) -> Manifest:
     """Write the manifest of every recording below ``root``, split for training and evaluation.
 
-    - Utterances of the trial lists are ``test``.
-    - The others of the training list (all, without one) are ``train``, unless their speaker occurs in a trial
-      list. The utterances of some of these speakers are ``validation``.
-    - All others are ``unused``.
-
-    Recordings that cannot be used are named in a warning with the reason, and left out. Those of the trial lists
-    stay in the manifest with 0 samples, so that evaluation leaves out their trials by name.
+    Utterances of the trial lists are ``test``. The others of the training list (all, without one) are ``train``,
+    unless their speaker occurs in a trial list; those of some of these speakers are ``validation``. All others are
+    ``unused``. Recordings that cannot be used are named in a warning and left out; those of the trial lists stay
+    with 0 samples, so that evaluation leaves out their trials by name.
 
     Args:
         root: folder of ``<speaker>/<session>/<utterance>``, with a suffix of ``AUDIO_SUFFIXES``, or another one
             if the file begins like a recording. Symbolic links are followed.
         trial_lists: trial lists in VoxCeleb's format.
         train_utterances: lines of ``speaker path``, the path relative to ``root``; None to train on all speakers.
-        val_fraction: fraction of the training speakers that is held out, in [0, 1). Above 0 at least two are;
-            only speakers with two utterances or more can be.
+        val_fraction: fraction of the training speakers that is held out, as of ``validation_speakers``.
         seed: seed of the choice of validation speakers.
         max_unreadable_fraction: largest fraction of the training utterances, and of those of the trial lists,
             that may be left out, in [0, 1]; see ``UnreadableLimit``.

@@ -54,21 +54,17 @@ class UtteranceInfo(NamedTuple):
 
 @dataclass
 class ScanResult:
-    """Recordings below some folders.
+    """Recordings below some folders."""
 
-    Attributes:
-        table: one row per utterance, sorted, with the columns ``COLUMNS``.
-        root: folder that ``file`` is relative to.
-        lists: path of each list that was looked for and is there, by file name.
-        alternatives: other files of utterances that have several: utterance, file, size and mtime, the
-            preferred ones first.
-        unreadable: path and reason of files that cannot be found or whose names are not UTF-8.
-    """
-
+    # One row per utterance, sorted, with the columns ``COLUMNS``.
     table: pa.Table
+    # ``file`` is relative to it.
     root: Path
+    # Path of each list that was looked for and is there, by file name.
     lists: dict[str, Path]
+    # Other files of utterances that have several: utterance, file, size and mtime, the preferred ones first.
     alternatives: pa.Table
+    # Path and reason of files that cannot be found or whose names are not UTF-8.
     unreadable: list[tuple[str, str]]
 
     def set_files(self, rows: NDArray[np.int64], columns: Mapping[str, pa.Array]) -> None:
@@ -103,13 +99,10 @@ def scan_corpus(
     *,
     out: Path,
 ) -> ScanResult:
-    """Find the recordings below some folders.
+    """Find the recordings below some folders, and lists of some names; names that start with a dot are skipped.
 
-    Args:
-        roots: folders to search; names that start with a dot are skipped.
-        parse_path: returns the information in a path below a root, with forward slashes; None for other files.
-        list_names: file names of lists to look for.
-        out: the prepared folder. It is not searched, and the result's root lies above it.
+    ``parse_path`` returns the information in a path below a root, with forward slashes; None for other files. The
+    prepared folder ``out`` is not searched, and the result's root lies above it.
 
     Raises:
         ValueError: a root is no folder, has no recording (names what is there instead), or two lists of one

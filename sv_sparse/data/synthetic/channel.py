@@ -13,24 +13,21 @@ _TAPS = 255
 
 @dataclass(frozen=True)
 class SimulatedChannel:
-    """Microphone in a noisy room.
+    """Microphone in a noisy room."""
 
-    Attributes:
-        response: [S], impulse response of room and microphone together.
-        noise_filter: [S], impulse response that colors white noise.
-        modulation: depth of slow changes in the noise's level, in [0, 1].
-        hum: fundamental frequency of mains hum in Hz, and its amplitude relative to the noise.
-        snr: signal-to-noise ratio in dB.
-        level: peak of the recording, relative to full scale.
-        drive: saturation of the recorder, 0 for none.
-    """
-
+    # [S], impulse response of room and microphone together.
     response: np.ndarray
+    # [S], impulse response that colors white noise.
     noise_filter: np.ndarray
+    # Depth of slow changes in the noise's level, in [0, 1].
     modulation: float
+    # Fundamental frequency of mains hum in Hz, and its amplitude relative to the noise.
     hum: tuple[float, float]
+    # Signal-to-noise ratio in dB.
     snr: float
+    # Peak of the recording, relative to full scale.
     level: float
+    # Saturation of the recorder, 0 for none.
     drive: float
 
 

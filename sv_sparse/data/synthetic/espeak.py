@@ -139,11 +139,7 @@ def espeak_data() -> Iterator[Path]:
 def speak(text: str, voice: Voice, *, seed: int, data: Path) -> np.ndarray:
     """Synthesize an English text, int16 [S] at ``SAMPLE_RATE``, whatever was spoken before.
 
-    Args:
-        text: English text.
-        voice: voice of the speaker.
-        seed: seed of the noise in breath and consonants.
-        data: folder of ``espeak_data``.
+    ``seed`` is that of the noise in breath and consonants, ``data`` the folder of ``espeak_data``.
 
     Raises:
         RuntimeError: eSpeak NG refuses an argument, or it is already loaded in this process.
