@@ -20,11 +20,7 @@ _INT16_SCALE = np.float32(32768)
 
 
 def read_utterance(segments: Sequence[AudioSegment], sample_rate: int = SAMPLE_RATE) -> Tensor:
-    """Read the first channel of an utterance, float32 [S], in [-1, 1] unless the recording is louder.
-
-    Args:
-        segments: files of the utterance, in order.
-        sample_rate: rate of the result in Hz.
+    """Read the first channel of an utterance at a rate in Hz, float32 [S], in [-1, 1] unless it is louder.
 
     Raises:
         ValueError: a file is missing, damaged or no recording, or the utterance is silent or shorter than a

@@ -21,7 +21,7 @@ from sv_sparse.data.rng import generator
 SNR_RANGE_DB = {"noise": (0.0, 15.0), "music": (5.0, 15.0), "speech": (10.0, 30.0)}
 # Both included. WeSpeaker adds one speaker.
 NUM_BABBLE_SPEAKERS = (3, 7)
-# Of SpecAugment.
+# SpecAugment's masks.
 MAX_MASKED_FRAMES, MAX_MASKED_BINS = 10, 8
 
 
@@ -91,17 +91,11 @@ class Augmentation:
     Args:
         noise_dir: folder made by ``sv-sparse prepare noise``; only needed if ``aug_prob`` is above 0.
         aug_prob: probability that an utterance gets reverberation or noise, in [0, 1].
-        speed_perturb: speeds, one of which is drawn for each utterance, from 0.5 to 2, the first 1. Each other
-            speed makes new speakers.
+        speed_perturb: speeds from 0.5 to 2, the first 1. Each other speed makes new speakers.
         spec_augment_prob: probability that frames and bins of an utterance are masked, in [0, 1].
 
     Raises:
         ValueError: the folder is missing, is no noise store, or lacks a kind of recording.
-
-    >>> augmentation = Augmentation(speed_perturb=[1.0, 0.9, 1.1])
-    >>> params = augmentation.sample(seed=0, epoch=0, utterance="id10001/a/00001.wav")
-    >>> augmentation.collate([params], crop_samples=800).speed.shape
-    torch.Size([1])
     """
 
     def __init__(

@@ -20,11 +20,7 @@ _ROLLOFF, _ZERO_CROSSINGS = 0.99, 6
 
 
 class AugmentOnDevice(nn.Module):
-    """Augmentation of a batch's waveforms.
-
-    Args:
-        crop_samples: S, length of the crops that come out.
-        speeds: speeds that the batch's indices refer to.
+    """Augmentation of a batch's waveforms, to crops of S samples; its indices refer to ``speeds``.
 
     >>> augment = AugmentOnDevice(crop_samples=800)
     >>> augment(torch.zeros(2, 800, dtype=torch.int16), None).dtype
@@ -84,15 +80,8 @@ def _row_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def speed_perturb(waveforms: Tensor, speed: float) -> Tensor:
-    """Play waveforms [B, S] at another speed, also under autocast; the pitch changes with it.
-
-    Args:
-        waveforms: [B, S].
-        speed: above 1 to play faster.
-
-    Returns:
-        float32 [B, ceil(S / speed)].
-    """
+    """Play waveforms [B, S] faster or slower, also under autocast: float32 [B, ceil(S / speed)]."""
+    # The pitch changes with the speed, as that of another speaker.
     waveforms = waveforms.float()
     if speed == 1:
         return waveforms
@@ -121,11 +110,7 @@ def _resampling_filters(rate: int, new_rate: int) -> tuple[np.ndarray, int]:
 
 
 def add_reverb(waveforms: Tensor, rirs: Tensor) -> Tensor:
-    """Convolve waveforms [B, S] with room impulse responses [B, L], also under autocast.
-
-    Returns:
-        float32 [B, S], with the peaks of ``waveforms``.
-    """
+    """Convolve waveforms [B, S] with room impulse responses [B, L], also under autocast: float32 with their peaks."""
     waveforms = waveforms.float()
     samples = waveforms.shape[1]
     # A length with small prime factors, five of them 2, where the transform is many times faster. DECISIONS 32

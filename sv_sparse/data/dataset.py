@@ -129,7 +129,6 @@ class CropDataset(Dataset[Batch]):
     def _read_crop(self, epoch: int, row: int, out: Samples, buffer: bytes | None) -> None:
         rate = int(self.manifest.sample_rate[row])
         length = int(self.manifest.samples[row])
-        # Rounded up.
         count = -(-len(out) * rate // self.sample_rate)
         if rate != self.sample_rate:
             # The resampler rounds the length, and must not end a sample before the crop.

@@ -11,6 +11,7 @@ import stat
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -514,27 +515,24 @@ def _parse_frame(header: bytes) -> _Frame | None:
 
 
 def mp3_layout(content: Content, layout: Layout) -> Layout:
-    """Return the layout of an MP3 file with headers that count all frames, so that libsndfile reads them all.
-
-    Raises:
-        ValueError: a header counts more frames than there are, or too many files were concatenated.
-    """
+    """Return the layout of an MP3 file with headers that count all frames, so that libsndfile reads them all."""
     # Without such a header libsndfile divides the file's size by the length of the first frame, and ends too
     # early if the bitrate varies. In concatenated files the header of the first counts its own frames alone.
     return _cached(content, layout, _index_mp3)
 
 
-class _Mp3Part(NamedTuple):
+@dataclass
+class _Mp3Part:
     """One of the files that an MP3 file was concatenated from."""
 
     kind: tuple[int, int, int]
-    frames: int
-    # First byte and end of the ranges with frames; tags and other bytes lie between.
-    ranges: list[tuple[int, int]]
     # The header that counts the frames: ``Xing``, ``Info`` or ``VBRI``; empty without one.
     xing: bytes
     # Number of frames in that header; 0 if it has none.
     announced: int
+    frames: int = 0
+    # First byte and end of the ranges with frames; tags and other bytes lie between.
+    ranges: list[tuple[int, int]] = field(default_factory=list)
 
 
 def _index_mp3(content: Content, layout: Layout) -> Layout:
@@ -585,13 +583,11 @@ def _find_mp3_parts(content: Content, start: int, end: int) -> list[_Mp3Part]:
         if position + frame.length > end:
             break
         if not is_same_kind or xing:
-            parts.append(_Mp3Part(frame.kind, 0, [], xing, announced))
+            parts.append(_Mp3Part(frame.kind, xing, announced))
         part = parts[-1]
-        range_start = position
-        if follows_frame and part.ranges:
-            range_start = part.ranges.pop()[0]
+        part.frames += 1
+        range_start = part.ranges.pop()[0] if follows_frame and part.ranges else position
         part.ranges.append((range_start, position + frame.length))
-        parts[-1] = part._replace(frames=part.frames + 1)
         position += frame.length
         follows_frame = True
     return parts

@@ -18,9 +18,9 @@ from sv_sparse.signals import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 
-# In an epoch.
+# Of an epoch. Where memory is short, new workers die as well.
 MAX_WORKER_RESTARTS = 3
-# A worker lives on so long after SIGTERM.
+# A worker lives on so long after SIGTERM, until the step has its batch.
 WORKER_GRACE_SECONDS = 10
 
 

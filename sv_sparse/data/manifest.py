@@ -20,7 +20,7 @@ TRAINING_SPLITS = ("train", "validation")
 # Message for an utterance with 0 samples.
 UNUSABLE = "could not be used when its manifest was written"
 
-# Stores each distinct name once.
+# Each distinct name is stored once.
 DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 
 
@@ -48,7 +48,6 @@ SCHEMA = pa.schema(
         _required("subset", DICTIONARY),
         # At the file's own rate.
         _required("samples", pa.int64()),
-        # Hz.
         _required("sample_rate", pa.int32()),
         _required("channels", pa.int16()),
         # The file, or the files that are concatenated.
@@ -57,7 +56,6 @@ SCHEMA = pa.schema(
         _required("split", DICTIONARY),
     ]
 )
-# Key of the metadata.
 _ROOT = b"root"
 # Parquet's own default of a million rows is most of a corpus in memory at once.
 _ROW_GROUP_SIZE = 100_000
@@ -181,11 +179,7 @@ class Manifest:
         return self._file.take(self._segment_offsets[:-1][rows]).dictionary_encode()
 
     def split(self, name: str) -> NDArray[np.int64]:
-        """Return the rows of a split, ascending.
-
-        Raises:
-            ValueError: ``name`` is not one of ``SPLITS``.
-        """
+        """Return the rows of a split, one of ``SPLITS`` or a ValueError, ascending."""
         if name not in SPLITS:
             raise ValueError(f"split={name!r}: expected one of {', '.join(SPLITS)}")
         return np.flatnonzero(pc.equal(self._split, name).to_numpy(zero_copy_only=False))
@@ -211,23 +205,21 @@ class Manifest:
     def rows(self, utterances: Sequence[str]) -> NDArray[np.int64]:
         """Return the row of each utterance, int64 [len(utterances)], matched by :func:`match_utterances`.
 
-        Raises:
-            ValueError: some are not in the manifest; names the first.
+        A ValueError names the first that are not in the manifest.
         """
         rows = match_utterances(utterances, self._utterance)
         check_none_missing(utterances, rows, str(self.source))
         return rows
 
 
-def segment_column(
-    files: pa.StringArray,
-    samples: NDArray[np.int64],
-    offset: NDArray[np.int64],
-    size: NDArray[np.int64],
-    pcm_offset: NDArray[np.int64],
-) -> pa.ListArray:
+def set_column(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """Return a table with another column in the place of one."""
+    return table.set_column(table.schema.get_field_index(name), name, column)
+
+
+def segment_column(files: pa.StringArray, *numbers: NDArray[np.int64]) -> pa.ListArray:
     """Return the column ``segments`` for utterances of one file each; the arguments are the fields of ``SEGMENT``."""
-    columns = [files, *(pa.array(column, pa.int64()) for column in (samples, offset, size, pcm_offset))]
+    columns = [files, *(pa.array(column, pa.int64()) for column in numbers)]
     segments = pa.StructArray.from_arrays(columns, fields=list(SEGMENT))
     return pa.ListArray.from_arrays(np.arange(len(files) + 1, dtype=np.int32), segments)
 

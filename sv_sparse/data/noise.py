@@ -24,6 +24,13 @@ logger = logging.getLogger(__name__)
 NOISE_KINDS = ("noise", "music", "speech")
 RIR = "rir"
 
+# Those of MUSAN have the names of the kinds; the others are those of RIRS_NOISES.
+_KIND_OF_FOLDER = {
+    **dict(zip(NOISE_KINDS, NOISE_KINDS, strict=True)),
+    "pointsource_noises": "noise",
+    "simulated_rirs": RIR,
+    "real_rirs_isotropic_noises": RIR,
+}
 _NOISES_FILE = "noises.i16"
 _RIRS_FILE = "rirs.f32"
 # Written last: its presence says that the store is complete.
@@ -141,23 +148,18 @@ def _find_recordings(roots: Sequence[str | Path]) -> Iterator[tuple[str, str, st
             raise ValueError(f"{root}: expected a folder; there is none")
         for key, _ in walk_files(root):
             kind = _kind_of(key)
-            if kind is not None and key.lower().endswith(AUDIO_SUFFIXES):
+            if kind and key.lower().endswith(AUDIO_SUFFIXES):
                 yield kind, key, os.path.join(root, key)
 
 
-def _kind_of(key: str) -> str | None:
-    # The nearest folder decides: MUSAN has the names of the kinds, RIRS_NOISES three others.
+def _kind_of(key: str) -> str:
+    """Return the kind that the nearest folder with a meaning says; empty without one."""
     *folders, name = key.split("/")
-    for folder in reversed(folders):
-        if folder in NOISE_KINDS:
-            return folder
-        if folder == "pointsource_noises":
-            return "noise"
-        if folder == "simulated_rirs":
-            return RIR
-        if folder == "real_rirs_isotropic_noises":
-            return "noise" if "noise" in name.lower() else RIR
-    return None
+    folder = next((folder for folder in reversed(folders) if folder in _KIND_OF_FOLDER), "")
+    # It holds responses and the noise in the same rooms.
+    if folder == "real_rirs_isotropic_noises" and "noise" in name.lower():
+        return "noise"
+    return _KIND_OF_FOLDER.get(folder, "")
 
 
 def _trim_rir(response: Waveform, path: str) -> Waveform:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sv_sparse.data.corpora.folder import validation_speakers
-from sv_sparse.data.manifest import Manifest
+from sv_sparse.data.manifest import Manifest, set_column
 from sv_sparse.data.speakers import read_sexes
 from sv_sparse.data.trial_set import TrialSet, check_not_trained_on
 from sv_sparse.data.trials import read_trials
@@ -19,11 +19,7 @@ SPEAKER_METADATA = "speakers.csv"
 
 
 def trial_list_path(prepared: str | Path, name: str) -> Path:
-    """Return the file of a trial list, by its name without suffix, in a prepared folder.
-
-    Raises:
-        ValueError: there is no such folder or list; names the lists that are there.
-    """
+    """Return the file of a trial list, by its name without suffix; a ValueError names the lists that are there."""
     folder = Path(prepared) / "trials"
     if not (Path(prepared) / "manifest.parquet").is_file():
         raise ValueError(
@@ -92,9 +88,7 @@ def write_run_manifest(
     speaker = np.array(trained.column("speaker").to_pylist(), dtype=object)
     is_validation = np.isin(speaker, validation_speakers(speaker, val_fraction, seed))
     split = np.where(is_validation, "validation", "train")
-    index = trained.schema.get_field_index("split")
-    trained = trained.set_column(index, "split", pa.array(split, pa.string()))
-    return Manifest.write(out, trained, source.root)
+    return Manifest.write(out, set_column(trained, "split", pa.array(split, pa.string())), source.root)
 
 
 def read_split(manifest: str | Path, *splits: str) -> pa.Table:

@@ -94,7 +94,6 @@ class _ShardStream(IterableDataset[Batch]):
         shard_index = files.indices.to_numpy()
         order = np.argsort(shard_index, kind="stable")
         bounds = np.searchsorted(shard_index[order], np.arange(1, len(names)))
-        # Of the dataset, in each shard.
         self.positions = np.split(order, bounds)
 
     def _epoch_plan(self, epoch: int) -> tuple[np.random.Generator, NDArray[np.int64], NDArray[np.bool_]]:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from sv_sparse.data.audio import read_utterance, to_int16
 from sv_sparse.data.corpora.pipeline import exclusive
 from sv_sparse.data.decoding import SAMPLE_RATE, inspect
-from sv_sparse.data.manifest import TRAINING_SPLITS, UNUSABLE, Manifest, segment_column
+from sv_sparse.data.manifest import TRAINING_SPLITS, UNUSABLE, Manifest, segment_column, set_column
 from sv_sparse.data.unreadable import UnreadableLimit
 
 logger = logging.getLogger(__name__)
@@ -205,6 +205,6 @@ def _write_manifest(source: Manifest, table: pa.Table, shards: dict[str, NDArray
         "segments": segment_column(pa.array(files, pa.string()), samples, offset, size, no_pcm),
     }
     for name, column in columns.items():
-        table = table.set_column(table.schema.get_field_index(name), name, column)
+        table = set_column(table, name, column)
     is_trained = pc.is_in(table.column("split").cast(pa.string()), value_set=pa.array(TRAINING_SPLITS)).to_numpy()
     Manifest.write(out / "manifest.parquet", table.filter(pa.array((samples > 0) | ~is_trained)), out)

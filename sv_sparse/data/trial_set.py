@@ -56,8 +56,7 @@ class TrialSet:
     def from_manifest(cls, trials: Trials, manifest: Manifest, sexes: Mapping[str, str]) -> "TrialSet":
         """Return a trial list with the audio of a manifest, and ``f`` or ``m`` by speaker in Unicode's composed form.
 
-        Raises:
-            ValueError: an utterance is not in the manifest; names the first.
+        A ValueError names the first utterance that is not in the manifest.
         """
         rows = manifest.rows(trials.utterances)
         speakers = [manifest.speaker(row) for row in rows]
@@ -76,53 +75,42 @@ class TrialSet:
         models = self.trials.models.values()
         if not models:
             return self
-
-        def extend(values: list[Any], combine: Callable[[Sequence[Any]], Any]) -> list[Any]:
-            combined = [combine([values[member] for member in members]) for members in models if values]
-            return [*values, *combined]
-
-        pick_first = itemgetter(0)
-        return replace(
-            self,
-            trials=replace(self.trials, utterances=self.trials.sides, models={}),
-            audio=extend(self.audio, lambda files: list(chain.from_iterable(files))),
-            genres=extend(self.genres, pick_first),
-            speakers=extend(self.speakers, pick_first),
-            # 0 seconds mean unusable, and so is a concatenation with an unusable part.
-            seconds=extend(self.seconds, lambda seconds: float(sum(seconds)) if all(seconds) else 0.0),
-            sexes=extend(self.sexes, pick_first),
-        )
+        columns: dict[str, Any] = {}
+        for name, concat in _CONCAT.items():
+            column = getattr(self, name)
+            columns[name] = [*column, *[concat([column[member] for member in members]) for members in models if column]]
+        return replace(self, trials=replace(self.trials, utterances=self.trials.sides, models={}), **columns)
 
     def without(self, unusable: Collection[int]) -> "TrialSet":
         """Return the list without the trials that need unusable utterances, at least one, by their positions."""
         trials, rows = self.trials.without(unusable)
-
-        def select(values: list[Any]) -> list[Any]:
-            return [values[row] for row in rows] if values else []
-
-        return replace(
-            self,
-            trials=trials,
-            audio=select(self.audio),
-            genres=select(self.genres),
-            speakers=select(self.speakers),
-            seconds=select(self.seconds),
-            sexes=select(self.sexes),
-            left_out=LeftOut(
-                recordings=[self.trials.utterances[position] for position in unusable],
-                trials=len(self.trials) - len(trials),
-                list_checksum=self.trials.checksum,
-            ),
+        columns: dict[str, Any] = {}
+        for name in _CONCAT:
+            column = getattr(self, name)
+            columns[name] = [column[row] for row in rows if column]
+        left_out = LeftOut(
+            recordings=[self.trials.utterances[position] for position in unusable],
+            trials=len(self.trials) - len(trials),
+            list_checksum=self.trials.checksum,
         )
+        return replace(self, trials=trials, left_out=left_out, **columns)
+
+
+# The lists with an entry for each utterance, and the entry of a concatenation.
+_CONCAT: dict[str, Callable[[Sequence[Any]], Any]] = {
+    "audio": lambda files: list(chain.from_iterable(files)),
+    "genres": itemgetter(0),
+    "speakers": itemgetter(0),
+    # 0 seconds mean unusable, and so is a concatenation with an unusable part.
+    "seconds": lambda seconds: float(sum(seconds)) if all(seconds) else 0.0,
+    "sexes": itemgetter(0),
+}
 
 
 def check_not_trained_on(trial_set: TrialSet, trained: pa.Table, corpus: Path, setting: str) -> None:
-    """Check that no speaker of a trial list is trained on (DECISIONS 30).
+    """Raise a ValueError that says how many speakers of a trial list are trained on (DECISIONS 30).
 
     The rows ``trained`` were taken from the manifest ``corpus`` by a ``setting``, which the message names.
-
-    Raises:
-        ValueError: some speakers are trained on; says how many.
     """
     if not len(trained):
         return

@@ -70,13 +70,9 @@ class Trials:
         return np.unique(np.concatenate([sides[sides < count], *members]))
 
     def without(self, unusable: Collection[int]) -> tuple["Trials", NDArray[np.int64]]:
-        """Return the list without some utterances, as if their trials had never been in it.
+        """Return the list without some utterances, by their indices, as if their trials had never been in it.
 
-        Args:
-            unusable: indices into ``utterances``.
-
-        Returns:
-            The remaining trials, and for each of their utterances its index in this list, ascending, int64.
+        Also return, for each of the remaining utterances, its index in this list, ascending, int64.
         """
         count = len(self.utterances)
         usable = np.ones(count + len(self.models), np.bool_)
@@ -247,11 +243,7 @@ def _read_parquet(path: Path) -> Trials:
 
 
 def write_trials(path: str | Path, is_target: Sequence[bool], enrollment: Sequence[str], test: Sequence[str]) -> None:
-    """Write a trial list of N labels and twice N names of utterances as text, which :func:`read_trials` reads.
-
-    Raises:
-        ValueError: the three differ in length, or a name could not be read back.
-    """
+    """Write N labels and twice N names of utterances as a trial list, or raise a ValueError if a name cannot be."""
     separator = delimiter({*enrollment, *test})
     trials = zip(is_target, enrollment, test, strict=True)
     lines = [f"{int(label)}{separator}{first}{separator}{second}\n" for label, first, second in trials]

@@ -43,11 +43,7 @@ class UnreadableLimit:
 
 
 class UnreadableCounter:
-    """Count of the utterances drawn in training (``num_drawn``), and of those that could not be read.
-
-    Args:
-        max_fraction: largest fraction of the drawn utterances that may be unreadable, in [0, 1].
-    """
+    """Count of the utterances drawn in training, of which a fraction in [0, 1] may be unreadable."""
 
     def __init__(self, max_fraction: float) -> None:
         self.limit = UnreadableLimit(max_fraction)
@@ -61,11 +57,7 @@ class UnreadableCounter:
             logger.warning("left out of a batch: %s", message)
 
     def add(self, num_drawn: int, num_unreadable: int) -> None:
-        """Count the drawn utterances of a batch, and those of them that could not be read.
-
-        Raises:
-            ValueError: more utterances were unreadable than the limit allows.
-        """
+        """Count the utterances of a batch; a ValueError says that more were unreadable than the limit allows."""
         self.num_drawn += num_drawn
         self.num_unreadable += num_unreadable
         if self.num_unreadable > self.limit.max_count(self.num_drawn):

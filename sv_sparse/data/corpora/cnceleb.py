@@ -24,7 +24,7 @@ from sv_sparse.data.corpora.published import (
     preview,
 )
 from sv_sparse.data.corpora.scan import ScanResult, UtteranceInfo, scan_corpus
-from sv_sparse.data.manifest import Manifest
+from sv_sparse.data.manifest import Manifest, set_column
 from sv_sparse.data.trials import Trials, from_columns, write_parquet
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def _set_subsets(scan: ScanResult) -> None:
         is_listed = pc.is_in(speaker, value_set=pa.array(sorted(speakers), pa.string()))
         data_subset = pc.if_else(is_listed, name, data_subset)
     subset = pc.if_else(pc.equal(subset, "data"), data_subset, subset)
-    scan.table = scan.table.set_column(scan.table.schema.get_field_index("subset"), "subset", subset)
+    scan.table = set_column(scan.table, "subset", subset)
 
 
 def _read_first_fields(path: Path) -> set[str]:
@@ -181,7 +181,7 @@ def _read_trial_table(path: Path) -> pa.Table:
         raise ValueError(
             f"{path}, line {invalid[0] + 1}: expected 'enrollment test label' with a label of 0 or 1; got {line!r}"
         )
-    return table.set_column(2, "label", pc.equal(label, "1"))
+    return set_column(table, "label", pc.equal(label, "1"))
 
 
 def _read_models(lists: Mapping[str, Path], protocol: str) -> dict[str, list[str]]:

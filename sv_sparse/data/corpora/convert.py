@@ -94,7 +94,9 @@ def convert_files(
         shutil.rmtree(folder / _PARTS)
     is_done = ~np.isin(rows, list(failed))
     targets = records.column("target").filter(pa.array(is_done))
-    notes = _conversion_notes(files.filter(pa.array(is_done)), targets, folder)
+    records = _read_records(folder, ["target", "sample_rate", "channels"])
+    records = records.take(pc.index_in(targets, value_set=records.column("target").combine_chunks()))
+    notes = describe_audio(files.filter(pa.array(is_done)), records, "converted", "converted")
     _use_converted(scan, rows[is_done], targets, folder)
     return failed, notes
 
@@ -176,16 +178,15 @@ def _use_converted(scan: ScanResult, rows: NDArray[np.int64], targets: pa.Chunke
     scan.set_files(rows, {"file": files, "size": pa.array(size), "mtime": pa.array(mtime)})
 
 
-def _conversion_notes(sources: pa.ChunkedArray, targets: pa.ChunkedArray, folder: Path) -> list[tuple[str, str]]:
-    records = _read_records(folder, ["target", "sample_rate", "channels"])
-    records = records.take(pc.index_in(targets, value_set=records.column("target").combine_chunks()))
-    rate = records.column("sample_rate").to_numpy()
-    channels = records.column("channels").to_numpy()
+def describe_audio(files: pa.ChunkedArray, headers: pa.Table, when: str, verb: str) -> list[tuple[str, str]]:
+    """Return notes on files whose rates or numbers of channels are not the usual ones; a rate of 0 is unknown."""
+    rate = headers.column("sample_rate").to_numpy()
+    channels = headers.column("channels").to_numpy()
     notes = []
     for row in np.flatnonzero((rate != SAMPLE_RATE) & (rate > 0)).tolist():
-        notes.append((sources[row].as_py(), f"{rate[row]} Hz; resampled when converted"))
+        notes.append((files[row].as_py(), f"{rate[row]} Hz; resampled when {when}"))
     for row in np.flatnonzero(channels > 1).tolist():
-        notes.append((sources[row].as_py(), f"{channels[row]} channels; the first is converted"))
+        notes.append((files[row].as_py(), f"{channels[row]} channels; the first is {verb}"))
     return notes
 
 

@@ -68,8 +68,7 @@ def scan_folder(
     listed = {utterance for utterances in trial_utterances.values() for utterance in utterances}
     keys, num_unnamed = _find_recordings(root, listed)
     utterance = pa.array(keys, pa.string())
-    folders = np.array([key.split("/") for key in keys], dtype=object)
-    speaker, session = folders[:, 0], folders[:, 1]
+    speaker, session, _ = np.array([key.split("/") for key in keys], dtype=object).T
 
     is_test = _is_in_trial_lists(trial_utterances, utterance, root)
     is_listed = np.ones(len(keys), dtype=bool)
@@ -79,9 +78,10 @@ def scan_folder(
     is_train = is_listed & ~is_evaluation_speaker
     is_excluded = is_listed & is_evaluation_speaker
     num_excluded = len(np.unique(speaker[is_excluded]))
+    # Without a training list nobody asked for these speakers.
+    level = logging.WARNING if num_excluded and train_utterances is not None else logging.INFO
     logger.log(
-        # Without a training list nobody asked for these speakers.
-        logging.WARNING if num_excluded and train_utterances is not None else logging.INFO,
+        level,
         "%d speakers of the trial lists are excluded from training, with %d utterances",
         num_excluded,
         is_excluded.sum(),
@@ -169,13 +169,8 @@ def _find_recordings(root: Path, listed: Collection[str]) -> tuple[list[str], in
         examples = ", ".join([*outside, *unnamed, *others][:3]) or "an empty folder"
         raise ValueError(f"data.root={root}: expected recordings as {LAYOUT}; found {examples}")
     if outside:
-        logger.warning(
-            "left out: %d recordings below data.root=%s that are not laid out as %s; first %s",
-            len(outside),
-            root,
-            LAYOUT,
-            preview(sorted(outside)),
-        )
+        message = "left out: %d recordings below data.root=%s that are not laid out as %s; first %s"
+        logger.warning(message, len(outside), root, LAYOUT, preview(sorted(outside)))
     for name in sorted(unnamed):
         logger.warning("left out: %s: its name is not UTF-8; rename it", name)
     # A file of another suffix is the source of a conversion if its name is there with a suffix of AUDIO_SUFFIXES.
@@ -238,12 +233,7 @@ def _is_in_training_list(path: Path, utterance: pa.StringArray, speaker: NDArray
 
 
 def validation_speakers(speaker: NDArray[np.object_], fraction: float, seed: int) -> NDArray[np.object_]:
-    """Choose a fraction of the speakers to hold out, in [0, 1); above 0 at least two.
-
-    Args:
-        speaker: [N], speaker of each training utterance.
-        fraction: fraction of the speakers, in [0, 1).
-        seed: seed of the choice.
+    """Choose a fraction of the speakers of utterances [N] to hold out, in [0, 1); above 0 at least two.
 
     Raises:
         ValueError: there are too few speakers with two utterances or more.

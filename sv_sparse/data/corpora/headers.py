@@ -96,15 +96,10 @@ def thread_map(
 
 
 def cached_headers(table: pa.Table, root: Path, out: Path) -> pa.Table:
-    """Return the headers of files; only those are opened that are new, have changed, or could not be used before.
+    """Return the headers of files with the columns ``HEADERS``; ``problem`` is empty for cached ones.
 
-    Args:
-        table: columns ``file`` (below ``root``), ``size`` and ``mtime``.
-        root: folder above the files.
-        out: the prepared folder, which keeps the headers.
-
-    Returns:
-        Table with the columns ``HEADERS``; ``problem`` is empty for cached headers.
+    Only those are opened that are new, have changed, or could not be used before. ``table`` has the columns ``file``
+    (below ``root``), ``size`` and ``mtime``. The prepared folder ``out`` keeps the headers.
     """
     paths = absolute_paths(root, table.column("file"))
     mtime = table.column("mtime")

@@ -17,11 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sv_sparse.data.corpora.convert import convert_files, is_compressed
+from sv_sparse.data.corpora.convert import convert_files, describe_audio, is_compressed
 from sv_sparse.data.corpora.headers import PARTIAL_DIR, cached_headers, single_segments, unusable
 from sv_sparse.data.corpora.published import LIST_FILES
 from sv_sparse.data.corpora.scan import ScanResult
-from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.manifest import DICTIONARY
 from sv_sparse.io import TEMP_PATTERN, file_lock, printable, write_text
 
@@ -30,11 +29,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def exclusive(out: Path) -> Iterator[None]:
-    """Make a folder and keep other processes from preparing into it, as far as its file system has locks.
-
-    Raises:
-        ValueError: another process prepares into it, or the folder's name is not UTF-8.
-    """
+    """Make a folder and keep other processes from preparing into it; a ValueError says that one does."""
     # Parquet's readers need one.
     if printable(out) != str(out):
         raise ValueError(f"--out {printable(out)}: expected a name in UTF-8")
@@ -92,15 +87,15 @@ def checked_table(scan: ScanResult, out: Path, *, to_flac: bool) -> pa.Table:
             failed.pop(row, None)
     is_usable = np.ones(len(headers), dtype=bool)
     is_usable[list(reasons)] = False
+    usable = pa.array(is_usable)
+    headers = headers.filter(usable).combine_chunks()
+    problems += describe_audio(scan.table.column("file").filter(usable), headers, "read", "used")
     problems += [(files[row], f"left out: {reason}") for row, reason in reasons.items()]
-    problems += _warnings(scan, headers, is_usable)
     for file in scan.alternatives.column("file").to_pylist():
         problems.append((file, "left out: the same utterance lies there in a file that is preferred"))
     _write_problems(out, sorted(problems))
 
-    usable = pa.array(is_usable)
     table = scan.table.filter(usable).combine_chunks()
-    headers = headers.filter(usable).combine_chunks()
     columns = {name: table.column(name) for name in ("utterance", "speaker", "session", "genre", "subset")}
     columns |= {name: headers.column(name) for name in ("samples", "sample_rate", "channels")}
     columns["segments"] = single_segments(table.column("file").combine_chunks(), headers)
@@ -114,18 +109,6 @@ def _needs_conversion(scan: ScanResult, rows: NDArray[np.int64], *, to_flac: boo
     if to_flac:
         needed = pc.or_(needed, pc.invert(pc.ends_with(pc.utf8_lower(files), ".flac")))
     return needed.to_numpy()
-
-
-def _warnings(scan: ScanResult, headers: pa.Table, is_usable: NDArray[np.bool_]) -> list[tuple[str, str]]:
-    files = scan.table.column("file")
-    rate = headers.column("sample_rate").to_numpy()
-    channels = headers.column("channels").to_numpy()
-    warnings = []
-    for row in np.flatnonzero(is_usable & (rate != SAMPLE_RATE)).tolist():
-        warnings.append((files[row].as_py(), f"{rate[row]} Hz; resampled when read"))
-    for row in np.flatnonzero(is_usable & (channels > 1)).tolist():
-        warnings.append((files[row].as_py(), f"{channels[row]} channels; the first is used"))
-    return warnings
 
 
 def _write_problems(out: Path, problems: list[tuple[str, str]]) -> None:

@@ -146,11 +146,7 @@ def check_trial_count(message: str, *, allow_partial: bool) -> None:
 
 
 def has_all_utterances(path: Path, utterances: Sequence[str], table: pa.Table, *, allow_partial: bool) -> bool:
-    """Return True if a table has all utterances of the list in ``path``; otherwise log that the list is left out.
-
-    Raises:
-        ValueError: some are missing, and no part of the corpus is allowed.
-    """
+    """Return True if a table has all utterances of the list in ``path``; otherwise log or raise what is missing."""
     index = match_utterances(utterances, table.column("utterance").combine_chunks())
     missing = [utterances[position] for position in np.flatnonzero(index < 0).tolist()]
     if not missing:

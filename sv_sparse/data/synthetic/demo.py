@@ -46,7 +46,7 @@ _VERSION = 1
 _FIRST_TEST_SPEAKER = 5_001
 # Utterances between two writes of corpus.json.
 _SAVE_INTERVAL = 256
-# Streams of random numbers.
+# Each draws from a generator of its own.
 _VOICE, _SESSION, _UTTERANCE, _TRIALS = range(4)
 # Smallest and largest value of each setting.
 _BOUNDS = {

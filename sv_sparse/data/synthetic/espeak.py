@@ -15,7 +15,7 @@ import numpy as np
 
 from sv_sparse.io import install_command
 
-# Hz, of eSpeak NG.
+# eSpeak NG's own rate in Hz.
 SAMPLE_RATE = 22_050
 
 _LANGUAGES = ("en-US", "en-US", "en", "en-GB-x-rp", "en-GB-scotland", "en-GB-x-gbclan", "en-GB-x-gbcwmd", "en-029")
@@ -46,15 +46,16 @@ class Voice:
     roughness: int
     # Level of unvoiced and voiced consonants in percent.
     consonants: tuple[float, float]
-    # Words per minute.
-    rate: float
+    words_per_minute: float
 
     def with_session_drift(self, rng: np.random.Generator) -> "Voice":
         """Return the voice on another day, with slightly different pitch, rate and formants."""
         pitch, rate, tract = np.exp(rng.normal(0.0, (0.04, 0.05, 0.006)))
         low, high = self.pitch
         formants = tuple((f * tract, strength, width) for f, strength, width in self.formants)
-        return replace(self, pitch=(low * pitch, high * pitch), rate=self.rate * rate, formants=formants)
+        return replace(
+            self, pitch=(low * pitch, high * pitch), words_per_minute=self.words_per_minute * rate, formants=formants
+        )
 
     def to_variant_file(self) -> str:
         """Return the text of a voice-variant file of eSpeak NG."""
@@ -86,7 +87,7 @@ def draw_voice(rng: np.random.Generator, *, female: bool) -> Voice:
         flutter=int(rng.integers(0, 12)),
         roughness=int(rng.integers(0, 5)),
         consonants=(rng.uniform(60, 130), rng.uniform(60, 130)),
-        rate=rng.uniform(150, 190),
+        words_per_minute=rng.uniform(150, 190),
     )
 
 
@@ -159,7 +160,7 @@ def speak(text: str, voice: Voice, *, seed: int, data: Path) -> np.ndarray:
         library.espeak_SetSynthCallback(receive)
         library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
         _check(library.espeak_SetVoiceByName(f"gmw/{voice.language}+{name}".encode()), "the voice")
-        _check(library.espeak_SetParameter(_RATE, round(voice.rate), 0), "the rate")
+        _check(library.espeak_SetParameter(_RATE, round(voice.words_per_minute), 0), "the rate")
         _check(library.espeak_Synth(utf8, ctypes.c_size_t(len(utf8)), 0, 1, 0, _UTF8, None, None), "the text")
     return np.frombuffer(b"".join(blocks), dtype=np.int16)
 
