@@ -17,9 +17,9 @@ from sv_sparse.data.noise import NOISE_KINDS, RIR, NoiseStore
 from sv_sparse.data.rng import generator
 
 # Probabilities and levels are those of WeSpeaker's VoxCeleb recipes: at most one augmentation per utterance, with equal
-# chances for reverberation and noise. Unlike there, noise, music and babble are equally frequent.
+# chances for reverberation and noise. Unlike there, noise, music and babble are equally frequent. In dB.
 SNR_RANGE_DB = {"noise": (0.0, 15.0), "music": (5.0, 15.0), "speech": (10.0, 30.0)}
-# Both included. WeSpeaker adds one speaker.
+# Both included. Unlike in WeSpeaker, babble has several speakers.
 NUM_BABBLE_SPEAKERS = (3, 7)
 # SpecAugment's masks.
 MAX_MASKED_FRAMES, MAX_MASKED_BINS = 10, 8

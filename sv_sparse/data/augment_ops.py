@@ -81,7 +81,7 @@ def _row_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def speed_perturb(waveforms: Tensor, speed: float) -> Tensor:
     """Play waveforms [B, S] faster or slower, also under autocast: float32 [B, ceil(S / speed)]."""
-    # The pitch changes with the speed, as that of another speaker.
+    # The pitch changes with the speed, so that another speed makes another speaker.
     waveforms = waveforms.float()
     if speed == 1:
         return waveforms

@@ -4,7 +4,6 @@
 reads a ``View`` instead of the file: without tags, with a header that counts the frames, or stream by stream.
 """
 
-import io
 import os
 import re
 import stat
@@ -45,15 +44,6 @@ class Layout(NamedTuple):
     is_indexed: bool = False
 
 
-class _BytesFile(io.BytesIO):
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        try:
-            return super().seek(offset, whence)
-        except (ValueError, OverflowError):
-            # Damaged headers send libsndfile before the start or beyond all numbers.
-            return -1
-
-
 class MemoryContent:
     """Content of a file that is in memory; ``size`` is its number of bytes."""
 
@@ -68,9 +58,10 @@ class MemoryContent:
         """Return up to ``count`` bytes from ``start`` on."""
         return self._bytes[start : start + count]
 
-    def for_soundfile(self) -> io.BytesIO:
+    def for_soundfile(self) -> "View":
         """Return what soundfile opens."""
-        return _BytesFile(self._bytes)
+        # Not io.BytesIO, which raises errors where damaged headers ask for bytes before the start.
+        return View(self, [self._bytes])
 
     def close(self) -> None:
         """Do nothing."""

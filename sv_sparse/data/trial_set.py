@@ -31,6 +31,17 @@ class LeftOut:
     list_checksum: str
 
 
+# The lists with an entry for each utterance, and the entry of a concatenation.
+_CONCAT: dict[str, Callable[[Sequence[Any]], Any]] = {
+    "audio": lambda files: list(chain.from_iterable(files)),
+    "genres": itemgetter(0),
+    "speakers": itemgetter(0),
+    # 0 seconds mean unusable, and so is a concatenation with an unusable part.
+    "seconds": lambda seconds: float(sum(seconds)) if all(seconds) else 0.0,
+    "sexes": itemgetter(0),
+}
+
+
 @dataclass(frozen=True)
 class TrialSet:
     """Trial list with the audio of its utterances.
@@ -94,17 +105,6 @@ class TrialSet:
             list_checksum=self.trials.checksum,
         )
         return replace(self, trials=trials, left_out=left_out, **columns)
-
-
-# The lists with an entry for each utterance, and the entry of a concatenation.
-_CONCAT: dict[str, Callable[[Sequence[Any]], Any]] = {
-    "audio": lambda files: list(chain.from_iterable(files)),
-    "genres": itemgetter(0),
-    "speakers": itemgetter(0),
-    # 0 seconds mean unusable, and so is a concatenation with an unusable part.
-    "seconds": lambda seconds: float(sum(seconds)) if all(seconds) else 0.0,
-    "sexes": itemgetter(0),
-}
 
 
 def check_not_trained_on(trial_set: TrialSet, trained: pa.Table, corpus: Path, setting: str) -> None:

@@ -103,7 +103,7 @@ def scan_folder(
     held_out = validation_speakers(speaker[is_train & is_usable], val_fraction, seed)
     is_validation = is_train & np.isin(speaker, held_out)
     num_train = len(np.unique(speaker[is_train & ~is_validation & is_usable]))
-    # A classifier needs two.
+    # A classifier needs two classes.
     if num_train < 2:
         setting = f"data.root={root}" if train_utterances is None else f"data.train_utterances={train_utterances}"
         raise ValueError(

@@ -28,8 +28,7 @@ class TrialCount(NamedTuple):
     targets: int
 
 
-# Sources: the corpora's own pages and papers (Nagrani et al., 2017; Chung et al., 2018; Fan et al., 2020; Li et al.,
-# 2022).
+# Sources: the corpora's own pages and papers (Nagrani 2017, Chung 2018, Fan 2020, Li 2022).
 SIZES = {
     "vox1_dev": SubsetSize(1211, 148_642),
     "vox1_test": SubsetSize(40, 4_874),

@@ -18,7 +18,7 @@ from sv_sparse.data.manifest import DICTIONARY
 
 logger = logging.getLogger(__name__)
 
-# In a folder of converted files.
+# It marks a folder of converted files.
 CONVERSION_RECORD = "made_from.tsv"
 COLUMNS = pa.schema(
     [

@@ -7,7 +7,7 @@ from scipy.signal import fftconvolve, firwin2
 
 from sv_sparse.data.decoding import SAMPLE_RATE
 
-# Of the equalizers: 16 ms.
+# Of the equalizers; 16 ms.
 _TAPS = 255
 
 
