@@ -265,6 +265,9 @@ class _Window:
         return self.size
 
 
+# Tags: ID3 before the audio, ID3v1 and APE behind it
+
+
 def _skip_leading_tags(content: Content) -> int:
     start = 0
     while length := _tag_length(content.read(start, 32)):
@@ -413,6 +416,8 @@ def _nist_layout(content: Content, start: int, layout: Layout) -> Layout:
     header_size = int(lines[1])
     return _with_announced_length(layout, length, content.size - start - header_size)
 
+
+# Ogg
 
 _OGG_PAGE = re.compile(rb"OggS\0")
 

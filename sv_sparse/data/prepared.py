@@ -1,6 +1,7 @@
 """Prepared folders: a corpus's manifest with its trial lists, and the manifest of a run on it."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,18 +38,17 @@ def load_trial_sets(prepared: str | Path, names: Sequence[str]) -> list[TrialSet
     Raises:
         ValueError: a folder or list is not there, or an utterance is not in the manifest.
     """
-    manifests: dict[Path, Manifest] = {}
-    sexes: dict[Path, dict[str, str]] = {}
+
+    @cache
+    def load(folder: Path) -> tuple[Manifest, dict[str, str]]:
+        metadata = folder / SPEAKER_METADATA
+        return Manifest(folder / "manifest.parquet"), read_sexes(metadata) if metadata.is_file() else {}
+
     trial_sets = []
     for name in names:
         other, _, list_name = name.rpartition(":")
         path = trial_list_path(other or prepared, list_name)
-        folder = path.parent.parent
-        if folder not in manifests:
-            manifests[folder] = Manifest(folder / "manifest.parquet")
-            metadata = folder / SPEAKER_METADATA
-            sexes[folder] = read_sexes(metadata) if metadata.is_file() else {}
-        trial_sets.append(TrialSet.from_manifest(read_trials(path), manifests[folder], sexes[folder]))
+        trial_sets.append(TrialSet.from_manifest(read_trials(path), *load(path.parent.parent)))
     return trial_sets
 
 

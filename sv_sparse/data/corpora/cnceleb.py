@@ -2,8 +2,9 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -198,32 +199,22 @@ def _read_models(lists: Mapping[str, Path], protocol: str) -> dict[str, list[str
 
 
 def _concat_short(table: pa.Table, subsets: Sequence[str], min_seconds: float) -> pa.Table:
-    """Concatenate short utterances of a speaker and genre, in order, until each has a minimum duration in seconds.
-
-    No audio is written: the manifest says which files follow each other. A concatenation is named by its first
-    utterance with ``+`` and the number of the others.
-    """
-    rate = pc.cast(table.column("sample_rate"), pa.float64())
-    is_short = pc.less(pc.divide(pc.cast(table.column("samples"), pa.float64()), rate), min_seconds)
-    is_short = pc.and_(is_short, pc.is_in(table.column("subset"), value_set=pa.array(subsets)))
+    """Concatenate short utterances of a speaker and genre, in order, until each has a minimum duration in seconds."""
+    seconds = table.column("samples").to_numpy() / table.column("sample_rate").to_numpy()
+    is_short = pc.and_(pa.array(seconds < min_seconds), pc.is_in(table.column("subset"), value_set=pa.array(subsets)))
     rows = table.filter(is_short).to_pylist()
-    rows.sort(key=lambda row: (_merge_key(row), row["utterance"]))
+    # Files of different rates or numbers of channels cannot be joined.
+    key = itemgetter("subset", "speaker", "genre", "sample_rate", "channels")
+    rows.sort(key=lambda row: (key(row), row["utterance"]))
     merged = []
-    for _, similar in groupby(rows, key=_merge_key):
-        for group in _group_until(list(similar), min_seconds):
-            merged.append(_concat(group))
+    for _, similar in groupby(rows, key=key):
+        merged += [_concat(group) for group in _group_until(similar, min_seconds)]
     others = table.filter(pc.invert(is_short))
     return pa.concat_tables([others, pa.Table.from_pylist(merged, others.schema)])
 
 
-def _merge_key(row: Row) -> tuple[Any, ...]:
-    # Files of different rates or numbers of channels cannot be joined.
-    return row["subset"], row["speaker"], row["genre"], row["sample_rate"], row["channels"]
-
-
-def _group_until(rows: Sequence[Row], min_seconds: float) -> list[list[Row]]:
+def _group_until(rows: Iterable[Row], min_seconds: float) -> list[list[Row]]:
     """Return consecutive rows in groups of a minimum duration; a single group may be shorter."""
-    # A remainder that is too short is added to the last group.
     groups: list[list[Row]] = []
     group: list[Row] = []
     for row in rows:
@@ -231,18 +222,19 @@ def _group_until(rows: Sequence[Row], min_seconds: float) -> list[list[Row]]:
         if sum(member["samples"] for member in group) >= min_seconds * row["sample_rate"]:
             groups.append(group)
             group = []
-    if groups:
-        groups[-1] += group
-    elif group:
-        groups.append(group)
+    if not groups:
+        return [group]
+    # A remainder that is too short is added to the last group.
+    groups[-1] += group
     return groups
 
 
 def _concat(rows: Sequence[Row]) -> Row:
     if len(rows) == 1:
         return rows[0]
-    segments: list[dict[str, Any]] = []
-    for row in rows:
-        segments += row["segments"]
-    name = f"{rows[0]['utterance']}+{len(rows) - 1}"
-    return rows[0] | {"utterance": name, "samples": sum(row["samples"] for row in rows), "segments": segments}
+    # No audio is written: the manifest says which files follow each other.
+    return rows[0] | {
+        "utterance": f"{rows[0]['utterance']}+{len(rows) - 1}",
+        "samples": sum(row["samples"] for row in rows),
+        "segments": list(chain.from_iterable(row["segments"] for row in rows)),
+    }
