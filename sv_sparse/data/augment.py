@@ -74,13 +74,9 @@ class AugmentBatch(NamedTuple):
         first_row = 0
         shifted = []
         for batch in batches:
-            shifted.append(
-                batch._replace(
-                    rir_rows=batch.rir_rows + first_row,
-                    rirs=F.pad(batch.rirs, (0, max_length - batch.rirs.shape[1])),
-                    noise_rows=batch.noise_rows + first_row,
-                )
-            )
+            rirs = F.pad(batch.rirs, (0, max_length - batch.rirs.shape[1]))
+            rir_rows, noise_rows = batch.rir_rows + first_row, batch.noise_rows + first_row
+            shifted.append(batch._replace(rir_rows=rir_rows, rirs=rirs, noise_rows=noise_rows))
             first_row += len(batch.speed)
         return AugmentBatch(*map(torch.cat, zip(*shifted, strict=True)))
 

@@ -44,16 +44,10 @@ class CropDataset(Dataset[Batch]):
         manifest: table of the utterances.
         rows: int64 [N], rows of the manifest to draw from.
         labels: int64 [N], speaker index of each row, from 0 on.
-        crop_samples: length of a crop at ``sample_rate``, 1 or more.
+        crop_samples: length of a crop at ``sample_rate``; a ValueError says that it is less than 1.
         sample_rate: rate of the crops in Hz; files of other rates are resampled.
         seed: seed of all draws.
         augmentation: random augmentation; None for crops alone.
-
-    Attributes:
-        num_speakers: number of labels. Each speed other than 1 makes new speakers.
-
-    Raises:
-        ValueError: the crop is shorter than one sample.
     """
 
     def __init__(
@@ -78,6 +72,7 @@ class CropDataset(Dataset[Batch]):
         self.seed = seed
         self.augmentation = augmentation
         self._recorded_speakers = int(labels.max()) + 1 if len(labels) else 0
+        # Each speed other than 1 makes new speakers.
         self.num_speakers = self._recorded_speakers * (len(augmentation.speeds) if augmentation else 1)
 
     def __len__(self) -> int:

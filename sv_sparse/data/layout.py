@@ -82,7 +82,6 @@ class FileContent:
             self.close()
             raise ValueError("is not a regular file")
         self.size = status.st_size
-        # The key for cached layouts.
         self.key: tuple[str, int, int] | None = (os.fspath(path), status.st_size, status.st_mtime_ns)
 
     def read(self, start: int, count: int) -> bytes:
@@ -319,7 +318,7 @@ class _ChunkFormat(NamedTuple):
     # First byte of the first chunk.
     first_chunk: int
     name_size: int
-    # As of ``struct``.
+    # A format of ``struct``.
     length_format: str
     data_name: bytes
     # Chunks begin at multiples of it.

@@ -82,9 +82,6 @@ class AudioSegment(NamedTuple):
 class Manifest:
     """Utterances below one root folder, one row each; a pickled manifest is its path alone (DECISIONS 14).
 
-    Args:
-        path: file written by :meth:`write`.
-
     Attributes:
         source: absolute path of the manifest's file.
         root: absolute path of the folder that the files are relative to.
@@ -120,12 +117,7 @@ class Manifest:
 
     @classmethod
     def write(cls, path: str | Path, table: pa.Table, root: str | Path) -> "Manifest":
-        """Write a table atomically, and open the result.
-
-        Args:
-            path: file to write; its folder is made.
-            table: columns of ``SCHEMA`` in any order. Without ``genre`` and ``subset`` these are empty.
-            root: folder that the files are relative to.
+        """Write a table with the columns of ``SCHEMA``, and open it; ``genre`` and ``subset`` may be absent.
 
         Raises:
             ValueError: the table has no rows, duplicates, or an unknown split.

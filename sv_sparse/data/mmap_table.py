@@ -19,10 +19,8 @@ _READ_ONLY_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS}
 def mmap_parquet(source: Path, read: Callable[[Path], pa.Table]) -> pa.Table:
     """Return the table of a file, each column one buffer, mapped from a copy of the file's present state.
 
-    Args:
-        source: the file. Its copy lies beside it (``.arrow``), or, if the folder cannot be written, in a
-            folder of the user's own among the temporary files.
-        read: reads ``source`` if there is no copy yet.
+    The copy lies beside the file (``.arrow``), or, if the folder cannot be written, in a folder of the user's own
+    among the temporary files. If there is none yet, ``read`` reads the file.
 
     Raises:
         OSError: ``source`` cannot be opened, or the copy cannot be written.

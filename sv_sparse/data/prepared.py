@@ -67,8 +67,8 @@ def write_run_manifest(
         prepared: the prepared folder.
         train_subsets: names of subsets; their utterances without samples are left out.
         trial_sets: lists that the run is evaluated on.
-        val_fraction: fraction of the training speakers that are held out, in [0, 1).
-        seed: seed of their choice.
+        val_fraction: fraction of the training speakers that are held out by ``seed``, in [0, 1).
+        seed: seed of that choice.
         out: manifest file to write.
 
     Raises:

@@ -56,10 +56,7 @@ def write_shards(
     """Write every utterance of a prepared folder into tar files, subset by subset, each shuffled.
 
     A recording that cannot be used is named in a warning and left out. It stays in the manifest with 0
-    samples: no run trains on it, and evaluation leaves out its trials by name.
-
-    A second call continues: complete shards are left alone. What others lack, since it could not be used, is
-    tried again and put behind what they hold, so that manifests of earlier runs stay true.
+    samples: no run trains on it, and evaluation leaves out its trials by name. A second call continues.
 
     Args:
         prepared: the prepared folder.
@@ -77,7 +74,6 @@ def write_shards(
     source = Manifest(prepared / "manifest.parquet")
     table = pq.read_table(source.source)
     subset = np.array(table.column("subset").to_pylist())
-    # Rows by file name.
     shards: dict[str, NDArray[np.int64]] = {}
     for name in np.unique(subset).tolist():
         rows = np.random.default_rng(_SHUFFLE_SEED).permutation(np.flatnonzero(subset == name))
@@ -112,9 +108,10 @@ def _write_shard(source: Manifest, rows: NDArray[np.int64], path: Path) -> list[
     problems = []
     part = path.with_name(f".{path.name}.part")
     with open(part, "wb") as file:
+        # What is there stays where it is, so that manifests of earlier runs stay true.
         if entries:
             shutil.copyfile(path, part)
-            # Drop the end-of-archive mark.
+            # This drops the end-of-archive mark.
             file.truncate(file.seek(max(entry.end for entry in entries.values())))
         with webdataset.TarWriter(file, mtime=0) as shard:
             for row in missing:

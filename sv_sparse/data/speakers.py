@@ -12,14 +12,10 @@ _SEXES = {"f": "f", "female": "f", "m": "m", "male": "m"}
 
 
 def read_sexes(path: str | Path) -> dict[str, str]:
-    """Read the sex of each speaker.
+    """Read ``f`` or ``m`` by the speaker's name in Unicode's composed form; speakers with another entry are absent.
 
-    Args:
-        path: table with commas or tabs between its columns and names in its first line, among them
-            ``speaker`` (or ``VoxCeleb1 ID``, ``VoxCeleb2 ID``) and ``sex`` (or ``gender``).
-
-    Returns:
-        ``f`` or ``m`` by the speaker's name in Unicode's composed form. Speakers with another entry are absent.
+    The table has commas or tabs between its columns and names in its first line, among them ``speaker`` (or
+    ``VoxCeleb1 ID``, ``VoxCeleb2 ID``) and ``sex`` (or ``gender``).
 
     Raises:
         ValueError: the table lacks these columns or is no text; names the file.

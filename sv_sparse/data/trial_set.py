@@ -23,11 +23,10 @@ _DURATION_TOLERANCE = 0.01
 class LeftOut:
     """Trials that a list lost because recordings cannot be used."""
 
-    # As in the list.
     recordings: list[str]
-    # Number of trials that need them.
+    # Number of trials that need the recordings.
     trials: int
-    # Of the complete list.
+    # Checksum of the complete list.
     list_checksum: str
 
 

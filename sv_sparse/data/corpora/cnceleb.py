@@ -69,8 +69,7 @@ def prepare_cnceleb(roots: Sequence[Path], out: Path, *, to_flac: bool = False, 
     """Scan, check counts and lists, read every header, write manifest and trials.
 
     Args:
-        roots: folders that hold ``CN-Celeb_flac`` and ``CN-Celeb2_flac``, or are these; the second may be
-            absent.
+        roots: folders that hold ``CN-Celeb_flac``, and ``CN-Celeb2_flac`` if it is there, or are these.
         out: the prepared folder; an interrupted run continues there.
         to_flac: True to convert everything to FLAC below ``out``.
         allow_partial: True to accept a corpus of another size, and trials of other counts. A protocol with
@@ -78,7 +77,6 @@ def prepare_cnceleb(roots: Sequence[Path], out: Path, *, to_flac: bool = False, 
 
     Raises:
         ValueError: something is not as published, or is missing; names it.
-        OSError: a file cannot be read or written.
     """
     with exclusive(out):
         check_corpus(out, "cn")

@@ -56,8 +56,7 @@ def convert_files(
     The FLAC files lie in ``folder``, each named by the key of its utterance.
 
     Returns:
-        The reason why a recording could not be converted, by row; and source files with their rates or channels
-        if the conversion changed them.
+        The reason why a recording could not be converted, by row; and notes on changed rates or channels.
 
     Raises:
         ValueError: ffmpeg is needed and not installed, or the record of conversions is damaged.

@@ -53,17 +53,13 @@ def check_corpus(out: Path, prefix: str) -> None:
 
 
 def checked_table(scan: ScanResult, out: Path, *, to_flac: bool) -> pa.Table:
-    """Convert what libsndfile does not read, read every header, and return the utterances that can be used.
+    """Convert what libsndfile does not read, read every header, and return a manifest's table of what can be used.
 
     If a file cannot be used, the next one of the same utterance takes its place. ``problems.tsv`` names every
     file that is left out or resampled. With ``to_flac`` everything is converted to FLAC.
 
-    Returns:
-        Table with the columns of a manifest; all splits are ``unused``.
-
     Raises:
         ValueError: ffmpeg is needed and not installed.
-        OSError: a file cannot be written.
     """
     problems = [(file, f"left out: cannot be found ({reason})") for file, reason in scan.unreadable]
     failed: dict[int, str] = {}

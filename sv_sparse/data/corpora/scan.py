@@ -93,11 +93,7 @@ class ScanResult:
 
 
 def scan_corpus(
-    roots: Sequence[Path],
-    parse_path: Callable[[str], UtteranceInfo | None],
-    list_names: Collection[str],
-    *,
-    out: Path,
+    roots: Sequence[Path], parse_path: Callable[[str], UtteranceInfo | None], list_names: Collection[str], *, out: Path
 ) -> ScanResult:
     """Find the recordings below some folders, and lists of some names; names that start with a dot are skipped.
 

@@ -46,12 +46,7 @@ def parse_path(path: str) -> UtteranceInfo | None:
 
 
 def prepare_voxceleb(
-    roots: Sequence[Path],
-    out: Path,
-    *,
-    lists: Sequence[Path] = (),
-    to_flac: bool = False,
-    allow_partial: bool = False,
+    roots: Sequence[Path], out: Path, *, lists: Sequence[Path] = (), to_flac: bool = False, allow_partial: bool = False
 ) -> None:
     """Scan, check counts and lists, convert what needs it, read every header, write manifest and trial lists.
 
@@ -66,7 +61,6 @@ def prepare_voxceleb(
 
     Raises:
         ValueError: something is not as published, or is missing; names it.
-        OSError: a file cannot be read or written.
     """
     with exclusive(out):
         check_corpus(out, "vox")
