@@ -20,14 +20,7 @@ _INT16_SCALE = np.float32(32768)
 
 
 def read_utterance(segments: Sequence[AudioSegment], sample_rate: int = SAMPLE_RATE) -> Tensor:
-    """Read the first channel of an utterance.
-
-    Args:
-        segments: files of the utterance, in order.
-        sample_rate: rate of the result in Hz.
-
-    Returns:
-        float32 [S], in [-1, 1] unless the recording is louder.
+    """Read the first channel of an utterance at a rate in Hz, float32 [S], in [-1, 1] unless it is louder.
 
     Raises:
         ValueError: a file is missing, damaged or no recording, or the utterance is silent or shorter than a
@@ -44,11 +37,8 @@ def read_utterance(segments: Sequence[AudioSegment], sample_rate: int = SAMPLE_R
 
 def read_samples(segments: Sequence[AudioSegment], sample_rate: int = SAMPLE_RATE) -> Waveform:
     """Read like :func:`read_utterance`, but allow any length and silence: for room responses and noise."""
-    waveforms, rates = [], set()
-    for segment in segments:
-        samples, rate = _decode(segment)
-        waveforms.append(samples)
-        rates.add(rate)
+    waveforms, file_rates = zip(*[_decode(segment) for segment in segments], strict=True)
+    rates = set(file_rates)
     if len(rates) > 1:
         raise ValueError(
             f"{printable(segments[0].path)} and what is joined to it have different rates: {sorted(rates)} Hz"
@@ -72,11 +62,11 @@ def read_segment(segments: Sequence[AudioSegment], rate: int, start: int, count:
 def read_into(
     out: Waveform | Samples, segments: Sequence[AudioSegment], rate: int, start: int, buffer: bytes | None = None
 ) -> None:
-    """Fill ``out`` with samples of an utterance.
+    """Fill ``out`` with samples of an utterance, which must be long enough.
 
     Args:
-        out: float32 [N], for samples in [-1, 1], or int16 [N]. The utterance must be long enough.
-        segments: files of the utterance, of which only those with these samples are opened.
+        out: float32 [N], for samples in [-1, 1], or int16 [N].
+        segments: files of the utterance.
         rate: rate of the files according to their manifest, in Hz.
         start: first sample, at that rate, counted over all segments.
         buffer: content of the only file, if it has been read already.
@@ -88,6 +78,7 @@ def read_into(
     for segment in segments:
         first = max(start, segment_start)
         end = min(start + len(out), segment_start + segment.samples)
+        # Files without any of these samples stay closed.
         if first < end:
             _read_part(out[first - start : end - start], segment, rate, first - segment_start, buffer)
         segment_start += segment.samples
@@ -131,10 +122,7 @@ def _decode(
     dtype: DTypeLike = np.float32,
     buffer: bytes | None = None,
 ) -> tuple[NDArray[Any], int]:
-    """Return the first channel of ``count`` samples from ``start`` on (None: all), and the file's rate in Hz.
-
-    Samples have the requested type, but int16 only if the file has 16 bits.
-    """
+    """Return the first channel of ``count`` samples from ``start`` on (None: all), and the file's rate in Hz."""
     if buffer is None and segment.offset:
         buffer = _read_bytes(segment, segment.offset, segment.size)
     try:

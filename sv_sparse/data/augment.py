@@ -1,9 +1,6 @@
 """Random augmentation of training crops: speed, reverberation or noise, masks; drawn and collated by workers.
 
-The samples themselves are changed on the training device (``augment_ops.py``). Probabilities and levels are
-those of WeSpeaker's VoxCeleb recipes: at most one augmentation per utterance, with equal chances for
-reverberation and noise. Unlike there, noise, music and babble are equally frequent, and babble has several
-speakers.
+The samples themselves are changed on the training device (``augment_ops.py``).
 """
 
 from collections.abc import Sequence
@@ -19,26 +16,27 @@ from sv_sparse.data.audio import Waveform
 from sv_sparse.data.noise import NOISE_KINDS, RIR, NoiseStore
 from sv_sparse.data.rng import generator
 
+# Probabilities and levels are those of WeSpeaker's VoxCeleb recipes: at most one augmentation per utterance, with equal
+# chances for reverberation and noise. Unlike there, noise, music and babble are equally frequent. In dB.
 SNR_RANGE_DB = {"noise": (0.0, 15.0), "music": (5.0, 15.0), "speech": (10.0, 30.0)}
-NUM_BABBLE_SPEAKERS = (3, 7)  # both included
-MAX_MASKED_FRAMES, MAX_MASKED_BINS = 10, 8  # of SpecAugment
+# Both included. Unlike in WeSpeaker, babble has several speakers.
+NUM_BABBLE_SPEAKERS = (3, 7)
+# SpecAugment's masks.
+MAX_MASKED_FRAMES, MAX_MASKED_BINS = 10, 8
 
 
 class AugmentParams(NamedTuple):
-    """Random draws for one utterance.
+    """Random draws for one utterance."""
 
-    Attributes:
-        speed: index into the speeds.
-        kind: ``"rir"``, a kind of noise, or ``""`` for neither.
-        recordings: index of each recording of that kind, and position in it, in [0, 1).
-        snr: signal-to-noise ratio in dB.
-        mask: fraction of the frames before the mask, number of masked frames, and the same for bins.
-    """
-
+    # Index into the speeds.
     speed: int
+    # ``"rir"``, a kind of noise, or ``""`` for neither.
     kind: str
+    # Index of each recording of that kind, and position in it, in [0, 1).
     recordings: tuple[tuple[int, float], ...]
+    # Signal-to-noise ratio in dB.
     snr: float
+    # Fraction of the frames before the mask, number of masked frames, and the same for bins.
     mask: tuple[float, int, float, int]
 
 
@@ -73,22 +71,14 @@ class AugmentBatch(NamedTuple):
     def concat(batches: "Sequence[AugmentBatch]") -> "AugmentBatch":
         """Return the inputs of one batch that consists of several."""
         max_length = max(batch.rirs.shape[1] for batch in batches)
-        rir_rows = []
-        noise_rows = []
         first_row = 0
+        shifted = []
         for batch in batches:
-            rir_rows.append(batch.rir_rows + first_row)
-            noise_rows.append(batch.noise_rows + first_row)
+            rirs = F.pad(batch.rirs, (0, max_length - batch.rirs.shape[1]))
+            rir_rows, noise_rows = batch.rir_rows + first_row, batch.noise_rows + first_row
+            shifted.append(batch._replace(rir_rows=rir_rows, rirs=rirs, noise_rows=noise_rows))
             first_row += len(batch.speed)
-        return AugmentBatch(
-            speed=torch.cat([batch.speed for batch in batches]),
-            rir_rows=torch.cat(rir_rows),
-            rirs=torch.cat([F.pad(batch.rirs, (0, max_length - batch.rirs.shape[1])) for batch in batches]),
-            noise_rows=torch.cat(noise_rows),
-            noises=torch.cat([batch.noises for batch in batches]),
-            snr=torch.cat([batch.snr for batch in batches]),
-            mask=torch.cat([batch.mask for batch in batches]),
-        )
+        return AugmentBatch(*map(torch.cat, zip(*shifted, strict=True)))
 
 
 class Augmentation:
@@ -97,17 +87,11 @@ class Augmentation:
     Args:
         noise_dir: folder made by ``sv-sparse prepare noise``; only needed if ``aug_prob`` is above 0.
         aug_prob: probability that an utterance gets reverberation or noise, in [0, 1].
-        speed_perturb: speeds, one of which is drawn for each utterance, from 0.5 to 2, the first 1. Each other
-            speed makes new speakers.
+        speed_perturb: speeds from 0.5 to 2, the first 1. Each other speed makes new speakers.
         spec_augment_prob: probability that frames and bins of an utterance are masked, in [0, 1].
 
     Raises:
         ValueError: the folder is missing, is no noise store, or lacks a kind of recording.
-
-    >>> augmentation = Augmentation(speed_perturb=[1.0, 0.9, 1.1])
-    >>> params = augmentation.sample(seed=0, epoch=0, utterance="id10001/a/00001.wav")
-    >>> augmentation.collate([params], crop_samples=800).speed.shape
-    torch.Size([1])
     """
 
     def __init__(
@@ -139,13 +123,7 @@ class Augmentation:
         return self.store is not None or len(self.speeds) > 1 or self.spec_augment_prob > 0
 
     def sample(self, seed: int, epoch: int, utterance: str) -> AugmentParams:
-        """Draw the augmentation of an utterance, a function of the arguments.
-
-        Args:
-            seed: seed of the run.
-            epoch: epoch, from 0 on.
-            utterance: key of the utterance.
-        """
+        """Draw the augmentation of an utterance by its key, a function of the arguments; epochs count from 0."""
         # The order of these draws is part of what a seed means.
         rng = generator(seed, "augment", epoch, utterance)
         speed = int(rng.integers(len(self.speeds)))
@@ -173,12 +151,7 @@ class Augmentation:
         return ceil(crop_samples * self.speeds[params.speed])
 
     def collate(self, params: Sequence[AugmentParams], crop_samples: int) -> AugmentBatch:
-        """Gather the recordings that the utterances of a batch need.
-
-        Args:
-            params: draws for each utterance.
-            crop_samples: S, length of the crops.
-        """
+        """Gather the recordings that a batch needs, by the draws for each utterance and the length of the crops."""
         rir_rows: list[int] = []
         rirs: list[Waveform] = []
         noise_rows: list[int] = []
@@ -191,7 +164,8 @@ class Augmentation:
                 rirs.append(self.store.rir(param.recordings[0][0]))
                 continue
             noise = _mix_noise(self.store, param, crop_samples)
-            if noise.any():  # silence has no level that could be scaled
+            # Silence has no level that could be scaled.
+            if noise.any():
                 noise_rows.append(row)
                 noises.append(noise)
         padded_rirs = np.zeros((len(rirs), max(map(len, rirs), default=0)), np.float32)
@@ -216,6 +190,7 @@ def _mix_noise(store: NoiseStore, param: AugmentParams, samples: int) -> Wavefor
     speakers = np.empty((len(param.recordings), samples), np.float32)
     for speaker, (index, position) in zip(speakers, param.recordings, strict=True):
         speaker[:] = store.noise(param.kind, index, position, samples)
-    level = np.sqrt(np.einsum("ts,ts->t", speakers, speakers))  # no BLAS, whose sums depend on its threads
+    # No BLAS, whose sums depend on its threads.
+    level = np.sqrt(np.einsum("ts,ts->t", speakers, speakers))
     weight = np.divide(1, level, out=np.zeros_like(level), where=level > 0)
     return np.einsum("t,ts->s", weight, speakers)

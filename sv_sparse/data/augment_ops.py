@@ -13,16 +13,14 @@ from torch import Tensor, nn
 
 from sv_sparse.data.augment import AugmentBatch
 
-_CPU_ROWS = 8  # rows that are convolved at once on a CPU, so that intermediate results stay in its cache
-_ROLLOFF, _ZERO_CROSSINGS = 0.99, 6  # of the resampling filters: the defaults of torchaudio.transforms.Resample
+# Rows that are convolved at once on a CPU, so that intermediate results stay in its cache.
+_CPU_ROWS = 8
+# Of the resampling filters: the defaults of torchaudio.transforms.Resample.
+_ROLLOFF, _ZERO_CROSSINGS = 0.99, 6
 
 
 class AugmentOnDevice(nn.Module):
-    """Augmentation of a batch's waveforms.
-
-    Args:
-        crop_samples: S, length of the crops that come out.
-        speeds: speeds that the batch's indices refer to.
+    """Augmentation of a batch's waveforms, to crops of S samples; its indices refer to ``speeds``.
 
     >>> augment = AugmentOnDevice(crop_samples=800)
     >>> augment(torch.zeros(2, 800, dtype=torch.int16), None).dtype
@@ -82,22 +80,13 @@ def _row_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def speed_perturb(waveforms: Tensor, speed: float) -> Tensor:
-    """Play waveforms at another speed, also under autocast; the pitch changes with it.
-
-    The filters are those of torchaudio.transforms.Resample, whose constructor reads tensors on the host and so
-    waits for a GPU.
-
-    Args:
-        waveforms: [B, S].
-        speed: above 1 to play faster.
-
-    Returns:
-        float32 [B, ceil(S / speed)].
-    """
+    """Play waveforms [B, S] faster or slower, also under autocast: float32 [B, ceil(S / speed)]."""
+    # The pitch changes with the speed, so that another speed makes another speaker.
     waveforms = waveforms.float()
     if speed == 1:
         return waveforms
-    ratio = Fraction(speed).limit_denominator(100)  # unreduced, the filters would be thousands of samples long
+    # Unreduced, the filters would be thousands of samples long.
+    ratio = Fraction(speed).limit_denominator(100)
     rate, new_rate = ratio.numerator, ratio.denominator
     values, width = _resampling_filters(rate, new_rate)
     filters = torch.tensor(values).to(waveforms.device, non_blocking=True)
@@ -109,6 +98,7 @@ def speed_perturb(waveforms: Tensor, speed: float) -> Tensor:
 @functools.cache
 def _resampling_filters(rate: int, new_rate: int) -> tuple[np.ndarray, int]:
     """Return a filter for each sample in a period of the new rate, [new_rate, 1, taps], and the taps before it."""
+    # torchaudio.transforms.Resample makes the same ones, but reads tensors on the host and so waits for a GPU.
     cutoff = _ROLLOFF * min(rate, new_rate)
     width = ceil(_ZERO_CROSSINGS * rate / cutoff)
     taps = np.arange(-width, width + rate) / rate
@@ -120,15 +110,7 @@ def _resampling_filters(rate: int, new_rate: int) -> tuple[np.ndarray, int]:
 
 
 def add_reverb(waveforms: Tensor, rirs: Tensor) -> Tensor:
-    """Convolve waveforms with room impulse responses, also under autocast.
-
-    Args:
-        waveforms: [B, S].
-        rirs: [B, L].
-
-    Returns:
-        float32 [B, S], with the peaks of ``waveforms``.
-    """
+    """Convolve waveforms [B, S] with room impulse responses [B, L], also under autocast: float32 with their peaks."""
     waveforms = waveforms.float()
     samples = waveforms.shape[1]
     # A length with small prime factors, five of them 2, where the transform is many times faster. DECISIONS 32
@@ -145,13 +127,7 @@ def _peak(waveforms: Tensor) -> Tensor:
 
 
 def add_noise(waveforms: Tensor, noises: Tensor, snr: Tensor) -> Tensor:
-    """Add noise to waveforms.
-
-    Args:
-        waveforms: float32 [B, S].
-        noises: float32 [B, S], not silent.
-        snr: float32 [B], signal-to-noise ratio in dB.
-    """
+    """Add noise, float32 [B, S] and not silent, to waveforms, float32 [B, S], at a ratio ``snr`` [B] in dB."""
     signal_energy = torch.linalg.vector_norm(waveforms, dim=-1) ** 2
     noise_energy = torch.linalg.vector_norm(noises, dim=-1) ** 2
     original_snr = 10 * (torch.log10(signal_energy) - torch.log10(noise_energy))

@@ -1,5 +1,6 @@
 """Training crops, read by positioned reads; each is a function of (seed, epoch, utterance) (DECISIONS 15)."""
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 
 from sv_sparse.data.audio import Samples, read_into, read_segment, to_int16
 from sv_sparse.data.augment import Augmentation, AugmentBatch
-from sv_sparse.data.decoding import resample
+from sv_sparse.data.decoding import SAMPLE_RATE, resample
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.rng import randint
 
@@ -34,26 +35,19 @@ class Batch(NamedTuple):
 
 
 class CropDataset(Dataset[Batch]):
-    """One random crop of fixed length per (epoch, position).
+    """One random crop of fixed length per (epoch, position), of 16-bit samples (DECISIONS 31).
 
     Neither the order of access, nor the number of workers, nor the other utterances change the crop of an
-    utterance and its augmentation. An utterance shorter than the crop is repeated. Samples are rounded to 16
-    bits, which most recordings have (DECISIONS 31).
+    utterance and its augmentation. An utterance shorter than the crop is repeated.
 
     Args:
         manifest: table of the utterances.
         rows: int64 [N], rows of the manifest to draw from.
         labels: int64 [N], speaker index of each row, from 0 on.
-        crop_samples: length of a crop at ``sample_rate``, 1 or more.
+        crop_samples: length of a crop at ``sample_rate``; a ValueError says that it is less than 1.
         sample_rate: rate of the crops in Hz; files of other rates are resampled.
         seed: seed of all draws.
         augmentation: random augmentation; None for crops alone.
-
-    Attributes:
-        num_speakers: number of labels. Each speed other than 1 makes new speakers.
-
-    Raises:
-        ValueError: the crop is shorter than one sample.
     """
 
     def __init__(
@@ -63,7 +57,7 @@ class CropDataset(Dataset[Batch]):
         labels: NDArray[np.int64],
         *,
         crop_samples: int,
-        sample_rate: int = 16000,
+        sample_rate: int = SAMPLE_RATE,
         seed: int,
         augmentation: Augmentation | None = None,
     ) -> None:
@@ -78,6 +72,7 @@ class CropDataset(Dataset[Batch]):
         self.seed = seed
         self.augmentation = augmentation
         self._recorded_speakers = int(labels.max()) + 1 if len(labels) else 0
+        # Each speed other than 1 makes new speakers.
         self.num_speakers = self._recorded_speakers * (len(augmentation.speeds) if augmentation else 1)
 
     def __len__(self) -> int:
@@ -89,26 +84,17 @@ class CropDataset(Dataset[Batch]):
 
     def without_augmentation(self) -> "CropDataset":
         """Return the same crops without augmentation."""
-        return CropDataset(
-            self.manifest,
-            self.rows,
-            self.labels,
-            crop_samples=self.crop_samples,
-            sample_rate=self.sample_rate,
-            seed=self.seed,
-        )
+        dataset = copy.copy(self)
+        dataset.augmentation = None
+        dataset.num_speakers = self._recorded_speakers
+        return dataset
 
     def __getitems__(self, indices: Sequence[tuple[int, int]]) -> Batch:
         """Return the batch of some (epoch, position); utterances that cannot be read are left out and named."""
         return self.read_batch(indices, [None] * len(indices))
 
     def read_batch(self, indices: Sequence[tuple[int, int]], buffers: Sequence[bytes | None]) -> Batch:
-        """Return a batch like :meth:`__getitems__`.
-
-        Args:
-            indices: (epoch, position) of each crop.
-            buffers: content of each utterance's file, if it has been read already.
-        """
+        """Return a batch like :meth:`__getitems__`, with the content of each file that has been read already."""
         params = []
         lengths = [self.crop_samples] * len(indices)
         if self.augmentation is not None:
@@ -119,7 +105,8 @@ class CropDataset(Dataset[Batch]):
         readable: list[int] = []
         unreadable: list[str] = []
         for index, (epoch, position) in enumerate(indices):
-            out = waveforms[len(readable)]  # the next row; one that cannot be read leaves no gap
+            # The next row: an utterance that cannot be read leaves no gap.
+            out = waveforms[len(readable)]
             try:
                 self._read_crop(epoch, int(self.rows[position]), out[: lengths[index]], buffers[index])
             except ValueError as error:
@@ -137,9 +124,10 @@ class CropDataset(Dataset[Batch]):
     def _read_crop(self, epoch: int, row: int, out: Samples, buffer: bytes | None) -> None:
         rate = int(self.manifest.sample_rate[row])
         length = int(self.manifest.samples[row])
-        count = -(-len(out) * rate // self.sample_rate)  # rounded up
+        count = -(-len(out) * rate // self.sample_rate)
         if rate != self.sample_rate:
-            count += 1  # the resampler rounds the length, and must not end a sample before the crop
+            # The resampler rounds the length, and must not end a sample before the crop.
+            count += 1
         count = min(length, count)
         start = randint(length - count + 1, self.seed, "crop", epoch, self.manifest.utterance(row))
         segments = self.manifest.segments(row)
@@ -158,11 +146,9 @@ def concat_batches(batches: Sequence[Batch]) -> Batch:
     """Return one batch of the crops of several."""
     max_length = max(batch.waveforms.shape[1] for batch in batches)
     unreadable: list[str] = []
-    augmentations: list[AugmentBatch] = []
     for batch in batches:
         unreadable += batch.unreadable
-        if batch.augmentation is not None:
-            augmentations.append(batch.augmentation)
+    augmentations = [batch.augmentation for batch in batches if batch.augmentation is not None]
     return Batch(
         torch.cat([F.pad(batch.waveforms, (0, max_length - batch.waveforms.shape[1])) for batch in batches]),
         torch.cat([batch.labels for batch in batches]),

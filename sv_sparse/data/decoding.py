@@ -1,21 +1,15 @@
 """Decoding of audio files of every format that libsndfile reads, their metadata, and the resampler (DECISIONS 68).
 
-Training, evaluation and use read recordings through this module, so that a file which one of them reads is
-read by all, to the same samples. The format of a file is what its first bytes say, whatever its suffix.
-
-Some files libsndfile reads only in part, or not at all, though their audio is complete. It is shown another
-layout of the same bytes then (``layout.py``):
-
-- an ID3 tag lies before the audio, or tags and padding behind it;
-- a WAV file has no length, since it was written to a pipe or its recorder was killed;
-- an MP3 file has no header that counts its frames, or one that counts too few (concatenated files);
-- an Ogg file is a chain of several streams.
-
-Nothing here needs torch or pyarrow: the light installation and the preparation of a million files use it.
+Training, evaluation and use read recordings through this module, to the same samples. The format of a file is
+what its first bytes say, whatever its suffix. libsndfile reads some files only in part though their audio is
+complete: those with tags, without a length, MP3 without a count of its frames, chains of Ogg streams. It is
+shown another layout of the same bytes then (``layout.py``).
 """
 
+# Nothing here needs torch or pyarrow: the light installation and the preparation of a million files use it.
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,26 +22,32 @@ from sv_sparse.data.layout import FileContent, MemoryContent, View, detect_kind,
 Waveform = NDArray[np.float32]
 Source = str | os.PathLike[str] | bytes
 
-SAMPLE_RATE = 16000  # Hz, of everything that is trained on and evaluated
-MIN_SECONDS = 0.2  # a shorter recording is a cutting mistake, and says nothing about a speaker
+# Hz, of everything that is trained on and evaluated.
+SAMPLE_RATE = 16000
+# A shorter recording is a cutting mistake, and says nothing about a speaker.
+MIN_SECONDS = 0.2
 MAX_SECONDS = 24 * 3600.0
-MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 384_000  # Hz
+MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 384_000
 MAX_CHANNELS = 64
-MAX_ABS = np.float32(2**31)  # of samples that should lie in [-1, 1]; energies of larger ones overflow
+# Samples should lie in [-1, 1]; energies of larger ones than this overflow.
+MAX_ABS = np.float32(2**31)
 
 # Files with these suffixes are taken for recordings in a search; others, if they begin like a recording.
 AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".w64"),
     *(".rf64", ".bwf", ".sph", ".nist", ".voc"),
 )
-BLOCK_SIZE = 1 << 18  # samples of all channels together that are decoded at once
+# Samples of all channels together that are decoded at once.
+BLOCK_SIZE = 1 << 18
 SILENT = "holds nothing but silence"
-FOREIGN = "is of a format that is not read here; convert it, for instance by ffmpeg"
 
-_SILENCE_BLOCK_SIZE = 1 << 12  # samples, some of which differ in most recordings that are not silent
+# Most recordings that are not silent have two samples that differ among so many.
+_SILENCE_BLOCK_SIZE = 1 << 12
 _EMPTY = np.empty(0, np.float32)
-_UNKNOWN_FRAMES = 1 << 62  # libsndfile's number of frames, or more, if the header has none
-_MP3_MAX_MISSING = 3 * 1152  # samples: MP3 ends in whole frames, of which the encoder's padding is cut off
+# libsndfile's number of frames is this or more if the header has none.
+_UNKNOWN_FRAMES = 1 << 62
+# Samples: MP3 ends in whole frames, of which the encoder's padding is cut off.
+_MP3_MAX_MISSING = 3 * 1152
 # Up to here MP3 is decoded instead of sought in: it takes 0.1 s, and libmpg123 prints warnings when it seeks.
 _MP3_MIN_SEEK_SECONDS = 120.0
 # Samples that are decoded before the first one that is needed. An MP3 frame takes bits from those before it,
@@ -57,14 +57,12 @@ _PREROLL = {"MP3": 32 * 1152, "OGG": 1 << 17}
 
 class _Decoder(soundfile.SoundFile):
     def seekable(self) -> bool:
-        return False  # soundfile seeks after each read of a seekable file, which makes FLAC decode a block again
+        # soundfile seeks after each read of a seekable file, which makes FLAC decode a block again.
+        return False
 
 
 class AudioFile:
-    """Recording that is open for reading its first channel; a context manager.
-
-    Args:
-        source: path, or content of a file.
+    """Recording that is open for reading its first channel: a path, or the content of a file.
 
     Attributes:
         sample_rate: rate in Hz.
@@ -76,23 +74,25 @@ class AudioFile:
         pcm_offset: first byte of the samples if they are mono, 16-bit and little-endian; otherwise -1.
 
     Raises:
-        ValueError: it is no regular file, cannot be read as a recording, is broken off, or its rate or number
-            of channels is not allowed. The message does not name the file.
+        ValueError: it cannot be read as a recording, is broken off, or its rate or number of channels is not
+            allowed. The message does not name the file.
         OSError: the file cannot be opened.
     """
 
     def __init__(self, source: Source) -> None:
         self._content = MemoryContent(source) if isinstance(source, bytes) else FileContent(source)
         self._sound: soundfile.SoundFile | None = None
-        self._view: View | None = None  # what soundfile reads, if it is not the file itself
-        self._unread_stream: int | None = None  # the stream that is open and of which nothing has been read
+        # soundfile reads it, or the file itself.
+        self._view: View | None = None
+        # The stream that is open and of which nothing has been read.
+        self._unread_stream: int | None = None
         try:
             self._read_headers()
         except soundfile.LibsndfileError as error:
             kind = detect_kind(self._content)
             self.close()
             if kind == "foreign":
-                raise ValueError(FOREIGN) from error
+                raise ValueError("is of a format that is not read here; convert it, for instance by ffmpeg") from error
             raise ValueError(f"cannot be read as a recording ({_error_text(error)})") from error
         except BaseException:
             self.close()
@@ -116,7 +116,8 @@ class AudioFile:
             raise ValueError("is empty")
         self._layout = find_layout(self._content)
         sound = self._open_stream(0)
-        if sound.format == "MP3" and not self._layout.is_indexed:  # other bytes come before its first frame
+        # Other bytes than a tag may come before an MP3 file's first frame.
+        if sound.format == "MP3" and not self._layout.is_indexed:
             self._layout = mp3_layout(self._content, self._layout)
             sound = self._open_stream(0)
         self._unread_stream = 0
@@ -143,24 +144,12 @@ class AudioFile:
         self.pcm_offset = self._layout.pcm_offset if is_pcm else -1
 
     def blocks(
-        self,
-        *,
-        start: int = 0,
-        count: int | None = None,
-        dtype: DTypeLike = np.float32,
-        block_size: int = BLOCK_SIZE,
+        self, *, start: int = 0, count: int | None = None, dtype: DTypeLike = np.float32, block_size: int = BLOCK_SIZE
     ) -> Iterator[Any]:
-        """Decode the first channel, or a part of it, in blocks that need little memory.
+        """Yield the first channel in blocks [S], S > 0: ``count`` samples from ``start`` on, or all that follow.
 
-        Args:
-            start: first sample of the part.
-            count: samples of the part; None for all that follow.
-            dtype: ``float32``, for samples in [-1, 1] unless the recording is louder, or ``int16`` if
-                ``subtype`` is ``PCM_16``.
-            block_size: samples of all channels that are decoded for a block.
-
-        Yields:
-            [S], S > 0.
+        Samples are ``float32``, in [-1, 1] unless the recording is louder, or ``int16`` if ``subtype`` is
+        ``PCM_16``. For a block, ``block_size`` samples of all channels are decoded.
 
         Raises:
             ValueError: the part is not there, the data is damaged, or samples are not finite or beyond
@@ -191,7 +180,7 @@ class AudioFile:
 
     def _decode(self, start: int, stop: int | None, dtype: str, max_frames: int) -> Iterator[NDArray[Any]]:
         """Yield the first channel from ``start`` on, up to ``stop`` or the end."""
-        position = 0  # of the next sample
+        position = 0
         for stream, length in enumerate(self._lengths):
             end = None if length is None else position + length
             if stop is not None and (end is None or stop < end):
@@ -206,7 +195,8 @@ class AudioFile:
                 try:
                     sound.seek(start - position - preroll)
                     position = start - preroll
-                except soundfile.LibsndfileError:  # some encodings cannot seek: decode what lies before
+                except soundfile.LibsndfileError:
+                    # Some encodings cannot seek: decode what lies before.
                     sound = self._open_stream(stream)
             while end is None or position < end:
                 frames = max_frames if end is None else min(max_frames, end - position)
@@ -244,41 +234,26 @@ class AudioFile:
         return self._sound
 
     def _check_reading(self) -> None:
-        """Raise the error that reading the file failed with, which libsndfile takes for the end of the file."""
+        # libsndfile takes an error of reading for the end of the file.
         if self._view is not None and self._view.error is not None:
             raise self._view.error
 
 
 class AudioInfo(NamedTuple):
-    """Metadata of a recording.
+    """Metadata of a recording, as of ``AudioFile``; numbers are 0 where they cannot be read."""
 
-    Attributes:
-        samples: length of a channel; 0 if the recording cannot be used.
-        sample_rate: rate in Hz; 0 if it cannot be read.
-        channels: number of channels; 0 if it cannot be read.
-        size: bytes of the file; 0 if it cannot be opened.
-        pcm_offset: as of ``AudioFile``.
-        problem: reason why it cannot be used, in words; empty if it can.
-    """
-
+    # 0 if the recording cannot be used.
     samples: int
     sample_rate: int
     channels: int
     size: int
     pcm_offset: int
+    # Reason why it cannot be used, in words; empty if it can.
     problem: str
 
 
 def inspect(source: Source) -> AudioInfo:
-    """Return the metadata of a recording; an unreadable or missing file is no error but a ``problem``.
-
-    A silent recording cannot be used, so samples are decoded until two differ. The last sample of FLAC and
-    MP3 tells whether the file is complete. Floating-point files, which alone can hold NaN, and files of
-    unknown length are decoded completely. DECISIONS 69
-
-    Args:
-        source: path, or content of a file.
-    """
+    """Return the metadata of a recording; an unreadable or missing file is no error but a ``problem``."""
     info = AudioInfo(0, 0, 0, 0, -1, "")
     try:
         with AudioFile(source) as file:
@@ -291,13 +266,11 @@ def inspect(source: Source) -> AudioInfo:
 
 
 def _count_usable_samples(file: AudioFile) -> int:
-    """Return the length of a recording.
-
-    Raises:
-        ValueError: it has no samples, is silent or too long, or is damaged as far as it was decoded.
-    """
+    """Return the length of a recording, or raise a ValueError that says why it cannot be used (DECISIONS 69)."""
     decoded = 0
+    # Floating-point files alone can hold NaN. The length of others may be unknown.
     decodes_all = file.samples is None or file.subtype in {"FLOAT", "DOUBLE"}
+    # Samples are decoded until two differ.
     if decodes_all or is_constant(next(file.blocks(block_size=_SILENCE_BLOCK_SIZE), _EMPTY)):
         lowest, highest = np.inf, -np.inf
         for block in file.blocks():
@@ -311,6 +284,7 @@ def _count_usable_samples(file: AudioFile) -> int:
         if lowest == highest:
             raise ValueError(SILENT)
     samples = decoded if file.samples is None else file.samples
+    # The last sample of FLAC and MP3 tells whether the file is complete.
     if file.format in {"FLAC", "MP3"} and not decodes_all:
         try:
             file.read(start=samples - 1, count=1)
@@ -325,29 +299,17 @@ def _count_usable_samples(file: AudioFile) -> int:
 def looks_like_audio(path: str | os.PathLike[str]) -> bool:
     """Return True if a file begins like a recording, of a format that is read here or of another one."""
     try:
-        content = FileContent(path)
+        with closing(FileContent(path)) as content:
+            return bool(detect_kind(content))
     except (OSError, ValueError):
         return False
-    try:
-        return bool(detect_kind(content))
-    except OSError:
-        return False
-    finally:
-        content.close()
 
 
 def iter_audio(source: Source, sample_rate: int, *, max_seconds: float = MAX_SECONDS) -> Iterator[Waveform]:
-    """Decode a recording's first channel and resample it, in pieces that need little memory.
+    """Yield a recording's first channel at a rate in Hz, in pieces float32 [S] that need little memory.
 
-    The concatenated pieces do not depend on their lengths.
-
-    Args:
-        source: path, or content of a file.
-        sample_rate: rate of the pieces in Hz.
-        max_seconds: longer recordings are refused, whatever their headers say.
-
-    Yields:
-        float32 [S], in [-1, 1] unless the recording is louder.
+    Samples are in [-1, 1] unless the recording is louder. Recordings beyond ``max_seconds`` are refused,
+    whatever their headers say.
 
     Raises:
         ValueError: see ``AudioFile`` and ``AudioFile.blocks``; or it has no samples, or is too long.
@@ -367,14 +329,10 @@ def iter_audio(source: Source, sample_rate: int, *, max_seconds: float = MAX_SEC
 
 
 class Resampler:
-    """Resampler of a stream; its output does not depend on the lengths of the pieces.
-
-    Args:
-        rate: rate of the input in Hz, from 4,000 to 384,000.
-        sample_rate: rate of the output in Hz.
+    """Resampler of a stream from ``rate`` to ``sample_rate`` in Hz, whatever the lengths of its pieces.
 
     Raises:
-        ValueError: ``rate`` is out of range.
+        ValueError: ``rate`` is not from 4,000 to 384,000.
 
     >>> resampler = Resampler(8000, 16000)
     >>> len(resampler(np.zeros(800, np.float32))) + len(resampler.flush())
@@ -395,11 +353,7 @@ class Resampler:
 
 
 def resample(samples: Waveform, rate: int, sample_rate: int) -> Waveform:
-    """Return a waveform [S] at another rate; arguments and errors as of ``Resampler``.
-
-    >>> resample(np.zeros(800, np.float32), 8000, 16000).shape
-    (1600,)
-    """
+    """Return a waveform [S] at another rate; arguments and errors as of ``Resampler``."""
     if rate == sample_rate:
         return samples
     resampler = Resampler(rate, sample_rate)
@@ -419,7 +373,7 @@ def check_loudness(samples: NDArray[Any]) -> None:
 
 
 def check_length(samples: int, sample_rate: int) -> None:
-    """Raise a ValueError for fewer samples than a fifth of a second."""
+    """Raise a ValueError for fewer samples than ``MIN_SECONDS`` hold."""
     if samples < MIN_SECONDS * sample_rate:
         raise ValueError(too_short(samples, sample_rate))
 
@@ -430,7 +384,8 @@ def too_short(samples: int, sample_rate: int) -> str:
 
 
 def check_silence(samples: NDArray[Any]) -> None:
-    """Raise a ValueError for samples [S] that are all equal: all such recordings would seem to be of one speaker."""
+    """Raise a ValueError for samples [S] that are all equal."""
+    # All such recordings would seem to be of one speaker.
     if is_constant(samples):
         raise ValueError(SILENT)
 

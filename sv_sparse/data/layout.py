@@ -1,65 +1,53 @@
-"""Layout of audio files: where the audio lies, and other views of their bytes for what libsndfile reads in part.
+"""Layout of audio files: where the audio lies, and views of the bytes for what libsndfile reads only in part.
 
 ``find_layout`` looks at the first bytes and at the lengths in headers; nothing is decoded. libsndfile then
-reads a ``View`` instead of the file: without tags, with a known length, with a header that counts the
-frames, or stream by stream. DECISIONS 68
+reads a ``View`` instead of the file: without tags, with a header that counts the frames, or stream by stream.
 """
 
-import io
 import os
 import re
 import stat
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-# A pipe that has taken a file's place must not block. Windows alone has a text mode.
+# A pipe that has taken a file's place must not block. Only Windows has a text mode.
 OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
-_CHUNK_SIZE = 1 << 20  # bytes that are searched at once
-_MAX_STREAMS = 256  # of one file; opening each takes as long as opening a file
-_MAX_CACHED_LAYOUTS = 10_000  # a few MB per process
+# Bytes that are searched at once.
+_CHUNK_SIZE = 1 << 20
+# Opening a stream takes as long as opening a file.
+_MAX_STREAMS = 256
+# A few MB per process.
+_MAX_CACHED_LAYOUTS = 10_000
 
-Piece = bytes | tuple[int, int]  # bytes, or first byte and end of a range of the file
+# Bytes, or first byte and end of a range of the file.
+Piece = bytes | tuple[int, int]
 
 
 class Layout(NamedTuple):
-    """Position of the audio in a file.
+    """Position of the audio in a file."""
 
-    Attributes:
-        streams: pieces of each stream, in order. Several streams are one recording.
-        is_plain: True if libsndfile can read the file as it is.
-        pcm_offset: first byte of the samples in a WAV file, -1 for other files.
-        missing_fraction: fraction of the announced audio that is not there, in [0, 1].
-        is_indexed: True once the frames of an MP3 file have been counted.
-    """
-
+    # Pieces of each stream, in order. Several streams are one recording.
     streams: Sequence[Sequence[Any]]
+    # True if libsndfile can read the file as it is.
     is_plain: bool
+    # First byte of the samples in a WAV file, -1 for other files.
     pcm_offset: int = -1
+    # Fraction of the announced audio that is not there, in [0, 1].
     missing_fraction: float = 0.0
+    # True once the frames of an MP3 file have been counted.
     is_indexed: bool = False
 
 
-class _BytesFile(io.BytesIO):
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        try:
-            return super().seek(offset, whence)
-        except (ValueError, OverflowError):  # damaged headers send libsndfile before the start or beyond all numbers
-            return -1
-
-
 class MemoryContent:
-    """Content of a file that is in memory.
+    """Content of a file that is in memory; ``size`` is its number of bytes."""
 
-    Attributes:
-        size: number of bytes.
-        key: None, since it has no name that a layout could be cached by.
-    """
-
+    # Without a name a layout cannot be cached.
     key: tuple[str, int, int] | None = None
 
     def __init__(self, content: bytes) -> None:
@@ -70,33 +58,27 @@ class MemoryContent:
         """Return up to ``count`` bytes from ``start`` on."""
         return self._bytes[start : start + count]
 
-    def for_soundfile(self) -> io.BytesIO:
+    def for_soundfile(self) -> "View":
         """Return what soundfile opens."""
-        return _BytesFile(self._bytes)
+        # Not io.BytesIO, which raises errors where damaged headers ask for bytes before the start.
+        return View(self, [self._bytes])
 
     def close(self) -> None:
         """Do nothing."""
 
 
 class FileContent:
-    """Content of a regular file.
-
-    Attributes:
-        size: number of bytes.
-        key: path, size and modification time, the key for cached layouts.
-
-    Raises:
-        ValueError: it is no regular file: a pipe or device may never end, or never begin.
-        OSError: it cannot be opened.
-    """
+    """Content of a regular file; a ValueError says that it is none."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        # A pipe or device may never end, or never begin.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("is not a regular file")
         # soundfile gets the descriptor, not the path: it takes some suffixes for formats without a header.
         self._descriptor = os.open(path, OPEN_FLAGS)
         status = os.fstat(self._descriptor)
-        if not stat.S_ISREG(status.st_mode):  # replaced since the first look
+        # Another process may have replaced the file since the first look.
+        if not stat.S_ISREG(status.st_mode):
             self.close()
             raise ValueError("is not a regular file")
         self.size = status.st_size
@@ -123,21 +105,13 @@ def read_at(descriptor: int, count: int, start: int) -> bytes:
     """Return up to ``count`` bytes of an open file from ``start`` on."""
     if hasattr(os, "pread"):
         return os.pread(descriptor, count, start)
-    os.lseek(descriptor, start, os.SEEK_SET)  # Windows
+    # Windows has no pread.
+    os.lseek(descriptor, start, os.SEEK_SET)
     return os.read(descriptor, count)
 
 
-class View(io.RawIOBase):
-    """File-like object that concatenates pieces of a file.
-
-    Args:
-        content: the file.
-        pieces: bytes, or first byte and end of ranges of the file.
-
-    Attributes:
-        error: error of reading the file. soundfile takes a read that fails for the end of the file, so the
-            caller has to look here.
-    """
+class View:
+    """Concatenated pieces of a file, with the methods that soundfile needs."""
 
     def __init__(self, content: Content, pieces: Sequence[Piece]) -> None:
         self._content = content
@@ -147,23 +121,17 @@ class View(io.RawIOBase):
             lengths.append(len(piece) if isinstance(piece, bytes) else piece[1] - piece[0])
         self._ends: list[int] = np.cumsum(lengths).tolist()
         self._position = 0
+        # soundfile takes a read that fails for the end of the file, so the caller has to look here.
         self.error: OSError | None = None
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
 
     def tell(self) -> int:
         """Return the position of the next byte."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Move to a byte, and return its position; -1 if it is negative, as damaged headers may ask for."""
+        """Move to a byte, and return its position; -1 if it is negative."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._ends[-1]}[whence]
+        # Damaged headers ask for this.
         if base + offset < 0:
             return -1
         self._position = base + offset
@@ -206,13 +174,13 @@ def find_layout(content: Content) -> Layout:
     magic = content.read(start, 12)
     end = content.size
     if magic[:4] == b"fLaC":
-        # The last 36 bits are the number of samples; 0 means unknown. libsndfile decodes to the end then, into tags.
+        # The last 36 bits are the number of samples; 0 means unknown. libsndfile then decodes to the end, into tags.
         total = content.read(start + 21, 5)
         if len(total) == 5 and not (total[0] & 15 or any(total[1:])):
             end = _skip_trailing_tags(content, start)
     layout = Layout([[(start, end)]], is_plain=start == 0 and end == content.size)
     if magic[:4] == b"OggS":
-        return _cached(content, lambda: _ogg_layout(content, layout))
+        return _cached(content, layout, _ogg_layout)
     if _parse_frame(magic[:4]) is not None:
         return mp3_layout(content, layout)
     if magic[:4] == b".snd":
@@ -230,14 +198,10 @@ def find_layout(content: Content) -> Layout:
 _WAVE = (b"WAVE",)
 _FORMS = {b"RIFF": _WAVE, b"RIFX": _WAVE, b"RF64": _WAVE, b"BW64": _WAVE, b"FORM": (b"AIFF", b"AIFC")}
 _MAGIC = (b"fLaC", b"OggS", b"caff", b".snd", b"NIST_1A", b"riff\x2e\x91\xcf\x11", b"Creative Voice File")
+# AMR, Matroska and WebM, Windows Media, AAC in ADTS (two), Monkey's Audio, WavPack.
 _FOREIGN_MAGIC = (
-    b"#!AMR",
-    b"\x1a\x45\xdf\xa3",  # Matroska and WebM
-    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # Windows Media
-    b"\xff\xf1",  # AAC in ADTS
-    b"\xff\xf9",
-    b"MAC ",  # Monkey's Audio
-    b"wvpk",  # WavPack
+    *(b"#!AMR", b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),
+    *(b"\xff\xf1", b"\xff\xf9", b"MAC ", b"wvpk"),
 )
 
 
@@ -248,24 +212,26 @@ def detect_kind(content: Content) -> str:
     is_form = magic[8:12] in _FORMS.get(magic[:4], ())
     if is_form or magic.startswith(_MAGIC) or _is_frame_sequence(_Window(content), start, content.size):
         return "audio"
-    is_foreign = magic[4:8] == b"ftyp" or magic.startswith(_FOREIGN_MAGIC)  # "ftyp": MP4 and M4A
+    # MP4 and M4A have this mark behind a length.
+    is_foreign = magic[4:8] == b"ftyp" or magic.startswith(_FOREIGN_MAGIC)
     return "foreign" if is_foreign else ""
 
 
 _layouts: dict[tuple[str, int, int], Layout] = {}
 
 
-def _cached(content: Content, make: Callable[[], Layout]) -> Layout:
-    """Return the layout of a file's present state; crops open a file again and again, and a search reads all of it."""
-    if content.key is None:
-        return make()
-    layout = _layouts.get(content.key)
-    if layout is None:
-        layout = make()
+def _cached(content: Content, layout: Layout, search: Callable[[Content, Layout], Layout]) -> Layout:
+    """Return the refined layout of a file's present state."""
+    # Crops open a file again and again, and a search reads all of it.
+    key = content.key
+    if key is None:
+        return search(content, layout)
+    if key not in _layouts:
+        refined = search(content, layout)
         if len(_layouts) >= _MAX_CACHED_LAYOUTS:
             _layouts.clear()
-        _layouts[content.key] = layout
-    return layout
+        _layouts[key] = refined
+    return _layouts[key]
 
 
 class _Window:
@@ -293,11 +259,12 @@ class _Window:
             if match is not None:
                 return self._start + match.start()
             end = self._start + len(self._chunk)
-            start = end if end >= self.size else end - max_length + 1  # a match may lie across two chunks
+            # A match may lie across two chunks.
+            start = end if end >= self.size else end - max_length + 1
         return self.size
 
 
-# Tags
+# Tags: ID3 before the audio, ID3v1 and APE behind it
 
 
 def _skip_leading_tags(content: Content) -> int:
@@ -310,7 +277,8 @@ def _skip_leading_tags(content: Content) -> int:
 def _tag_length(head: bytes) -> int:
     """Return the length of the ID3 or APE tag with these first bytes; 0 for none."""
     if head[:3] == b"ID3" and len(head) >= 10 and max(head[6:10]) < 128:
-        length = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]  # at most 256 MiB
+        # Seven bits a byte: at most 256 MiB. Source: ID3v2.4, section 6.2.
+        length = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
         has_footer = head[5] & 16
         return 10 + length + (10 if has_footer else 0)
     if head[:3] == b"TAG":
@@ -325,7 +293,8 @@ def _skip_trailing_tags(content: Content, start: int) -> int:
     end = content.size
     while end - start >= 32:
         footer = content.read(end - 32, 32)
-        length = int.from_bytes(footer[12:16], "little") + (32 if footer[23] >> 7 else 0)  # a flag: it has a header
+        # The highest bit of an APE tag's flags says that it has a header too.
+        length = int.from_bytes(footer[12:16], "little") + (32 if footer[23] >> 7 else 0)
         chunk = content.read(max(start, end - _CHUNK_SIZE), min(_CHUNK_SIZE, end - start))
         num_zeros = len(chunk) - len(chunk.rstrip(b"\0"))
         if end - start >= 128 and content.read(end - 128, 3) == b"TAG":
@@ -343,26 +312,20 @@ def _skip_trailing_tags(content: Content, start: int) -> int:
 
 
 class _ChunkFormat(NamedTuple):
-    """Format of a container's chunks, one of which holds the samples.
-
-    Attributes:
-        magic: first bytes of the file.
-        first_chunk: first byte of the first chunk.
-        name_size: bytes of a chunk's name.
-        length_format: ``struct`` format of a chunk's length.
-        data_name: name of the chunk with the samples.
-        alignment: chunks begin at multiples of it.
-        data_header: bytes between the length and the samples.
-        length_includes_header: True if the length counts the name and itself.
-    """
+    """Format of a container's chunks, one of which, ``data_name``, holds the samples."""
 
     magic: bytes
+    # First byte of the first chunk.
     first_chunk: int
     name_size: int
+    # A format of ``struct``.
     length_format: str
     data_name: bytes
+    # Chunks begin at multiples of it.
     alignment: int
+    # Bytes between the length and the samples.
     data_header: int = 0
+    # True if the length counts the name and itself.
     length_includes_header: bool = False
 
 
@@ -374,7 +337,8 @@ _CONTAINERS = (
     _ChunkFormat(b"FORM", 12, 4, ">I", b"SSND", 2, data_header=8),
     _ChunkFormat(b"caff", 8, 4, ">q", b"data", 1, data_header=4),
     _ChunkFormat(
-        magic=b"riff\x2e\x91\xcf\x11",  # W64 names its chunks by GUIDs
+        # W64 names its chunks by GUIDs.
+        magic=b"riff\x2e\x91\xcf\x11",
         first_chunk=40,
         name_size=16,
         length_format="<Q",
@@ -398,7 +362,8 @@ def _chunked_layout(content: Content, start: int, chunks: _ChunkFormat, layout: 
         (length,) = struct.unpack(chunks.length_format, header[chunks.name_size :])
         if chunks.length_includes_header:
             length -= header_size
-        if name == b"ds64":  # RF64: the true length, for which the chunk's own field is too small
+        # RF64 has the true length here, for which the chunk's own field is too small.
+        if name == b"ds64":
             rf64_length = int.from_bytes(content.read(position + header_size + 8, 8), "little")
         if name == chunks.data_name:
             if rf64_length and length == 0xFFFFFFFF:
@@ -453,21 +418,15 @@ def _nist_layout(content: Content, start: int, layout: Layout) -> Layout:
 
 # Ogg
 
-
 _OGG_PAGE = re.compile(rb"OggS\0")
 
 
 def _ogg_layout(content: Content, layout: Layout) -> Layout:
-    """Return the streams of a chain; tags and other bytes that are in no page are left out.
-
-    Source: RFC 3533, on pages and chaining.
-
-    Raises:
-        ValueError: the last page is not complete, or there are too many streams.
-    """
+    """Return the streams of a chain; tags and other bytes that are in no page are left out."""
+    # Source: RFC 3533, on pages and chaining.
     ((start, size),) = layout.streams[0]
     window = _Window(content)
-    starts: list[int] = []  # of each stream
+    starts: list[int] = []
     position = end = start
     in_header = False
     while position < size:
@@ -475,7 +434,8 @@ def _ogg_layout(content: Content, layout: Layout) -> Layout:
         if header[:5] != b"OggS\0" or len(header) < 27:
             position = window.find(_OGG_PAGE, position + 1, max_length=5)
             continue
-        length = 27 + header[26] + sum(window.read(position + 27, header[26]))  # with the segment table
+        # The segment table holds the lengths of what follows it.
+        length = 27 + header[26] + sum(window.read(position + 27, header[26]))
         if position + length > size:
             raise ValueError("is broken off: its last page is not whole")
         is_first_page = bool(header[5] & 2)
@@ -499,7 +459,8 @@ def _check_num_streams(count: int) -> None:
 
 # MPEG audio. Source: ISO 11172-3 and 13818-3, frame header.
 
-_BITRATES = {  # kbit/s by version (1; 2 and 2.5) and layer
+# kbit/s by version (1; 2 and 2.5) and layer.
+_BITRATES = {
     (1, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (1, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -507,11 +468,15 @@ _BITRATES = {  # kbit/s by version (1; 2 and 2.5) and layer
     (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-_MPEG_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # Hz by version bits
+# Hz by version bits.
+_MPEG_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 _FRAME_START = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff][\x10-\xef].", re.DOTALL)
-_XING_SIZE = 64  # bytes in which a Xing, Info or VBRI header lies
-_XING_BITRATE = 64  # kbit/s of a frame with room for a Xing header
-_MIN_FRAMES = 3  # frames of one kind in a row, which other bytes do not look like
+# Bytes in which a Xing, Info or VBRI header lies.
+_XING_SIZE = 64
+# kbit/s of a frame with room for a Xing header.
+_XING_BITRATE = 64
+# Frames of one kind in a row, which other bytes do not look like.
+_MIN_FRAMES = 3
 
 
 class _Frame(NamedTuple):
@@ -530,7 +495,8 @@ def _parse_frame(header: bytes) -> _Frame | None:
     bitrate = header[2] >> 4
     rate = header[2] >> 2 & 3
     padding = header[2] >> 1 & 1
-    if version == 1 or layer == 4 or bitrate in {0, 15} or rate == 3:  # reserved values
+    # Reserved values, and bitrates that the header does not tell.
+    if version == 1 or layer == 4 or bitrate in {0, 15} or rate == 3:
         return None
     kbits = _BITRATES[1 if version == 3 else 2, layer][bitrate - 1]
     hertz = _MPEG_RATES[version][rate]
@@ -544,52 +510,46 @@ def _parse_frame(header: bytes) -> _Frame | None:
 
 
 def mp3_layout(content: Content, layout: Layout) -> Layout:
-    """Return the layout of an MP3 file with headers that count all frames, so that libsndfile reads them all.
-
-    Without such a header libsndfile divides the file's size by the length of the first frame, and ends too
-    early if the bitrate varies. In concatenated files the header of the first counts its own frames alone.
-
-    Raises:
-        ValueError: a header counts more frames than there are, or too many files were concatenated.
-    """
-    return _cached(content, lambda: _index_mp3(content, layout))
+    """Return the layout of an MP3 file with headers that count all frames, so that libsndfile reads them all."""
+    # Without such a header libsndfile divides the file's size by the length of the first frame, and ends too
+    # early if the bitrate varies. In concatenated files the header of the first counts its own frames alone.
+    return _cached(content, layout, _index_mp3)
 
 
-class _Mp3Part(NamedTuple):
-    """One of the files that an MP3 file was concatenated from.
-
-    Attributes:
-        kind: kind of its frames.
-        frames: number of frames.
-        ranges: first byte and end of the ranges that the frames lie in, with tags and other bytes between.
-        xing: header that counts the frames, ``Xing``, ``Info`` or ``VBRI``; empty without one.
-        announced: number of frames that the header announces; 0 if it does not.
-    """
+@dataclass
+class _Mp3Part:
+    """One of the files that an MP3 file was concatenated from."""
 
     kind: tuple[int, int, int]
-    frames: int
-    ranges: list[tuple[int, int]]
+    # The header that counts the frames: ``Xing``, ``Info`` or ``VBRI``; empty without one.
     xing: bytes
+    # Number of frames in that header; 0 if it has none.
     announced: int
+    frames: int = 0
+    # First byte and end of the ranges with frames; tags and other bytes lie between.
+    ranges: list[tuple[int, int]] = field(default_factory=list)
 
 
 def _index_mp3(content: Content, layout: Layout) -> Layout:
     ((start, end),) = layout.streams[0]
     layout = layout._replace(is_indexed=True)
     parts = _find_mp3_parts(content, start, end)
+    # Layers I and II have no Xing headers, and a bitrate that does not vary.
     if not parts or any(part.kind[1] != 3 for part in parts):
-        return layout  # layers I and II have no Xing headers, and a bitrate that does not vary
+        return layout
     _check_num_streams(len(parts))
     streams: list[list[Any]] = []
     for part in parts:
         first, *others = part.ranges
         header = content.read(first[0], 4)
         frames = part.frames - 1 if part.xing else part.frames
-        if part.announced > frames + 1:  # some encoders count the header's own frame too
+        # Some encoders count the header's own frame too.
+        if part.announced > frames + 1:
             raise ValueError(f"is broken off: {frames:,} of {part.announced:,} frames are there")
         if part.announced >= frames > 0:
             streams.append([*part.ranges])
-        elif frames > 0:  # replace the header's frame by one that counts correctly
+        elif frames > 0:
+            # The header's frame is replaced by one that counts correctly.
             frame = _parse_frame(header)
             replaced = frame.length if frame is not None and part.xing else 0
             streams.append([_make_xing_frame(header, frames), (first[0] + replaced, first[1]), *others])
@@ -618,13 +578,11 @@ def _find_mp3_parts(content: Content, start: int, end: int) -> list[_Mp3Part]:
         if position + frame.length > end:
             break
         if not is_same_kind or xing:
-            parts.append(_Mp3Part(frame.kind, 0, [], xing, announced))
+            parts.append(_Mp3Part(frame.kind, xing, announced))
         part = parts[-1]
-        range_start = position
-        if follows_frame and part.ranges:
-            range_start = part.ranges.pop()[0]
+        part.frames += 1
+        range_start = part.ranges.pop()[0] if follows_frame and part.ranges else position
         part.ranges.append((range_start, position + frame.length))
-        parts[-1] = part._replace(frames=part.frames + 1)
         position += frame.length
         follows_frame = True
     return parts

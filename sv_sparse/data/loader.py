@@ -18,29 +18,25 @@ from sv_sparse.signals import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 
-MAX_WORKER_RESTARTS = 3  # in an epoch
-WORKER_GRACE_SECONDS = 10  # that a worker lives on after SIGTERM
+# Of an epoch. Where memory is short, new workers die as well.
+MAX_WORKER_RESTARTS = 3
+# A worker lives on so long after SIGTERM, until the step has its batch.
+WORKER_GRACE_SECONDS = 10
 
 
 class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
     """Sampler of batches of (epoch, position); each epoch is a new permutation, a function of (seed, epoch).
 
     The last, incomplete batch of an epoch is dropped. With several processes or gradient accumulation, the
-    batch of a step is cut into micro-batches of equal size, and each process gets its own. The number of steps
-    stays the same.
+    batch of a step is cut into micro-batches of equal size. The number of steps stays the same.
 
     Args:
         size: number of positions.
         batch_size: positions per step, over all processes.
         seed: seed of the permutations.
-        grad_accum_steps: micro-batches that one process takes for a step.
+        grad_accum_steps: micro-batches of ``micro_batch_size`` that one process takes for a step.
         rank: rank of the process.
         world_size: number of processes that train together.
-
-    Attributes:
-        epoch: epoch of the next iteration; set it before each one.
-        start: micro-batches to skip at its beginning, for resuming inside an epoch.
-        micro_batch_size: positions per micro-batch.
 
     Raises:
         ValueError: there are not enough positions for one step, or a step cannot be cut into micro-batches of
@@ -54,14 +50,7 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self,
-        size: int,
-        batch_size: int,
-        seed: int,
-        *,
-        grad_accum_steps: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
+        self, size: int, batch_size: int, seed: int, *, grad_accum_steps: int = 1, rank: int = 0, world_size: int = 1
     ) -> None:
         if not 1 <= batch_size <= size:
             raise ValueError(
@@ -81,7 +70,9 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         self.rank = rank
         self.world_size = world_size
         self.micro_batch_size = batch_size // parts
+        # Of the next iteration; set before each one.
         self.epoch = 0
+        # Micro-batches to skip at its beginning, for resuming inside an epoch.
         self.start = 0
 
     def __len__(self) -> int:
@@ -138,11 +129,9 @@ class CropLoader:
 
 
 def restart_dead_workers(batches_from: Callable[[int, bool], Iterator[Batch]], start: int) -> Iterator[Batch]:
-    """Yield the batches of an epoch; if a worker process dies, new ones continue from the batch that it owed.
+    """Yield an epoch's batches from ``start`` on; if a worker process dies, new ones continue from the batch it owed.
 
-    Args:
-        batches_from: returns the batches from one on. Its second argument is True to start new workers.
-        start: first batch.
+    ``batches_from`` returns the batches from one on. Its second argument is True to start new workers.
 
     Raises:
         OSError: workers died more than ``MAX_WORKER_RESTARTS`` times.
@@ -165,20 +154,17 @@ def restart_dead_workers(batches_from: Callable[[int, bool], Iterator[Batch]], s
 
 
 def worker_settings(num_workers: int, device: torch.device | str) -> dict[str, Any]:
-    """Return the arguments of torch's DataLoader that all loaders here share.
-
-    Args:
-        num_workers: worker processes; 0 for none.
-        device: device of the training.
-    """
+    """Return the arguments of torch's DataLoader that all loaders here share."""
     return {
+        # The datasets return batches already.
         "collate_fn": _identity,
         "num_workers": num_workers,
         "persistent_workers": num_workers > 0,
         "multiprocessing_context": _worker_context() if num_workers else None,
         "worker_init_fn": _ignore_stop_signals,
         "pin_memory": torch.device(device).type == "cuda",
-        "generator": torch.Generator(),  # or each epoch would advance torch's global generator by one draw
+        # Without it each epoch would advance torch's global generator by one draw.
+        "generator": torch.Generator(),
     }
 
 
@@ -205,9 +191,10 @@ def _ignore_stop_signals(_worker: int) -> None:
     # The main process stops on them, and needs its workers until the end of the step.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "alarm"):  # not on Windows
+    # Windows has no alarm.
+    if hasattr(signal, "alarm"):
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_SECONDS))
 
 
 def _identity(batch: Any) -> Batch:
-    return batch  # the dataset returns batches already
+    return batch

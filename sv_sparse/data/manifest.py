@@ -15,35 +15,50 @@ from sv_sparse.data.mmap_table import mmap_parquet, write_arrow_copy
 from sv_sparse.io import atomic_write
 
 SPLITS = ("train", "validation", "test", "unused")
-TRAINING_SPLITS = ("train", "validation")  # every utterance in them can be used
-UNUSABLE = "could not be used when its manifest was written"  # message for an utterance with 0 samples
+# Every utterance in them can be used.
+TRAINING_SPLITS = ("train", "validation")
+# Message for an utterance with 0 samples.
+UNUSABLE = "could not be used when its manifest was written"
 
-DICTIONARY = pa.dictionary(pa.int32(), pa.string())  # stores each distinct name once
+# Each distinct name is stored once.
+DICTIONARY = pa.dictionary(pa.int32(), pa.string())
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
 SEGMENT = pa.struct(
     [
-        pa.field("file", pa.string(), nullable=False),  # path below the root, with forward slashes
-        pa.field("samples", pa.int64(), nullable=False),
-        pa.field("offset", pa.int64(), nullable=False),  # first byte within a tar file; 0 for a file of its own
-        pa.field("size", pa.int64(), nullable=False),  # bytes
-        pa.field("pcm_offset", pa.int64(), nullable=False),  # first byte of mono 16-bit samples; -1 if encoded
+        # Path below the root, with forward slashes.
+        _required("file", pa.string()),
+        # The others are those of ``AudioSegment``.
+        *[_required(name, pa.int64()) for name in ("samples", "offset", "size", "pcm_offset")],
     ]
 )
 SCHEMA = pa.schema(
     [
-        pa.field("utterance", pa.string(), nullable=False),  # key in lists
-        pa.field("speaker", DICTIONARY, nullable=False),
-        pa.field("session", DICTIONARY, nullable=False),
-        pa.field("genre", DICTIONARY, nullable=False),  # empty if unknown
-        pa.field("subset", DICTIONARY, nullable=False),  # part of the published corpus; empty if there is none
-        pa.field("samples", pa.int64(), nullable=False),  # at the file's own rate
-        pa.field("sample_rate", pa.int32(), nullable=False),  # Hz
-        pa.field("channels", pa.int16(), nullable=False),
-        pa.field("segments", pa.list_(SEGMENT), nullable=False),  # the file, or the files that are concatenated
-        pa.field("split", DICTIONARY, nullable=False),  # one of SPLITS
+        # Key in lists.
+        _required("utterance", pa.string()),
+        _required("speaker", DICTIONARY),
+        _required("session", DICTIONARY),
+        # Empty if unknown.
+        _required("genre", DICTIONARY),
+        # Part of the published corpus; empty if there is none.
+        _required("subset", DICTIONARY),
+        # At the file's own rate.
+        _required("samples", pa.int64()),
+        _required("sample_rate", pa.int32()),
+        _required("channels", pa.int16()),
+        # The file, or the files that are concatenated.
+        _required("segments", pa.list_(SEGMENT)),
+        # One of SPLITS.
+        _required("split", DICTIONARY),
     ]
 )
-_ROOT = b"root"  # metadata key
-_ROW_GROUP_SIZE = 100_000  # Parquet's own default of a million rows is most of a corpus in memory at once
+_ROOT = b"root"
+# Parquet's own default of a million rows is most of a corpus in memory at once.
+_ROW_GROUP_SIZE = 100_000
 
 
 class AudioSegment(NamedTuple):
@@ -65,14 +80,7 @@ class AudioSegment(NamedTuple):
 
 
 class Manifest:
-    """Utterances below one root folder, one row each.
-
-    The table is a Parquet file. It is mapped into memory from a copy in Arrow's format, so that there is no
-    Python object per row and all processes of a machine share one copy. A pickled manifest is its path alone.
-    See DECISIONS 14.
-
-    Args:
-        path: file written by :meth:`write`.
+    """Utterances below one root folder, one row each; a pickled manifest is its path alone (DECISIONS 14).
 
     Attributes:
         source: absolute path of the manifest's file.
@@ -88,9 +96,8 @@ class Manifest:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._map(Path(path).absolute())
-
-    def _map(self, source: Path) -> None:
+        source = Path(path).absolute()
+        # No Python object per row, and one copy for all processes of a machine.
         table = mmap_parquet(source, _read)
         self._utterance: pa.StringArray = table.column("utterance").chunk(0)
         self._speaker: pa.DictionaryArray = table.column("speaker").chunk(0)
@@ -100,7 +107,7 @@ class Manifest:
         segments: pa.ListArray = table.column("segments").chunk(0)
         self._segment_offsets: NDArray[np.int32] = segments.offsets.to_numpy()
         self._file: pa.StringArray = segments.values.field("file")
-        # int64 [4, segments], in the order of AudioSegment. No array of all of them: that would be a copy.
+        # Four of int64 [segments], in the order of AudioSegment. An array of all of them would be a copy.
         self._segment_columns = [segments.values.field(name).to_numpy() for name in AudioSegment._fields[1:]]
         self.source = source
         self.root = os.fsdecode(table.schema.metadata[_ROOT])
@@ -110,12 +117,7 @@ class Manifest:
 
     @classmethod
     def write(cls, path: str | Path, table: pa.Table, root: str | Path) -> "Manifest":
-        """Write a table atomically, and open the result.
-
-        Args:
-            path: file to write; its folder is made.
-            table: columns of ``SCHEMA`` in any order. Without ``genre`` and ``subset`` these are empty.
-            root: folder that the files are relative to.
+        """Write a table with the columns of ``SCHEMA``, and open it; ``genre`` and ``subset`` may be absent.
 
         Raises:
             ValueError: the table has no rows, duplicates, or an unknown split.
@@ -133,11 +135,8 @@ class Manifest:
         write_arrow_copy(path, table)
         return cls(path)
 
-    def __getstate__(self) -> Path:
-        return self.source
-
-    def __setstate__(self, source: Path) -> None:
-        self._map(source)
+    def __reduce__(self) -> tuple[type["Manifest"], tuple[Path]]:
+        return Manifest, (self.source,)
 
     def __len__(self) -> int:
         return len(self._utterance)
@@ -172,11 +171,7 @@ class Manifest:
         return self._file.take(self._segment_offsets[:-1][rows]).dictionary_encode()
 
     def split(self, name: str) -> NDArray[np.int64]:
-        """Return the rows of a split, ascending.
-
-        Raises:
-            ValueError: ``name`` is not one of ``SPLITS``.
-        """
+        """Return the rows of a split, one of ``SPLITS`` or a ValueError, ascending."""
         if name not in SPLITS:
             raise ValueError(f"split={name!r}: expected one of {', '.join(SPLITS)}")
         return np.flatnonzero(pc.equal(self._split, name).to_numpy(zero_copy_only=False))
@@ -192,11 +187,7 @@ class Manifest:
         return sorted(self._speaker.take(self.split(split)).unique().to_pylist())
 
     def labels(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the speaker of each of ``rows`` as an index into the sorted speakers among them.
-
-        Returns:
-            int64 [len(rows)], in which every value from 0 to the number of speakers - 1 occurs.
-        """
+        """Return the speaker of each of ``rows`` as an index into the sorted speakers among them, int64 [rows]."""
         present, label = np.unique(self._speaker.indices.to_numpy()[rows], return_inverse=True)
         names = self._speaker.dictionary.take(present)
         rank = np.empty(len(present), dtype=np.int64)
@@ -206,23 +197,21 @@ class Manifest:
     def rows(self, utterances: Sequence[str]) -> NDArray[np.int64]:
         """Return the row of each utterance, int64 [len(utterances)], matched by :func:`match_utterances`.
 
-        Raises:
-            ValueError: some are not in the manifest; names the first.
+        A ValueError names the first that are not in the manifest.
         """
         rows = match_utterances(utterances, self._utterance)
         check_none_missing(utterances, rows, str(self.source))
         return rows
 
 
-def segment_column(
-    files: pa.StringArray,
-    samples: NDArray[np.int64],
-    offset: NDArray[np.int64],
-    size: NDArray[np.int64],
-    pcm_offset: NDArray[np.int64],
-) -> pa.ListArray:
+def set_column(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """Return a table with another column in the place of one."""
+    return table.set_column(table.schema.get_field_index(name), name, column)
+
+
+def segment_column(files: pa.StringArray, *numbers: NDArray[np.int64]) -> pa.ListArray:
     """Return the column ``segments`` for utterances of one file each; the arguments are the fields of ``SEGMENT``."""
-    columns = [files, *(pa.array(column, pa.int64()) for column in (samples, offset, size, pcm_offset))]
+    columns = [files, *(pa.array(column, pa.int64()) for column in numbers)]
     segments = pa.StructArray.from_arrays(columns, fields=list(SEGMENT))
     return pa.ListArray.from_arrays(np.arange(len(files) + 1, dtype=np.int32), segments)
 
@@ -230,8 +219,7 @@ def segment_column(
 def match_utterances(names: Sequence[str], utterances: pa.StringArray) -> NDArray[np.int64]:
     """Return the index of each name among ``utterances``, int64 [len(names)], or -1.
 
-    A name that is not among them is looked up in Unicode's composed form, since macOS stores names
-    decomposed, and then without its suffix, since lists often say ``.wav`` for files in ``.flac``. A name
+    A name that is not among them is looked up in Unicode's composed form, and then without its suffix. A name
     that fits several utterances counts as missing.
 
     >>> match_utterances(["a/b/1.wav", "a/b/2.wav", "a/b/3.wav"], pa.array(["a/b/2.flac", "a/b/1.wav"]))
@@ -239,6 +227,7 @@ def match_utterances(names: Sequence[str], utterances: pa.StringArray) -> NDArra
     """
     query = pa.array(names, pa.string())
     index = pc.index_in(query, value_set=utterances)
+    # macOS stores names decomposed; lists often say ``.wav`` for files in ``.flac``.
     for simplify in (_nfc, _without_suffix):
         if not index.null_count:
             break
@@ -252,11 +241,7 @@ def match_utterances(names: Sequence[str], utterances: pa.StringArray) -> NDArra
 
 
 def check_none_missing(names: Sequence[str], index: NDArray[np.int64], source: str) -> None:
-    """Check that :func:`match_utterances` returned no -1.
-
-    Raises:
-        ValueError: it did; begins with ``source`` and names the first.
-    """
+    """Raise a ValueError that begins with ``source`` if :func:`match_utterances` returned -1 for some names."""
     missing = np.flatnonzero(index < 0)
     if len(missing):
         first = ", ".join([names[position] for position in missing[:3]])
@@ -282,7 +267,8 @@ def _read(source: Path) -> pa.Table:
         raise ValueError(f"{source}: not a manifest, it lacks {', '.join(missing) or 'the root folder'}")
     try:
         table = table.select(SCHEMA.names).cast(SCHEMA)
-    except ValueError as error:  # empty cells, or another type
+    except ValueError as error:
+        # Empty cells, or another type.
         raise ValueError(f"{source}: not a manifest ({error})") from error
     _validate(source, table)
     return table.replace_schema_metadata({_ROOT: metadata[_ROOT]})

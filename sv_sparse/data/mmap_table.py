@@ -1,4 +1,4 @@
-"""Parquet files as tables that are mapped into memory, by way of a copy in Arrow's own format."""
+"""Parquet files as tables that are mapped into memory, by way of a copy in Arrow's own format (DECISIONS 14)."""
 
 import errno
 import hashlib
@@ -11,19 +11,16 @@ import pyarrow as pa
 
 from sv_sparse.io import atomic_write
 
-_SOURCE_STATE = b"source_state"  # metadata key: size and modification time of the file that was copied
+# Key of the metadata: size and modification time of the file that was copied.
+_SOURCE_STATE = b"source_state"
 _READ_ONLY_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def mmap_parquet(source: Path, read: Callable[[Path], pa.Table]) -> pa.Table:
     """Return the table of a file, each column one buffer, mapped from a copy of the file's present state.
 
-    Parquet has to be decoded into memory. The copy is only mapped, and all processes share its pages.
-
-    Args:
-        source: the file. Its copy lies beside it (``.arrow``), or, if the folder cannot be written, in a
-            folder of the user's own among the temporary files.
-        read: reads ``source`` if there is no copy yet.
+    The copy lies beside the file (``.arrow``), or, if the folder cannot be written, in a folder of the user's own
+    among the temporary files. If there is none yet, ``read`` reads the file.
 
     Raises:
         OSError: ``source`` cannot be opened, or the copy cannot be written.
@@ -80,7 +77,8 @@ def _open(copy: Path, state: bytes) -> pa.Table | None:
 
 
 def _write(copy: Path, table: pa.Table, state: bytes) -> None:
-    table = table.unify_dictionaries().combine_chunks()  # one batch, so that every column is one buffer
+    # One batch, so that every column is one buffer.
+    table = table.unify_dictionaries().combine_chunks()
     table = table.replace_schema_metadata({**table.schema.metadata, _SOURCE_STATE: state})
     with atomic_write(copy) as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)

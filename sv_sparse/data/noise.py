@@ -24,11 +24,21 @@ logger = logging.getLogger(__name__)
 NOISE_KINDS = ("noise", "music", "speech")
 RIR = "rir"
 
+# Those of MUSAN have the names of the kinds; the others are those of RIRS_NOISES.
+_KIND_OF_FOLDER = {
+    **dict(zip(NOISE_KINDS, NOISE_KINDS, strict=True)),
+    "pointsource_noises": "noise",
+    "simulated_rirs": RIR,
+    "real_rirs_isotropic_noises": RIR,
+}
 _NOISES_FILE = "noises.i16"
 _RIRS_FILE = "rirs.f32"
-_INDEX_FILE = "index.parquet"  # written last: its presence says that the store is complete
-_TAIL_ENERGY = 1e-6  # fraction of a response's energy that is cut off its end, at -60 dB
-_MAX_RIR_SAMPLES = SAMPLE_RATE  # one second
+# Written last: its presence says that the store is complete.
+_INDEX_FILE = "index.parquet"
+# Fraction of a response's energy that is cut off its end, at -60 dB.
+_TAIL_ENERGY = 1e-6
+# One second.
+_MAX_RIR_SAMPLES = SAMPLE_RATE
 
 
 class NoiseStore:
@@ -55,11 +65,8 @@ class NoiseStore:
         self._rows = {name: np.flatnonzero(kind == name) for name in (*NOISE_KINDS, RIR)}
         self._arrays: dict[str, NDArray[Any]] = {}
 
-    def __getstate__(self) -> Path:
-        return self.path
-
-    def __setstate__(self, path: Path) -> None:
-        self.__init__(path)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type["NoiseStore"], tuple[Path]]:
+        return NoiseStore, (self.path,)
 
     def num(self, kind: str) -> int:
         """Return the number of recordings of a kind: one of ``NOISE_KINDS``, or ``RIR``."""
@@ -68,11 +75,7 @@ class NoiseStore:
     def noise(self, kind: str, index: int, position: float, samples: int) -> Samples:
         """Return a segment of a recording, int16 [samples], read-only; a short recording is repeated.
 
-        Args:
-            kind: one of ``NOISE_KINDS``.
-            index: index of the recording, below ``num(kind)``.
-            position: relative position of the segment in the recording, in [0, 1).
-            samples: length of the segment.
+        ``kind`` is one of ``NOISE_KINDS``, ``index`` below ``num(kind)``, and ``position`` in [0, 1) relative.
         """
         row = self._rows[kind][index]
         length = int(self._samples[row])
@@ -94,25 +97,17 @@ class NoiseStore:
 
 
 def build_noise_store(roots: Sequence[str | Path], out: str | Path) -> dict[str, int]:
-    """Put all noise and room impulse responses below some folders into a store.
+    """Put all noise and room impulse responses below some folders into a store, and return how many of each kind.
 
-    The nearest folder above a recording says what it is: ``noise``, ``music`` and ``speech`` (MUSAN),
-    ``pointsource_noises`` for noise, ``simulated_rirs`` and ``real_rirs_isotropic_noises`` for responses
-    (RIRS_NOISES); in the last one, files with ``noise`` in their name are noise. The first channel is taken,
-    and resampled to 16 kHz. A recording that cannot be read is named in a warning and left out.
-
-    Args:
-        roots: folders to search.
-        out: folder of the store. It is made if absent, and an older store in it is replaced.
-
-    Returns:
-        Number of recordings of each kind.
+    The first channel is taken, and resampled to 16 kHz. A recording that cannot be read is named in a warning
+    and left out. An older store in ``out`` is replaced.
 
     Raises:
         ValueError: a folder is missing, has no noise or responses, or no recording can be read.
     """
     out = Path(out)
-    recordings: dict[str, tuple[str, str]] = {}  # kind and path, once for each real path
+    # Kind and path, once for each real path.
+    recordings: dict[str, tuple[str, str]] = {}
     for kind, _, path in sorted(_find_recordings(roots)):
         recordings[os.path.realpath(path)] = (kind, path)
     names = ", ".join(map(str, roots))
@@ -153,29 +148,26 @@ def _find_recordings(roots: Sequence[str | Path]) -> Iterator[tuple[str, str, st
             raise ValueError(f"{root}: expected a folder; there is none")
         for key, _ in walk_files(root):
             kind = _kind_of(key)
-            if kind is not None and key.lower().endswith(AUDIO_SUFFIXES):
+            if kind and key.lower().endswith(AUDIO_SUFFIXES):
                 yield kind, key, os.path.join(root, key)
 
 
-def _kind_of(key: str) -> str | None:
+def _kind_of(key: str) -> str:
+    """Return the kind that the nearest folder with a meaning says; empty without one."""
     *folders, name = key.split("/")
-    for folder in reversed(folders):
-        if folder in NOISE_KINDS:
-            return folder
-        if folder == "pointsource_noises":
-            return "noise"
-        if folder == "simulated_rirs":
-            return RIR
-        if folder == "real_rirs_isotropic_noises":
-            return "noise" if "noise" in name.lower() else RIR
-    return None
+    folder = next((folder for folder in reversed(folders) if folder in _KIND_OF_FOLDER), "")
+    # It holds responses and the noise in the same rooms.
+    if folder == "real_rirs_isotropic_noises" and "noise" in name.lower():
+        return "noise"
+    return _KIND_OF_FOLDER.get(folder, "")
 
 
 def _trim_rir(response: Waveform, path: str) -> Waveform:
     """Return a response from its direct sound on, without its end below -60 dB, of unit energy."""
     direct = int(np.argmax(np.abs(response)))
     response = response[direct:][:_MAX_RIR_SAMPLES].astype(np.float64)
-    energy = np.cumsum(response[::-1] ** 2)[::-1]  # from each sample to the end
+    # From each sample to the end.
+    energy = np.cumsum(response[::-1] ** 2)[::-1]
     if not energy[0] > 0:
         raise ValueError(f"{printable(path)}: a room response of zeros")
     response = response[: np.count_nonzero(energy > _TAIL_ENERGY * energy[0])]

@@ -1,6 +1,7 @@
 """Prepared folders: a corpus's manifest with its trial lists, and the manifest of a run on it."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -9,24 +10,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sv_sparse.data.corpora.folder import validation_speakers
-from sv_sparse.data.manifest import Manifest
+from sv_sparse.data.manifest import Manifest, set_column
 from sv_sparse.data.speakers import read_sexes
 from sv_sparse.data.trial_set import TrialSet, check_not_trained_on
 from sv_sparse.data.trials import read_trials
 
-SPEAKER_METADATA = "speakers.csv"  # table of speakers in a prepared folder; absent if nothing is known
+# Table of speakers in a prepared folder; absent if nothing is known.
+SPEAKER_METADATA = "speakers.csv"
 
 
 def trial_list_path(prepared: str | Path, name: str) -> Path:
-    """Return the file of a trial list in a prepared folder.
-
-    Args:
-        prepared: the folder.
-        name: file name of the list without its suffix.
-
-    Raises:
-        ValueError: there is no such folder or list; names the lists that are there.
-    """
+    """Return the file of a trial list, by its name without suffix; a ValueError names the lists that are there."""
     folder = Path(prepared) / "trials"
     if not (Path(prepared) / "manifest.parquet").is_file():
         raise ValueError(
@@ -39,27 +33,22 @@ def trial_list_path(prepared: str | Path, name: str) -> Path:
 
 
 def load_trial_sets(prepared: str | Path, names: Sequence[str]) -> list[TrialSet]:
-    """Load trial lists of a prepared folder.
-
-    Args:
-        prepared: the folder.
-        names: names of lists. ``OTHER:list`` is a list of another prepared folder.
+    """Load trial lists of a prepared folder by name; ``OTHER:list`` is a list of another prepared folder.
 
     Raises:
         ValueError: a folder or list is not there, or an utterance is not in the manifest.
     """
-    manifests: dict[Path, Manifest] = {}
-    sexes: dict[Path, dict[str, str]] = {}
+
+    @cache
+    def load(folder: Path) -> tuple[Manifest, dict[str, str]]:
+        metadata = folder / SPEAKER_METADATA
+        return Manifest(folder / "manifest.parquet"), read_sexes(metadata) if metadata.is_file() else {}
+
     trial_sets = []
     for name in names:
         other, _, list_name = name.rpartition(":")
         path = trial_list_path(other or prepared, list_name)
-        folder = path.parent.parent
-        if folder not in manifests:
-            manifests[folder] = Manifest(folder / "manifest.parquet")
-            metadata = folder / SPEAKER_METADATA
-            sexes[folder] = read_sexes(metadata) if metadata.is_file() else {}
-        trial_sets.append(TrialSet.from_manifest(read_trials(path), manifests[folder], sexes[folder]))
+        trial_sets.append(TrialSet.from_manifest(read_trials(path), *load(path.parent.parent)))
     return trial_sets
 
 
@@ -74,14 +63,12 @@ def write_run_manifest(
 ) -> Manifest:
     """Write the manifest of a run: subsets to train on, with some speakers held out for validation.
 
-    Utterances without samples are left out.
-
     Args:
         prepared: the prepared folder.
-        train_subsets: names of subsets.
+        train_subsets: names of subsets; their utterances without samples are left out.
         trial_sets: lists that the run is evaluated on.
-        val_fraction: fraction of the training speakers that are held out, in [0, 1).
-        seed: seed of their choice.
+        val_fraction: fraction of the training speakers that are held out by ``seed``, in [0, 1).
+        seed: seed of that choice.
         out: manifest file to write.
 
     Raises:
@@ -101,9 +88,7 @@ def write_run_manifest(
     speaker = np.array(trained.column("speaker").to_pylist(), dtype=object)
     is_validation = np.isin(speaker, validation_speakers(speaker, val_fraction, seed))
     split = np.where(is_validation, "validation", "train")
-    index = trained.schema.get_field_index("split")
-    trained = trained.set_column(index, "split", pa.array(split, pa.string()))
-    return Manifest.write(out, trained, source.root)
+    return Manifest.write(out, set_column(trained, "split", pa.array(split, pa.string())), source.root)
 
 
 def read_split(manifest: str | Path, *splits: str) -> pa.Table:

@@ -24,17 +24,12 @@ from sv_sparse.data.dataset import Batch, CropDataset, concat_batches
 from sv_sparse.data.loader import EpochBatchSampler, restart_dead_workers, worker_settings
 from sv_sparse.data.rng import generator
 
-BUFFER_SIZE = 500  # utterances in memory, from which the next is drawn
+# Utterances in memory, from which the next is drawn.
+BUFFER_SIZE = 500
 
 
 class ShardLoader:
-    """Loader of an epoch's batches from shards; the interface is that of ``CropLoader``.
-
-    Args:
-        dataset: source of the crops, all of which lie in shards.
-        sampler: epoch, its positions, the size of micro-batches, the rank, and the batch to begin with.
-        num_workers: worker processes, which live on between epochs; 0 reads in the calling process.
-        device: device of the training.
+    """Loader of an epoch's batches from shards; arguments and interface are those of ``CropLoader``.
 
     Raises:
         ValueError: the utterances are files of their own, or there are fewer shards than ranks.
@@ -82,7 +77,8 @@ class _ShardStream(IterableDataset[Batch]):
     def __init__(self, dataset: CropDataset, sampler: EpochBatchSampler) -> None:
         self.dataset = dataset
         self.sampler = sampler
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
+        # Shared, so that workers that live on see it change.
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         files = dataset.manifest.first_files(dataset.rows)
         names = files.dictionary.to_pylist()
         if not all(name.endswith(".tar") for name in names):
@@ -98,7 +94,7 @@ class _ShardStream(IterableDataset[Batch]):
         shard_index = files.indices.to_numpy()
         order = np.argsort(shard_index, kind="stable")
         bounds = np.searchsorted(shard_index[order], np.arange(1, len(names)))
-        self.positions = np.split(order, bounds)  # of the dataset, in each shard
+        self.positions = np.split(order, bounds)
 
     def _epoch_plan(self, epoch: int) -> tuple[np.random.Generator, NDArray[np.int64], NDArray[np.bool_]]:
         """Return a generator for further draws, the order of the shards, and which positions the epoch has."""
@@ -109,7 +105,7 @@ class _ShardStream(IterableDataset[Batch]):
         return rng, rng.permutation(len(self.shards)), in_epoch
 
     def num_steps(self, epoch: int) -> int:
-        """See ``ShardLoader.num_steps``."""
+        """Return the number of steps of an epoch."""
         sampler = self.sampler
         if sampler.world_size == 1:
             return sampler.num_steps
@@ -138,18 +134,13 @@ class _ShardStream(IterableDataset[Batch]):
                 yield self.dataset.read_batch(indices, [flac for _, flac in part])
 
     def _read_shards(self, shards: NDArray[np.int64], in_epoch: NDArray[np.bool_]) -> Iterator[tuple[int, bytes]]:
-        """Yield position and FLAC file of the utterances of some shards that the epoch has.
-
-        Raises:
-            ValueError: a shard cannot be read, or lacks some of them; names it.
-        """
+        """Yield position and FLAC file of the utterances of some shards that the epoch has."""
         for shard in shards:
             positions = self.positions[shard]
             missing = {self.dataset.utterance(position): int(position) for position in positions[in_epoch[positions]]}
             for utterance, flac in _read_shard(self.shards[shard]):
-                position = missing.pop(utterance, None)
-                if position is not None:
-                    yield position, flac
+                if utterance in missing:
+                    yield missing.pop(utterance), flac
             if missing:
                 raise ValueError(
                     f"{self.shards[shard]}: {len(missing)} utterances are missing, such as {next(iter(missing))}; "
@@ -159,10 +150,12 @@ class _ShardStream(IterableDataset[Batch]):
 
 def _read_shard(path: str) -> Iterator[tuple[str, bytes]]:
     """Yield key and FLAC file of a shard's utterances."""
-    with open(path, "rb") as stream:  # webdataset's own opener leaves closing to the garbage collector
+    # webdataset's own opener leaves closing to the garbage collector.
+    with open(path, "rb") as stream:
         try:
             for sample in group_by_keys(tar_file_expander(iter([{"url": path, "stream": stream}]))):
-                if {"json", "flac"} <= sample.keys():  # not so where the shard breaks off
+                # Where a shard breaks off, a part is missing.
+                if {"json", "flac"} <= sample.keys():
                     yield json.loads(sample["json"])["utterance"], sample["flac"]
         except (tarfile.TarError, EOFError) as error:
             raise ValueError(f"{path}: cannot be read as a shard ({error.args[0]})") from error

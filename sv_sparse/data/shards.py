@@ -1,7 +1,6 @@
 """Shards: a prepared corpus as WebDataset tar files of FLAC, few large files for object stores and network disks.
 
-A folder of shards is a prepared folder itself. Its manifest says in which tar file each utterance lies and
-where, so that crops are read at random as from files of their own.
+A folder of shards is a prepared folder itself. Its manifest says where in which tar file each utterance lies.
 """
 
 import io
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from sv_sparse.data.audio import read_utterance, to_int16
 from sv_sparse.data.corpora.pipeline import exclusive
 from sv_sparse.data.decoding import SAMPLE_RATE, inspect
-from sv_sparse.data.manifest import TRAINING_SPLITS, UNUSABLE, Manifest, segment_column
+from sv_sparse.data.manifest import TRAINING_SPLITS, UNUSABLE, Manifest, segment_column, set_column
 from sv_sparse.data.unreadable import UnreadableLimit
 
 logger = logging.getLogger(__name__)
@@ -34,16 +33,20 @@ logger = logging.getLogger(__name__)
 UTTS_PER_SHARD = 1000
 DEFAULT_LIMIT = UnreadableLimit(0.01, "--max-unreadable ")
 
-_SHUFFLE_SEED = 0  # shuffled, so that a shard holds many speakers; fixed, so that the next call makes the same shards
-_MAX_NAMES = 3  # recordings in an error message; the log names all
+# Shuffled, so that a shard holds many speakers; fixed, so that the next call makes the same shards.
+_SHUFFLE_SEED = 0
+# Recordings in an error message; the log names all.
+_MAX_NAMES = 3
 
 
 class _Entry(NamedTuple):
-    """Utterance in a shard: samples, first byte and size of its FLAC file, and first byte of the next utterance."""
+    """Utterance in a shard."""
 
     samples: int
+    # First byte of its FLAC file, and bytes of it.
     offset: int
     size: int
+    # First byte of the next utterance.
     end: int
 
 
@@ -53,16 +56,13 @@ def write_shards(
     """Write every utterance of a prepared folder into tar files, subset by subset, each shuffled.
 
     A recording that cannot be used is named in a warning and left out. It stays in the manifest with 0
-    samples: no run trains on it, and evaluation leaves out its trials by name.
-
-    A second call continues: complete shards are left alone. What others lack, since it could not be used, is
-    tried again and put behind what they hold, so that manifests of earlier runs stay true.
+    samples: no run trains on it, and evaluation leaves out its trials by name. A second call continues.
 
     Args:
         prepared: the prepared folder.
         out: folder of the shards.
         utts_per_shard: utterances per shard, 1 or more.
-        limit: how many of all recordings may be left out; by default one in a hundred.
+        limit: limit for the recordings that are left out; by default one in a hundred.
 
     Raises:
         ValueError: ``prepared`` is no prepared folder, a shard is damaged or holds something else, or too many
@@ -74,7 +74,7 @@ def write_shards(
     source = Manifest(prepared / "manifest.parquet")
     table = pq.read_table(source.source)
     subset = np.array(table.column("subset").to_pylist())
-    shards: dict[str, NDArray[np.int64]] = {}  # rows by file name
+    shards: dict[str, NDArray[np.int64]] = {}
     for name in np.unique(subset).tolist():
         rows = np.random.default_rng(_SHUFFLE_SEED).permutation(np.flatnonzero(subset == name))
         for number, start in enumerate(range(0, len(rows), utts_per_shard)):
@@ -108,16 +108,19 @@ def _write_shard(source: Manifest, rows: NDArray[np.int64], path: Path) -> list[
     problems = []
     part = path.with_name(f".{path.name}.part")
     with open(part, "wb") as file:
+        # What is there stays where it is, so that manifests of earlier runs stay true.
         if entries:
             shutil.copyfile(path, part)
-            file.truncate(file.seek(max(entry.end for entry in entries.values())))  # drop the end-of-archive mark
+            # This drops the end-of-archive mark.
+            file.truncate(file.seek(max(entry.end for entry in entries.values())))
         with webdataset.TarWriter(file, mtime=0) as shard:
             for row in missing:
                 try:
                     shard.write(_make_sample(source, row))
                 except ValueError as error:
+                    # A disk may be away: a shard without its recordings would count as complete.
                     if isinstance(error.__cause__, OSError):
-                        raise  # a disk may be away: a shard without its recordings would count as complete
+                        raise
                     problems.append(str(error))
                     logger.warning("left out: %s", error)
         file.flush()
@@ -127,17 +130,13 @@ def _write_shard(source: Manifest, rows: NDArray[np.int64], path: Path) -> list[
 
 
 def _make_sample(source: Manifest, row: int) -> dict[str, object]:
-    """Return an utterance as WebDataset writes it; its FLAC file is copied if it is mono at 16 kHz, else made.
-
-    Raises:
-        ValueError: the utterance cannot be used; names the file.
-        OSError: its file cannot be read.
-    """
+    """Return an utterance as WebDataset writes it, or raise a ValueError that names the file."""
     segments = source.segments(row)
     if not source.samples[row]:
         raise ValueError(f"{source.utterance(row)}: {UNUSABLE}")
     path = segments[0].path
     is_flac = len(segments) == 1 and path.endswith(".flac")
+    # Such a file is copied, others are encoded.
     if is_flac and source.sample_rate[row] == SAMPLE_RATE and source.channels[row] == 1:
         audio = Path(path).read_bytes()
         samples = segments[0].samples
@@ -155,11 +154,7 @@ def _make_sample(source: Manifest, row: int) -> dict[str, object]:
 
 
 def _read_entries(source: Manifest, rows: NDArray[np.int64], path: Path) -> dict[int, _Entry]:
-    """Return the complete utterances of a shard by row.
-
-    Raises:
-        ValueError: it is no shard, is damaged, or holds something else than it should.
-    """
+    """Return the complete utterances of a shard by row, or raise a ValueError if it holds something else."""
     entries: dict[int, _Entry] = {}
     names: dict[int, str] = {}
     flac = tarfile.TarInfo()
@@ -191,13 +186,15 @@ def _write_manifest(source: Manifest, table: pa.Table, shards: dict[str, NDArray
     files = np.empty(len(table), dtype=object)
     samples, offset, size = np.zeros((3, len(table)), np.int64)
     for name, rows in tqdm(shards.items(), desc="reading shards", unit="shard", disable=None):
-        files[rows] = [f"{name}/{row:08d}.flac" for row in rows]  # of those left out: names that are not there
+        # Those that were left out keep names that are not there.
+        files[rows] = [f"{name}/{row:08d}.flac" for row in rows]
         for row, entry in _read_entries(source, rows, out / name).items():
             files[row] = name
             samples[row] = entry.samples
             offset[row] = entry.offset
             size[row] = entry.size
-    no_pcm = np.full(len(table), -1, np.int64)  # FLAC has to be decoded
+    # FLAC has to be decoded.
+    no_pcm = np.full(len(table), -1, np.int64)
     columns = {
         "samples": pa.array(samples),
         "sample_rate": pa.array(np.full(len(table), SAMPLE_RATE, np.int32)),
@@ -205,6 +202,6 @@ def _write_manifest(source: Manifest, table: pa.Table, shards: dict[str, NDArray
         "segments": segment_column(pa.array(files, pa.string()), samples, offset, size, no_pcm),
     }
     for name, column in columns.items():
-        table = table.set_column(table.schema.get_field_index(name), name, column)
+        table = set_column(table, name, column)
     is_trained = pc.is_in(table.column("split").cast(pa.string()), value_set=pa.array(TRAINING_SPLITS)).to_numpy()
     Manifest.write(out / "manifest.parquet", table.filter(pa.array((samples > 0) | ~is_trained)), out)

@@ -1,7 +1,7 @@
 """Tables of speakers, one line each, such as VoxCeleb's ``vox1_meta.csv``."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from sv_sparse.io import nfc
@@ -12,14 +12,10 @@ _SEXES = {"f": "f", "female": "f", "m": "m", "male": "m"}
 
 
 def read_sexes(path: str | Path) -> dict[str, str]:
-    """Read the sex of each speaker.
+    """Read ``f`` or ``m`` by the speaker's name in Unicode's composed form; speakers with another entry are absent.
 
-    Args:
-        path: table with commas or tabs between its columns and names in its first line, among them
-            ``speaker`` (or ``VoxCeleb1 ID``, ``VoxCeleb2 ID``) and ``sex`` (or ``gender``).
-
-    Returns:
-        ``f`` or ``m`` by the speaker's name in Unicode's composed form. Speakers with another entry are absent.
+    The table has commas or tabs between its columns and names in its first line, among them ``speaker`` (or
+    ``VoxCeleb1 ID``, ``VoxCeleb2 ID``) and ``sex`` (or ``gender``).
 
     Raises:
         ValueError: the table lacks these columns or is no text; names the file.
@@ -32,31 +28,18 @@ def read_sexes(path: str | Path) -> dict[str, str]:
         raise ValueError(f"{path}: expected a text file in UTF-8; {error}") from error
     header, *rows = csv.reader(lines, delimiter="\t" if "\t" in lines[0] else ",")
     names = [name.strip().lower() for name in header]
-    speaker = _column_index(names, _SPEAKER_COLUMNS)
-    sex = _column_index(names, _SEX_COLUMNS)
-    if speaker is None or sex is None:
+    speaker_columns = [names.index(name) for name in _SPEAKER_COLUMNS if name in names]
+    sex_columns = [names.index(name) for name in _SEX_COLUMNS if name in names]
+    if not speaker_columns or not sex_columns:
         raise ValueError(f"{path}: expected columns 'speaker' and 'sex', divided by commas or tabs; got {header}")
+    speaker, sex = speaker_columns[0], sex_columns[0]
     sexes = {}
     for row in rows:
-        if len(row) > max(speaker, sex):
-            entry = row[sex].strip().lower()
-            if entry in _SEXES:
-                sexes[nfc(row[speaker].strip())] = _SEXES[entry]
+        if len(row) > max(speaker, sex) and row[sex].strip().lower() in _SEXES:
+            sexes[nfc(row[speaker].strip())] = _SEXES[row[sex].strip().lower()]
     return sexes
 
 
-def _column_index(names: Sequence[str], candidates: Sequence[str]) -> int | None:
-    for candidate in candidates:
-        if candidate in names:
-            return names.index(candidate)
-    return None
-
-
 def format_sexes(sexes: Mapping[str, str]) -> str:
-    """Return the text of a table that :func:`read_sexes` reads back.
-
-    Args:
-        sexes: ``f`` or ``m`` by speaker.
-    """
-    lines = [f"{name},{sex}\n" for name, sex in sorted(sexes.items())]
-    return "speaker,sex\n" + "".join(lines)
+    """Return the text of a table that :func:`read_sexes` reads back, with ``f`` or ``m`` by speaker."""
+    return "speaker,sex\n" + "".join([f"{name},{sex}\n" for name, sex in sorted(sexes.items())])

@@ -1,11 +1,6 @@
 """Import of torchaudio beside a CPU-only torch, for SpeechBrain and other toolkits; nothing here needs it.
 
-torchaudio 2.11 on PyPI is built for CUDA: beside a CPU-only torch its compiled extension cannot be loaded, and
-``import torchaudio`` fails, like everything that imports it (SpeechBrain does). Most of it is plain torch and
-needs no extension. If, and only if, loading the extension fails, this module registers a stand-in that says "not
-available", and imports torchaudio again.
-
-Import this in place of ``import torchaudio``; afterwards ``import speechbrain`` works as well.
+Import this in place of ``import torchaudio``; afterwards ``import speechbrain`` works as well. DECISIONS 1
 
 >>> from sv_sparse.data.torchaudio_guard import torchaudio
 >>> torchaudio.transforms.Resample(9, 10).new_freq
@@ -14,9 +9,8 @@ Import this in place of ``import torchaudio``; afterwards ``import speechbrain``
 
 import importlib
 import sys
-from collections.abc import Callable
+import traceback
 from types import ModuleType
-from typing import Any
 
 _PACKAGE = "torchaudio"
 _EXTENSION = "torchaudio._extension"
@@ -25,25 +19,17 @@ _EXTENSION = "torchaudio._extension"
 def _stand_in() -> ModuleType:
     """Return a module with the names that torchaudio reads from its extension, all saying that there is none."""
     module = ModuleType(_EXTENSION, "Stands in for a compiled extension that cannot be loaded.")
-    attributes: dict[str, bool | Callable[..., Any]] = {
-        "_IS_TORCHAUDIO_EXT_AVAILABLE": False,
-        "_IS_ALIGN_AVAILABLE": False,
-        "_check_cuda_version": lambda: None,
-        "fail_if_no_align": lambda function: function,
-    }
-    vars(module).update(attributes)
+    vars(module).update(
+        _IS_TORCHAUDIO_EXT_AVAILABLE=False,
+        _IS_ALIGN_AVAILABLE=False,
+        _check_cuda_version=lambda: None,
+        fail_if_no_align=lambda function: function,
+    )
     return module
 
 
-def _raised_in_extension(error: BaseException) -> bool:
-    """Return True if the error passed through the extension's own loading code."""
-    traceback = error.__traceback__
-    while traceback is not None:
-        name = traceback.tb_frame.f_globals.get("__name__", "")
-        if name == _EXTENSION or name.startswith(f"{_EXTENSION}."):
-            return True
-        traceback = traceback.tb_next
-    return False
+def _is_within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
 
 
 def _import_torchaudio() -> ModuleType:
@@ -55,12 +41,15 @@ def _import_torchaudio() -> ModuleType:
     """
     try:
         return importlib.import_module(_PACKAGE)
-    except (OSError, RuntimeError) as error:  # a missing library; a library built for another CUDA
-        if not _raised_in_extension(error):
+    except (OSError, RuntimeError) as error:
+        # A missing library, or one built for another CUDA. torchaudio 2.11 on PyPI is built for CUDA.
+        frames = traceback.walk_tb(error.__traceback__)
+        if not any(_is_within(frame.f_globals.get("__name__", ""), _EXTENSION) for frame, _ in frames):
             raise
     # Modules of the failed import are incomplete.
-    for name in [name for name in sys.modules if name == _PACKAGE or name.startswith(f"{_PACKAGE}.")]:
+    for name in [name for name in sys.modules if _is_within(name, _PACKAGE)]:
         del sys.modules[name]
+    # Most of torchaudio is plain torch and needs no extension.
     sys.modules[_EXTENSION] = _stand_in()
     return importlib.import_module(_PACKAGE)
 

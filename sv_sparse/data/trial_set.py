@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,63 +15,58 @@ from sv_sparse.data.manifest import AudioSegment, Manifest, match_utterances
 from sv_sparse.data.trials import Trials
 from sv_sparse.io import nfc
 
-_DURATION_TOLERANCE = 0.01  # seconds; conversions to another format may change a length by a few samples
+# Seconds; conversions to another format may change a length by a few samples.
+_DURATION_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Trials that a list lost because recordings cannot be used.
-
-    Attributes:
-        recordings: names of the recordings, as in the list.
-        trials: number of trials that need them.
-        list_checksum: checksum of the complete list's trials.
-    """
+    """Trials that a list lost because recordings cannot be used."""
 
     recordings: list[str]
+    # Number of trials that need the recordings.
     trials: int
+    # Checksum of the complete list.
     list_checksum: str
+
+
+# The lists with an entry for each utterance, and the entry of a concatenation.
+_CONCAT: dict[str, Callable[[Sequence[Any]], Any]] = {
+    "audio": lambda files: list(chain.from_iterable(files)),
+    "genres": itemgetter(0),
+    "speakers": itemgetter(0),
+    # 0 seconds mean unusable, and so is a concatenation with an unusable part.
+    "seconds": lambda seconds: float(sum(seconds)) if all(seconds) else 0.0,
+    "sexes": itemgetter(0),
+}
 
 
 @dataclass(frozen=True)
 class TrialSet:
     """Trial list with the audio of its utterances.
 
-    Lists with an entry for each utterance are in the order of ``trials.utterances``. They are empty if
-    nothing is known.
-
-    Attributes:
-        trials: the list.
-        audio: files of each utterance.
-        genres: genre of each utterance, empty if unknown.
-        speakers: speaker of each utterance, empty if unknown.
-        seconds: duration of each utterance. It is 0 for an utterance that could not be used when its manifest
-            was written, which is left out whatever lies there now.
-        source: manifest of the utterances; None without one.
-        sexes: sex of each utterance's speaker: ``f``, ``m``, or empty if unknown.
-        left_out: trials that the list lost; None if it is complete.
+    Lists have an entry for each of ``trials.utterances``, empty if it is unknown, or none at all.
     """
 
     trials: Trials
+    # Files of each utterance.
     audio: list[list[AudioSegment]]
     genres: list[str]
     speakers: list[str]
+    # 0 for an utterance that could not be used when its manifest was written: it is left out whatever lies there now.
     seconds: list[float]
+    # Manifest of the utterances; None without one.
     source: Path | None
+    # ``f`` or ``m``.
     sexes: list[str] = field(default_factory=list)
+    # Trials that the list lost; None if it is complete.
     left_out: LeftOut | None = None
 
     @classmethod
     def from_manifest(cls, trials: Trials, manifest: Manifest, sexes: Mapping[str, str]) -> "TrialSet":
-        """Return a trial list with the audio that a manifest has for it.
+        """Return a trial list with the audio of a manifest, and ``f`` or ``m`` by speaker in Unicode's composed form.
 
-        Args:
-            trials: the list.
-            manifest: manifest with its utterances.
-            sexes: ``f`` or ``m`` by speaker in Unicode's composed form, as far as it is known.
-
-        Raises:
-            ValueError: an utterance is not in the manifest; names the first.
+        A ValueError names the first utterance that is not in the manifest.
         """
         rows = manifest.rows(trials.utterances)
         speakers = [manifest.speaker(row) for row in rows]
@@ -89,73 +85,31 @@ class TrialSet:
         models = self.trials.models.values()
         if not models:
             return self
-
-        def extend(values: list[Any], combine: Callable[[Sequence[Any]], Any]) -> list[Any]:
-            if not values:
-                return []
-            combined = list(values)
-            for members in models:
-                combined.append(combine([values[member] for member in members]))
-            return combined
-
-        def pick_first(values: Sequence[str]) -> str:
-            return values[0]
-
-        def concat(values: Sequence[list[AudioSegment]]) -> list[AudioSegment]:
-            return list(chain.from_iterable(values))
-
-        def total(values: Sequence[float]) -> float:
-            # 0 seconds mean unusable, and so is a concatenation with an unusable part.
-            return float(sum(values)) if all(values) else 0.0
-
-        return replace(
-            self,
-            trials=replace(self.trials, utterances=self.trials.sides, models={}),
-            audio=extend(self.audio, concat),
-            genres=extend(self.genres, pick_first),
-            speakers=extend(self.speakers, pick_first),
-            seconds=extend(self.seconds, total),
-            sexes=extend(self.sexes, pick_first),
-        )
+        columns: dict[str, Any] = {}
+        for name, concat in _CONCAT.items():
+            column = getattr(self, name)
+            columns[name] = [*column, *[concat([column[member] for member in members]) for members in models if column]]
+        return replace(self, trials=replace(self.trials, utterances=self.trials.sides, models={}), **columns)
 
     def without(self, unusable: Collection[int]) -> "TrialSet":
-        """Return the list without the trials that need some of its utterances.
-
-        Args:
-            unusable: positions of utterances whose recordings cannot be used, at least one.
-        """
+        """Return the list without the trials that need unusable utterances, at least one, by their positions."""
         trials, rows = self.trials.without(unusable)
-
-        def select(values: list[Any]) -> list[Any]:
-            return [values[row] for row in rows] if values else []
-
-        return replace(
-            self,
-            trials=trials,
-            audio=select(self.audio),
-            genres=select(self.genres),
-            speakers=select(self.speakers),
-            seconds=select(self.seconds),
-            sexes=select(self.sexes),
-            left_out=LeftOut(
-                recordings=[self.trials.utterances[position] for position in unusable],
-                trials=len(self.trials) - len(trials),
-                list_checksum=self.trials.checksum,
-            ),
+        columns: dict[str, Any] = {}
+        for name in _CONCAT:
+            column = getattr(self, name)
+            columns[name] = [column[row] for row in rows if column]
+        left_out = LeftOut(
+            recordings=[self.trials.utterances[position] for position in unusable],
+            trials=len(self.trials) - len(trials),
+            list_checksum=self.trials.checksum,
         )
+        return replace(self, trials=trials, left_out=left_out, **columns)
 
 
 def check_not_trained_on(trial_set: TrialSet, trained: pa.Table, corpus: Path, setting: str) -> None:
-    """Check that no speaker of a trial list is trained on (DECISIONS 30).
+    """Raise a ValueError that says how many speakers of a trial list are trained on (DECISIONS 30).
 
-    Args:
-        trial_set: the list.
-        trained: rows of a manifest, all of them training speech.
-        corpus: manifest of the corpus that these rows were taken from.
-        setting: setting that chose them, for the message.
-
-    Raises:
-        ValueError: some speakers are trained on; says how many.
+    The rows ``trained`` were taken from the manifest ``corpus`` by a ``setting``, which the message names.
     """
     if not len(trained):
         return

@@ -59,62 +59,49 @@ class Trials:
 
     def describe(self, trial: int) -> str:
         """Return the name of a trial for error messages, by its position."""
-        sides = self.sides
-        return f"{self.name}, {sides[self.enrollment[trial]]} {sides[self.test[trial]]}"
+        return f"{self.name}, {self.sides[self.enrollment[trial]]} {self.sides[self.test[trial]]}"
 
     def used_utterances(self) -> NDArray[np.int64]:
         """Return the indices of the utterances that some trial needs, ascending, int64."""
         count = len(self.utterances)
         sides = np.unique(np.concatenate([self.enrollment, self.test]))
-        used = [sides[sides < count]]
         models = list(self.models.values())
-        for model in sides[sides >= count]:
-            used.append(np.array(models[model - count], np.int64))
-        return np.unique(np.concatenate(used))
+        members = [np.array(models[model - count], np.int64) for model in sides[sides >= count]]
+        return np.unique(np.concatenate([sides[sides < count], *members]))
 
     def without(self, unusable: Collection[int]) -> tuple["Trials", NDArray[np.int64]]:
-        """Return the list without some utterances, as if their trials had never been in it.
+        """Return the list without some utterances, by their indices, as if their trials had never been in it.
 
-        An enrollment of several utterances keeps those that are left. If none is left, it loses its trials.
-
-        Args:
-            unusable: indices into ``utterances``.
-
-        Returns:
-            The remaining trials, and for each of their utterances its index in this list, ascending, int64.
+        Also return, for each of the remaining utterances, its index in this list, ascending, int64.
         """
         count = len(self.utterances)
         usable = np.ones(count + len(self.models), np.bool_)
         usable[list(unusable)] = False
-        models = {}
-        for position, (name, members) in enumerate(self.models.items()):
-            models[name] = [member for member in members if usable[member]]
-            usable[count + position] = bool(models[name])
+        # A model keeps the members that are left. Without any, it loses its trials.
+        models = []
+        for members in self.models.values():
+            models.append([member for member in members if usable[member]])
+        usable[count:] = [bool(members) for members in models]
         remains = usable[self.enrollment] & usable[self.test]
         trials = replace(
             self,
             is_target=self.is_target[remains],
             enrollment=self.enrollment[remains],
             test=self.test[remains],
-            models=models,
+            models=dict(zip(self.models, models, strict=True)),
         )
         # The trials still have this list's indices. Number the utterances and models that they need anew.
         rows = trials.used_utterances()
         used_models = np.unique(trials.enrollment[trials.enrollment >= count])
         index = np.full(len(usable), -1)
-        index[rows] = np.arange(len(rows))
-        index[used_models] = len(rows) + np.arange(len(used_models))
-        names = list(models)
-        renumbered = {}
-        for model in used_models.tolist():
-            name = names[model - count]
-            renumbered[name] = index[models[name]].tolist()
+        index[np.concatenate([rows, used_models])] = np.arange(len(rows) + len(used_models))
+        names = list(self.models)
         trials = replace(
             trials,
             enrollment=index[trials.enrollment],
             test=index[trials.test],
             utterances=[self.utterances[row] for row in rows],
-            models=renumbered,
+            models={names[model]: index[models[model]].tolist() for model in (used_models - count).tolist()},
         )
         return trials, rows
 
@@ -122,12 +109,11 @@ class Trials:
 def read_trials(path: str | Path) -> Trials:
     """Read a trial list, text or Parquet.
 
-    Fields of a text are separated by spaces, or by tabs if names contain spaces. Blank lines and Windows
-    line ends are accepted.
+    Fields of a text are separated by spaces, or by tabs if names contain spaces. Blank lines are skipped.
 
     Raises:
         ValueError: a line is not ``label enrollment test`` (names its number), the file is not text, or the
-            list lacks targets or nontargets, so that it has no error rate.
+            list lacks targets or nontargets.
         OSError: the file cannot be opened.
     """
     path = Path(path)
@@ -141,6 +127,7 @@ def read_trials(path: str | Path) -> Trials:
     enrollment: list[int] = []
     test: list[int] = []
     index: dict[str, int] = {}
+    # Only "\n" ends a line: str.splitlines would split at other characters, which names may contain.
     for line_number, line in enumerate(text.split("\n"), start=1):
         fields = split_fields(line, 3)
         if len(fields) == 3 and fields[0] in _LABELS:
@@ -168,6 +155,7 @@ def split_fields(line: str, count: int) -> list[str]:
 
 
 def _check_both_classes(source: str, targets: int, trials: int) -> None:
+    # Without one of them a list has no error rate.
     if targets in {0, trials}:
         raise ValueError(
             f"{source}: a trial list needs targets (label 1) and nontargets (label 0); "
@@ -182,14 +170,10 @@ def from_columns(
     test: pa.ChunkedArray,
     models: Mapping[str, Sequence[str]],
 ) -> Trials:
-    """Return trials from columns of names, millions of them without a Python object for each.
+    """Return trials from columns [N] of names.
 
-    Args:
-        name: name of the list.
-        is_target: bool [N].
-        enrollment: string [N], names in ``models``; names of utterances if ``models`` is empty.
-        test: string [N], names of utterances.
-        models: names of the utterances of each enrollment.
+    Those in ``enrollment`` are names in ``models``, which has the names of their utterances, or names of utterances
+    if ``models`` is empty. Those in ``test`` are names of utterances.
 
     Raises:
         ValueError: an enrollment is not in ``models``, or there are only targets or only nontargets.
@@ -198,6 +182,7 @@ def from_columns(
     members: list[str] = []
     for model in enrollment_names:
         members += models.get(model, [model])
+    # From here on a million trials are integers, not Python objects.
     utterances = list(dict.fromkeys([*members, *test.unique().to_pylist()]))
     index = {utterance: position for position, utterance in enumerate(utterances)}
     # An enrollment of one utterance is that utterance; only several make a side of their own.
@@ -250,35 +235,23 @@ def _read_parquet(path: Path) -> Trials:
     models = json.loads((table.schema.metadata or {}).get(b"models", b"{}"))
     enrollment = table.column("enrollment").cast(pa.string())
     test = table.column("test").cast(pa.string())
-    if models:  # enrollments of one utterance are not among them
+    # Enrollments of one utterance are not among the models.
+    if models:
         for name in enrollment.unique().to_pylist():
             models.setdefault(name, [name])
     return from_columns(path.stem, table.column("is_target"), enrollment, test, models)
 
 
 def write_trials(path: str | Path, is_target: Sequence[bool], enrollment: Sequence[str], test: Sequence[str]) -> None:
-    """Write a trial list as text, atomically, so that :func:`read_trials` reads it back.
-
-    Args:
-        path: file to write; its folder must exist.
-        is_target: [N], True for trials of one speaker.
-        enrollment: [N] names of utterances.
-        test: [N] names of utterances.
-
-    Raises:
-        ValueError: the three differ in length, or a name could not be read back.
-    """
+    """Write N labels and twice N names of utterances as a trial list, or raise a ValueError if a name cannot be."""
     separator = delimiter({*enrollment, *test})
-    lines = []
-    for label, first, second in zip(is_target, enrollment, test, strict=True):
-        lines.append(f"{int(label)}{separator}{first}{separator}{second}\n")
+    trials = zip(is_target, enrollment, test, strict=True)
+    lines = [f"{int(label)}{separator}{first}{separator}{second}\n" for label, first, second in trials]
     write_text(path, "".join(lines))
 
 
 def delimiter(names: Collection[str]) -> str:
     """Return the delimiter for a list with these names: a space, or a tab if a name contains a space.
-
-    Every character that Unicode calls a space counts, since ``str.split`` splits at them all.
 
     Raises:
         ValueError: a name is empty, begins or ends with a space, or contains tabs or line ends.
@@ -289,4 +262,5 @@ def delimiter(names: Collection[str]) -> str:
                 f"{name!r}: expected a name without tabs and ends of lines, and without spaces around it, as a list of "
                 f"trials needs it"
             )
+    # Every character that Unicode calls a space counts, since ``str.split`` splits at them all.
     return "\t" if any(map(str.isspace, "".join(names))) else " "

@@ -12,25 +12,21 @@ logger = logging.getLogger(__name__)
 class UnreadableLimit:
     """Limit for the number of recordings that are left out because they cannot be used.
 
-    Up to ``ALWAYS_ALLOWED`` recordings may be left out even if they are a larger fraction: one of 20 says
-    little about a fraction. With a fraction of 0 none may.
-
     Args:
-        fraction: largest fraction of the recordings, in [0, 1].
+        fraction: largest fraction of the recordings, in [0, 1]. With 0 none may be left out.
         setting: text before the value in messages.
 
     Raises:
         ValueError: the fraction is not in [0, 1].
 
-    >>> UnreadableLimit(0.01).max_count(20)
-    10
-    >>> UnreadableLimit(0.01).max_count(5000)
-    50
+    >>> [UnreadableLimit(0.01).max_count(recordings) for recordings in (20, 5000)]
+    [10, 50]
     """
 
     fraction: float
     setting: str = "data.max_unreadable_fraction="
 
+    # One of 20 recordings says little about a fraction.
     ALWAYS_ALLOWED = 10
 
     def __post_init__(self) -> None:
@@ -43,28 +39,11 @@ class UnreadableLimit:
 
     def max_count(self, recordings: int) -> int:
         """Return how many of so many recordings may be left out."""
-        if self.fraction == 0:
-            return 0
-        return max(self.ALWAYS_ALLOWED, int(self.fraction * recordings))
+        return max(self.ALWAYS_ALLOWED, int(self.fraction * recordings)) if self.fraction else 0
 
 
 class UnreadableCounter:
-    """Count of the utterances that could not be read in training; it stops a run that loses too many.
-
-    Workers of a data loader have no log of their own, so this belongs to the main process.
-
-    Args:
-        max_fraction: largest fraction of the drawn utterances that may be unreadable, in [0, 1].
-
-    Attributes:
-        num_drawn: utterances drawn so far.
-        num_unreadable: number of them that could not be read.
-
-    >>> counter = UnreadableCounter(0.01)
-    >>> counter.add(num_drawn=64, num_unreadable=1)
-    >>> counter.num_unreadable
-    1
-    """
+    """Count of the utterances drawn in training, of which a fraction in [0, 1] may be unreadable."""
 
     def __init__(self, max_fraction: float) -> None:
         self.limit = UnreadableLimit(max_fraction)
@@ -73,19 +52,12 @@ class UnreadableCounter:
 
     def warn(self, messages: Sequence[str]) -> None:
         """Log a warning for each utterance that a batch lost."""
+        # The main process logs, since workers of a data loader have no log of their own.
         for message in messages:
             logger.warning("left out of a batch: %s", message)
 
     def add(self, num_drawn: int, num_unreadable: int) -> None:
-        """Count the utterances of a batch.
-
-        Args:
-            num_drawn: utterances that were drawn, unreadable ones included.
-            num_unreadable: number of them that could not be read.
-
-        Raises:
-            ValueError: more utterances were unreadable than the limit allows.
-        """
+        """Count the utterances of a batch; a ValueError says that more were unreadable than the limit allows."""
         self.num_drawn += num_drawn
         self.num_unreadable += num_unreadable
         if self.num_unreadable > self.limit.max_count(self.num_drawn):

@@ -8,7 +8,7 @@ import pytest
 from helpers import trees
 
 from sv_sparse import io as storage
-from sv_sparse.data.corpora import archives, header_cache, headers, published, voxceleb
+from sv_sparse.data.corpora import archives, headers, published, voxceleb
 from sv_sparse.data.corpora.archives import verify_md5
 from sv_sparse.data.corpora.cnceleb import prepare_cnceleb
 from sv_sparse.data.corpora.voxceleb import prepare_voxceleb
@@ -100,8 +100,8 @@ def test_a_prepared_folder_below_the_root_is_no_part_of_the_corpus(root, tmp_pat
 
 def test_another_root_does_not_make_files_read_again(root, tmp_path, monkeypatch):
     opened = []
-    real = headers.read_header
-    monkeypatch.setattr(headers, "read_header", lambda path: opened.append(path) or real(path))
+    real = headers.inspect
+    monkeypatch.setattr(headers, "inspect", lambda path: opened.append(path) or real(path))
     out = root / "wav" / "prepared"
     prepare_voxceleb([root / "wav"], out, allow_partial=True)
     assert len(opened) == 40
@@ -114,10 +114,10 @@ def test_another_root_does_not_make_files_read_again(root, tmp_path, monkeypatch
 
 def test_where_the_rules_of_what_can_be_used_have_changed_files_are_opened_again(root, tmp_path, monkeypatch):
     opened = []
-    real = headers.read_header
-    monkeypatch.setattr(headers, "read_header", lambda path: opened.append(path) or real(path))
+    real = headers.inspect
+    monkeypatch.setattr(headers, "inspect", lambda path: opened.append(path) or real(path))
     for rules in (b"1", b"1", b"2"):
-        monkeypatch.setattr(header_cache, "_VERSION", rules)
+        monkeypatch.setattr(headers, "_VERSION", rules)
         prepare_voxceleb([root / "wav"], tmp_path / "out", allow_partial=True)
     assert len(opened) == 2 * 40
 

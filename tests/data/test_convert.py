@@ -12,8 +12,8 @@ import soundfile
 from helpers import trees
 
 from sv_sparse.data.corpora import convert
-from sv_sparse.data.corpora.headers import read_header
 from sv_sparse.data.corpora.voxceleb import prepare_voxceleb
+from sv_sparse.data.decoding import inspect
 from sv_sparse.data.manifest import Manifest
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="converting m4a needs ffmpeg, which is absent")
@@ -251,12 +251,10 @@ def test_a_header_that_promises_more_than_the_file_holds_is_named(root, tmp_path
 def test_a_recording_that_was_cut_is_not_taken_for_a_shorter_one(tmp_path, ending):
     path = trees.write(tmp_path / f"long{ending}", "long", 3.0)
     whole = path.read_bytes()
-    assert read_header(path).samples == 48_000
+    assert inspect(path).samples == 48_000
     path.write_bytes(whole[: len(whole) // 2])
-    assert read_header(path).samples == 0
-    assert read_header(path).problem.startswith(
-        ("is broken off: ", "cannot be read as a recording (Error : flac decoder")
-    )
+    assert inspect(path).samples == 0
+    assert inspect(path).problem.startswith(("is broken off: ", "cannot be read as a recording (Error : flac decoder"))
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT", "ULAW", "IMA_ADPCM", "MS_ADPCM"])
@@ -268,17 +266,17 @@ def test_whole_files_of_any_kind_hold_what_they_say(tmp_path, subtype, channels)
         if soundfile.check_format(form, subtype):
             soundfile.write(tmp_path / f"a{ending}", sound, 16000, format=form, subtype=subtype)
             expected = soundfile.info(tmp_path / f"a{ending}").frames
-            assert read_header(tmp_path / f"a{ending}").samples == expected >= 10_001
+            assert inspect(tmp_path / f"a{ending}").samples == expected >= 10_001
 
 
 def test_a_long_silence_in_flac_is_whole_if_anything_else_is_in_it(tmp_path):
     samples = np.zeros(1_000_000)
     samples[700_000] = 0.5
     soundfile.write(tmp_path / "a.flac", samples, 16000)
-    assert read_header(tmp_path / "a.flac").samples == 1_000_000
+    assert inspect(tmp_path / "a.flac").samples == 1_000_000
     soundfile.write(tmp_path / "a.flac", 0 * samples, 16000)
-    assert read_header(tmp_path / "a.flac").samples == 0
-    assert read_header(tmp_path / "a.flac").problem == "holds nothing but silence"
+    assert inspect(tmp_path / "a.flac").samples == 0
+    assert inspect(tmp_path / "a.flac").problem == "holds nothing but silence"
 
 
 def test_preparing_a_corpus_does_not_load_torch():

@@ -13,7 +13,7 @@ import pytest
 from helpers import trees
 from helpers.tiny import ROOT
 
-from sv_sparse.data.corpora import header_cache, headers, pipeline
+from sv_sparse.data.corpora import headers, pipeline
 from sv_sparse.data.corpora.cnceleb import prepare_cnceleb
 from sv_sparse.data.corpora.voxceleb import prepare_voxceleb
 
@@ -118,10 +118,10 @@ def test_headers_that_were_read_before_a_kill_are_not_read_again(tmp_path, monke
         opened.append(path)
         return real(path)
 
-    real = headers.read_header
-    monkeypatch.setattr(headers, "read_header", count)
-    monkeypatch.setattr(header_cache, "_PIECE_SIZE", 10)
-    write, pieces = header_cache._write, []
+    real = headers.inspect
+    monkeypatch.setattr(headers, "inspect", count)
+    monkeypatch.setattr(headers, "_PIECE_SIZE", 10)
+    write, pieces = headers._write, []
 
     def kill(path, table):
         write(path, table)
@@ -129,11 +129,11 @@ def test_headers_that_were_read_before_a_kill_are_not_read_again(tmp_path, monke
         if len(pieces) > after:
             raise Killed
 
-    monkeypatch.setattr(header_cache, "_write", kill)
+    monkeypatch.setattr(headers, "_write", kill)
     with pytest.raises(Killed):
         prepare_voxceleb([tmp_path / "root"], tmp_path / "out", allow_partial=True)
     assert len(opened) == 10 * (after + 1)
-    monkeypatch.setattr(header_cache, "_write", write)
+    monkeypatch.setattr(headers, "_write", write)
     prepare_voxceleb([tmp_path / "root"], tmp_path / "out", allow_partial=True)
     assert len(opened) == len(set(opened)) == 40
     prepare_voxceleb([tmp_path / "root"], tmp_path / "out", allow_partial=True)

@@ -193,12 +193,12 @@ def test_the_prepared_folder_may_lie_below_the_root_by_any_path(tmp_path):
 
 def test_what_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
     trees.merged(tmp_path / "root")
-    real, nothing = headers.read_header, AudioInfo(0, 0, 0, 0, -1, "is away")
-    monkeypatch.setattr(headers, "read_header", lambda path: nothing if "id00012" in path else real(path))
+    real, nothing = headers.inspect, AudioInfo(0, 0, 0, 0, -1, "is away")
+    monkeypatch.setattr(headers, "inspect", lambda path: nothing if "id00012" in path else real(path))
     out = prepared(tmp_path / "root", tmp_path / "out")
     assert len(rows(out)) == 36
     assert (out / "problems.tsv").read_text().count("left out: is away\n") == 4
-    monkeypatch.setattr(headers, "read_header", real)
+    monkeypatch.setattr(headers, "inspect", real)
     assert len(rows(prepared(tmp_path / "root", tmp_path / "out"))) == 40
 
 

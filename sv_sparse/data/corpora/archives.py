@@ -9,24 +9,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sv_sparse.data.corpora.check import preview
-from sv_sparse.data.corpora.published import MD5
+from sv_sparse.data.corpora.published import MD5, preview
 
 logger = logging.getLogger(__name__)
 
-_BLOCK_SIZE = 1 << 22
-# vox1_dev_wav_partaa, vox2_dev_aac_partab, cn-celeb2_v2.tar.gzaa: parts of vox1_dev_wav.zip, ... in this order
+# Parts of vox1_dev_wav.zip and the like, in this order:
+# vox1_dev_wav_partaa, vox2_dev_aac_partab, cn-celeb2_v2.tar.gzaa
 _PART = re.compile(r"^(.*?)(?:_part|\.zip\.?|\.tar\.gz\.?)[a-z]{2}$")
 
 
 def verify_md5(paths: Sequence[Path]) -> tuple[dict[str, bool], list[Path]]:
-    """Check the MD5 sums of published archives.
-
-    Args:
-        paths: archives, their parts, or folders of them.
+    """Check the MD5 sums of published archives: of files, of their parts, or of folders of them.
 
     Returns:
-        Whether the sum of each archive is the published one, by its name, and the files that are no archive.
+        True for each archive whose sum is the published one, by its name; and the files that are no archive.
 
     Raises:
         ValueError: a file is not there, there is no published archive, or an archive or part is there twice.
@@ -72,11 +68,7 @@ def _archive_name(file: str) -> str | None:
 
 
 def _in_order(name: str, parts: Sequence[Path]) -> list[Path]:
-    """Return the complete archive if it is there, otherwise its parts in order.
-
-    Raises:
-        ValueError: it, or a part of it, is there twice.
-    """
+    """Return the complete archive if it is there, otherwise its parts in order."""
     files = [path for path in parts if path.name == name] or sorted(parts, key=lambda path: path.name)
     for first, second in pairwise(files):
         if first.name == second.name:
@@ -93,7 +85,7 @@ def _md5(paths: Sequence[Path]) -> str:
     with tqdm(total=total, desc=paths[0].name, unit="B", unit_scale=True, disable=None) as progress:
         for path in paths:
             with open(path, "rb") as file:
-                while block := file.read(_BLOCK_SIZE):
+                while block := file.read(1 << 22):
                     digest.update(block)
                     progress.update(len(block))
     return digest.hexdigest()

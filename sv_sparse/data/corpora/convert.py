@@ -1,7 +1,7 @@
-"""Conversion of recordings to FLAC: mono, 16 kHz, 16 bits, in parallel, each complete or absent.
+"""Conversion of recordings to FLAC: the first channel at 16 kHz in 16 bits, in parallel, each complete or absent.
 
-Of several channels the first is taken. Each line of ``made_from.tsv`` says what a file was made from. If its
-source has changed since, it is converted anew. Lines are appended, and the last one of a file counts.
+Each line of ``made_from.tsv`` says what a file was made from. If its source has changed since, it is converted
+anew. Lines are appended, and the last one of a file counts.
 """
 
 import errno
@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import threading
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,55 +20,51 @@ import soundfile
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sv_sparse.data.corpora.header_cache import path_text
-from sv_sparse.data.corpora.headers import thread_map
+from sv_sparse.data.corpora.headers import absolute_paths, thread_map
 from sv_sparse.data.corpora.scan import CONVERSION_RECORD, ScanResult
 from sv_sparse.data.decoding import SAMPLE_RATE, inspect
 
-COMPRESSED_SUFFIXES = (".m4a", ".aac")  # not read by libsndfile, but by ffmpeg
+# Not read by libsndfile, but by ffmpeg.
+COMPRESSED_SUFFIXES = (".m4a", ".aac")
 
-_PARTS = ".parts"  # folder of the files that are being written
+# Folder of the files that are being written.
+_PARTS = ".parts"
 _COLUMNS = pa.schema(
     [
         ("target", pa.string()),
         ("size", pa.int64()),
         ("mtime", pa.int64()),
-        ("sample_rate", pa.int32()),  # of the source; 0 if ffmpeg read it
+        # Of the source; 0 if ffmpeg read it.
+        ("sample_rate", pa.int32()),
         ("channels", pa.int32()),
-        ("source", pa.string()),  # absolute path; percent signs and control characters as %25, %09, ...
+        # Absolute path; percent signs and control characters as %25, %09, ...
+        ("source", pa.string()),
     ]
 )
 _FFMPEG_OPTIONS = ["-af", "pan=mono|c0=c0", "-ar", str(SAMPLE_RATE), "-sample_fmt", "s16", "-bitexact", "-f", "flac"]
-_CHUNK_SIZE = 16  # files per task
-_PIECE_SIZE = 20_000  # files that are Python objects at a time
+# Files per task.
+_CHUNK_SIZE = 16
+# Files that are Python objects at a time.
+_PIECE_SIZE = 20_000
 
 
-class ConvertResult(NamedTuple):
-    """Result of a conversion.
+def convert_files(
+    scan: ScanResult, rows: NDArray[np.int64], folder: Path
+) -> tuple[dict[int, str], list[tuple[str, str]]]:
+    """Convert the files of ascending rows unless that is done already, and put the new files into the scan's table.
 
-    Attributes:
-        failed: reason why a recording could not be converted, by row.
-        notes: source file, and its rate or channels if the conversion changed them.
-    """
+    The FLAC files lie in ``folder``, each named by the key of its utterance.
 
-    failed: dict[int, str]
-    notes: list[tuple[str, str]]
-
-
-def convert_files(scan: ScanResult, rows: NDArray[np.int64], folder: Path) -> ConvertResult:
-    """Convert the files of some rows unless that is done already, and put the new files into the scan's table.
-
-    Args:
-        scan: the corpus.
-        rows: int64 [N], ascending.
-        folder: folder of the FLAC files, each named by the key of its utterance.
+    Returns:
+        The reason why a recording could not be converted, by row; and notes on changed rates or channels.
 
     Raises:
         ValueError: ffmpeg is needed and not installed, or the record of conversions is damaged.
         OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / _PARTS, ignore_errors=True)  # of a killed run
+    # A killed run may have left it.
+    shutil.rmtree(folder / _PARTS, ignore_errors=True)
     (folder / _PARTS).mkdir()
     files = scan.table.column("file").take(pa.array(rows))
     records = _expected_records(scan, rows)
@@ -97,27 +93,26 @@ def convert_files(scan: ScanResult, rows: NDArray[np.int64], folder: Path) -> Co
         shutil.rmtree(folder / _PARTS)
     is_done = ~np.isin(rows, list(failed))
     targets = records.column("target").filter(pa.array(is_done))
-    notes = _conversion_notes(files.filter(pa.array(is_done)), targets, folder)
+    records = _read_records(folder, ["target", "sample_rate", "channels"])
+    records = records.take(pc.index_in(targets, value_set=records.column("target").combine_chunks()))
+    notes = describe_audio(files.filter(pa.array(is_done)), records, "converted", "converted")
     _use_converted(scan, rows[is_done], targets, folder)
-    return ConvertResult(failed, notes)
+    return failed, notes
 
 
 def _expected_records(scan: ScanResult, rows: NDArray[np.int64]) -> pa.Table:
     """Return the lines that some rows need: target, size, mtime and source."""
     table = scan.table.select(["utterance", "file", "size", "mtime"]).take(pa.array(rows))
-    source = pc.binary_join_element_wise(path_text(scan.root).rstrip("/"), table.column("file"), "/")
-    for character in "%\t\n\r":  # which would end a field or a line; the escape itself first
+    source = absolute_paths(scan.root, table.column("file"))
+    # They would end a field or a line; the escape itself comes first.
+    for character in "%\t\n\r":
         source = pc.replace_substring(source, character, f"%{ord(character):02X}")
     target = pc.replace_substring_regex(table.column("utterance"), r"\.[^./]*$", ".flac")
     return pa.table({"target": target, "size": table["size"], "mtime": table["mtime"], "source": source})
 
 
 def _read_records(folder: Path, columns: list[str]) -> pa.Table:
-    """Return columns of the lines, the last ones first.
-
-    Raises:
-        ValueError: they are no such lines.
-    """
+    """Return columns of the lines, the last ones first, or raise a ValueError if they are no such lines."""
     path = folder / CONVERSION_RECORD
     path.touch()
     with open(path, "r+b") as file:
@@ -182,16 +177,15 @@ def _use_converted(scan: ScanResult, rows: NDArray[np.int64], targets: pa.Chunke
     scan.set_files(rows, {"file": files, "size": pa.array(size), "mtime": pa.array(mtime)})
 
 
-def _conversion_notes(sources: pa.ChunkedArray, targets: pa.ChunkedArray, folder: Path) -> list[tuple[str, str]]:
-    records = _read_records(folder, ["target", "sample_rate", "channels"])
-    records = records.take(pc.index_in(targets, value_set=records.column("target").combine_chunks()))
-    rate = records.column("sample_rate").to_numpy()
-    channels = records.column("channels").to_numpy()
+def describe_audio(files: pa.ChunkedArray, headers: pa.Table, when: str, verb: str) -> list[tuple[str, str]]:
+    """Return notes on files whose rates or numbers of channels are not the usual ones; a rate of 0 is unknown."""
+    rate = headers.column("sample_rate").to_numpy()
+    channels = headers.column("channels").to_numpy()
     notes = []
     for row in np.flatnonzero((rate != SAMPLE_RATE) & (rate > 0)).tolist():
-        notes.append((sources[row].as_py(), f"{rate[row]} Hz; resampled when converted"))
+        notes.append((files[row].as_py(), f"{rate[row]} Hz; resampled when {when}"))
     for row in np.flatnonzero(channels > 1).tolist():
-        notes.append((sources[row].as_py(), f"{channels[row]} channels; the first is converted"))
+        notes.append((files[row].as_py(), f"{channels[row]} channels; the first is {verb}"))
     return notes
 
 
@@ -221,13 +215,15 @@ def _convert(source: str, record: dict[str, Any], *, folder: Path, record_file: 
 
 
 def _convert_by_ffmpeg(source: str, part: Path) -> str | None:
-    if not os.path.isfile(source):  # ffmpeg would wait for a writer to a pipe
+    # ffmpeg would wait for a writer to a pipe.
+    if not os.path.isfile(source):
         return "is not a regular file"
     command = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-i", source, "-map", "0:a:0", *_FFMPEG_OPTIONS, str(part)]
     result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if "No space left on device" in result.stderr:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part))
-    if result.returncode == 0 and not result.stderr:  # of a file that breaks off ffmpeg complains, and returns 0
+    # Of a file that breaks off ffmpeg complains, and returns 0.
+    if result.returncode == 0 and not result.stderr:
         return None
     return (result.stderr.strip().splitlines() or [f"ffmpeg ended with {result.returncode}"])[-1]
 

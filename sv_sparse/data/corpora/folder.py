@@ -10,8 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sv_sparse.data.corpora.check import preview
 from sv_sparse.data.corpora.headers import read_headers, single_segments, unusable
+from sv_sparse.data.corpora.published import preview
 from sv_sparse.data.corpora.scan import walk_files
 from sv_sparse.data.decoding import AUDIO_SUFFIXES, SAMPLE_RATE, looks_like_audio
 from sv_sparse.data.manifest import Manifest, check_none_missing, match_utterances
@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 LAYOUT = "<speaker>/<session>/<utterance>.{wav,flac,ogg,opus,mp3,...}"
 
-_MAX_NAMES = 10  # recordings in an error message; the log names all
+# Recordings in an error message; the log names all.
+_MAX_NAMES = 10
 
 
 def scan_folder(
@@ -38,22 +39,17 @@ def scan_folder(
 ) -> Manifest:
     """Write the manifest of every recording below ``root``, split for training and evaluation.
 
-    - Utterances of the trial lists are ``test``.
-    - The others of the training list (all, without one) are ``train``, unless their speaker occurs in a trial
-      list. The utterances of some of these speakers are ``validation``.
-    - All others are ``unused``.
-
-    Recordings that cannot be used (unreadable, broken off, silent, shorter than a fifth of a second, ...) are
-    named in a warning with the reason, and left out. Those of the trial lists stay in the manifest with 0
-    samples, so that evaluation leaves out their trials by name.
+    Utterances of the trial lists are ``test``. The others of the training list (all, without one) are ``train``,
+    unless their speaker occurs in a trial list; those of some of these speakers are ``validation``. All others are
+    ``unused``. Recordings that cannot be used are named in a warning and left out; those of the trial lists stay
+    with 0 samples, so that evaluation leaves out their trials by name.
 
     Args:
         root: folder of ``<speaker>/<session>/<utterance>``, with a suffix of ``AUDIO_SUFFIXES``, or another one
             if the file begins like a recording. Symbolic links are followed.
         trial_lists: trial lists in VoxCeleb's format.
         train_utterances: lines of ``speaker path``, the path relative to ``root``; None to train on all speakers.
-        val_fraction: fraction of the training speakers that is held out, in [0, 1). Above 0 at least two are;
-            only speakers with two utterances or more can be.
+        val_fraction: fraction of the training speakers that is held out, as of ``validation_speakers``.
         seed: seed of the choice of validation speakers.
         max_unreadable_fraction: largest fraction of the training utterances, and of those of the trial lists,
             that may be left out, in [0, 1]; see ``UnreadableLimit``.
@@ -72,8 +68,7 @@ def scan_folder(
     listed = {utterance for utterances in trial_utterances.values() for utterance in utterances}
     keys, num_unnamed = _find_recordings(root, listed)
     utterance = pa.array(keys, pa.string())
-    folders = np.array([key.split("/") for key in keys], dtype=object)
-    speaker, session = folders[:, 0], folders[:, 1]
+    speaker, session, _ = np.array([key.split("/") for key in keys], dtype=object).T
 
     is_test = _is_in_trial_lists(trial_utterances, utterance, root)
     is_listed = np.ones(len(keys), dtype=bool)
@@ -83,9 +78,10 @@ def scan_folder(
     is_train = is_listed & ~is_evaluation_speaker
     is_excluded = is_listed & is_evaluation_speaker
     num_excluded = len(np.unique(speaker[is_excluded]))
+    # Without a training list nobody asked for these speakers.
+    level = logging.WARNING if num_excluded and train_utterances is not None else logging.INFO
     logger.log(
-        # Without a training list nobody asked for these speakers.
-        logging.WARNING if num_excluded and train_utterances is not None else logging.INFO,
+        level,
         "%d speakers of the trial lists are excluded from training, with %d utterances",
         num_excluded,
         is_excluded.sum(),
@@ -107,7 +103,8 @@ def scan_folder(
     held_out = validation_speakers(speaker[is_train & is_usable], val_fraction, seed)
     is_validation = is_train & np.isin(speaker, held_out)
     num_train = len(np.unique(speaker[is_train & ~is_validation & is_usable]))
-    if num_train < 2:  # which a classifier needs
+    # A classifier needs two classes.
+    if num_train < 2:
         setting = f"data.root={root}" if train_utterances is None else f"data.train_utterances={train_utterances}"
         raise ValueError(
             f"{setting}: expected at least 2 training speakers; found {num_train} beside the speakers of the "
@@ -149,17 +146,14 @@ def _check_is_file(setting: str, path: str | Path) -> None:
 def _find_recordings(root: Path, listed: Collection[str]) -> tuple[list[str], int]:
     """Return the sorted keys of the recordings in the expected layout, and the number whose names are not UTF-8.
 
-    Recordings in other layouts and such names are counted and named in warnings.
-
-    Args:
-        root: folder to search.
-        listed: keys that are recordings whatever the files look like.
+    Keys in ``listed`` are recordings whatever the files look like.
     """
     if not root.is_dir():
         kind = "a file" if root.exists() else "nothing"
         raise ValueError(f"data.root={root}: expected a folder of {LAYOUT}; found {kind} there")
     keys: list[str] = []
-    outside: list[str] = []  # recordings in another layout
+    # Recordings in another layout.
+    outside: list[str] = []
     unnamed: list[str] = []
     others: list[str] = []
     for key, _ in walk_files(root):
@@ -175,13 +169,8 @@ def _find_recordings(root: Path, listed: Collection[str]) -> tuple[list[str], in
         examples = ", ".join([*outside, *unnamed, *others][:3]) or "an empty folder"
         raise ValueError(f"data.root={root}: expected recordings as {LAYOUT}; found {examples}")
     if outside:
-        logger.warning(
-            "left out: %d recordings below data.root=%s that are not laid out as %s; first %s",
-            len(outside),
-            root,
-            LAYOUT,
-            preview(sorted(outside)),
-        )
+        message = "left out: %d recordings below data.root=%s that are not laid out as %s; first %s"
+        logger.warning(message, len(outside), root, LAYOUT, preview(sorted(outside)))
     for name in sorted(unnamed):
         logger.warning("left out: %s: its name is not UTF-8; rename it", name)
     # A file of another suffix is the source of a conversion if its name is there with a suffix of AUDIO_SUFFIXES.
@@ -244,20 +233,13 @@ def _is_in_training_list(path: Path, utterance: pa.StringArray, speaker: NDArray
 
 
 def validation_speakers(speaker: NDArray[np.object_], fraction: float, seed: int) -> NDArray[np.object_]:
-    """Choose the speakers to hold out.
-
-    Args:
-        speaker: [N], speaker of each training utterance.
-        fraction: fraction of the speakers, in [0, 1). Above 0 at least two are chosen.
-        seed: seed of the choice.
-
-    Returns:
-        Names of speakers with two utterances or more, since others have no target trial.
+    """Choose a fraction of the speakers of utterances [N] to hold out, in [0, 1); above 0 at least two.
 
     Raises:
-        ValueError: there are too few such speakers.
+        ValueError: there are too few speakers with two utterances or more.
     """
     names, counts = np.unique(speaker, return_counts=True)
+    # Speakers with one utterance have no target trial.
     eligible = names[counts >= 2]
     if fraction == 0:
         return eligible[:0]

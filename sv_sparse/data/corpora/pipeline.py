@@ -17,12 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sv_sparse.data.corpora.convert import convert_files, is_compressed
-from sv_sparse.data.corpora.header_cache import PARTIAL_DIR, cached_headers
-from sv_sparse.data.corpora.headers import single_segments, unusable
+from sv_sparse.data.corpora.convert import convert_files, describe_audio, is_compressed
+from sv_sparse.data.corpora.headers import PARTIAL_DIR, cached_headers, single_segments, unusable
 from sv_sparse.data.corpora.published import LIST_FILES
 from sv_sparse.data.corpora.scan import ScanResult
-from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.manifest import DICTIONARY
 from sv_sparse.io import TEMP_PATTERN, file_lock, printable, write_text
 
@@ -31,31 +29,21 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def exclusive(out: Path) -> Iterator[None]:
-    """Make a folder and keep other processes from preparing into it, as far as its file system has locks.
-
-    Raises:
-        ValueError: another process prepares into it, or the folder's name is not UTF-8.
-    """
+    """Make a folder and keep other processes from preparing into it; a ValueError says that one does."""
+    # Parquet's readers need one.
     if printable(out) != str(out):
-        raise ValueError(f"--out {printable(out)}: expected a name in UTF-8")  # which Parquet's readers need
+        raise ValueError(f"--out {printable(out)}: expected a name in UTF-8")
     out.mkdir(parents=True, exist_ok=True)
     with file_lock(out, f"--out {out}: another process is preparing into this folder"):
         for folder in (out, out / "trials", out / PARTIAL_DIR):
-            for path in folder.glob(TEMP_PATTERN):  # of a killed run
+            # A killed run may have left them.
+            for path in folder.glob(TEMP_PATTERN):
                 path.unlink()
         yield
 
 
 def check_corpus(out: Path, prefix: str) -> None:
-    """Check that a folder to prepare into does not hold another corpus.
-
-    Args:
-        out: the prepared folder.
-        prefix: first characters of all subsets of the corpus.
-
-    Raises:
-        ValueError: it holds subsets that begin otherwise.
-    """
+    """Raise a ValueError if a folder holds another corpus, whose subsets do not begin with ``prefix``."""
     manifest = out / "manifest.parquet"
     if manifest.is_file():
         subsets = pq.read_table(manifest, columns=["subset"]).column("subset").unique().to_pylist()
@@ -65,22 +53,13 @@ def check_corpus(out: Path, prefix: str) -> None:
 
 
 def checked_table(scan: ScanResult, out: Path, *, to_flac: bool) -> pa.Table:
-    """Convert what libsndfile does not read, read every header, and return the utterances that can be used.
+    """Convert what libsndfile does not read, read every header, and return a manifest's table of what can be used.
 
     If a file cannot be used, the next one of the same utterance takes its place. ``problems.tsv`` names every
-    file that is left out or resampled.
-
-    Args:
-        scan: the corpus.
-        out: the prepared folder.
-        to_flac: True to convert everything to FLAC.
-
-    Returns:
-        Table with the columns of a manifest; all splits are ``unused``.
+    file that is left out or resampled. With ``to_flac`` everything is converted to FLAC.
 
     Raises:
         ValueError: ffmpeg is needed and not installed.
-        OSError: a file cannot be written.
     """
     problems = [(file, f"left out: cannot be found ({reason})") for file, reason in scan.unreadable]
     failed: dict[int, str] = {}
@@ -88,9 +67,9 @@ def checked_table(scan: ScanResult, out: Path, *, to_flac: bool) -> pa.Table:
     while len(rows):
         rows = rows[_needs_conversion(scan, rows, to_flac=to_flac)]
         if len(rows):
-            result = convert_files(scan, rows, out / "flac")
-            failed |= result.failed
-            problems += result.notes
+            failures, notes = convert_files(scan, rows, out / "flac")
+            failed |= failures
+            problems += notes
         headers = cached_headers(scan.table, scan.root, out)
         reasons = unusable(headers)
         for row, reason in failed.items():
@@ -104,15 +83,15 @@ def checked_table(scan: ScanResult, out: Path, *, to_flac: bool) -> pa.Table:
             failed.pop(row, None)
     is_usable = np.ones(len(headers), dtype=bool)
     is_usable[list(reasons)] = False
+    usable = pa.array(is_usable)
+    headers = headers.filter(usable).combine_chunks()
+    problems += describe_audio(scan.table.column("file").filter(usable), headers, "read", "used")
     problems += [(files[row], f"left out: {reason}") for row, reason in reasons.items()]
-    problems += _warnings(scan, headers, is_usable)
     for file in scan.alternatives.column("file").to_pylist():
         problems.append((file, "left out: the same utterance lies there in a file that is preferred"))
     _write_problems(out, sorted(problems))
 
-    usable = pa.array(is_usable)
     table = scan.table.filter(usable).combine_chunks()
-    headers = headers.filter(usable).combine_chunks()
     columns = {name: table.column(name) for name in ("utterance", "speaker", "session", "genre", "subset")}
     columns |= {name: headers.column(name) for name in ("samples", "sample_rate", "channels")}
     columns["segments"] = single_segments(table.column("file").combine_chunks(), headers)
@@ -122,23 +101,10 @@ def checked_table(scan: ScanResult, out: Path, *, to_flac: bool) -> pa.Table:
 
 def _needs_conversion(scan: ScanResult, rows: NDArray[np.int64], *, to_flac: bool) -> NDArray[np.bool_]:
     files = scan.table.column("file").take(pa.array(rows))
-    needed = is_compressed(files)
+    needed: pa.ChunkedArray = is_compressed(files)
     if to_flac:
         needed = pc.or_(needed, pc.invert(pc.ends_with(pc.utf8_lower(files), ".flac")))
-    result: NDArray[np.bool_] = needed.to_numpy()
-    return result
-
-
-def _warnings(scan: ScanResult, headers: pa.Table, is_usable: NDArray[np.bool_]) -> list[tuple[str, str]]:
-    files = scan.table.column("file")
-    rate = headers.column("sample_rate").to_numpy()
-    channels = headers.column("channels").to_numpy()
-    warnings = []
-    for row in np.flatnonzero(is_usable & (rate != SAMPLE_RATE)).tolist():
-        warnings.append((files[row].as_py(), f"{rate[row]} Hz; resampled when read"))
-    for row in np.flatnonzero(is_usable & (channels > 1)).tolist():
-        warnings.append((files[row].as_py(), f"{channels[row]} channels; the first is used"))
-    return warnings
+    return needed.to_numpy()
 
 
 def _write_problems(out: Path, problems: list[tuple[str, str]]) -> None:
@@ -150,12 +116,7 @@ def _write_problems(out: Path, problems: list[tuple[str, str]]) -> None:
 
 
 def remove_stale_lists(out: Path, written: Collection[str]) -> None:
-    """Remove the trial lists that an earlier run wrote and this one did not; other files stay.
-
-    Args:
-        out: the prepared folder.
-        written: file names of the lists that this run wrote.
-    """
+    """Remove the trial lists that an earlier run wrote below ``out`` and this one did not; other files stay."""
     for name in sorted(LIST_FILES.difference(written)):
         path = out / "trials" / name
         if path.is_file():

@@ -1,10 +1,17 @@
-"""Published facts about VoxCeleb and CN-Celeb: subsets, sizes, trial lists, checksums of the archives.
+"""Published facts about VoxCeleb and CN-Celeb, and checks of a corpus's size and lists against them."""
 
-Sources: the corpora's own pages and papers (Nagrani et al., 2017; Chung et al., 2018; Fan et al., 2020; Li et
-al., 2022). The 118 speakers of VoxCeleb2's test part are those of its metadata (vox2_meta.csv, column Set).
-"""
-
+import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sv_sparse.data.manifest import match_utterances
+
+logger = logging.getLogger(__name__)
 
 
 class SubsetSize(NamedTuple):
@@ -21,6 +28,7 @@ class TrialCount(NamedTuple):
     targets: int
 
 
+# Sources: the corpora's own pages and papers (Nagrani 2017, Chung 2018, Fan 2020, Li 2022).
 SIZES = {
     "vox1_dev": SubsetSize(1211, 148_642),
     "vox1_test": SubsetSize(40, 4_874),
@@ -35,6 +43,7 @@ SIZES = {
 
 VOX1_TEST = range(10270, 10310)
 VOX1 = range(10001, 11252)
+# Source: VoxCeleb2's metadata (vox2_meta.csv, column Set).
 _VOX2_TEST = """
 00017 00061 00081 00154 00419 00562 00812 00817 00866 00926 01000 01041 01066 01106 01224 01228 01298 01333 01437
 01460 01509 01541 01567 01593 01618 01822 01892 01989 02019 02057 02086 02181 02286 02317 02445 02465 02542 02548
@@ -46,7 +55,8 @@ _VOX2_TEST = """
 """
 VOX2_TEST = frozenset(map(int, _VOX2_TEST.split()))
 
-TRIALS = {  # name of the list here, by the name of the published file
+# Name of the list here, by the name of the published file.
+TRIALS = {
     "veri_test.txt": ("vox1_O", TrialCount(37_720, 18_860)),
     "veri_test2.txt": ("vox1_O_cleaned", TrialCount(37_611, 18_802)),
     "list_test_all.txt": ("vox1_E", TrialCount(581_480, 290_743)),
@@ -54,13 +64,16 @@ TRIALS = {  # name of the list here, by the name of the published file
     "list_test_hard.txt": ("vox1_H", TrialCount(552_536, 276_270)),
     "list_test_hard2.txt": ("vox1_H_cleaned", TrialCount(550_894, 275_488)),
 }
-SPEAKER_TABLES = ("vox1_meta.csv", "vox2_meta.csv")  # with the sex of each speaker
+# They have the sex of each speaker.
+SPEAKER_TABLES = ("vox1_meta.csv", "vox2_meta.csv")
 CN_TRIALS = TrialCount(3_484_292, 17_755)
-CN_PROTOCOLS = ("average", "concatenated")  # embeddings of all enrollment segments averaged, or one file of them
+# Embeddings of all enrollment segments averaged, or one file of them.
+CN_PROTOCOLS = ("average", "concatenated")
 LIST_FILES = frozenset(
     [*(f"{name}.txt" for name, _ in TRIALS.values()), *(f"cnceleb_{protocol}.parquet" for protocol in CN_PROTOCOLS)]
 )
 
+# Of the archives that the corpora come in.
 MD5 = {
     "vox1_test_wav.zip": "185fdc63c3c739954633d50379a3d102",
     "vox1_dev_wav.zip": "ae63e55b951748cc486645f532ba230b",
@@ -83,3 +96,71 @@ def voxceleb_subset(speaker: str) -> str:
     if number in VOX1:
         return "vox1_test" if number in VOX1_TEST else "vox1_dev"
     return "vox2_test" if number in VOX2_TEST else "vox2_dev"
+
+
+def corpus_stats(table: pa.Table, subsets: Sequence[str]) -> str:
+    """Return a Markdown table with speakers, utterances and hours of some subsets of a manifest's table."""
+    lines = ["| subset | speakers | published | utterances | published | hours |", "|---|---:|---:|---:|---:|---:|"]
+    for subset in subsets:
+        rows = _rows_of(table, subset, ["speaker", "samples", "sample_rate"])
+        speakers = len(rows.column("speaker").unique())
+        hours = float(np.sum(rows.column("samples").to_numpy() / rows.column("sample_rate").to_numpy())) / 3600
+        size = SIZES[subset]
+        published = "-" if size.utterances is None else f"{size.utterances:,}"
+        lines.append(f"| {subset} | {speakers:,} | {size.speakers:,} | {len(rows):,} | {published} | {hours:,.1f} |")
+    return "\n".join(lines)
+
+
+def _rows_of(table: pa.Table, subset: str, columns: list[str]) -> pa.Table:
+    return table.select(columns).filter(pc.equal(table.column("subset"), subset))
+
+
+def missing_counts(table: pa.Table, subsets: Sequence[str]) -> list[str]:
+    """Return a message for each subset whose number of speakers or utterances is not the published one."""
+    messages = []
+    for subset in subsets:
+        rows = _rows_of(table, subset, ["speaker"])
+        size = SIZES[subset]
+        speakers = len(rows.column("speaker").unique())
+        if speakers != size.speakers:
+            messages.append(f"{subset} has {speakers:,} of {size.speakers:,} published speakers")
+        if size.utterances is not None and len(rows) != size.utterances:
+            messages.append(f"{subset} has {len(rows):,} of {size.utterances:,} published utterances")
+    return messages
+
+
+def check_complete(missing: Sequence[str], *, allow_partial: bool) -> None:
+    """Raise a ValueError with all messages about missing parts, unless a part of the corpus is allowed."""
+    if missing and not allow_partial:
+        raise ValueError(
+            "this is not the corpus as published; --allow-partial prepares what is there:\n  " + "\n  ".join(missing)
+        )
+
+
+def check_trial_count(message: str, *, allow_partial: bool) -> None:
+    """Log a message about a list with other counts than published, or raise it if no part is allowed."""
+    if not allow_partial:
+        raise ValueError(message)
+    logger.warning("accepted with --allow-partial, %s", message)
+
+
+def has_all_utterances(path: Path, utterances: Sequence[str], table: pa.Table, *, allow_partial: bool) -> bool:
+    """Return True if a table has all utterances of the list in ``path``; otherwise log or raise what is missing."""
+    index = match_utterances(utterances, table.column("utterance").combine_chunks())
+    missing = [utterances[position] for position in np.flatnonzero(index < 0).tolist()]
+    if not missing:
+        return True
+    message = f"{path}: {len(missing):,} of its utterances are missing or unusable: {preview(missing)}"
+    if not allow_partial:
+        raise ValueError(message)
+    logger.warning("list left out, %s", message)
+    return False
+
+
+def preview(names: Sequence[str]) -> str:
+    """Return the first three of some names, and the number of the others.
+
+    >>> preview(["a", "b", "c", "d"])
+    'a, b, c and 1 more'
+    """
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")

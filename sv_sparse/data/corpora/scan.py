@@ -1,4 +1,4 @@
-"""Scan of folders for recordings: a table with one row per utterance, streamed, since a corpus has a million."""
+"""Scan of folders for recordings: a table with one row per utterance."""
 
 import filecmp
 import logging
@@ -18,25 +18,28 @@ from sv_sparse.data.manifest import DICTIONARY
 
 logger = logging.getLogger(__name__)
 
-CONVERSION_RECORD = "made_from.tsv"  # in a folder of converted files
+# It marks a folder of converted files.
+CONVERSION_RECORD = "made_from.tsv"
 COLUMNS = pa.schema(
     [
-        pa.field("utterance", pa.string()),
-        pa.field("speaker", DICTIONARY),
-        pa.field("session", DICTIONARY),
-        pa.field("genre", DICTIONARY),
-        pa.field("subset", DICTIONARY),
-        pa.field("file", pa.string()),  # path below the root
-        pa.field("size", pa.int64()),  # bytes
-        pa.field("mtime", pa.int64()),  # modification time, ns
+        ("utterance", pa.string()),
+        *[(name, DICTIONARY) for name in ("speaker", "session", "genre", "subset")],
+        # Path below the root.
+        ("file", pa.string()),
+        # Bytes, and modification time in ns.
+        ("size", pa.int64()),
+        ("mtime", pa.int64()),
     ]
 )
-PREFERRED_SUFFIXES = (".flac", ".wav", ".opus", ".ogg", ".m4a", ".aac")  # for an utterance with several files
+# For an utterance with several files.
+PREFERRED_SUFFIXES = (".flac", ".wav", ".opus", ".ogg", ".m4a", ".aac")
 
 _FILE_COLUMNS = ("file", "size", "mtime")
 _PREPARED_FILES = {"manifest.parquet", "headers.parquet"}
-_CHUNK_SIZE = 10_000  # files that are Python objects at a time
-_MAX_EXAMPLES = 3  # of other files, in an error message
+# A corpus has a million files; so many are Python objects at a time.
+_CHUNK_SIZE = 10_000
+# Of other files, in an error message.
+_MAX_EXAMPLES = 3
 
 
 class UtteranceInfo(NamedTuple):
@@ -51,30 +54,21 @@ class UtteranceInfo(NamedTuple):
 
 @dataclass
 class ScanResult:
-    """Recordings below some folders.
+    """Recordings below some folders."""
 
-    Attributes:
-        table: one row per utterance, sorted, with the columns ``COLUMNS``.
-        root: folder that ``file`` is relative to.
-        lists: path of each list that was looked for and is there, by file name.
-        alternatives: other files of utterances that have several: utterance, file, size and mtime, the
-            preferred ones first.
-        unreadable: path and reason of files that cannot be found or whose names are not UTF-8.
-    """
-
+    # One row per utterance, sorted, with the columns ``COLUMNS``.
     table: pa.Table
+    # ``file`` is relative to it.
     root: Path
+    # Path of each list that was looked for and is there, by file name.
     lists: dict[str, Path]
+    # Other files of utterances that have several: utterance, file, size and mtime, the preferred ones first.
     alternatives: pa.Table
+    # Path and reason of files that cannot be found or whose names are not UTF-8.
     unreadable: list[tuple[str, str]]
 
     def set_files(self, rows: NDArray[np.int64], columns: Mapping[str, pa.Array]) -> None:
-        """Replace the files of some rows.
-
-        Args:
-            rows: int64 [N], ascending.
-            columns: ``file``, ``size`` and ``mtime``, each [N].
-        """
+        """Replace the files of rows, int64 [N] and ascending, by columns ``file``, ``size`` and ``mtime``, each [N]."""
         mask = np.zeros(len(self.table), dtype=bool)
         mask[rows] = True
         for name in _FILE_COLUMNS:
@@ -99,19 +93,12 @@ class ScanResult:
 
 
 def scan_corpus(
-    roots: Sequence[Path],
-    parse_path: Callable[[str], UtteranceInfo | None],
-    list_names: Collection[str],
-    *,
-    out: Path,
+    roots: Sequence[Path], parse_path: Callable[[str], UtteranceInfo | None], list_names: Collection[str], *, out: Path
 ) -> ScanResult:
-    """Find the recordings below some folders.
+    """Find the recordings below some folders, and lists of some names; names that start with a dot are skipped.
 
-    Args:
-        roots: folders to search; names that start with a dot are skipped.
-        parse_path: returns the information in a path below a root, with forward slashes; None for other files.
-        list_names: file names of lists to look for.
-        out: the prepared folder. It is not searched, and the result's root lies above it.
+    ``parse_path`` returns the information in a path below a root, with forward slashes; None for other files. The
+    prepared folder ``out`` is not searched, and the result's root lies above it.
 
     Raises:
         ValueError: a root is no folder, has no recording (names what is there instead), or two lists of one
@@ -139,7 +126,8 @@ def scan_corpus(
                 try:
                     file.encode()
                     status = entry.stat()
-                except (OSError, UnicodeEncodeError) as error:  # a dangling link; a name that is not UTF-8
+                except (OSError, UnicodeEncodeError) as error:
+                    # A dangling link; a name that is not UTF-8.
                     unreadable.append((ascii(file), str(getattr(error, "strerror", None) or error)))
                     continue
                 rows.append((*info, file, status.st_size, status.st_mtime_ns))
@@ -173,11 +161,7 @@ def _to_table(rows: Sequence[tuple[object, ...]]) -> pa.Table:
 
 
 def add_list(lists: dict[str, Path], path: Path) -> None:
-    """Add a list by its file name.
-
-    Raises:
-        ValueError: another list of the same name differs from it.
-    """
+    """Add a list by its file name; a ValueError says that another list of the same name differs from it."""
     first = lists.setdefault(path.name, path)
     if not filecmp.cmp(first, path, shallow=False):
         raise ValueError(f"{first} and {path}: two lists of one name that differ; leave one of them")
@@ -187,7 +171,8 @@ def _deduplicate(table: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Return the table sorted by utterance with one file each, of the preferred suffix, and the other files."""
     suffix = pc.utf8_lower(pc.replace_substring_regex(table.column("file"), r"^.*(\.[^.]*)$", r"\1"))
     rank = pc.index_in(suffix, value_set=pa.array(PREFERRED_SUFFIXES))
-    del suffix  # a column of strings is 100 MB for a million files
+    # A column of strings is 100 MB for a million files.
+    del suffix
     order = pc.sort_indices(
         pa.table({"utterance": table.column("utterance"), "rank": rank, "file": table.column("file")}),
         sort_keys=[("utterance", "ascending"), ("rank", "ascending"), ("file", "ascending")],
@@ -201,14 +186,10 @@ def _deduplicate(table: pa.Table) -> tuple[pa.Table, pa.Table]:
 
 
 def walk_files(root: str | Path, *, leave_out: str | Path | None = None) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield every visible file below ``root``, with its path relative to it.
+    """Yield every visible file below ``root``, with its path relative to it, but none of the folder ``leave_out``.
 
-    Links to folders are followed, each target once, and never back up. A folder that cannot be read is named
-    in a warning, and so is a prepared folder, since its recordings are conversions of others.
-
-    Args:
-        root: folder to search.
-        leave_out: folder below it that is not searched, by whatever path it is reached.
+    Links to folders are followed, each target once, and never back up. Folders that cannot be read and prepared
+    folders are named in a warning.
 
     Raises:
         OSError: ``root`` cannot be read.
@@ -227,6 +208,7 @@ def walk_files(root: str | Path, *, leave_out: str | Path | None = None) -> Iter
             logger.warning("left out, cannot be read: %s (%s)", path, error.strerror)
             continue
         names = {entry.name for entry in entries}
+        # Recordings in a prepared folder are conversions of others.
         if folder and (names >= _PREPARED_FILES or CONVERSION_RECORD in names):
             logger.warning("left out, made by sv-sparse prepare: %s", path)
             continue
@@ -242,7 +224,8 @@ def walk_files(root: str | Path, *, leave_out: str | Path | None = None) -> Iter
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:
+        # A link to itself.
         return False
 
 

@@ -1,9 +1,4 @@
-"""Preparation of VoxCeleb1 and 2, in any layout.
-
-The last three parts of a path, ``id10270/x6uYqmx31kE/00001.wav``, say which utterance it is. Folders above them
-say nothing, since everybody unpacks and converts differently. The speaker's number says which subset it
-belongs to. DECISIONS 29
-"""
+"""Preparation of VoxCeleb1 and 2, in any layout."""
 
 import logging
 import re
@@ -12,15 +7,17 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from sv_sparse.data.corpora.check import (
+from sv_sparse.data.corpora.pipeline import check_corpus, checked_table, exclusive, remove_stale_lists
+from sv_sparse.data.corpora.published import (
+    SPEAKER_TABLES,
+    TRIALS,
     check_complete,
     check_trial_count,
     corpus_stats,
     has_all_utterances,
     missing_counts,
+    voxceleb_subset,
 )
-from sv_sparse.data.corpora.pipeline import check_corpus, checked_table, exclusive, remove_stale_lists
-from sv_sparse.data.corpora.published import SPEAKER_TABLES, TRIALS, voxceleb_subset
 from sv_sparse.data.corpora.scan import UtteranceInfo, add_list, scan_corpus
 from sv_sparse.data.manifest import Manifest
 from sv_sparse.data.prepared import SPEAKER_METADATA
@@ -31,6 +28,7 @@ from sv_sparse.io import write_text
 logger = logging.getLogger(__name__)
 
 _SUBSETS = ("vox1_dev", "vox1_test", "vox2_dev", "vox2_test")
+# Folders above these three say nothing, since everybody unpacks and converts differently.
 _UTTERANCE = re.compile(r"(?:^|/)(id\d{5})/([\w-]{11})/(\d{5})\.(?:wav|flac|opus|ogg|m4a|aac)$", re.IGNORECASE)
 
 
@@ -48,12 +46,7 @@ def parse_path(path: str) -> UtteranceInfo | None:
 
 
 def prepare_voxceleb(
-    roots: Sequence[Path],
-    out: Path,
-    *,
-    lists: Sequence[Path] = (),
-    to_flac: bool = False,
-    allow_partial: bool = False,
+    roots: Sequence[Path], out: Path, *, lists: Sequence[Path] = (), to_flac: bool = False, allow_partial: bool = False
 ) -> None:
     """Scan, check counts and lists, convert what needs it, read every header, write manifest and trial lists.
 
@@ -68,7 +61,6 @@ def prepare_voxceleb(
 
     Raises:
         ValueError: something is not as published, or is missing; names it.
-        OSError: a file cannot be read or written.
     """
     with exclusive(out):
         check_corpus(out, "vox")
@@ -90,7 +82,8 @@ def prepare_voxceleb(
 
         table = checked_table(scan, out, to_flac=to_flac)
         root = scan.root
-        del scan  # a table of a million names
+        # It holds a table of a million names.
+        del scan
         logger.info("%s", corpus_stats(table, subsets))
         check_complete(missing_counts(table, subsets), allow_partial=allow_partial)
         (out / "trials").mkdir(exist_ok=True)
@@ -137,11 +130,7 @@ def _find_lists(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def _check_list(path: Path, *, allow_partial: bool) -> pa.Array:
-    """Return the utterances of a trial list with the published counts.
-
-    Raises:
-        ValueError: it has other counts; if a part is allowed, only if they are another published list's.
-    """
+    """Return the utterances of a trial list, and check that its counts are the published ones."""
     trials = read_trials(path)
     counts = (len(trials), int(trials.is_target.sum()))
     name, published = TRIALS[path.name]
@@ -150,7 +139,8 @@ def _check_list(path: Path, *, allow_partial: bool) -> pa.Array:
         for other, (other_name, other_counts) in TRIALS.items():
             if other_counts == counts:
                 origin = f"those of {other} ({other_name})"
-                allow_partial = False  # the wrong list under this name is a mistake, not a part
+                # The wrong list under this name is a mistake, not a part.
+                allow_partial = False
         check_trial_count(
             f"{path}: {counts[0]:,} trials with {counts[1]:,} targets, {origin};"
             f" {path.name} ({name}) has {published.trials:,} with {published.targets:,}",
@@ -162,8 +152,8 @@ def _check_list(path: Path, *, allow_partial: bool) -> pa.Array:
 
 def _expected_lists(subsets: Sequence[str]) -> list[str]:
     """Return the file names of the cleaned lists over the subsets that are there."""
+    # E and H are over the speakers of all of VoxCeleb1.
+    names = ["veri_test2.txt", "list_test_all2.txt", "list_test_hard2.txt"]
     if "vox1_test" not in subsets:
         return []
-    if "vox1_dev" not in subsets:
-        return ["veri_test2.txt"]
-    return ["veri_test2.txt", "list_test_all2.txt", "list_test_hard2.txt"]
+    return names if "vox1_dev" in subsets else names[:1]

@@ -4,8 +4,6 @@ It checks within minutes that the software works from end to end, on a machine w
 differ in a few parameters of eSpeak NG, the text comes from templates, and the channels from a simple model.
 Metrics on it say nothing about human speech and compare with no published result.
 
-eSpeak NG (GPL-3) is an optional extra that is loaded at run time. Its audio stays in a local cache.
-
 Files of the corpus::
 
     wav/id1xxxx/<session>/0000n.flac   16 kHz, mono, 16 bits
@@ -35,18 +33,23 @@ import soundfile
 from scipy.signal import resample_poly
 from tqdm import tqdm
 
+from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.speakers import format_sexes
 from sv_sparse.data.synthetic.channel import apply_channel, sample_channel
 from sv_sparse.data.synthetic.espeak import SAMPLE_RATE as ESPEAK_SAMPLE_RATE
 from sv_sparse.data.synthetic.espeak import draw_voice, espeak_data, sentence, speak
 from sv_sparse.io import write_json, write_text
 
-SAMPLE_RATE = 16_000  # Hz
-_VERSION = 1  # raised whenever the sound or the lists of the same settings change
-_FIRST_TEST_SPEAKER = 5_001  # id15001; training speakers count from id10001
-_SAVE_INTERVAL = 256  # utterances between two writes of corpus.json
-_VOICE, _SESSION, _UTTERANCE, _TRIALS = range(4)  # streams of random numbers
-_BOUNDS = {  # smallest and largest value of each setting
+# Raised whenever the sound or the lists of the same settings change.
+_VERSION = 1
+# id15001; training speakers count from id10001.
+_FIRST_TEST_SPEAKER = 5_001
+# Utterances between two writes of corpus.json.
+_SAVE_INTERVAL = 256
+# Each draws from a generator of its own.
+_VOICE, _SESSION, _UTTERANCE, _TRIALS = range(4)
+# Smallest and largest value of each setting.
+_BOUNDS = {
     "train_speakers": (2, _FIRST_TEST_SPEAKER - 1),
     "test_speakers": (4, 4_999),
     "sessions": (2, None),
@@ -62,7 +65,8 @@ class _Utterance:
     speaker: int
     session: int
     number: int
-    path: str  # relative to wav/
+    # Relative to wav/.
+    path: str
 
     @property
     def speaker_id(self) -> str:
@@ -84,11 +88,10 @@ def make_demo_corpus(
     seed: int = 0,
     num_workers: int | None = None,
 ) -> None:
-    """Make the demo corpus, or check and complete the one that is there.
+    """Make the demo corpus, or check and complete the one that is there; intact files are not touched.
 
     Every utterance is a function of the settings and its own place in the corpus, so the result depends neither
-    on the number of workers nor on interruptions. Missing and damaged files are made again, intact ones are not
-    touched.
+    on the number of workers nor on interruptions.
 
     Args:
         root: folder of the corpus; made if absent, ``~`` is the home folder.
@@ -108,14 +111,8 @@ def make_demo_corpus(
     """
     if num_workers is None:
         num_workers = min(4, os.cpu_count() or 1)
-    settings = {
-        "train_speakers": train_speakers,
-        "test_speakers": test_speakers,
-        "sessions": sessions,
-        "utterances": utterances,
-        "trials": trials,
-        "seed": seed,
-    }
+    settings = {"train_speakers": train_speakers, "test_speakers": test_speakers, "sessions": sessions}
+    settings |= {"utterances": utterances, "trials": trials, "seed": seed}
     for name, value in {**settings, "num_workers": num_workers}.items():
         lower, upper = _BOUNDS[name]
         if value < lower or (upper is not None and value > upper):
@@ -152,7 +149,8 @@ def _list_utterances(first_speaker: int, num_speakers: int, settings: dict[str, 
     for speaker in range(first_speaker, first_speaker + num_speakers):
         for session in range(settings["sessions"]):
             digest = hashlib.blake2b(f"{settings['seed']}/{speaker}/{session}".encode(), digest_size=8).digest()
-            video = base64.urlsafe_b64encode(digest).decode().rstrip("=")  # 11 characters, like VoxCeleb's
+            # 11 characters, like VoxCeleb's names of videos.
+            video = base64.urlsafe_b64encode(digest).decode().rstrip("=")
             for number in range(1, settings["utterances"] + 1):
                 path = f"id1{speaker:04d}/{video}/{number:05d}.flac"
                 utterances.append(_Utterance(speaker, session, number, path))
@@ -165,10 +163,10 @@ def _trial_lines(test: list[_Utterance], trials: int, seed: int) -> list[str]:
     targets = []
     nontargets = []
     for first, second in combinations(test, 2):
-        if first.speaker == second.speaker and first.session != second.session:
-            targets.append((first, second))
-        elif first.speaker != second.speaker and first.female == second.female:
+        if first.speaker != second.speaker and first.female == second.female:
             nontargets.append((first, second))
+        elif first.speaker == second.speaker and first.session != second.session:
+            targets.append((first, second))
     target_rows = rng.choice(len(targets), trials // 2, replace=False)
     nontarget_rows = rng.choice(len(nontargets), trials // 2, replace=False)
     lines = []
@@ -220,10 +218,10 @@ def _make_utterance(wav: Path, data: Path, seed: int, utterance: _Utterance) -> 
     rng = np.random.default_rng((seed, _UTTERANCE, speaker, session, number))
     voice = draw_voice(np.random.default_rng((seed, _VOICE, speaker)), female=utterance.female)
     voice = voice.with_session_drift(session_rng)
-    channel = sample_channel(session_rng, SAMPLE_RATE)
+    channel = sample_channel(session_rng)
     speech = speak(sentence(rng), voice, seed=int(rng.integers(1, 2**31)), data=data)
     waveform = resample_poly(speech / 2**15, SAMPLE_RATE, ESPEAK_SAMPLE_RATE)
-    waveform = apply_channel(waveform, channel, rng, SAMPLE_RATE)
+    waveform = apply_channel(waveform, channel, rng)
     flac = io.BytesIO()
     soundfile.write(flac, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     path = wav / utterance.path
@@ -244,11 +242,7 @@ def _checksum(content: bytes) -> str:
 
 
 def _read_record(root: Path, settings: dict[str, int]) -> dict[str, str]:
-    """Return the checksums of the finished utterances under ``root``.
-
-    Raises:
-        ValueError: ``root`` holds another corpus, or something else.
-    """
+    """Return the checksums of the finished utterances under ``root``, unless it holds something else."""
     path = root / "corpus.json"
     if not path.exists():
         for name in ("wav", "train_list.txt", "veri_test.txt"):

@@ -1,8 +1,4 @@
-"""Synthetic speech for the demo corpus: eSpeak NG, random voices and random sentences.
-
-eSpeak NG comes as a shared library with its data in the package ``espeakng-loader``, and is called through
-ctypes. Its license is GPL-3: nothing of it is part of sv-sparse, and its audio stays in a local cache.
-"""
+"""Synthetic speech for the demo corpus: eSpeak NG, random voices and random sentences (DECISIONS 4)."""
 
 import ctypes
 import os
@@ -19,96 +15,79 @@ import numpy as np
 
 from sv_sparse.io import install_command
 
-SAMPLE_RATE = 22_050  # Hz, of eSpeak NG
+# eSpeak NG's own rate in Hz.
+SAMPLE_RATE = 22_050
 
 _LANGUAGES = ("en-US", "en-US", "en", "en-GB-x-rp", "en-GB-scotland", "en-GB-x-gbclan", "en-GB-x-gbcwmd", "en-029")
 _DATA_FILES = ("phondata", "phonindex", "phontab", "intonations", "en_dict")
-# Constants of espeak-ng/speak_lib.h
+# Constants of espeak-ng/speak_lib.h.
 _RATE, _SYNCHRONOUS, _DO_NOT_EXIT, _UTF8 = 1, 2, 0x8000, 1
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 
 
 @dataclass(frozen=True)
 class Voice:
-    """Voice of a speaker, in the parameters of eSpeak NG.
-
-    Attributes:
-        female: True for a female voice.
-        language: accent, a name under ``lang/gmw`` in eSpeak NG's data.
-        pitch: lowest and highest fundamental frequency in Hz.
-        formants: eight rows of (frequency, strength, width), each in percent of eSpeak NG's default voice.
-        breath: level of breath noise at each formant, 0 for none.
-        voicing: level of the voiced source in percent.
-        flutter: slow irregularity of the pitch, 0 for none.
-        roughness: fast irregularity of the pitch, 0 to 7.
-        consonants: level of unvoiced and voiced consonants in percent.
-        rate: words per minute.
-    """
+    """Voice of a speaker, in the parameters of eSpeak NG."""
 
     female: bool
+    # Accent, a name under ``lang/gmw`` in eSpeak NG's data.
     language: str
+    # Lowest and highest fundamental frequency in Hz.
     pitch: tuple[float, float]
+    # Eight rows of (frequency, strength, width), each in percent of eSpeak NG's default voice.
     formants: tuple[tuple[float, float, float], ...]
+    # Level of breath noise at each formant, 0 for none.
     breath: tuple[int, ...]
+    # Level of the voiced source in percent.
     voicing: float
+    # Slow irregularity of the pitch, 0 for none.
     flutter: int
+    # Fast irregularity of the pitch, 0 to 7.
     roughness: int
+    # Level of unvoiced and voiced consonants in percent.
     consonants: tuple[float, float]
-    rate: float
+    words_per_minute: float
 
     def with_session_drift(self, rng: np.random.Generator) -> "Voice":
         """Return the voice on another day, with slightly different pitch, rate and formants."""
         pitch, rate, tract = np.exp(rng.normal(0.0, (0.04, 0.05, 0.006)))
         low, high = self.pitch
         formants = tuple((f * tract, strength, width) for f, strength, width in self.formants)
-        return replace(self, pitch=(low * pitch, high * pitch), rate=self.rate * rate, formants=formants)
+        return replace(
+            self, pitch=(low * pitch, high * pitch), words_per_minute=self.words_per_minute * rate, formants=formants
+        )
 
     def to_variant_file(self) -> str:
         """Return the text of a voice-variant file of eSpeak NG."""
-        lines = [
-            "language variant",
-            "name demo",
-            f"gender {'female' if self.female else 'male'}",
-            "pitch {:.0f} {:.0f}".format(*self.pitch),
-            f"voicing {self.voicing:.0f}",
-            f"flutter {self.flutter}",
-            f"roughness {self.roughness}",
-            "consonants {:.0f} {:.0f}".format(*self.consonants),
-            "breath " + " ".join(map(str, self.breath)),
-        ]
-        lines += [f"formant {n} {f:.0f} {s:.0f} {w:.0f}" for n, (f, s, w) in enumerate(self.formants, start=1)]
+        lines = ["language variant", "name demo", f"gender {'female' if self.female else 'male'}"]
+        lines += ["pitch {:.0f} {:.0f}".format(*self.pitch), f"voicing {self.voicing:.0f}"]
+        lines += [f"flutter {self.flutter}", f"roughness {self.roughness}"]
+        lines += ["consonants {:.0f} {:.0f}".format(*self.consonants), "breath " + " ".join(map(str, self.breath))]
+        for number, formant in enumerate(self.formants, start=1):
+            lines.append("formant {} {:.0f} {:.0f} {:.0f}".format(number, *formant))
         return "\n".join(lines) + "\n"
 
 
 def draw_voice(rng: np.random.Generator, *, female: bool) -> Voice:
-    """Draw a speaker's voice: vocal tract, pitch, accent and manner.
-
-    Args:
-        rng: generator of the draws, whose order is a part of what a seed means.
-        female: True for a female voice.
-    """
+    """Draw a speaker's voice: vocal tract, pitch, accent and manner."""
+    # The order of the draws is a part of what a seed means.
     tract = rng.uniform(106, 126) if female else rng.uniform(88, 108)
     low = rng.uniform(145, 220) if female else rng.uniform(70, 125)
-    formants = np.stack(
-        [
-            tract * np.exp(rng.normal(0.0, 0.05, 8)),
-            100 * np.exp(rng.normal(0.0, 0.25, 8)),
-            100 * np.exp(rng.normal(0.0, 0.20, 8)),
-        ],
-        axis=1,
-    )
+    frequency = tract * np.exp(rng.normal(0.0, 0.05, 8))
+    strength = 100 * np.exp(rng.normal(0.0, 0.25, 8))
+    width = 100 * np.exp(rng.normal(0.0, 0.20, 8))
     breath = rng.integers(0, 9, 8) * (rng.random() < 0.5)
     return Voice(
         female=female,
         language=str(rng.choice(_LANGUAGES)),
         pitch=(low, low * rng.uniform(1.15, 1.7)),
-        formants=tuple(map(tuple, formants.tolist())),
+        formants=tuple(zip(frequency.tolist(), strength.tolist(), width.tolist(), strict=True)),
         breath=tuple(breath.tolist()),
         voicing=rng.uniform(60, 130),
         flutter=int(rng.integers(0, 12)),
         roughness=int(rng.integers(0, 5)),
         consonants=(rng.uniform(60, 130), rng.uniform(60, 130)),
-        rate=rng.uniform(150, 190),
+        words_per_minute=rng.uniform(150, 190),
     )
 
 
@@ -147,11 +126,7 @@ def sentence(rng: np.random.Generator) -> str:
 
 @contextmanager
 def espeak_data() -> Iterator[Path]:
-    """Yield a temporary copy of the data that English needs, in which voices can be put.
-
-    Raises:
-        ValueError: the package ``espeakng-loader`` is not installed.
-    """
+    """Yield a temporary copy of the data that English needs, in which voices can be put."""
     source = Path(_package().get_data_path())
     with TemporaryDirectory(prefix="espeak-") as folder:
         data = Path(folder)
@@ -163,16 +138,9 @@ def espeak_data() -> Iterator[Path]:
 
 
 def speak(text: str, voice: Voice, *, seed: int, data: Path) -> np.ndarray:
-    """Synthesize a text; the result is a function of the arguments, whatever was spoken before.
+    """Synthesize an English text, int16 [S] at ``SAMPLE_RATE``, whatever was spoken before.
 
-    Args:
-        text: English text.
-        voice: voice of the speaker.
-        seed: seed of the noise in breath and consonants.
-        data: folder of ``espeak_data``.
-
-    Returns:
-        int16 [S] at ``SAMPLE_RATE``.
+    ``seed`` is that of the noise in breath and consonants, ``data`` the folder of ``espeak_data``.
 
     Raises:
         RuntimeError: eSpeak NG refuses an argument, or it is already loaded in this process.
@@ -192,7 +160,7 @@ def speak(text: str, voice: Voice, *, seed: int, data: Path) -> np.ndarray:
         library.espeak_SetSynthCallback(receive)
         library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
         _check(library.espeak_SetVoiceByName(f"gmw/{voice.language}+{name}".encode()), "the voice")
-        _check(library.espeak_SetParameter(_RATE, round(voice.rate), 0), "the rate")
+        _check(library.espeak_SetParameter(_RATE, round(voice.words_per_minute), 0), "the rate")
         _check(library.espeak_Synth(utf8, ctypes.c_size_t(len(utf8)), 0, 1, 0, _UTF8, None, None), "the text")
     return np.frombuffer(b"".join(blocks), dtype=np.int16)
 
