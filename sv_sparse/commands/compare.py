@@ -10,11 +10,7 @@ from sv_sparse.report.compare import add_eer_differences, compare_table, read_ru
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument(
-        "runs",
-        nargs="+",
-        type=Path,
-        metavar="RUN",
-        help="run folders; unfinished ones are named and left out",
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folders; unfinished ones are named and left out"
     )
     parser.add_argument("--list", metavar="ID", help="trial list to compare on (default: all lists of each run)")
     parser.add_argument(

@@ -58,9 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--score-norm", choices=SCORE_NORMS, help="score normalization; that of RUN by default")
     parser.add_argument("--top-n", type=int, metavar="N", help="closest training speakers that as_norm takes")
     parser.add_argument(
-        "--enrollment",
-        choices=ENROLLMENTS,
-        help="treatment of several enrollment utterances; that of RUN by default",
+        "--enrollment", choices=ENROLLMENTS, help="treatment of several enrollment utterances; that of RUN by default"
     )
     parser.add_argument(
         "--max-unreadable",

@@ -31,17 +31,7 @@ from sv_sparse.runtime.sparse_codec import DTYPES
 NUM_CALIBRATION_CLIPS = 32
 CALIBRATION_CLIP_SECONDS = 6.0
 _METRIC_KEYS = ("target_sparsity", "sparsity_network", "parameters", "nonzero_parameters", "seed")
-_EVALUATION_KEYS = (
-    "name",
-    "trials",
-    "targets",
-    "speakers",
-    "enrollment",
-    "score_norm",
-    "eer",
-    "eer_interval",
-    "dcf",
-)
+_EVALUATION_KEYS = ("name", "trials", "targets", "speakers", "enrollment", "score_norm", "eer", "eer_interval", "dcf")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -96,11 +96,7 @@ def embed(
     computed: dict[int, Float32Array] = {}
     blocks = _rank_blocks(utterances, {*cached, *unusable})
     progress = tqdm(
-        total=sum(map(len, blocks)),
-        desc=title,
-        unit="utt",
-        leave=False,
-        disable=rank() > 0 or not sys.stderr.isatty(),
+        total=sum(map(len, blocks)), desc=title, unit="utt", leave=False, disable=rank() > 0 or not sys.stderr.isatty()
     )
     with progress, _per_thread_map(device) as thread_map:
         try:

@@ -76,13 +76,7 @@ def evaluate_trial_sets(
             if _lacks_samples(trial_set, utterance):
                 without_samples[position] = f"{trial_set.trials.utterances[utterance]}: {UNUSABLE}"
     embeddings = embed(
-        network,
-        filterbank,
-        list(position_of),
-        title="trial lists",
-        limit=limit,
-        cache=cache,
-        unusable=without_samples,
+        network, filterbank, list(position_of), title="trial lists", limit=limit, cache=cache, unusable=without_samples
     )
     results: list[TrialSetResult] = []
     if rank() > 0:

@@ -14,13 +14,7 @@ from pyarrow import csv
 from sv_sparse.data.trials import Trials, delimiter
 from sv_sparse.io import atomic_write, write_text
 from sv_sparse.scoring.arrays import BoolArray, Float32Array, Float64Array
-from sv_sparse.scoring.bootstrap import (
-    Interval,
-    SpeakerBootstrap,
-    bootstrap_eer,
-    eer_difference_interval,
-    resample,
-)
+from sv_sparse.scoring.bootstrap import Interval, SpeakerBootstrap, bootstrap_eer, eer_difference_interval, resample
 from sv_sparse.scoring.metrics import eer, sort_scores
 
 _LINE_CHUNK_SIZE = 200_000

@@ -47,7 +47,8 @@ class ScoringConfig:
         _check_choice("enrollment", self.enrollment, ENROLLMENTS)
         for name in self.quality_measures:
             _check_choice("quality_measures", name, QUALITY_MEASURES)
-        if not self.points:  # each checks itself
+        # Making the points checks each.
+        if not self.points:
             raise ValueError("scoring.p_target: expected one prior or several, got none")
         for far in unique_list(self.target_fars):
             if not 0 < far < 1:
@@ -71,6 +72,7 @@ def unique_list(values: float | Sequence[float]) -> list[float]:
 
 def _check_numbers(name: str, values: float | Sequence[float]) -> None:
     for value in unique_list(values):
+        # A bool is an int in Python.
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
             raise ValueError(f"scoring.{name}={values}: expected finite numbers")
 
