@@ -16,6 +16,7 @@ from sv_sparse.runtime.decision import (
     NOT_DIFFERENT,
     Outcome,
     RefusedInputError,
+    Verification,
 )
 from sv_sparse.runtime.engine.runtime import Runtime, check_threads
 from sv_sparse.runtime.verifier import Verifier
@@ -48,6 +49,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_model_class_argument(parser: argparse.ArgumentParser) -> None:
     """Add the argument that names a class of the user's own."""
+    # Importing a class runs its code, so no file may name one by itself (DECISIONS 92).
     parser.add_argument(
         "--model-class",
         metavar="PATH",
@@ -92,11 +94,7 @@ def add_decision_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_verifier(args: argparse.Namespace) -> Verifier:
-    """Return the verifier of the model that the command line or the environment names.
-
-    Raises:
-        ValueError: Neither does, or it cannot be read.
-    """
+    """Return the verifier of the model that the command line or the environment names."""
     if args.threads is not None:
         torch.set_num_threads(check_threads(args.threads))
     verifier = Verifier.from_pretrained(model_path(args), threads=args.threads, model_class=args.model_class)
@@ -107,11 +105,7 @@ def load_verifier(args: argparse.Namespace) -> Verifier:
 
 
 def model_path(args: argparse.Namespace) -> Path:
-    """Return the path of the model that the command line or the environment names.
-
-    Raises:
-        ValueError: Neither does, or there is no such file.
-    """
+    """Return the path of the model that the command line or the environment names."""
     path = args.model or os.environ.get(MODEL_ENV)
     if not path:
         raise ValueError(f"name a model with --model FILE, or with the environment variable {MODEL_ENV}")
@@ -122,11 +116,7 @@ def model_path(args: argparse.Namespace) -> Path:
 
 @contextmanager
 def report_refused_input(args: argparse.Namespace) -> Iterator[None]:
-    """Report a recording that cannot be used: as an error and, if the command line asks for it, as JSON.
-
-    Raises:
-        ValueError: There is such a recording; the message names it.
-    """
+    """Report a recording that cannot be used: as a ValueError and, with --json, on stdout too."""
     try:
         yield
     except RefusedInputError as refusal:
@@ -135,8 +125,32 @@ def report_refused_input(args: argparse.Namespace) -> Iterator[None]:
         raise ValueError(f"{refusal.outcome}: {refusal}") from refusal
 
 
+def check_output(path: Path, *suffixes: str) -> None:
+    """Raise a ValueError if ``--output`` cannot be written, before anything is computed for it."""
+    if path.suffix not in suffixes:
+        raise ValueError(f"--output {path}: expected a name that ends in {' or '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise ValueError(f"--output {path}: there is no folder {path.parent}")
+
+
+def describe_decision(verification: Verification, num_speakers: int | None = None) -> str:
+    """Return a decision with its threshold in words; ``num_speakers`` is the number of enrolled ones."""
+    if verification.threshold is None:
+        return f"{verification.outcome}: the model has no threshold; --threshold sets one"
+    text = f"{verification.outcome}: threshold {verification.threshold:.2f}"
+    if verification.target_far is not None:
+        text += f", for a false-alarm rate of {100 * verification.target_far:g}%"
+        if num_speakers is not None:
+            # The union bound: a stranger is compared with each speaker.
+            joint_far = min(1.0, num_speakers * verification.target_far)
+            text += f" a speaker: up to {joint_far:.2%} for {num_speakers} together"
+    if verification.outcome == Outcome.NOT_ACCEPTED:
+        text += f"; {NOT_DIFFERENT}"
+    return text
+
+
 def print_limits(verifier: Verifier) -> None:
-    """Print what follows every decision: the warning about the model, if there is one, and the limits of use."""
+    """Print the warning about the model, if there is one, and the limits of use: they follow every decision."""
     if verifier.basis["warning"] is not None:
         print(f"warning: {verifier.basis['warning']}")
     print(f"limits: {LIMITS_OF_USE}")

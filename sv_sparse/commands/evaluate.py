@@ -46,20 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "cnceleb name the usual ones; folder:PATH takes the lists in PATH, of recordings in PATH/wav",
     )
     parser.add_argument("--audio-root", type=Path, metavar="PATH", help="folder that the paths in --trials start from")
-    parser.add_argument(
-        "--trials", type=Path, nargs="+", default=[], metavar="FILE", help="trial lists in VoxCeleb's format"
-    )
-    parser.add_argument(
-        "--speaker-metadata",
-        type=Path,
-        metavar="FILE",
-        help="table with columns speaker and sex, for the speakers in --trials",
-    )
+    trials_help = "trial lists in VoxCeleb's format"
+    parser.add_argument("--trials", type=Path, nargs="+", default=[], metavar="FILE", help=trials_help)
+    metadata_help = "table with columns speaker and sex, for the speakers in --trials"
+    parser.add_argument("--speaker-metadata", type=Path, metavar="FILE", help=metadata_help)
     parser.add_argument("--score-norm", choices=SCORE_NORMS, help="score normalization; that of RUN by default")
     parser.add_argument("--top-n", type=int, metavar="N", help="closest training speakers that as_norm takes")
-    parser.add_argument(
-        "--enrollment", choices=ENROLLMENTS, help="treatment of several enrollment utterances; that of RUN by default"
-    )
+    enrollment_help = "treatment of several enrollment utterances; that of RUN by default"
+    parser.add_argument("--enrollment", choices=ENROLLMENTS, help=enrollment_help)
     parser.add_argument(
         "--max-unreadable",
         type=float,
@@ -74,18 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "class is imported only because RUN names it",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument(
-        "--output-dir", type=Path, metavar="FOLDER", help="folder for the scores; RUN/scores by default"
-    )
+    output_help = "folder for the scores; RUN/scores by default"
+    parser.add_argument("--output-dir", type=Path, metavar="FOLDER", help=output_help)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run ``sv-sparse evaluate``; several processes share the work if torchrun started them.
-
-    Raises:
-        ValueError: an argument or file is not as expected; names it.
-        OSError: a file cannot be read or written.
-    """
+    """Run ``sv-sparse evaluate``; several processes share the work if torchrun started them."""
     _check_arguments(args)
     with process_group():
         for path in args.networks:
@@ -117,9 +105,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
 def _evaluate(path: Path, args: argparse.Namespace) -> None:
     """Evaluate a network, print the results, and write the scores and the report."""
     trusted = () if args.model_class is None else (args.model_class,)
-    network, backend, config = load_network(
-        path / "checkpoints" / "model.pt" if path.is_dir() else path, trusted=trusted
-    )
+    network_path = path / "checkpoints" / "model.pt" if path.is_dir() else path
+    network, backend, config = load_network(network_path, trusted)
     scoring = _scoring_config(config.scoring, args)
     limit = UnreadableLimit(config.data.max_unreadable_fraction)
     if args.max_unreadable is not None:
@@ -127,6 +114,7 @@ def _evaluate(path: Path, args: argparse.Namespace) -> None:
     run_dir = run_dir_of(path)
     trial_sets = _trial_sets(run_dir, args)
     check_speaker_overlap(run_dir, trial_sets)
+    # Files of a run are named by the list, so another list of that name would replace them.
     if args.output_dir is None:
         check_trial_checksums(run_dir, trial_sets, scoring)
     if rank() == 0:
@@ -145,6 +133,7 @@ def _evaluate(path: Path, args: argparse.Namespace) -> None:
     results = evaluate_trial_sets(
         network, filterbank, trial_sets, backend, scoring, limit=limit, output_dir=output_dir, cache=cache
     )
+    # The first process has the results.
     if rank() > 0:
         return
     for result in results:
@@ -164,6 +153,7 @@ def _trial_sets(run_dir: Path, args: argparse.Namespace) -> list[TrialSet]:
     trial_sets = trial_sets_from_files(args.audio_root, args.trials, sexes) if args.trials else []
     trial_sets += parse_trial_sets(args.trial_sets, run_dir, sexes)
     trial_sets = trial_sets or run_trial_sets(run_dir)
+    # Score files are named by the list.
     names = [trial_set.trials.name for trial_set in trial_sets]
     if len(set(names)) < len(names):
         raise ValueError(f"expected lists of different names, got {', '.join(names)}")

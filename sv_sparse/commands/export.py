@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from sv_sparse import __version__
-from sv_sparse.commands.common import add_model_class_argument
+from sv_sparse.commands.common import add_model_class_argument, check_output
 from sv_sparse.config.schema import Config, PreparedDataConfig
 from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.manifest import Manifest
+from sv_sparse.evaluation.evaluate import read_json
 from sv_sparse.evaluation.load import load_network
 from sv_sparse.export.onnx import FRONTENDS, export_onnx
 from sv_sparse.export.package import write_package
@@ -27,9 +28,10 @@ from sv_sparse.models.features import MEL_BINS, Filterbank
 from sv_sparse.runtime.decision import LIMITS_OF_USE, SYNTHETIC
 from sv_sparse.runtime.sparse_codec import DTYPES
 
-# Utterances that tell int8 the range of activations.
-NUM_CALIBRATION_CLIPS = 32
-CALIBRATION_CLIP_SECONDS = 6.0
+# Of training speech, which tells int8 the range of activations.
+_NUM_CALIBRATION_CLIPS = 32
+_CALIBRATION_CLIP_SECONDS = 6.0
+# Of results.json: what a card says about the run and each of its lists.
 _METRIC_KEYS = ("target_sparsity", "sparsity_network", "parameters", "nonzero_parameters", "seed")
 _EVALUATION_KEYS = ("name", "trials", "targets", "speakers", "enrollment", "score_norm", "eer", "eer_interval", "dcf")
 
@@ -55,17 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run ``sv-sparse export``.
-
-    Raises:
-        ValueError: An argument is not allowed, or the run cannot be read; the message names it.
-        OSError: A file cannot be read or written.
-    """
+    """Run ``sv-sparse export``."""
     output: Path = args.output
-    if output.suffix not in {".safetensors", ".onnx"}:
-        raise ValueError(f"--output {output}: expected a name that ends in .safetensors or .onnx")
-    if not output.parent.is_dir():
-        raise ValueError(f"--output {output}: there is no folder {output.parent}")
+    check_output(output, ".safetensors", ".onnx")
     is_package = output.suffix == ".safetensors"
     for name in ("frontend", "int8") if is_package else ("dtype",):
         if getattr(args, name):
@@ -110,18 +104,18 @@ def write_onnx(
         path: The file.
         network: Network from filterbank [B, F, T] to embedding [B, E].
         card: Plain data for the file's metadata.
-        run_dir: Folder of its run, whose training utterances tell int8 the range of activations.
+        run_dir: Folder of its run, whose training utterances int8 needs.
         frontend: ``included`` or ``none``, as of ``export_onnx``.
         int8: Compute products in eight bits.
 
     Raises:
         ValueError: The packages for ONNX are missing, or the run's recordings are gone.
-        OSError: A file cannot be read or written.
     """
     metadata = {"card": json.dumps(card, allow_nan=False)}
     if not int8:
         export_onnx(network, path, frontend=frontend, metadata=metadata)
         return
+    # onnxruntime quantizes a file, not a network.
     with TemporaryDirectory() as temporary:
         float32_path = Path(temporary) / "float32.onnx"
         export_onnx(network, float32_path, frontend=frontend, metadata=metadata)
@@ -129,14 +123,14 @@ def write_onnx(
 
 
 def calibration_inputs(
-    run_dir: Path, frontend: str, num_utterances: int = NUM_CALIBRATION_CLIPS
+    run_dir: Path, frontend: str, num_utterances: int = _NUM_CALIBRATION_CLIPS
 ) -> Iterator[np.ndarray]:
     """Yield some of a run's training utterances, as an ONNX file takes them.
 
     Args:
         run_dir: Folder of the run.
         frontend: ``included``: waveforms [1, S]; ``none``: filterbanks [1, F, T].
-        num_utterances: Number of utterances, spread over the manifest. Default: 32.
+        num_utterances: Number of utterances. Default: 32.
 
     Raises:
         ValueError: The run has no manifest.
@@ -146,13 +140,14 @@ def calibration_inputs(
     manifest = Manifest(run_dir / "manifest.parquet")
     filterbank = Filterbank(SAMPLE_RATE, MEL_BINS)
     rows = manifest.split("train")
+    # Spread over the manifest, since neighbors are of one speaker.
     for row in rows[:: max(1, len(rows) // num_utterances)][:num_utterances]:
         try:
             samples = read_utterance(manifest.segments(row))
         except ValueError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        waveform = samples[None, : round(CALIBRATION_CLIP_SECONDS * SAMPLE_RATE)]
+        waveform = samples[None, : round(_CALIBRATION_CLIP_SECONDS * SAMPLE_RATE)]
         if frontend == "none":
             with torch.no_grad():
                 waveform = filterbank(waveform)
@@ -163,14 +158,15 @@ def make_card(run_dir: Path, config: Config, *, license_name: str, trained_on: s
     """Return the card of a trained network: plain data about its training and its results.
 
     Args:
-        run_dir: Folder of its run, with results.json and environment.json.
+        run_dir: Folder of its run; results.json and environment.json may be missing.
         config: Settings of its run.
         license_name: License in words.
-        trained_on: Training data in words. Default: by the settings.
+        trained_on: Training data in words; None describes it by the settings.
     """
-    results = _read_json(run_dir / "results.json")
-    environment = _read_json(run_dir / "environment.json")
-    evaluations = [_select(evaluation, _EVALUATION_KEYS) for evaluation in results.get("evaluations", {}).values()]
+    results = read_json(run_dir / "results.json")
+    evaluations = []
+    for evaluation in results.get("evaluations", {}).values():
+        evaluations.append({key: evaluation[key] for key in _EVALUATION_KEYS})
     return {
         "name": config.run_name,
         "license": license_name,
@@ -179,25 +175,17 @@ def make_card(run_dir: Path, config: Config, *, license_name: str, trained_on: s
         "limits_of_use": LIMITS_OF_USE,
         "training": results.get("training", {}),
         "scoring": results.get("scoring", {}),
-        "metrics": _select(results, _METRIC_KEYS),
+        "metrics": {key: results[key] for key in _METRIC_KEYS if key in results},
         "evaluations": evaluations,
-        "commit": environment.get("commit"),
+        "commit": read_json(run_dir / "environment.json").get("commit"),
         "sv_sparse": __version__,
         "exported": datetime.now(UTC).date().isoformat(),
     }
 
 
-def _select(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    return {key: values[key] for key in keys if key in values}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content
-
-
 def _describe_data(config: Config) -> str:
-    """Return the training data in words, without the folders of whoever trained."""
+    """Return the training data in words."""
+    # The last part of paths alone: the rest is about somebody's machine.
     data = config.data
     if config.is_synthetic:
         return "the demo corpus: synthetic voices"

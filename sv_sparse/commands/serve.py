@@ -52,14 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run ``sv-sparse serve`` until it is stopped.
-
-    Raises:
-        ValueError: A limit is not allowed, the model cannot be read, the port cannot be used, or the extra ``serve`` is
-            not installed.
-    """
+    """Run ``sv-sparse serve`` until it is stopped."""
     try:
-        from sv_sparse.runtime.server.app import make_app, make_server  # noqa: PLC0415  # needs the extra serve
+        # Needs the extra serve, without which --help still works.
+        from sv_sparse.runtime.server.app import make_app, make_server  # noqa: PLC0415
     except ModuleNotFoundError as error:
         if error.name not in {"starlette", "uvicorn"}:
             raise
@@ -67,14 +63,8 @@ def main(args: argparse.Namespace) -> None:
 
     if not 0 <= args.port < 65536:
         raise ValueError(f"--port must be 0 to 65535, got {args.port}")
-    limits = Limits(
-        max_seconds=args.max_seconds,
-        max_megabytes=args.max_megabytes,
-        max_concurrent=args.max_concurrent,
-        upload_seconds=args.upload_seconds,
-        queue_seconds=args.queue_seconds,
-        idle_seconds=args.idle_seconds,
-    )
+    seconds_and_sizes = {name: getattr(args, name) for name in _SECONDS_AND_SIZES}
+    limits = Limits(max_concurrent=args.max_concurrent, **seconds_and_sizes)
     verifier = load_verifier(args)
     app = make_app(verifier, limits, args.host, args.allowed_host)
     with _listen(args.host, args.port) as listener:
@@ -87,12 +77,9 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens.
-
-    Raises:
-        ValueError: The address cannot be used; the message says why.
-    """
+    """Return a socket that listens; an address that cannot be used is a ValueError."""
     try:
+        # A name may stand for an IPv6 address, which needs a socket of its own family.
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
     except OSError as error:

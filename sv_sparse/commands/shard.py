@@ -22,12 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run ``sv-sparse shard``.
-
-    Raises:
-        ValueError: an argument, the corpus or a shard is not as expected; names it.
-        OSError: a file cannot be read or written.
-    """
+    """Run ``sv-sparse shard``."""
     if args.utts_per_shard < 1:
         raise ValueError(f"--utts-per-shard must be 1 or more, got {args.utts_per_shard}")
     limit = UnreadableLimit(args.max_unreadable, DEFAULT_LIMIT.setting)

@@ -7,11 +7,12 @@ from pathlib import Path
 from sv_sparse.commands.common import (
     add_decision_arguments,
     add_model_arguments,
+    describe_decision,
     load_verifier,
     print_limits,
     report_refused_input,
 )
-from sv_sparse.runtime.decision import NOT_DIFFERENT, Outcome, Verification
+from sv_sparse.runtime.decision import Verification
 from sv_sparse.runtime.verifier import Verifier
 
 
@@ -24,11 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run ``sv-sparse verify``.
-
-    Raises:
-        ValueError: The model cannot be read, a recording cannot be used, or there is no such threshold.
-    """
+    """Run ``sv-sparse verify``."""
     verifier = load_verifier(args)
     with report_refused_input(args):
         verification = verifier.verify(
@@ -48,14 +45,6 @@ def _print_verification(verification: Verification, verifier: Verifier) -> None:
     else:
         print(f"log-likelihood ratio {verification.llr:.2f}, by {verifier.basis['calibration']}")
         print(f"probability of one speaker {verification.probability:.2%}, from a prior of {verification.prior:.2%}")
-    if verification.threshold is None:
-        print(f"{verification.outcome}: the model has no threshold; --threshold sets one")
-    else:
-        line = f"{verification.outcome}: threshold {verification.threshold:.2f}"
-        if verification.target_far is not None:
-            line += f", for a false-alarm rate of {100 * verification.target_far:g}%"
-        if verification.outcome == Outcome.NOT_ACCEPTED:
-            line += f"; {NOT_DIFFERENT}"
-        print(line)
+    print(describe_decision(verification))
     print_limits(verifier)
     print(f"{verification.seconds:.3f} seconds")
