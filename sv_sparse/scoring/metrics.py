@@ -128,8 +128,8 @@ def eer(scores: SortedScores) -> tuple[float, float]:
 
     # The difference of both rates falls as the threshold rises, so bisection finds where they cross,
     # without the rates at every threshold.
-    below = []
-    above = []
+    below: list[np.floating] = []
+    above: list[np.floating] = []
     for sorted_class in (scores.targets, scores.nontargets):
         count = bisect_left(sorted_class, True, key=misses_prevail)
         below.extend(sorted_class[max(0, count - 1) : count])
