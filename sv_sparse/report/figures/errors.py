@@ -30,12 +30,7 @@ _RATE_TICKS = (1e-6, 1e-5, 1e-4, 0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0
 
 
 def error_figures(evaluations: Mapping[str, Evaluation], summaries: Mapping[str, ScoreSummary]) -> list[FigureFile]:
-    """Draw the DET curves, and each list's scores and groups; to be called inside ``report_style``.
-
-    Args:
-        evaluations: evaluations by id, at least one.
-        summaries: score summaries of the same ids.
-    """
+    """Draw the DET curves, and each list's scores and groups, from both by id; inside ``report_style``."""
     figures = [_det_figure(evaluations, summaries)]
     for result_id, evaluation in evaluations.items():
         figures.append(_scores_figure(result_id, evaluation, summaries[result_id]))
@@ -101,12 +96,10 @@ def _scores_figure(result_id: str, evaluation: Evaluation, summary: ScoreSummary
     figure, (axes,) = new_figure(2.9)
     handles: list[Any] = []
     labels = ["nontargets", "targets"]
-    for fractions, color, dashes in (
-        (summary.nontargets, SERIES[1], DASHES[1]),
-        (summary.targets, SERIES[0], DASHES[0]),
-    ):
-        axes.stairs(100 * fractions, summary.edges, fill=True, color=color, alpha=0.22)
-        handles.append(axes.stairs(100 * fractions, summary.edges, color=color, linestyle=dashes, linewidth=1.3))
+    for index, fractions in ((1, summary.nontargets), (0, summary.targets)):
+        look: dict[str, Any] = {"color": SERIES[index], "linestyle": DASHES[index], "linewidth": 1.3}
+        axes.stairs(100 * fractions, summary.edges, fill=True, color=SERIES[index], alpha=0.22)
+        handles.append(axes.stairs(100 * fractions, summary.edges, **look))
     # Thresholds have dashes that neither histogram has.
     thresholds = {"EER": evaluation["eer_threshold"]}
     for cost in evaluation["dcf"]:
@@ -131,16 +124,13 @@ def _breakdown_figure(result_id: str, evaluation: Evaluation) -> FigureFile:
     labels: list[str] = []
     rates: list[float] = []
     positions: list[int] = []
-    num_rows = 0
-    for kind, groups in evaluation["breakdown"].items():
+    for gaps, (kind, groups) in enumerate(evaluation["breakdown"].items()):
         for label, group in groups.items():
+            # A gap after each kind.
+            positions.append(len(rates) + gaps)
             labels.append(f"{group_label(kind, label)}  ({group['trials']:,})")
             rates.append(100 * group["eer"])
-            positions.append(num_rows)
-            num_rows += 1
-        # A gap after each kind.
-        num_rows += 1
-    num_rows -= 1
+    num_rows = positions[-1] + 1
     eer = 100 * evaluation["eer"]
     figure, (axes,) = new_figure(1.1 + 0.18 * num_rows)
     line = axes.axvline(eer, color=TEXT, linestyle="--", linewidth=1)

@@ -41,12 +41,7 @@ class ScoreSummary:
 def summarize_scores(
     scores: NDArray[np.floating], is_target: NDArray[np.bool_], points: Sequence[Mapping[str, Any]]
 ) -> ScoreSummary:
-    """Summarize the scores of a trial list.
-
-    Args:
-        scores: [trials].
-        is_target: [trials].
-        points: operating points with ``p_target``, ``c_miss`` and ``c_fa``.
+    """Summarize scores and labels, [trials] each, at operating points with ``p_target``, ``c_miss`` and ``c_fa``.
 
     Raises:
         ValueError: a score is not finite, or there are no targets or no nontargets.
@@ -67,12 +62,7 @@ def summarize_scores(
 
 
 def decimate(p_fa: Array, p_miss: Array, max_points: int = MAX_POINTS) -> NDArray[np.intp]:
-    """Return indices of points of a DET curve that are evenly spaced on probit axes.
-
-    Args:
-        p_fa: [points] false-alarm rates.
-        p_miss: [points] miss rates.
-        max_points: largest number of indices.
+    """Return indices of at most ``max_points`` points [points] of a DET curve, evenly spaced on probit axes.
 
     >>> decimate(np.linspace(0.0, 1.0, 9), np.linspace(1.0, 0.0, 9), max_points=5).tolist()
     [0, 1, 4, 8]

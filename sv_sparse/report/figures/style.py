@@ -86,15 +86,7 @@ _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial,
 
 
 class FigureFile(NamedTuple):
-    """Finished figure.
-
-    Attributes:
-        name: name of its file, and in tensorboard.
-        title: one line.
-        alt_text: description for readers who do not see it, and its caption.
-        figure: figure of matplotlib.
-        svg: the same as SVG, as matplotlib writes it.
-    """
+    """Finished figure, by matplotlib and as the SVG that it writes; ``alt_text`` is its caption, too."""
 
     name: str
     title: str
@@ -113,12 +105,7 @@ def report_style() -> Iterator[None]:
 
 
 def new_figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
-    """Return an empty figure and its axes.
-
-    Args:
-        height: inches; the width is WIDTH.
-        rows: number of axes, one above the other, with a common x axis.
-    """
+    """Return an empty figure of some inches, and ``rows`` axes, one above the other, with a common x axis."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots(rows, 1, sharex=True, squeeze=False)
     return figure, list(axes[:, 0])
@@ -145,15 +132,7 @@ def log_ticks(axes: Axes) -> None:
 
 
 def label_rows(axes: Axes, positions: Sequence[float], labels: Sequence[str], num_rows: int, size: int) -> None:
-    """Label the rows of a horizontal chart, the first at the top.
-
-    Args:
-        axes: axes with the chart.
-        positions: positions of the labels on the y axis.
-        labels: text of each row.
-        num_rows: number of rows, gaps included.
-        size: font size in points.
-    """
+    """Label rows at positions of a horizontal chart of ``num_rows``, the first at the top, in points of ``size``."""
     axes.set_yticks(positions, labels, fontsize=size)
     axes.set_ylim(num_rows - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
@@ -162,13 +141,8 @@ def label_rows(axes: Axes, positions: Sequence[float], labels: Sequence[str], nu
 
 def legend_above(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], columns: int = 2) -> None:
     """Add a legend above the axes; long labels lose their beginnings."""
-    texts = []
-    for label in labels:
-        text = shorten(label, 44)
-        # matplotlib hides labels that begin with "_".
-        if text.startswith("_"):
-            text = f"\N{WORD JOINER}{text}"
-        texts.append(text)
+    # matplotlib hides labels that begin with "_".
+    texts = [re.sub("^_", "\N{WORD JOINER}_", shorten(label, 44)) for label in labels]
     figure.legend(list(handles), texts, loc="outside upper left", ncols=columns, borderaxespad=0.0, handlelength=1.8)
 
 
@@ -182,12 +156,7 @@ def shorten(name: str, max_length: int) -> str:
 
 
 def inline_svg(figure: FigureFile, prefix: str) -> str:
-    """Return an svg element for an HTML page, in the page's colors.
-
-    Args:
-        figure: the figure.
-        prefix: beginning of the element's ids, different for each figure of the page.
-    """
+    """Return an svg element for an HTML page, in its colors; ``prefix`` tells its ids from other figures'."""
     root = _themed_svg(figure, prefix)
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
@@ -218,8 +187,7 @@ def standalone_svg(figure: FigureFile) -> str:
 
 def css_variables() -> str:
     """Return CSS that defines the colors of PALETTE as variables, in light and in dark."""
-    light = ""
-    dark = ""
+    light, dark = "", ""
     for name, (light_color, dark_color) in PALETTE.items():
         light += f"--{name}: {light_color}; "
         dark += f"--{name}: {dark_color}; "

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -55,13 +56,9 @@ def training_figures(report: RunReport) -> list[FigureFile]:
 def layers_figure(report: RunReport) -> FigureFile:
     """Draw each layer's sparsity and fraction of dead output channels; inside ``report_style``."""
     layers = report.results["layers"]
-    names = []
-    sparsities = []
-    dead = []
-    for name, layer in layers.items():
-        names.append(shorten(name.removesuffix(".weight"), 26))
-        sparsities.append(100 * layer["zeros"] / layer["parameters"])
-        dead.append(100 * layer["dead_channels"] / layer["channels"])
+    names = [shorten(name.removesuffix(".weight"), 26) for name in layers]
+    sparsities = [100 * layer["zeros"] / layer["parameters"] for layer in layers.values()]
+    dead = [100 * layer["dead_channels"] / layer["channels"] for layer in layers.values()]
     positions = range(len(layers))
     figure, (axes,) = new_figure(max(1.8, 0.75 + _BAR_HEIGHT * len(layers)))
     bars = axes.barh(positions, sparsities, color=SERIES[0], height=0.62, alpha=0.75)
@@ -134,10 +131,8 @@ def _support_figure(rows: Sequence[Row]) -> FigureFile:
     figure, (axes,) = new_figure(2.8)
     activated = _plot_curve(axes, rows, "support/activated", SERIES[0], factor=100)
     deactivated = _plot_curve(axes, rows, "support/deactivated", SERIES[1], factor=100, dashes=DASHES[1])
-    rates: list[float] = []
-    for row in rows:
-        rates += (row["support/activated"], row["support/deactivated"])
-    positive_rates = [rate for rate in rates if rate > 0]
+    rates = np.array([(row["support/activated"], row["support/deactivated"]) for row in rows])
+    positive_rates = rates[rates > 0].tolist()
     if positive_rates and max(positive_rates) > 30 * min(positive_rates):
         # A linear axis would show the first steps alone. Zeros have no place on a logarithmic one.
         axes.set_ylim(80 * min(positive_rates), 150 * max(positive_rates))
