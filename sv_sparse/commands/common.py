@@ -106,6 +106,7 @@ def load_verifier(args: argparse.Namespace) -> Verifier:
 
 def model_path(args: argparse.Namespace) -> Path:
     """Return the path of the model that the command line or the environment names."""
+    # Services name it in their environment, so that each command line need not.
     path = args.model or os.environ.get(MODEL_ENV)
     if not path:
         raise ValueError(f"name a model with --model FILE, or with the environment variable {MODEL_ENV}")
@@ -120,6 +121,7 @@ def report_refused_input(args: argparse.Namespace) -> Iterator[None]:
     try:
         yield
     except RefusedInputError as refusal:
+        # A program reads the outcome on stdout; the error is for people.
         if args.json:
             print(json.dumps({"outcome": refusal.outcome, "recording": refusal.recording, "error": str(refusal)}))
         raise ValueError(f"{refusal.outcome}: {refusal}") from refusal

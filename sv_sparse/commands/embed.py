@@ -74,6 +74,7 @@ def _embed_files(verifier: Verifier, files: Sequence[Path], embeddings: dict[str
                 failed.add(key)
         if key in embeddings:
             rows.append((str(file), embeddings[key]))
+        # In a log each count would be a line.
         if sys.stderr.isatty():
             print(f"\r{index + 1} of {len(keys)} ", end="", file=sys.stderr, flush=True)
     return rows
@@ -119,6 +120,7 @@ def _read_partial(path: Path, fingerprint: str) -> dict[str, EmbeddedRecording]:
                 model, key = name.split()
                 if model == fingerprint:
                     embeddings[key] = EmbeddedRecording(embedding, seconds)
+    # It only saves time, so that a damaged one is no error.
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return {}
     return embeddings

@@ -84,6 +84,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
+    # Before the first of many networks is evaluated, which may take hours.
     files = [path for path in args.networks if not path.is_dir()]
     for path in files:
         if not path.exists():
@@ -96,17 +97,14 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--audio-root and --trials go together: the folder of the recordings, and lists of them")
     names_folder = any(arg.startswith("folder:") for arg in args.trial_sets)
     if args.speaker_metadata is not None and not args.trials and not names_folder:
-        raise ValueError(
-            "--speaker-metadata is for the lists of --trials and of --trial-sets folder:PATH; prepared folders have "
-            "their own"
-        )
+        lists = "the lists of --trials and of --trial-sets folder:PATH"
+        raise ValueError(f"--speaker-metadata is for {lists}; prepared folders have their own")
 
 
 def _evaluate(path: Path, args: argparse.Namespace) -> None:
     """Evaluate a network, print the results, and write the scores and the report."""
     trusted = () if args.model_class is None else (args.model_class,)
-    network_path = path / "checkpoints" / "model.pt" if path.is_dir() else path
-    network, backend, config = load_network(network_path, trusted)
+    network, backend, config = load_network(path, trusted)
     scoring = _scoring_config(config.scoring, args)
     limit = UnreadableLimit(config.data.max_unreadable_fraction)
     if args.max_unreadable is not None:
@@ -122,6 +120,7 @@ def _evaluate(path: Path, args: argparse.Namespace) -> None:
     device = resolve_device(args.device, "--device ")
     network = network.to(device)
     filterbank = Filterbank(SAMPLE_RATE, MEL_BINS).to(device)
+    # With --output-dir nothing is written into RUN, which may be somebody else's.
     cache = EmbeddingCache((args.output_dir or run_dir) / EMBEDDINGS_DIR, network, config.model_settings)
     # Another normalization gives scores of another scale, so the calibration is fitted anew too.
     if backend.top_n != (scoring.top_n if scoring.score_norm == "as_norm" else 0):
@@ -141,6 +140,7 @@ def _evaluate(path: Path, args: argparse.Namespace) -> None:
     if args.output_dir is not None:
         print(f"scores in {output_dir}")
         return
+    # Figures of many lists take a while, so an unchanged report stays.
     changed = update_evaluations_file(run_dir, results) or not (run_dir / "report.html").is_file()
     if changed and (run_dir / "results.json").is_file():
         refresh_report(run_dir)
@@ -162,15 +162,11 @@ def _trial_sets(run_dir: Path, args: argparse.Namespace) -> list[TrialSet]:
 
 def _scoring_config(scoring: ScoringConfig, args: argparse.Namespace) -> ScoringConfig:
     """Return a run's scoring settings, changed as the command line says."""
-    if args.score_norm is not None:
-        scoring = replace(scoring, score_norm=args.score_norm)
-    if args.enrollment is not None:
-        scoring = replace(scoring, enrollment=args.enrollment)
-    if args.top_n is not None:
-        if scoring.score_norm != "as_norm":
-            raise ValueError(f"--top-n {args.top_n} is for --score-norm as_norm")
-        scoring = replace(scoring, top_n=args.top_n)
-    return scoring
+    # By the names of their settings.
+    changes = {name: getattr(args, name) for name in ("score_norm", "enrollment", "top_n")}
+    if args.top_n is not None and (args.score_norm or scoring.score_norm) != "as_norm":
+        raise ValueError(f"--top-n {args.top_n} is for --score-norm as_norm")
+    return replace(scoring, **{name: value for name, value in changes.items() if value is not None})
 
 
 def _warn_of_same_names(run_dir: Path, trial_sets: Sequence[TrialSet]) -> None:
@@ -201,10 +197,8 @@ def _result_lines(result: TrialSetResult) -> Iterator[str]:
     speakers = f" of {result.speakers:,} speakers" if result.speakers is not None else ""
     yield f"  {result.trials:,} trials, {result.targets:,} targets{speakers}"
     if result.recordings_left_out:
-        yield (
-            f"  left out: {result.trials_left_out:,} trials; recordings that cannot be used: "
-            f"{result.recordings_left_out:,}"
-        )
+        unusable = f"recordings that cannot be used: {result.recordings_left_out:,}"
+        yield f"  left out: {result.trials_left_out:,} trials; {unusable}"
     yield f"  enrollment: {result.enrollment}; score normalization: {result.score_norm}"
     for cost in result.dcf:
         dcf_interval = _format_interval(cost["min_dcf_interval"], ".3f")

@@ -61,42 +61,30 @@ def main(args: argparse.Namespace) -> None:
     output: Path = args.output
     check_output(output, ".safetensors", ".onnx")
     is_package = output.suffix == ".safetensors"
+    # An option of the other format would be ignored in silence.
     for name in ("frontend", "int8") if is_package else ("dtype",):
         if getattr(args, name):
             raise ValueError(f"--{name} is not for a {output.suffix}, which --output {output} asks for")
-    run_dir, network_path = args.run.parent.parent, args.run
-    if args.run.is_dir():
-        run_dir, network_path = args.run, args.run / "checkpoints" / "model.pt"
+    # Network files lie in RUN/checkpoints.
+    run_dir = args.run if args.run.is_dir() else args.run.parent.parent
     trusted = () if args.model_class is None else (args.model_class,)
-    network, backend, config = load_network(network_path, trusted)
+    network, backend, config = load_network(args.run, trusted)
     card = make_card(run_dir, config, license_name=args.license, trained_on=args.trained_on)
     if is_package:
-        write_package(
-            output,
-            network,
-            config.model_settings,
-            backend,
-            card,
-            features={"sample_rate": SAMPLE_RATE, "mel_bins": MEL_BINS},
-            dtype=args.dtype or "fp32",
-            model_class=args.model_class,
-        )
+        features = {"sample_rate": SAMPLE_RATE, "mel_bins": MEL_BINS}
+        options = {"features": features, "dtype": args.dtype or "fp32", "model_class": args.model_class}
+        write_package(output, network, config.model_settings, backend, card, **options)
     else:
         write_onnx(output, network, card, run_dir, frontend=args.frontend or "included", int8=args.int8)
     size = output.stat().st_size
+    # Training stores four bytes a number.
     dense_size = sum(value.numel() * 4 for value in network.state_dict().values() if value.is_floating_point())
     ratio = f", {dense_size / size:.1f} times smaller" if size < dense_size else ""
     print(f"{output}: {size / 1e6:.2f} MB{ratio}; the network as it was trained has {dense_size / 1e6:.1f} MB")
 
 
 def write_onnx(
-    path: Path,
-    network: nn.Module,
-    card: dict[str, Any],
-    run_dir: Path,
-    *,
-    frontend: str = "included",
-    int8: bool = False,
+    path: Path, network: nn.Module, card: dict[str, Any], run_dir: Path, *, frontend: str, int8: bool
 ) -> None:
     """Write a network as an ONNX file.
 
@@ -145,6 +133,7 @@ def calibration_inputs(
         try:
             samples = read_utterance(manifest.segments(row))
         except ValueError as error:
+            # The range of activations is as well known without one recording.
             print(f"left out: {error}", file=sys.stderr)
             continue
         waveform = samples[None, : round(_CALIBRATION_CLIP_SECONDS * SAMPLE_RATE)]

@@ -57,6 +57,7 @@ def main(args: argparse.Namespace) -> None:
         for name, verification in ranking[: args.top]:
             speakers.append({"name": name} | verification.to_dict())
         decision = {"outcome": best.outcome, "answer": answer, "known": best.accepted}
+        # Names in the letters that they were enrolled with.
         print(json.dumps(decision | verifier.basis | {"speakers": speakers}, ensure_ascii=False))
         return
     print(answer or describe_decision(best))

@@ -71,7 +71,9 @@ def main(args: argparse.Namespace) -> None:
         address, port = listener.getsockname()[:2]
         if not ip_address(address).is_loopback:
             print(f"warning: with --host {args.host} anybody on the network can use this page", file=sys.stderr)
+        # RFC 3986: IPv6 addresses stand in brackets.
         url_host = f"[{address}]" if ":" in address else address
+        # Flushed, so that a program that waits for the address in a pipe gets it.
         print(f"http://{url_host}:{port}  (Ctrl-C ends it)", flush=True)
         make_server(app, limits).run(sockets=[listener])
 

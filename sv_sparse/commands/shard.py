@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run ``sv-sparse shard``."""
+    # As a step of a range, 0 would be an error without the option's name.
     if args.utts_per_shard < 1:
         raise ValueError(f"--utts-per-shard must be 1 or more, got {args.utts_per_shard}")
     limit = UnreadableLimit(args.max_unreadable, DEFAULT_LIMIT.setting)

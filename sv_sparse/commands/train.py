@@ -62,6 +62,7 @@ def run(composed: DictConfig) -> None:
             backend = fit_backend(setup)
             trainer.state.save_network("model.pt", backend, metrics)
             evaluations = evaluate(setup, backend)
+            # The first process reports.
             if rank() > 0:
                 return
             results = build_results(

@@ -32,6 +32,7 @@ def main(args: argparse.Namespace) -> None:
             args.enrollment, args.test, prior=args.prior, target_far=args.target_far, threshold=args.threshold
         )
     if args.json:
+        # JSON has neither NaN nor infinity.
         print(json.dumps(verification.to_dict() | verifier.basis, allow_nan=False))
     else:
         _print_verification(verification, verifier)

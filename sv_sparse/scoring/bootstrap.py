@@ -19,6 +19,7 @@ Interval = tuple[float, float]
 # With targets. An interval from fewer says nothing.
 _MIN_SPEAKERS = 5
 _NUM_SAMPLES = 1000
+_LEVEL = 0.95
 # Bootstrap samples at a time, to bound the memory.
 _CHUNK_SIZE = 64
 # Fractions of a class at which thresholds are placed. They are finer at the end where errors are rare.
@@ -143,7 +144,7 @@ def bootstrap_min_dcf(rates: BootstrapRates, point: OperatingPoint) -> Float64Ar
 
 def interval(values: Float64Array) -> Interval:
     """Return the interval that holds the middle 95 % of the values."""
-    low, high = np.quantile(values, [0.025, 0.975])
+    low, high = np.quantile(values, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return float(low), float(high)
 
 
