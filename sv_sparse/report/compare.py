@@ -320,6 +320,6 @@ def cost_table(results: Iterable[RunResult]) -> Table | None:
                 sparsity = run.results["sparsity_tracked"]
                 points = 100 * abs(sparsity - target)
                 numbers = (str(num_runs), fmt.number(minutes, ".1f"), fmt.percent(sparsity, 3), fmt.number(points))
-                rows.append((network, fmt.percent(target), method, *numbers))
+                rows.append([network, fmt.percent(target), method, *numbers])
     headers = ("network", "target", "method", "runs", "minutes", "tracked sparsity", "points from the target")
     return Table("Cost of reaching a target", headers, rows) if rows else None
