@@ -5,15 +5,7 @@ import json
 import time
 from pathlib import Path
 
-from sv_sparse.commands.common import (
-    add_database_argument,
-    add_decision_arguments,
-    add_model_arguments,
-    describe_decision,
-    load_verifier,
-    print_limits,
-    report_refused_input,
-)
+from sv_sparse.commands import common
 from sv_sparse.runtime.decision import Verification
 from sv_sparse.runtime.speaker_db import UNKNOWN, SpeakerDatabase, default_path
 
@@ -22,9 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sv-sparse identify``."""
     parser.add_argument("file", type=Path, metavar="FILE", help="a recording")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="number of speakers to print; default: 5")
-    add_database_argument(parser)
-    add_model_arguments(parser)
-    add_decision_arguments(parser)
+    common.add_database_argument(parser)
+    common.add_model_arguments(parser)
+    common.add_decision_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -32,12 +24,12 @@ def main(args: argparse.Namespace) -> None:
     if args.top < 1:
         raise ValueError(f"--top must be at least 1, got {args.top}")
     path = args.database or default_path()
-    verifier = load_verifier(args)
+    verifier = common.load_verifier(args)
     enrollments = SpeakerDatabase(path).embeddings(verifier.fingerprint)
     if not enrollments:
         raise ValueError(f"{path}: nobody is enrolled; sv-sparse enroll NAME FILE... enrolls a speaker")
     start_time = time.perf_counter()
-    with report_refused_input(args):
+    with common.report_refused_input(args):
         verifications = verifier.identify(
             args.file,
             list(enrollments.values()),
@@ -60,14 +52,14 @@ def main(args: argparse.Namespace) -> None:
         # Names in the letters that they were enrolled with.
         print(json.dumps(decision | verifier.basis | {"speakers": speakers}, ensure_ascii=False))
         return
-    print(answer or describe_decision(best))
+    print(answer or common.describe_decision(best))
     for name, verification in ranking[: args.top]:
         print(f"  {name}: {_describe(verification)}")
     if verifier.basis["calibration"] is not None:
         print(f"log-likelihood ratios by {verifier.basis['calibration']}")
     if best.threshold is not None:
-        print(describe_decision(best, len(ranking)))
-    print_limits(verifier)
+        print(common.describe_decision(best, len(ranking)))
+    common.print_limits(verifier)
     print(f"{seconds:.3f} seconds")
 
 

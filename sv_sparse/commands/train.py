@@ -26,11 +26,10 @@ from sv_sparse.training.trainer import Trainer
 def main(arguments: list[str]) -> None:
     """Run ``sv-sparse train`` with settings and choices, and options of Hydra."""
     harden_output()
-    if "--help" in arguments or "-h" in arguments:
-        with report_errors():
-            print(format_help(arguments))
-        return
     with report_errors():
+        if "--help" in arguments or "-h" in arguments:
+            print(format_help(arguments))
+            return
         arguments = complete_command_line(arguments)
         register_init_sources(arguments)
         check_command_line(arguments)

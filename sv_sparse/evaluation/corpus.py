@@ -58,17 +58,12 @@ def load_corpus(config: Config, run_dir: Path) -> Corpus:
         raise ValueError(f"data.trial_lists={data.trial_lists}: expected one list or several of different names")
     # A resumed run keeps its manifest, so that the same speakers stay held out.
     manifest_path = run_dir / "manifest.parquet"
+    options: dict[str, Any] = {"val_fraction": data.val_fraction, "seed": config.val_seed, "out": manifest_path}
     if isinstance(data, PreparedDataConfig):
         trial_sets = load_trial_sets(data.prepared_dir, names)
         if not manifest_path.is_file():
-            write_run_manifest(
-                data.prepared_dir,
-                train_subsets=_as_list(data.train_subsets),
-                trial_sets=trial_sets,
-                val_fraction=data.val_fraction,
-                seed=config.val_seed,
-                out=manifest_path,
-            )
+            subsets = _as_list(data.train_subsets)
+            write_run_manifest(data.prepared_dir, train_subsets=subsets, trial_sets=trial_sets, **options)
         manifest = Manifest(manifest_path)
     else:
         if not manifest_path.is_file():
@@ -77,16 +72,14 @@ def load_corpus(config: Config, run_dir: Path) -> Corpus:
             scan_folder(
                 data.root,
                 # Speakers of these lists are not trained on. DECISIONS 30
-                trial_lists=[name for name in names if not is_prepared_reference(name)],
+                trial_lists=[name for name in names if not _is_prepared_reference(name)],
                 train_utterances=data.train_utterances,
-                val_fraction=data.val_fraction,
-                seed=config.val_seed,
                 max_unreadable_fraction=data.max_unreadable_fraction,
-                out=manifest_path,
+                **options,
             )
         manifest = Manifest(manifest_path)
         sexes = read_sexes(data.speaker_metadata) if data.speaker_metadata is not None else {}
-        trial_sets = [load_trial_set(name, manifest, sexes) for name in names]
+        trial_sets = [_load_trial_set(name, manifest, sexes) for name in names]
     if config.init_from is not None:
         origin = Path(config.init_from)
         check_speaker_overlap(origin, trial_sets, "init_from=")
@@ -94,16 +87,16 @@ def load_corpus(config: Config, run_dir: Path) -> Corpus:
     return Corpus(manifest, trial_sets)
 
 
-def is_prepared_reference(name: str) -> bool:
+def _is_prepared_reference(name: str) -> bool:
     """Return True if a list is one of a prepared folder, ``FOLDER:list``, and not a file."""
     # A colon may also be in the name of a file.
     folder = name.rpartition(":")[0]
     return bool(folder) and Path(folder, "manifest.parquet").is_file()
 
 
-def load_trial_set(name: str, manifest: Manifest, sexes: Mapping[str, str]) -> TrialSet:
+def _load_trial_set(name: str, manifest: Manifest, sexes: Mapping[str, str]) -> TrialSet:
     """Load a trial list, a file or ``FOLDER:list``, of a run on a folder of recordings."""
-    if not is_prepared_reference(name):
+    if not _is_prepared_reference(name):
         return TrialSet.from_manifest(read_trials(name), manifest, sexes)
     (trial_set,) = load_trial_sets("", [name])
     # A published list whose speakers are trained on is a mistake, not a wish. DECISIONS 30

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, pairwise
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -195,11 +195,8 @@ def _per_thread_map(device: torch.device) -> Iterator[Callable[..., Iterable[Any
 
 def _rank_blocks(utterances: Sequence[Sequence[AudioSegment]], settled: Container[int]) -> list[list[int]]:
     """Return this process's blocks of positions to embed, the longest utterances first."""
-
-    def num_samples(position: int) -> int:
-        return sum(part.samples for part in utterances[position])
-
-    order = sorted(range(len(utterances)), key=num_samples, reverse=True)
+    num_samples = [sum(part.samples for part in parts) for parts in utterances]
+    order = sorted(range(len(utterances)), key=num_samples.__getitem__, reverse=True)
     blocks = []
     # Blocks are cut before settled utterances are left out: an interruption, or a recording that fails
     # each time, then does not change which utterances are embedded together. In another batch the
@@ -230,13 +227,11 @@ def _read_blocks(
 
 def _groups_of_equal_length(waveforms: list[tuple[int, Tensor]]) -> list[Group]:
     """Batch waveforms of equal length, so that none is padded."""
-
-    def length(item: tuple[int, Tensor]) -> int:
-        return len(item[1])
-
+    by_length: dict[int, list[tuple[int, Tensor]]] = {}
+    for position, waveform in waveforms:
+        by_length.setdefault(len(waveform), []).append((position, waveform))
     groups = []
-    for _, items in groupby(sorted(waveforms, key=length), key=length):
-        members = list(items)
+    for _, members in sorted(by_length.items()):
         for start in range(0, len(members), _BATCH_SIZE):
             positions, batch = zip(*members[start : start + _BATCH_SIZE], strict=True)
             groups.append((list(positions), torch.stack(batch)))

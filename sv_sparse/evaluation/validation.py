@@ -76,13 +76,7 @@ def _spread_over_sessions(manifest: Manifest, rows: IndexArray, max_rows: int) -
 def validate(
     network: nn.Module, filterbank: nn.Module, manifest: Manifest, limit: UnreadableLimit
 ) -> tuple[float, Float32Array] | None:
-    """Compute the EER of a network on held-out training speakers.
-
-    Args:
-        network: filterbank [B, F, T] to embedding [B, E]; it is put into evaluation mode.
-        filterbank: waveform [B, S] to filterbank [B, F, T].
-        manifest: manifest of the run.
-        limit: number of recordings that may be left out, with their trials; more are a ValueError.
+    """Compute the EER of a network on held-out training speakers; arguments and errors are as of ``embed``.
 
     Returns:
         The EER in [0, 1], and the mean embedding [E] of those speakers, which was subtracted. None if
@@ -141,14 +135,8 @@ def fit_scoring_backend(
 ) -> Backend:
     """Fit the scoring back-end on training speech: the cohort on trained speakers, the calibration on held-out ones.
 
-    Args:
-        network: filterbank [B, F, T] to embedding [B, E]; it is put into evaluation mode.
-        filterbank: waveform [B, S] to filterbank [B, F, T].
-        manifest: manifest of the run.
-        mean: float32 [E], which scoring subtracts from embeddings.
-        scoring: score normalization, and inputs of the calibration.
-        limit: number of recordings that may be left out, of the cohort and of the calibration each.
-        cache: cache of embeddings.
+    Arguments are as of ``embed``, with the mean, float32 [E], that scoring subtracts from embeddings. The limit is for
+    the cohort and the calibration each.
 
     Raises:
         ValueError: there are fewer training speakers than ``scoring.top_n``, or more recordings cannot

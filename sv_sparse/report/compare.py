@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -232,44 +232,39 @@ def _difference_cell(row: Row) -> str:
     return f"{100 * row['eer_difference']:+.2f} points [{low:+.2f}, {high:+.2f}]"
 
 
-# Columns of the table of runs by the CSV name: header, and the cell of a row.
-_COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
-    "trials": ("trials", lambda row: fmt.count(row["trials"])),
-    "trials_left_out": ("left out", _left_out_cell),
-    "lr": ("lr", lambda row: f"{row['lr']:g}"),
-    "lambda": ("lambda", lambda row: fmt.number(row["lambda"], ".3g")),
-    "target_sparsity": ("target", lambda row: fmt.percent(row["target_sparsity"])),
-    "sparsity_tracked": ("tracked sparsity", lambda row: fmt.percent(row["sparsity_tracked"], 3)),
-    "sparsity": ("final sparsity", lambda row: fmt.percent(row["sparsity"], 4)),
-    "nonzero_fraction": ("nonzero parameters", lambda row: fmt.percent(row["nonzero_fraction"])),
-    "eer": ("EER", lambda row: fmt.percent(row["eer"])),
-    "eer_low": ("95% interval", _interval_cell),
-    "cllr": ("Cllr", lambda row: fmt.number(row["cllr"])),
-    "eer_difference": ("EER less the first run's [95% interval]", _difference_cell),
-    "untrained_eer": ("untrained EER", lambda row: fmt.percent(row["untrained_eer"])),
-    "minutes": ("minutes", lambda row: fmt.number(row["minutes"], ".1f")),
+# Columns of the table of runs by the CSV name: header and format.
+_COLUMNS = {
+    "trials": ("trials", ","),
+    "trials_left_out": ("left out", ""),
+    "lr": ("lr", "g"),
+    "lambda": ("lambda", ".3g"),
+    "target_sparsity": ("target", ".2%"),
+    "sparsity_tracked": ("tracked sparsity", ".3%"),
+    "sparsity": ("final sparsity", ".4%"),
+    "nonzero_fraction": ("nonzero parameters", ".2%"),
+    "eer": ("EER", ".2%"),
+    "eer_low": ("95% interval", ""),
+    "cllr": ("Cllr", ".3f"),
+    "eer_difference": ("EER less the first run's [95% interval]", ""),
+    "untrained_eer": ("untrained EER", ".2%"),
+    "minutes": ("minutes", ".1f"),
 }
-# Parts of an interval, which the column of its first part shows.
+# Columns whose cells hold several values of the CSV, and the values that have no column of their own therefore.
+_CELLS = {"trials_left_out": _left_out_cell, "eer_low": _interval_cell, "eer_difference": _difference_cell}
 _CSV_ONLY = {"recordings_left_out", "eer_high", "eer_difference_low", "eer_difference_high"}
 
 
 def _runs_table(rows: Sequence[Row]) -> Table:
-    headers = []
-    columns = []
+    columns = {}
     for key in _keys_with_values(rows):
-        if key in _CSV_ONLY:
-            continue
+        header, spec = _COLUMNS.get(key, (key, ""))
         if key.startswith(("min_dcf(", "act_dcf(")):
-            headers.append(key.replace("_dcf", "DCF"))
-            columns.append([fmt.number(row.get(key)) for row in rows])
-        elif key in _COLUMNS:
-            header, cell = _COLUMNS[key]
-            headers.append(header)
-            columns.append(list(map(cell, rows)))
-        else:
-            headers.append(key)
-            columns.append([str(row[key]) for row in rows])
-    return Table("Runs", headers, list(zip(*columns, strict=True)))
+            header, spec = key.replace("_dcf", "DCF"), ".3f"
+        if key in _CELLS:
+            columns[header] = [_CELLS[key](row) for row in rows]
+        elif key not in _CSV_ONLY:
+            columns[header] = [fmt.number(row.get(key), spec) for row in rows]
+    return Table("Runs", list(columns), list(zip(*columns.values(), strict=True)))
 
 
 def _lists_table(results: Sequence[RunResult]) -> Table:

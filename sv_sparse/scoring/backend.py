@@ -36,12 +36,7 @@ class Backend:
     calibration: Calibration | None = None
 
     def score(self, embeddings: Float32Array, enrollment: IndexArray, test: IndexArray) -> Float32Array:
-        """Score trials; a higher score is more likely a target.
-
-        Args:
-            embeddings: float32 [N, E].
-            enrollment: int64 [trials], the row of each trial's enrollment.
-            test: int64 [trials], the row of each trial's test utterance.
+        """Score trials of rows ``enrollment`` and ``test``, int64 [trials] each, of embeddings, float32 [N, E].
 
         Returns:
             float32 [trials]: cosines in [-1, 1], or with a cohort AS-norm scores.

@@ -66,16 +66,12 @@ class Calibration:
 def quality_measures(
     measured: Mapping[str, FloatArray], enrollment: IndexArray, test: IndexArray
 ) -> dict[str, Float64Array]:
-    """Compute the quality measures of trials: the logarithm of the lower of both sides' values.
+    """Compute quality measures, float64 [trials] by name: the logarithm of the lower of both sides' values.
 
     Args:
-        measured: [N] by name: ``duration``, the seconds of speech of each side; ``magnitude``, the
-            length of its embedding.
+        measured: [N] by name: ``duration``, seconds of speech of each side; ``magnitude``, length of its embedding.
         enrollment: int64 [trials], the row of each trial's enrollment.
         test: int64 [trials], the row of each trial's test utterance.
-
-    Returns:
-        float64 [trials] by name.
     """
     # Mandasari et al., Quality measure functions for calibration of speaker recognition systems in various
     # duration conditions (2013).

@@ -28,15 +28,9 @@ def center_and_normalize(embeddings: Float32Array, mean: Float32Array) -> Float3
 
 
 def cosine_scores(unit: Float32Array, enrollment: IndexArray, test: IndexArray) -> Float32Array:
-    """Compute the cosine between both sides of each trial.
+    """Compute the cosines, float32 [trials] in [-1, 1], of rows of embeddings of length 1, float32 [N, E].
 
-    Args:
-        unit: float32 [N, E], embeddings of length 1 from ``center_and_normalize``.
-        enrollment: int64 [trials], the row of each trial's enrollment.
-        test: int64 [trials], the row of each trial's test utterance.
-
-    Returns:
-        float32 [trials], scores in [-1, 1]; a row of zeros scores 0 against every other.
+    ``enrollment`` and ``test``, int64 [trials], are the rows of each trial. A row of zeros scores 0.
 
     >>> unit = center_and_normalize(np.array([[1, 1], [2, 2], [1, -1]], np.float32), np.zeros(2, np.float32))
     >>> cosine_scores(unit, np.array([0, 0]), np.array([1, 2])).round(3)

@@ -6,16 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from sv_sparse.report.figures.style import (
-    HOLLOW,
-    MARKERS,
-    SERIES,
-    TEXT,
-    FigureFile,
-    legend_above,
-    new_figure,
-    render_figure,
-)
+from sv_sparse.report.figures import style
+from sv_sparse.report.figures.style import FigureFile
 from sv_sparse.report.format import percent
 
 if TYPE_CHECKING:
@@ -52,7 +44,7 @@ def _eer_figure(list_name: str, results: Sequence["RunResult"]) -> FigureFile:
     """Draw the EER against the final sparsity, on a logarithmic axis of the density."""
     series = _series(results)
     # Each series has a line in the legend.
-    figure, (axes,) = new_figure(2.9 + 0.16 * len(series))
+    figure, (axes,) = style.new_figure(2.9 + 0.16 * len(series))
     _set_sparsity_axis(axes, [1 - result.results["sparsity"] for result in results])
     handles = []
     for _, color, marker, offset, members in series:
@@ -74,14 +66,14 @@ def _eer_figure(list_name: str, results: Sequence["RunResult"]) -> FigureFile:
     # At least two points of EER, so that small differences do not look large.
     axes.set_ylim(min(low, middle - 1), max(high, middle + 1))
     axes.set_ylabel("EER (%)")
-    legend_above(figure, handles, [label for label, *_ in series], columns=1)
+    style.legend_above(figure, handles, [label for label, *_ in series], columns=1)
     best = min(results, key=lambda result: result.evaluation["eer"])
     alt_text = (
         f"EER on {list_name} against the final sparsity, of {len(results)} runs; the lowest is "
         f"{percent(best.evaluation['eer'])} at {percent(best.results['sparsity'])} ({best.run_name}). "
         "Vertical lines are 95% intervals, where they are known."
     )
-    return render_figure(f"eer_{list_name}", f"EER and sparsity on {list_name}", alt_text, figure)
+    return style.render_figure(f"eer_{list_name}", f"EER and sparsity on {list_name}", alt_text, figure)
 
 
 def _set_sparsity_axis(axes: Axes, densities: Sequence[float]) -> None:
@@ -98,13 +90,13 @@ def _set_sparsity_axis(axes: Axes, densities: Sequence[float]) -> None:
 def _targets_figure(results: Sequence["RunResult"]) -> FigureFile:
     """Draw how far from its target each run's tracked sparsity ended."""
     series = _series(results)
-    figure, (axes,) = new_figure(2.9 + 0.16 * len(series))
-    axes.axhline(0, color=TEXT, linewidth=0.8)
+    figure, (axes,) = style.new_figure(2.9 + 0.16 * len(series))
+    axes.axhline(0, color=style.TEXT, linewidth=0.8)
     handles = []
     for _, color, marker, offset, members in series:
         targets = [100 * result.results["target_sparsity"] + 0.4 * offset for result in members]
         errors = [100 * result.sparsity_error for result in members]
-        handles += axes.plot(targets, errors, marker, markeredgecolor=color, markersize=6.5, **HOLLOW)
+        handles += axes.plot(targets, errors, marker, markeredgecolor=color, markersize=6.5, **style.HOLLOW)
     # Feedback ends within hundredths of a point, a fixed lambda tens of points away.
     axes.set_yscale("symlog", linthresh=0.01, linscale=1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
@@ -112,14 +104,14 @@ def _targets_figure(results: Sequence["RunResult"]) -> FigureFile:
     axes.margins(x=0.12, y=0.12)
     axes.set_xlabel("target (%)")
     axes.set_ylabel("points from the target")
-    legend_above(figure, handles, [label for label, *_ in series], columns=1)
+    style.legend_above(figure, handles, [label for label, *_ in series], columns=1)
     farthest = max(results, key=lambda result: abs(result.sparsity_error))
     alt_text = (
         f"Tracked sparsity less its target, of {len(results)} runs; the farthest, {farthest.run_name}, had the target "
         f"{percent(farthest.results['target_sparsity'])} and reached "
         f"{percent(farthest.results['sparsity_tracked'], 3)}."
     )
-    return render_figure("targets", "Tracked sparsity less its target", alt_text, figure)
+    return style.render_figure("targets", "Tracked sparsity less its target", alt_text, figure)
 
 
 def _series(results: Sequence["RunResult"]) -> list[_Series]:
@@ -130,6 +122,6 @@ def _series(results: Sequence["RunResult"]) -> list[_Series]:
     middle = (len(by_label) - 1) / 2
     series = []
     for index, (label, members) in enumerate(by_label.items()):
-        look = SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
+        look = style.SERIES[index % len(style.SERIES)], style.MARKERS[index % len(style.MARKERS)]
         series.append(_Series(label, *look, index - middle, members))
     return series
