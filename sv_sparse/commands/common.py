@@ -33,62 +33,44 @@ _OUTCOMES = (
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name the model and how it is computed."""
-    parser.add_argument(
-        "--model",
-        type=Path,
-        metavar="FILE",
-        help=f"model.safetensors, from sv-sparse export; default: the environment variable {MODEL_ENV}",
+    model_help = f"model.safetensors, from sv-sparse export; default: the environment variable {MODEL_ENV}"
+    parser.add_argument("--model", type=Path, metavar="FILE", help=model_help)
+    threads_help = (
+        "threads that compute the network; default: one for up to ten seconds, all cores for longer recordings"
     )
-    parser.add_argument(
-        "--threads",
-        type=int,
-        help="threads that compute the network; default: one for up to ten seconds, all cores for longer recordings",
-    )
+    parser.add_argument("--threads", type=int, help=threads_help)
     add_model_class_argument(parser)
 
 
 def add_model_class_argument(parser: argparse.ArgumentParser) -> None:
     """Add the argument that names a class of the user's own."""
     # Importing a class runs its code, so no file may name one by itself (DECISIONS 92).
-    parser.add_argument(
-        "--model-class",
-        metavar="PATH",
-        help="import path of the network's class where it is your own, such as mypkg.net.Net; it is imported only "
-        "because you name it, here or in the environment variable SV_SPARSE_MODEL_CLASS",
+    model_class_help = (
+        "import path of the network's class where it is your own, such as mypkg.net.Net; it is imported only "
+        "because you name it, here or in the environment variable SV_SPARSE_MODEL_CLASS"
     )
+    parser.add_argument("--model-class", metavar="PATH", help=model_class_help)
 
 
 def add_database_argument(parser: argparse.ArgumentParser) -> None:
     """Add the argument that names the database of speakers."""
-    parser.add_argument(
-        "--database",
-        type=Path,
-        metavar="FILE",
-        help="database of enrolled speakers; default: ~/.local/share/sv-sparse/speakers.sqlite",
-    )
+    database_help = "database of enrolled speakers; default: ~/.local/share/sv-sparse/speakers.sqlite"
+    parser.add_argument("--database", type=Path, metavar="FILE", help=database_help)
 
 
 def add_decision_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of a decision."""
-    parser.add_argument(
-        "--target-far",
-        type=float,
-        metavar="RATE",
-        help="false-alarm rate: fraction of strangers that may be accepted, such as 0.01; default: the smallest one "
-        "that the model has a threshold for",
+    target_far_help = (
+        "false-alarm rate: fraction of strangers that may be accepted, such as 0.01; default: the smallest one "
+        "that the model has a threshold for"
     )
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        help="threshold to use instead, of the log-likelihood ratio, or of the score where the model is not calibrated",
+    parser.add_argument("--target-far", type=float, metavar="RATE", help=target_far_help)
+    threshold_help = (
+        "threshold to use instead, of the log-likelihood ratio, or of the score where the model is not calibrated"
     )
-    parser.add_argument(
-        "--prior",
-        type=float,
-        default=0.5,
-        metavar="P",
-        help="probability of one speaker before the recordings are compared; default: 0.5",
-    )
+    parser.add_argument("--threshold", type=float, help=threshold_help)
+    prior_help = "probability of one speaker before the recordings are compared; default: 0.5"
+    parser.add_argument("--prior", type=float, default=0.5, metavar="P", help=prior_help)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.epilog = _OUTCOMES
 

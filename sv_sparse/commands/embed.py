@@ -22,13 +22,8 @@ Row = tuple[str, EmbeddedRecording]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sv-sparse embed``."""
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="recordings")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help=".npz with files [N], embeddings [N, E] and seconds [N], or .csv with a line for each recording",
-    )
+    output_help = ".npz with files [N], embeddings [N, E] and seconds [N], or .csv with a line for each recording"
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=output_help)
     add_model_arguments(parser)
 
 

@@ -29,22 +29,16 @@ from sv_sparse.training.device import resolve_device
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sv-sparse evaluate``."""
-    parser.add_argument(
-        "networks",
-        type=Path,
-        nargs="+",
-        metavar="RUN",
-        help="run folders, evaluated on their own lists or on those named here; or one network file, such as "
-        "RUN/checkpoints/best.pt, with --output-dir",
+    networks_help = (
+        "run folders, evaluated on their own lists or on those named here; or one network file, such as "
+        "RUN/checkpoints/best.pt, with --output-dir"
     )
-    parser.add_argument(
-        "--trial-sets",
-        nargs="+",
-        default=[],
-        metavar="LISTS",
-        help="PREPARED:LIST,LIST of prepared folders; LIST alone where RUN was trained on one; voxceleb1-o,e,h and "
-        "cnceleb name the usual ones; folder:PATH takes the lists in PATH, of recordings in PATH/wav",
+    parser.add_argument("networks", type=Path, nargs="+", metavar="RUN", help=networks_help)
+    trial_sets_help = (
+        "PREPARED:LIST,LIST of prepared folders; LIST alone where RUN was trained on one; voxceleb1-o,e,h and "
+        "cnceleb name the usual ones; folder:PATH takes the lists in PATH, of recordings in PATH/wav"
     )
+    parser.add_argument("--trial-sets", nargs="+", default=[], metavar="LISTS", help=trial_sets_help)
     parser.add_argument("--audio-root", type=Path, metavar="PATH", help="folder that the paths in --trials start from")
     trials_help = "trial lists in VoxCeleb's format"
     parser.add_argument("--trials", type=Path, nargs="+", default=[], metavar="FILE", help=trials_help)
@@ -54,19 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-n", type=int, metavar="N", help="closest training speakers that as_norm takes")
     enrollment_help = "treatment of several enrollment utterances; that of RUN by default"
     parser.add_argument("--enrollment", choices=ENROLLMENTS, help=enrollment_help)
-    parser.add_argument(
-        "--max-unreadable",
-        type=float,
-        metavar="FRACTION",
-        help="largest fraction of the recordings that may be left out because they cannot be used, 0 for none; that "
-        "of RUN by default",
+    max_unreadable_help = (
+        "largest fraction of the recordings that may be left out because they cannot be used, 0 for none; that "
+        "of RUN by default"
     )
-    parser.add_argument(
-        "--model-class",
-        metavar="PATH",
-        help="import path of the network's class if it is your own, such as mypkg.net.Net; no "
-        "class is imported only because RUN names it",
+    parser.add_argument("--max-unreadable", type=float, metavar="FRACTION", help=max_unreadable_help)
+    model_class_help = (
+        "import path of the network's class if it is your own, such as mypkg.net.Net; no "
+        "class is imported only because RUN names it"
     )
+    parser.add_argument("--model-class", metavar="PATH", help=model_class_help)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     output_help = "folder for the scores; RUN/scores by default"
     parser.add_argument("--output-dir", type=Path, metavar="FOLDER", help=output_help)

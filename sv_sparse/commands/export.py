@@ -40,16 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sv-sparse export``."""
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or a network file in one")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="model.safetensors or model.onnx")
-    parser.add_argument(
-        "--dtype",
-        choices=list(DTYPES),
-        help="type that the weights of a .safetensors are rounded to; default: fp32, which keeps every bit",
-    )
-    parser.add_argument(
-        "--frontend",
-        choices=FRONTENDS,
-        help="frontend of an .onnx: included (the input is a waveform; the default) or none (a filterbank)",
-    )
+    dtype_help = "type that the weights of a .safetensors are rounded to; default: fp32, which keeps every bit"
+    parser.add_argument("--dtype", choices=list(DTYPES), help=dtype_help)
+    frontend_help = "frontend of an .onnx: included (the input is a waveform; the default) or none (a filterbank)"
+    parser.add_argument("--frontend", choices=FRONTENDS, help=frontend_help)
     parser.add_argument("--int8", action="store_true", help="write an .onnx with products in eight bits")
     parser.add_argument("--license", default="not stated", help="license of the network, for its card")
     parser.add_argument("--trained-on", help="training data in words, for the card; default: by the run's settings")

@@ -29,24 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: this computer alone")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
-    parser.add_argument(
-        "--allowed-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="name under which a reverse proxy offers the page, or NAME:PORT where the port is not 80 or 443; can be "
-        "repeated",
+    allowed_host_help = (
+        "name under which a reverse proxy offers the page, or NAME:PORT where the port is not 80 or 443; can be "
+        "repeated"
     )
+    parser.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help=allowed_host_help)
     for name, text in _SECONDS_AND_SIZES.items():
         default = getattr(_DEFAULTS, name)
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=float, default=default, metavar="X", help=f"{text}; default: {default:g}")
+    max_concurrent_help = (
+        f"comparisons that are computed at once; further ones wait; default: {_DEFAULTS.max_concurrent}"
+    )
     parser.add_argument(
-        "--max-concurrent",
-        type=int,
-        default=_DEFAULTS.max_concurrent,
-        metavar="N",
-        help=f"comparisons that are computed at once; further ones wait; default: {_DEFAULTS.max_concurrent}",
+        "--max-concurrent", type=int, default=_DEFAULTS.max_concurrent, metavar="N", help=max_concurrent_help
     )
     parser.epilog = _OTHER_LIMITS
 

@@ -12,12 +12,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prepared", type=Path, help="a prepared folder")
     parser.add_argument("--out", type=Path, required=True, help="the folder of shards, itself a prepared folder")
     parser.add_argument("--utts-per-shard", type=int, default=UTTS_PER_SHARD, metavar="N", help="utterances per shard")
+    max_unreadable_help = (
+        "largest fraction of the recordings that may be left out because they cannot be used; 0 for none"
+    )
     parser.add_argument(
-        "--max-unreadable",
-        type=float,
-        default=DEFAULT_LIMIT.fraction,
-        metavar="FRACTION",
-        help="largest fraction of the recordings that may be left out because they cannot be used; 0 for none",
+        "--max-unreadable", type=float, default=DEFAULT_LIMIT.fraction, metavar="FRACTION", help=max_unreadable_help
     )
 
 
