@@ -30,13 +30,8 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(f"{path}: nobody is enrolled; sv-sparse enroll NAME FILE... enrolls a speaker")
     start_time = time.perf_counter()
     with common.report_refused_input(args):
-        verifications = verifier.identify(
-            args.file,
-            list(enrollments.values()),
-            prior=args.prior,
-            target_far=args.target_far,
-            threshold=args.threshold,
-        )
+        decision = {"prior": args.prior, "target_far": args.target_far, "threshold": args.threshold}
+        verifications = verifier.identify(args.file, list(enrollments.values()), **decision)
     ranking = sorted(zip(enrollments, verifications, strict=True), key=_evidence, reverse=True)
     best_name, best = ranking[0]
     # Without a threshold there is no answer, only a ranking.
@@ -48,9 +43,9 @@ def main(args: argparse.Namespace) -> None:
         speakers = []
         for name, verification in ranking[: args.top]:
             speakers.append({"name": name} | verification.to_dict())
-        decision = {"outcome": best.outcome, "answer": answer, "known": best.accepted}
+        outcome = {"outcome": best.outcome, "answer": answer, "known": best.accepted}
         # Names in the letters that they were enrolled with.
-        print(json.dumps(decision | verifier.basis | {"speakers": speakers}, ensure_ascii=False))
+        print(json.dumps(outcome | verifier.basis | {"speakers": speakers}, ensure_ascii=False))
         return
     print(answer or common.describe_decision(best))
     for name, verification in ranking[: args.top]:

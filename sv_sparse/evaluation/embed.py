@@ -156,12 +156,11 @@ def _embed_group(
     except ValueError as error:
         # Too short for the filterbank or the network.
         return {}, {position: f"{utterances[position][0].path}: {error}" for position in positions}
-    embeddings: dict[int, Float32Array] = {}
-    reasons: dict[int, str] = {}
-    for position, row in zip(positions, rows, strict=True):
-        if np.isfinite(row).all():
-            embeddings[position] = row
-        else:
+    embeddings = dict(zip(positions, rows, strict=True))
+    reasons = {}
+    for position in positions:
+        if not np.isfinite(embeddings[position]).all():
+            del embeddings[position]
             reasons[position] = f"{utterances[position][0].path}: its embedding is not finite"
     return embeddings, reasons
 

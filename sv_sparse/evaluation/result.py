@@ -43,21 +43,17 @@ class TrialSetResult:
     Rates are fractions in [0, 1], Cllr is in bits, thresholds of ``dcf`` are scores.
 
     Attributes:
-        name: name of the list.
-        id: the name, and the scoring if it is not the usual one; it names the result's files.
+        id: name of the list, and the scoring if it is not the usual one; it names the result's files.
         checksum: checksum of the trials that were scored.
         list_checksum: checksum of all trials of the list; it differs if some were left out.
         trials: number of trials that were scored; ``targets`` and ``speakers`` (None if unknown) are those in them.
         trials_left_out: number of trials with one of the ``recordings_left_out``, which cannot be used.
-        enrollment: description of the treatment of several enrollment utterances.
-        score_norm: description of the score normalization.
-        calibration: description of the calibration; None without one.
+        enrollment: treatment of several enrollment utterances in words; so are ``score_norm`` and ``calibration``.
         eer: equal error rate, reached at the score ``eer_threshold``.
         eer_interval: 95 % interval over speakers; None if speakers are unknown or few, or without errors.
         dcf: for each operating point ``p_target``, ``c_miss``, ``c_fa``, ``min_dcf`` with its threshold and
             interval, and ``act_dcf``.
-        cllr: cost of the log-likelihood ratios; None without calibration.
-        min_cllr: cost after the best monotone map.
+        cllr: cost of the log-likelihood ratios, None without calibration; ``min_cllr`` after the best monotone map.
         thresholds: for each threshold of the calibration, the false-alarm rate ``target_far`` that it was
             made for, the log-likelihood ratio ``threshold``, and ``p_fa`` and ``p_miss`` on this list.
         breakdown: trials, targets and EER by genre of the test utterance, by seconds of the shorter
@@ -203,15 +199,9 @@ def _detection_costs(
     costs = []
     for point in scoring.points:
         cost, threshold = min_dcf(scores, point)
-        costs.append(
-            asdict(point)
-            | {
-                "min_dcf": cost,
-                "min_dcf_threshold": threshold,
-                "min_dcf_interval": interval(bootstrap_min_dcf(rates, point)) if rates is not None else None,
-                "act_dcf": act_dcf(ratios, point) if ratios is not None else None,
-            }
-        )
+        min_dcf_interval = interval(bootstrap_min_dcf(rates, point)) if rates is not None else None
+        min_values = {"min_dcf": cost, "min_dcf_threshold": threshold, "min_dcf_interval": min_dcf_interval}
+        costs.append(asdict(point) | min_values | {"act_dcf": act_dcf(ratios, point) if ratios is not None else None})
     return costs
 
 

@@ -89,9 +89,8 @@ def _trial_sets_in_folder(folder: Path, sexes: Mapping[str, str]) -> list[TrialS
     texts = sorted(folder.glob("*.txt")) + sorted((folder / "lists").glob("*.txt"))
     paths = [path for path in texts if _is_trial_list(path)]
     if not paths:
-        raise ValueError(
-            f"--trial-sets folder:{folder}: no trial list (lines 'label enrollment test') in it or in its lists/"
-        )
+        lines = "lines 'label enrollment test'"
+        raise ValueError(f"--trial-sets folder:{folder}: no trial list ({lines}) in it or in its lists/")
     return trial_sets_from_files(folder / "wav", paths, sexes)
 
 
@@ -125,22 +124,12 @@ def trial_sets_from_files(audio_root: Path, paths: Sequence[Path], sexes: Mappin
         files = [_find_audio(audio_root / name) for name in trials.utterances]
         missing = [file for file in files if not os.path.lexists(file)]
         if missing:
-            raise ValueError(
-                f"{path}: {len(missing)} of {len(files)} recordings are not in {audio_root}; first {missing[0]}"
-            )
-        speakers = [nfc(name.partition("/")[0]) for name in trials.utterances]
-        trial_sets.append(
-            TrialSet(
-                trials,
-                audio=[single_file(file) for file in files],
-                genres=[],
-                # Unknown: a first folder need not be a speaker.
-                speakers=[],
-                seconds=[],
-                source=None,
-                sexes=[sexes.get(speaker, "") for speaker in speakers],
-            )
-        )
+            count = f"{len(missing)} of {len(files)}"
+            raise ValueError(f"{path}: {count} recordings are not in {audio_root}; first {missing[0]}")
+        audio = [single_file(file) for file in files]
+        sex_of_utterance = [sexes.get(nfc(name.partition("/")[0]), "") for name in trials.utterances]
+        # Speakers are unknown: a first folder need not be one.
+        trial_sets.append(TrialSet(trials, audio, [], [], [], source=None, sexes=sex_of_utterance))
     return trial_sets
 
 

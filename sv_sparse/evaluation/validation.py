@@ -115,12 +115,8 @@ def _embed_validation(embed_utterances: _EmbedFunction, manifest: Manifest, titl
     if num_targets and num_nontargets:
         return _ValidationSet(rows[usable], usable_trials, embeddings.values[usable])
     if rank() == 0:
-        logger.warning(
-            "no %s: the recordings of held-out speakers that can be used make %d targets and %d nontargets",
-            title,
-            num_targets,
-            num_nontargets,
-        )
+        message = "no %s: the recordings of held-out speakers that can be used make %d targets and %d nontargets"
+        logger.warning(message, title, num_targets, num_nontargets)
     return None
 
 

@@ -89,15 +89,11 @@ def _page_values(report: RunReport) -> dict[str, Any]:
     environment = report.environment
     evaluations = []
     for name, evaluation in results["evaluations"].items():
-        evaluations.append(
-            {
-                "name": name,
-                "metrics": tables.metrics_table(evaluation),
-                "thresholds": tables.thresholds_table(evaluation),
-                "conditions": tables.conditions(evaluation, results["scoring"]),
-                "breakdown": tables.breakdown_table(evaluation),
-            }
-        )
+        section: dict[str, Any] = {"name": name, "conditions": tables.conditions(evaluation, results["scoring"])}
+        section["metrics"] = tables.metrics_table(evaluation)
+        section["thresholds"] = tables.thresholds_table(evaluation)
+        section["breakdown"] = tables.breakdown_table(evaluation)
+        evaluations.append(section)
     notes = [
         f'A pair whose evidence reaches the threshold is "{Outcome.ACCEPTED}", any other "{Outcome.NOT_ACCEPTED}"; '
         f"{NOT_DIFFERENT}."

@@ -39,13 +39,11 @@ def build_results(
         ``evaluations`` holds all lists by id; ``eer``, ``min_dcf`` and ``untrained_eer`` are the first list's.
     """
     config = setup.config
-    untrained_eers = {evaluation["id"]: evaluation["eer"] for evaluation in untrained}
-    by_id: dict[str, dict[str, Any]] = {}
-    for evaluation in evaluations:
-        by_id[evaluation.id] = evaluation.to_dict()
-        # The untrained network is scored without score normalization, under an id of its own.
-        if evaluation.id in untrained_eers:
-            by_id[evaluation.id]["untrained_eer"] = untrained_eers[evaluation.id]
+    by_id = {evaluation.id: evaluation.to_dict() for evaluation in evaluations}
+    for evaluation in untrained:
+        # The untrained network is scored without score normalization, which has another id.
+        if evaluation["id"] in by_id:
+            by_id[evaluation["id"]]["untrained_eer"] = evaluation["eer"]
     # The first list of the settings is the one that a run is known by.
     first = next(iter(by_id.values()))
     complexity = measure_complexity(setup.network, setup.sparse_params, setup.head)

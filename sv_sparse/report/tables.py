@@ -141,9 +141,8 @@ def conditions(evaluation: Evaluation, scoring: Mapping[str, str]) -> Facts:
     facts = [("trials", f"{trials:,}: {targets:,} targets, {trials - targets:,} nontargets")]
     # Error rates without some trials are those of another list (DECISIONS 71).
     if evaluation.get("recordings_left_out"):
-        recordings = fmt.count(evaluation["recordings_left_out"])
-        trials_left_out = fmt.count(evaluation["trials_left_out"])
-        facts.append(("left out", f"{trials_left_out} trials; recordings that cannot be used: {recordings}"))
+        recordings = f"recordings that cannot be used: {evaluation['recordings_left_out']:,}"
+        facts.append(("left out", f"{evaluation['trials_left_out']:,} trials; {recordings}"))
     point_text = "p_target {p_target:g}, c_miss {c_miss:g}, c_fa {c_fa:g}"
     points = [point_text.format_map(cost) for cost in evaluation["dcf"]]
     has_intervals = evaluation["eer_interval"] is not None

@@ -25,9 +25,8 @@ def cohort_statistics(unit: Float32Array, cohort: Float32Array, top_n: int) -> t
         ValueError: ``top_n`` is below 2, or the cohort has fewer speakers.
     """
     if not 2 <= top_n <= len(cohort):
-        raise ValueError(
-            f"scoring.top_n={top_n}: expected at least 2 and at most {len(cohort)}, the speakers of the cohort"
-        )
+        limits = f"at least 2 and at most {len(cohort)}, the speakers of the cohort"
+        raise ValueError(f"scoring.top_n={top_n}: expected {limits}")
     means = np.empty(len(unit), np.float32)
     deviations = np.empty(len(unit), np.float32)
     num_rows = max(1, _CHUNK_SIZE // len(cohort))

@@ -54,10 +54,8 @@ class ScoringConfig:
             if not 0 < far < 1:
                 raise ValueError(f"scoring.target_fars must be above 0 and below 1, got {far}")
         if self.top_n < 2 or self.cohort_utts_per_speaker < 1:
-            raise ValueError(
-                f"scoring.top_n must be 2 or more and scoring.cohort_utts_per_speaker 1 or more, "
-                f"got {self.top_n} and {self.cohort_utts_per_speaker}"
-            )
+            expected = "scoring.top_n must be 2 or more and scoring.cohort_utts_per_speaker 1 or more"
+            raise ValueError(f"{expected}, got {self.top_n} and {self.cohort_utts_per_speaker}")
 
     @property
     def points(self) -> list[OperatingPoint]:

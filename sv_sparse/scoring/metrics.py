@@ -35,9 +35,8 @@ class OperatingPoint:
         if not 0 < self.p_target < 1:
             raise ValueError(f"scoring.p_target must be above 0 and below 1, got {self.p_target}")
         if not (0 < self.c_miss < np.inf and 0 < self.c_fa < np.inf):
-            raise ValueError(
-                f"scoring.c_miss and scoring.c_fa must be above 0 and finite, got {self.c_miss} and {self.c_fa}"
-            )
+            costs = f"{self.c_miss} and {self.c_fa}"
+            raise ValueError(f"scoring.c_miss and scoring.c_fa must be above 0 and finite, got {costs}")
 
     @property
     def weights(self) -> tuple[float, float]:
@@ -89,10 +88,8 @@ def sort_scores(
     finite = np.isfinite(scores)
     if not finite.all():
         first = int(np.argmin(finite))
-        raise ValueError(
-            f"the score of {trial(first)} is {scores[first]}; {len(scores) - finite.sum()} of {len(scores)} scores "
-            f"are not finite"
-        )
+        count = f"{len(scores) - finite.sum()} of {len(scores)} scores"
+        raise ValueError(f"the score of {trial(first)} is {scores[first]}; {count} are not finite")
     if is_target.all() or not is_target.any():
         raise ValueError(f"trials need targets and nontargets, got {is_target.sum()} targets of {len(is_target)}")
     return SortedScores(np.sort(scores[is_target]), np.sort(scores[~is_target]))

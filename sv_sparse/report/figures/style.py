@@ -55,15 +55,8 @@ _RC: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.formatter.use_mathtext": False,
     "grid.color": GRID,
     "grid.linewidth": 0.7,
-    "xtick.color": GRID,
-    "ytick.color": GRID,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
     "lines.linewidth": 1.6,
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
@@ -78,6 +71,8 @@ _RC: dict[Any, Any] = {
     # Ids are hashes; a fixed salt makes equal figures equal files.
     "svg.hashsalt": "sv-sparse",
 }
+for _axis in ("xtick", "ytick"):
+    _RC |= {f"{_axis}.color": GRID, f"{_axis}.labelcolor": MUTED, f"{_axis}.labelsize": 9}
 # Points around a figure in a file of its own.
 _MARGIN = 8
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -196,10 +191,11 @@ def css_variables() -> str:
 
 def _themed_svg(figure: FigureFile, prefix: str) -> ElementTree.Element:
     """Return SVG with CSS variables as colors, the page's fonts, prefixed ids and a description."""
-    # From text, not from a parsed tree: the caller changes its copy.
-    root = ElementTree.fromstring(figure.svg)
+    # Ids get a prefix, as those of two figures in one page would clash.
+    reference = re.compile(r'(url\(|href=")#([\w-]+)')
+    referenced_ids = {element_id for _, element_id in reference.findall(figure.svg)}
+    root = ElementTree.fromstring(reference.sub(rf"\1#{prefix}-\2", figure.svg))
     root.attrib |= {"role": "img", "aria-label": figure.alt_text}
-    referenced_ids = set(re.findall(r'(?:url\(|href=")#([\w-]+)', figure.svg))
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag in {f"{_SVG}metadata", f"{_SVG}style"}:
@@ -210,13 +206,10 @@ def _themed_svg(figure: FigureFile, prefix: str) -> ElementTree.Element:
             for name, (light, _) in PALETTE.items():
                 style = style.replace(light, f"var(--{name})")
             element.set("style", re.sub(r"\bfont: ([\d.]+px)[^;]*", r"font-size: \1", style))
-        # Prefixed, as ids of two figures in one page would clash; matplotlib also writes ids that
-        # nothing refers to.
+        # matplotlib also writes ids that nothing refers to.
         element_id = element.attrib.pop("id", None)
         if element_id in referenced_ids:
             element.set("id", f"{prefix}-{element_id}")
         if _HREF in element.attrib:
-            element.set("href", element.attrib.pop(_HREF).replace("#", f"#{prefix}-"))
-        if "clip-path" in element.attrib:
-            element.set("clip-path", element.attrib["clip-path"].replace("#", f"#{prefix}-"))
+            element.set("href", element.attrib.pop(_HREF))
     return root
