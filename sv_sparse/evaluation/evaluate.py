@@ -77,7 +77,7 @@ def evaluate_trial_sets(
     embeddings = embed(
         network, filterbank, list(position_of), title="trial lists", limit=limit, cache=cache, unusable=without_samples
     )
-    # Other processes have helped to embed; the rest takes one of them seconds.
+    # Embedding takes nearly all of the time, so only that is shared.
     results: list[TrialSetResult] = []
     if rank() > 0:
         return results

@@ -52,15 +52,19 @@ class SpeakerBootstrap:
         return len(np.unique(self.enrollment[self.is_target])) >= _MIN_SPEAKERS
 
     @cached_property
+    def speaker_ids(self) -> IndexArray:
+        """Each trial's speaker counted from 0: enrollments, then tests."""
+        return np.unique(np.concatenate([self.enrollment, self.test]), return_inverse=True)[1]
+
+    @property
     def num_speakers(self) -> int:
         """Number of different speakers."""
-        return len(np.union1d(self.enrollment, self.test))
+        return int(self.speaker_ids.max()) + 1
 
     @cached_property
     def speaker_pairs(self) -> tuple[IndexArray, IndexArray, IndexArray]:
         """Both speakers of each distinct pair, counted from 0, and the pair of each trial."""
-        ids = np.unique(np.concatenate([self.enrollment, self.test]), return_inverse=True)[1]
-        enrollment, test = np.split(ids, 2)
+        enrollment, test = np.split(self.speaker_ids, 2)
         distinct, pair_of_trial = np.unique(enrollment * self.num_speakers + test, return_inverse=True)
         first, second = np.divmod(distinct, self.num_speakers)
         return first, second, pair_of_trial
