@@ -163,7 +163,7 @@ def write_comparison(folder: Path, results: Sequence[RunResult]) -> None:
         tables.append(costs)
     corpora = sorted({corpus_name(result.results) for result in results})
     values = {"name": "Comparison of runs", "summary": f"Trained on: {', '.join(corpora)}.", "tables": tables}
-    write_pages(folder, "compare", "compare", figures, values)
+    write_pages(folder, "compare", figures, values)
     # Fractions and minutes without rounding, for programs.
     file = io.StringIO()
     keys = [*_keys_with_values(rows), *_CONDITIONS]

@@ -44,7 +44,7 @@ def write_report(run_dir: Path, results: Results) -> list[FigureFile]:
     report = read_run_report(run_dir, results)
     sections = draw_run(report)
     figures = list(chain.from_iterable(sections.values()))
-    write_pages(run_dir, "report", "run", figures, _page_values(report) | sections)
+    write_pages(run_dir, "report", figures, _page_values(report) | sections)
     return figures
 
 
@@ -55,13 +55,12 @@ def refresh_report(run_dir: Path) -> None:
     write_report(run_dir, results)
 
 
-def write_pages(folder: Path, name: str, template: str, figures: Sequence[FigureFile], values: dict[str, Any]) -> None:
+def write_pages(folder: Path, name: str, figures: Sequence[FigureFile], values: dict[str, Any]) -> None:
     """Write figures/*.svg, an HTML page that holds them, and a Markdown page that links them.
 
     Args:
         folder: folder of the files.
-        name: name of both pages, without a suffix.
-        template: name of both templates in templates/, without a suffix.
+        name: name of both pages and of their templates, without a suffix.
         figures: figures of the pages.
         values: other variables of the templates.
     """
@@ -79,11 +78,11 @@ def write_pages(folder: Path, name: str, template: str, figures: Sequence[Figure
     }
     # The HTML page needs no other file, so that it can be mailed; Markdown is for terminals.
     for suffix in ("html", "md"):
-        write_text(folder / f"{name}.{suffix}", _TEMPLATES.get_template(f"{template}.{suffix}").render(values))
+        write_text(folder / f"{name}.{suffix}", _TEMPLATES.get_template(f"{name}.{suffix}").render(values))
 
 
 def _page_values(report: RunReport) -> dict[str, Any]:
-    """Return the variables of the templates run.html and run.md, without the figures."""
+    """Return the variables of the templates report.html and report.md, without the figures."""
     results = report.results
     training = results["training"]
     environment = report.environment
