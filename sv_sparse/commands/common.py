@@ -35,10 +35,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name the model and how it is computed."""
     model_help = f"model.safetensors, from sv-sparse export; default: the environment variable {MODEL_ENV}"
     parser.add_argument("--model", type=Path, metavar="FILE", help=model_help)
-    threads_help = (
-        "threads that compute the network; default: one for up to ten seconds, all cores for longer recordings"
-    )
-    parser.add_argument("--threads", type=int, help=threads_help)
+    text = "threads that compute the network; default: one for up to ten seconds, all cores for longer recordings"
+    parser.add_argument("--threads", type=int, help=text)
     add_model_class_argument(parser)
 
 
@@ -65,10 +63,8 @@ def add_decision_arguments(parser: argparse.ArgumentParser) -> None:
         "that the model has a threshold for"
     )
     parser.add_argument("--target-far", type=float, metavar="RATE", help=target_far_help)
-    threshold_help = (
-        "threshold to use instead, of the log-likelihood ratio, or of the score where the model is not calibrated"
-    )
-    parser.add_argument("--threshold", type=float, help=threshold_help)
+    text = "threshold to use instead, of the log-likelihood ratio, or of the score where the model is not calibrated"
+    parser.add_argument("--threshold", type=float, help=text)
     prior_help = "probability of one speaker before the recordings are compared; default: 0.5"
     parser.add_argument("--prior", type=float, default=0.5, metavar="P", help=prior_help)
     parser.add_argument("--json", action="store_true", help="print JSON")

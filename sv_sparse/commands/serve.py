@@ -38,12 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default = getattr(_DEFAULTS, name)
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=float, default=default, metavar="X", help=f"{text}; default: {default:g}")
-    max_concurrent_help = (
-        f"comparisons that are computed at once; further ones wait; default: {_DEFAULTS.max_concurrent}"
-    )
-    parser.add_argument(
-        "--max-concurrent", type=int, default=_DEFAULTS.max_concurrent, metavar="N", help=max_concurrent_help
-    )
+    default = _DEFAULTS.max_concurrent
+    concurrent_help = f"comparisons that are computed at once; further ones wait; default: {default}"
+    parser.add_argument("--max-concurrent", type=int, default=default, metavar="N", help=concurrent_help)
     parser.epilog = _OTHER_LIMITS
 
 

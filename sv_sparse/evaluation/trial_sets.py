@@ -34,9 +34,7 @@ def parse_trial_sets(args: Sequence[str], run_dir: Path, sexes: Mapping[str, str
     """Load the trial lists that ``--trial-sets`` names.
 
     Args:
-        args: ``PREPARED:LIST,LIST``; or ``LIST,LIST`` of the prepared folder that the run was trained on;
-            or ``folder:PATH`` for the lists in PATH of recordings in ``PATH/wav``. ``expand_aliases`` has the
-            other names of lists.
+        args: as in USAGE; ``expand_aliases`` has other names of lists.
         run_dir: folder of the run.
         sexes: sex by speaker for ``folder:PATH``, as far as it is known.
 
@@ -45,6 +43,7 @@ def parse_trial_sets(args: Sequence[str], run_dir: Path, sexes: Mapping[str, str
     """
     trial_sets = []
     for arg in args:
+        # A path may have a colon, too.
         prepared, colon, names = arg.rpartition(":")
         if colon and prepared == "folder":
             trial_sets += _trial_sets_in_folder(Path(names), sexes)

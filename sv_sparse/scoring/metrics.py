@@ -195,15 +195,11 @@ def min_cllr(scores: SortedScores) -> float:
     # Isotonic regression pools the nontargets between two targets, so they are counted together. The
     # groups are: below the first target's score, at it, between it and the second, ..., above the last.
     num_targets = np.zeros(2 * len(targets) + 1)
-    num_nontargets = np.zeros_like(num_targets)
     num_targets[1::2] = num_equal
-    num_nontargets[1::2] = upto - below
-    between = np.diff(below, prepend=0, append=len(scores.nontargets))
-    num_nontargets[::2] = between - np.append(0, upto - below)
+    num_nontargets = np.diff(np.stack([below, upto], axis=1).ravel(), prepend=0, append=len(scores.nontargets))
+    is_present = num_targets + num_nontargets > 0
+    num_targets, num_nontargets = num_targets[is_present], num_nontargets[is_present]
     count = num_targets + num_nontargets
-    num_targets = num_targets[count > 0]
-    num_nontargets = num_nontargets[count > 0]
-    count = count[count > 0]
     posterior = isotonic_regression(num_targets / count, weights=count).x.clip(0, 1)
     llr = logit(posterior) - np.log(len(scores.targets) / len(scores.nontargets))
     # Groups without targets may have an infinite ratio, which must not meet their zero count: 0 * inf is NaN.

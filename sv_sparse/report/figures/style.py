@@ -33,10 +33,7 @@ PALETTE = {
     "s5": ("#806400", "#dcc04a"),
     "s6": ("#5d4fb0", "#ada3f2"),
 }
-TEXT = PALETTE["text"][0]
-MUTED = PALETTE["muted"][0]
-GRID = PALETTE["grid"][0]
-BACKGROUND = PALETTE["background"][0]
+TEXT, MUTED, GRID, BACKGROUND = (PALETTE[role][0] for role in ("text", "muted", "grid", "background"))
 SERIES = tuple(PALETTE[f"s{number}"][0] for number in range(1, 7))
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 3)), (0, (8, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
