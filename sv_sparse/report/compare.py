@@ -210,8 +210,11 @@ def _row(result: RunResult) -> Row:
 def _keys_with_values(rows: Sequence[Row]) -> list[str]:
     """Return the keys, in order, for which a row has a value, without the conditions."""
     # All rows, since lists may have different operating points.
-    keys = dict.fromkeys(chain.from_iterable(rows))
-    return [key for key in keys if key not in _CONDITIONS and any(row.get(key) is not None for row in rows)]
+    has_value = dict.fromkeys(chain.from_iterable(rows), False)
+    for row in rows:
+        for key, value in row.items():
+            has_value[key] |= value is not None
+    return [key for key in has_value if has_value[key] and key not in _CONDITIONS]
 
 
 def _left_out_cell(row: Row) -> str:

@@ -50,7 +50,7 @@ class Table:
     def markdown(self) -> str:
         """Return the table in Markdown, with aligned columns."""
         lines = [[*map(_markdown_cell, row)] for row in (self.headers, *self.rows)]
-        # A line of dashes has three or more.
+        # Markdown wants three dashes or more below a header.
         widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
         lines.insert(1, ["-" * width for width in widths])
         aligned = [" | ".join(map(str.ljust, line, widths)) for line in lines]
