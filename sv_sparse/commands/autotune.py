@@ -12,19 +12,12 @@ from sv_sparse.runtime.engine.program import NoProgramError
 from sv_sparse.runtime.engine.runtime import check_threads, machine_name, plan_path
 from sv_sparse.runtime.package import read_package
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``sv-sparse autotune``."""
-    add_model_arguments(parser)
+# The command has no other arguments.
+add_arguments = add_model_arguments
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run ``sv-sparse autotune``.
-
-    Raises:
-        ValueError: The model cannot be read, or the sparse kernels have no program for it.
-        OSError: The kernels cannot be compiled, or the plan cannot be written.
-    """
+    """Run ``sv-sparse autotune``."""
     path = model_path(args)
     package = read_package(path, args.model_class)
     try:
@@ -32,6 +25,7 @@ def main(args: argparse.Namespace) -> None:
     except NoProgramError as error:
         raise ValueError(f"{path}: torch computes it, so there is nothing to tune: {error}") from error
     threads = check_threads(torch.get_num_threads() if args.threads is None else args.threads)
+    # A plan is right for this model, machine and number of threads alone, and its path names them (DECISIONS 56).
     plan = autotune(program, machine_name(), threads=threads)
     output = plan_path(package, threads)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from sv_sparse.runtime.decision import (
     NOT_DIFFERENT,
     Outcome,
     RefusedInputError,
+    Verification,
 )
 from sv_sparse.runtime.engine.runtime import Runtime, check_threads
 from sv_sparse.runtime.verifier import Verifier
@@ -32,71 +33,46 @@ _OUTCOMES = (
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name the model and how it is computed."""
-    parser.add_argument(
-        "--model",
-        type=Path,
-        metavar="FILE",
-        help=f"model.safetensors, from sv-sparse export; default: the environment variable {MODEL_ENV}",
-    )
-    parser.add_argument(
-        "--threads",
-        type=int,
-        help="threads that compute the network; default: one for up to ten seconds, all cores for longer recordings",
-    )
+    model_help = f"model.safetensors, from sv-sparse export; default: the environment variable {MODEL_ENV}"
+    parser.add_argument("--model", type=Path, metavar="FILE", help=model_help)
+    text = "threads that compute the network; default: one for up to ten seconds, all cores for longer recordings"
+    parser.add_argument("--threads", type=int, help=text)
     add_model_class_argument(parser)
 
 
 def add_model_class_argument(parser: argparse.ArgumentParser) -> None:
     """Add the argument that names a class of the user's own."""
-    parser.add_argument(
-        "--model-class",
-        metavar="PATH",
-        help="import path of the network's class where it is your own, such as mypkg.net.Net; it is imported only "
-        "because you name it, here or in the environment variable SV_SPARSE_MODEL_CLASS",
+    # Importing a class runs its code, so no file may name one by itself (DECISIONS 92).
+    model_class_help = (
+        "import path of the network's class where it is your own, such as mypkg.net.Net; it is imported only "
+        "because you name it, here or in the environment variable SV_SPARSE_MODEL_CLASS"
     )
+    parser.add_argument("--model-class", metavar="PATH", help=model_class_help)
 
 
 def add_database_argument(parser: argparse.ArgumentParser) -> None:
     """Add the argument that names the database of speakers."""
-    parser.add_argument(
-        "--database",
-        type=Path,
-        metavar="FILE",
-        help="database of enrolled speakers; default: ~/.local/share/sv-sparse/speakers.sqlite",
-    )
+    database_help = "database of enrolled speakers; default: ~/.local/share/sv-sparse/speakers.sqlite"
+    parser.add_argument("--database", type=Path, metavar="FILE", help=database_help)
 
 
 def add_decision_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of a decision."""
-    parser.add_argument(
-        "--target-far",
-        type=float,
-        metavar="RATE",
-        help="false-alarm rate: fraction of strangers that may be accepted, such as 0.01; default: the smallest one "
-        "that the model has a threshold for",
+    target_far_help = (
+        "false-alarm rate: fraction of strangers that may be accepted, such as 0.01; default: the smallest one "
+        "that the model has a threshold for"
     )
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        help="threshold to use instead, of the log-likelihood ratio, or of the score where the model is not calibrated",
-    )
-    parser.add_argument(
-        "--prior",
-        type=float,
-        default=0.5,
-        metavar="P",
-        help="probability of one speaker before the recordings are compared; default: 0.5",
-    )
+    parser.add_argument("--target-far", type=float, metavar="RATE", help=target_far_help)
+    text = "threshold to use instead, of the log-likelihood ratio, or of the score where the model is not calibrated"
+    parser.add_argument("--threshold", type=float, help=text)
+    prior_help = "probability of one speaker before the recordings are compared; default: 0.5"
+    parser.add_argument("--prior", type=float, default=0.5, metavar="P", help=prior_help)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.epilog = _OUTCOMES
 
 
 def load_verifier(args: argparse.Namespace) -> Verifier:
-    """Return the verifier of the model that the command line or the environment names.
-
-    Raises:
-        ValueError: Neither does, or it cannot be read.
-    """
+    """Return the verifier of the model that the command line or the environment names."""
     if args.threads is not None:
         torch.set_num_threads(check_threads(args.threads))
     verifier = Verifier.from_pretrained(model_path(args), threads=args.threads, model_class=args.model_class)
@@ -107,11 +83,8 @@ def load_verifier(args: argparse.Namespace) -> Verifier:
 
 
 def model_path(args: argparse.Namespace) -> Path:
-    """Return the path of the model that the command line or the environment names.
-
-    Raises:
-        ValueError: Neither does, or there is no such file.
-    """
+    """Return the path of the model that the command line or the environment names."""
+    # Services name it in their environment, so that each command line need not.
     path = args.model or os.environ.get(MODEL_ENV)
     if not path:
         raise ValueError(f"name a model with --model FILE, or with the environment variable {MODEL_ENV}")
@@ -122,21 +95,42 @@ def model_path(args: argparse.Namespace) -> Path:
 
 @contextmanager
 def report_refused_input(args: argparse.Namespace) -> Iterator[None]:
-    """Report a recording that cannot be used: as an error and, if the command line asks for it, as JSON.
-
-    Raises:
-        ValueError: There is such a recording; the message names it.
-    """
+    """Report a recording that cannot be used: as a ValueError and, with --json, on stdout too."""
     try:
         yield
     except RefusedInputError as refusal:
+        # A program reads the outcome on stdout; the error is for people.
         if args.json:
             print(json.dumps({"outcome": refusal.outcome, "recording": refusal.recording, "error": str(refusal)}))
         raise ValueError(f"{refusal.outcome}: {refusal}") from refusal
 
 
+def check_output(path: Path, *suffixes: str) -> None:
+    """Raise a ValueError if ``--output`` cannot be written, before anything is computed for it."""
+    if path.suffix not in suffixes:
+        raise ValueError(f"--output {path}: expected a name that ends in {' or '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise ValueError(f"--output {path}: there is no folder {path.parent}")
+
+
+def describe_decision(verification: Verification, num_speakers: int | None = None) -> str:
+    """Return a decision with its threshold in words; ``num_speakers`` is the number of enrolled ones."""
+    if verification.threshold is None:
+        return f"{verification.outcome}: the model has no threshold; --threshold sets one"
+    text = f"{verification.outcome}: threshold {verification.threshold:.2f}"
+    if verification.target_far is not None:
+        text += f", for a false-alarm rate of {100 * verification.target_far:g}%"
+        if num_speakers is not None:
+            # The union bound: a stranger is compared with each speaker.
+            joint_far = min(1.0, num_speakers * verification.target_far)
+            text += f" a speaker: up to {joint_far:.2%} for {num_speakers} together"
+    if verification.outcome == Outcome.NOT_ACCEPTED:
+        text += f"; {NOT_DIFFERENT}"
+    return text
+
+
 def print_limits(verifier: Verifier) -> None:
-    """Print what follows every decision: the warning about the model, if there is one, and the limits of use."""
+    """Print the warning about the model, if there is one, and the limits of use: they follow every decision."""
     if verifier.basis["warning"] is not None:
         print(f"warning: {verifier.basis['warning']}")
     print(f"limits: {LIMITS_OF_USE}")

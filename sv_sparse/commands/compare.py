@@ -8,28 +8,18 @@ from sv_sparse.report.compare import add_eer_differences, compare_table, read_ru
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        type=Path,
-        metavar="RUN",
-        help="run folders; unfinished ones are named and left out",
-    )
+    """Add the arguments of ``sv-sparse compare``."""
+    runs_help = "run folders; unfinished ones are named and left out"
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=runs_help)
     parser.add_argument("--list", metavar="ID", help="trial list to compare on (default: all lists of each run)")
-    parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="write compare.html, compare.md and compare.csv here"
-    )
+    out_help = "write compare.html, compare.md and compare.csv here"
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help=out_help)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run the command.
-
-    Raises:
-        ValueError: no run is finished, or none was evaluated on the list.
-        OSError: a file cannot be read or written.
-    """
+    """Run ``sv-sparse compare``."""
     results, messages = read_run_results(args.runs, args.list)
+    # On stderr, so that the table alone can be piped.
     for message in messages:
         print(message, file=sys.stderr)
     add_eer_differences(results)

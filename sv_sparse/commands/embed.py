@@ -5,17 +5,15 @@ import csv
 import hashlib
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from sv_sparse.commands.common import add_model_arguments, load_verifier
+from sv_sparse.commands.common import add_model_arguments, check_output, load_verifier
 from sv_sparse.io import atomic_write
 from sv_sparse.runtime.decision import EmbeddedRecording
 from sv_sparse.runtime.verifier import Verifier
-
-_SUFFIXES = (".npz", ".csv")
 
 # With the recording's name.
 Row = tuple[str, EmbeddedRecording]
@@ -24,28 +22,15 @@ Row = tuple[str, EmbeddedRecording]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sv-sparse embed``."""
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="recordings")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help=".npz with files [N], embeddings [N, E] and seconds [N], or .csv with a line for each recording",
-    )
+    output_help = ".npz with files [N], embeddings [N, E] and seconds [N], or .csv with a line for each recording"
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=output_help)
     add_model_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run ``sv-sparse embed``; a command that was stopped resumes at the first recording that is not embedded.
-
-    Raises:
-        ValueError: The model cannot be read, or some recordings; the embeddings of the others are written all the same.
-        OSError: The file cannot be written.
-    """
+    """Run ``sv-sparse embed``; a command that was stopped resumes at the first recording that is not embedded."""
     output: Path = args.output
-    if output.suffix not in _SUFFIXES:
-        raise ValueError(f"--output {output}: expected a name that ends in {' or '.join(_SUFFIXES)}")
-    if not output.parent.is_dir():
-        raise ValueError(f"--output {output}: there is no folder {output.parent}")
+    check_output(output, ".npz", ".csv")
     verifier = load_verifier(args)
     partial_path = output.with_name(f".{output.name}.partial.npz")
     embeddings = _read_partial(partial_path, verifier.fingerprint)
@@ -55,11 +40,16 @@ def main(args: argparse.Namespace) -> None:
             write_rows = _write_csv if output.suffix == ".csv" else _write_npz
             write_rows(output, rows)
             print(f"{output}: {len(rows)} embeddings of {len(verifier.backend.mean)} numbers")
-    except BaseException:  # a stop signal, too
-        _write_partial(partial_path, embeddings, verifier.fingerprint)
+    except BaseException:
+        # A stop signal, too: hours of embedding are not lost.
+        if embeddings:
+            # Keys name the model, since the next command may use another.
+            partial_rows = [(f"{verifier.fingerprint} {key}", recording) for key, recording in embeddings.items()]
+            _write_npz(partial_path, partial_rows)
         raise
     partial_path.unlink(missing_ok=True)
     num_failed = len(args.files) - len(rows)
+    # An error only now: the embeddings of the others are written all the same.
     if num_failed:
         raise ValueError(f"{num_failed} of {len(args.files)} recordings could not be embedded")
 
@@ -79,6 +69,7 @@ def _embed_files(verifier: Verifier, files: Sequence[Path], embeddings: dict[str
                 failed.add(key)
         if key in embeddings:
             rows.append((str(file), embeddings[key]))
+        # In a log each count would be a line.
         if sys.stderr.isatty():
             print(f"\r{index + 1} of {len(keys)} ", end="", file=sys.stderr, flush=True)
     return rows
@@ -87,6 +78,7 @@ def _embed_files(verifier: Verifier, files: Sequence[Path], embeddings: dict[str
 def _recording_key(file: Path) -> str:
     """Return what identifies a recording: a digest of its path, size and modification time."""
     text = f"{file.absolute()}"
+    # Not the content: reading it would take much of the time that is saved.
     if file.is_file():
         stat = file.stat()
         text += f"\0{stat.st_size} {stat.st_mtime_ns}"
@@ -113,13 +105,8 @@ def _write_csv(path: Path, rows: Sequence[Row]) -> None:
             writer.writerow([name, recording.seconds, *recording.embedding.tolist()])
 
 
-def _write_partial(path: Path, embeddings: Mapping[str, EmbeddedRecording], fingerprint: str) -> None:
-    if embeddings:
-        _write_npz(path, [(f"{fingerprint} {key}", recording) for key, recording in embeddings.items()])
-
-
 def _read_partial(path: Path, fingerprint: str) -> dict[str, EmbeddedRecording]:
-    """Return the embeddings, by key, that a stopped command with the same model has written; none if unreadable."""
+    """Return the embeddings by key that a stopped command with the same model has written; none if unreadable."""
     embeddings = {}
     try:
         with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
@@ -128,6 +115,7 @@ def _read_partial(path: Path, fingerprint: str) -> dict[str, EmbeddedRecording]:
                 model, key = name.split()
                 if model == fingerprint:
                     embeddings[key] = EmbeddedRecording(embedding, seconds)
+    # It only saves time, so that a damaged one is no error.
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return {}
     return embeddings

@@ -21,17 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run ``sv-sparse enroll``.
-
-    Raises:
-        ValueError: The name is not allowed, the model, a recording or the database cannot be read, or the database
-            belongs to another model.
-        OSError: The database cannot be written.
-    """
+    """Run ``sv-sparse enroll``."""
     path = args.database or default_path()
     num_actions = args.list + args.remove + bool(args.files)
-    needs_name = not args.list
-    if num_actions != 1 or (args.name is not None) != needs_name:
+    # --list takes no name, the others need one.
+    if num_actions != 1 or args.list != (args.name is None):
         raise ValueError("expected NAME FILE..., or --list, or --remove NAME")
     database = SpeakerDatabase(path)
     if args.list:

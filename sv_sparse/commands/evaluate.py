@@ -29,65 +29,42 @@ from sv_sparse.training.device import resolve_device
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sv-sparse evaluate``."""
-    parser.add_argument(
-        "networks",
-        type=Path,
-        nargs="+",
-        metavar="RUN",
-        help="run folders, evaluated on their own lists or on those named here; or one network file, such as "
-        "RUN/checkpoints/best.pt, with --output-dir",
+    networks_help = (
+        "run folders, evaluated on their own lists or on those named here; or one network file, such as "
+        "RUN/checkpoints/best.pt, with --output-dir"
     )
-    parser.add_argument(
-        "--trial-sets",
-        nargs="+",
-        default=[],
-        metavar="LISTS",
-        help="PREPARED:LIST,LIST of prepared folders; LIST alone where RUN was trained on one; voxceleb1-o,e,h and "
-        "cnceleb name the usual ones; folder:PATH takes the lists in PATH, of recordings in PATH/wav",
+    parser.add_argument("networks", type=Path, nargs="+", metavar="RUN", help=networks_help)
+    trial_sets_help = (
+        "PREPARED:LIST,LIST of prepared folders; LIST alone where RUN was trained on one; voxceleb1-o,e,h and "
+        "cnceleb name the usual ones; folder:PATH takes the lists in PATH, of recordings in PATH/wav"
     )
+    parser.add_argument("--trial-sets", nargs="+", default=[], metavar="LISTS", help=trial_sets_help)
     parser.add_argument("--audio-root", type=Path, metavar="PATH", help="folder that the paths in --trials start from")
-    parser.add_argument(
-        "--trials", type=Path, nargs="+", default=[], metavar="FILE", help="trial lists in VoxCeleb's format"
-    )
-    parser.add_argument(
-        "--speaker-metadata",
-        type=Path,
-        metavar="FILE",
-        help="table with columns speaker and sex, for the speakers in --trials",
-    )
+    trials_help = "trial lists in VoxCeleb's format"
+    parser.add_argument("--trials", type=Path, nargs="+", default=[], metavar="FILE", help=trials_help)
+    metadata_help = "table with columns speaker and sex, for the speakers in --trials"
+    parser.add_argument("--speaker-metadata", type=Path, metavar="FILE", help=metadata_help)
     parser.add_argument("--score-norm", choices=SCORE_NORMS, help="score normalization; that of RUN by default")
     parser.add_argument("--top-n", type=int, metavar="N", help="closest training speakers that as_norm takes")
-    parser.add_argument(
-        "--enrollment",
-        choices=ENROLLMENTS,
-        help="treatment of several enrollment utterances; that of RUN by default",
+    enrollment_help = "treatment of several enrollment utterances; that of RUN by default"
+    parser.add_argument("--enrollment", choices=ENROLLMENTS, help=enrollment_help)
+    max_unreadable_help = (
+        "largest fraction of the recordings that may be left out because they cannot be used, 0 for none; that "
+        "of RUN by default"
     )
-    parser.add_argument(
-        "--max-unreadable",
-        type=float,
-        metavar="FRACTION",
-        help="largest fraction of the recordings that may be left out because they cannot be used, 0 for none; that "
-        "of RUN by default",
+    parser.add_argument("--max-unreadable", type=float, metavar="FRACTION", help=max_unreadable_help)
+    model_class_help = (
+        "import path of the network's class if it is your own, such as mypkg.net.Net; no "
+        "class is imported only because RUN names it"
     )
-    parser.add_argument(
-        "--model-class",
-        metavar="PATH",
-        help="import path of the network's class if it is your own, such as mypkg.net.Net; no "
-        "class is imported only because RUN names it",
-    )
+    parser.add_argument("--model-class", metavar="PATH", help=model_class_help)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument(
-        "--output-dir", type=Path, metavar="FOLDER", help="folder for the scores; RUN/scores by default"
-    )
+    output_help = "folder for the scores; RUN/scores by default"
+    parser.add_argument("--output-dir", type=Path, metavar="FOLDER", help=output_help)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run ``sv-sparse evaluate``; several processes share the work if torchrun started them.
-
-    Raises:
-        ValueError: an argument or file is not as expected; names it.
-        OSError: a file cannot be read or written.
-    """
+    """Run ``sv-sparse evaluate``; several processes share the work if torchrun started them."""
     _check_arguments(args)
     with process_group():
         for path in args.networks:
@@ -98,6 +75,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
+    # Before the first of many networks is evaluated, which may take hours.
     files = [path for path in args.networks if not path.is_dir()]
     for path in files:
         if not path.exists():
@@ -110,18 +88,14 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--audio-root and --trials go together: the folder of the recordings, and lists of them")
     names_folder = any(arg.startswith("folder:") for arg in args.trial_sets)
     if args.speaker_metadata is not None and not args.trials and not names_folder:
-        raise ValueError(
-            "--speaker-metadata is for the lists of --trials and of --trial-sets folder:PATH; prepared folders have "
-            "their own"
-        )
+        lists = "the lists of --trials and of --trial-sets folder:PATH"
+        raise ValueError(f"--speaker-metadata is for {lists}; prepared folders have their own")
 
 
 def _evaluate(path: Path, args: argparse.Namespace) -> None:
     """Evaluate a network, print the results, and write the scores and the report."""
     trusted = () if args.model_class is None else (args.model_class,)
-    network, backend, config = load_network(
-        path / "checkpoints" / "model.pt" if path.is_dir() else path, trusted=trusted
-    )
+    network, backend, config = load_network(path, trusted)
     scoring = _scoring_config(config.scoring, args)
     limit = UnreadableLimit(config.data.max_unreadable_fraction)
     if args.max_unreadable is not None:
@@ -129,6 +103,7 @@ def _evaluate(path: Path, args: argparse.Namespace) -> None:
     run_dir = run_dir_of(path)
     trial_sets = _trial_sets(run_dir, args)
     check_speaker_overlap(run_dir, trial_sets)
+    # Files of a run are named by the list, so another list of that name would replace them.
     if args.output_dir is None:
         check_trial_checksums(run_dir, trial_sets, scoring)
     if rank() == 0:
@@ -136,6 +111,7 @@ def _evaluate(path: Path, args: argparse.Namespace) -> None:
     device = resolve_device(args.device, "--device ")
     network = network.to(device)
     filterbank = Filterbank(SAMPLE_RATE, MEL_BINS).to(device)
+    # With --output-dir nothing is written into RUN, which may be somebody else's.
     cache = EmbeddingCache((args.output_dir or run_dir) / EMBEDDINGS_DIR, network, config.model_settings)
     # Another normalization gives scores of another scale, so the calibration is fitted anew too.
     if backend.top_n != (scoring.top_n if scoring.score_norm == "as_norm" else 0):
@@ -147,6 +123,7 @@ def _evaluate(path: Path, args: argparse.Namespace) -> None:
     results = evaluate_trial_sets(
         network, filterbank, trial_sets, backend, scoring, limit=limit, output_dir=output_dir, cache=cache
     )
+    # The first process has the results.
     if rank() > 0:
         return
     for result in results:
@@ -154,6 +131,7 @@ def _evaluate(path: Path, args: argparse.Namespace) -> None:
     if args.output_dir is not None:
         print(f"scores in {output_dir}")
         return
+    # Figures of many lists take a while, so an unchanged report stays.
     changed = update_evaluations_file(run_dir, results) or not (run_dir / "report.html").is_file()
     if changed and (run_dir / "results.json").is_file():
         refresh_report(run_dir)
@@ -166,6 +144,7 @@ def _trial_sets(run_dir: Path, args: argparse.Namespace) -> list[TrialSet]:
     trial_sets = trial_sets_from_files(args.audio_root, args.trials, sexes) if args.trials else []
     trial_sets += parse_trial_sets(args.trial_sets, run_dir, sexes)
     trial_sets = trial_sets or run_trial_sets(run_dir)
+    # Score files are named by the list.
     names = [trial_set.trials.name for trial_set in trial_sets]
     if len(set(names)) < len(names):
         raise ValueError(f"expected lists of different names, got {', '.join(names)}")
@@ -174,15 +153,11 @@ def _trial_sets(run_dir: Path, args: argparse.Namespace) -> list[TrialSet]:
 
 def _scoring_config(scoring: ScoringConfig, args: argparse.Namespace) -> ScoringConfig:
     """Return a run's scoring settings, changed as the command line says."""
-    if args.score_norm is not None:
-        scoring = replace(scoring, score_norm=args.score_norm)
-    if args.enrollment is not None:
-        scoring = replace(scoring, enrollment=args.enrollment)
-    if args.top_n is not None:
-        if scoring.score_norm != "as_norm":
-            raise ValueError(f"--top-n {args.top_n} is for --score-norm as_norm")
-        scoring = replace(scoring, top_n=args.top_n)
-    return scoring
+    # By the names of their settings.
+    changes = {name: getattr(args, name) for name in ("score_norm", "enrollment", "top_n")}
+    if args.top_n is not None and (args.score_norm or scoring.score_norm) != "as_norm":
+        raise ValueError(f"--top-n {args.top_n} is for --score-norm as_norm")
+    return replace(scoring, **{name: value for name, value in changes.items() if value is not None})
 
 
 def _warn_of_same_names(run_dir: Path, trial_sets: Sequence[TrialSet]) -> None:
@@ -213,10 +188,8 @@ def _result_lines(result: TrialSetResult) -> Iterator[str]:
     speakers = f" of {result.speakers:,} speakers" if result.speakers is not None else ""
     yield f"  {result.trials:,} trials, {result.targets:,} targets{speakers}"
     if result.recordings_left_out:
-        yield (
-            f"  left out: {result.trials_left_out:,} trials; recordings that cannot be used: "
-            f"{result.recordings_left_out:,}"
-        )
+        unusable = f"recordings that cannot be used: {result.recordings_left_out:,}"
+        yield f"  left out: {result.trials_left_out:,} trials; {unusable}"
     yield f"  enrollment: {result.enrollment}; score normalization: {result.score_norm}"
     for cost in result.dcf:
         dcf_interval = _format_interval(cost["min_dcf_interval"], ".3f")

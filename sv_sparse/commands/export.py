@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from sv_sparse import __version__
-from sv_sparse.commands.common import add_model_class_argument
+from sv_sparse.commands.common import add_model_class_argument, check_output
 from sv_sparse.config.schema import Config, PreparedDataConfig
 from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.manifest import Manifest
+from sv_sparse.evaluation.evaluate import read_json
 from sv_sparse.evaluation.load import load_network
 from sv_sparse.export.onnx import FRONTENDS, export_onnx
 from sv_sparse.export.package import write_package
@@ -27,37 +28,22 @@ from sv_sparse.models.features import MEL_BINS, Filterbank
 from sv_sparse.runtime.decision import LIMITS_OF_USE, SYNTHETIC
 from sv_sparse.runtime.sparse_codec import DTYPES
 
-# Utterances that tell int8 the range of activations.
-NUM_CALIBRATION_CLIPS = 32
-CALIBRATION_CLIP_SECONDS = 6.0
+# Of training speech, which tells int8 the range of activations.
+_NUM_CALIBRATION_CLIPS = 32
+_CALIBRATION_CLIP_SECONDS = 6.0
+# Of results.json: what a card says about the run and each of its lists.
 _METRIC_KEYS = ("target_sparsity", "sparsity_network", "parameters", "nonzero_parameters", "seed")
-_EVALUATION_KEYS = (
-    "name",
-    "trials",
-    "targets",
-    "speakers",
-    "enrollment",
-    "score_norm",
-    "eer",
-    "eer_interval",
-    "dcf",
-)
+_EVALUATION_KEYS = ("name", "trials", "targets", "speakers", "enrollment", "score_norm", "eer", "eer_interval", "dcf")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sv-sparse export``."""
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or a network file in one")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="model.safetensors or model.onnx")
-    parser.add_argument(
-        "--dtype",
-        choices=list(DTYPES),
-        help="type that the weights of a .safetensors are rounded to; default: fp32, which keeps every bit",
-    )
-    parser.add_argument(
-        "--frontend",
-        choices=FRONTENDS,
-        help="frontend of an .onnx: included (the input is a waveform; the default) or none (a filterbank)",
-    )
+    dtype_help = "type that the weights of a .safetensors are rounded to; default: fp32, which keeps every bit"
+    parser.add_argument("--dtype", choices=list(DTYPES), help=dtype_help)
+    frontend_help = "frontend of an .onnx: included (the input is a waveform; the default) or none (a filterbank)"
+    parser.add_argument("--frontend", choices=FRONTENDS, help=frontend_help)
     parser.add_argument("--int8", action="store_true", help="write an .onnx with products in eight bits")
     parser.add_argument("--license", default="not stated", help="license of the network, for its card")
     parser.add_argument("--trained-on", help="training data in words, for the card; default: by the run's settings")
@@ -65,54 +51,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run ``sv-sparse export``.
-
-    Raises:
-        ValueError: An argument is not allowed, or the run cannot be read; the message names it.
-        OSError: A file cannot be read or written.
-    """
+    """Run ``sv-sparse export``."""
     output: Path = args.output
-    if output.suffix not in {".safetensors", ".onnx"}:
-        raise ValueError(f"--output {output}: expected a name that ends in .safetensors or .onnx")
-    if not output.parent.is_dir():
-        raise ValueError(f"--output {output}: there is no folder {output.parent}")
+    check_output(output, ".safetensors", ".onnx")
     is_package = output.suffix == ".safetensors"
+    # An option of the other format would be ignored in silence.
     for name in ("frontend", "int8") if is_package else ("dtype",):
         if getattr(args, name):
             raise ValueError(f"--{name} is not for a {output.suffix}, which --output {output} asks for")
-    run_dir, network_path = args.run.parent.parent, args.run
-    if args.run.is_dir():
-        run_dir, network_path = args.run, args.run / "checkpoints" / "model.pt"
+    # Network files lie in RUN/checkpoints.
+    run_dir = args.run if args.run.is_dir() else args.run.parent.parent
     trusted = () if args.model_class is None else (args.model_class,)
-    network, backend, config = load_network(network_path, trusted)
+    network, backend, config = load_network(args.run, trusted)
     card = make_card(run_dir, config, license_name=args.license, trained_on=args.trained_on)
     if is_package:
-        write_package(
-            output,
-            network,
-            config.model_settings,
-            backend,
-            card,
-            features={"sample_rate": SAMPLE_RATE, "mel_bins": MEL_BINS},
-            dtype=args.dtype or "fp32",
-            model_class=args.model_class,
-        )
+        features = {"sample_rate": SAMPLE_RATE, "mel_bins": MEL_BINS}
+        options = {"features": features, "dtype": args.dtype or "fp32", "model_class": args.model_class}
+        write_package(output, network, config.model_settings, backend, card, **options)
     else:
         write_onnx(output, network, card, run_dir, frontend=args.frontend or "included", int8=args.int8)
     size = output.stat().st_size
+    # Training stores four bytes a number.
     dense_size = sum(value.numel() * 4 for value in network.state_dict().values() if value.is_floating_point())
     ratio = f", {dense_size / size:.1f} times smaller" if size < dense_size else ""
     print(f"{output}: {size / 1e6:.2f} MB{ratio}; the network as it was trained has {dense_size / 1e6:.1f} MB")
 
 
 def write_onnx(
-    path: Path,
-    network: nn.Module,
-    card: dict[str, Any],
-    run_dir: Path,
-    *,
-    frontend: str = "included",
-    int8: bool = False,
+    path: Path, network: nn.Module, card: dict[str, Any], run_dir: Path, *, frontend: str, int8: bool
 ) -> None:
     """Write a network as an ONNX file.
 
@@ -120,18 +86,18 @@ def write_onnx(
         path: The file.
         network: Network from filterbank [B, F, T] to embedding [B, E].
         card: Plain data for the file's metadata.
-        run_dir: Folder of its run, whose training utterances tell int8 the range of activations.
+        run_dir: Folder of its run, whose training utterances int8 needs.
         frontend: ``included`` or ``none``, as of ``export_onnx``.
         int8: Compute products in eight bits.
 
     Raises:
         ValueError: The packages for ONNX are missing, or the run's recordings are gone.
-        OSError: A file cannot be read or written.
     """
     metadata = {"card": json.dumps(card, allow_nan=False)}
     if not int8:
         export_onnx(network, path, frontend=frontend, metadata=metadata)
         return
+    # onnxruntime quantizes a file, not a network.
     with TemporaryDirectory() as temporary:
         float32_path = Path(temporary) / "float32.onnx"
         export_onnx(network, float32_path, frontend=frontend, metadata=metadata)
@@ -139,14 +105,14 @@ def write_onnx(
 
 
 def calibration_inputs(
-    run_dir: Path, frontend: str, num_utterances: int = NUM_CALIBRATION_CLIPS
+    run_dir: Path, frontend: str, num_utterances: int = _NUM_CALIBRATION_CLIPS
 ) -> Iterator[np.ndarray]:
     """Yield some of a run's training utterances, as an ONNX file takes them.
 
     Args:
         run_dir: Folder of the run.
         frontend: ``included``: waveforms [1, S]; ``none``: filterbanks [1, F, T].
-        num_utterances: Number of utterances, spread over the manifest. Default: 32.
+        num_utterances: Number of utterances. Default: 32.
 
     Raises:
         ValueError: The run has no manifest.
@@ -156,13 +122,15 @@ def calibration_inputs(
     manifest = Manifest(run_dir / "manifest.parquet")
     filterbank = Filterbank(SAMPLE_RATE, MEL_BINS)
     rows = manifest.split("train")
+    # Spread over the manifest, since neighbors are of one speaker.
     for row in rows[:: max(1, len(rows) // num_utterances)][:num_utterances]:
         try:
             samples = read_utterance(manifest.segments(row))
         except ValueError as error:
+            # The range of activations is as well known without one recording.
             print(f"left out: {error}", file=sys.stderr)
             continue
-        waveform = samples[None, : round(CALIBRATION_CLIP_SECONDS * SAMPLE_RATE)]
+        waveform = samples[None, : round(_CALIBRATION_CLIP_SECONDS * SAMPLE_RATE)]
         if frontend == "none":
             with torch.no_grad():
                 waveform = filterbank(waveform)
@@ -173,14 +141,15 @@ def make_card(run_dir: Path, config: Config, *, license_name: str, trained_on: s
     """Return the card of a trained network: plain data about its training and its results.
 
     Args:
-        run_dir: Folder of its run, with results.json and environment.json.
+        run_dir: Folder of its run; results.json and environment.json may be missing.
         config: Settings of its run.
         license_name: License in words.
-        trained_on: Training data in words. Default: by the settings.
+        trained_on: Training data in words; None describes it by the settings.
     """
-    results = _read_json(run_dir / "results.json")
-    environment = _read_json(run_dir / "environment.json")
-    evaluations = [_select(evaluation, _EVALUATION_KEYS) for evaluation in results.get("evaluations", {}).values()]
+    results = read_json(run_dir / "results.json")
+    evaluations = []
+    for evaluation in results.get("evaluations", {}).values():
+        evaluations.append({key: evaluation[key] for key in _EVALUATION_KEYS})
     return {
         "name": config.run_name,
         "license": license_name,
@@ -189,25 +158,17 @@ def make_card(run_dir: Path, config: Config, *, license_name: str, trained_on: s
         "limits_of_use": LIMITS_OF_USE,
         "training": results.get("training", {}),
         "scoring": results.get("scoring", {}),
-        "metrics": _select(results, _METRIC_KEYS),
+        "metrics": {key: results[key] for key in _METRIC_KEYS if key in results},
         "evaluations": evaluations,
-        "commit": environment.get("commit"),
+        "commit": read_json(run_dir / "environment.json").get("commit"),
         "sv_sparse": __version__,
         "exported": datetime.now(UTC).date().isoformat(),
     }
 
 
-def _select(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    return {key: values[key] for key in keys if key in values}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content
-
-
 def _describe_data(config: Config) -> str:
-    """Return the training data in words, without the folders of whoever trained."""
+    """Return the training data in words."""
+    # The last part of paths alone: the rest is about somebody's machine.
     data = config.data
     if config.is_synthetic:
         return "the demo corpus: synthetic voices"

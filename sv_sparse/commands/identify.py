@@ -5,15 +5,8 @@ import json
 import time
 from pathlib import Path
 
-from sv_sparse.commands.common import (
-    add_database_argument,
-    add_decision_arguments,
-    add_model_arguments,
-    load_verifier,
-    print_limits,
-    report_refused_input,
-)
-from sv_sparse.runtime.decision import NOT_DIFFERENT, Outcome, Verification
+from sv_sparse.commands import common
+from sv_sparse.runtime.decision import Verification
 from sv_sparse.runtime.speaker_db import UNKNOWN, SpeakerDatabase, default_path
 
 
@@ -21,36 +14,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sv-sparse identify``."""
     parser.add_argument("file", type=Path, metavar="FILE", help="a recording")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="number of speakers to print; default: 5")
-    add_database_argument(parser)
-    add_model_arguments(parser)
-    add_decision_arguments(parser)
+    common.add_database_argument(parser)
+    common.add_model_arguments(parser)
+    common.add_decision_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run ``sv-sparse identify``.
-
-    Raises:
-        ValueError: The model or the database cannot be read, the recording cannot be used, nobody is enrolled, or there
-            is no such threshold.
-    """
+    """Run ``sv-sparse identify``."""
     if args.top < 1:
         raise ValueError(f"--top must be at least 1, got {args.top}")
     path = args.database or default_path()
-    verifier = load_verifier(args)
+    verifier = common.load_verifier(args)
     enrollments = SpeakerDatabase(path).embeddings(verifier.fingerprint)
     if not enrollments:
         raise ValueError(f"{path}: nobody is enrolled; sv-sparse enroll NAME FILE... enrolls a speaker")
     start_time = time.perf_counter()
-    with report_refused_input(args):
-        verifications = verifier.identify(
-            args.file,
-            list(enrollments.values()),
-            prior=args.prior,
-            target_far=args.target_far,
-            threshold=args.threshold,
-        )
+    with common.report_refused_input(args):
+        decision = {"prior": args.prior, "target_far": args.target_far, "threshold": args.threshold}
+        verifications = verifier.identify(args.file, list(enrollments.values()), **decision)
     ranking = sorted(zip(enrollments, verifications, strict=True), key=_evidence, reverse=True)
     best_name, best = ranking[0]
+    # Without a threshold there is no answer, only a ranking.
     answer = None
     if best.accepted is not None:
         answer = best_name if best.accepted else UNKNOWN
@@ -59,17 +43,18 @@ def main(args: argparse.Namespace) -> None:
         speakers = []
         for name, verification in ranking[: args.top]:
             speakers.append({"name": name} | verification.to_dict())
-        decision = {"outcome": best.outcome, "answer": answer, "known": best.accepted}
-        print(json.dumps(decision | verifier.basis | {"speakers": speakers}, ensure_ascii=False))
+        outcome = {"outcome": best.outcome, "answer": answer, "known": best.accepted}
+        # Names in the letters that they were enrolled with.
+        print(json.dumps(outcome | verifier.basis | {"speakers": speakers}, ensure_ascii=False))
         return
-    print(answer or f"{best.outcome}: the model has no threshold; --threshold sets one")
+    print(answer or common.describe_decision(best))
     for name, verification in ranking[: args.top]:
         print(f"  {name}: {_describe(verification)}")
     if verifier.basis["calibration"] is not None:
         print(f"log-likelihood ratios by {verifier.basis['calibration']}")
     if best.threshold is not None:
-        print(_threshold_line(best, len(ranking)))
-    print_limits(verifier)
+        print(common.describe_decision(best, len(ranking)))
+    common.print_limits(verifier)
     print(f"{seconds:.3f} seconds")
 
 
@@ -83,17 +68,3 @@ def _describe(verification: Verification) -> str:
     if verification.llr is None:
         return score
     return f"log-likelihood ratio {verification.llr:.2f}, probability {verification.probability:.2%}, {score}"
-
-
-def _threshold_line(best: Verification, num_speakers: int) -> str:
-    line = f"{best.outcome}: threshold {best.threshold:.2f}"
-    if best.target_far is not None:
-        # The union bound: a stranger is compared with each speaker.
-        joint_far = min(1.0, num_speakers * best.target_far)
-        line += (
-            f", for a false-alarm rate of {100 * best.target_far:g}% a speaker: "
-            f"up to {joint_far:.2%} for {num_speakers} together"
-        )
-    if best.outcome == Outcome.NOT_ACCEPTED:
-        line += f"; {NOT_DIFFERENT}"
-    return line

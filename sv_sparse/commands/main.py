@@ -13,11 +13,10 @@ from sv_sparse.io import harden_output, install_command
 
 
 class Command(NamedTuple):
-    """A command. Its module, of the same name, has ``add_arguments`` and ``main``; it is imported only when it runs.
+    """Command whose module, of the same name, has ``add_arguments`` and ``main``.
 
-    Attributes:
-        help: one line on what it does.
-        needs_train_extra: whether it needs the packages of the extra ``train``.
+    ``main`` raises ValueError for an argument or file that is not as expected, and OSError for one that cannot be
+    read or written; messages name it. Both become one line on stderr and exit status 2.
     """
 
     help: str
@@ -41,15 +40,12 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command.
-
-    Args:
-        arguments: the command line without the program's name; by default that of this process.
-    """
+    """Run a command; ``arguments`` are without the program's name, by default those of this process."""
     harden_output()
     arguments = sys.argv[1:] if arguments is None else arguments
     name = arguments[0] if arguments else ""
-    if name == "train":  # whose arguments Hydra reads
+    # Hydra reads the arguments of this one.
+    if name == "train":
         with _named_missing_package(name):
             module = import_module("sv_sparse.commands.train")
         module.main(arguments[1:])
@@ -65,16 +61,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def build_parser(arguments: list[str]) -> argparse.ArgumentParser:
-    """Return the parser of all commands but ``train``; only the command at hand has its arguments.
-
-    Args:
-        arguments: the command line without the program's name.
-    """
+    """Return the parser of all commands; only that of ``arguments[0]`` has its own arguments."""
     parser = argparse.ArgumentParser(prog="sv-sparse", description="Sparse speaker verification.")
     parser.add_argument("--version", action="version", version=f"sv-sparse {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=command.help)
+        # Other modules are not imported: torch alone takes seconds.
         if arguments[:1] == [name]:
             module = import_module(f"sv_sparse.commands.{name}")
             module.add_arguments(subparser)

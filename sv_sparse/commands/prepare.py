@@ -29,25 +29,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run ``sv-sparse prepare``.
-
-    Raises:
-        ValueError: a folder, list or archive is not as expected; names it.
-        OSError: a file cannot be read or written.
-    """
+    """Run ``sv-sparse prepare``."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     if args.what == "verify-archives":
         _verify_archives(args.files)
     elif args.what == "noise":
-        from sv_sparse.data.noise import build_noise_store  # noqa: PLC0415  # loads torch, which corpora do not need
+        # Loads torch, which corpora do not need.
+        from sv_sparse.data.noise import build_noise_store  # noqa: PLC0415
 
         counts = build_noise_store(args.root, args.out)
         print(", ".join(f"{count} {kind}" for kind, count in counts.items()))
-    elif args.what == "voxceleb":
-        options = {"to_flac": args.to_flac, "allow_partial": args.allow_partial}
-        prepare_voxceleb(args.root, args.out, lists=args.lists, **options)
     else:
-        prepare_cnceleb(args.root, args.out, to_flac=args.to_flac, allow_partial=args.allow_partial)
+        options = {"to_flac": args.to_flac, "allow_partial": args.allow_partial}
+        if args.what == "voxceleb":
+            prepare_voxceleb(args.root, args.out, lists=args.lists, **options)
+        else:
+            prepare_cnceleb(args.root, args.out, **options)
 
 
 def _verify_archives(paths: list[Path]) -> None:

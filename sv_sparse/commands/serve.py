@@ -29,37 +29,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: this computer alone")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
-    parser.add_argument(
-        "--allowed-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="name under which a reverse proxy offers the page, or NAME:PORT where the port is not 80 or 443; can be "
-        "repeated",
+    allowed_host_help = (
+        "name under which a reverse proxy offers the page, or NAME:PORT where the port is not 80 or 443; can be "
+        "repeated"
     )
+    parser.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help=allowed_host_help)
     for name, text in _SECONDS_AND_SIZES.items():
         default = getattr(_DEFAULTS, name)
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=float, default=default, metavar="X", help=f"{text}; default: {default:g}")
-    parser.add_argument(
-        "--max-concurrent",
-        type=int,
-        default=_DEFAULTS.max_concurrent,
-        metavar="N",
-        help=f"comparisons that are computed at once; further ones wait; default: {_DEFAULTS.max_concurrent}",
-    )
+    default = _DEFAULTS.max_concurrent
+    concurrent_help = f"comparisons that are computed at once; further ones wait; default: {default}"
+    parser.add_argument("--max-concurrent", type=int, default=default, metavar="N", help=concurrent_help)
     parser.epilog = _OTHER_LIMITS
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run ``sv-sparse serve`` until it is stopped.
-
-    Raises:
-        ValueError: A limit is not allowed, the model cannot be read, the port cannot be used, or the extra ``serve`` is
-            not installed.
-    """
+    """Run ``sv-sparse serve`` until it is stopped."""
     try:
-        from sv_sparse.runtime.server.app import make_app, make_server  # noqa: PLC0415  # needs the extra serve
+        # Needs the extra serve, without which --help still works.
+        from sv_sparse.runtime.server.app import make_app, make_server  # noqa: PLC0415
     except ModuleNotFoundError as error:
         if error.name not in {"starlette", "uvicorn"}:
             raise
@@ -67,32 +56,25 @@ def main(args: argparse.Namespace) -> None:
 
     if not 0 <= args.port < 65536:
         raise ValueError(f"--port must be 0 to 65535, got {args.port}")
-    limits = Limits(
-        max_seconds=args.max_seconds,
-        max_megabytes=args.max_megabytes,
-        max_concurrent=args.max_concurrent,
-        upload_seconds=args.upload_seconds,
-        queue_seconds=args.queue_seconds,
-        idle_seconds=args.idle_seconds,
-    )
+    seconds_and_sizes = {name: getattr(args, name) for name in _SECONDS_AND_SIZES}
+    limits = Limits(max_concurrent=args.max_concurrent, **seconds_and_sizes)
     verifier = load_verifier(args)
     app = make_app(verifier, limits, args.host, args.allowed_host)
     with _listen(args.host, args.port) as listener:
         address, port = listener.getsockname()[:2]
         if not ip_address(address).is_loopback:
             print(f"warning: with --host {args.host} anybody on the network can use this page", file=sys.stderr)
+        # RFC 3986: IPv6 addresses stand in brackets.
         url_host = f"[{address}]" if ":" in address else address
+        # Flushed, so that a program that waits for the address in a pipe gets it.
         print(f"http://{url_host}:{port}  (Ctrl-C ends it)", flush=True)
         make_server(app, limits).run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens.
-
-    Raises:
-        ValueError: The address cannot be used; the message says why.
-    """
+    """Return a socket that listens; an address that cannot be used is a ValueError."""
     try:
+        # A name may stand for an IPv6 address, which needs a socket of its own family.
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
     except OSError as error:

@@ -12,22 +12,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prepared", type=Path, help="a prepared folder")
     parser.add_argument("--out", type=Path, required=True, help="the folder of shards, itself a prepared folder")
     parser.add_argument("--utts-per-shard", type=int, default=UTTS_PER_SHARD, metavar="N", help="utterances per shard")
+    max_unreadable_help = (
+        "largest fraction of the recordings that may be left out because they cannot be used; 0 for none"
+    )
     parser.add_argument(
-        "--max-unreadable",
-        type=float,
-        default=DEFAULT_LIMIT.fraction,
-        metavar="FRACTION",
-        help="largest fraction of the recordings that may be left out because they cannot be used; 0 for none",
+        "--max-unreadable", type=float, default=DEFAULT_LIMIT.fraction, metavar="FRACTION", help=max_unreadable_help
     )
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run ``sv-sparse shard``.
-
-    Raises:
-        ValueError: an argument, the corpus or a shard is not as expected; names it.
-        OSError: a file cannot be read or written.
-    """
+    """Run ``sv-sparse shard``."""
+    # As a step of a range, 0 would be an error without the option's name.
     if args.utts_per_shard < 1:
         raise ValueError(f"--utts-per-shard must be 1 or more, got {args.utts_per_shard}")
     limit = UnreadableLimit(args.max_unreadable, DEFAULT_LIMIT.setting)

@@ -24,41 +24,35 @@ from sv_sparse.training.trainer import Trainer
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command.
-
-    Args:
-        arguments: settings and choices, and options of Hydra.
-    """
+    """Run ``sv-sparse train`` with settings and choices, and options of Hydra."""
     harden_output()
-    if "--help" in arguments or "-h" in arguments:
-        with report_errors():
-            print(format_help(arguments))
-        return
     with report_errors():
+        if "--help" in arguments or "-h" in arguments:
+            print(format_help(arguments))
+            return
         arguments = complete_command_line(arguments)
         register_init_sources(arguments)
         check_command_line(arguments)
-    sys.argv[1:] = arguments  # which Hydra reads
+    # Hydra reads its arguments here.
+    sys.argv[1:] = arguments
     run()
     exit_process()
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def run(composed: DictConfig) -> None:
-    """Train, finalize, evaluate and report one run; of a sweep, one job.
-
-    Args:
-        composed: the settings, as Hydra composed them.
-    """
+    """Train, finalize, evaluate and report one run, or one job of a sweep, with the settings that Hydra composed."""
     start_time = time.monotonic()
     disable_malloc_trim()
-    multiprocessing.set_start_method(None, force=True)  # not joblib's own, with which a job's processes cannot start
+    # Not joblib's own, with which a job's processes cannot start.
+    multiprocessing.set_start_method(None, force=True)
     with report_errors(), process_group():
         # One process opens the folder and reads the corpus; the others wait for what it did.
         opened = broadcast_from_rank0(lambda: open_run_dir(composed))
         config, folder = opened.config, opened.folder
         with logging_to(folder):
-            check_buildable(config, opened.trusted_classes)  # before hours of reading data
+            # Before hours of reading data (DECISIONS 88).
+            check_buildable(config, opened.trusted_classes)
             corpus = rank0_first(lambda: load_corpus(config, folder))
             setup = build_setup(config, folder, corpus, opened.trusted_classes)
             trainer = Trainer(setup, start_time)
@@ -67,6 +61,7 @@ def run(composed: DictConfig) -> None:
             backend = fit_backend(setup)
             trainer.state.save_network("model.pt", backend, metrics)
             evaluations = evaluate(setup, backend)
+            # The first process reports.
             if rank() > 0:
                 return
             results = build_results(

@@ -4,14 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from sv_sparse.commands.common import (
-    add_decision_arguments,
-    add_model_arguments,
-    load_verifier,
-    print_limits,
-    report_refused_input,
-)
-from sv_sparse.runtime.decision import NOT_DIFFERENT, Outcome, Verification
+from sv_sparse.commands import common
+from sv_sparse.runtime.decision import Verification
 from sv_sparse.runtime.verifier import Verifier
 
 
@@ -19,22 +13,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sv-sparse verify``."""
     parser.add_argument("enrollment", type=Path, metavar="ENROLLMENT", help="recording of the speaker")
     parser.add_argument("test", type=Path, metavar="TEST", help="recording that is compared with it")
-    add_model_arguments(parser)
-    add_decision_arguments(parser)
+    common.add_model_arguments(parser)
+    common.add_decision_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run ``sv-sparse verify``.
-
-    Raises:
-        ValueError: The model cannot be read, a recording cannot be used, or there is no such threshold.
-    """
-    verifier = load_verifier(args)
-    with report_refused_input(args):
+    """Run ``sv-sparse verify``."""
+    verifier = common.load_verifier(args)
+    with common.report_refused_input(args):
         verification = verifier.verify(
             args.enrollment, args.test, prior=args.prior, target_far=args.target_far, threshold=args.threshold
         )
     if args.json:
+        # JSON has neither NaN nor infinity.
         print(json.dumps(verification.to_dict() | verifier.basis, allow_nan=False))
     else:
         _print_verification(verification, verifier)
@@ -48,14 +39,6 @@ def _print_verification(verification: Verification, verifier: Verifier) -> None:
     else:
         print(f"log-likelihood ratio {verification.llr:.2f}, by {verifier.basis['calibration']}")
         print(f"probability of one speaker {verification.probability:.2%}, from a prior of {verification.prior:.2%}")
-    if verification.threshold is None:
-        print(f"{verification.outcome}: the model has no threshold; --threshold sets one")
-    else:
-        line = f"{verification.outcome}: threshold {verification.threshold:.2f}"
-        if verification.target_far is not None:
-            line += f", for a false-alarm rate of {100 * verification.target_far:g}%"
-        if verification.outcome == Outcome.NOT_ACCEPTED:
-            line += f"; {NOT_DIFFERENT}"
-        print(line)
-    print_limits(verifier)
+    print(common.describe_decision(verification))
+    common.print_limits(verifier)
     print(f"{verification.seconds:.3f} seconds")

@@ -12,11 +12,11 @@ from torch.utils.flop_counter import flop_registry
 
 from sv_sparse.models.features import FRAMES_PER_SECOND, MEL_BINS
 
-SECONDS = 3.0  # of speech, for multiply-accumulates and latency
+# Of speech, for multiply-accumulates and latency.
+SECONDS = 3.0
 _NUM_TIMING_ROUNDS = 9
-_VALUE_BYTES = 4  # of a float32 weight
-_COLUMN_BYTES = 2  # of its column's index
-_ROW_BYTES = 4  # of the offset at which a row begins
+# Of a float32 weight, its column's index, and the offset at which a row begins.
+_VALUE_BYTES, _COLUMN_BYTES, _ROW_BYTES = 4, 2, 4
 
 
 @torch.no_grad()
@@ -29,11 +29,9 @@ def measure_complexity(network: nn.Module, weights: Mapping[str, Tensor], head: 
         head: classifier that is thrown away after training; only its parameters are counted.
 
     Returns:
-        ``layers`` has for each weight ``parameters``, ``zeros``, ``channels`` and ``inputs`` with the
-        ``dead_channels`` and ``dead_inputs`` among them that are all zeros, ``macs`` for SECONDS of
-        speech, ``nonzero_macs`` without those by zeros, ``bytes`` and ``compressed_bytes``. ``size``
-        has the same for the saved network, ``head_parameters``, and the measured ``latency`` of a
-        single utterance, where zeros are computed like any number.
+        ``layers``: for each weight ``parameters``, ``zeros``, output ``channels`` and ``inputs`` with the ``dead``
+        ones that are all zeros, ``macs`` for SECONDS of speech, ``nonzero_macs`` without those by zeros, ``bytes``
+        and ``compressed_bytes``. ``size``: the same for the saved network, and the ``latency`` of an utterance.
     """
     network.eval()
     device = next(network.parameters()).device
@@ -62,19 +60,12 @@ def measure_complexity(network: nn.Module, weights: Mapping[str, Tensor], head: 
 
 
 class _MacCounter(TorchDispatchMode):
-    """Counter of multiply-accumulates by weight; torch's own counter knows only modules.
+    """Counter of the multiply-accumulates, and of those by nonzeros, for each weight by name."""
 
-    Args:
-        weights: convolution and linear weights by name.
-
-    Attributes:
-        macs: multiply-accumulates by name.
-        nonzero_macs: those by weights that are not zero.
-    """
-
+    # torch's own counter knows only modules.
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        # Memory identifies a weight, since layers may multiply by slices of it.
+        # Memory identifies a weight, since layers may multiply by slices of it (DECISIONS 52).
         self._names = {weight.untyped_storage().data_ptr(): name for name, weight in weights.items()}
         self.macs = dict.fromkeys(weights, 0)
         self.nonzero_macs = dict.fromkeys(weights, 0)
@@ -87,7 +78,8 @@ class _MacCounter(TorchDispatchMode):
         # torch counts a multiply-accumulate as two operations.
         macs = flop_registry[func.overloadpacket](*args, **kwargs, out_val=output) // 2
         for arg in args:
-            if not isinstance(arg, Tensor) or arg.ndim < 2:  # a bias has one dimension
+            # A bias has one dimension.
+            if not isinstance(arg, Tensor) or arg.ndim < 2:
                 continue
             name = self._names.get(arg.untyped_storage().data_ptr())
             if name is not None:
@@ -97,7 +89,8 @@ class _MacCounter(TorchDispatchMode):
 
 
 def _layer_size(weight: Tensor) -> dict[str, int]:
-    is_nonzero = weight.flatten(2).any(2) if weight.ndim > 2 else weight != 0  # [outputs, inputs]
+    # [outputs, inputs]: a convolution's input is dead if all its taps are zero.
+    is_nonzero = weight.flatten(2).any(2) if weight.ndim > 2 else weight != 0
     nnz = int(weight.count_nonzero())
     return {
         "parameters": weight.numel(),
@@ -112,19 +105,12 @@ def _layer_size(weight: Tensor) -> dict[str, int]:
 
 
 def compressed_bytes(numel: int, nnz: int, num_rows: int) -> int:
-    """Compute the bytes of a float32 weight without its zeros.
-
-    Positions are a bit per value or a column index per nonzero, whichever is smaller; the result is
-    never more than the dense weight's bytes.
-
-    Args:
-        numel: number of values.
-        nnz: number of values that are not zero.
-        num_rows: number of output channels.
+    """Compute the bytes of a float32 weight without its zeros, at most those of the dense weight.
 
     >>> compressed_bytes(numel=1000, nnz=100, num_rows=10)
     525
     """
+    # Positions are a bit per value, or as in CSR a column index per nonzero, whichever is smaller.
     bitmap_bytes = -(-numel // 8)
     index_bytes = _COLUMN_BYTES * nnz + _ROW_BYTES * (num_rows + 1)
     return min(_VALUE_BYTES * numel, _VALUE_BYTES * nnz + min(bitmap_bytes, index_bytes))

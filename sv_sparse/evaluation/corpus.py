@@ -18,24 +18,14 @@ from sv_sparse.evaluation.leakage import check_speaker_overlap, check_validation
 
 @dataclass
 class Corpus:
-    """Training speech and trial lists of a run.
-
-    Attributes:
-        manifest: table of the utterances, with their splits.
-        trial_sets: trial lists that the run is evaluated on.
-    """
+    """Table of a run's utterances with their splits, and the trial lists that it is evaluated on."""
 
     manifest: Manifest
     trial_sets: list[TrialSet]
 
 
 def corpus_summary(config: Config) -> dict[str, Any]:
-    """Return a run's corpus as plain data, for results.json.
-
-    Returns:
-        ``name``; ``synthetic``, True for made-up voices; ``path`` of the prepared folder or of the
-        recordings; ``train``, the training subsets, or None if there are none; ``trials``, the lists.
-    """
+    """Return a run's corpus as plain data, for results.json; a folder of recordings has no training subsets."""
     data = config.data
     is_prepared = isinstance(data, PreparedDataConfig)
     return {
@@ -48,41 +38,32 @@ def corpus_summary(config: Config) -> dict[str, Any]:
 
 
 def _as_list(value: str | list[str]) -> list[str]:
-    """Return a setting that is a name or a list of names as a list."""
+    # A setting is a name or a list of names.
     return [value] if isinstance(value, str) else list(value)
 
 
 def load_corpus(config: Config, run_dir: Path) -> Corpus:
-    """Load a run's corpus; a new run writes its manifest, a resumed one reads it.
+    """Load a run's corpus: a new run writes ``manifest.parquet`` into its folder, a resumed one reads it.
 
     A synthetic corpus is made first if it is not there.
 
-    Args:
-        config: settings of the run.
-        run_dir: folder for ``manifest.parquet``.
-
     Raises:
         ValueError: a folder or list is not as expected; names the setting.
-        OSError: a file cannot be read or written.
     """
     data = config.data
     names = _as_list(data.trial_lists)
+    # Results are named by the list.
     stems = {Path(name.rpartition(":")[2]).stem for name in names}
-    if not names or len(stems) < len(names):  # results are named by the list
+    if not names or len(stems) < len(names):
         raise ValueError(f"data.trial_lists={data.trial_lists}: expected one list or several of different names")
     # A resumed run keeps its manifest, so that the same speakers stay held out.
     manifest_path = run_dir / "manifest.parquet"
+    options: dict[str, Any] = {"val_fraction": data.val_fraction, "seed": config.val_seed, "out": manifest_path}
     if isinstance(data, PreparedDataConfig):
         trial_sets = load_trial_sets(data.prepared_dir, names)
         if not manifest_path.is_file():
-            write_run_manifest(
-                data.prepared_dir,
-                train_subsets=_as_list(data.train_subsets),
-                trial_sets=trial_sets,
-                val_fraction=data.val_fraction,
-                seed=config.val_seed,
-                out=manifest_path,
-            )
+            subsets = _as_list(data.train_subsets)
+            write_run_manifest(data.prepared_dir, train_subsets=subsets, trial_sets=trial_sets, **options)
         manifest = Manifest(manifest_path)
     else:
         if not manifest_path.is_file():
@@ -90,17 +71,15 @@ def load_corpus(config: Config, run_dir: Path) -> Corpus:
                 make_demo_corpus(data.cache_dir, **vars(data.synthesize))
             scan_folder(
                 data.root,
-                # Speakers of these lists are not trained on.
-                trial_lists=[name for name in names if not is_prepared_reference(name)],
+                # Speakers of these lists are not trained on. DECISIONS 30
+                trial_lists=[name for name in names if not _is_prepared_reference(name)],
                 train_utterances=data.train_utterances,
-                val_fraction=data.val_fraction,
-                seed=config.val_seed,
                 max_unreadable_fraction=data.max_unreadable_fraction,
-                out=manifest_path,
+                **options,
             )
         manifest = Manifest(manifest_path)
         sexes = read_sexes(data.speaker_metadata) if data.speaker_metadata is not None else {}
-        trial_sets = [load_trial_set(name, manifest, sexes) for name in names]
+        trial_sets = [_load_trial_set(name, manifest, sexes) for name in names]
     if config.init_from is not None:
         origin = Path(config.init_from)
         check_speaker_overlap(origin, trial_sets, "init_from=")
@@ -108,24 +87,16 @@ def load_corpus(config: Config, run_dir: Path) -> Corpus:
     return Corpus(manifest, trial_sets)
 
 
-def is_prepared_reference(name: str) -> bool:
+def _is_prepared_reference(name: str) -> bool:
     """Return True if a list is one of a prepared folder, ``FOLDER:list``, and not a file."""
+    # A colon may also be in the name of a file.
     folder = name.rpartition(":")[0]
     return bool(folder) and Path(folder, "manifest.parquet").is_file()
 
 
-def load_trial_set(name: str, manifest: Manifest, sexes: Mapping[str, str]) -> TrialSet:
-    """Load a trial list of a run on a folder of recordings.
-
-    Args:
-        name: the list's file, or ``FOLDER:list`` of a prepared folder.
-        manifest: manifest of the run.
-        sexes: sex by speaker, as far as it is known.
-
-    Raises:
-        ValueError: the run trains on speakers of a prepared folder's list.
-    """
-    if not is_prepared_reference(name):
+def _load_trial_set(name: str, manifest: Manifest, sexes: Mapping[str, str]) -> TrialSet:
+    """Load a trial list, a file or ``FOLDER:list``, of a run on a folder of recordings."""
+    if not _is_prepared_reference(name):
         return TrialSet.from_manifest(read_trials(name), manifest, sexes)
     (trial_set,) = load_trial_sets("", [name])
     # A published list whose speakers are trained on is a mistake, not a wish. DECISIONS 30

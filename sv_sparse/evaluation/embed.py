@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -23,11 +23,15 @@ from sv_sparse.distributed import all_gather_objects, broadcast_from_rank0, rank
 from sv_sparse.evaluation.embedding_cache import EmbeddingCache
 from sv_sparse.scoring.arrays import BoolArray, Float32Array
 
-Group = tuple[list[int], Tensor]  # positions, and their waveforms [B, S] of equal length
+# Positions of utterances, and their waveforms [B, S] of equal length.
+Group = tuple[list[int], Tensor]
 
-_PREFETCH = 64  # utterances in a block
-_BATCH_SIZE = 16  # utterances of equal length
-_MAX_NAMED = 3  # recordings in an error message; the log names all
+# Utterances in a block, which is read while the one before is embedded.
+_PREFETCH = 64
+# Utterances of equal length.
+_BATCH_SIZE = 16
+# Recordings in an error message; the log names all.
+_MAX_NAMED = 3
 _NONE_ALLOWED = UnreadableLimit(0.0)
 
 logger = logging.getLogger(__name__)
@@ -70,9 +74,8 @@ def embed(
 ) -> Embeddings:
     """Compute embeddings of whole utterances, in float32 and without padding.
 
-    A recording that cannot be read, is too short for the network, or gets an embedding that is not
-    finite is named in a warning and left out. Several processes share the work; all of them get all
-    embeddings, equal to the last bit to those of a single process on the same hardware.
+    A recording that cannot be read, is too short, or gets an embedding that is not finite is named in a warning and
+    left out. Several processes share the work; all get all embeddings, to the last bit those of a single process.
 
     Args:
         network: filterbank [B, F, T] to embedding [B, E]; it is put into evaluation mode.
@@ -95,13 +98,8 @@ def embed(
         cached.pop(position, None)
     computed: dict[int, Float32Array] = {}
     blocks = _rank_blocks(utterances, {*cached, *unusable})
-    progress = tqdm(
-        total=sum(map(len, blocks)),
-        desc=title,
-        unit="utt",
-        leave=False,
-        disable=rank() > 0 or not sys.stderr.isatty(),
-    )
+    is_silent = rank() > 0 or not sys.stderr.isatty()
+    progress = tqdm(total=sum(map(len, blocks)), desc=title, unit="utt", leave=False, disable=is_silent)
     with progress, _per_thread_map(device) as thread_map:
         try:
             for groups, unreadable in _read_blocks(utterances, blocks):
@@ -114,6 +112,7 @@ def embed(
                 if cache is not None:
                     cache.put({position: utterances[position] for position in block}, block)
                 progress.update(len(block) + len(unreadable))
+                # The error is certain, so the rest need not be embedded.
                 if len(reasons) > limit.max_count(len(utterances)):
                     break
         finally:
@@ -134,7 +133,7 @@ def embed(
 
 
 def _report_unusable(reasons: Mapping[int, str], num_recordings: int, limit: UnreadableLimit, title: str) -> None:
-    """Warn of each recording that is left out, and raise a ValueError if they are more than the limit allows."""
+    """Warn of each recording that is left out; more than the limit allows are a ValueError."""
     for reason in reasons.values():
         logger.warning("left out of the %s: %s", title, reason)
     max_unusable = limit.max_count(num_recordings)
@@ -154,24 +153,22 @@ def _embed_group(
     device = next(network.parameters()).device
     try:
         rows = network(filterbank(waveforms.to(device))).float().cpu().numpy()
-    except ValueError as error:  # too short for the filterbank or the network
+    except ValueError as error:
+        # Too short for the filterbank or the network.
         return {}, {position: f"{utterances[position][0].path}: {error}" for position in positions}
-    embeddings: dict[int, Float32Array] = {}
-    reasons: dict[int, str] = {}
-    for position, row in zip(positions, rows, strict=True):
-        if np.isfinite(row).all():
-            embeddings[position] = row
-        else:
+    embeddings = dict(zip(positions, rows, strict=True))
+    reasons = {}
+    for position in positions:
+        if not np.isfinite(embeddings[position]).all():
+            del embeddings[position]
             reasons[position] = f"{utterances[position][0].path}: its embedding is not finite"
     return embeddings, reasons
 
 
 @contextmanager
 def _per_thread_map(device: torch.device) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Give a ``map`` that runs each call in a thread of its own.
-
-    On a CPU with several threads, an utterance per thread is faster than all threads for each utterance.
-    """
+    """Give a ``map`` that runs each call in a thread of its own."""
+    # On a CPU, an utterance per thread is faster than all threads for each utterance.
     num_threads = torch.get_num_threads() if device.type == "cpu" else 1
     if num_threads == 1:
         yield map
@@ -197,11 +194,8 @@ def _per_thread_map(device: torch.device) -> Iterator[Callable[..., Iterable[Any
 
 def _rank_blocks(utterances: Sequence[Sequence[AudioSegment]], settled: Container[int]) -> list[list[int]]:
     """Return this process's blocks of positions to embed, the longest utterances first."""
-
-    def num_samples(position: int) -> int:
-        return sum(part.samples for part in utterances[position])
-
-    order = sorted(range(len(utterances)), key=num_samples, reverse=True)
+    num_samples = [sum(part.samples for part in parts) for parts in utterances]
+    order = sorted(range(len(utterances)), key=num_samples.__getitem__, reverse=True)
     blocks = []
     # Blocks are cut before settled utterances are left out: an interruption, or a recording that fails
     # each time, then does not change which utterances are embedded together. In another batch the
@@ -216,41 +210,27 @@ def _rank_blocks(utterances: Sequence[Sequence[AudioSegment]], settled: Containe
 def _read_blocks(
     utterances: Sequence[Sequence[AudioSegment]], blocks: Sequence[Sequence[int]]
 ) -> Iterator[tuple[list[Group], dict[int, str]]]:
-    """Yield the groups of each block, and the reasons of the utterances that cannot be read.
-
-    The next block is read while the caller works on the present one.
-    """
+    """Yield the groups of each block, and the reasons of the utterances that cannot be read."""
     # Decoding releases Python's lock, so threads are enough.
     with ThreadPoolExecutor(2) as pool:
-
-        def submit(index: int) -> list[Future[Tensor | str]]:
-            if index >= len(blocks):
-                return []
-            return [pool.submit(_read_waveform, utterances[position]) for position in blocks[index]]
-
-        pending = submit(0)
-        for index, block in enumerate(blocks):
-            waveforms: list[tuple[int, Tensor]] = []
-            unreadable: dict[int, str] = {}
-            for position, future in zip(block, pending, strict=True):
-                result = future.result()
-                if isinstance(result, str):
-                    unreadable[position] = result
-                else:
-                    waveforms.append((position, result))
-            pending = submit(index + 1)
-            yield _groups_of_equal_length(waveforms), unreadable
+        futures: list[Future[Tensor | str]] = []
+        for block, next_block in pairwise([[], *blocks, []]):
+            results = dict(zip(block, [future.result() for future in futures], strict=True))
+            # The next block is read while the caller works on this one.
+            futures = [pool.submit(_read_waveform, utterances[position]) for position in next_block]
+            unreadable = {position: result for position, result in results.items() if isinstance(result, str)}
+            waveforms = [(position, result) for position, result in results.items() if isinstance(result, Tensor)]
+            if results:
+                yield _groups_of_equal_length(waveforms), unreadable
 
 
 def _groups_of_equal_length(waveforms: list[tuple[int, Tensor]]) -> list[Group]:
     """Batch waveforms of equal length, so that none is padded."""
-
-    def length(item: tuple[int, Tensor]) -> int:
-        return len(item[1])
-
+    by_length: dict[int, list[tuple[int, Tensor]]] = {}
+    for position, waveform in waveforms:
+        by_length.setdefault(len(waveform), []).append((position, waveform))
     groups = []
-    for _, items in groupby(sorted(waveforms, key=length), key=length):
-        members = list(items)
+    for _, members in sorted(by_length.items()):
         for start in range(0, len(members), _BATCH_SIZE):
             positions, batch = zip(*members[start : start + _BATCH_SIZE], strict=True)
             groups.append((list(positions), torch.stack(batch)))
@@ -267,17 +247,11 @@ def _read_waveform(utterance: Sequence[AudioSegment]) -> Tensor | str:
 
 @torch.no_grad()
 def mean_embedding(network: nn.Module, features: Iterable[Tensor]) -> Float32Array:
-    """Compute the mean embedding of training crops, which scoring subtracts.
+    """Compute the mean embedding, float32 [E], of training crops, which scoring subtracts.
 
     Args:
         network: filterbank [B, F, T] to embedding [B, E]; it is put into evaluation mode.
-        features: filterbanks [B, F, T] on the network's device.
-
-    Returns:
-        float32 [E].
-
-    Raises:
-        ValueError: there are no crops.
+        features: filterbanks [B, F, T] on the network's device; none is a ValueError.
     """
     network.eval()
     outputs = [network(batch).float().cpu().numpy() for batch in features]

@@ -1,7 +1,6 @@
-"""Cache of embeddings on disk, by the network's weights and by the audio.
+"""Cache of embeddings on disk, by the network's weights and by the audio (DECISIONS 50).
 
-Each state of a network has a folder, with files of some thousand embeddings. Files are written whole
-or not at all and never become wrong, so the folder can be copied, and removed at any time.
+Each state of a network has a folder of files that never become wrong, so it can be copied, or removed at any time.
 """
 
 import hashlib
@@ -22,14 +21,16 @@ from sv_sparse.data.manifest import AudioSegment
 from sv_sparse.io import atomic_write, verify_crc
 from sv_sparse.scoring.arrays import Float32Array
 
-EMBEDDINGS_DIR = "embeddings"  # in a run folder
+# In a run folder.
+EMBEDDINGS_DIR = "embeddings"
 _KEY_BYTES = 16
 # The source files that decide an embedding, relative to the package. Their content is a part of the
 # model's key, so that a new version never takes embeddings of the old one.
 _SOURCES = ("evaluation/embed.py", "data/audio.py", "data/decoding.py", "data/layout.py", "models/**/*.py")
 # Errors of zipfile, zlib and numpy for damaged bytes. The last two come from headers with unknown values.
 _DAMAGE_ERRORS = (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, zlib.error)
-_FLUSH_SECONDS = 10  # a killed process loses no more
+# A killed process loses no more.
+_FLUSH_SECONDS = 10
 
 
 class EmbeddingCache:
@@ -38,8 +39,7 @@ class EmbeddingCache:
     Several processes may use a cache at once.
 
     Args:
-        cache_dir: folder for the embeddings of all networks, such as ``RUN/embeddings``; it is made
-            when something is put.
+        cache_dir: folder for the embeddings of all networks; it is made when something is put.
         network: network whose embeddings they are; its weights are read now.
         model: settings of the network.
 
@@ -63,7 +63,8 @@ class EmbeddingCache:
             ValueError: a file of the cache is damaged; names it.
         """
         stored = self._read()
-        if not stored:  # saves asking the file system for each utterance
+        # Saves asking the file system for each utterance.
+        if not stored:
             return {}
         cached = {}
         for position, parts in enumerate(utterances):
@@ -73,10 +74,8 @@ class EmbeddingCache:
         return cached
 
     def put(self, utterances: Mapping[int, Sequence[AudioSegment]], embeddings: Mapping[int, Float32Array]) -> None:
-        """Add embeddings [E] of utterances; they are on disk within seconds, or after ``flush``.
-
-        Either all embeddings of a call reach the disk or none.
-        """
+        """Add embeddings [E] of utterances; they are on disk within seconds, or after ``flush``."""
+        # All of a call reach the disk or none: a block that is embedded again has the same batches.
         for position, parts in utterances.items():
             self._pending[_utterance_key(parts)] = embeddings[position]
         if time.monotonic() - self._last_flush > _FLUSH_SECONDS:
@@ -137,9 +136,10 @@ def _utterance_key(parts: Sequence[AudioSegment]) -> bytes:
 
 
 def _file_stat(path: str) -> tuple[int, int] | None:
-    """Return size and modification time, or None for a missing file, which fails later when it is read."""
+    """Return size and modification time, or None for a missing file."""
     try:
         status = os.stat(path)
     except OSError:
+        # It fails later, when it is read, with a message that names it.
         return None
     return status.st_size, status.st_mtime_ns

@@ -25,7 +25,8 @@ from sv_sparse.scoring.cosine import average_enrollments
 
 Recording = tuple[AudioSegment, ...]
 
-_MAX_NAMED = 3  # recordings in a message
+# Recordings in a message.
+_MAX_NAMED = 3
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +45,7 @@ def evaluate_trial_sets(
 ) -> list[TrialSetResult]:
     """Embed all utterances of the lists, score each list, compute its metrics, and write its scores.
 
-    Trials of a recording that cannot be used are left out with a warning; the result is that of the other
-    trials. Several processes share the embedding; the first does all else.
+    Trials of a recording that cannot be used are left out with a warning.
 
     Args:
         network: filterbank [B, F, T] to embedding [B, E]; it is put into evaluation mode.
@@ -54,8 +54,7 @@ def evaluate_trial_sets(
         backend: back-end that scores embeddings.
         scoring: treatment of several enrollment utterances, and operating points.
         limit: number of recordings of all lists that may be left out.
-        output_dir: folder for ``<id>.txt`` with lines ``enrollment test score label``, and for
-            ``<id>.speakers`` if speakers are known; it is made. None writes nothing.
+        output_dir: folder for ``<id>.txt`` and ``<id>.speakers``, see ``score_files``; it is made. None writes nothing.
         cache: cache of embeddings.
         with_details: False leaves out intervals over speakers and the breakdown, which take most of the time.
 
@@ -76,14 +75,9 @@ def evaluate_trial_sets(
             if _lacks_samples(trial_set, utterance):
                 without_samples[position] = f"{trial_set.trials.utterances[utterance]}: {UNUSABLE}"
     embeddings = embed(
-        network,
-        filterbank,
-        list(position_of),
-        title="trial lists",
-        limit=limit,
-        cache=cache,
-        unusable=without_samples,
+        network, filterbank, list(position_of), title="trial lists", limit=limit, cache=cache, unusable=without_samples
     )
+    # Embedding takes nearly all of the time, so only that is shared.
     results: list[TrialSetResult] = []
     if rank() > 0:
         return results
@@ -109,11 +103,7 @@ def evaluate_trial_sets(
 
 
 def _usable_part(complete: TrialSet, unusable: Collection[Recording]) -> TrialSet:
-    """Return the list without the trials of recordings that cannot be used.
-
-    Raises:
-        ValueError: a recording is missing, or no targets or no nontargets are left.
-    """
+    """Return the list without the trials of recordings that cannot be used."""
     trials = complete.trials
     left_out = [index for index in trials.used_utterances().tolist() if tuple(complete.audio[index]) in unusable]
     if not left_out:
@@ -158,18 +148,9 @@ def apply_enrollment_mode(trial_set: TrialSet, scoring: ScoringConfig) -> TrialS
 
 
 def check_trial_checksums(run_dir: Path, trial_sets: Sequence[TrialSet], scoring: ScoringConfig) -> None:
-    """Check that a finished run has no results of other trials under the name of a list.
-
-    Args:
-        run_dir: folder of the run, with ``results.json`` and maybe ``evaluations.json``.
-        trial_sets: lists that the run is evaluated on now.
-        scoring: settings that name the results.
-
-    Raises:
-        ValueError: it has; names the list.
-    """
-    previous = _read_json(run_dir / "results.json").get("evaluations", {})
-    previous |= _read_json(run_dir / "evaluations.json")
+    """Raise a ValueError if a run has results of other trials under the name of a list, by ``scoring``."""
+    previous = read_json(run_dir / "results.json").get("evaluations", {})
+    previous |= read_json(run_dir / "evaluations.json")
     for trial_set in trial_sets:
         scored = apply_enrollment_mode(trial_set, scoring)
         trials = scored.trials
@@ -183,13 +164,9 @@ def check_trial_checksums(run_dir: Path, trial_sets: Sequence[TrialSet], scoring
 
 
 def update_evaluations_file(run_dir: Path, results: Sequence[TrialSetResult]) -> bool:
-    """Add results to the ``evaluations.json`` of a finished run, which keeps those of other lists.
-
-    Returns:
-        True if the file changed.
-    """
+    """Add results to the ``evaluations.json`` of a finished run, and return True if the file changed."""
     path = run_dir / "evaluations.json"
-    previous = _read_json(path)
+    previous = read_json(path)
     # By way of JSON, so that tuples compare equal to the lists in the file.
     added = {result.id: json.loads(json.dumps(result.to_dict())) for result in results}
     if previous | added == previous:
@@ -198,5 +175,6 @@ def update_evaluations_file(run_dir: Path, results: Sequence[TrialSetResult]) ->
     return True
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file of a run folder, or nothing if there is no such file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

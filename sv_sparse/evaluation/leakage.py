@@ -1,7 +1,4 @@
-"""Checks against leakage: no run is evaluated or validated on speakers that it was trained on.
-
-The training speech of the runs that it started from (``init_from``) counts as its own. DECISIONS 33
-"""
+"""Checks against leakage: no run is evaluated or validated on speakers that it was trained on."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -31,7 +28,7 @@ def check_speaker_overlap(run: Path, trial_sets: Sequence[TrialSet], setting: st
     trial_sets = [trial_set for trial_set in trial_sets if trial_set.speakers]
     if not trial_sets:
         return
-    for run_dir in ancestor_runs(run):
+    for run_dir in _ancestor_runs(run):
         manifest = run_dir / "manifest.parquet"
         if not manifest.is_file():
             logger.warning("%s: what it was trained on is not known; it may know the speakers", run_dir)
@@ -45,38 +42,27 @@ def check_speaker_overlap(run: Path, trial_sets: Sequence[TrialSet], setting: st
 
 
 def check_validation_overlap(run: Path, manifest: Manifest) -> None:
-    """Check that a run, and those it started from, were not trained on speakers that are held out now.
-
-    Args:
-        run: folder of the run, or a network file.
-        manifest: manifest of the new run.
-
-    Raises:
-        ValueError: a run was; names it.
-    """
+    """Raise a ValueError if a run, or one it started from, was trained on speakers that a manifest holds out."""
     validation = read_split(manifest.source, "validation").column("utterance").to_pylist()
     if not validation:
         return
     # Validating on speakers that the weights know would choose the epoch that knows them best.
-    for run_dir in ancestor_runs(run):
+    for run_dir in _ancestor_runs(run):
         path = run_dir / "manifest.parquet"
-        if not path.is_file():  # ``check_speaker_overlap`` has warned of it
+        # ``check_speaker_overlap`` has warned of it.
+        if not path.is_file():
             continue
         trained = read_split(path, "train").column("utterance").combine_chunks()
         if (match_utterances(validation, trained) >= 0).any():
             raise ValueError(
                 f"data.val_fraction: speakers that are held out here were trained on by init_from={run_dir}; "
-                f"hold out the same (data.val_fraction and data.val_seed as there), or nobody: "
-                f"data.val_fraction=0"
+                "hold out the same (data.val_fraction and data.val_seed as there), or nobody: data.val_fraction=0"
             )
 
 
-def ancestor_runs(run: Path) -> Iterator[Path]:
-    """Yield the folder of a run, of the run that it started from, and so on.
-
-    Args:
-        run: folder of the run, or a network file.
-    """
+def _ancestor_runs(run: Path) -> Iterator[Path]:
+    """Yield the folder of a run, of the run that it started from, and so on."""
+    # Their training speech counts as the run's own (DECISIONS 33).
     origin: str | None = str(run)
     while origin is not None:
         run_dir = run_dir_of(Path(origin))
@@ -86,6 +72,7 @@ def ancestor_runs(run: Path) -> Iterator[Path]:
 
 def run_dir_of(path: Path) -> Path:
     """Return the folder of the run that a network file lies in; any other path stays as it is."""
+    # A path of another shape says nothing about a run.
     resolved = path.resolve()
     if resolved.is_file() and resolved.parent.name == "checkpoints":
         return resolved.parent.parent

@@ -13,19 +13,18 @@ from sv_sparse.scoring.backend import Backend
 
 
 def load_network(path: Path, trusted: Collection[str] = ()) -> tuple[nn.Module, Backend, Config]:
-    """Load a trained network with its scoring back-end and its run's settings.
+    """Load a trained network in evaluation mode on the CPU, with its scoring back-end and its run's settings.
 
     Args:
-        path: a network file of a run: ``model.pt`` or ``best.pt``.
-        trusted: import paths of the user's own classes, such as ``mypkg.net.Net``, that the file may
-            name. A file alone never makes code run; only the names in this argument are imported.
-
-    Returns:
-        The network in evaluation mode on the CPU, its back-end, and the settings.
+        path: folder of a run, or a network file: ``model.pt`` or ``best.pt``.
+        trusted: import paths of the user's own classes, such as ``mypkg.net.Net``, that the file may name.
 
     Raises:
         ValueError: the file is no network file, or its network is neither registered nor trusted.
     """
+    if path.is_dir():
+        path = path / "checkpoints" / "model.pt"
+    # A file alone never makes code run (DECISIONS 92): only names in ``trusted`` are imported.
     state = checkpoint.load(path, checkpoint.NETWORK_KEYS)
     config = Config.from_dict(state["config"], str(path))
     try:

@@ -26,11 +26,14 @@ from sv_sparse.scoring.metrics import SortedScores, act_dcf, cllr, eer, min_cllr
 
 logger = logging.getLogger(__name__)
 
-DURATION_EDGES = (2, 4, 8)  # seconds
-DURATION_LABELS = ("below 2", "2 to 4", "4 to 8", "8 and more")
-MIN_TRIALS_PER_GROUP = 20  # of targets, and of nontargets
+# Seconds.
+_DURATION_EDGES = (2, 4, 8)
+_DURATION_LABELS = ("below 2", "2 to 4", "4 to 8", "8 and more")
+# Of targets, and of nontargets. An EER of fewer says nothing.
+_MIN_TRIALS_PER_GROUP = 20
 
-Breakdown = dict[str, dict[str, dict[str, float]]]  # by kind (genre, seconds, sex), then by label
+# Trials, targets and EER by kind (genre, seconds, sex), then by label.
+Breakdown = dict[str, dict[str, dict[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -40,26 +43,17 @@ class TrialSetResult:
     Rates are fractions in [0, 1], Cllr is in bits, thresholds of ``dcf`` are scores.
 
     Attributes:
-        name: name of the list.
-        id: the name, and the scoring if it is not the usual one; it names the result's files.
+        id: name of the list, and the scoring if it is not the usual one; it names the result's files.
         checksum: checksum of the trials that were scored.
         list_checksum: checksum of all trials of the list; it differs if some were left out.
-        trials: number of trials that were scored.
-        trials_left_out: number of trials with recordings that cannot be used.
-        recordings_left_out: number of recordings of the list that cannot be used.
-        targets: number of targets among the trials that were scored.
-        speakers: number of speakers in them; None if it is not known.
-        enrollment: description of the treatment of several enrollment utterances.
-        score_norm: description of the score normalization.
-        calibration: description of the calibration; None without one.
-        eer: equal error rate.
-        eer_threshold: score at which it is reached.
-        eer_interval: 95 % interval over speakers. It is None if speakers are unknown or few, or if there
-            are no errors: all bootstrap samples agree then.
-        dcf: detection costs at each operating point: ``p_target``, ``c_miss``, ``c_fa``, ``min_dcf`` with
-            its threshold and interval, and ``act_dcf``.
-        cllr: cost of the log-likelihood ratios; None without calibration.
-        min_cllr: cost after the best monotone map.
+        trials: number of trials that were scored; ``targets`` and ``speakers`` (None if unknown) are those in them.
+        trials_left_out: number of trials with one of the ``recordings_left_out``, which cannot be used.
+        enrollment: treatment of several enrollment utterances in words; so are ``score_norm`` and ``calibration``.
+        eer: equal error rate, reached at the score ``eer_threshold``.
+        eer_interval: 95 % interval over speakers; None if speakers are unknown or few, or without errors.
+        dcf: for each operating point ``p_target``, ``c_miss``, ``c_fa``, ``min_dcf`` with its threshold and
+            interval, and ``act_dcf``.
+        cllr: cost of the log-likelihood ratios, None without calibration; ``min_cllr`` after the best monotone map.
         thresholds: for each threshold of the calibration, the false-alarm rate ``target_far`` that it was
             made for, the log-likelihood ratio ``threshold``, and ``p_fa`` and ``p_miss`` on this list.
         breakdown: trials, targets and EER by genre of the test utterance, by seconds of the shorter
@@ -94,14 +88,11 @@ class TrialSetResult:
 
 def side_speakers(trial_set: TrialSet) -> list[str]:
     """Return the speaker of each side of a list: utterances, then enrollments of several; empty if unknown."""
-    return trial_set.concat_enrollments().speakers or _speakers_from_paths(trial_set.trials)
-
-
-def _speakers_from_paths(trials: Trials) -> list[str]:
-    """Return the first parts of the utterances' paths if they agree with all labels, else nothing."""
-    # The name of an enrollment of several utterances is no path.
-    if trials.models:
-        return []
+    speakers = trial_set.concat_enrollments().speakers
+    trials = trial_set.trials
+    # The name of an enrollment of several utterances is no path, which could name its speaker.
+    if speakers or trials.models:
+        return speakers
     # VoxCeleb's paths begin with the speaker. Those of other corpora may not, which the labels show.
     speakers = [utterance.partition("/")[0] for utterance in trials.utterances]
     ids = np.unique(speakers, return_inverse=True)[1]
@@ -132,14 +123,11 @@ def compute_metrics(
 
     Args:
         trial_set: trial list and metadata of its utterances.
-        scores: float32 [trials].
+        scores: float32 [trials]; one that is not finite is a ValueError.
         backend: back-end that made the scores; its calibration gives log-likelihood ratios.
         scoring: operating points, and the settings that name the result.
         magnitudes: float32 [sides], lengths of the embeddings; None if they are not known.
         with_details: True adds intervals and the breakdown, which take most of the time.
-
-    Raises:
-        ValueError: a score is not finite; names the trial.
     """
     trials = trial_set.trials
     left_out = trial_set.left_out or LeftOut([], 0, trials.checksum)
@@ -153,6 +141,7 @@ def compute_metrics(
     ratios = _log_likelihood_ratios(trials, scores, backend.calibration, measured)
     calibration = backend.calibration if ratios is not None else None
     rate, threshold = eer(sorted_scores)
+    # Labels that are the wrong way round give such an EER.
     if with_details and rate > 0.5:
         logger.warning("%s: EER %.2f%%, targets score below nontargets; are the labels right?", trials.name, 100 * rate)
     return TrialSetResult(
@@ -182,7 +171,7 @@ def compute_metrics(
 
 
 def _bootstrap_rates(trials: Trials, scores: Float32Array, speakers: Sequence[str]) -> BootstrapRates | None:
-    """Compute the error rates of bootstrap samples; None if speakers are unknown, or too few for an interval."""
+    """Compute the error rates of bootstrap samples; None if speakers are unknown or few."""
     if not speakers:
         return None
     ids = np.unique(speakers, return_inverse=True)[1]
@@ -199,9 +188,8 @@ def _log_likelihood_ratios(
     if not set(calibration.qualities).issubset(measured):
         logger.warning("%s: not calibrated, since its utterances' lengths are not known", trials.name)
         return None
-    qualities = quality_measures(
-        {name: measured[name] for name in calibration.qualities}, trials.enrollment, trials.test
-    )
+    inputs = {name: measured[name] for name in calibration.qualities}
+    qualities = quality_measures(inputs, trials.enrollment, trials.test)
     return sort_scores(calibration.llr(scores, qualities), trials.is_target)
 
 
@@ -211,15 +199,9 @@ def _detection_costs(
     costs = []
     for point in scoring.points:
         cost, threshold = min_dcf(scores, point)
-        costs.append(
-            asdict(point)
-            | {
-                "min_dcf": cost,
-                "min_dcf_threshold": threshold,
-                "min_dcf_interval": interval(bootstrap_min_dcf(rates, point)) if rates is not None else None,
-                "act_dcf": act_dcf(ratios, point) if ratios is not None else None,
-            }
-        )
+        min_dcf_interval = interval(bootstrap_min_dcf(rates, point)) if rates is not None else None
+        min_values = {"min_dcf": cost, "min_dcf_threshold": threshold, "min_dcf_interval": min_dcf_interval}
+        costs.append(asdict(point) | min_values | {"act_dcf": act_dcf(ratios, point) if ratios is not None else None})
     return costs
 
 
@@ -251,26 +233,18 @@ def _breakdown(trial_set: TrialSet, scores: Float32Array) -> Breakdown:
     breakdown = {}
     # The genre is the test utterance's, since an enrollment of several utterances may have several.
     if any(trial_set.genres):
-        labels, genre = _encode_labels(trial_set.genres)
-        breakdown["genre"] = _eer_per_label(scores, trials.is_target, labels, genre[trials.test])
+        labels, genre = np.unique(trial_set.genres, return_inverse=True)
+        breakdown["genre"] = _eer_per_label(scores, trials.is_target, labels.tolist(), genre[trials.test])
     if sides.seconds:
-        length = np.searchsorted(DURATION_EDGES, sides.seconds, "right")
+        length = np.searchsorted(_DURATION_EDGES, sides.seconds, "right")
         shorter = np.minimum(length[trials.enrollment], length[trials.test])
-        breakdown["seconds"] = _eer_per_label(scores, trials.is_target, DURATION_LABELS, shorter)
+        breakdown["seconds"] = _eer_per_label(scores, trials.is_target, _DURATION_LABELS, shorter)
     if any(sides.sexes):
-        labels, sex = _encode_labels(sides.sexes)
-        is_same = sex[trials.enrollment] == sex[trials.test]
+        labels, sex = np.unique(sides.sexes, return_inverse=True)
         # Nontargets across sexes are easy, so they are in no group.
-        common = np.where(is_same, sex[trials.test], len(labels))
-        breakdown["sex"] = _eer_per_label(scores, trials.is_target, labels, common)
+        common = np.where(sex[trials.enrollment] == sex[trials.test], sex[trials.test], -1)
+        breakdown["sex"] = _eer_per_label(scores, trials.is_target, labels.tolist(), common)
     return {kind: groups for kind, groups in breakdown.items() if groups}
-
-
-def _encode_labels(values: Sequence[str]) -> tuple[list[str], IndexArray]:
-    """Return the distinct labels, and the index of each value's; empty values have the index after the last."""
-    labels = sorted(set(values) - {""})
-    index = {label: position for position, label in enumerate(labels)}
-    return labels, np.array([index.get(value, len(labels)) for value in values])
 
 
 def _eer_per_label(
@@ -281,8 +255,8 @@ def _eer_per_label(
         selected = label_of_trial == index
         num_trials = int(selected.sum())
         num_targets = int(is_target[selected].sum())
-        # An EER of fewer trials says nothing.
-        if min(num_targets, num_trials - num_targets) >= MIN_TRIALS_PER_GROUP:
+        # An empty label is that of utterances about which nothing is known.
+        if label and min(num_targets, num_trials - num_targets) >= _MIN_TRIALS_PER_GROUP:
             rate, _ = eer(sort_scores(scores[selected], is_target[selected]))
             groups[label] = {"trials": num_trials, "targets": num_targets, "eer": rate}
     return groups

@@ -14,13 +14,7 @@ from pyarrow import csv
 from sv_sparse.data.trials import Trials, delimiter
 from sv_sparse.io import atomic_write, write_text
 from sv_sparse.scoring.arrays import BoolArray, Float32Array, Float64Array
-from sv_sparse.scoring.bootstrap import (
-    Interval,
-    SpeakerBootstrap,
-    bootstrap_eer,
-    eer_difference_interval,
-    resample,
-)
+from sv_sparse.scoring.bootstrap import Interval, SpeakerBootstrap, bootstrap_eer, eer_difference_interval, resample
 from sv_sparse.scoring.metrics import eer, sort_scores
 
 _LINE_CHUNK_SIZE = 200_000
@@ -28,17 +22,12 @@ _COLUMNS = {"enrollment": pa.string(), "test": pa.string(), "score": pa.float32(
 
 
 def write_scores(path: Path, trials: Trials, scores: Float32Array) -> None:
-    """Write a line for each trial, atomically.
-
-    Args:
-        path: file to write; its folder is made.
-        trials: trial list.
-        scores: float32 [trials]; each is written with the digits that restore it exactly.
-    """
+    """Write a line for each trial, atomically; scores, float32 [trials], have the digits that restore them exactly."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sides = pa.array(trials.sides, pa.string())
     labels = pa.array(["0", "1"])
     separator = delimiter(trials.sides)
+    # In pieces, as the text of millions of lines is much larger than its arrays.
     with atomic_write(path) as file:
         for start in range(0, len(trials), _LINE_CHUNK_SIZE):
             chunk = slice(start, start + _LINE_CHUNK_SIZE)
@@ -53,13 +42,8 @@ def write_scores(path: Path, trials: Trials, scores: Float32Array) -> None:
 
 
 def write_speakers(path: Path, trials: Trials, speakers: Sequence[str]) -> None:
-    """Write the speaker of each side of a list's trials, lines ``side<tab>speaker``.
-
-    Args:
-        path: file to write; it is removed if ``speakers`` is empty.
-        trials: trial list.
-        speakers: [sides], or empty if they are not known.
-    """
+    """Write the speaker of each side of a list's trials, lines ``side<tab>speaker``; no file if they are not known."""
+    # An older file would be about other trials.
     if not speakers:
         path.unlink(missing_ok=True)
         return
@@ -77,25 +61,16 @@ def read_speakers(path: Path) -> dict[str, str]:
 
 
 def read_scores(path: Path) -> tuple[Float32Array, BoolArray]:
-    """Read scores and labels, [trials] each, from a file of ``write_scores``.
-
-    Raises:
-        OSError: the file cannot be opened.
-    """
+    """Read scores and labels, [trials] each, from a file of ``write_scores``."""
     table = _read_table(path, ["score", "label"])
     return table.column("score").to_numpy(), table.column("label").to_numpy() == 1
 
 
 def eer_difference(path: Path, other_path: Path) -> tuple[float, Interval] | None:
-    """Compute the difference of two systems' EERs on the same trials.
-
-    Args:
-        path: file of scores, with its ``.speakers`` beside it.
-        other_path: file of scores of the system whose EER is subtracted.
+    """Compute the EER of a score file less that of another one, with the 95 % interval over speakers.
 
     Returns:
-        The difference and its 95 % interval over speakers; None if the trials differ, or if speakers
-        are unknown or few.
+        The difference and the interval; None if the trials differ, or if speakers are unknown or few.
     """
     table = _read_table(path, list(_COLUMNS))
     other_table = _read_table(other_path, list(_COLUMNS))
@@ -112,15 +87,9 @@ def eer_difference(path: Path, other_path: Path) -> tuple[float, Interval] | Non
 
 
 def bootstrap_eers(path: Path) -> Float64Array | None:
-    """Compute the EER of each bootstrap sample of speakers, from a file of scores.
+    """Compute the EER of each bootstrap sample of speakers, float64 [samples], from a file of scores.
 
-    Files of the same trials have the same samples, so that their results can be compared sample by sample.
-
-    Args:
-        path: file of scores, with its ``.speakers`` beside it.
-
-    Returns:
-        float64 [samples]; None if speakers are unknown or few.
+    Files of the same trials have the same samples. The result is None if speakers are unknown or few.
     """
     table = _read_table(path, list(_COLUMNS))
     bootstrap = _speaker_bootstrap(table, path)
@@ -144,6 +113,7 @@ def _speaker_bootstrap(table: pa.Table, path: Path) -> SpeakerBootstrap | None:
 
 
 def _read_table(path: Path, columns: list[str]) -> pa.Table:
+    # The first line tells: a name with spaces makes the whole file one with tabs.
     with path.open("rb") as file:
         separator = "\t" if b"\t" in file.readline() else " "
     return csv.read_csv(

@@ -23,15 +23,10 @@ _VOXCELEB1_PREFIX = "voxceleb1-"
 
 
 def run_trial_sets(run_dir: Path) -> list[TrialSet]:
-    """Load the trial lists of a run's own settings.
-
-    Raises:
-        ValueError: the folder is no run, or its corpus has moved.
-    """
+    """Load the trial lists of a run's own settings; a folder that is no run is a ValueError."""
     if not (run_dir / "manifest.parquet").is_file():
-        raise ValueError(
-            f"{run_dir} has no lists of its own; name some by --trial-sets, or by --audio-root and --trials"
-        )
+        advice = "name some by --trial-sets, or by --audio-root and --trials"
+        raise ValueError(f"{run_dir} has no lists of its own; {advice}")
     return load_corpus(read_config(run_dir), run_dir).trial_sets
 
 
@@ -39,9 +34,7 @@ def parse_trial_sets(args: Sequence[str], run_dir: Path, sexes: Mapping[str, str
     """Load the trial lists that ``--trial-sets`` names.
 
     Args:
-        args: ``PREPARED:LIST,LIST``; or ``LIST,LIST`` of the prepared folder that the run was trained on;
-            or ``folder:PATH`` for the lists in PATH of recordings in ``PATH/wav``. A LIST is a list's
-            own name or an alias, see ``expand_aliases``.
+        args: as in USAGE; ``expand_aliases`` has other names of lists.
         run_dir: folder of the run.
         sexes: sex by speaker for ``folder:PATH``, as far as it is known.
 
@@ -50,9 +43,10 @@ def parse_trial_sets(args: Sequence[str], run_dir: Path, sexes: Mapping[str, str
     """
     trial_sets = []
     for arg in args:
+        # A path may have a colon, too.
         prepared, colon, names = arg.rpartition(":")
         if colon and prepared == "folder":
-            trial_sets += trial_sets_in_folder(Path(names), sexes)
+            trial_sets += _trial_sets_in_folder(Path(names), sexes)
             continue
         if not colon:
             settings = read_settings(run_dir) if (run_dir / "config.yaml").is_file() else {"data": {}}
@@ -64,16 +58,16 @@ def parse_trial_sets(args: Sequence[str], run_dir: Path, sexes: Mapping[str, str
 
 
 def expand_aliases(names: str) -> Iterator[str]:
-    """Yield the names of lists in a prepared folder.
+    """Yield the names of lists in a prepared folder, from names separated by commas.
 
-    Args:
-        names: names separated by commas. ``voxceleb1-o``, ``-e`` and ``-h`` are the cleaned lists of
-            VoxCeleb1, ``voxceleb1-o,e,h`` all three, ``cnceleb`` is CN-Celeb's with both ways to enroll.
+    ``voxceleb1-o``, ``-e`` and ``-h`` are the cleaned lists of VoxCeleb1, ``voxceleb1-o,e,h`` all three, ``cnceleb``
+    is CN-Celeb's with both ways to enroll.
 
     >>> list(expand_aliases("voxceleb1-o,e"))
     ['vox1_O_cleaned', 'vox1_E_cleaned']
     """
-    after_voxceleb1 = False  # a bare letter continues the names before it
+    # A bare letter continues the names before it.
+    after_voxceleb1 = False
     for name in names.split(","):
         letter = name.removeprefix(_VOXCELEB1_PREFIX)
         has_prefix = letter != name
@@ -89,27 +83,19 @@ def expand_aliases(names: str) -> Iterator[str]:
             raise ValueError(f"--trial-sets {names!r}: {USAGE}")
 
 
-def trial_sets_in_folder(folder: Path, sexes: Mapping[str, str]) -> list[TrialSet]:
-    """Load the trial lists of a folder that is laid out like the demo corpus.
-
-    Args:
-        folder: folder with recordings in ``wav/``, and lists in itself or in ``lists/``.
-        sexes: sex by speaker, as far as it is known.
-
-    Raises:
-        ValueError: there is no list.
-    """
+def _trial_sets_in_folder(folder: Path, sexes: Mapping[str, str]) -> list[TrialSet]:
+    """Load the trial lists of a folder that is laid out like the demo corpus."""
     texts = sorted(folder.glob("*.txt")) + sorted((folder / "lists").glob("*.txt"))
     paths = [path for path in texts if _is_trial_list(path)]
     if not paths:
-        raise ValueError(
-            f"--trial-sets folder:{folder}: no trial list (lines 'label enrollment test') in it or in its lists/"
-        )
+        lines = "lines 'label enrollment test'"
+        raise ValueError(f"--trial-sets folder:{folder}: no trial list ({lines}) in it or in its lists/")
     return trial_sets_from_files(folder / "wav", paths, sexes)
 
 
 def _is_trial_list(path: Path) -> bool:
-    """Return True if the first line of a text is that of a trial list; other texts may lie beside lists."""
+    """Return True if the first line of a text is that of a trial list."""
+    # Other texts, such as a README, may lie beside lists, and have any encoding.
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         for line in file:
             if line.strip():
@@ -134,42 +120,23 @@ def trial_sets_from_files(audio_root: Path, paths: Sequence[Path], sexes: Mappin
     trial_sets = []
     for path in paths:
         trials = read_trials(path)
-        files = [find_audio(audio_root / name) for name in trials.utterances]
+        files = [_find_audio(audio_root / name) for name in trials.utterances]
         missing = [file for file in files if not os.path.lexists(file)]
         if missing:
-            raise ValueError(
-                f"{path}: {len(missing)} of {len(files)} recordings are not in {audio_root}; first {missing[0]}"
-            )
-        speakers = [nfc(name.partition("/")[0]) for name in trials.utterances]
-        trial_sets.append(
-            TrialSet(
-                trials,
-                audio=[single_file(file) for file in files],
-                genres=[],
-                # Unknown: a first folder need not be a speaker.
-                speakers=[],
-                seconds=[],
-                source=None,
-                sexes=[sexes.get(speaker, "") for speaker in speakers],
-            )
-        )
+            count = f"{len(missing)} of {len(files)}"
+            raise ValueError(f"{path}: {count} recordings are not in {audio_root}; first {missing[0]}")
+        audio = [single_file(file) for file in files]
+        sex_of_utterance = [sexes.get(nfc(name.partition("/")[0]), "") for name in trials.utterances]
+        # Speakers are unknown: a first folder need not be one.
+        trial_sets.append(TrialSet(trials, audio, [], [], [], source=None, sexes=sex_of_utterance))
     return trial_sets
 
 
-def find_audio(path: Path) -> Path:
-    """Return the path of a recording that a list names.
-
-    A list may have another Unicode form of the name than the file system, or another ending, as after
-    a conversion to FLAC.
-
-    Args:
-        path: path as the list has it.
-
-    Returns:
-        The path of the file, or ``path`` itself if there is none.
-    """
+def _find_audio(path: Path) -> Path:
+    """Return the path of a recording that a list names, or the list's own ``path`` if there is none."""
     if os.path.lexists(path):
         return path
+    # The file system may have another Unicode form of the name, or another ending, as after a conversion to FLAC.
     for form in ("NFC", "NFD"):
         normalized = Path(unicodedata.normalize(form, str(path)))
         for candidate in (normalized, *map(normalized.with_suffix, AUDIO_SUFFIXES)):

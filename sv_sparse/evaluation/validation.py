@@ -1,6 +1,6 @@
 """Held-out training speakers: the validation EER while training, and the calibration of scores.
 
-Trial lists play no part here, so nothing is tuned on them.
+Trial lists play no part here, so nothing is tuned on them (DECISIONS 49).
 """
 
 import logging
@@ -32,14 +32,12 @@ _MAX_UTTERANCES_PER_SPEAKER = 12
 
 logger = logging.getLogger(__name__)
 
-_EmbedFunction = Callable[..., Embeddings]  # ``embed`` with all but its utterances and title bound
+# ``embed`` with all but its utterances and title bound.
+_EmbedFunction = Callable[..., Embeddings]
 
 
 def validation_trials(manifest: Manifest) -> tuple[IndexArray, Trials | None]:
     """Make trials of all pairs of utterances of the held-out speakers, targets across sessions if possible.
-
-    Args:
-        manifest: manifest of the run.
 
     Returns:
         Rows of the manifest, and the trials over them; no rows and None if no speakers are held out.
@@ -49,7 +47,7 @@ def validation_trials(manifest: Manifest) -> tuple[IndexArray, Trials | None]:
         return rows, None
     labels = manifest.labels(rows)
     by_speaker = [rows[labels == speaker] for speaker in range(_MAX_SPEAKERS)]
-    selected = [spread_over_sessions(manifest, own, _MAX_UTTERANCES_PER_SPEAKER) for own in by_speaker]
+    selected = [_spread_over_sessions(manifest, own, _MAX_UTTERANCES_PER_SPEAKER) for own in by_speaker]
     rows = np.concatenate(selected)
     labels = manifest.labels(rows)
     sessions = np.array([manifest.session(row) for row in rows])
@@ -63,19 +61,11 @@ def validation_trials(manifest: Manifest) -> tuple[IndexArray, Trials | None]:
     return rows, Trials("validation", is_target, first, second, [manifest.utterance(row) for row in rows])
 
 
-def spread_over_sessions(manifest: Manifest, rows: IndexArray, max_rows: int) -> IndexArray:
-    """Select rows of a speaker from as many sessions as possible.
-
-    Args:
-        manifest: manifest of the run.
-        rows: int64 [N], rows of a single speaker.
-        max_rows: number of rows to select, if there are so many.
-
-    Returns:
-        The selected rows, ascending.
-    """
+def _spread_over_sessions(manifest: Manifest, rows: IndexArray, max_rows: int) -> IndexArray:
+    """Select at most ``max_rows`` rows of a speaker, ascending, from as many sessions as possible."""
     num_visits: Counter[str] = Counter()
-    visit_index = []  # 0 for the first row of a session, 1 for its second, ...
+    # 0 for the first row of a session, 1 for its second, ...
+    visit_index = []
     for row in rows:
         session = manifest.session(row)
         visit_index.append(num_visits[session])
@@ -86,20 +76,11 @@ def spread_over_sessions(manifest: Manifest, rows: IndexArray, max_rows: int) ->
 def validate(
     network: nn.Module, filterbank: nn.Module, manifest: Manifest, limit: UnreadableLimit
 ) -> tuple[float, Float32Array] | None:
-    """Compute the EER of a network on held-out training speakers.
-
-    Args:
-        network: filterbank [B, F, T] to embedding [B, E]; it is put into evaluation mode.
-        filterbank: waveform [B, S] to filterbank [B, F, T].
-        manifest: manifest of the run.
-        limit: number of recordings that may be left out, with their trials.
+    """Compute the EER of a network on held-out training speakers; arguments and errors are as of ``embed``.
 
     Returns:
         The EER in [0, 1], and the mean embedding [E] of those speakers, which was subtracted. None if
         no speakers are held out, or if too few of their recordings can be used.
-
-    Raises:
-        ValueError: more recordings cannot be used than ``limit`` allows.
     """
     validation = _embed_validation(partial(embed, network, filterbank, limit=limit), manifest, "validation")
     if validation is None:
@@ -113,13 +94,7 @@ def validate(
 
 
 class _ValidationSet(NamedTuple):
-    """Validation trials whose recordings can all be used.
-
-    Attributes:
-        rows: rows of the manifest, int64 [N].
-        trials: trials over these rows.
-        embeddings: float32 [N, E].
-    """
+    """Rows [N] of the manifest whose recordings can all be used, trials over them, and embeddings [N, E]."""
 
     rows: IndexArray
     trials: Trials
@@ -127,11 +102,7 @@ class _ValidationSet(NamedTuple):
 
 
 def _embed_validation(embed_utterances: _EmbedFunction, manifest: Manifest, title: str) -> _ValidationSet | None:
-    """Embed the utterances of the validation trials, and leave out the trials of those that cannot be used.
-
-    Returns:
-        None if no speakers are held out, or if no target or no nontarget is left.
-    """
+    """Embed the utterances of the validation trials; None if too few can be used, or nobody is held out."""
     rows, trials = validation_trials(manifest)
     if trials is None:
         return None
@@ -144,12 +115,8 @@ def _embed_validation(embed_utterances: _EmbedFunction, manifest: Manifest, titl
     if num_targets and num_nontargets:
         return _ValidationSet(rows[usable], usable_trials, embeddings.values[usable])
     if rank() == 0:
-        logger.warning(
-            "no %s: the recordings of held-out speakers that can be used make %d targets and %d nontargets",
-            title,
-            num_targets,
-            num_nontargets,
-        )
+        message = "no %s: the recordings of held-out speakers that can be used make %d targets and %d nontargets"
+        logger.warning(message, title, num_targets, num_nontargets)
     return None
 
 
@@ -162,19 +129,10 @@ def fit_scoring_backend(
     limit: UnreadableLimit,
     cache: EmbeddingCache | None = None,
 ) -> Backend:
-    """Fit the scoring back-end on training speech alone.
+    """Fit the scoring back-end on training speech: the cohort on trained speakers, the calibration on held-out ones.
 
-    The cohort of AS-norm are the speakers that the network was trained on, the calibration is fitted on
-    those that were held out.
-
-    Args:
-        network: filterbank [B, F, T] to embedding [B, E]; it is put into evaluation mode.
-        filterbank: waveform [B, S] to filterbank [B, F, T].
-        manifest: manifest of the run.
-        mean: float32 [E], which scoring subtracts from embeddings.
-        scoring: score normalization, and inputs of the calibration.
-        limit: number of recordings that may be left out, of the cohort and of the calibration each.
-        cache: cache of embeddings.
+    Arguments are as of ``embed``, with the mean, float32 [E], that scoring subtracts from embeddings. The limit is for
+    the cohort and the calibration each.
 
     Raises:
         ValueError: there are fewer training speakers than ``scoring.top_n``, or more recordings cannot
@@ -201,7 +159,7 @@ def _cohort_embeddings(embed_utterances: _EmbedFunction, manifest: Manifest, utt
     order = np.argsort(labels, kind="stable")
     speaker_starts = np.flatnonzero(np.diff(labels[order])) + 1
     by_speaker = np.split(rows[order], speaker_starts)
-    selected = [spread_over_sessions(manifest, own, utts_per_speaker) for own in by_speaker]
+    selected = [_spread_over_sessions(manifest, own, utts_per_speaker) for own in by_speaker]
     utterances = [manifest.segments(row) for row in np.concatenate(selected)]
     embeddings = embed_utterances(utterances, title="cohort")
     if not embeddings.usable.any():

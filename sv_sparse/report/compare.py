@@ -2,13 +2,14 @@
 
 import csv
 import io
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from sv_sparse.config.schema import Config, read_config
+from sv_sparse.evaluation.evaluate import read_json
 from sv_sparse.evaluation.score_files import eer_difference
 from sv_sparse.io import write_text
 from sv_sparse.report import format as fmt
@@ -21,7 +22,7 @@ from sv_sparse.report.tables import Evaluation, Table, corpus_name, speakers_tex
 # Values of a run and a list by their CSV names; None where one is not known.
 Row = dict[str, Any]
 
-# Last columns of the CSV, which the table of lists shows.
+# Last columns of the CSV. The table of runs has none of them: the table of lists shows them once.
 _CONDITIONS = ("enrollment", "score_norm", "calibration", "speakers", "targets")
 
 
@@ -48,24 +49,14 @@ class RunResult:
     eer_difference: tuple[float, float, float] | None = None
 
     @property
-    def is_dense(self) -> bool:
-        """True if the run had no target sparsity."""
-        return not self.results["target_sparsity"]
-
-    @property
     def controller(self) -> str:
         """Name of the controller, or "dense"."""
-        return "dense" if self.is_dense else str(self.config.sparsity.controller.name)
+        return str(self.config.sparsity.controller.name) if self.results["target_sparsity"] else "dense"
 
     @property
     def network(self) -> str:
         """Model and optimizer."""
         return f"{self.results['training']['model']}, {self.config.optim.name}"
-
-    @property
-    def series(self) -> str:
-        """Label of the runs that are drawn as one series."""
-        return f"{self.network}, {self.controller.replace('fixed', 'fixed λ')}"
 
     @property
     def minutes(self) -> float:
@@ -79,17 +70,11 @@ class RunResult:
 
 
 def read_run_results(run_dirs: Sequence[Path], list_id: str | None = None) -> tuple[list[RunResult], list[str]]:
-    """Read finished runs.
+    """Read finished runs: a result for each run and list, and a message for each run that is left out.
 
     Args:
-        run_dirs: run folders.
+        run_dirs: run folders; it is a ValueError if all are left out.
         list_id: id of the trial list to compare on; None means all lists of each run.
-
-    Returns:
-        A result for each run and list, and a message for each run that is left out.
-
-    Raises:
-        ValueError: no run is left.
     """
     results: list[RunResult] = []
     messages = []
@@ -103,12 +88,11 @@ def read_run_results(run_dirs: Sequence[Path], list_id: str | None = None) -> tu
             # A run of an earlier version: one of them must not keep the others from being compared.
             messages.append(f"{error}; left out")
             continue
-        run_results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+        run_results = read_json(run_dir / "results.json")
         evaluations = all_evaluations(run_dir, run_results)
         if list_id is not None and list_id not in evaluations:
             others = ", ".join(evaluations)
             messages.append(f"{run_dir}: not evaluated on {list_id}, left out; it has {others}")
-            continue
         for name, evaluation in evaluations.items():
             if list_id in {None, name}:
                 results.append(RunResult(run_dir, run_name, run_results, config, name, evaluation))
@@ -144,18 +128,13 @@ def add_eer_differences(results: Sequence[RunResult]) -> None:
     first_checksums = {}
     for result in results:
         list_id = result.evaluation["id"]
-        checksum = result.evaluation["checksum"]
         if result.run_dir == first_run:
-            first_checksums[list_id] = checksum
-            continue
+            first_checksums[list_id] = result.evaluation["checksum"]
         # Only on the same trials: most of the variation between speakers is common then, and
         # cancels. Names and sizes of lists do not tell (DECISIONS 71).
-        if first_checksums.get(list_id) != checksum:
-            continue
-        path = result.run_dir / "scores" / f"{list_id}.txt"
-        first_path = first_run / "scores" / f"{list_id}.txt"
-        if path.is_file() and first_path.is_file():
-            difference = eer_difference(path, first_path)
+        elif first_checksums.get(list_id) == result.evaluation["checksum"]:
+            paths = [run_dir / "scores" / f"{list_id}.txt" for run_dir in (result.run_dir, first_run)]
+            difference = eer_difference(*paths) if all(path.is_file() for path in paths) else None
             if difference is not None:
                 value, (low, high) = difference
                 result.eer_difference = (value, low, high)
@@ -163,43 +142,28 @@ def add_eer_differences(results: Sequence[RunResult]) -> None:
 
 def sparse_runs(results: Iterable[RunResult]) -> list[RunResult]:
     """Return one result of each run that had a target sparsity."""
-    by_run = {}
-    for result in results:
-        if not result.is_dense:
-            by_run[result.run_dir] = result
+    by_run = {result.run_dir: result for result in results if result.controller != "dense"}
     return list(by_run.values())
 
 
 def compare_table(results: Sequence[RunResult]) -> str:
     """Return the table of runs and lists, in Markdown."""
-    return _runs_table(list(map(_row, results))).markdown()
+    return _runs_table([_row(result) for result in results]).markdown()
 
 
 def write_comparison(folder: Path, results: Sequence[RunResult]) -> None:
-    """Write compare.html, compare.md, compare.csv and figures/*.svg.
-
-    Args:
-        folder: folder of the files; it is made.
-        results: runs and lists, at least one.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
+    """Write compare.html, compare.md, compare.csv and figures/*.svg into a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     with report_style():
         figures = comparison_figures(results, sparse_runs(results))
-    rows = list(map(_row, results))
+    rows = [_row(result) for result in results]
     tables = [_runs_table(rows), _lists_table(results)]
     costs = cost_table(results)
     if costs is not None:
         tables.append(costs)
     corpora = sorted({corpus_name(result.results) for result in results})
-    values = {
-        "name": "Comparison of runs",
-        "summary": f"Trained on: {', '.join(corpora)}.",
-        "tables": tables,
-    }
-    write_pages(folder, "compare", "compare", figures, values)
+    values = {"name": "Comparison of runs", "summary": f"Trained on: {', '.join(corpora)}.", "tables": tables}
+    write_pages(folder, "compare", figures, values)
     # Fractions and minutes without rounding, for programs.
     file = io.StringIO()
     keys = [*_keys_with_values(rows), *_CONDITIONS]
@@ -212,18 +176,18 @@ def write_comparison(folder: Path, results: Sequence[RunResult]) -> None:
 def _row(result: RunResult) -> Row:
     run = result.results
     evaluation = result.evaluation
-    left_out = bool(evaluation.get("recordings_left_out"))
     row = {
         "run": result.run_name,
         "list": result.list_name,
         "trials": evaluation["trials"],
-        "trials_left_out": evaluation["trials_left_out"] if left_out else None,
-        "recordings_left_out": evaluation["recordings_left_out"] if left_out else None,
+        # A column of zeros would say nothing.
+        "trials_left_out": evaluation.get("trials_left_out") or None,
+        "recordings_left_out": evaluation.get("recordings_left_out") or None,
         "model": run["training"]["model"],
         "optimizer": result.config.optim.name,
         "lr": run["training"]["lr"],
         "controller": result.controller,
-        "lambda": None if result.is_dense else run["lambda"],
+        "lambda": None if result.controller == "dense" else run["lambda"],
         "target_sparsity": run["target_sparsity"],
         "sparsity_tracked": run["sparsity_tracked"],
         "sparsity": run["sparsity"],
@@ -245,12 +209,12 @@ def _row(result: RunResult) -> Row:
 
 def _keys_with_values(rows: Sequence[Row]) -> list[str]:
     """Return the keys, in order, for which a row has a value, without the conditions."""
-    keys: dict[str, bool] = {}
     # All rows, since lists may have different operating points.
+    has_value = dict.fromkeys(chain.from_iterable(rows), False)
     for row in rows:
         for key, value in row.items():
-            keys[key] = keys.get(key, False) or value is not None
-    return [key for key, has_value in keys.items() if has_value and key not in _CONDITIONS]
+            has_value[key] |= value is not None
+    return [key for key in has_value if has_value[key] and key not in _CONDITIONS]
 
 
 def _left_out_cell(row: Row) -> str:
@@ -271,44 +235,39 @@ def _difference_cell(row: Row) -> str:
     return f"{100 * row['eer_difference']:+.2f} points [{low:+.2f}, {high:+.2f}]"
 
 
-# Columns of the table of runs by the CSV name: header, and the cell of a row.
-_COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
-    "trials": ("trials", lambda row: fmt.count(row["trials"])),
-    "trials_left_out": ("left out", _left_out_cell),
-    "lr": ("lr", lambda row: f"{row['lr']:g}"),
-    "lambda": ("lambda", lambda row: fmt.number(row["lambda"], ".3g")),
-    "target_sparsity": ("target", lambda row: fmt.percent(row["target_sparsity"])),
-    "sparsity_tracked": ("tracked sparsity", lambda row: fmt.percent(row["sparsity_tracked"], 3)),
-    "sparsity": ("final sparsity", lambda row: fmt.percent(row["sparsity"], 4)),
-    "nonzero_fraction": ("nonzero parameters", lambda row: fmt.percent(row["nonzero_fraction"])),
-    "eer": ("EER", lambda row: fmt.percent(row["eer"])),
-    "eer_low": ("95% interval", _interval_cell),
-    "cllr": ("Cllr", lambda row: fmt.number(row["cllr"])),
-    "eer_difference": ("EER less the first run's [95% interval]", _difference_cell),
-    "untrained_eer": ("untrained EER", lambda row: fmt.percent(row["untrained_eer"])),
-    "minutes": ("minutes", lambda row: fmt.number(row["minutes"], ".1f")),
+# Columns of the table of runs by the CSV name: header and format.
+_COLUMNS = {
+    "trials": ("trials", ","),
+    "trials_left_out": ("left out", ""),
+    "lr": ("lr", "g"),
+    "lambda": ("lambda", ".3g"),
+    "target_sparsity": ("target", ".2%"),
+    "sparsity_tracked": ("tracked sparsity", ".3%"),
+    "sparsity": ("final sparsity", ".4%"),
+    "nonzero_fraction": ("nonzero parameters", ".2%"),
+    "eer": ("EER", ".2%"),
+    "eer_low": ("95% interval", ""),
+    "cllr": ("Cllr", ".3f"),
+    "eer_difference": ("EER less the first run's [95% interval]", ""),
+    "untrained_eer": ("untrained EER", ".2%"),
+    "minutes": ("minutes", ".1f"),
 }
-# Parts of an interval, which the column of its first part shows.
+# Columns whose cells hold several values of the CSV, and the values that have no column of their own therefore.
+_CELLS = {"trials_left_out": _left_out_cell, "eer_low": _interval_cell, "eer_difference": _difference_cell}
 _CSV_ONLY = {"recordings_left_out", "eer_high", "eer_difference_low", "eer_difference_high"}
 
 
 def _runs_table(rows: Sequence[Row]) -> Table:
-    headers = []
-    columns = []
+    columns = {}
     for key in _keys_with_values(rows):
-        if key in _CSV_ONLY:
-            continue
+        header, spec = _COLUMNS.get(key, (key, ""))
         if key.startswith(("min_dcf(", "act_dcf(")):
-            headers.append(key.replace("_dcf", "DCF"))
-            columns.append([fmt.number(row.get(key)) for row in rows])
-        elif key in _COLUMNS:
-            header, cell = _COLUMNS[key]
-            headers.append(header)
-            columns.append(list(map(cell, rows)))
-        else:
-            headers.append(key)
-            columns.append([str(row[key]) for row in rows])
-    return Table("Runs", headers, list(zip(*columns, strict=True)))
+            header, spec = key.replace("_dcf", "DCF"), ".3f"
+        if key in _CELLS:
+            columns[header] = [_CELLS[key](row) for row in rows]
+        elif key not in _CSV_ONLY:
+            columns[header] = [fmt.number(row.get(key), spec) for row in rows]
+    return Table("Runs", list(columns), list(zip(*columns.values(), strict=True)))
 
 
 def _lists_table(results: Sequence[RunResult]) -> Table:
@@ -335,10 +294,9 @@ def _lists_table(results: Sequence[RunResult]) -> Table:
 
 
 def cost_table(results: Iterable[RunResult]) -> Table | None:
-    """Return the table of the time that it took to reach each target.
+    """Return the table of the time to reach each target by a sweep of fixed lambdas, and by one run with a controller.
 
-    All runs with a fixed lambda together, of which the nearest counts, are compared with each run
-    whose controller found the target by itself. The table is None without runs of both kinds.
+    The table is None without runs of both kinds.
     """
     rows = []
     by_network: dict[str, list[RunResult]] = {}
@@ -346,25 +304,20 @@ def cost_table(results: Iterable[RunResult]) -> Table | None:
         by_network.setdefault(run.network, []).append(run)
     for network, runs in by_network.items():
         fixed = [run for run in runs if run.controller == "fixed"]
-        if not fixed:
-            continue
-        controlled = [run for run in runs if run not in fixed]
+        controlled = [run for run in runs if run.controller != "fixed"]
+        targets = {run.results["target_sparsity"] for run in controlled} if fixed else set()
         # Nobody knows the nearest lambda before the sweep, so all of its runs count.
         sweep_minutes = sum(run.minutes for run in fixed)
-        for target in sorted({run.results["target_sparsity"] for run in controlled}):
+        for target in sorted(targets):
             nearest = min(fixed, key=lambda run: abs(run.results["sparsity_tracked"] - target))
-            method = f"fixed λ, the nearest {nearest.results['lambda']:.3g}"
-            rows.append(_cost_row(network, target, method, len(fixed), sweep_minutes, nearest))
+            attempts = [(f"fixed λ, the nearest {nearest.results['lambda']:.3g}", len(fixed), sweep_minutes, nearest)]
             for run in controlled:
                 if run.results["target_sparsity"] == target:
-                    method = f"{run.controller}: {run.run_name}"
-                    rows.append(_cost_row(network, target, method, 1, run.minutes, run))
+                    attempts.append((f"{run.controller}: {run.run_name}", 1, run.minutes, run))
+            for method, num_runs, minutes, run in attempts:
+                sparsity = run.results["sparsity_tracked"]
+                points = 100 * abs(sparsity - target)
+                numbers = (str(num_runs), fmt.number(minutes, ".1f"), fmt.percent(sparsity, 3), fmt.number(points))
+                rows.append([network, fmt.percent(target), method, *numbers])
     headers = ("network", "target", "method", "runs", "minutes", "tracked sparsity", "points from the target")
     return Table("Cost of reaching a target", headers, rows) if rows else None
-
-
-def _cost_row(network: str, target: float, method: str, num_runs: int, minutes: float, nearest: RunResult) -> list[str]:
-    sparsity = nearest.results["sparsity_tracked"]
-    points = 100 * abs(sparsity - target)
-    numbers = [fmt.number(minutes, ".1f"), fmt.percent(sparsity, 3), fmt.number(points)]
-    return [network, fmt.percent(target), method, str(num_runs), *numbers]

@@ -1,6 +1,5 @@
 """Files of a run's report: results.json, report.html, report.md, figures/*.svg."""
 
-import json
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -9,6 +8,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from sv_sparse.evaluation.evaluate import read_json
 from sv_sparse.io import write_json, write_text
 from sv_sparse.report import format as fmt
 from sv_sparse.report import tables
@@ -35,48 +35,34 @@ def write_results(run_dir: Path, results: Results) -> str:
 
 
 def write_report(run_dir: Path, results: Results) -> list[FigureFile]:
-    """Write figures/*.svg, report.html and report.md into a run folder.
+    """Write figures/*.svg, report.html and report.md into the folder of a finished run, and return the figures.
 
     Args:
-        run_dir: folder of a finished run.
+        run_dir: folder of the run; a missing file is an OSError.
         results: content of results.json, with the evaluations to show.
-
-    Returns:
-        The figures.
-
-    Raises:
-        OSError: a file of the run folder is missing, or a file cannot be written.
     """
     report = read_run_report(run_dir, results)
     sections = draw_run(report)
     figures = list(chain.from_iterable(sections.values()))
-    write_pages(run_dir, "report", "run", figures, _page_values(report) | sections)
+    write_pages(run_dir, "report", figures, _page_values(report) | sections)
     return figures
 
 
 def refresh_report(run_dir: Path) -> None:
-    """Write the report of a finished run again, with the evaluations that were added since.
-
-    Raises:
-        OSError: a file of the run folder is missing, or a file cannot be written.
-    """
-    results: Results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+    """Write the report of a finished run again, with the evaluations that were added since."""
+    results = read_json(run_dir / "results.json")
     results["evaluations"] = all_evaluations(run_dir, results)
     write_report(run_dir, results)
 
 
-def write_pages(folder: Path, name: str, template: str, figures: Sequence[FigureFile], values: dict[str, Any]) -> None:
+def write_pages(folder: Path, name: str, figures: Sequence[FigureFile], values: dict[str, Any]) -> None:
     """Write figures/*.svg, an HTML page that holds them, and a Markdown page that links them.
 
     Args:
         folder: folder of the files.
-        name: name of both pages, without a suffix.
-        template: name of both templates in templates/, without a suffix.
+        name: name of both pages and of their templates, without a suffix.
         figures: figures of the pages.
         values: other variables of the templates.
-
-    Raises:
-        OSError: a file cannot be written.
     """
     (folder / "figures").mkdir(exist_ok=True)
     for figure in figures:
@@ -92,25 +78,21 @@ def write_pages(folder: Path, name: str, template: str, figures: Sequence[Figure
     }
     # The HTML page needs no other file, so that it can be mailed; Markdown is for terminals.
     for suffix in ("html", "md"):
-        write_text(folder / f"{name}.{suffix}", _TEMPLATES.get_template(f"{template}.{suffix}").render(values))
+        write_text(folder / f"{name}.{suffix}", _TEMPLATES.get_template(f"{name}.{suffix}").render(values))
 
 
 def _page_values(report: RunReport) -> dict[str, Any]:
-    """Return the variables of the templates run.html and run.md, without the figures."""
+    """Return the variables of the templates report.html and report.md, without the figures."""
     results = report.results
     training = results["training"]
     environment = report.environment
     evaluations = []
     for name, evaluation in results["evaluations"].items():
-        evaluations.append(
-            {
-                "name": name,
-                "metrics": tables.metrics_table(evaluation),
-                "thresholds": tables.thresholds_table(evaluation),
-                "conditions": tables.conditions(evaluation, results["scoring"]),
-                "breakdown": tables.breakdown_table(evaluation),
-            }
-        )
+        section: dict[str, Any] = {"name": name, "conditions": tables.conditions(evaluation, results["scoring"])}
+        section["metrics"] = tables.metrics_table(evaluation)
+        section["thresholds"] = tables.thresholds_table(evaluation)
+        section["breakdown"] = tables.breakdown_table(evaluation)
+        evaluations.append(section)
     notes = [
         f'A pair whose evidence reaches the threshold is "{Outcome.ACCEPTED}", any other "{Outcome.NOT_ACCEPTED}"; '
         f"{NOT_DIFFERENT}."
@@ -119,13 +101,10 @@ def _page_values(report: RunReport) -> dict[str, Any]:
     if report.config.is_synthetic:
         notes.append(f"Warning: {SYNTHETIC_WARNING}.")
     notes.append(f"Limits of use: {LIMITS_OF_USE}.")
-    environment_facts = []
-    for name, value in environment.items():
-        # The page has these elsewhere.
-        if value is not None and name not in {"command", "packages", "corpus"}:
-            environment_facts.append((name, value))
+    # The page has these elsewhere.
+    other_facts = {name: value for name, value in environment.items() if name not in {"command", "packages", "corpus"}}
     return {
-        "name": report.name,
+        "name": report.run_dir.resolve().name,
         "summary": (
             f"{training['model']}, trained on {training['speakers']:,} speakers of {tables.corpus_name(results)}, "
             f"{training['utterances']:,} utterances, {training['hours']:.2f} hours, for {training['epochs']} epochs "
@@ -141,7 +120,7 @@ def _page_values(report: RunReport) -> dict[str, Any]:
         "layers": tables.layers_table(results["layers"]),
         "facts": tables.training_facts(results),
         "command": environment["command"],
-        "environment": environment_facts,
+        "environment": [(name, value) for name, value in other_facts.items() if value is not None],
         "packages": list(environment["packages"].items()),
     }
 
@@ -164,10 +143,10 @@ def _cards(report: RunReport) -> list[tuple[str, str, str]]:
     num_params = results["parameters"]
     nonzero_macs = fmt.percent(size["nonzero_macs"] / size["macs"], 1)
     size_note = f"{fmt.percent(nnz / num_params, 1)} of {num_params:,}; {nonzero_macs} of multiply-accumulates"
-    minutes = fmt.number(results["wall_time_s"] / 60, ".1f")
+    steps_note = f"{training['steps']:,} steps on {training['device']}"
     return [
         ("Final sparsity", fmt.percent(results["sparsity"], 4), sparsity_note),
         ("EER", fmt.percent(evaluation["eer"]), eer_note),
         ("Nonzero parameters", fmt.count(nnz), size_note),
-        ("Minutes", minutes, f"{training['steps']:,} steps on {training['device']}"),
+        ("Minutes", fmt.number(results["wall_time_s"] / 60, ".1f"), steps_note),
     ]

@@ -10,6 +10,7 @@ from sv_sparse.config.schema import Config, read_config
 from sv_sparse.distributed import world_size
 from sv_sparse.evaluation.complexity import measure_complexity
 from sv_sparse.evaluation.corpus import corpus_summary
+from sv_sparse.evaluation.evaluate import read_json
 from sv_sparse.evaluation.result import TrialSetResult
 from sv_sparse.optim import sparsity
 from sv_sparse.training.logging import Row, read_rows
@@ -25,7 +26,7 @@ def build_results(
     untrained: Sequence[Mapping[str, Any]],
     wall_time_s: float,
 ) -> Results:
-    """Build the content of results.json.
+    """Build the content of results.json: plain data, with rates and sparsities as fractions.
 
     Args:
         setup: the run, finalized.
@@ -35,18 +36,14 @@ def build_results(
         wall_time_s: seconds of the run, without interruptions.
 
     Returns:
-        Plain data; rates and sparsities are fractions. ``evaluations`` holds all lists by id; ``eer``, ``min_dcf``
-        and ``untrained_eer`` at the top level are the first list's. ``untrained_eer`` is absent if the untrained
-        network was not evaluated.
+        ``evaluations`` holds all lists by id; ``eer``, ``min_dcf`` and ``untrained_eer`` are the first list's.
     """
     config = setup.config
-    untrained_eers = {evaluation["id"]: evaluation["eer"] for evaluation in untrained}
-    by_id: dict[str, dict[str, Any]] = {}
-    for evaluation in evaluations:
-        by_id[evaluation.id] = evaluation.to_dict()
-        # The untrained network is scored without score normalization, under an id of its own.
-        if evaluation.id in untrained_eers:
-            by_id[evaluation.id]["untrained_eer"] = untrained_eers[evaluation.id]
+    by_id = {evaluation.id: evaluation.to_dict() for evaluation in evaluations}
+    for evaluation in untrained:
+        # The untrained network is scored without score normalization, which has another id.
+        if evaluation["id"] in by_id:
+            by_id[evaluation["id"]]["untrained_eer"] = evaluation["eer"]
     # The first list of the settings is the one that a run is known by.
     first = next(iter(by_id.values()))
     complexity = measure_complexity(setup.network, setup.sparse_params, setup.head)
@@ -92,10 +89,10 @@ def build_results(
 
 @dataclass(frozen=True)
 class RunReport:
-    """Content of a finished run's report.
+    """Content of a finished run's folder.
 
     Attributes:
-        run_dir: the run folder.
+        run_dir: the folder.
         results: content of results.json.
         config: settings of the run.
         environment: content of environment.json.
@@ -111,26 +108,13 @@ class RunReport:
     validations: list[Row]
 
     @property
-    def name(self) -> str:
-        """Name of the run folder."""
-        return self.run_dir.resolve().name
-
-    @property
     def is_dense(self) -> bool:
         """True if the run had no target sparsity."""
         return not self.results["target_sparsity"]
 
 
 def read_run_report(run_dir: Path, results: Results) -> RunReport:
-    """Read a run folder.
-
-    Args:
-        run_dir: folder of a finished run.
-        results: content of results.json, with the evaluations to show.
-
-    Raises:
-        OSError: a file is missing or cannot be read.
-    """
+    """Read the folder of a finished run, with the content of results.json and the evaluations to show."""
     rows = read_rows(run_dir / "metrics.jsonl")
     return RunReport(
         run_dir,
@@ -143,20 +127,12 @@ def read_run_report(run_dir: Path, results: Results) -> RunReport:
 
 
 def all_evaluations(run_dir: Path, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all evaluations of a run by id, with later ones of ``sv-sparse evaluate``.
-
-    Args:
-        run_dir: folder of the finished run.
-        results: content of its results.json.
-    """
+    """Return all evaluations of a run by id: those of results.json, and later ones of ``sv-sparse evaluate``."""
     evaluations = dict(results["evaluations"])
-    path = run_dir / "evaluations.json"
-    if path.is_file():
-        later = json.loads(path.read_text(encoding="utf-8"))
-        for result_id, evaluation in later.items():
-            # The run's own evaluation stays, unless other trials were scored since, as after a
-            # recording was mended: the score file is of those (DECISIONS 71).
-            previous = evaluations.get(result_id)
-            if previous is None or previous["checksum"] != evaluation["checksum"]:
-                evaluations[result_id] = evaluation
+    for result_id, evaluation in read_json(run_dir / "evaluations.json").items():
+        # The run's own evaluation stays, unless other trials were scored since, as after a
+        # recording was mended: the score file is of those (DECISIONS 71).
+        previous = evaluations.get(result_id)
+        if previous is None or previous["checksum"] != evaluation["checksum"]:
+            evaluations[result_id] = evaluation
     return evaluations

@@ -1,6 +1,7 @@
 """Tables and facts about a run, with cells as text, for Markdown and for HTML pages."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,22 +44,17 @@ class Table:
     @property
     def numeric_columns(self) -> set[int]:
         """Indices of columns with nothing but numbers and dashes; never the first column."""
-        columns = set()
-        for column in range(1, len(self.headers)):
-            if all(_NUMBER.match(row[column]) for row in self.rows):
-                columns.add(column)
-        return columns
+        columns = enumerate(zip(*self.rows, strict=True))
+        return {index for index, cells in columns if index > 0 and all(map(_NUMBER.match, cells))}
 
     def markdown(self) -> str:
         """Return the table in Markdown, with aligned columns."""
-        lines = [list(map(_markdown_cell, row)) for row in (self.headers, *self.rows)]
+        lines = [[*map(_markdown_cell, row)] for row in (self.headers, *self.rows)]
+        # Markdown wants three dashes or more below a header.
         widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
         lines.insert(1, ["-" * width for width in widths])
-        aligned = []
-        for line in lines:
-            cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-            aligned.append(f"| {' | '.join(cells)} |")
-        return "\n".join(aligned)
+        aligned = [" | ".join(map(str.ljust, line, widths)) for line in lines]
+        return "\n".join(f"| {line} |" for line in aligned)
 
 
 def _markdown_cell(text: str) -> str:
@@ -70,43 +66,35 @@ def results_table(results: Results) -> Table:
     """Return the table with a row for each trial list, which a run prints at its end."""
     evaluations = results["evaluations"]
     point = next(iter(evaluations.values()))["dcf"][0]
-    headers = ["list", "target", "tracked sparsity", "final sparsity", "nonzero parameters", "EER"]
-    headers.append(f"minDCF({fmt.point_name(point)})")
+    nnz = results["nonzero_parameters"]
+    # Values of the run, which each list repeats.
+    sparsities = {
+        "target": fmt.percent(results["target_sparsity"]),
+        "tracked sparsity": fmt.percent(results["sparsity_tracked"], 3),
+        "final sparsity": fmt.percent(results["sparsity"], 4),
+        "nonzero parameters": f"{fmt.count(nnz)} ({fmt.percent(nnz / results['parameters'], 1)})",
+    }
     # Most runs do not evaluate their untrained network.
     has_untrained = any("untrained_eer" in evaluation for evaluation in evaluations.values())
-    if has_untrained:
-        headers.append("untrained EER")
-    headers.append("minutes")
-    nnz = results["nonzero_parameters"]
-    nonzero = f"{fmt.count(nnz)} ({fmt.percent(nnz / results['parameters'], 1)})"
     rows = []
     for result_id, evaluation in evaluations.items():
-        row = [
-            result_id,
-            fmt.percent(results["target_sparsity"]),
-            fmt.percent(results["sparsity_tracked"], 3),
-            fmt.percent(results["sparsity"], 4),
-            nonzero,
-            fmt.percent(evaluation["eer"]),
-            fmt.number(evaluation["dcf"][0]["min_dcf"]),
-        ]
+        row = {"list": result_id, **sparsities, "EER": fmt.percent(evaluation["eer"])}
+        row[f"minDCF({fmt.point_name(point)})"] = fmt.number(evaluation["dcf"][0]["min_dcf"])
         if has_untrained:
-            row.append(fmt.percent(evaluation.get("untrained_eer")))
-        row.append(fmt.number(results["wall_time_s"] / 60, ".1f"))
+            row["untrained EER"] = fmt.percent(evaluation.get("untrained_eer"))
+        row["minutes"] = fmt.number(results["wall_time_s"] / 60, ".1f")
         rows.append(row)
-    return Table("Trial lists", headers, rows)
+    return Table("Trial lists", list(rows[0]), [list(row.values()) for row in rows])
 
 
 def metrics_table(evaluation: Evaluation) -> Table:
     """Return the table of one trial list's error rates, with intervals and thresholds."""
     interval = fmt.interval(evaluation["eer_interval"])
-    threshold = fmt.number(evaluation["eer_threshold"], ".4f")
-    rows = [("EER", fmt.percent(evaluation["eer"]), interval, threshold)]
+    rows = [("EER", fmt.percent(evaluation["eer"]), interval, f"{evaluation['eer_threshold']:.4f}")]
     for cost in evaluation["dcf"]:
         name = fmt.point_name(cost)
         interval = fmt.interval(cost["min_dcf_interval"], ".3f")
-        threshold = fmt.number(cost["min_dcf_threshold"], ".4f")
-        rows.append((f"minDCF({name})", fmt.number(cost["min_dcf"]), interval, threshold))
+        rows.append((f"minDCF({name})", fmt.number(cost["min_dcf"]), interval, f"{cost['min_dcf_threshold']:.4f}"))
         if cost["act_dcf"] is not None:
             rows.append((f"actDCF({name})", fmt.number(cost["act_dcf"]), "", ""))
     if evaluation["cllr"] is not None:
@@ -121,9 +109,8 @@ def thresholds_table(evaluation: Evaluation) -> Table | None:
     """Return the table of error rates at the calibration's thresholds, None without calibration."""
     rows = []
     for threshold in evaluation["thresholds"]:
-        target_far = fmt.percent(threshold["target_far"])
-        llr = fmt.number(threshold["threshold"], ".2f")
-        rows.append((target_far, llr, fmt.percent(threshold["p_fa"]), fmt.percent(threshold["p_miss"])))
+        rates = [fmt.percent(threshold[key]) for key in ("target_far", "p_fa", "p_miss")]
+        rows.append((rates[0], f"{threshold['threshold']:.2f}", *rates[1:]))
     headers = ("target false-alarm rate", "LLR threshold", "false alarms", "misses")
     return Table("Thresholds from held-out speakers", headers, rows) if rows else None
 
@@ -134,9 +121,8 @@ def breakdown_table(evaluation: Evaluation) -> Table | None:
     for kind, groups in evaluation["breakdown"].items():
         kind_name = "duration" if kind == "seconds" else kind
         for label, group in groups.items():
-            trials = fmt.count(group["trials"])
-            targets = fmt.count(group["targets"])
-            rows.append((kind_name, group_label(kind, label), trials, targets, fmt.percent(group["eer"])))
+            counts = (fmt.count(group["trials"]), fmt.count(group["targets"]))
+            rows.append((kind_name, group_label(kind, label), *counts, fmt.percent(group["eer"])))
     headers = ("kind", "group", "trials", "targets", "EER")
     return Table(f"Groups of {evaluation['name']}", headers, rows) if rows else None
 
@@ -149,23 +135,16 @@ def group_label(kind: str, label: str) -> str:
 
 
 def conditions(evaluation: Evaluation, scoring: Mapping[str, str]) -> Facts:
-    """Return the conditions under which a trial list's error rates were measured.
-
-    Args:
-        evaluation: the list's.
-        scoring: ``scoring`` of results.json.
-    """
+    """Return the conditions under which a trial list was evaluated, with ``scoring`` of results.json."""
     trials = evaluation["trials"]
     targets = evaluation["targets"]
     facts = [("trials", f"{trials:,}: {targets:,} targets, {trials - targets:,} nontargets")]
     # Error rates without some trials are those of another list (DECISIONS 71).
     if evaluation.get("recordings_left_out"):
-        recordings = fmt.count(evaluation["recordings_left_out"])
-        trials_left_out = fmt.count(evaluation["trials_left_out"])
-        facts.append(("left out", f"{trials_left_out} trials; recordings that cannot be used: {recordings}"))
-    points = [
-        f"p_target {cost['p_target']:g}, c_miss {cost['c_miss']:g}, c_fa {cost['c_fa']:g}" for cost in evaluation["dcf"]
-    ]
+        recordings = f"recordings that cannot be used: {evaluation['recordings_left_out']:,}"
+        facts.append(("left out", f"{evaluation['trials_left_out']:,} trials; {recordings}"))
+    point_text = "p_target {p_target:g}, c_miss {c_miss:g}, c_fa {c_fa:g}"
+    points = [point_text.format_map(cost) for cost in evaluation["dcf"]]
     has_intervals = evaluation["eer_interval"] is not None
     return [
         *facts,
@@ -200,11 +179,12 @@ def size_table(size: Mapping[str, Any]) -> Table:
     """Return the table of the network's size and cost, dense and without its zeros."""
     rows = []
     macs = f"multiply-accumulates for {size['seconds_of_speech']:g} s of speech"
-    for name, dense, nonzero, unit in (
-        ("parameters", size["parameters"], size["nonzero_parameters"], ""),
-        (macs, size["macs"], size["nonzero_macs"], ""),
-        ("stored", size["bytes"], size["compressed_bytes"], "B"),
+    for name, dense_key, nonzero_key, unit in (
+        ("parameters", "parameters", "nonzero_parameters", ""),
+        (macs, "macs", "nonzero_macs", ""),
+        ("stored", "bytes", "compressed_bytes", "B"),
     ):
+        dense, nonzero = size[dense_key], size[nonzero_key]
         rows.append((name, fmt.large(dense, unit), fmt.large(nonzero, unit), fmt.percent(nonzero / dense, 1)))
     rows.append(("parameters of the head, which only training needs", fmt.large(size["head_parameters"]), "", ""))
     return Table("Size of the network", ("of", "dense", "nonzero", "ratio"), rows)
@@ -222,27 +202,19 @@ def latency_note(size: Mapping[str, Any]) -> str:
 
 def layers_table(layers: Mapping[str, Mapping[str, int]]) -> Table:
     """Return the table of all layers with zeros, dead channels and cost, and their sum."""
-    total: dict[str, int] = {}
-    for key in next(iter(layers.values())):
-        total[key] = sum(layer[key] for layer in layers.values())
+    total: Counter[str] = Counter()
+    for layer in layers.values():
+        total.update(layer)
     rows = []
     sparsities = []
     for name, layer in {**layers, "all": total}.items():
         sparsities.append(layer["zeros"] / layer["parameters"])
-        rows.append(
-            (
-                name,
-                fmt.count(layer["parameters"]),
-                fmt.count(layer["zeros"]),
-                fmt.percent(sparsities[-1]),
-                f"{layer['dead_channels']:,} of {layer['channels']:,}",
-                f"{layer['dead_inputs']:,} of {layer['inputs']:,}",
-                fmt.large(layer["macs"]),
-                fmt.large(layer["nonzero_macs"]),
-                fmt.large(layer["bytes"], "B"),
-                fmt.large(layer["compressed_bytes"], "B"),
-            )
-        )
+        counts = (fmt.count(layer["parameters"]), fmt.count(layer["zeros"]), fmt.percent(sparsities[-1]))
+        dead_outputs = f"{layer['dead_channels']:,} of {layer['channels']:,}"
+        dead_inputs = f"{layer['dead_inputs']:,} of {layer['inputs']:,}"
+        macs = (fmt.large(layer["macs"]), fmt.large(layer["nonzero_macs"]))
+        sizes = (fmt.large(layer["bytes"], "B"), fmt.large(layer["compressed_bytes"], "B"))
+        rows.append((name, *counts, dead_outputs, dead_inputs, *macs, *sizes))
     headers = (
         "layer", "parameters", "zeros", "sparsity", "dead outputs", "dead inputs",
         "MACs", "nonzero MACs", "bytes", "compressed",
@@ -274,6 +246,7 @@ def training_facts(results: Results) -> Facts:
         ("time", f"{results['wall_time_s'] / 60:.1f} minutes, evaluation included"),
         ("seed", str(results["seed"])),
     ]
+    # Both are there where speakers were held out.
     if results.get("validation_eer") is not None:
         tracked = fmt.percent(results["validation_eer_tracked"])
         final = fmt.percent(results["validation_eer"])

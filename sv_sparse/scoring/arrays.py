@@ -4,7 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 BoolArray = NDArray[np.bool_]
-Float32Array = NDArray[np.float32]  # embeddings and scores, in the precision of the networks
-Float64Array = NDArray[np.float64]  # error rates and costs
-FloatArray = NDArray[np.floating]  # scores in either precision
+# Embeddings and scores, in the precision of the networks.
+Float32Array = NDArray[np.float32]
+# Error rates and costs.
+Float64Array = NDArray[np.float64]
+# Scores in either precision.
+FloatArray = NDArray[np.floating]
 IndexArray = NDArray[np.int64]

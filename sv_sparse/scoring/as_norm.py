@@ -1,7 +1,4 @@
-"""Adaptive symmetric score normalization (AS-norm) with a cohort of training speakers.
-
-Matejka et al., Analysis of score normalization in multilingual speaker recognition (Interspeech 2017).
-"""
+"""Adaptive symmetric score normalization (AS-norm) with a cohort of training speakers."""
 
 import numpy as np
 
@@ -10,7 +7,7 @@ from sv_sparse.scoring.arrays import Float32Array, IndexArray
 # In scores. So many stay in the processor's cache while the highest are selected.
 _CHUNK_SIZE = 1_000_000
 # Keeps a cohort that has the same embedding many times from a division by zero.
-_MIN_DEVIATION = 1e-6
+_MIN_DEVIATION = np.float32(1e-6)
 
 
 def cohort_statistics(unit: Float32Array, cohort: Float32Array, top_n: int) -> tuple[Float32Array, Float32Array]:
@@ -28,9 +25,8 @@ def cohort_statistics(unit: Float32Array, cohort: Float32Array, top_n: int) -> t
         ValueError: ``top_n`` is below 2, or the cohort has fewer speakers.
     """
     if not 2 <= top_n <= len(cohort):
-        raise ValueError(
-            f"scoring.top_n={top_n}: expected at least 2 and at most {len(cohort)}, the speakers of the cohort"
-        )
+        limits = f"at least 2 and at most {len(cohort)}, the speakers of the cohort"
+        raise ValueError(f"scoring.top_n={top_n}: expected {limits}")
     means = np.empty(len(unit), np.float32)
     deviations = np.empty(len(unit), np.float32)
     num_rows = max(1, _CHUNK_SIZE // len(cohort))
@@ -42,24 +38,18 @@ def cohort_statistics(unit: Float32Array, cohort: Float32Array, top_n: int) -> t
         highest = scores[:, -top_n:]
         means[chunk] = highest.mean(axis=1)
         deviations[chunk] = highest.std(axis=1)
-    return means, np.maximum(deviations, np.float32(_MIN_DEVIATION))
+    return means, np.maximum(deviations, _MIN_DEVIATION)
 
 
 def as_norm(
     scores: Float32Array, means: Float32Array, deviations: Float32Array, enrollment: IndexArray, test: IndexArray
 ) -> Float32Array:
-    """Normalize scores by the cohort statistics of both sides.
-
-    Args:
-        scores: float32 [trials].
-        means: float32 [N], from ``cohort_statistics``.
-        deviations: float32 [N], from ``cohort_statistics``.
-        enrollment: int64 [trials], the row of each trial's enrollment.
-        test: int64 [trials], the row of each trial's test utterance.
+    """Normalize float32 scores [trials] by the cohort statistics [N] of rows ``enrollment`` and ``test`` [trials].
 
     Returns:
         float32 [trials]: standard deviations above the cohort's mean, averaged over both sides.
     """
+    # Matejka et al., Analysis of score normalization in multilingual speaker recognition (Interspeech 2017).
     by_enrollment = (scores - means[enrollment]) / deviations[enrollment]
     by_test = (scores - means[test]) / deviations[test]
     return np.float32(0.5) * (by_enrollment + by_test)

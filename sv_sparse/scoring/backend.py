@@ -18,11 +18,10 @@ class Backend:
 
     Attributes:
         mean: float32 [E], subtracted from each embedding.
-        cohort: float32 [K, E], the mean embedding of each of K training speakers, for AS-norm; None
-            scores plain cosines.
+        cohort: float32 [K, E], the mean embedding of each training speaker, for AS-norm; None for plain cosines.
         top_n: number of closest cohort speakers that AS-norm takes; 0 without a cohort.
-        calibration: map from scores to log-likelihood ratios; None if no speakers were held out, or
-            if higher scores did not mean targets.
+        calibration: map from scores to log-likelihood ratios; None if no speakers were held out, or if higher
+            scores did not mean targets.
 
     >>> import numpy as np
     >>> backend = Backend(mean=np.zeros(2, np.float32))
@@ -37,12 +36,7 @@ class Backend:
     calibration: Calibration | None = None
 
     def score(self, embeddings: Float32Array, enrollment: IndexArray, test: IndexArray) -> Float32Array:
-        """Score trials; a higher score is more likely a target.
-
-        Args:
-            embeddings: float32 [N, E].
-            enrollment: int64 [trials], the row of each trial's enrollment.
-            test: int64 [trials], the row of each trial's test utterance.
+        """Score trials of rows ``enrollment`` and ``test``, int64 [trials] each, of embeddings, float32 [N, E].
 
         Returns:
             float32 [trials]: cosines in [-1, 1], or with a cohort AS-norm scores.
@@ -61,12 +55,11 @@ class Backend:
     @property
     def score_norm(self) -> str:
         """Description of the score normalization, ``none`` without a cohort."""
-        if self.cohort is None:
-            return "none"
-        return f"AS-norm, top {self.top_n} of {len(self.cohort):,} training speakers"
+        return "none" if self.cohort is None else f"AS-norm, top {self.top_n} of {len(self.cohort):,} training speakers"
 
     def to_dict(self) -> dict[str, Any]:
         """Return tensors and plain data, from which ``from_dict`` makes the back-end again."""
+        # Tensors, not arrays: torch.load with weights_only refuses what numpy pickles.
         return {
             "mean": torch.from_numpy(self.mean),
             "cohort": None if self.cohort is None else torch.from_numpy(self.cohort),

@@ -1,13 +1,12 @@
 """Confidence intervals of error rates: a bootstrap over speakers, not over trials.
 
-Trials of a speaker depend on each other, so resampling trials gives intervals that are too narrow.
-Speakers are resampled with replacement. A nontarget trial counts as often as both its speakers were
-sampled, multiplied. A target trial counts as often as its speaker was. The reasons are in Bengio and
-Mariéthoz, A statistical significance test for person authentication (Odyssey 2004).
+Trials of a speaker depend on each other, so resampling trials gives intervals that are too narrow
+(DECISIONS 48; Bengio and Mariéthoz, A statistical significance test for person authentication, Odyssey 2004).
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import coo_array, csr_array
@@ -17,10 +16,12 @@ from sv_sparse.scoring.metrics import OperatingPoint
 
 Interval = tuple[float, float]
 
-_MIN_SPEAKERS = 5  # with targets; an interval from fewer says nothing
+# With targets. An interval from fewer says nothing.
+_MIN_SPEAKERS = 5
 _NUM_SAMPLES = 1000
-_CHUNK_SIZE = 64  # bootstrap samples at a time, to bound the memory
 _LEVEL = 0.95
+# Bootstrap samples at a time, to bound the memory.
+_CHUNK_SIZE = 64
 # Fractions of a class at which thresholds are placed. They are finer at the end where errors are rare.
 _GRID = np.concatenate([np.linspace(0, 1, 801), np.geomspace(1e-6, 1e-2, 400)])
 
@@ -51,20 +52,19 @@ class SpeakerBootstrap:
         return len(np.unique(self.enrollment[self.is_target])) >= _MIN_SPEAKERS
 
     @cached_property
-    def speaker_ids(self) -> tuple[int, IndexArray]:
-        """Number of speakers, and each trial's speaker counted from 0: enrollments, then tests."""
-        distinct, ids = np.unique(np.concatenate([self.enrollment, self.test]), return_inverse=True)
-        return len(distinct), ids
+    def speaker_ids(self) -> IndexArray:
+        """Each trial's speaker counted from 0: enrollments, then tests."""
+        return np.unique(np.concatenate([self.enrollment, self.test]), return_inverse=True)[1]
 
     @property
     def num_speakers(self) -> int:
         """Number of different speakers."""
-        return self.speaker_ids[0]
+        return int(self.speaker_ids.max()) + 1
 
     @cached_property
     def speaker_pairs(self) -> tuple[IndexArray, IndexArray, IndexArray]:
         """Both speakers of each distinct pair, counted from 0, and the pair of each trial."""
-        enrollment, test = np.split(self.speaker_ids[1], 2)
+        enrollment, test = np.split(self.speaker_ids, 2)
         distinct, pair_of_trial = np.unique(enrollment * self.num_speakers + test, return_inverse=True)
         first, second = np.divmod(distinct, self.num_speakers)
         return first, second, pair_of_trial
@@ -79,34 +79,24 @@ class SpeakerBootstrap:
         return counts.T.astype(np.float32)
 
 
-@dataclass(frozen=True)
-class BootstrapRates:
-    """Error rates of each bootstrap sample at rising thresholds.
-
-    Attributes:
-        p_miss: float64 [thresholds, samples], in [0, 1].
-        p_fa: float64 [thresholds, samples], in [0, 1].
-    """
+class BootstrapRates(NamedTuple):
+    """Error rates in [0, 1] of each bootstrap sample at rising thresholds, float64 [thresholds, samples]."""
 
     p_miss: Float64Array
     p_fa: Float64Array
 
 
 def resample(scores: FloatArray, bootstrap: SpeakerBootstrap) -> BootstrapRates:
-    """Compute the error rates of a system in each bootstrap sample, at some 2,000 thresholds.
+    """Compute the error rates of scores [trials] in each bootstrap sample, at some 2,000 thresholds.
 
     Samples without a target or without a nontarget are left out.
-
-    Args:
-        scores: [trials].
-        bootstrap: speakers of the same trials.
     """
     is_target = bootstrap.is_target
     target_levels = np.quantile(scores[is_target], _GRID)
     nontarget_levels = np.quantile(scores[~is_target], 1 - _GRID)
     thresholds = np.unique(np.concatenate([target_levels, nontarget_levels])).astype(scores.dtype)
     # Counting trials between thresholds once makes each sample a sparse matrix product, not a sort.
-    num_accepting = np.searchsorted(thresholds, scores, "right")  # thresholds that accept each trial
+    num_accepting = np.searchsorted(thresholds, scores, "right")
     first, second, pair_of_trial = bootstrap.speaker_pairs
 
     def count_trials(selected: BoolArray) -> csr_array:
@@ -121,6 +111,7 @@ def resample(scores: FloatArray, bootstrap: SpeakerBootstrap) -> BootstrapRates:
     p_fa = []
     for start in range(0, _NUM_SAMPLES, _CHUNK_SIZE):
         times = bootstrap.multiplicities[:, start : start + _CHUNK_SIZE]
+        # A nontarget trial counts as often as both its speakers were sampled, multiplied; a target as often as its one.
         pair_times = np.where((first == second)[:, None], times[first], times[first] * times[second])
         # Sums in float64: float32 does not count beyond 2 ** 24.
         targets = np.cumsum(target_counts @ pair_times, axis=0, dtype=np.float64)
@@ -138,8 +129,9 @@ def bootstrap_eer(rates: BootstrapRates) -> Float64Array:
     p_miss = np.concatenate([rates.p_miss, np.ones((1, num_samples))])
     p_fa = np.concatenate([rates.p_fa, np.zeros((1, num_samples))])
     sample = np.arange(num_samples)
-    following = np.argmax(p_miss > p_fa, axis=0)  # the first threshold with more misses
-    previous = following - 1  # exists, since at the lowest threshold nothing is missed
+    following = np.argmax(p_miss > p_fa, axis=0)
+    # It exists: at the lowest threshold nothing is missed.
+    previous = following - 1
     gap = p_fa - p_miss
     gap_previous = gap[previous, sample]
     gap_following = gap[following, sample]
@@ -163,12 +155,10 @@ def interval(values: Float64Array) -> Interval:
 def eer_difference_interval(scores: FloatArray, other: FloatArray, bootstrap: SpeakerBootstrap) -> Interval:
     """Compute the 95 % interval of the difference of two systems' EERs on the same trials.
 
-    Both systems get the same bootstrap samples, so speakers that are hard for both do not count. The
-    systems differ beyond chance in the speakers if the interval leaves out 0.
-
     Args:
         scores: [trials].
         other: [trials], scores of the system whose EER is subtracted.
         bootstrap: speakers of these trials.
     """
+    # Both systems get the same samples, so that speakers who are hard for both do not count.
     return interval(bootstrap_eer(resample(scores, bootstrap)) - bootstrap_eer(resample(other, bootstrap)))

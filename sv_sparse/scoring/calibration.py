@@ -1,9 +1,6 @@
-"""Calibration: scores to log-likelihood ratios and decision thresholds.
+"""Calibration: scores to log-likelihood ratios and decision thresholds."""
 
-It is fitted in ``fit_calibration``, apart from here: using a network needs no scikit-learn. Quality
-measures are as in Mandasari et al., Quality measure functions for calibration of speaker recognition
-systems in various duration conditions (2013).
-"""
+# It is fitted in fit_calibration.py, apart from here: using a network needs no scikit-learn (DECISIONS 3).
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,11 +22,8 @@ class Calibration:
         offset: log-likelihood ratio of a score of 0, with quality measures of 0.
         qualities: log-likelihood ratio per unit of each quality measure, by name.
         p_target: prior of the fit, in (0, 1); ratios around ``-logit(p_target)`` are fitted best.
-        trials: number of trials that it was fitted on.
-        targets: number of targets among them.
-        speakers: number of speakers in them.
-        thresholds: log-likelihood ratio from which to accept, by the false-alarm rate that it leads to
-            on these trials.
+        trials: number of trials that it was fitted on; ``targets`` and ``speakers`` are those in them.
+        thresholds: log-likelihood ratio from which to accept, by its false-alarm rate on these trials.
 
     >>> calibration = Calibration(10.0, -3.0, {}, 0.1, 1000, 200, 20, {0.01: 2.5})
     >>> calibration.llr(np.array([0.3, 0.6]), {}).tolist()
@@ -46,14 +40,11 @@ class Calibration:
     thresholds: dict[float, float]
 
     def llr(self, scores: FloatArray, qualities: Mapping[str, FloatArray]) -> Float64Array:
-        """Compute natural log-likelihood ratios of trials.
+        """Compute natural log-likelihood ratios, float64 [trials]; above 0 they are evidence for a target.
 
         Args:
             scores: [trials].
-            qualities: [trials] for each name in ``qualities``, from ``quality_measures``.
-
-        Returns:
-            float64 [trials]; a ratio above 0 is evidence for a target.
+            qualities: [trials] for each name in ``self.qualities``, from ``quality_measures``.
         """
         llr = self.slope * scores.astype(np.float64) + self.offset
         for name, weight in self.qualities.items():
@@ -75,17 +66,15 @@ class Calibration:
 def quality_measures(
     measured: Mapping[str, FloatArray], enrollment: IndexArray, test: IndexArray
 ) -> dict[str, Float64Array]:
-    """Compute the quality measures of trials: the logarithm of the lower of both sides' values.
+    """Compute quality measures, float64 [trials] by name: the logarithm of the lower of both sides' values.
 
     Args:
-        measured: [N] by name: ``duration``, the seconds of speech of each side; ``magnitude``, the
-            length of its embedding.
+        measured: [N] by name: ``duration``, seconds of speech of each side; ``magnitude``, length of its embedding.
         enrollment: int64 [trials], the row of each trial's enrollment.
         test: int64 [trials], the row of each trial's test utterance.
-
-    Returns:
-        float64 [trials] by name.
     """
+    # Mandasari et al., Quality measure functions for calibration of speaker recognition systems in various
+    # duration conditions (2013).
     qualities = {}
     for name, values in measured.items():
         # The clip gives a length of 0 a logarithm.

@@ -47,16 +47,15 @@ class ScoringConfig:
         _check_choice("enrollment", self.enrollment, ENROLLMENTS)
         for name in self.quality_measures:
             _check_choice("quality_measures", name, QUALITY_MEASURES)
-        if not self.points:  # each checks itself
+        # Making the points checks each.
+        if not self.points:
             raise ValueError("scoring.p_target: expected one prior or several, got none")
         for far in unique_list(self.target_fars):
             if not 0 < far < 1:
                 raise ValueError(f"scoring.target_fars must be above 0 and below 1, got {far}")
         if self.top_n < 2 or self.cohort_utts_per_speaker < 1:
-            raise ValueError(
-                f"scoring.top_n must be 2 or more and scoring.cohort_utts_per_speaker 1 or more, "
-                f"got {self.top_n} and {self.cohort_utts_per_speaker}"
-            )
+            expected = "scoring.top_n must be 2 or more and scoring.cohort_utts_per_speaker 1 or more"
+            raise ValueError(f"{expected}, got {self.top_n} and {self.cohort_utts_per_speaker}")
 
     @property
     def points(self) -> list[OperatingPoint]:
@@ -71,6 +70,7 @@ def unique_list(values: float | Sequence[float]) -> list[float]:
 
 def _check_numbers(name: str, values: float | Sequence[float]) -> None:
     for value in unique_list(values):
+        # A bool is an int in Python.
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
             raise ValueError(f"scoring.{name}={values}: expected finite numbers")
 

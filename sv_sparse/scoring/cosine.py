@@ -11,14 +11,7 @@ _CHUNK_SIZE = 16384
 
 
 def average_enrollments(embeddings: Float32Array, models: Sequence[Sequence[int]]) -> Float32Array:
-    """Append the mean embedding of each enrollment of several utterances.
-
-    Args:
-        embeddings: float32 [N, E], one row per utterance, not normalized.
-        models: for each of M enrollments, the rows of its utterances.
-
-    Returns:
-        float32 [N + M, E]: the embeddings, followed by the means.
+    """Append to embeddings [N, E], not normalized, the mean of each enrollment's rows: float32 [N + enrollments, E].
 
     >>> average_enrollments(np.array([[0.0, 2.0], [4.0, 0.0]], dtype=np.float32), [[0, 1]])[2]
     array([2., 1.], dtype=float32)
@@ -28,30 +21,16 @@ def average_enrollments(embeddings: Float32Array, models: Sequence[Sequence[int]
 
 
 def center_and_normalize(embeddings: Float32Array, mean: Float32Array) -> Float32Array:
-    """Subtract a mean from embeddings and scale them to length 1.
-
-    Args:
-        embeddings: float32 [N, E].
-        mean: float32 [E].
-
-    Returns:
-        float32 [N, E]; embeddings that equal the mean become zeros.
-    """
+    """Subtract a mean [E] from embeddings [N, E] and scale them to length 1; those that equal the mean become zeros."""
     centered = embeddings - mean
     lengths = np.linalg.norm(centered, axis=1, keepdims=True)
     return np.divide(centered, lengths, out=np.zeros_like(centered), where=lengths > 0)
 
 
 def cosine_scores(unit: Float32Array, enrollment: IndexArray, test: IndexArray) -> Float32Array:
-    """Compute the cosine between both sides of each trial.
+    """Compute the cosines, float32 [trials] in [-1, 1], of rows of embeddings of length 1, float32 [N, E].
 
-    Args:
-        unit: float32 [N, E], embeddings of length 1 from ``center_and_normalize``.
-        enrollment: int64 [trials], the row of each trial's enrollment.
-        test: int64 [trials], the row of each trial's test utterance.
-
-    Returns:
-        float32 [trials], scores in [-1, 1]; a row of zeros scores 0 against every other.
+    ``enrollment`` and ``test``, int64 [trials], are the rows of each trial. A row of zeros scores 0.
 
     >>> unit = center_and_normalize(np.array([[1, 1], [2, 2], [1, -1]], np.float32), np.zeros(2, np.float32))
     >>> cosine_scores(unit, np.array([0, 0]), np.array([1, 2])).round(3)
@@ -73,7 +52,7 @@ def cosine_scores(unit: Float32Array, enrollment: IndexArray, test: IndexArray) 
 
 
 def _used_rows(rows: IndexArray, num_rows: int) -> tuple[IndexArray, IndexArray]:
-    """Return the distinct rows, ascending, and for each element of ``rows`` its position among them."""
+    """Return the distinct rows, ascending, and the position of each element of ``rows`` among them."""
     # Counting is faster than the sort in np.unique for millions of trials.
     distinct = np.flatnonzero(np.bincount(rows, minlength=num_rows))
     position = np.empty(num_rows, dtype=np.int64)

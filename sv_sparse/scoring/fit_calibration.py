@@ -1,7 +1,6 @@
-"""Fit of a calibration: logistic regression on trials with known answers.
+"""Fit of a calibration: logistic regression on trials of speakers that are neither trained nor evaluated on.
 
-The trials are of speakers that are neither trained on nor evaluated on. Brümmer et al., Fusion of
-heterogeneous speaker recognition systems (2007).
+Brümmer et al., Fusion of heterogeneous speaker recognition systems (2007).
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,9 +35,8 @@ def calibrate(
         is_target: bool [trials].
         qualities: [trials] by name, from ``quality_measures``; usually empty.
         num_speakers: number of speakers in the trials, for the record.
-        target_fars: false-alarm rates in (0, 1) to find thresholds for. Rates that fewer than ten of the
-            nontargets make up get none.
-        p_target: prior in (0, 1) that both classes are weighted to.
+        target_fars: false-alarm rates in (0, 1) to find thresholds for; rates of fewer than ten nontargets get none.
+        p_target: prior in (0, 1) that both classes are weighted to; default: 0.1.
 
     Returns:
         The calibration, or None if higher scores do not mean targets: they cannot decide anything.
@@ -46,7 +44,8 @@ def calibrate(
     Raises:
         ValueError: there are no targets or no nontargets, or a score is not finite.
     """
-    sort_scores(scores, is_target)  # raises the errors
+    # For its errors: scikit-learn's do not name the trial.
+    sort_scores(scores, is_target)
     columns = np.stack([scores, *qualities.values()], axis=1)
     slopes, intercept = _fit_log_odds(columns, is_target, p_target)
     if slopes[0] <= 0:
@@ -69,13 +68,7 @@ def calibrate(
 
 
 def _fit_log_odds(columns: FloatArray, is_target: BoolArray, p_target: float) -> tuple[list[float], float]:
-    """Fit slopes and intercept of the log odds of a target with prior ``p_target``.
-
-    Args:
-        columns: [trials, inputs].
-        is_target: bool [trials].
-        p_target: prior of a target.
-    """
+    """Fit slopes and intercept of the log odds of a target with prior ``p_target``, to columns [trials, inputs]."""
     count = len(is_target)
     num_targets = is_target.sum()
     weight = np.where(is_target, p_target / num_targets, (1 - p_target) / (count - num_targets)) * count

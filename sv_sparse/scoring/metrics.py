@@ -1,7 +1,6 @@
 """Error rates and costs of scored trials, each with the threshold at which it is reached.
 
-All metrics take scores that were sorted by class once (``SortedScores``). A trial is accepted if its
-score is at least the threshold, so equal scores are accepted together.
+A trial is accepted if its score is at least the threshold, so equal scores are accepted together.
 """
 
 from bisect import bisect_left
@@ -36,9 +35,8 @@ class OperatingPoint:
         if not 0 < self.p_target < 1:
             raise ValueError(f"scoring.p_target must be above 0 and below 1, got {self.p_target}")
         if not (0 < self.c_miss < np.inf and 0 < self.c_fa < np.inf):
-            raise ValueError(
-                f"scoring.c_miss and scoring.c_fa must be above 0 and finite, got {self.c_miss} and {self.c_fa}"
-            )
+            costs = f"{self.c_miss} and {self.c_fa}"
+            raise ValueError(f"scoring.c_miss and scoring.c_fa must be above 0 and finite, got {costs}")
 
     @property
     def weights(self) -> tuple[float, float]:
@@ -56,11 +54,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class SortedScores:
-    """Scores by class, ascending.
-
-    Attributes:
-        targets: [targets].
-        nontargets: [nontargets].
+    """Scores by class, ascending: the input of all metrics (DECISIONS 47).
 
     >>> SortedScores(np.array([0.5, 1.0]), np.array([0.0])).rates(np.array([0.0, 0.7]))
     (array([0. , 0.5]), array([1., 0.]))
@@ -94,10 +88,8 @@ def sort_scores(
     finite = np.isfinite(scores)
     if not finite.all():
         first = int(np.argmin(finite))
-        raise ValueError(
-            f"the score of {trial(first)} is {scores[first]}; {len(scores) - finite.sum()} of {len(scores)} scores "
-            f"are not finite"
-        )
+        count = f"{len(scores) - finite.sum()} of {len(scores)} scores"
+        raise ValueError(f"the score of {trial(first)} is {scores[first]}; {count} are not finite")
     if is_target.all() or not is_target.any():
         raise ValueError(f"trials need targets and nontargets, got {is_target.sum()} targets of {len(is_target)}")
     return SortedScores(np.sort(scores[is_target]), np.sort(scores[~is_target]))
@@ -105,9 +97,6 @@ def sort_scores(
 
 def det_curve(scores: SortedScores) -> tuple[Float64Array, Float64Array, Float64Array]:
     """Compute miss and false-alarm rates at every threshold.
-
-    Args:
-        scores: from ``sort_scores``.
 
     Returns:
         ``p_miss`` (falling from 1 to 0), ``p_fa`` (rising from 0 to 1) and ``thresholds`` (falling from just
@@ -123,9 +112,6 @@ def det_curve(scores: SortedScores) -> tuple[Float64Array, Float64Array, Float64
 def eer(scores: SortedScores) -> tuple[float, float]:
     """Compute the equal error rate, interpolated on the DET curve, and its threshold.
 
-    Args:
-        scores: from ``sort_scores``.
-
     Returns:
         The rate in [0, 1], and the highest threshold at which the false-alarm rate is not below the miss rate.
 
@@ -139,17 +125,13 @@ def eer(scores: SortedScores) -> tuple[float, float]:
 
     # The difference of both rates falls as the threshold rises, so bisection finds where they cross,
     # without the rates at every threshold.
-    below = []  # the highest score of each class at which false alarms prevail, or both rates are equal
+    below: list[np.floating] = []
+    above: list[np.floating] = []
     for sorted_class in (scores.targets, scores.nontargets):
         count = bisect_left(sorted_class, True, key=misses_prevail)
-        if count > 0:
-            below.append(sorted_class[count - 1])
+        below.extend(sorted_class[max(0, count - 1) : count])
+        above.extend(sorted_class[count : count + 1])
     threshold = max(below)
-    above = []
-    for sorted_class in (scores.targets, scores.nontargets):
-        index = np.searchsorted(sorted_class, threshold, "right")
-        if index < len(sorted_class):
-            above.append(sorted_class[index])
     # Above all scores nothing is accepted.
     miss_above, fa_above = scores.rates(min(above)) if above else (1.0, 0.0)
     miss_below, fa_below = scores.rates(threshold)
@@ -160,14 +142,7 @@ def eer(scores: SortedScores) -> tuple[float, float]:
 
 
 def min_dcf(scores: SortedScores, point: OperatingPoint) -> tuple[float, float]:
-    """Compute the minimum detection cost, normalized by the cost of the better constant answer.
-
-    Args:
-        scores: from ``sort_scores``.
-        point: prior and costs.
-
-    Returns:
-        The cost in [0, 1], and its threshold.
+    """Compute the minimum detection cost in [0, 1], over that of the better constant answer, and its threshold.
 
     >>> min_dcf(sort_scores(np.array([0.9, 0.8, 0.3, 0.1]), np.array([True, True, False, False])), OperatingPoint())
     (0.0, 0.8)
@@ -183,7 +158,8 @@ def min_dcf(scores: SortedScores, point: OperatingPoint) -> tuple[float, float]:
     num_skipped = int(np.searchsorted(targets, top[0])) if first else 0
     candidates = targets[num_skipped:]
     p_fa = (len(top) - np.searchsorted(top, candidates)) / len(nontargets)
-    p_miss = np.arange(num_skipped, len(targets)) / len(targets)  # right for the first of equal targets
+    # Of equal targets this is right for the first, which is the best: the false alarms are the same.
+    p_miss = np.arange(num_skipped, len(targets)) / len(targets)
     cost = miss * p_miss + fa * p_fa
     # Of equal costs the last, at the highest threshold.
     best = len(cost) - 1 - int(np.argmin(cost[::-1])) if len(cost) else -1
@@ -200,39 +176,30 @@ def act_dcf(ratios: SortedScores, point: OperatingPoint) -> float:
 
 
 def cllr(ratios: SortedScores) -> float:
-    """Compute the cost of natural log-likelihood ratios, in bits.
-
-    It is 0 for ratios that are certain and right, 1 for ratios that say nothing. Brümmer and du Preez,
-    Application-independent evaluation of speaker detection (2006).
+    """Compute the cost of natural log-likelihood ratios, in bits: 0 if certain and right, 1 if they say nothing.
 
     >>> cllr(SortedScores(np.zeros(3), np.zeros(5)))
     1.0
     """
+    # Brümmer and du Preez, Application-independent evaluation of speaker detection (2006).
     targets = -log_expit(ratios.targets).mean()
     nontargets = -log_expit(-ratios.nontargets).mean()
     return float((targets + nontargets) / 2 / np.log(2))
 
 
 def min_cllr(scores: SortedScores) -> float:
-    """Compute the ``cllr`` of the best monotone map of the scores, in bits.
-
-    Isotonic regression of the labels finds that map (pool adjacent violators).
-    """
+    """Compute the ``cllr`` of the best monotone map of the scores, in bits."""
     targets, num_equal = np.unique(scores.targets, return_counts=True)
     below = np.searchsorted(scores.nontargets, targets)
     upto = np.searchsorted(scores.nontargets, targets, "right")
     # Isotonic regression pools the nontargets between two targets, so they are counted together. The
     # groups are: below the first target's score, at it, between it and the second, ..., above the last.
     num_targets = np.zeros(2 * len(targets) + 1)
-    num_nontargets = np.zeros_like(num_targets)
     num_targets[1::2] = num_equal
-    num_nontargets[1::2] = upto - below
-    between = np.diff(below, prepend=0, append=len(scores.nontargets))
-    num_nontargets[::2] = between - np.append(0, upto - below)
+    num_nontargets = np.diff(np.stack([below, upto], axis=1).ravel(), prepend=0, append=len(scores.nontargets))
+    is_present = num_targets + num_nontargets > 0
+    num_targets, num_nontargets = num_targets[is_present], num_nontargets[is_present]
     count = num_targets + num_nontargets
-    num_targets = num_targets[count > 0]
-    num_nontargets = num_nontargets[count > 0]
-    count = count[count > 0]
     posterior = isotonic_regression(num_targets / count, weights=count).x.clip(0, 1)
     llr = logit(posterior) - np.log(len(scores.targets) / len(scores.nontargets))
     # Groups without targets may have an infinite ratio, which must not meet their zero count: 0 * inf is NaN.
@@ -244,16 +211,12 @@ def min_cllr(scores: SortedScores) -> float:
 
 
 def thresholds_at_far(scores: SortedScores, target_fars: Sequence[float]) -> list[float]:
-    """Return the lowest threshold for each false-alarm rate at which no more nontargets are accepted.
-
-    Args:
-        scores: from ``sort_scores``.
-        target_fars: false-alarm rates in [0, 1].
-    """
+    """Return the lowest threshold for each false-alarm rate in [0, 1] at which no more nontargets are accepted."""
     count = len(scores.nontargets)
     thresholds = []
     for far in target_fars:
-        num_allowed = int(np.floor(far * count + 1e-9))  # 0.29 * 100 is a little less than 29
+        # In floating point 0.29 * 100 is a little less than 29.
+        num_allowed = int(np.floor(far * count + 1e-9))
         if num_allowed < count:
             threshold = float(_next_float(scores.nontargets[count - 1 - num_allowed]))
         else:

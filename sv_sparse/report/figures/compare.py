@@ -1,22 +1,13 @@
 """Figures of a comparison of runs: error rates against sparsity, and distance to the target."""
 
-from collections.abc import Iterator, Sequence
-from itertools import cycle
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from sv_sparse.report.figures.style import (
-    HOLLOW,
-    MARKERS,
-    SERIES,
-    TEXT,
-    FigureFile,
-    legend_above,
-    new_figure,
-    render_figure,
-)
+from sv_sparse.report.figures import style
+from sv_sparse.report.figures.style import FigureFile
 from sv_sparse.report.format import percent
 
 if TYPE_CHECKING:
@@ -28,13 +19,18 @@ _SPARSITY_TICKS = (0.0, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.998, 0.999)
 _MIN_DENSITY = 1e-4
 
 
-def comparison_figures(results: Sequence["RunResult"], sparse_runs: Sequence["RunResult"]) -> list[FigureFile]:
-    """Draw the figures that the runs have data for; to be called inside ``report_style``.
+class _Series(NamedTuple):
+    """Runs of the same network and controller, drawn alike and ``offset`` places from the middle."""
 
-    Args:
-        results: runs and lists, at least one.
-        sparse_runs: one result of each run with a target sparsity; may be empty.
-    """
+    label: str
+    color: str
+    marker: str
+    offset: float
+    members: list["RunResult"]
+
+
+def comparison_figures(results: Sequence["RunResult"], sparse_runs: Sequence["RunResult"]) -> list[FigureFile]:
+    """Draw the figures of all runs and lists, and of the runs with a target sparsity; inside ``report_style``."""
     by_list: dict[str, list[RunResult]] = {}
     for result in results:
         by_list.setdefault(result.list_name, []).append(result)
@@ -46,18 +42,16 @@ def comparison_figures(results: Sequence["RunResult"], sparse_runs: Sequence["Ru
 
 def _eer_figure(list_name: str, results: Sequence["RunResult"]) -> FigureFile:
     """Draw the EER against the final sparsity, on a logarithmic axis of the density."""
-    series = list(_series(results))
-    figure, (axes,) = new_figure(2.9 + 0.16 * len(series))
+    series = _series(results)
+    # Each series has a line in the legend.
+    figure, (axes,) = style.new_figure(2.9 + 0.16 * len(series))
     _set_sparsity_axis(axes, [1 - result.results["sparsity"] for result in results])
     handles = []
-    labels = []
-    for index, (label, color, marker, members) in enumerate(series):
-        labels.append(label)
-        # Equal sparsities would hide each other: runs end exactly at their target.
-        shift = 1.05 ** (index - (len(series) - 1) / 2)
+    for _, color, marker, offset, members in series:
         points = []
         for result in members:
-            density = shift * max(_MIN_DENSITY, 1 - result.results["sparsity"])
+            # Equal sparsities would hide each other: runs end exactly at their target.
+            density = 1.05**offset * max(_MIN_DENSITY, 1 - result.results["sparsity"])
             points.append((density, 100 * result.evaluation["eer"]))
             interval = result.evaluation["eer_interval"]
             if interval is not None:
@@ -72,14 +66,14 @@ def _eer_figure(list_name: str, results: Sequence["RunResult"]) -> FigureFile:
     # At least two points of EER, so that small differences do not look large.
     axes.set_ylim(min(low, middle - 1), max(high, middle + 1))
     axes.set_ylabel("EER (%)")
-    legend_above(figure, handles, labels, columns=1)
+    style.legend_above(figure, handles, [label for label, *_ in series], columns=1)
     best = min(results, key=lambda result: result.evaluation["eer"])
     alt_text = (
         f"EER on {list_name} against the final sparsity, of {len(results)} runs; the lowest is "
         f"{percent(best.evaluation['eer'])} at {percent(best.results['sparsity'])} ({best.run_name}). "
         "Vertical lines are 95% intervals, where they are known."
     )
-    return render_figure(f"eer_{list_name}", f"EER and sparsity on {list_name}", alt_text, figure)
+    return style.render_figure(f"eer_{list_name}", f"EER and sparsity on {list_name}", alt_text, figure)
 
 
 def _set_sparsity_axis(axes: Axes, densities: Sequence[float]) -> None:
@@ -95,20 +89,14 @@ def _set_sparsity_axis(axes: Axes, densities: Sequence[float]) -> None:
 
 def _targets_figure(results: Sequence["RunResult"]) -> FigureFile:
     """Draw how far from its target each run's tracked sparsity ended."""
-    series = list(_series(results))
-    figure, (axes,) = new_figure(2.9 + 0.16 * len(series))
-    axes.axhline(0, color=TEXT, linewidth=0.8)
+    series = _series(results)
+    figure, (axes,) = style.new_figure(2.9 + 0.16 * len(series))
+    axes.axhline(0, color=style.TEXT, linewidth=0.8)
     handles = []
-    labels = []
-    for index, (label, color, marker, members) in enumerate(series):
-        labels.append(label)
-        shift = 0.4 * (index - (len(series) - 1) / 2)
-        targets = []
-        errors = []
-        for result in members:
-            targets.append(100 * result.results["target_sparsity"] + shift)
-            errors.append(100 * result.sparsity_error)
-        handles += axes.plot(targets, errors, marker, markeredgecolor=color, markersize=6.5, **HOLLOW)
+    for _, color, marker, offset, members in series:
+        targets = [100 * result.results["target_sparsity"] + 0.4 * offset for result in members]
+        errors = [100 * result.sparsity_error for result in members]
+        handles += axes.plot(targets, errors, marker, markeredgecolor=color, markersize=6.5, **style.HOLLOW)
     # Feedback ends within hundredths of a point, a fixed lambda tens of points away.
     axes.set_yscale("symlog", linthresh=0.01, linscale=1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
@@ -116,20 +104,24 @@ def _targets_figure(results: Sequence["RunResult"]) -> FigureFile:
     axes.margins(x=0.12, y=0.12)
     axes.set_xlabel("target (%)")
     axes.set_ylabel("points from the target")
-    legend_above(figure, handles, labels, columns=1)
+    style.legend_above(figure, handles, [label for label, *_ in series], columns=1)
     farthest = max(results, key=lambda result: abs(result.sparsity_error))
     alt_text = (
         f"Tracked sparsity less its target, of {len(results)} runs; the farthest, {farthest.run_name}, had the target "
         f"{percent(farthest.results['target_sparsity'])} and reached "
         f"{percent(farthest.results['sparsity_tracked'], 3)}."
     )
-    return render_figure("targets", "Tracked sparsity less its target", alt_text, figure)
+    return style.render_figure("targets", "Tracked sparsity less its target", alt_text, figure)
 
 
-def _series(results: Sequence["RunResult"]) -> Iterator[tuple[str, str, str, list["RunResult"]]]:
-    """Yield label, color, marker and members of each series."""
+def _series(results: Sequence["RunResult"]) -> list[_Series]:
     by_label: dict[str, list[RunResult]] = {}
     for result in results:
-        by_label.setdefault(result.series, []).append(result)
-    for (label, members), color, marker in zip(by_label.items(), cycle(SERIES), cycle(MARKERS)):
-        yield label, color, marker, members
+        label = f"{result.network}, {result.controller.replace('fixed', 'fixed λ')}"
+        by_label.setdefault(label, []).append(result)
+    middle = (len(by_label) - 1) / 2
+    series = []
+    for index, (label, members) in enumerate(by_label.items()):
+        look = style.SERIES[index % len(style.SERIES)], style.MARKERS[index % len(style.MARKERS)]
+        series.append(_Series(label, *look, index - middle, members))
+    return series

@@ -13,14 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def draw_run(report: RunReport) -> dict[str, list[FigureFile]]:
-    """Draw the figures of a finished run; a list whose score file is gone has none, with a warning.
-
-    Returns:
-        ``error_figures``, ``training_figures`` and ``layer_figures``.
-
-    Raises:
-        OSError: a score file cannot be read.
-    """
+    """Draw the figures of a finished run, by the variables of the templates that show them."""
     evaluations = {}
     summaries = {}
     for result_id, evaluation in report.results["evaluations"].items():

@@ -41,12 +41,7 @@ class ScoreSummary:
 def summarize_scores(
     scores: NDArray[np.floating], is_target: NDArray[np.bool_], points: Sequence[Mapping[str, Any]]
 ) -> ScoreSummary:
-    """Summarize the scores of a trial list.
-
-    Args:
-        scores: [trials].
-        is_target: [trials].
-        points: operating points with ``p_target``, ``c_miss`` and ``c_fa``.
+    """Summarize scores and labels, [trials] each, at operating points with ``p_target``, ``c_miss`` and ``c_fa``.
 
     Raises:
         ValueError: a score is not finite, or there are no targets or no nontargets.
@@ -62,27 +57,18 @@ def summarize_scores(
     edges = np.histogram_bin_edges(scores, _BINS)
     targets = np.histogram(scores[is_target], edges)[0] / is_target.sum()
     nontargets = np.histogram(scores[~is_target], edges)[0] / (~is_target).sum()
-    indices = decimate(p_fa, p_miss)
+    indices = _decimate(p_fa, p_miss)
     return ScoreSummary(p_fa[indices], p_miss[indices], min_dcf_rates, edges.astype(np.float64), targets, nontargets)
 
 
-def decimate(p_fa: Array, p_miss: Array, max_points: int = MAX_POINTS) -> NDArray[np.intp]:
-    """Return indices of points of a DET curve that are evenly spaced on probit axes.
-
-    Args:
-        p_fa: [points] false-alarm rates.
-        p_miss: [points] miss rates.
-        max_points: largest number of indices.
-
-    >>> decimate(np.linspace(0.0, 1.0, 9), np.linspace(1.0, 0.0, 9), max_points=5).tolist()
-    [0, 1, 4, 8]
-    """
-    if len(p_fa) <= max_points:
+def _decimate(p_fa: Array, p_miss: Array) -> NDArray[np.intp]:
+    """Return indices of at most MAX_POINTS points [points] of a DET curve, evenly spaced on probit axes."""
+    if len(p_fa) <= MAX_POINTS:
         return np.arange(len(p_fa))
     steps = np.abs(np.diff(probit(p_fa))) + np.abs(np.diff(probit(p_miss)))
     length = np.concatenate([[0.0], np.cumsum(steps)])
     # Of the curve's own points, without interpolation: each was measured.
-    indices = np.searchsorted(length, np.linspace(0, length[-1], max_points))
+    indices = np.searchsorted(length, np.linspace(0, length[-1], MAX_POINTS))
     return np.unique(np.minimum(indices, len(length) - 1))
 
 

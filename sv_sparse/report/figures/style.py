@@ -33,10 +33,7 @@ PALETTE = {
     "s5": ("#806400", "#dcc04a"),
     "s6": ("#5d4fb0", "#ada3f2"),
 }
-TEXT = PALETTE["text"][0]
-MUTED = PALETTE["muted"][0]
-GRID = PALETTE["grid"][0]
-BACKGROUND = PALETTE["background"][0]
+TEXT, MUTED, GRID, BACKGROUND = (PALETTE[role][0] for role in ("text", "muted", "grid", "background"))
 SERIES = tuple(PALETTE[f"s{number}"][0] for number in range(1, 7))
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 3)), (0, (8, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -55,15 +52,8 @@ _RC: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.formatter.use_mathtext": False,
     "grid.color": GRID,
     "grid.linewidth": 0.7,
-    "xtick.color": GRID,
-    "ytick.color": GRID,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
     "lines.linewidth": 1.6,
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
@@ -78,6 +68,8 @@ _RC: dict[Any, Any] = {
     # Ids are hashes; a fixed salt makes equal figures equal files.
     "svg.hashsalt": "sv-sparse",
 }
+for _axis in ("xtick", "ytick"):
+    _RC |= {f"{_axis}.color": GRID, f"{_axis}.labelcolor": MUTED, f"{_axis}.labelsize": 9}
 # Points around a figure in a file of its own.
 _MARGIN = 8
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -86,15 +78,7 @@ _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial,
 
 
 class FigureFile(NamedTuple):
-    """Finished figure.
-
-    Attributes:
-        name: name of its file, and in tensorboard.
-        title: one line.
-        alt_text: description for readers who do not see it, and its caption.
-        figure: figure of matplotlib.
-        svg: the same as SVG, as matplotlib writes it.
-    """
+    """Finished figure, by matplotlib and as the SVG that it writes; ``alt_text`` is its caption, too."""
 
     name: str
     title: str
@@ -113,12 +97,7 @@ def report_style() -> Iterator[None]:
 
 
 def new_figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
-    """Return an empty figure and its axes.
-
-    Args:
-        height: inches; the width is WIDTH.
-        rows: number of axes, one above the other, with a common x axis.
-    """
+    """Return an empty figure of some inches, and ``rows`` axes, one above the other, with a common x axis."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots(rows, 1, sharex=True, squeeze=False)
     return figure, list(axes[:, 0])
@@ -145,15 +124,7 @@ def log_ticks(axes: Axes) -> None:
 
 
 def label_rows(axes: Axes, positions: Sequence[float], labels: Sequence[str], num_rows: int, size: int) -> None:
-    """Label the rows of a horizontal chart, the first at the top.
-
-    Args:
-        axes: axes with the chart.
-        positions: positions of the labels on the y axis.
-        labels: text of each row.
-        num_rows: number of rows, gaps included.
-        size: font size in points.
-    """
+    """Label rows at positions of a horizontal chart of ``num_rows``, the first at the top, in points of ``size``."""
     axes.set_yticks(positions, labels, fontsize=size)
     axes.set_ylim(num_rows - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
@@ -162,13 +133,8 @@ def label_rows(axes: Axes, positions: Sequence[float], labels: Sequence[str], nu
 
 def legend_above(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], columns: int = 2) -> None:
     """Add a legend above the axes; long labels lose their beginnings."""
-    texts = []
-    for label in labels:
-        text = shorten(label, 44)
-        # matplotlib hides labels that begin with "_".
-        if text.startswith("_"):
-            text = f"\N{WORD JOINER}{text}"
-        texts.append(text)
+    # matplotlib hides labels that begin with "_".
+    texts = [re.sub("^_", "\N{WORD JOINER}_", shorten(label, 44)) for label in labels]
     figure.legend(list(handles), texts, loc="outside upper left", ncols=columns, borderaxespad=0.0, handlelength=1.8)
 
 
@@ -182,12 +148,7 @@ def shorten(name: str, max_length: int) -> str:
 
 
 def inline_svg(figure: FigureFile, prefix: str) -> str:
-    """Return an svg element for an HTML page, in the page's colors.
-
-    Args:
-        figure: the figure.
-        prefix: beginning of the element's ids, different for each figure of the page.
-    """
+    """Return an svg element for an HTML page, in its colors; ``prefix`` tells its ids from other figures'."""
     root = _themed_svg(figure, prefix)
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
@@ -218,8 +179,7 @@ def standalone_svg(figure: FigureFile) -> str:
 
 def css_variables() -> str:
     """Return CSS that defines the colors of PALETTE as variables, in light and in dark."""
-    light = ""
-    dark = ""
+    light, dark = "", ""
     for name, (light_color, dark_color) in PALETTE.items():
         light += f"--{name}: {light_color}; "
         dark += f"--{name}: {dark_color}; "
@@ -228,10 +188,11 @@ def css_variables() -> str:
 
 def _themed_svg(figure: FigureFile, prefix: str) -> ElementTree.Element:
     """Return SVG with CSS variables as colors, the page's fonts, prefixed ids and a description."""
-    # From text, not from a parsed tree: the caller changes its copy.
-    root = ElementTree.fromstring(figure.svg)
+    # Ids get a prefix, as those of two figures in one page would clash.
+    reference = re.compile(r'(url\(|href=")#([\w-]+)')
+    referenced_ids = {element_id for _, element_id in reference.findall(figure.svg)}
+    root = ElementTree.fromstring(reference.sub(rf"\1#{prefix}-\2", figure.svg))
     root.attrib |= {"role": "img", "aria-label": figure.alt_text}
-    referenced_ids = set(re.findall(r'(?:url\(|href=")#([\w-]+)', figure.svg))
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag in {f"{_SVG}metadata", f"{_SVG}style"}:
@@ -242,13 +203,10 @@ def _themed_svg(figure: FigureFile, prefix: str) -> ElementTree.Element:
             for name, (light, _) in PALETTE.items():
                 style = style.replace(light, f"var(--{name})")
             element.set("style", re.sub(r"\bfont: ([\d.]+px)[^;]*", r"font-size: \1", style))
-        # Prefixed, as ids of two figures in one page would clash; matplotlib also writes ids that
-        # nothing refers to.
+        # matplotlib also writes ids that nothing refers to.
         element_id = element.attrib.pop("id", None)
         if element_id in referenced_ids:
             element.set("id", f"{prefix}-{element_id}")
         if _HREF in element.attrib:
-            element.set("href", element.attrib.pop(_HREF).replace("#", f"#{prefix}-"))
-        if "clip-path" in element.attrib:
-            element.set("clip-path", element.attrib["clip-path"].replace("#", f"#{prefix}-"))
+            element.set("href", element.attrib.pop(_HREF))
     return root

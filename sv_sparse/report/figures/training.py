@@ -3,22 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from sv_sparse.report.figures.style import (
-    DASHES,
-    MUTED,
-    SERIES,
-    TEXT,
-    FigureFile,
-    label_rows,
-    legend_above,
-    log_ticks,
-    new_figure,
-    render_figure,
-    shorten,
-)
+from sv_sparse.report.figures import style
+from sv_sparse.report.figures.style import FigureFile
 from sv_sparse.report.format import percent
 from sv_sparse.report.results import RunReport
 from sv_sparse.training.logging import Row
@@ -55,27 +45,23 @@ def training_figures(report: RunReport) -> list[FigureFile]:
 def layers_figure(report: RunReport) -> FigureFile:
     """Draw each layer's sparsity and fraction of dead output channels; inside ``report_style``."""
     layers = report.results["layers"]
-    names = []
-    sparsities = []
-    dead = []
-    for name, layer in layers.items():
-        names.append(shorten(name.removesuffix(".weight"), 26))
-        sparsities.append(100 * layer["zeros"] / layer["parameters"])
-        dead.append(100 * layer["dead_channels"] / layer["channels"])
+    names = [style.shorten(name.removesuffix(".weight"), 26) for name in layers]
+    sparsities = [100 * layer["zeros"] / layer["parameters"] for layer in layers.values()]
+    dead = [100 * layer["dead_channels"] / layer["channels"] for layer in layers.values()]
     positions = range(len(layers))
-    figure, (axes,) = new_figure(max(1.8, 0.75 + _BAR_HEIGHT * len(layers)))
-    bars = axes.barh(positions, sparsities, color=SERIES[0], height=0.62, alpha=0.75)
-    (dots,) = axes.plot(dead, positions, "D", color=SERIES[1], markersize=3.2, clip_on=False)
+    figure, (axes,) = style.new_figure(max(1.8, 0.75 + _BAR_HEIGHT * len(layers)))
+    bars = axes.barh(positions, sparsities, color=style.SERIES[0], height=0.62, alpha=0.75)
+    (dots,) = axes.plot(dead, positions, "D", color=style.SERIES[1], markersize=3.2, clip_on=False)
     handles: list[Any] = [bars, dots]
     labels = ["zeros", "dead output channels"]
     if not report.is_dense:
         target = 100 * report.results["target_sparsity"]
-        handles.append(axes.axvline(target, color=TEXT, linestyle="--", linewidth=1))
+        handles.append(axes.axvline(target, color=style.TEXT, linestyle="--", linewidth=1))
         labels.append(f"target {target:.4g}%")
-    label_rows(axes, positions, names, len(layers), size=8)
+    style.label_rows(axes, positions, names, len(layers), size=8)
     axes.set_xlim(0, 100)
     axes.set_xlabel("%")
-    legend_above(figure, handles, labels, columns=3)
+    style.legend_above(figure, handles, labels, columns=3)
     low, low_layer = min(zip(sparsities, layers, strict=True))
     high, high_layer = max(zip(sparsities, layers, strict=True))
     num_dead = sum(layer["dead_channels"] for layer in layers.values())
@@ -83,15 +69,15 @@ def layers_figure(report: RunReport) -> FigureFile:
         f"Sparsity of each of {len(layers)} layers, from {low:.2f}% in {low_layer} to {high:.2f}% in {high_layer}; "
         f"{num_dead:,} output channels are dead."
     )
-    return render_figure("layers", "Sparsity of each layer", alt_text, figure)
+    return style.render_figure("layers", "Sparsity of each layer", alt_text, figure)
 
 
 def _loss_figure(rows: Sequence[Row]) -> FigureFile:
-    figure, (axes,) = new_figure(2.6)
-    _plot_curve(axes, rows, "loss", SERIES[0])
+    figure, (axes,) = style.new_figure(2.6)
+    _plot_curve(axes, rows, "loss", style.SERIES[0])
     axes.set_ylabel("loss")
     alt_text = f"Training loss against the step, from {rows[0]['loss']:.2f} to {rows[-1]['loss']:.2f}."
-    return render_figure("loss", "Training loss", alt_text, figure)
+    return style.render_figure("loss", "Training loss", alt_text, figure)
 
 
 def _sparsity_figure(report: RunReport, rows: Sequence[Row]) -> FigureFile:
@@ -101,60 +87,58 @@ def _sparsity_figure(report: RunReport, rows: Sequence[Row]) -> FigureFile:
     steps = [row["step"] for row in rows]
     # They change on a ramp.
     targets = [100 * row["target_sparsity"] for row in rows]
-    figure, (upper, lower) = new_figure(3.9, rows=2)
+    figure, (upper, lower) = style.new_figure(3.9, rows=2)
     for axes in (upper, lower):
-        measured = _plot_curve(axes, rows, "sparsity/regularized", SERIES[0], factor=100)
-        (line,) = axes.plot(steps, targets, color=TEXT, linestyle="--", linewidth=1)
-        band = axes.axhspan(target - tolerance, target + tolerance, color=SERIES[2], alpha=0.22, linewidth=0)
+        measured = _plot_curve(axes, rows, "sparsity/regularized", style.SERIES[0], factor=100)
+        (line,) = axes.plot(steps, targets, color=style.TEXT, linestyle="--", linewidth=1)
+        band = axes.axhspan(target - tolerance, target + tolerance, color=style.SERIES[2], alpha=0.22, linewidth=0)
     upper.set_ylabel("sparsity (%)")
     lower.set_ylabel("near the target (%)")
     # In the full range a distance of half a point cannot be seen.
     lower.set_ylim(target - _NEAR_TARGET, min(100, target + _NEAR_TARGET))
     labels = ["tracked", f"target {target:.4g}%", f"within {tolerance:g} points"]
-    legend_above(figure, [measured, line, band], labels, columns=3)
+    style.legend_above(figure, [measured, line, band], labels, columns=3)
     tracked = percent(report.results["sparsity_tracked"], 3)
     alt_text = (
         f"Tracked sparsity against the step, and a close-up around the target of {target:.4g}%; it ended at {tracked}. "
         "The band is trainer.best_sparsity_tolerance, within which an epoch can be the best."
     )
-    return render_figure("sparsity", "Tracked sparsity and its target", alt_text, figure)
+    return style.render_figure("sparsity", "Tracked sparsity and its target", alt_text, figure)
 
 
 def _lambda_figure(rows: Sequence[Row]) -> FigureFile:
-    figure, (axes,) = new_figure(2.6)
-    _plot_curve(axes, rows, "lambda", SERIES[1])
+    figure, (axes,) = style.new_figure(2.6)
+    _plot_curve(axes, rows, "lambda", style.SERIES[1])
     if min(row["lambda"] for row in rows) > 0:
-        log_ticks(axes)
+        style.log_ticks(axes)
     axes.set_ylabel("λ")
     alt_text = f"The l1 weight lambda against the step, from {rows[0]['lambda']:.3g} to {rows[-1]['lambda']:.3g}."
-    return render_figure("lambda", "λ, the weight of the l1 norm", alt_text, figure)
+    return style.render_figure("lambda", "λ, the weight of the l1 norm", alt_text, figure)
 
 
 def _support_figure(rows: Sequence[Row]) -> FigureFile:
-    figure, (axes,) = new_figure(2.8)
-    activated = _plot_curve(axes, rows, "support/activated", SERIES[0], factor=100)
-    deactivated = _plot_curve(axes, rows, "support/deactivated", SERIES[1], factor=100, dashes=DASHES[1])
-    rates: list[float] = []
-    for row in rows:
-        rates += (row["support/activated"], row["support/deactivated"])
-    positive_rates = [rate for rate in rates if rate > 0]
+    figure, (axes,) = style.new_figure(2.8)
+    activated = _plot_curve(axes, rows, "support/activated", style.SERIES[0], factor=100)
+    deactivated = _plot_curve(axes, rows, "support/deactivated", style.SERIES[1], factor=100, dashes=style.DASHES[1])
+    rates = np.array([(row["support/activated"], row["support/deactivated"]) for row in rows])
+    positive_rates = rates[rates > 0].tolist()
     if positive_rates and max(positive_rates) > 30 * min(positive_rates):
         # A linear axis would show the first steps alone. Zeros have no place on a logarithmic one.
         axes.set_ylim(80 * min(positive_rates), 150 * max(positive_rates))
-        log_ticks(axes)
+        style.log_ticks(axes)
     axes.set_ylabel("% of weights in one step")
-    legend_above(figure, [activated, deactivated], ["activated", "deactivated"])
+    style.legend_above(figure, [activated, deactivated], ["activated", "deactivated"])
     last = rows[-1]
     alt_text = (
         "Weights that became nonzero (activated) and zero (deactivated) in one update, as fractions of all "
         f"regularized weights; at the end {last['support/activated']:.3%} and {last['support/deactivated']:.3%}."
     )
-    return render_figure("support", "Activated and deactivated weights", alt_text, figure)
+    return style.render_figure("support", "Activated and deactivated weights", alt_text, figure)
 
 
 def _validation_figure(rows: Sequence[Row]) -> FigureFile:
-    figure, (axes,) = new_figure(2.6)
-    _plot_curve(axes, rows, "validation_eer", SERIES[2], factor=100)
+    figure, (axes,) = style.new_figure(2.6)
+    _plot_curve(axes, rows, "validation_eer", style.SERIES[2], factor=100)
     axes.set_ylabel("EER (%)")
     # From 0, so that noise between epochs does not look like a trend.
     axes.set_ylim(0, 108 * max(row["validation_eer"] for row in rows) + 1)
@@ -162,11 +146,11 @@ def _validation_figure(rows: Sequence[Row]) -> FigureFile:
         f"EER on held-out training speakers after each epoch, from {rows[0]['validation_eer']:.2%} to "
         f"{rows[-1]['validation_eer']:.2%}."
     )
-    return render_figure("validation", "EER on held-out training speakers", alt_text, figure)
+    return style.render_figure("validation", "EER on held-out training speakers", alt_text, figure)
 
 
 def _plot_curve(
-    axes: Axes, rows: Sequence[Row], key: str, color: str, factor: float = 1, dashes: Any = DASHES[0]
+    axes: Axes, rows: Sequence[Row], key: str, color: str, factor: float = 1, dashes: Any = style.DASHES[0]
 ) -> Any:
     """Plot a column of metrics.jsonl against the step, and return the line."""
     steps = [row["step"] for row in rows]
@@ -179,5 +163,5 @@ def _plot_curve(
         axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.tick_params(color=MUTED, length=3)
+    axes.tick_params(color=style.MUTED, length=3)
     return line
