@@ -1,7 +1,7 @@
 """Decisions from embeddings, each with what it rests on."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -10,22 +10,19 @@ import numpy as np
 
 from sv_sparse.scoring.arrays import Float32Array, IndexArray
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.calibration import quality_measures
+from sv_sparse.scoring.calibration import Calibration, quality_measures
 
 
 class Outcome(StrEnum):
-    """Result of a comparison, in the same words in the commands, on the page, in JSON and in Python.
+    """Result of a comparison, in the same words in the commands, on the page, in JSON and in Python."""
 
-    Attributes:
-        ACCEPTED: The evidence reaches the threshold.
-        NOT_ACCEPTED: The evidence does not reach the threshold. The speakers may still be the same.
-        REFUSED_INPUT: A recording cannot be used: it is too short, silent or unreadable.
-        NO_DECISION: The model has no threshold, and the caller named none.
-    """
-
+    # The evidence reaches the threshold.
     ACCEPTED = "accepted"
+    # It does not. The speakers may still be the same.
     NOT_ACCEPTED = "not accepted"
+    # A recording cannot be used: it is too short, silent or unreadable.
     REFUSED_INPUT = "refused input"
+    # The model has no threshold, and the caller named none.
     NO_DECISION = "no decision"
 
 
@@ -35,7 +32,7 @@ NOT_DETECTED = "replayed, converted or synthetic voices (spoofing, deepfakes) ar
 CONSENT = "enroll or compare a person's voice only with that person's consent"
 CONSENT_SENTENCE = f"{CONSENT[0].upper()}{CONSENT[1:]}."
 LIMITS_OF_USE = f"{NOT_DETECTED}; {CONSENT}"
-# Key of a model's card.
+# Key of a model's card; True for the demo corpus.
 SYNTHETIC = "synthetic_voices_only"
 SYNTHETIC_WARNING = "trained on synthetic voices only (demo corpus): decisions about people mean nothing"
 
@@ -53,11 +50,6 @@ class RefusedInputError(ValueError):
     def __init__(self, reason: str, recording: int) -> None:
         super().__init__(reason)
         self.recording = recording
-
-
-def card_warning(card: Mapping[str, Any]) -> str | None:
-    """Return the warning that belongs to every decision of a model, by its card; None if there is none."""
-    return SYNTHETIC_WARNING if card.get(SYNTHETIC) is True else None
 
 
 @dataclass(frozen=True)
@@ -79,12 +71,9 @@ class EmbeddedRecording:
     def mean_of(cls, recordings: Sequence["EmbeddedRecording"]) -> "EmbeddedRecording":
         """Return recordings of one speaker as one, averaged as ``sv-sparse evaluate`` averages enrollments."""
         embedding = np.stack([recording.embedding for recording in recordings]).mean(axis=0)
-        seconds = 0.0
-        for recording in recordings:
-            if recording.seconds is None:
-                return cls(embedding, None)
-            seconds += recording.seconds
-        return cls(embedding, seconds)
+        seconds = [recording.seconds for recording in recordings if recording.seconds is not None]
+        # Of an unknown duration the sum is unknown.
+        return cls(embedding, sum(seconds) if len(seconds) == len(recordings) else None)
 
 
 @dataclass(frozen=True)
@@ -202,50 +191,31 @@ def decide(
             )
     embeddings = np.stack([np.asarray(side.embedding, np.float32) for side in sides])
     scores = backend.score(embeddings, enrollment, test)
-    llrs = _log_likelihood_ratios(backend, sides, embeddings, scores, enrollment, test)
-    probabilities = None
-    if llrs is not None:
+    llrs: list[float] | list[None] = [None] * len(scores)
+    probabilities: list[float] | list[None] = llrs
+    if backend.calibration is not None:
+        measures = _quality_measures(backend.calibration, sides, embeddings)
+        log_ratios = backend.calibration.llr(scores, quality_measures(measures, enrollment, test))
         prior_log_odds = np.log(rule.prior) - np.log1p(-rule.prior)
+        llrs = log_ratios.tolist()
         # The sigmoid; tanh does not overflow.
-        probabilities = (1 + np.tanh((llrs + prior_log_odds) / 2)) / 2
+        probabilities = ((1 + np.tanh((log_ratios + prior_log_odds) / 2)) / 2).tolist()
     seconds = time.perf_counter() - start_time
     verifications = []
-    for trial, score in enumerate(scores.tolist()):
-        llr = None
-        probability = None
-        evidence = score
-        if llrs is not None and probabilities is not None:
-            llr = float(llrs[trial])
-            probability = float(probabilities[trial])
-            evidence = llr
+    for score, llr, probability in zip(scores.tolist(), llrs, probabilities, strict=True):
+        evidence = score if llr is None else llr
         accepted = None if rule.threshold is None else evidence >= rule.threshold
-        verifications.append(
-            Verification(
-                score=score,
-                llr=llr,
-                probability=probability,
-                prior=rule.prior,
-                threshold=rule.threshold,
-                target_far=rule.target_far,
-                accepted=accepted,
-                seconds=seconds,
-            )
+        verification = Verification(
+            score, llr, probability, rule.prior, rule.threshold, rule.target_far, accepted, seconds
         )
+        verifications.append(verification)
     return verifications
 
 
-def _log_likelihood_ratios(
-    backend: Backend,
-    sides: Sequence[EmbeddedRecording],
-    embeddings: Float32Array,
-    scores: Float32Array,
-    enrollment: IndexArray,
-    test: IndexArray,
-) -> np.ndarray | None:
-    """Return log-likelihood ratios [trials], float64; None without a calibration."""
-    calibration = backend.calibration
-    if calibration is None:
-        return None
+def _quality_measures(
+    calibration: Calibration, sides: Sequence[EmbeddedRecording], embeddings: Float32Array
+) -> dict[str, np.ndarray]:
+    """Return what a calibration asks of recordings, each [N] by name."""
     measures = {}
     if "magnitude" in calibration.qualities:
         measures["magnitude"] = np.linalg.norm(embeddings, axis=1)
@@ -254,4 +224,4 @@ def _log_likelihood_ratios(
         if None in seconds:
             raise ValueError("the model's calibration uses durations: pass EmbeddedRecording(embedding, seconds)")
         measures["duration"] = np.array(seconds)
-    return calibration.llr(scores, quality_measures(measures, enrollment, test))
+    return measures

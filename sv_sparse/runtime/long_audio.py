@@ -11,11 +11,10 @@ from sv_sparse.scoring.arrays import Float32Array
 class WindowedEmbedding:
     """Embedding of the samples that were pushed: of all together as long as they fit into one window.
 
-    Squeeze-excitation and pooling look at the complete utterance, so a network cannot be streamed
-    exactly. Of longer recordings, windows are embedded and averaged, weighted by their lengths: full
-    windows and, at the end, the two halves of what is more than one and at most two windows long.
-    Windows of digital silence, or of any other constant, do not count. The result does not depend on how
-    the samples were cut into pieces.  DECISIONS 61
+    Of longer recordings, windows are embedded and averaged, weighted by their lengths: full windows and, at
+    the end, the two halves of what is more than one and at most two windows long. Windows of digital
+    silence, or of any other constant, do not count. The result does not depend on how the samples were
+    cut into pieces.
 
     Args:
         embed: Function from waveforms [B, S] to embeddings [B, E].
@@ -38,6 +37,8 @@ class WindowedEmbedding:
         if window < 2 * MIN_SECONDS * sample_rate:
             raise ValueError(f"windows must be at least {2 * MIN_SECONDS:g} seconds long, got {window / sample_rate:g}")
         self._embed = embed
+        # Squeeze-excitation and pooling look at the complete utterance, so a network cannot be streamed exactly:
+        # DECISIONS 61
         self._window = window
         self._sample_rate = sample_rate
         # Joined only when a window is full, so that many small pieces cost little.
@@ -75,6 +76,7 @@ class WindowedEmbedding:
         """
         check_length(self.num_samples, self._sample_rate)
         buffer = np.concatenate(self._buffer)
+        # Two halves, rather than a full window and a short one, whose embedding would be a poor one.
         middle = len(buffer) // 2 if len(buffer) > self._window else len(buffer)
         total = self._sum
         total_weight = self._weight

@@ -1,15 +1,9 @@
-"""Database of enrolled speakers on this machine: one SQLite file, which only its owner can read.
-
-It holds embeddings, no recordings. An embedding is biometric data all the same: removing a speaker
-overwrites it in the file. Each row has a checksum, so that no embedding is compared that has changed
-since it was enrolled.
-"""
+"""Database of enrolled speakers on this machine: one SQLite file, which only its owner can read."""
 
 import json
 import math
 import os
 import sqlite3
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -18,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sv_sparse.io import checksum
+from sv_sparse.io import checksum, nfc
 from sv_sparse.runtime.decision import EmbeddedRecording, Outcome
 
 # The answer for a recording of nobody who is enrolled.
@@ -32,6 +26,7 @@ _VERSION = 3
 _MAX_NAME = 200
 # Unicode's class Zs: Japanese input methods type U+3000, word processors U+00A0.
 _SPACES = dict.fromkeys([0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000], " ")
+# Each row has a checksum, so that no embedding is compared that has changed since it was enrolled.
 _SCHEMA = """
 CREATE TABLE model (fingerprint TEXT NOT NULL, size INTEGER NOT NULL);
 CREATE TABLE recordings (
@@ -66,7 +61,7 @@ class _Row(NamedTuple):
     created: object
 
     def checksum(self, fingerprint: str) -> str:
-        """Return the checksum of all columns and of the model's fingerprint."""
+        # The model's fingerprint counts too: embeddings of another model cannot be compared.
         text = json.dumps([fingerprint, self.speaker, self.seconds, self.created], default=repr)
         content = self.embedding if isinstance(self.embedding, bytes) else repr(self.embedding).encode()
         return checksum(text.encode(), content)
@@ -120,12 +115,14 @@ class SpeakerDatabase:
         sizes = {recording.embedding.shape for recording in recordings}
         if len(sizes) > 1:
             raise ValueError(f"embeddings of one model have one size, got {sorted(sizes)}")
-        now = datetime.now(UTC).isoformat(timespec="seconds")
+        created = datetime.now(UTC).isoformat(timespec="seconds")
         rows = []
         for recording in recordings:
-            row = _Row(name, _embedding_bytes(recording.embedding), _check_seconds(recording.seconds), now)
+            row = _make_row(name, recording, created)
             rows.append((*row, row.checksum(fingerprint)))
-        self._create()
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # SQLite itself would create a file that others can read.
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         with self._transaction() as connection:
             self._check_model(connection, fingerprint, len(recordings[0].embedding))
             connection.executemany("INSERT INTO recordings VALUES (?, ?, ?, ?, ?)", rows)
@@ -141,6 +138,7 @@ class SpeakerDatabase:
         speakers = []
         for name, rows in rows_by_speaker.items():
             seconds = [row.seconds for row in rows if isinstance(row.seconds, float)]
+            # The others are None: the checksums say that nobody has changed them.
             total = sum(seconds) if len(seconds) == len(rows) else None
             speakers.append(Speaker(name, len(rows), total, min(str(row.created) for row in rows)))
         return speakers
@@ -166,7 +164,7 @@ class SpeakerDatabase:
         return embeddings
 
     def remove(self, name: str) -> None:
-        """Remove a speaker, and overwrite what was stored; what is damaged can be removed too.
+        """Remove a speaker, also one whose rows are damaged, and overwrite what was stored.
 
         Raises:
             ValueError: There is nobody of that name.
@@ -191,7 +189,8 @@ class SpeakerDatabase:
 
     def _rows(self, connection: sqlite3.Connection) -> dict[str, list[_Row]]:
         """Return all recordings by speaker, in the order of enrollment, after comparing their checksums."""
-        fingerprint = (connection.execute("SELECT fingerprint FROM model").fetchone() or ("",))[0]
+        # An empty database belongs to no model.
+        (fingerprint,) = connection.execute("SELECT fingerprint FROM model").fetchone() or ("",)
         rows_by_speaker: dict[str, list[_Row]] = {}
         query = "SELECT speaker, embedding, seconds, created, checksum FROM recordings ORDER BY speaker, rowid"
         for *columns, stored_checksum in connection.execute(query):
@@ -226,54 +225,43 @@ class SpeakerDatabase:
             raise ValueError(f"{self.path}: its embeddings have {stored_size} numbers, these have {size}")
         return int(stored_size)
 
-    def _create(self) -> None:
-        """Create an empty database unless there is one; complete or absent, whenever the process is stopped."""
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # SQLite itself would create a file that others can read.
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-        with self._connect() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            if not _is_empty(connection):
-                self._check_schema(connection)
-                return
-            for statement in _SCHEMA.split(";"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {_VERSION}")
-            connection.execute("COMMIT")
-
     @contextmanager
     def _read(self) -> Iterator[sqlite3.Connection | None]:
         """Yield a connection that sees one state of the database; None where there is none yet."""
         if not self.path.exists():
             yield None
             return
-        with self._connect() as connection:
-            connection.execute("BEGIN")
-            if _is_empty(connection):
-                yield None
-                return
-            self._check_schema(connection)
-            yield connection
+        with self._connect("BEGIN") as connection:
+            is_empty = _is_empty(connection)
+            if not is_empty:
+                self._check_schema(connection)
+            yield None if is_empty else connection
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Yield a connection whose changes are all made, or none of them after an error."""
-        with self._connect() as connection:
-            connection.execute("BEGIN IMMEDIATE")
+        """Yield a connection whose changes are all made, or none of them after an error; an empty file gets tables."""
+        with self._connect("BEGIN IMMEDIATE") as connection:
+            if _is_empty(connection):
+                # Not executescript, which commits what came before.
+                for statement in _SCHEMA.split(";"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {_VERSION}")
             self._check_schema(connection)
             yield connection
             connection.execute("COMMIT")
 
     @contextmanager
-    def _connect(self) -> Iterator[sqlite3.Connection]:
-        """Yield a connection, read-only where the file cannot be written; what it does not commit is undone."""
+    def _connect(self, begin: str) -> Iterator[sqlite3.Connection]:
+        """Yield a connection in a transaction, read-only where the file is; what it does not commit is undone."""
         try:
             uri = f"{self.path.absolute().as_uri()}?mode=rw"
             with closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10)) as connection:
-                # Overwrites what is removed.
+                # An embedding is biometric data: what is removed is overwritten in the file.
                 connection.execute("PRAGMA secure_delete = ON")
-                connection.text_factory = _decode_text
+                # Damaged bytes become characters that no checksum matches.
+                connection.text_factory = lambda content: content.decode(errors="replace")
+                connection.execute(begin)
                 yield connection
         except sqlite3.OperationalError as error:
             raise OSError(f"{self.path}: {error}") from error
@@ -281,8 +269,8 @@ class SpeakerDatabase:
             raise ValueError(f"{self.path} is not a readable database of speakers: {error}") from error
 
     def _check_schema(self, connection: sqlite3.Connection) -> None:
-        application_id = connection.execute("PRAGMA application_id").fetchone()[0]
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
         if application_id != _APPLICATION_ID:
             raise ValueError(f"{self.path} is a database, but not one of speakers")
         if version != _VERSION:
@@ -317,39 +305,30 @@ def normalize_name(name: str) -> str:
 
 
 def _canonical_spelling(name: str) -> str:
-    return unicodedata.normalize("NFC", name.translate(_SPACES)).strip(" ")
+    return nfc(name.translate(_SPACES)).strip(" ")
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:
-    return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0)
+    return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
 
 
-def _decode_text(content: bytes) -> str:
-    """Decode text of the database; damaged bytes become characters that no checksum matches."""
-    return content.decode(errors="replace")
-
-
-def _check_seconds(seconds: float | None) -> float | None:
-    if seconds is None:
-        return None
-    if not 0 <= seconds < math.inf:
-        raise ValueError(f"a recording's seconds must be a number of at least 0, got {seconds}")
-    # As the database returns it, or the checksum would differ.
-    return float(seconds)
-
-
-def _embedding_bytes(embedding: np.ndarray) -> bytes:
+def _make_row(name: str, recording: EmbeddedRecording, created: str) -> _Row:
+    """Return a recording as it is stored; raise ValueError for numbers that are not finite."""
+    embedding = recording.embedding
+    seconds = recording.seconds
     if embedding.ndim != 1 or not np.isfinite(embedding).all():
         raise ValueError(f"expected an embedding [E] of finite numbers, got {list(embedding.shape)}")
-    return embedding.astype("<f4").tobytes()
+    if seconds is not None:
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"a recording's seconds must be a number of at least 0, got {seconds}")
+        # As the database returns it, or the checksum would differ.
+        seconds = float(seconds)
+    return _Row(name, embedding.astype("<f4").tobytes(), seconds, created)
 
 
 def _parse_row(row: _Row, size: int) -> EmbeddedRecording:
-    """Return a stored recording; raise an error of the database where this program did not store it."""
+    """Return a recording whose checksum is that of the stored row; its model may have been changed."""
     if not isinstance(row.embedding, bytes) or len(row.embedding) != 4 * size:
         raise sqlite3.DatabaseError("an embedding has another size than the model's")
-    embedding = np.frombuffer(row.embedding, "<f4").astype(np.float32)
-    seconds = row.seconds
-    if not np.isfinite(embedding).all() or not (seconds is None or isinstance(seconds, float)):
-        raise sqlite3.DatabaseError("an embedding, or its seconds, is not finite")
-    return EmbeddedRecording(embedding, seconds)
+    assert row.seconds is None or isinstance(row.seconds, float)
+    return EmbeddedRecording(np.frombuffer(row.embedding, "<f4").astype(np.float32), row.seconds)

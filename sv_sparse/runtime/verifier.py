@@ -15,20 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sv_sparse.data.decoding import MAX_SECONDS, Resampler, Source, check_length, check_silence
+from sv_sparse.data.decoding import Resampler, Source, check_length, check_silence
 from sv_sparse.models.features import Filterbank
 from sv_sparse.runtime.audio import iter_audio, to_float
 from sv_sparse.runtime.decision import (
+    SYNTHETIC,
+    SYNTHETIC_WARNING,
     DecisionRule,
     EmbeddedRecording,
     RefusedInputError,
     Verification,
-    card_warning,
     decide,
 )
 from sv_sparse.runtime.engine.runtime import Runtime
 from sv_sparse.runtime.long_audio import WindowedEmbedding
-from sv_sparse.runtime.package import Package, read_package
+from sv_sparse.runtime.package import read_package
 from sv_sparse.runtime.streaming import Stream
 from sv_sparse.scoring.arrays import Float32Array
 from sv_sparse.scoring.backend import Backend
@@ -41,11 +42,10 @@ _BATCH_SIZE = 16
 
 
 class Verifier:
-    """Trained network in use.
+    """Trained network in use; several threads may share it.
 
-    Recordings of up to ``window_seconds`` are embedded as one utterance, as ``sv-sparse evaluate`` does, so
-    scores are the same but for rounding. Of longer ones, windows are embedded and averaged
-    (``long_audio.WindowedEmbedding``), in memory that does not grow. Several threads may use a verifier.
+    Recordings of up to ``window_seconds`` are embedded as one utterance. Of longer ones, windows are
+    embedded and averaged (``long_audio.WindowedEmbedding``), in memory that does not grow.
 
     Args:
         engine: Function from filterbank [B, F, T] to embedding [B, E].
@@ -81,6 +81,7 @@ class Verifier:
         self.card = card
         self.fingerprint = fingerprint
         self.sample_rate = features["sample_rate"]
+        # A minute is embedded at once as `sv-sparse evaluate` does, so scores are the same but for rounding.
         self.window_seconds = window_seconds
         self._filterbank = Filterbank(features["sample_rate"], features["mel_bins"])
         # Raises for windows that are too short.
@@ -100,11 +101,7 @@ class Verifier:
         Raises:
             ValueError: The package cannot be read; the message names it.
         """
-        return cls.from_package(read_package(path, model_class), threads=threads)
-
-    @classmethod
-    def from_package(cls, package: Package, *, threads: int | None = None) -> "Verifier":
-        """Return the verifier of a package that was read; arguments as of ``from_pretrained``."""
+        package = read_package(path, model_class)
         engine = Runtime.load(package, threads=threads)
         return cls(engine, package.backend, package.card, features=package.features, fingerprint=package.fingerprint)
 
@@ -112,8 +109,9 @@ class Verifier:
     def basis(self) -> dict[str, str | None]:
         """Description of what decisions rest on: ``calibration``, and a ``warning`` about the model; or None."""
         calibration = self.backend.calibration
-        description = calibration.description if calibration is not None else None
-        return {"calibration": description, "warning": card_warning(self.card)}
+        # A card is somebody's words: nothing of it but this one fact is repeated.
+        warning = SYNTHETIC_WARNING if self.card.get(SYNTHETIC) is True else None
+        return {"calibration": calibration.description if calibration is not None else None, "warning": warning}
 
     def embed(self, waveform: Waveform, sample_rate: int) -> Float32Array:
         """Return the embedding [E], float32, of a waveform.
@@ -150,6 +148,7 @@ class Verifier:
         for index, waveform in enumerate(waveforms):
             with _naming(f"waveform {index}"):
                 samples = self._resample(waveform, sample_rate)
+                # Windows of long recordings are not batched: they would have to be held in memory together.
                 if len(samples) > self.window_seconds * self.sample_rate:
                     windows = self._make_windows(self.window_seconds)
                     windows.push(samples)
@@ -158,6 +157,7 @@ class Verifier:
                 check_length(len(samples), self.sample_rate)
                 check_silence(samples)
             samples_by_length.setdefault(len(samples), {})[index] = samples
+        # Not padded to one length: pooling would count the padding.
         for group in samples_by_length.values():
             indices = list(group)
             for start in range(0, len(indices), _BATCH_SIZE):
@@ -178,13 +178,12 @@ class Verifier:
         """
         return Stream(self._make_windows(window_seconds), Resampler(sample_rate, self.sample_rate), self.sample_rate)
 
-    def embed_recording(self, recording: Recording, *, max_seconds: float = MAX_SECONDS) -> EmbeddedRecording:
+    def embed_recording(self, recording: Recording) -> EmbeddedRecording:
         """Return a recording's embedding with its duration.
 
         Args:
             recording: Path of a file, content of a file, or a waveform [S] with its rate in Hz. An embedded recording,
                 or an embedding [E], stays as it is.
-            max_seconds: Longest duration of a file. Default: 24 hours.
 
         Raises:
             ValueError: As of ``embed`` and ``audio.iter_audio``; the message names a file.
@@ -200,7 +199,7 @@ class Verifier:
                 windows.push(self._resample(*recording))
         else:
             name = "the recording" if isinstance(recording, bytes) else os.fspath(recording)
-            for samples in iter_audio(recording, self.sample_rate, max_seconds=max_seconds):
+            for samples in iter_audio(recording, self.sample_rate):
                 windows.push(samples)
         with _naming(name):
             return EmbeddedRecording(windows.embedding(), windows.num_samples / self.sample_rate)
@@ -219,13 +218,9 @@ class Verifier:
         Args:
             enrollment: Recording as ``embed_recording`` takes it. The two can be exchanged.
             test: Another recording.
-            prior: As of ``DecisionRule.from_backend``.
-            target_far: As of ``DecisionRule.from_backend``.
-            threshold: As of ``DecisionRule.from_backend``.
-
-        Returns:
-            The verification, whose ``outcome`` is "accepted", "not accepted" (the evidence does not reach the
-            threshold, which does not mean "different speakers") or, without a threshold, "no decision".
+            prior: As of ``DecisionRule.from_backend``, as are the others.
+            target_far: False-alarm rate whose threshold is used.
+            threshold: Threshold to use instead.
 
         Raises:
             RefusedInputError: A recording cannot be used, by the rules of ``embed_recording``.
@@ -254,7 +249,7 @@ class Verifier:
             enrollments: [K] embedded recordings, or embeddings [K, E].
             prior: Probability of each speaker.
             target_far: False-alarm rate of each comparison, as of ``DecisionRule.from_backend``.
-            threshold: As of ``DecisionRule.from_backend``.
+            threshold: Threshold to use instead.
 
         Returns:
             K verifications, in the order of ``enrollments``.

@@ -2,8 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import resources
 from ipaddress import ip_address
 from typing import Any
@@ -23,10 +24,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sv_sparse.runtime.audio import iter_audio
 from sv_sparse.runtime.decision import CONSENT, NOT_DETECTED, NOT_DIFFERENT, DecisionRule, EmbeddedRecording, Outcome
-from sv_sparse.runtime.server.connection import connection_class
+from sv_sparse.runtime.server.connection import Connection
 from sv_sparse.runtime.server.limits import Limits
 from sv_sparse.runtime.verifier import Verifier
 
+# All that a browser loads: no framework, no script from elsewhere.  DECISIONS 62
 _MEDIA_TYPES = {
     "index.html": "text/html",
     "style.css": "text/css",
@@ -59,13 +61,18 @@ class RequestError(Exception):
     """
 
     def __init__(
-        self, status: int, text: str, recording: int | None = None, *, retry_seconds: float | None = None
+        self, status: int, text: str, recording: int | None = None, retry_seconds: float | None = None
     ) -> None:
         super().__init__(text)
-        self.status = status
-        self.text = text
-        self.recording = recording
-        self.retry_seconds = retry_seconds
+        content: dict[str, Any] = {"error": text, "recording": None}
+        if recording is not None:
+            content["outcome"] = Outcome.REFUSED_INPUT
+            content["recording"] = recording + 1
+        # The remainder of a refused body is not read, so nothing else can come on this connection.
+        headers = {"Connection": "close"}
+        if retry_seconds is not None:
+            headers["Retry-After"] = str(math.ceil(retry_seconds))
+        self.response = JSONResponse(content, status, headers)
 
 
 def make_app(
@@ -96,37 +103,33 @@ def make_app(
     static_files = resources.files("sv_sparse.runtime.server") / "static"
     routes = [Route("/model", api.model), Route("/verify", api.verify, methods=["POST"])]
     for name, media_type in _MEDIA_TYPES.items():
-        path = "/" if name == "index.html" else f"/{name}"
-        routes.append(Route(path, _serve_content((static_files / name).read_bytes(), media_type)))
+        # Read once: a page that is served needs the disk no more.
+        response = Response((static_files / name).read_bytes(), media_type=media_type)
+        routes.append(Route("/" if name == "index.html" else f"/{name}", response, methods=["GET"]))
     return Starlette(
         routes=routes,
         middleware=[Middleware(_HostCheckMiddleware, host=host, allowed=_parse_allowed_hosts(allowed_hosts))],
         exception_handlers={
-            RequestError: lambda _, problem: _error_response(
-                problem.status, problem.text, problem.recording, problem.retry_seconds
-            ),
-            HTTPException: lambda _, problem: _error_response(problem.status_code, f"{problem.detail}."),
+            RequestError: lambda _, error: error.response,
+            # Starlette's own, of unknown paths and methods.
+            HTTPException: lambda _, error: RequestError(error.status_code, f"{error.detail}.").response,
             # Nobody reads it.
-            ClientDisconnect: lambda *_: _error_response(400, "The recordings did not arrive."),
-            Exception: lambda *_: _error_response(500, "The program failed; its terminal says more."),
+            ClientDisconnect: lambda *_: RequestError(400, "The recordings did not arrive.").response,
+            Exception: lambda *_: RequestError(500, "The program failed; its terminal says more.").response,
         },
     )
 
 
 def make_server(app: Starlette, limits: Limits) -> uvicorn.Server:
-    """Return the server of an application.
+    """Return the server of an application, whose ``run(sockets=[...])`` returns after a stop signal.
 
-    Its ``run(sockets=[...])`` returns after a stop signal, or when ``should_exit`` is set.
-
-    Args:
-        app: Application that ``make_app`` returned.
-        limits: Limits of connections.
+    It returns also when ``should_exit`` is set.
     """
     config = uvicorn.Config(
         app,
         log_level="error",
         access_log=False,
-        http=connection_class(limits),
+        http=partial(Connection, limits=limits),  # type: ignore[arg-type]  # called like a class
         loop="asyncio",
         server_header=False,
         ws="none",
@@ -138,24 +141,6 @@ def make_server(app: Starlette, limits: Limits) -> uvicorn.Server:
         timeout_graceful_shutdown=5,
     )
     return uvicorn.Server(config)
-
-
-def _serve_content(content: bytes, media_type: str) -> Callable[[Request], Response]:
-    return lambda _: Response(content, media_type=media_type)
-
-
-def _error_response(
-    status: int, text: str, recording: int | None = None, retry_seconds: float | None = None
-) -> JSONResponse:
-    content: dict[str, Any] = {"error": text, "recording": None}
-    if recording is not None:
-        content["outcome"] = Outcome.REFUSED_INPUT
-        content["recording"] = recording + 1
-    # The remainder of a refused body is not read, so nothing else can come on this connection.
-    headers = {"Connection": "close"}
-    if retry_seconds is not None:
-        headers["Retry-After"] = str(math.ceil(retry_seconds))
-    return JSONResponse(content, status, headers)
 
 
 class _Api:
@@ -190,7 +175,7 @@ class _Api:
         )
 
     async def verify(self, request: Request) -> JSONResponse:
-        """Compare two recordings."""
+        """Compare two recordings; statuses as of ``make_app``."""
         # Two queues: a client that sends slowly takes none of the places of those that are computed.
         timeout = self._limits.upload_seconds
         async with self._turn(self._uploads):
@@ -214,7 +199,7 @@ class _Api:
                 await queue.acquire()
         except TimeoutError:
             text = f"Other recordings are being compared: no place was free in {timeout:g} seconds. Try again later."
-            raise RequestError(503, text, retry_seconds=timeout) from None
+            raise RequestError(503, text, None, timeout) from None
         try:
             yield
         finally:
@@ -252,25 +237,16 @@ class _Api:
         """Return scores and decisions as they are answered."""
         first, second = [self._embed(recording, index) for index, recording in enumerate(recordings)]
         verification = self._verifier.verify(first, second)
-        decisions = []
+        answer: dict[str, Any] = dict(self._verifier.basis)
+        for name in ("score", "llr", "probability", "prior"):
+            answer[name] = getattr(verification, name)
+        answer["decisions"] = []
         for target_far in self._target_fars():
+            # The recordings are embedded already, so this compares two vectors.
             decision = self._verifier.verify(first, second, target_far=target_far)
-            decisions.append(
-                {
-                    "target_far": decision.target_far,
-                    "threshold": decision.threshold,
-                    "accepted": decision.accepted,
-                    "outcome": decision.outcome,
-                }
-            )
-        return {
-            **self._verifier.basis,
-            "score": verification.score,
-            "llr": verification.llr,
-            "probability": verification.probability,
-            "prior": verification.prior,
-            "decisions": decisions,
-        }
+            names = ("target_far", "threshold", "accepted", "outcome")
+            answer["decisions"].append({name: getattr(decision, name) for name in names})
+        return answer
 
     def _embed(self, recording: bytes, index: int) -> EmbeddedRecording:
         """Return the embedding of a recording, of which no more than is allowed is ever decoded."""
@@ -292,11 +268,7 @@ class _Api:
 
 
 class _HostCheckMiddleware:
-    """Refuses requests of other sites' pages, and of names that lead here without being this server's.
-
-    A page of another site may send requests to this computer, and a foreign name can be made to resolve to
-    127.0.0.1 (DNS rebinding). Every answer also says what a browser may do with it.
-    """
+    """Check of Host and Origin headers; every answer also says what a browser may do with it."""
 
     def __init__(self, app: ASGIApp, host: str, allowed: Collection[tuple[str, int]]) -> None:
         self._app = app
@@ -317,25 +289,22 @@ class _HostCheckMiddleware:
         host = headers.get("Host", "")
         origin = headers.get("Origin")
         app = self._app
+        # A foreign name can be made to resolve to 127.0.0.1 (DNS rebinding).
         if not _is_server_name(host, self._names):
-            app = _error_response(
-                403, "The program answers to its addresses and localhost; --allowed-host NAME allows another name."
-            )
+            text = "The program answers to its addresses and localhost; --allowed-host NAME allows another name."
+            app = RequestError(403, text).response
+        # A page of any site may send requests to this computer.
         elif origin is not None and not _is_own_page(origin, host, self._allowed):
-            app = _error_response(
-                403,
+            text = (
                 "The request came from a page of another site; only the program's own page may send it. If a proxy "
-                "offers it under another name or port, sv-sparse serve needs --allowed-host NAME or NAME:PORT.",
+                "offers it under another name or port, sv-sparse serve needs --allowed-host NAME or NAME:PORT."
             )
+            app = RequestError(403, text).response
         await app(scope, receive, send_with_headers)
 
 
 def _parse_allowed_hosts(allowed_hosts: Sequence[str]) -> set[tuple[str, int]]:
-    """Return names and ports of pages that a proxy offers; without a port, those of http and https.
-
-    Raises:
-        ValueError: One is not NAME or NAME:PORT.
-    """
+    """Return names and ports of pages that a proxy offers; without a port, those of http and https."""
     names_and_ports = set()
     for host in allowed_hosts:
         try:
@@ -343,17 +312,18 @@ def _parse_allowed_hosts(allowed_hosts: Sequence[str]) -> set[tuple[str, int]]:
             name, port = parts.hostname, parts.port
         except ValueError:
             name, port = None, None
+        # A path or a user's name would be left out in silence.
         if not name or parts.netloc != host or "@" in host:
             raise ValueError(f"--allowed-host {host}: expected NAME or NAME:PORT, such as voice.example")
-        ports = _DEFAULT_PORTS.values() if port is None else [port]
-        for allowed_port in ports:
+        for allowed_port in _DEFAULT_PORTS.values() if port is None else [port]:
             names_and_ports.add((name, allowed_port))
     return names_and_ports
 
 
 def _is_server_name(host: str, names: Collection[str]) -> bool:
-    """Return whether a Host header names this server; any address does, since none can be made to lead elsewhere."""
+    """Return whether a Host header names this server."""
     try:
+        # Any address does, since none can be made to lead elsewhere.
         name = urlsplit(f"//{host}").hostname or ""
         return name in names or bool(ip_address(name))
     except ValueError:
@@ -361,19 +331,17 @@ def _is_server_name(host: str, names: Collection[str]) -> bool:
 
 
 def _is_own_page(origin: str, host: str, allowed: Collection[tuple[str, int]]) -> bool:
-    """Return whether an Origin header, SCHEME://NAME:PORT, is that of this server's own page.
-
-    A proxy that adds https passes the Host header on, which then has the page's name and port, or puts its
-    own in, as nginx does; the page's must be allowed then. The scheme itself says nothing: what the proxy
-    speaks is not seen here.
-    """
+    """Return whether an Origin header, SCHEME://NAME:PORT, is that of this server's own page."""
     try:
         page = urlsplit(origin)
         server = urlsplit(f"//{host}")
+        # The scheme says nothing else: what a proxy in between speaks is not seen here.
         default_port = _DEFAULT_PORTS.get(page.scheme)
         if default_port is None or not page.hostname:
             return False
         name_and_port = (page.hostname, page.port or default_port)
+        # A proxy that adds https passes the Host header on, which then has the page's name and port, or puts its own
+        # in, as nginx does; the page's must be allowed then.
         return name_and_port == (server.hostname, server.port or default_port) or name_and_port in allowed
     except ValueError:
         return False
