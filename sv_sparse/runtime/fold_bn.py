@@ -12,10 +12,6 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     """Return a copy in evaluation mode whose batch norms compute ``x * weight + bias``.
 
     The copy's norms have mean 0, variance 1 and eps 0, so it is an ordinary network of the same class.
-    All other weights keep every bit: scales are not multiplied into convolutions.  DECISIONS 53
-
-    Args:
-        network: Network with the statistics that training left.
 
     >>> network = nn.Sequential(nn.BatchNorm1d(1))
     >>> _ = network[0].running_mean.fill_(2.0), network[0].running_var.fill_(4.0)
@@ -33,6 +29,8 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         shift = -norm.running_mean.double() * scale
         if norm.affine:
             shift = shift + norm.bias.double()
+        # Not multiplied into the convolution before it, whose weights would no longer be those that were trained:
+        # DECISIONS 53
         folded_norm = _identity_norm(norm)
         folded_norm.weight.copy_(scale.float())
         folded_norm.bias.copy_(shift.float())

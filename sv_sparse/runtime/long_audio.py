@@ -1,10 +1,13 @@
-"""Embeddings of recordings of any length, in memory that does not grow."""
+"""Embeddings of recordings of any length, also while they come, in memory that does not grow."""
 
 from collections.abc import Callable
 
 import numpy as np
+from torch import Tensor
 
-from sv_sparse.data.decoding import MIN_SECONDS, SILENT, check_length, is_constant
+from sv_sparse.data.decoding import MIN_SECONDS, SILENT, Resampler, check_length, is_constant
+from sv_sparse.runtime.audio import to_float
+from sv_sparse.runtime.decision import EmbeddedRecording
 from sv_sparse.scoring.arrays import Float32Array
 
 
@@ -94,3 +97,44 @@ class WindowedEmbedding:
         if is_constant(samples):
             return np.zeros(()), 0
         return self._embed(samples[None])[0].astype(np.float64) * len(samples), len(samples)
+
+
+class Stream:
+    """Recording that comes in chunks, with its embedding so far; ``Verifier.stream`` makes it.
+
+    Args:
+        windows: Embeds the samples.
+        resampler: Converts the chunks to the network's rate.
+        sample_rate: The network's rate, in Hz.
+    """
+
+    def __init__(self, windows: WindowedEmbedding, resampler: Resampler, sample_rate: int) -> None:
+        self._windows = windows
+        self._resampler = resampler
+        self._sample_rate = sample_rate
+
+    @property
+    def seconds(self) -> float:
+        """Duration so far."""
+        return self._windows.num_samples / self._sample_rate
+
+    def push(self, chunk: Float32Array | Tensor) -> None:
+        """Add the next samples [S], as ``Verifier.embed`` takes them.
+
+        Raises:
+            ValueError: They have another type or shape, or are not finite.
+        """
+        self._windows.push(self._resampler(to_float(chunk)))
+
+    def embedding(self) -> Float32Array:
+        """Return the embedding [E] so far; more chunks may follow.
+
+        Raises:
+            ValueError: The recording is too short so far, or nothing but silence.
+        """
+        # Where the rates differ, up to a quarter of a second is still in the resampler.
+        return self._windows.embedding()
+
+    def recording(self) -> EmbeddedRecording:
+        """Return the embedding so far with its duration, for ``Verifier.verify``; errors as of ``embedding``."""
+        return EmbeddedRecording(self.embedding(), self.seconds)

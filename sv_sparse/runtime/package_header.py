@@ -64,20 +64,13 @@ class PackageHeader:
             TypeError: The card or the model's settings are not plain data.
             ValueError: They hold a number that is not finite.
         """
-        backend = dict(self.backend)
-        if backend["calibration"] is not None:
-            calibration = dict(backend["calibration"])
+        backend = self.backend
+        calibration = backend["calibration"]
+        if calibration is not None:
             # JSON has no numbers as keys, so the thresholds become pairs.
-            calibration["thresholds"] = list(calibration["thresholds"].items())
-            backend["calibration"] = calibration
-        content = {
-            "format": FORMAT,
-            "model": self.model,
-            "features": self.features,
-            "backend": backend,
-            "card": self.card,
-            "tensors": self.tensors,
-        }
+            thresholds = list(calibration["thresholds"].items())
+            backend = backend | {"calibration": calibration | {"thresholds": thresholds}}
+        content = {"format": FORMAT} | vars(self) | {"backend": backend}
         return with_checksum(json.dumps(content, allow_nan=False, separators=(",", ":")))
 
     @classmethod
@@ -87,6 +80,7 @@ class PackageHeader:
         Raises:
             ValueError: The text is damaged, of another format, or not a header; the message says what is wrong.
         """
+        # Before format 2 the JSON stood alone.
         if text.startswith("{"):
             raise ValueError(f"its header is damaged: it has no checksum, or is of format 1; {_OLDER}")
         _, _, json_text = text.partition(" ")
@@ -103,9 +97,9 @@ class PackageHeader:
             if not isinstance(content[key], dict):
                 raise ValueError(f"{key} is a {type(content[key]).__name__}, expected names and values")
         _check_features(content["features"])
+        # The model's settings are checked by its class, when it is built. A card may say anything.
         backend = _parse_backend(content["backend"])
-        tensors = _parse_tensors(content["tensors"])
-        return cls(content["model"], content["features"], backend, content["card"], tensors)
+        return cls(content["model"], content["features"], backend, content["card"], _parse_tensors(content["tensors"]))
 
 
 def with_checksum(json_text: str) -> str:
@@ -140,13 +134,11 @@ def _parse_tensor(name: str, fields: Any) -> TensorSpec:
     if not isinstance(fields, list) or len(fields) != len(TensorSpec._fields):
         raise ValueError(f"{name} is described by {str(fields)[:60]}, expected {', '.join(TensorSpec._fields)}")
     kind, shape, nnz, dtype, checksum = fields
-    if not isinstance(shape, list) or len(shape) > _MAX_AXES:
+    is_shape = isinstance(shape, list) and len(shape) <= _MAX_AXES
+    if not is_shape or not all(_is_int_between(size, 1, MAX_VALUES) for size in shape):
         raise ValueError(f"{name} has shape {str(shape)[:60]}")
-    for size in shape:
-        if not _is_int_between(size, 1, MAX_VALUES):
-            raise ValueError(f"{name} has shape {str(shape)[:60]}")
-    is_allowed = kind in KINDS and dtype in list(DTYPES) and _is_int_between(nnz, 0, min(prod(shape), MAX_VALUES))
-    if not is_allowed:
+    # A list, since what JSON holds may not be hashable.
+    if kind not in KINDS or dtype not in list(DTYPES) or not _is_int_between(nnz, 0, min(prod(shape), MAX_VALUES)):
         raise ValueError(f"{name} is described by {str(fields)[:60]}, which is not allowed")
     return TensorSpec(kind, tuple(shape), nnz, dtype, str(checksum))
 
@@ -161,6 +153,7 @@ def _parse_backend(backend: dict[str, Any]) -> dict[str, Any]:
 
 def _parse_calibration(calibration: Any) -> dict[str, Any]:
     """Return the arguments of ``Calibration``."""
+    # Each number is checked: an infinite slope or threshold would accept everybody, or nobody.
     keys = set(Calibration.__dataclass_fields__)
     if not isinstance(calibration, dict) or set(calibration) != keys:
         raise ValueError(f"calibration is {str(calibration)[:60]}, expected {sorted(keys)}")

@@ -28,9 +28,8 @@ from sv_sparse.runtime.decision import (
     decide,
 )
 from sv_sparse.runtime.engine.runtime import Runtime
-from sv_sparse.runtime.long_audio import WindowedEmbedding
+from sv_sparse.runtime.long_audio import Stream, WindowedEmbedding
 from sv_sparse.runtime.package import read_package
-from sv_sparse.runtime.streaming import Stream
 from sv_sparse.scoring.arrays import Float32Array
 from sv_sparse.scoring.backend import Backend
 
