@@ -61,9 +61,14 @@ def library() -> ctypes.CDLL:
     """
     source = Path(__file__).with_name("sparse_kernels.cpp")
     hint = "choose engine=torch, which needs no compiler and is slower"
-    return load_library(
-        source, ("run_steps", "clear_margins"), "the kernels for sparse networks", hint, _COMPILER_FLAGS
-    )
+    functions = ("run_steps", "clear_margins")
+    kernels = load_library(source, functions, "the kernels for sparse networks", hint, _COMPILER_FLAGS)
+    # Untyped, a Python integer would be passed as 32 bits.
+    number = ctypes.c_int64
+    pointer = ctypes.c_void_p
+    kernels.run_steps.argtypes = (pointer, number, pointer, pointer, number, pointer, pointer)
+    kernels.clear_margins.argtypes = (pointer, pointer, number, pointer)
+    return kernels
 
 
 def run_steps(steps: Any, layouts: Any, memory: Tensor, threads: int, filterbank: Tensor, output: Tensor) -> None:
@@ -78,20 +83,14 @@ def run_steps(steps: Any, layouts: Any, memory: Tensor, threads: int, filterbank
         output: [E], float32 and contiguous.
     """
     library().run_steps(
-        steps,
-        ctypes.c_int64(len(steps)),
-        layouts,
-        ctypes.c_void_p(memory.data_ptr()),
-        ctypes.c_int64(threads),
-        ctypes.c_void_p(filterbank.data_ptr()),
-        ctypes.c_void_p(output.data_ptr()),
+        steps, len(steps), layouts, memory.data_ptr(), threads, filterbank.data_ptr(), output.data_ptr()
     )
 
 
 def clear_margins(layouts: Any, num_planes: Sequence[int], memory: Tensor) -> None:
     """Write the zeros around all planes, of which each resolution has so many."""
     counts = (ctypes.c_int64 * len(num_planes))(*num_planes)
-    library().clear_margins(layouts, counts, ctypes.c_int64(len(num_planes)), ctypes.c_void_p(memory.data_ptr()))
+    library().clear_margins(layouts, counts, len(counts), memory.data_ptr())
 
 
 def address(array: NDArray[np.generic]) -> int:

@@ -1,11 +1,9 @@
 """Program of a network: a list of steps over planes of activations, for the kernels of sparse_kernels.cpp.
 
-A resolution is a size of images: a fixed number of rows, and as many columns as the utterance has frames,
-halved some times. A buffer view is a range of planes of one resolution. Resolution 0 has planes of a
-single value: vectors.  # DECISIONS 55
+A plane is one channel of an image. A resolution is a size of images: a fixed number of rows, and as many
+columns as the utterance has frames, halved some times. Resolution 0 has planes of a single value: vectors.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -95,7 +93,6 @@ class Layer:
         stride: 1 or 2.
         step: Index of its step in the program.
         dilation: In rows and columns.
-        offsets: [taps, 2], row and column of each tap for the sparse kernel.
         phase: [rows, columns], phase of the input that each weight reads; None without stride.
         tap: [rows, columns], index of each weight's tap.
     """
@@ -107,7 +104,6 @@ class Layer:
     stride: int
     step: int
     dilation: tuple[int, int]
-    offsets: NDArray[np.int32]
     phase: NDArray[np.int64] | None
     tap: NDArray[np.int64]
 
@@ -275,17 +271,29 @@ class Program:
         """
         if weight.ndim == 2:
             weight = weight[:, :, None, None]
-        layer = _make_layer(name, weight.detach(), source, product or target, len(self.steps), dilation, phases)
+        stride = 1 if phases is None else 2
+        offsets, tap, phase = _taps(tuple(weight.shape[2:]), dilation, stride)
         kernel_source = source if phases is None else phases
         # The kernels check nothing: what is wrong here would be read from outside the planes.
-        halo_rows, halo_cols = self.layout.resolutions[kernel_source.resolution].halo
-        max_row, max_col = np.abs(layer.offsets).max(axis=0)
+        halo = self.layout.resolutions[kernel_source.resolution].halo
+        is_inside = (np.abs(offsets) <= halo).all()
         has_shape = weight.shape[:2] == (target.count, source.count)
-        is_small = kernel_source.count <= MAX_CHANNELS and len(layer.offsets) <= MAX_TAPS
-        if not has_shape or not is_small or max_row > halo_rows or max_col > halo_cols:
+        is_small = kernel_source.count <= MAX_CHANNELS and len(offsets) <= MAX_TAPS
+        if not (has_shape and is_small and is_inside):
             raise NoProgramError(f"{name} of shape {list(weight.shape)} is too large for the sparse kernels")
+        layer = Layer(
+            name=name,
+            weight=weight.detach(),
+            source=source,
+            product=product or target,
+            stride=stride,
+            step=len(self.steps),
+            dilation=dilation,
+            phase=phase,
+            tap=tap,
+        )
         self.layers.append(layer)
-        self.add_step("convolve", kernel_source, target, epilogue, taps=len(layer.offsets), offsets=layer.offsets)
+        self.add_step("convolve", kernel_source, target, epilogue, taps=len(offsets), offsets=offsets)
 
 
 def _first_plane(view: BufferView | None) -> int:
@@ -300,39 +308,16 @@ def _round_up(count: int) -> int:
     return -(-count // _ALIGNMENT) * _ALIGNMENT
 
 
-def _make_layer(
-    name: str,
-    weight: Tensor,
-    source: BufferView,
-    product: BufferView,
-    step: int,
-    dilation: tuple[int, int],
-    phases: BufferView | None,
-) -> Layer:
-    rows = _tap_offsets(weight.shape[2], dilation[0])
-    cols = _tap_offsets(weight.shape[3], dilation[1])
+def _taps(
+    kernel_size: tuple[int, ...], dilation: tuple[int, int], stride: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64] | None]:
+    """Return the offsets of all taps, [taps, 2], and the tap and the input's phase of each weight, [rows, columns]."""
+    center = np.array(kernel_size) // 2
+    offsets = (np.moveaxis(np.indices(kernel_size), 0, -1) - center) * dilation
     phase = None
-    if phases is not None:
-        assert dilation == (1, 1), name
-        # With stride two, offset 2k + p is offset k in phase p; Python's % and // round down, also below zero.
-        phase = np.array([[2 * (row % 2) + col % 2 for col in cols] for row in rows])
-        rows = [row // 2 for row in rows]
-        cols = [col // 2 for col in cols]
-    offsets = sorted({(row, col) for row in rows for col in cols})
-    tap = np.array([[offsets.index((row, col)) for col in cols] for row in rows])
-    return Layer(
-        name=name,
-        weight=weight,
-        source=source,
-        product=product,
-        stride=1 if phases is None else 2,
-        step=step,
-        dilation=dilation,
-        offsets=np.array(offsets, np.int32),
-        phase=phase,
-        tap=tap,
-    )
-
-
-def _tap_offsets(size: int, dilation: int) -> Sequence[int]:
-    return [(index - size // 2) * dilation for index in range(size)]
+    if stride == 2:
+        # Offset 2k + p is offset k in phase p; % and // round down, also below zero.
+        phase = 2 * (offsets[..., 0] % 2) + offsets[..., 1] % 2
+        offsets //= 2
+    distinct_offsets, tap = np.unique(offsets.reshape(-1, 2), axis=0, return_inverse=True)
+    return distinct_offsets.astype(np.int32), tap.reshape(kernel_size), phase
