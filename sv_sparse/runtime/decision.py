@@ -4,13 +4,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sv_sparse.scoring.arrays import Float32Array, IndexArray
+from sv_sparse.scoring.arrays import Float32Array
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.scoring.calibration import Calibration, quality_measures
+from sv_sparse.scoring.calibration import quality_measures
 
 
 class Outcome(StrEnum):
@@ -113,8 +113,7 @@ class Verification:
         return {"outcome": self.outcome.value} | asdict(self)
 
 
-@dataclass(frozen=True)
-class DecisionRule:
+class DecisionRule(NamedTuple):
     """Prior and threshold of decisions; attributes as of ``Verification``."""
 
     prior: float
@@ -164,64 +163,52 @@ class DecisionRule:
 def decide(
     backend: Backend,
     rule: DecisionRule,
-    sides: Sequence[EmbeddedRecording],
-    enrollment: IndexArray,
-    test: IndexArray,
+    enrollments: Sequence[EmbeddedRecording],
+    test: EmbeddedRecording,
     *,
     start_time: float,
 ) -> list[Verification]:
-    """Score trials and decide them.
+    """Score a test recording against each of K enrollments, and decide.
 
     Args:
         backend: Scoring back-end.
         rule: Prior and threshold.
-        sides: [N], all recordings that occur in a trial.
-        enrollment: [trials], row of ``sides`` of each trial's enrollment.
-        test: [trials], row of ``sides`` of each trial's test recording.
+        enrollments: [K], one or more.
+        test: Test recording.
         start_time: ``time.perf_counter`` at the beginning of the request.
 
     Raises:
         ValueError: An embedding has another size than the model's or is not finite, or the calibration uses durations
             and one is unknown.
     """
+    sides = [*enrollments, test]
     for side in sides:
         if side.embedding.shape != backend.mean.shape or not np.isfinite(side.embedding).all():
             raise ValueError(
                 f"expected embeddings {list(backend.mean.shape)} of finite numbers, got {list(side.embedding.shape)}"
             )
     embeddings = np.stack([np.asarray(side.embedding, np.float32) for side in sides])
-    scores = backend.score(embeddings, enrollment, test)
+    trials = (np.arange(len(enrollments)), np.full(len(enrollments), len(enrollments)))
+    scores = backend.score(embeddings, *trials)
     llrs: list[float] | list[None] = [None] * len(scores)
     probabilities: list[float] | list[None] = llrs
-    if backend.calibration is not None:
-        measures = _quality_measures(backend.calibration, sides, embeddings)
-        log_ratios = backend.calibration.llr(scores, quality_measures(measures, enrollment, test))
+    calibration = backend.calibration
+    if calibration is not None:
+        measures = {"magnitude": np.linalg.norm(embeddings, axis=1)}
+        if "duration" in calibration.qualities:
+            seconds = [side.seconds for side in sides]
+            if None in seconds:
+                raise ValueError("the model's calibration uses durations: pass EmbeddedRecording(embedding, seconds)")
+            measures["duration"] = np.array(seconds)
+        log_ratios = calibration.llr(scores, quality_measures(measures, *trials))
         prior_log_odds = np.log(rule.prior) - np.log1p(-rule.prior)
         llrs = log_ratios.tolist()
         # The sigmoid; tanh does not overflow.
         probabilities = ((1 + np.tanh((log_ratios + prior_log_odds) / 2)) / 2).tolist()
-    seconds = time.perf_counter() - start_time
+    elapsed = time.perf_counter() - start_time
     verifications = []
     for score, llr, probability in zip(scores.tolist(), llrs, probabilities, strict=True):
         evidence = score if llr is None else llr
         accepted = None if rule.threshold is None else evidence >= rule.threshold
-        verification = Verification(
-            score, llr, probability, rule.prior, rule.threshold, rule.target_far, accepted, seconds
-        )
-        verifications.append(verification)
+        verifications.append(Verification(score, llr, probability, *rule, accepted, elapsed))
     return verifications
-
-
-def _quality_measures(
-    calibration: Calibration, sides: Sequence[EmbeddedRecording], embeddings: Float32Array
-) -> dict[str, np.ndarray]:
-    """Return what a calibration asks of recordings, each [N] by name."""
-    measures = {}
-    if "magnitude" in calibration.qualities:
-        measures["magnitude"] = np.linalg.norm(embeddings, axis=1)
-    if "duration" in calibration.qualities:
-        seconds = [side.seconds for side in sides]
-        if None in seconds:
-            raise ValueError("the model's calibration uses durations: pass EmbeddedRecording(embedding, seconds)")
-        measures["duration"] = np.array(seconds)
-    return measures

@@ -74,10 +74,9 @@ def default_path() -> Path:
 
 
 class SpeakerDatabase:
-    """Speakers by name, with the embeddings of their recordings; each change is complete or not made.
+    """Speakers by name, with the embeddings of their recordings by one model.
 
-    Several processes may use a database at once. It belongs to one model, since embeddings of different
-    networks cannot be compared.
+    Several processes may use a database at once; each change is complete or not made.
 
     Args:
         path: The file; it is created, with its folder, when somebody is enrolled.
@@ -146,21 +145,17 @@ class SpeakerDatabase:
     def embeddings(self, fingerprint: str) -> dict[str, EmbeddedRecording]:
         """Return the mean embedding of each speaker's recordings, by name.
 
-        Args:
-            fingerprint: Fingerprint of the model that other recordings will be embedded by.
-
         Raises:
-            ValueError: The database belongs to another model, or what is stored of a speaker is damaged; the message
-                names both.
+            ValueError: The database belongs to another model than that of ``fingerprint``, or what is stored of a
+                speaker is damaged; the message names both.
         """
+        embeddings: dict[str, EmbeddedRecording] = {}
         with self._read() as connection:
-            if connection is None:
-                return {}
-            rows_by_speaker = self._rows(connection)
-            size = self._check_model(connection, fingerprint)
-            embeddings = {}
-            for name, rows in rows_by_speaker.items():
-                embeddings[name] = EmbeddedRecording.mean_of([_parse_row(row, size) for row in rows])
+            if connection is not None:
+                rows_by_speaker = self._rows(connection)
+                size = self._check_model(connection, fingerprint)
+                for name, rows in rows_by_speaker.items():
+                    embeddings[name] = EmbeddedRecording.mean_of([_parse_row(row, size) for row in rows])
         return embeddings
 
     def remove(self, name: str) -> None:
@@ -171,10 +166,8 @@ class SpeakerDatabase:
             OSError: The file cannot be written.
         """
         name = _canonical_spelling(name)
-        with self._read() as connection:
-            exists = connection is not None
         row_ids = []
-        if exists:
+        if self.path.exists():
             with self._transaction() as connection:
                 # Compared here and not by SQL, which knows only valid UTF-8.
                 for row_id, speaker in connection.execute("SELECT rowid, speaker FROM recordings").fetchall():
@@ -208,14 +201,11 @@ class SpeakerDatabase:
         return rows_by_speaker
 
     def _check_model(self, connection: sqlite3.Connection, fingerprint: str, size: int | None = None) -> int:
-        """Return the size of embeddings of this model's database; with ``size``, a new one becomes this model's."""
+        """Return the size of embeddings of this model's database; with ``size``, an empty one becomes this model's."""
         model = connection.execute("SELECT fingerprint, size FROM model").fetchone()
-        if model is None:
-            if size is None:
-                return 0
+        if model is None and size is not None:
             connection.execute("INSERT INTO model VALUES (?, ?)", (fingerprint, size))
-            return size
-        stored_fingerprint, stored_size = model
+        stored_fingerprint, stored_size = model or (fingerprint, size or 0)
         if stored_fingerprint != fingerprint:
             raise ValueError(
                 f"{self.path}: its speakers were enrolled by another model, whose embeddings cannot be compared with "
@@ -255,6 +245,7 @@ class SpeakerDatabase:
     def _connect(self, begin: str) -> Iterator[sqlite3.Connection]:
         """Yield a connection in a transaction, read-only where the file is; what it does not commit is undone."""
         try:
+            # Not the plain path, for which sqlite3 creates a missing file.
             uri = f"{self.path.absolute().as_uri()}?mode=rw"
             with closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10)) as connection:
                 # An embedding is biometric data: what is removed is overwritten in the file.
@@ -293,6 +284,7 @@ def normalize_name(name: str) -> str:
     'José'
     """
     spelling = _canonical_spelling(name)
+    # Names are printed to terminals, one in a line.
     if not spelling or len(spelling) > _MAX_NAME or not spelling.isprintable():
         raise ValueError(
             f"a speaker's name must be one line of 1 to {_MAX_NAME} printable characters, got {name[:80]!r}"

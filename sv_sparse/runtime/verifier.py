@@ -227,8 +227,8 @@ class Verifier:
         """
         start_time = time.perf_counter()
         rule = DecisionRule.from_backend(self.backend, prior=prior, target_far=target_far, threshold=threshold)
-        sides = [self._embed_side(enrollment, 1), self._embed_side(test, 2)]
-        return decide(self.backend, rule, sides, np.array([0]), np.array([1]), start_time=start_time)[0]
+        first, second = self._embed_side(enrollment, 1), self._embed_side(test, 2)
+        return decide(self.backend, rule, [first], second, start_time=start_time)[0]
 
     def identify(
         self,
@@ -241,17 +241,12 @@ class Verifier:
     ) -> list[Verification]:
         """Compare a recording with each of K enrolled speakers; the likeliest has the highest ``llr``, or ``score``.
 
-        The false-alarm rate of all together is up to K times that of one comparison.
-
         Args:
             test: Recording as ``embed_recording`` takes it.
             enrollments: [K] embedded recordings, or embeddings [K, E].
             prior: Probability of each speaker.
-            target_far: False-alarm rate of each comparison, as of ``DecisionRule.from_backend``.
+            target_far: False-alarm rate of each comparison; of all together it is up to K times as high.
             threshold: Threshold to use instead.
-
-        Returns:
-            K verifications, in the order of ``enrollments``.
 
         Raises:
             RefusedInputError: The recording cannot be used, by the rules of ``embed_recording``.
@@ -262,10 +257,7 @@ class Verifier:
         sides = [self.embed_recording(enrollment) for enrollment in enrollments]
         if not sides:
             raise ValueError("nobody is enrolled")
-        rows = np.arange(len(sides))
-        test_rows = np.full_like(rows, len(sides))
-        sides.append(self._embed_side(test, 1))
-        return decide(self.backend, rule, sides, rows, test_rows, start_time=start_time)
+        return decide(self.backend, rule, sides, self._embed_side(test, 1), start_time=start_time)
 
     def _embed_side(self, recording: Recording, number: int) -> EmbeddedRecording:
         try:

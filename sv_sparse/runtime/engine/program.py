@@ -32,6 +32,7 @@ class BufferView:
 
     def part(self, start: int, count: int) -> "BufferView":
         """Return a range of these planes."""
+        # A mistake in a lowering would overwrite other planes, without an error of the kernels.
         assert 0 <= start <= start + count <= self.count, (self, start, count)
         return BufferView(self.resolution, self.plane + start, count)
 
@@ -74,12 +75,6 @@ class Resolution(NamedTuple):
     num_downsamplings: int
     halo: tuple[int, int]
 
-    def cols(self, frames: int) -> int:
-        """Return the columns of an image for an utterance of so many frames; 1 for a vector."""
-        if self.num_downsamplings < 0:
-            return 1
-        return -(-frames // 2**self.num_downsamplings)
-
 
 @dataclass
 class Layer:
@@ -93,8 +88,7 @@ class Layer:
         stride: 1 or 2.
         step: Index of its step in the program.
         dilation: In rows and columns.
-        phase: [rows, columns], phase of the input that each weight reads; None without stride.
-        tap: [rows, columns], index of each weight's tap.
+        codes: [rows, columns], tap and, with stride two, phase of the input that each weight reads, as ``_taps`` codes.
     """
 
     name: str
@@ -104,8 +98,7 @@ class Layer:
     stride: int
     step: int
     dilation: tuple[int, int]
-    phase: NDArray[np.int64] | None
-    tap: NDArray[np.int64]
+    codes: NDArray[np.int64]
 
     @property
     def density(self) -> float:
@@ -120,10 +113,9 @@ class Layer:
         is_nonzero = rows != 0
         positions = np.flatnonzero(is_nonzero)
         tap, channel = np.divmod(positions % rows.shape[1], self.weight.shape[1])
-        if self.phase is not None:
-            channel = 4 * channel + self.phase.ravel()[tap]
         entries = np.empty(len(positions), ENTRY)
-        entries["code"] = channel + (self.tap.ravel()[tap] << 16)
+        # With stride two each channel has four phases, side by side.
+        entries["code"] = self.stride**2 * channel + self.codes.ravel()[tap]
         entries["weight"] = rows.ravel()[positions]
         starts = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(is_nonzero.sum(axis=1), out=starts[1:])
@@ -151,7 +143,9 @@ class MemoryLayout:
         for layout, resolution, num_planes in zip(layouts, self.resolutions, self.num_planes, strict=True):
             halo_rows, halo_cols = resolution.halo
             layout.rows = resolution.rows
-            layout.cols = resolution.cols(frames)
+            layout.cols = 1
+            if resolution.num_downsamplings >= 0:
+                layout.cols = -(-frames // 2**resolution.num_downsamplings)
             layout.base = base
             # The zeros behind a row are those before the next one.
             layout.stride = layout.cols + halo_cols
@@ -176,6 +170,7 @@ class Program:
         layers: Convolutions among the steps.
     """
 
+    # Made once for all utterances: nothing in it depends on their lengths.  DECISIONS 55
     mel_bins: int
     embedding_dim: int
     layout: MemoryLayout = field(default_factory=MemoryLayout)
@@ -207,12 +202,12 @@ class Program:
         rows: int | None = None,
         **fields: float | NDArray[Any],
     ) -> None:
-        """Add a step.
+        """Add a step that reads ``source`` and writes ``target``.
 
         Args:
             op: One of OPERATIONS.
-            source: Planes that it reads.
-            target: Planes that it writes.
+            source: Planes of one resolution.
+            target: Planes of one resolution.
             epilogue: Operations after a product; for other steps, what else they read.
             rows: Number of planes or rows that it works on. Default: the planes of ``target``.
             fields: Further fields of a native Step.
@@ -233,12 +228,10 @@ class Program:
             "post_activation": ACTIVATIONS.index(epilogue.post_activation),
             "tile": 1,
         }
-        if epilogue.bias is not None:
-            step["bias"] = _to_array(epilogue.bias)
-        if epilogue.norm is not None:
-            scale, shift = epilogue.norm
-            step["scale"] = _to_array(scale)
-            step["shift"] = _to_array(shift)
+        scale, shift = epilogue.norm or (None, None)
+        for name, values in {"bias": epilogue.bias, "scale": scale, "shift": shift}.items():
+            if values is not None:
+                step[name] = values.detach().float().contiguous().numpy()
         self.steps.append(step | fields)
 
     def add_convolution(
@@ -272,7 +265,7 @@ class Program:
         if weight.ndim == 2:
             weight = weight[:, :, None, None]
         stride = 1 if phases is None else 2
-        offsets, tap, phase = _taps(tuple(weight.shape[2:]), dilation, stride)
+        offsets, codes = _taps(tuple(weight.shape[2:]), dilation, stride)
         kernel_source = source if phases is None else phases
         # The kernels check nothing: what is wrong here would be read from outside the planes.
         halo = self.layout.resolutions[kernel_source.resolution].halo
@@ -289,8 +282,7 @@ class Program:
             stride=stride,
             step=len(self.steps),
             dilation=dilation,
-            phase=phase,
-            tap=tap,
+            codes=codes,
         )
         self.layers.append(layer)
         self.add_step("convolve", kernel_source, target, epilogue, taps=len(offsets), offsets=offsets)
@@ -300,24 +292,17 @@ def _first_plane(view: BufferView | None) -> int:
     return -1 if view is None else view.plane
 
 
-def _to_array(values: Tensor) -> NDArray[np.float32]:
-    return values.detach().float().contiguous().numpy()
-
-
 def _round_up(count: int) -> int:
     return -(-count // _ALIGNMENT) * _ALIGNMENT
 
 
 def _taps(
     kernel_size: tuple[int, ...], dilation: tuple[int, int], stride: int
-) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64] | None]:
-    """Return the offsets of all taps, [taps, 2], and the tap and the input's phase of each weight, [rows, columns]."""
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return the offsets of all taps, [taps, 2], and for each weight ``phase + (tap << 16)``, [rows, columns]."""
     center = np.array(kernel_size) // 2
     offsets = (np.moveaxis(np.indices(kernel_size), 0, -1) - center) * dilation
-    phase = None
-    if stride == 2:
-        # Offset 2k + p is offset k in phase p; % and // round down, also below zero.
-        phase = 2 * (offsets[..., 0] % 2) + offsets[..., 1] % 2
-        offsets //= 2
-    distinct_offsets, tap = np.unique(offsets.reshape(-1, 2), axis=0, return_inverse=True)
-    return distinct_offsets.astype(np.int32), tap.reshape(kernel_size), phase
+    # With stride two, offset 2k + p is offset k in phase p; % and // round down, also below zero.
+    phase = offsets % stride @ [2, 1]
+    distinct_offsets, tap = np.unique((offsets // stride).reshape(-1, 2), axis=0, return_inverse=True)
+    return distinct_offsets.astype(np.int32), phase + (tap.reshape(kernel_size) << 16)

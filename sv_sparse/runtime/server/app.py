@@ -51,14 +51,7 @@ _SECURITY_HEADERS = {
 
 
 class RequestError(Exception):
-    """Error for a request that is refused.
-
-    Args:
-        status: HTTP status.
-        text: Sentence for people.
-        recording: 0 or 1 where one of the two recordings is the reason.
-        retry_seconds: Time after which it is worth trying again.
-    """
+    """Error for a request that is refused: HTTP status, sentence for people, index of the recording, time to wait."""
 
     def __init__(
         self, status: int, text: str, recording: int | None = None, retry_seconds: float | None = None
@@ -66,8 +59,7 @@ class RequestError(Exception):
         super().__init__(text)
         content: dict[str, Any] = {"error": text, "recording": None}
         if recording is not None:
-            content["outcome"] = Outcome.REFUSED_INPUT
-            content["recording"] = recording + 1
+            content |= {"outcome": Outcome.REFUSED_INPUT, "recording": recording + 1}
         # The remainder of a refused body is not read, so nothing else can come on this connection.
         headers = {"Connection": "close"}
         if retry_seconds is not None:
@@ -84,11 +76,8 @@ def make_app(
     bytes of two recordings, one after the other, with the length of the first in the header
     ``First-Length``. It answers in JSON: ``score``, ``llr``, ``probability``, ``prior``, ``calibration`` and
     ``warning`` in words, and ``decisions``, one for each false-alarm rate with a threshold, each with its
-    ``outcome``.
-
-    A refused request has a status from 400 on, ``error``, a sentence, and ``recording``, 1 or 2 where one of
-    them is the reason; its ``outcome`` is "refused input" then. A comparison that has waited too long for its
-    turn gets status 503 with ``Retry-After``.
+    ``outcome``. A refused request has a status from 400 on, ``error``, a sentence, and ``recording``, 1 or 2
+    where one of them is the reason; its ``outcome`` is "refused input" then.
 
     Args:
         verifier: Model that decides.
@@ -121,10 +110,7 @@ def make_app(
 
 
 def make_server(app: Starlette, limits: Limits) -> uvicorn.Server:
-    """Return the server of an application, whose ``run(sockets=[...])`` returns after a stop signal.
-
-    It returns also when ``should_exit`` is set.
-    """
+    """Return the server of an application; its ``run`` returns after a stop signal, or once ``should_exit`` is set."""
     config = uvicorn.Config(
         app,
         log_level="error",
@@ -144,17 +130,15 @@ def make_server(app: Starlette, limits: Limits) -> uvicorn.Server:
 
 
 class _Api:
-    """Answers about a verifier."""
+    """Answers about a verifier, for one server."""
 
     def __init__(self, verifier: Verifier, limits: Limits) -> None:
         self._verifier = verifier
         self._limits = limits
         self._uploads = asyncio.Semaphore(limits.max_uploads)
         self._comparisons = asyncio.Semaphore(limits.max_concurrent)
-
-    def _target_fars(self) -> list[float]:
-        calibration = self._verifier.backend.calibration
-        return sorted(calibration.thresholds) if calibration is not None else []
+        calibration = verifier.backend.calibration
+        self._target_fars = sorted(calibration.thresholds) if calibration is not None else []
 
     async def model(self, _: Request) -> JSONResponse:
         """Answer with the description of the model and the limits."""
@@ -165,7 +149,7 @@ class _Api:
                 "max_bytes": self._limits.max_bytes,
                 "score_norm": backend.score_norm,
                 **self._verifier.basis,
-                "target_fars": self._target_fars(),
+                "target_fars": self._target_fars,
                 "default_target_far": DecisionRule.from_backend(backend).target_far,
                 "outcomes": {outcome.name.lower(): outcome.value for outcome in Outcome},
                 "not_different": NOT_DIFFERENT,
@@ -224,9 +208,9 @@ class _Api:
                 raise self._too_large(1)
             body += chunk
         recordings = [bytes(body[:first_length]), bytes(body[first_length:])]
-        for index, recording in enumerate(recordings):
-            if not recording:
-                raise RequestError(400, f"The {_ORDINALS[index]} recording is empty.", index)
+        if b"" in recordings:
+            index = recordings.index(b"")
+            raise RequestError(400, f"The {_ORDINALS[index]} recording is empty.", index)
         return recordings
 
     def _too_large(self, index: int) -> RequestError:
@@ -241,7 +225,7 @@ class _Api:
         for name in ("score", "llr", "probability", "prior"):
             answer[name] = getattr(verification, name)
         answer["decisions"] = []
-        for target_far in self._target_fars():
+        for target_far in self._target_fars:
             # The recordings are embedded already, so this compares two vectors.
             decision = self._verifier.verify(first, second, target_far=target_far)
             names = ("target_far", "threshold", "accepted", "outcome")
@@ -275,11 +259,8 @@ class _HostCheckMiddleware:
         self._allowed = allowed
         self._names = {"localhost", host.lower()} | {name for name, _ in allowed}
 
+    # Only for HTTP: make_server turns off websockets and lifespan events.
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(_SECURITY_HEADERS)

@@ -1,4 +1,4 @@
-"""Limits of the local server; the command's help states them also where no server is installed."""
+"""Limits of the local server, in a module of their own: the command's help needs them without Starlette."""
 
 from dataclasses import dataclass, fields
 
