@@ -51,6 +51,11 @@ class WindowedEmbedding:
         self._weight = 0
         self.num_samples = 0
 
+    @property
+    def seconds(self) -> float:
+        """Duration of the samples that were pushed."""
+        return self.num_samples / self._sample_rate
+
     def push(self, samples: Float32Array) -> None:
         """Add samples [S], and embed the full windows that are not near the end."""
         self._buffer.append(samples)
@@ -72,11 +77,7 @@ class WindowedEmbedding:
         self._buffer_samples = len(remainder)
 
     def embedding(self) -> Float32Array:
-        """Return the embedding [E] of all samples so far; more may follow.
-
-        Raises:
-            ValueError: They are too few, or nothing but silence.
-        """
+        """Return the embedding [E] of all samples so far; raise ValueError for too few, or nothing but silence."""
         check_length(self.num_samples, self._sample_rate)
         buffer = np.concatenate(self._buffer)
         # Two halves, rather than a full window and a short one, whose embedding would be a poor one.
@@ -84,17 +85,16 @@ class WindowedEmbedding:
         total = self._sum
         total_weight = self._weight
         for window in (buffer[:middle], buffer[middle:]):
-            if len(window):
-                embedding, weight = self._weighted_embedding(window)
-                total = total + embedding
-                total_weight += weight
+            embedding, weight = self._weighted_embedding(window)
+            total = total + embedding
+            total_weight += weight
         if not total_weight:
             raise ValueError(SILENT)
         return np.asarray(total / total_weight, np.float32)
 
     def _weighted_embedding(self, samples: Float32Array) -> tuple[np.ndarray, int]:
         """Return an embedding times its weight, float64 [E], and the weight."""
-        if is_constant(samples):
+        if not len(samples) or is_constant(samples):
             return np.zeros(()), 0
         return self._embed(samples[None])[0].astype(np.float64) * len(samples), len(samples)
 
@@ -105,33 +105,23 @@ class Stream:
     Args:
         windows: Embeds the samples.
         resampler: Converts the chunks to the network's rate.
-        sample_rate: The network's rate, in Hz.
     """
 
-    def __init__(self, windows: WindowedEmbedding, resampler: Resampler, sample_rate: int) -> None:
+    def __init__(self, windows: WindowedEmbedding, resampler: Resampler) -> None:
         self._windows = windows
         self._resampler = resampler
-        self._sample_rate = sample_rate
 
     @property
     def seconds(self) -> float:
         """Duration so far."""
-        return self._windows.num_samples / self._sample_rate
+        return self._windows.seconds
 
     def push(self, chunk: Float32Array | Tensor) -> None:
-        """Add the next samples [S], as ``Verifier.embed`` takes them.
-
-        Raises:
-            ValueError: They have another type or shape, or are not finite.
-        """
+        """Add the next samples [S], with errors as of ``Verifier.embed``."""
         self._windows.push(self._resampler(to_float(chunk)))
 
     def embedding(self) -> Float32Array:
-        """Return the embedding [E] so far; more chunks may follow.
-
-        Raises:
-            ValueError: The recording is too short so far, or nothing but silence.
-        """
+        """Return the embedding [E] so far; raise ValueError while it is too short, or nothing but silence."""
         # Where the rates differ, up to a quarter of a second is still in the resampler.
         return self._windows.embedding()
 

@@ -23,8 +23,6 @@ ZSTD_LEVEL = 12
 MAX_ZSTD_WINDOW = 1 << 27
 _ESCAPE = 255
 
-Bytes = NDArray[np.uint8]
-
 
 class SparseTensorBytes(NamedTuple):
     """Encoded tensor.
@@ -108,28 +106,26 @@ def decode(encoded: SparseTensorBytes, size: int, dtype: str = "fp32") -> Nonzer
         ValueError: The bytes are not what ``encode`` makes of ``size`` values.
     """
     nnz = encoded.nnz
+    torch_dtype = DTYPES[dtype]
     if not 0 <= nnz <= size:
         raise ValueError(f"claims {nnz} values for {size} positions")
-    torch_dtype = DTYPES[dtype]
     shuffled = _decompress(encoded.values, nnz * torch_dtype.itemsize).reshape(torch_dtype.itemsize, nnz)
     values = torch.from_numpy(shuffled.T.copy().ravel()).view(torch_dtype).float()
     if not values.isfinite().all():
         raise ValueError("holds values that are not finite")
-    positions = None
-    if encoded.kind != "dense":
-        positions = _positions(encoded, size)
-    elif nnz != size:
-        raise ValueError(f"has {nnz} values for {size} positions and does not say which")
+    positions = _positions(encoded, size)
     # A stored zero would give equal tensors different nonzeros, and so different fingerprints.
     if not values.all():
         raise ValueError("stores a zero as a value that is not zero")
-    if nnz == size:
-        positions = None
-    return Nonzeros(size, positions, values)
+    return Nonzeros(size, None if nnz == size else positions, values)
 
 
-def _positions(encoded: SparseTensorBytes, size: int) -> NDArray[np.int64]:
-    """Return the positions of the values, ascending."""
+def _positions(encoded: SparseTensorBytes, size: int) -> NDArray[np.int64] | None:
+    """Return the positions of the values, ascending; None for a dense tensor."""
+    if encoded.kind == "dense":
+        if encoded.nnz != size:
+            raise ValueError(f"has {encoded.nnz} values for {size} positions and does not say which")
+        return None
     if encoded.kind == "bitmask":
         bits = np.unpackbits(_decompress(encoded.positions, -(-size // 8)), bitorder="little")
         if bits[size:].any():
@@ -160,7 +156,7 @@ def _compress(content: bytes) -> bytes:
     return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True).compress(content)
 
 
-def _decompress(frame: bytes, size: int | None, max_size: int = 0) -> Bytes:
+def _decompress(frame: bytes, size: int | None, max_size: int = 0) -> NDArray[np.uint8]:
     """Return the content of a frame: exactly ``size`` bytes or, if that is None, up to ``max_size``."""
     try:
         # The announced size is checked first: a small frame can hold gigabytes of zeros.
@@ -169,8 +165,7 @@ def _decompress(frame: bytes, size: int | None, max_size: int = 0) -> Bytes:
             raise ValueError(f"holds {announced} bytes where {size} were expected")
         if size is None and not 0 <= announced <= max_size:
             raise ValueError(f"holds {announced} bytes where at most {max_size} were expected")
-        decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW)
-        content = decompressor.decompress(frame, max_output_size=announced)
+        content = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW).decompress(frame, announced)
     except zstandard.ZstdError as error:
         raise ValueError(f"cannot be decompressed ({error})") from error
     if len(content) != announced:

@@ -52,21 +52,6 @@ class Speaker(NamedTuple):
     created: str
 
 
-class _Row(NamedTuple):
-    """Stored recording, with values of any type: a database holds whatever anybody has written to it."""
-
-    speaker: object
-    embedding: object
-    seconds: object
-    created: object
-
-    def checksum(self, fingerprint: str) -> str:
-        # The model's fingerprint counts too: embeddings of another model cannot be compared.
-        text = json.dumps([fingerprint, self.speaker, self.seconds, self.created], default=repr)
-        content = self.embedding if isinstance(self.embedding, bytes) else repr(self.embedding).encode()
-        return checksum(text.encode(), content)
-
-
 def default_path() -> Path:
     """Return ``$XDG_DATA_HOME/sv-sparse/speakers.sqlite``, by default in ``~/.local/share``."""
     home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
@@ -117,8 +102,8 @@ class SpeakerDatabase:
         created = datetime.now(UTC).isoformat(timespec="seconds")
         rows = []
         for recording in recordings:
-            row = _make_row(name, recording, created)
-            rows.append((*row, row.checksum(fingerprint)))
+            row = (name, *_columns(recording), created)
+            rows.append((*row, _row_checksum(fingerprint, *row)))
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # SQLite itself would create a file that others can read.
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -136,10 +121,8 @@ class SpeakerDatabase:
             rows_by_speaker = self._rows(connection) if connection is not None else {}
         speakers = []
         for name, rows in rows_by_speaker.items():
-            seconds = [row.seconds for row in rows if isinstance(row.seconds, float)]
-            # The others are None: the checksums say that nobody has changed them.
-            total = sum(seconds) if len(seconds) == len(rows) else None
-            speakers.append(Speaker(name, len(rows), total, min(str(row.created) for row in rows)))
+            recordings, times = zip(*rows, strict=True)
+            speakers.append(Speaker(name, len(rows), EmbeddedRecording.mean_of(recordings).seconds, min(times)))
         return speakers
 
     def embeddings(self, fingerprint: str) -> dict[str, EmbeddedRecording]:
@@ -155,7 +138,9 @@ class SpeakerDatabase:
                 rows_by_speaker = self._rows(connection)
                 size = self._check_model(connection, fingerprint)
                 for name, rows in rows_by_speaker.items():
-                    embeddings[name] = EmbeddedRecording.mean_of([_parse_row(row, size) for row in rows])
+                    embeddings[name] = EmbeddedRecording.mean_of([recording for recording, _ in rows])
+                    if embeddings[name].embedding.shape != (size,):
+                        raise sqlite3.DatabaseError("an embedding has another size than the model's")
         return embeddings
 
     def remove(self, name: str) -> None:
@@ -180,21 +165,22 @@ class SpeakerDatabase:
         if not row_ids:
             raise ValueError(f"{self.path}: nobody is enrolled as {name}")
 
-    def _rows(self, connection: sqlite3.Connection) -> dict[str, list[_Row]]:
-        """Return all recordings by speaker, in the order of enrollment, after comparing their checksums."""
+    def _rows(self, connection: sqlite3.Connection) -> dict[str, list[tuple[EmbeddedRecording, str]]]:
+        """Return all recordings and their times by speaker, in the order of enrollment."""
         # An empty database belongs to no model.
         (fingerprint,) = connection.execute("SELECT fingerprint FROM model").fetchone() or ("",)
-        rows_by_speaker: dict[str, list[_Row]] = {}
+        rows_by_speaker: dict[str, list[tuple[EmbeddedRecording, str]]] = {}
         query = "SELECT speaker, embedding, seconds, created, checksum FROM recordings ORDER BY speaker, rowid"
         for *columns, stored_checksum in connection.execute(query):
-            row = _Row(*columns)
-            if stored_checksum != row.checksum(str(fingerprint)):
+            speaker, embedding, seconds, created = columns
+            if stored_checksum != _row_checksum(fingerprint, *columns):
                 raise ValueError(
-                    f"{self.path}: what is stored of {row.speaker} is damaged, it has changed since it was enrolled; "
+                    f"{self.path}: what is stored of {speaker} is damaged, it has changed since it was enrolled; "
                     f"remove this speaker, and enroll again"
                 )
-            rows_by_speaker.setdefault(str(row.speaker), []).append(row)
-        problem = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            recording = EmbeddedRecording(np.frombuffer(embedding, "<f4").astype(np.float32), seconds)
+            rows_by_speaker.setdefault(speaker, []).append((recording, created))
+        (problem,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
         # A row that has disappeared has no checksum that could differ.
         if problem != "ok":
             raise sqlite3.DatabaseError(problem.replace("\n", " "))
@@ -304,23 +290,20 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
 
 
-def _make_row(name: str, recording: EmbeddedRecording, created: str) -> _Row:
-    """Return a recording as it is stored; raise ValueError for numbers that are not finite."""
+def _columns(recording: EmbeddedRecording) -> tuple[bytes, float | None]:
+    """Return embedding and seconds as they are stored; raise ValueError for numbers that are not finite."""
     embedding = recording.embedding
     seconds = recording.seconds
     if embedding.ndim != 1 or not np.isfinite(embedding).all():
         raise ValueError(f"expected an embedding [E] of finite numbers, got {list(embedding.shape)}")
-    if seconds is not None:
-        if not 0 <= seconds < math.inf:
-            raise ValueError(f"a recording's seconds must be a number of at least 0, got {seconds}")
-        # As the database returns it, or the checksum would differ.
-        seconds = float(seconds)
-    return _Row(name, embedding.astype("<f4").tobytes(), seconds, created)
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise ValueError(f"a recording's seconds must be a number of at least 0, got {seconds}")
+    # A float, as the database returns it, or the checksum would differ.
+    return embedding.astype("<f4").tobytes(), None if seconds is None else float(seconds)
 
 
-def _parse_row(row: _Row, size: int) -> EmbeddedRecording:
-    """Return a recording whose checksum is that of the stored row; its model may have been changed."""
-    if not isinstance(row.embedding, bytes) or len(row.embedding) != 4 * size:
-        raise sqlite3.DatabaseError("an embedding has another size than the model's")
-    assert row.seconds is None or isinstance(row.seconds, float)
-    return EmbeddedRecording(np.frombuffer(row.embedding, "<f4").astype(np.float32), row.seconds)
+def _row_checksum(fingerprint: object, speaker: object, embedding: object, seconds: object, created: object) -> str:
+    # Of any types, since a database holds whatever anybody has written to it. The model's fingerprint counts too:
+    # embeddings of another model cannot be compared.
+    text = json.dumps([fingerprint, speaker, seconds, created], default=repr)
+    return checksum(text.encode(), embedding if isinstance(embedding, bytes) else repr(embedding).encode())

@@ -175,7 +175,7 @@ class Verifier:
         Raises:
             ValueError: The rate or the length is not allowed.
         """
-        return Stream(self._make_windows(window_seconds), Resampler(sample_rate, self.sample_rate), self.sample_rate)
+        return Stream(self._make_windows(window_seconds), Resampler(sample_rate, self.sample_rate))
 
     def embed_recording(self, recording: Recording) -> EmbeddedRecording:
         """Return a recording's embedding with its duration.
@@ -201,7 +201,7 @@ class Verifier:
             for samples in iter_audio(recording, self.sample_rate):
                 windows.push(samples)
         with _naming(name):
-            return EmbeddedRecording(windows.embedding(), windows.num_samples / self.sample_rate)
+            return EmbeddedRecording(windows.embedding(), windows.seconds)
 
     def verify(
         self,

@@ -39,21 +39,19 @@ def autotune(program: Program, machine: str, *, threads: int = 1, rounds: int = 
             engines.append(engine)
         tiles = {}
         for layer in program.layers:
-            candidates = {}
-            for engine in engines:
-                candidates[engine.plan.layers[layer.name]] = engine.bench_layer(layer.name)
+            candidates = {engine.plan.layers[layer.name]: engine.bench_layer(layer.name) for engine in engines}
             seconds = _median_seconds(candidates, rounds)
             tiles[layer.name] = min(seconds, key=seconds.__getitem__)
     return Plan(tiles, f"{machine}, {threads} threads")
 
 
-def benchmark_ms(program: Program, plan: Plan | None, *, threads: int, rounds: int = NUM_TIMING_ROUNDS) -> float:
+def benchmark_ms(program: Program, plan: Plan | None, *, threads: int) -> float:
     """Return the median time in milliseconds for three seconds of noise by a plan; None: by the layers' densities."""
     engine = SparseEngine(program, threads=threads, plan=plan)
     filterbank = torch.randn(1, program.mel_bins, NUM_FRAMES)
     with torch_threads(threads):
         engine(filterbank)
-        seconds = _median_seconds({0: lambda: engine(filterbank)}, rounds)
+        seconds = _median_seconds({0: lambda: engine(filterbank)}, NUM_TIMING_ROUNDS)
     return 1e3 * seconds[0]
 
 

@@ -19,8 +19,7 @@ class TorchEngine:
 
     Args:
         network: Folded network; it is changed.
-        use_csr: Replace very sparse layers. False for a class of the user's own, whose modules may read each other's
-            weights.
+        use_csr: Replace very sparse layers.
 
     Attributes:
         csr_layers: Names of the layers with CSR products.
@@ -40,11 +39,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def __call__(self, filterbank: Tensor) -> Tensor:
-        """Map filterbank [B, F, T] to embedding [B, E].
-
-        Raises:
-            ValueError: It has too few frames.
-        """
+        """Map filterbank [B, F, T] to embedding [B, E]; raise ValueError for too few frames."""
         frames = filterbank.shape[-1]
         if frames < self._min_frames:
             raise ValueError(f"expected at least {self._min_frames} frames, got {frames}; use longer utterances")
@@ -74,9 +69,7 @@ class CSRConv(nn.Module):
         patches = F.unfold(x, conv.kernel_size, conv.dilation, stride=conv.stride)  # [B, C_in * taps, positions]
         product = self.weight @ patches.permute(1, 0, 2).flatten(1)
         product = product.view(conv.out_channels, len(x), *sizes).transpose(0, 1)
-        if self.bias is None:
-            return product
-        return product + self.bias[:, None, None]
+        return product if self.bias is None else product + self.bias[:, None, None]
 
 
 class CSRLinear(nn.Module):
@@ -89,10 +82,9 @@ class CSRLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
+        # torch multiplies by compressed rows from the left only.
         product = (self.weight @ x.flatten(0, -2).T).T.view(*x.shape[:-1], -1)
-        if self.bias is None:
-            return product
-        return product + self.bias
+        return product if self.bias is None else product + self.bias
 
 
 def _to_csr(weight: Tensor) -> Tensor:

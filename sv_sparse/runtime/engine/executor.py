@@ -27,12 +27,7 @@ Segment = Callable[[Tensor, Tensor], None]
 
 
 def uniform_plan(program: Program, tile: int) -> Plan:
-    """Return a plan with one kernel for all layers.
-
-    Args:
-        program: Program of the network.
-        tile: Width of the tile, or USE_DENSE.
-    """
+    """Return a plan with one kernel for all layers: a width of tiles, or USE_DENSE."""
     return Plan({layer.name: _allowed_tile(layer, tile) for layer in program.layers})
 
 
@@ -94,11 +89,7 @@ class SparseEngine:
 
     @torch.no_grad()
     def __call__(self, filterbank: Tensor) -> Tensor:
-        """Map filterbank [B, F, T] to embedding [B, E].
-
-        Raises:
-            ValueError: It has too few frames.
-        """
+        """Map filterbank [B, F, T] to embedding [B, E]; raise ValueError for too few frames."""
         frames = filterbank.shape[2]
         min_frames = self._layout.min_frames
         if frames < min_frames:
@@ -108,7 +99,7 @@ class SparseEngine:
         # All calls share the planes in memory.
         with self._lock:
             self._resize(frames)
-            # A second thread gains little on short utterances and loses much beside busy programs (DECISIONS 76).
+            # DECISIONS 76
             self._current_threads = self.short_threads if frames <= SHORT_FRAMES else self.threads
             for utterance, embedding in zip(filterbank, output, strict=True):
                 for segment in self._segments:

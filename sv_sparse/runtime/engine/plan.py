@@ -27,20 +27,12 @@ class Plan:
     machine: str = ""
 
     def save(self, path: Path) -> None:
-        """Write the plan as JSON with a checksum.
-
-        Raises:
-            OSError: The file cannot be written.
-        """
+        """Write the plan as JSON with a checksum."""
         write_json(path, asdict(self) | {"checksum": self._checksum()})
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
-        """Return the plan that ``save`` wrote.
-
-        Raises:
-            ValueError: The file is missing, damaged or not a plan; the message names it.
-        """
+        """Return the plan that ``save`` wrote; raise ValueError, which names the file, where there is none."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             plan = cls(dict(content["layers"]), str(content["machine"]))

@@ -64,10 +64,9 @@ class Runtime:
             threads: Threads of the sparse kernels, 1 to 1024. Default: one for utterances of up to ten seconds, torch's
                 own number for longer ones. Layers that torch computes use torch's.
             engine: ``sparse``: the kernels of this project. ``torch``: torch, with compressed rows where they are
-                faster. ``auto``: sparse; torch, with a warning that says the cost, where there is no compiler or no
-                program for the network.
-            plan: Kernel of each layer. Default: the plan that was measured for this package on this machine
-                (``plan_path``), or one by the layers' densities.
+                faster. ``auto``: sparse; torch, with a warning, where there is no compiler or no program.
+            plan: Kernel of each layer. Default: the plan that was measured for this package on this machine, or one by
+                the layers' densities.
 
         Raises:
             ValueError: The engine is none of these or has no program for the network, or the plan is one of another
@@ -76,8 +75,7 @@ class Runtime:
         """
         if engine not in ENGINES:
             raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-        # One thread for short utterances: the second one gains little, and loses much beside other programs that
-        # have the cores.  DECISIONS 76
+        # On short utterances the second thread gains little, and loses much beside other programs.  DECISIONS 76
         short_threads = 1 if threads is None else threads
         threads = check_threads(torch.get_num_threads() if threads is None else threads)
         mel_bins = package.features["mel_bins"]
@@ -85,36 +83,31 @@ class Runtime:
         if engine != "torch":
             try:
                 program = lower(network)
-                if plan is None:
-                    plan = load_plan(package, program, threads)
+                plan = plan or load_plan(package, program, threads)
                 sparse_engine = SparseEngine(program, threads=threads, short_threads=short_threads, plan=plan)
                 return cls(sparse_engine, _describe(sparse_engine), mel_bins)
             except (OSError, NoProgramError) as error:
+                # Asked for by name, nothing else is taken.  DECISIONS 57
                 if engine == "sparse":
                     raise
                 logger.warning("%s; %s", error, _TORCH_COST)
+        # Modules of other people's classes may read each other's weights, which must stay where they are.
         torch_engine = TorchEngine(network, use_csr="name" in package.model)
         description = f"torch, {len(torch_engine.csr_layers)} layers by compressed rows, the others dense"
         return cls(torch_engine, description, mel_bins)
 
 
 def _describe(engine: SparseEngine) -> str:
-    num_dense = sum(tile == USE_DENSE for tile in engine.plan.layers.values())
+    num_dense = list(engine.plan.layers.values()).count(USE_DENSE)
     threads = f"{engine.threads} threads"
     if engine.short_threads < engine.threads:
         threads += f", {engine.short_threads} for up to 10 seconds"
-    planning = "by density"
-    if engine.plan.machine:
-        planning = f"by measurement on {engine.plan.machine}"
+    planning = f"by measurement on {engine.plan.machine}" if engine.plan.machine else "by density"
     return f"sparse kernels, {threads}, {num_dense} of {len(engine.plan.layers)} layers dense, planned {planning}"
 
 
 def check_threads(threads: int) -> int:
-    """Return the number of threads.
-
-    Raises:
-        ValueError: It is not 1 to 1024.
-    """
+    """Return the number of threads, or raise ValueError if it is not 1 to 1024."""
     if not 1 <= threads <= MAX_THREADS:
         raise ValueError(f"threads must be 1 to {MAX_THREADS}, got {threads}")
     return threads
@@ -127,11 +120,7 @@ def machine_name() -> str:
 
 
 def plan_path(package: Package, threads: int) -> Path:
-    """Return the path of the plan that is measured for a package with so many threads on this machine.
-
-    Raises:
-        OSError: The user has no home folder.
-    """
+    """Return the path of a package's plan in the user's cache; raise OSError if the user has no home folder."""
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sv-sparse" / "plans"
     except RuntimeError as error:
