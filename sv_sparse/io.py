@@ -33,7 +33,6 @@ ESCAPE = "sv_sparse.escape"
 # As some network file systems answer.
 _LOCK_UNSUPPORTED_ERRNOS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 _CLOSED_PIPE_ERRNOS = {errno.EPIPE, errno.EINVAL} if os.name == "nt" else {errno.EPIPE}
-_CHECKSUM_BYTES = 16
 
 
 # Files
@@ -43,9 +42,7 @@ _CHECKSUM_BYTES = 16
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Yield a file that replaces ``path`` once all of it is on disk.
 
-    The bytes go to a temporary file in the same folder. Leaving the block flushes them to disk,
-    renames the temporary file to ``path`` and makes the rename durable. Any error, a full disk and
-    Ctrl-C included, removes the temporary file and leaves the old ``path`` as it was.
+    Any error, a full disk and Ctrl-C included, leaves the old ``path`` as it was, and nothing beside it.
 
     Args:
         path: file to write; its folder must exist.
@@ -81,19 +78,13 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut."""
-    # Only POSIX opens folders.
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    # The rename survives a power cut once its folder is on disk. Only POSIX opens folders.
+    if os.name == "posix":
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -133,16 +124,13 @@ def remove_temp_files(folder: Path) -> None:
 
 @contextmanager
 def file_lock(folder: Path, message: str) -> Iterator[None]:
-    """Hold the lock of a folder.
+    """Hold the lock of a folder, which gets a file ``.lock``.
 
     Where the system or the file system has no locks, a warning says so once and nothing is locked.
 
     Args:
-        folder: existing folder; it gets a file ``.lock``.
-        message: text of the error if another process holds the lock.
-
-    Raises:
-        ValueError: another process holds the lock.
+        folder: existing folder.
+        message: text of the ValueError if another process holds the lock.
     """
     with open(folder / ".lock", "w") as file:
         try:
@@ -170,12 +158,11 @@ def _warn_without_locks(folder: Path) -> None:
 def checksum(*parts: bytes) -> str:
     """Compute the checksum of byte strings and of their lengths: 32 hexadecimal digits of BLAKE2b.
 
-    It detects accidental changes, not changes on purpose.
-
     >>> checksum(b"ab", b"c") == checksum(b"a", b"bc")
     False
     """
-    digest = hashlib.blake2b(digest_size=_CHECKSUM_BYTES)
+    # Without a key: it detects accidents, not changes on purpose.
+    digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         # With the lengths, a byte that moves from one part to the next is noticed.
         digest.update(len(part).to_bytes(8, "little"))
@@ -185,9 +172,6 @@ def checksum(*parts: bytes) -> str:
 
 def verify_crc(file: BinaryIO) -> None:
     """Check the CRCs in a zip file, which torch and numpy write but do not always read.
-
-    Args:
-        file: opened zip file; its position changes.
 
     Raises:
         BadZipFile: a CRC differs, or it is no zip file. Damage can also raise other errors of zipfile
@@ -222,10 +206,7 @@ codecs.register_error(ESCAPE, _escape)
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    r"""Return a path as text that every file and terminal with UTF-8 accepts.
-
-    Args:
-        path: any path. UTF-8 stays as it is; a byte of another encoding becomes ``\xff`` or the like.
+    r"""Return a path as text in UTF-8; a byte of another encoding becomes ``\xff`` or the like.
 
     >>> printable("caf\udce9.wav")
     'caf\\xe9.wav'
@@ -243,10 +224,7 @@ def nfc(name: str) -> str:
 
 
 def install_command(extra: str) -> str:
-    """Return the command that installs an extra of this project, which is in no registry.
-
-    Args:
-        extra: name in pyproject.toml, such as ``serve``.
+    """Return the command that installs an extra of pyproject.toml; this project is in no registry.
 
     >>> install_command("serve").startswith("pip install ")
     True
@@ -264,10 +242,10 @@ def install_command(extra: str) -> str:
 def harden_output() -> None:
     """Make stdout and stderr accept any name, and survive a reader that leaves (``| head -1``).
 
-    Characters that the terminal's encoding lacks are escaped. Output after the reader has left is
-    dropped: the program finishes its work (DECISIONS 75). For entry points only; a library leaves the
-    streams of its user alone.
+    For entry points only; a library leaves the streams of its user alone.
     """
+    # Characters that the terminal's encoding lacks are escaped. Output after the reader has left is dropped: the
+    # program finishes its work.  DECISIONS 75
     sys.stdout = _hardened_stream(sys.stdout, sys.__stdout__)
     sys.stderr = _hardened_stream(sys.stderr, sys.__stderr__)
 

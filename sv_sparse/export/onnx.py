@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.io import atomic_write, install_command
 from sv_sparse.models.features import ENERGY_FLOOR, Filterbank, crop_samples
 
 # The version that torch's exporter writes without a conversion.
 OPSET = 18
-SAMPLE_RATE = 16000
 FRONTENDS = ("included", "none")
 # Name of the value between features and network, also where it is the input.
 FILTERBANK = "filterbank"
@@ -96,6 +96,7 @@ def require_module(name: str) -> Any:
     """Return a module that only ONNX files need; raise ValueError, which says how to install it, if it is missing."""
     try:
         return importlib.import_module(name)
+    # The light installation has none of them.
     except ModuleNotFoundError as error:
         raise ValueError(f"ONNX files need the package {error.name}: {install_command('onnx')}") from error
 
@@ -123,14 +124,7 @@ def silence_logger(name: str) -> Iterator[None]:
 class ConvFilterbank(nn.Module):
     """`Filterbank` at 16 kHz whose windowed Fourier transform is one convolution: [B, S] to [B, F, T] float32.
 
-    It must be computed in float32: an engine that multiplies in TF32 must be told not to, or must be given
-    the filterbank.
-
-    Args:
-        mel_bins: F, number of filters.
-
-    Raises:
-        ValueError: ``mel_bins`` is not allowed.
+    An engine that multiplies in TF32 must be told not to, or must be given the filterbank.
 
     >>> ConvFilterbank(80)(torch.randn(3, 32240)).shape
     torch.Size([3, 80, 200])

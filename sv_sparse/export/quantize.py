@@ -32,7 +32,13 @@ def quantize_onnx(source: Path, path: Path, inputs: Iterable[np.ndarray]) -> Non
     """
     onnx = require_module("onnx")
     quantization = require_module("onnxruntime.quantization")
-    model = _read_model(source)
+    try:
+        model = onnx.load_model_from_string(source.read_bytes())
+    except require_module("google.protobuf.message").DecodeError:
+        raise ValueError(f"{source}: not an ONNX file") from None
+    keys = {entry.key for entry in model.metadata_props}
+    if "embedding_dim" not in keys or "quantization" in keys:
+        raise ValueError(f"{source}: expected a network as sv-sparse export wrote it, in float32")
     with TemporaryDirectory() as folder, silence_logger("root"):
         temporary = Path(folder) / "quantized.onnx"
         quantization.quantize_static(
@@ -60,32 +66,15 @@ def quantize_onnx(source: Path, path: Path, inputs: Iterable[np.ndarray]) -> Non
         file.write(quantized.SerializeToString())
 
 
-def _read_model(source: Path) -> Any:
-    """Return the file as an ``onnx.ModelProto``."""
-    try:
-        model = require_module("onnx").load_model_from_string(source.read_bytes())
-    except require_module("google.protobuf.message").DecodeError:
-        raise ValueError(f"{source}: not an ONNX file") from None
-    keys = {entry.key for entry in model.metadata_props}
-    if "embedding_dim" not in keys or "quantization" in keys:
-        raise ValueError(f"{source}: expected a network as sv-sparse export wrote it, in float32")
-    return model
-
-
 def _nodes_before(graph: Any, value: str) -> list[str]:
-    """Return the names of all nodes that a value is computed by."""
-    producers = {}
+    """Return the names of all nodes up to the one that computes a value; none where the value is an input."""
+    # In a file each node comes after those whose values it reads: all of the network's come after the filterbank.
+    names = []
     for node in graph.node:
-        for output in node.output:
-            producers[output] = node
-    names: set[str] = set()
-    values = [value]
-    while values:
-        node = producers.get(values.pop())
-        if node is not None and node.name not in names:
-            names.add(node.name)
-            values += node.input
-    return sorted(names)
+        names.append(node.name)
+        if value in node.output:
+            return names
+    return []
 
 
 def _calibration_inputs(graph_input: Any, inputs: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
