@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 import secrets
 import sys
 import unicodedata
@@ -33,9 +34,6 @@ ESCAPE = "sv_sparse.escape"
 # As some network file systems answer.
 _LOCK_UNSUPPORTED_ERRNOS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 _CLOSED_PIPE_ERRNOS = {errno.EPIPE, errno.EINVAL} if os.name == "nt" else {errno.EPIPE}
-
-
-# Files
 
 
 @contextmanager
@@ -104,15 +102,9 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Replace ``path`` atomically by ``value`` as indented JSON.
-
-    Raises:
-        ValueError: ``value`` holds a NaN or an infinity, which are not JSON.
-        TypeError: ``value`` holds an object that is not JSON.
-    """
+    """Replace ``path`` atomically by ``value`` as indented JSON; raise ValueError for a NaN or an infinity."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    # A file name that is not UTF-8 becomes an escape of JSON, from which Python reads the same name
-    # (DECISIONS 75).
+    # A file name that is not UTF-8 becomes an escape of JSON, from which Python reads the same name.  DECISIONS 75
     write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
@@ -152,9 +144,6 @@ def _warn_without_locks(folder: Path) -> None:
     logger.warning("%s: there are no file locks here; let no other process write into it", folder)
 
 
-# Checksums
-
-
 def checksum(*parts: bytes) -> str:
     """Compute the checksum of byte strings and of their lengths: 32 hexadecimal digits of BLAKE2b.
 
@@ -174,8 +163,7 @@ def verify_crc(file: BinaryIO) -> None:
     """Check the CRCs in a zip file, which torch and numpy write but do not always read.
 
     Raises:
-        BadZipFile: a CRC differs, or it is no zip file. Damage can also raise other errors of zipfile
-            and zlib.
+        BadZipFile: a CRC differs, or it is no zip file. Damage can raise other errors of zipfile and zlib.
     """
     if not zipfile.is_zipfile(file):
         raise zipfile.BadZipFile("damaged, or another kind of file")
@@ -185,21 +173,14 @@ def verify_crc(file: BinaryIO) -> None:
         raise zipfile.BadZipFile(f"{member} in it has changed since it was written")
 
 
-# Names
-
-
 def _escape(error: UnicodeError) -> tuple[str, int]:
     r"""Write a byte that is not UTF-8 as ``\xff``, others as "backslashreplace"."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    escaped = ""
-    for character in error.object[error.start : error.end]:
-        # PEP 383: Python decodes a byte of a file name that is not UTF-8 to a surrogate in this range.
-        if "\udc80" <= character <= "\udcff":
-            escaped += f"\\x{ord(character) & 0xFF:02x}"
-        else:
-            escaped += character.encode("ascii", "backslashreplace").decode()
-    return escaped, error.end
+    # PEP 383: Python decodes a byte of a file name that is not UTF-8 to a surrogate in this range.
+    text = error.object[error.start : error.end]
+    escaped = re.sub("[\udc80-\udcff]", lambda match: f"\\x{ord(match[0]) & 0xFF:02x}", text)
+    return escaped.encode("ascii", "backslashreplace").decode(), error.end
 
 
 codecs.register_error(ESCAPE, _escape)
@@ -234,9 +215,6 @@ def install_command(extra: str) -> str:
     if (source / "pyproject.toml").is_file():
         return f'pip install -e "{source}[{extra}]"'
     return f'pip install ".[{extra}]" in a copy of this project\'s source'
-
-
-# Streams
 
 
 def harden_output() -> None:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from sv_sparse.data.decoding import MIN_SECONDS, SILENT, Resampler, check_length, is_constant
 from sv_sparse.runtime.audio import to_float
-from sv_sparse.runtime.decision import EmbeddedRecording
 from sv_sparse.scoring.arrays import Float32Array
 
 
@@ -99,32 +98,23 @@ class WindowedEmbedding:
         return self._embed(samples[None])[0].astype(np.float64) * len(samples), len(samples)
 
 
-class Stream:
+class Stream(WindowedEmbedding):
     """Recording that comes in chunks, with its embedding so far; ``Verifier.stream`` makes it.
 
     Args:
-        windows: Embeds the samples.
-        resampler: Converts the chunks to the network's rate.
+        embed: As of ``WindowedEmbedding``, as are ``window`` and ``sample_rate``.
+        window: Samples of a full window.
+        sample_rate: The network's rate, in Hz.
+        chunk_rate: Rate of the samples that come, in Hz.
     """
 
-    def __init__(self, windows: WindowedEmbedding, resampler: Resampler) -> None:
-        self._windows = windows
-        self._resampler = resampler
+    def __init__(
+        self, embed: Callable[[Float32Array], Float32Array], window: int, sample_rate: int, chunk_rate: int
+    ) -> None:
+        super().__init__(embed, window, sample_rate)
+        # Where the rates differ, it holds up to a quarter of a second back.
+        self._resampler = Resampler(chunk_rate, sample_rate)
 
-    @property
-    def seconds(self) -> float:
-        """Duration so far."""
-        return self._windows.seconds
-
-    def push(self, chunk: Float32Array | Tensor) -> None:
+    def push(self, samples: Float32Array | Tensor) -> None:
         """Add the next samples [S], with errors as of ``Verifier.embed``."""
-        self._windows.push(self._resampler(to_float(chunk)))
-
-    def embedding(self) -> Float32Array:
-        """Return the embedding [E] so far; raise ValueError while it is too short, or nothing but silence."""
-        # Where the rates differ, up to a quarter of a second is still in the resampler.
-        return self._windows.embedding()
-
-    def recording(self) -> EmbeddedRecording:
-        """Return the embedding so far with its duration, for ``Verifier.verify``; errors as of ``embedding``."""
-        return EmbeddedRecording(self.embedding(), self.seconds)
+        super().push(self._resampler(to_float(samples)))

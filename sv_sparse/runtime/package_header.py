@@ -22,37 +22,28 @@ _OLDER = f"sv-sparse 0.1 reads formats 1 and 2, this version reads format {FORMA
 
 
 class TensorSpec(NamedTuple):
-    """Description of a stored tensor.
+    """Description of a stored tensor."""
 
-    Attributes:
-        kind: Form of its positions, one of KINDS.
-        shape: Shape with its zeros.
-        nnz: Number of nonzero values.
-        dtype: Type that the values were rounded to, one of DTYPES.
-        checksum: Checksum of the stored bytes.
-    """
-
+    # Form of its positions, one of KINDS.
     kind: str
     shape: tuple[int, ...]
+    # Number of nonzero values.
     nnz: int
+    # Type that the values were rounded to, one of DTYPES.
     dtype: str
+    # Of the stored bytes.
     checksum: str
 
 
 @dataclass(frozen=True)
 class PackageHeader:
-    """Everything in a package but its tensors.
+    """Everything in a package but its tensors; plain data."""
 
-    Attributes:
-        model: Settings of the network, as ``models.registry.build_model`` takes them.
-        features: ``sample_rate`` in Hz and ``mel_bins``.
-        backend: ``top_n`` and ``calibration`` of the scoring back-end, plain data.
-        card: Plain data about the network.
-        tensors: Stored tensors by name.
-    """
-
+    # Settings of the network, as models.registry.build_model takes them.
     model: dict[str, Any]
+    # sample_rate in Hz and mel_bins.
     features: dict[str, int]
+    # top_n and calibration of the scoring back-end.
     backend: dict[str, Any]
     card: dict[str, Any]
     tensors: Mapping[str, TensorSpec]

@@ -25,32 +25,24 @@ _ESCAPE = 255
 
 
 class SparseTensorBytes(NamedTuple):
-    """Encoded tensor.
+    """Encoded tensor: zstd frames of positions and values."""
 
-    Attributes:
-        kind: Form of the positions, one of KINDS; ``dense`` has none.
-        nnz: Number of values that are stored.
-        positions: A zstd frame.
-        values: A zstd frame.
-    """
-
+    # Form of the positions, one of KINDS; "dense" has none.
     kind: str
+    # Number of values that are stored.
     nnz: int
     positions: bytes
     values: bytes
 
 
 class Nonzeros(NamedTuple):
-    """Nonzero elements of a tensor, the same however they were compressed.
+    """Nonzero elements of a tensor, the same however they were compressed."""
 
-    Attributes:
-        size: Number of elements of the tensor, zeros included.
-        positions: int64 [N], ascending, in the flattened tensor; None where no element is zero.
-        values: float32 [N].
-    """
-
+    # Number of elements of the tensor, zeros included.
     size: int
+    # [N], ascending, in the flattened tensor; None where no element is zero.
     positions: NDArray[np.int64] | None
+    # float32 [N].
     values: Tensor
 
     def to_dense(self) -> Tensor:

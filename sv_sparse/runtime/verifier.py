@@ -84,7 +84,7 @@ class Verifier:
         self.window_seconds = window_seconds
         self._filterbank = Filterbank(features["sample_rate"], features["mel_bins"])
         # Raises for windows that are too short.
-        self._make_windows(window_seconds)
+        self._new_windows()
 
     @classmethod
     def from_pretrained(
@@ -149,7 +149,7 @@ class Verifier:
                 samples = self._resample(waveform, sample_rate)
                 # Windows of long recordings are not batched: they would have to be held in memory together.
                 if len(samples) > self.window_seconds * self.sample_rate:
-                    windows = self._make_windows(self.window_seconds)
+                    windows = self._new_windows()
                     windows.push(samples)
                     embeddings[index] = windows.embedding()
                     continue
@@ -175,7 +175,8 @@ class Verifier:
         Raises:
             ValueError: The rate or the length is not allowed.
         """
-        return Stream(self._make_windows(window_seconds), Resampler(sample_rate, self.sample_rate))
+        window = round(window_seconds * self.sample_rate)
+        return Stream(self._embed_waveforms, window, self.sample_rate, sample_rate)
 
     def embed_recording(self, recording: Recording) -> EmbeddedRecording:
         """Return a recording's embedding with its duration.
@@ -191,7 +192,7 @@ class Verifier:
             return recording
         if isinstance(recording, np.ndarray):
             return EmbeddedRecording(recording)
-        windows = self._make_windows(self.window_seconds)
+        windows = self._new_windows()
         if isinstance(recording, tuple):
             name = "the waveform"
             with _naming(name):
@@ -265,8 +266,9 @@ class Verifier:
         except ValueError as error:
             raise RefusedInputError(str(error), number) from error
 
-    def _make_windows(self, seconds: float) -> WindowedEmbedding:
-        return WindowedEmbedding(self._embed_waveforms, round(seconds * self.sample_rate), self.sample_rate)
+    def _new_windows(self) -> WindowedEmbedding:
+        window = round(self.window_seconds * self.sample_rate)
+        return WindowedEmbedding(self._embed_waveforms, window, self.sample_rate)
 
     def _resample(self, waveform: Waveform, sample_rate: int) -> Float32Array:
         samples = to_float(waveform)

@@ -39,65 +39,53 @@ class BufferView:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """Operations after a product: ``post(scale * pre(product + bias + dynamic_bias) + shift + add)``.
+    """Operations after a product: ``post(scale * pre(product + bias + dynamic_bias) + shift + add)``."""
 
-    Attributes:
-        bias: [C].
-        dynamic_bias: Vector [C] of an earlier step that is added to the bias.
-        pre_activation: ``pre``, one of ACTIVATIONS.
-        norm: Scale and shift of a folded norm, each [C].
-        add: Planes of the output's resolution.
-        post_activation: ``post``, one of ACTIVATIONS.
-        add_to_next: Planes that are added to the result; the sum is written to ``next_input``.
-        next_input: Planes that the next step reads.
-    """
-
+    # [C].
     bias: Tensor | None = None
+    # Vector [C] of an earlier step.
     dynamic_bias: BufferView | None = None
+    # One of ACTIVATIONS, as is the other.
     pre_activation: str = "none"
+    # Scale and shift of a folded norm, each [C].
     norm: tuple[Tensor, Tensor] | None = None
+    # Planes of the output's resolution.
     add: BufferView | None = None
     post_activation: str = "none"
+    # Planes that are added to the result; the sum is written to next_input, which the next step reads.
     add_to_next: BufferView | None = None
     next_input: BufferView | None = None
 
 
 class Resolution(NamedTuple):
-    """Size of images, for utterances of any length.
-
-    Attributes:
-        rows: Rows of an image.
-        num_downsamplings: Number of times that the frames are halved, rounded up; -1 for vectors.
-        halo: Rows and columns of zeros that a convolution reads beyond the ends.
-    """
+    """Size of images, for utterances of any length."""
 
     rows: int
+    # Number of times that the frames are halved, rounded up; -1 for vectors.
     num_downsamplings: int
+    # Rows and columns of zeros that a convolution reads beyond the ends.
     halo: tuple[int, int]
 
 
 @dataclass
 class Layer:
-    """Convolution of a program.
+    """Convolution of a program."""
 
-    Attributes:
-        name: Name of its weight in the network.
-        weight: [C_out, C_in, rows, columns] as it is multiplied: with the scale of the norm behind it.
-        source: Planes that a dense product reads. With stride two the sparse kernel reads the phases of these.
-        product: Planes that a dense product is left in for the epilogue.
-        stride: 1 or 2.
-        step: Index of its step in the program.
-        dilation: In rows and columns.
-        codes: [rows, columns], tap and, with stride two, phase of the input that each weight reads, as ``_taps`` codes.
-    """
-
+    # Of its weight in the network.
     name: str
+    # [C_out, C_in, rows, columns] as it is multiplied: with the scale of the norm behind it.
     weight: Tensor
+    # Planes that a dense product reads. With stride two the sparse kernel reads the phases of these.
     source: BufferView
+    # Planes that a dense product is left in for the epilogue.
     product: BufferView
+    # 1 or 2.
     stride: int
+    # Index in the program.
     step: int
+    # In rows and columns.
     dilation: tuple[int, int]
+    # [rows, columns]: tap and phase that each weight reads, as _taps codes them.
     codes: NDArray[np.int64]
 
     @property
@@ -124,16 +112,13 @@ class Layer:
 
 @dataclass
 class MemoryLayout:
-    """Memory layout of all planes, for an utterance of any length.
+    """Memory layout of all planes, for an utterance of any length."""
 
-    Attributes:
-        resolutions: The first is that of vectors.
-        num_planes: Number of planes of each resolution.
-        min_frames: Frames that an utterance must have.
-    """
-
+    # The first is that of vectors.
     resolutions: list[Resolution] = field(default_factory=lambda: [Resolution(1, -1, (0, 0))])
+    # Of each resolution.
     num_planes: list[int] = field(default_factory=lambda: [0])
+    # That an utterance must have.
     min_frames: int = 2
 
     def plane_layouts(self, frames: int) -> tuple[Any, int]:
@@ -160,21 +145,15 @@ class MemoryLayout:
 
 @dataclass
 class Program:
-    """Steps, layers and memory layout of a network; ``lowering.lower`` makes it.
-
-    Attributes:
-        mel_bins: F.
-        embedding_dim: E.
-        layout: Memory layout of the planes.
-        steps: Fields of a native Step by name, with arrays in the place of addresses.
-        layers: Convolutions among the steps.
-    """
+    """Steps, layers and memory layout of a network; ``lowering.lower`` makes it."""
 
     # Made once for all utterances: nothing in it depends on their lengths.  DECISIONS 55
     mel_bins: int
     embedding_dim: int
     layout: MemoryLayout = field(default_factory=MemoryLayout)
+    # Fields of a native Step by name, with arrays in the place of addresses.
     steps: list[dict[str, Any]] = field(default_factory=list)
+    # Convolutions among the steps.
     layers: list[Layer] = field(default_factory=list)
 
     def add_resolution(self, resolution: Resolution) -> int:
@@ -207,7 +186,7 @@ class Program:
         Args:
             op: One of OPERATIONS.
             source: Planes of one resolution.
-            target: Planes of one resolution.
+            target: Planes of one resolution; some steps work in place.
             epilogue: Operations after a product; for other steps, what else they read.
             rows: Number of planes or rows that it works on. Default: the planes of ``target``.
             fields: Further fields of a native Step.

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,19 +25,14 @@ MAX_THREADS = 1024
 _TORCH_COST = "falling back to the torch engine, which takes two to four times as long at 90 % sparsity"
 
 
+@dataclass
 class Runtime:
-    """Filterbank [B, F, T] to embedding [B, E] by a packaged network.
+    """Filterbank [B, F, T] to embedding [B, E] by a packaged network."""
 
-    Args:
-        engine: Engine that computes it.
-        description: The engine in words.
-        mel_bins: F.
-    """
-
-    def __init__(self, engine: SparseEngine | TorchEngine, description: str, mel_bins: int) -> None:
-        self.engine = engine
-        self.description = description
-        self.mel_bins = mel_bins
+    engine: SparseEngine | TorchEngine
+    # The engine in words.
+    description: str
+    mel_bins: int
 
     @property
     def needs_torch_threads(self) -> bool:
