@@ -43,10 +43,7 @@ def read_audio(source: Source, sample_rate: int, *, max_seconds: float = MAX_SEC
 
 
 def to_float(waveform: object) -> Float32Array:
-    """Return a waveform as float32 [S] in [-1, 1].
-
-    Args:
-        waveform: Float32Array, tensor or list [S] of floating-point or 16-bit samples.
+    """Return an array, tensor or list [S] of floating-point or 16-bit samples as float32 in [-1, 1].
 
     Raises:
         ValueError: It has another type or shape, or holds samples that are not finite or beyond 2 ** 31.

@@ -38,12 +38,7 @@ SYNTHETIC_WARNING = "trained on synthetic voices only (demo corpus): decisions a
 
 
 class RefusedInputError(ValueError):
-    """Error for a recording that cannot be used.
-
-    Args:
-        reason: Sentence with the name of the recording.
-        recording: 1 or 2, of the two that are compared.
-    """
+    """Error for a recording that cannot be used, the first or the second of those that are compared (1 or 2)."""
 
     outcome = Outcome.REFUSED_INPUT
 
@@ -56,15 +51,13 @@ class RefusedInputError(ValueError):
 class EmbeddedRecording:
     """Embedding of a recording, or of several recordings of one speaker.
 
-    Attributes:
-        embedding: [E]; of several recordings the mean.
-        seconds: Duration; None where it is unknown. Only some calibrations use it.
-
     >>> EmbeddedRecording(np.zeros(192, np.float32), seconds=3.2).seconds
     3.2
     """
 
+    # [E]; of several recordings the mean.
     embedding: Float32Array
+    # Duration; None where it is unknown. Only some calibrations use it.
     seconds: float | None = None
 
     @classmethod

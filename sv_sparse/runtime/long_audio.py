@@ -99,14 +99,7 @@ class WindowedEmbedding:
 
 
 class Stream(WindowedEmbedding):
-    """Recording that comes in chunks, with its embedding so far; ``Verifier.stream`` makes it.
-
-    Args:
-        embed: As of ``WindowedEmbedding``, as are ``window`` and ``sample_rate``.
-        window: Samples of a full window.
-        sample_rate: The network's rate, in Hz.
-        chunk_rate: Rate of the samples that come, in Hz.
-    """
+    """Recording that comes in chunks of another rate, with its embedding so far; ``Verifier.stream`` makes it."""
 
     def __init__(
         self, embed: Callable[[Float32Array], Float32Array], window: int, sample_rate: int, chunk_rate: int

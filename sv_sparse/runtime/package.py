@@ -35,27 +35,23 @@ _EXPORT_HINT = "sv-sparse export RUN --output model.safetensors makes one from a
 
 @dataclass(frozen=True)
 class Package:
-    """Trained network ready for use.
+    """Trained network ready for use."""
 
-    Attributes:
-        model: Settings of the network, with its ``name`` or, for a class of the user's own, ``_target_``.
-        weights: Weights of the folded network by name, zeros included.
-        backend: Scoring back-end: from embeddings to decisions.
-        features: ``sample_rate`` in Hz and ``mel_bins``.
-        card: Plain data: training data, results, license.
-        dtype: Type that weights were rounded to when the file was written: ``fp32`` (not at all), ``bf16`` or ``fp16``.
-        fingerprint: 64 hexadecimal digits that identify weights, settings and features. Embeddings of packages with
-            one fingerprint can be compared. The card, the back-end and the form of compression do not count.
-        model_class: Import path of the user's own class that may be imported; None for a network of this project.
-    """
-
+    # Settings of the network, with its name or, for a class of the user's own, _target_.
     model: dict[str, Any]
+    # Of the folded network by name, zeros included.
     weights: Mapping[str, Tensor]
     backend: Backend
+    # sample_rate in Hz and mel_bins.
     features: dict[str, int]
+    # Plain data: training data, results, license.
     card: dict[str, Any]
+    # Type that weights were rounded to when the file was written: fp32 (not at all), bf16 or fp16.
     dtype: str
+    # 64 hexadecimal digits of weights, settings and features. Embeddings of packages with one fingerprint can be
+    # compared. The card, the back-end and the form of compression do not count.
     fingerprint: str
+    # Import path of the user's own class that may be imported; None for a network of this project.
     model_class: str | None = None
 
     def network(self) -> nn.Module:
@@ -68,16 +64,7 @@ class Package:
 
 
 def build_folded(model: Mapping[str, Any], mel_bins: int, model_class: str | None = None) -> Any:
-    """Return a network with folded norms that has no weights yet.
-
-    Args:
-        model: Settings, as ``models.registry.build_model`` takes them.
-        mel_bins: F, number of filters of the filterbank.
-        model_class: Import path of a class of the user's own that may be imported.
-
-    Raises:
-        ValueError: The class is unknown or not trusted, or a setting is not allowed.
-    """
+    """Return a network with folded norms that has no weights yet, with errors as of ``models.registry.build_model``."""
     trusted = () if model_class is None else (model_class,)
     # Without memory, so that a damaged size is noticed by its shape. Other people's classes may compute buffers when
     # they are built, which the package does not hold: they are built in memory.
@@ -123,14 +110,14 @@ def _read(path: Path, model_class: str | None) -> Package:
         _check_shapes(folded_state(network), header.tensors)
         _check_keys(set(file.keys()), header.tensors)
         weights: dict[str, Tensor] = {}
-        backend: dict[str, Tensor] = {}
+        backend_tensors: dict[str, Tensor] = {}
         digests = []
         dtype = "fp32"
         for name, spec in sorted(header.tensors.items()):
             nonzeros = _read_tensor(file, name, spec)
             tensor = nonzeros.to_dense().view(spec.shape)
             if name.startswith(BACKEND):
-                backend[name.removeprefix(BACKEND)] = tensor
+                backend_tensors[name.removeprefix(BACKEND)] = tensor
             else:
                 weights[name] = tensor
                 digests.append([name, spec.shape, _digest(nonzeros)])
@@ -139,16 +126,8 @@ def _read(path: Path, model_class: str | None) -> Package:
     # Keys are sorted here and tensors above: the order in a file says nothing about a network.
     content = json.dumps([header.model, header.features, digests], sort_keys=True)
     fingerprint = hashlib.blake2b(content.encode(), digest_size=32).hexdigest()
-    return Package(
-        header.model,
-        weights,
-        _build_backend(header, backend, network.embedding_dim),
-        header.features,
-        header.card,
-        dtype,
-        fingerprint,
-        model_class,
-    )
+    backend = _build_backend(header, backend_tensors, network.embedding_dim)
+    return Package(header.model, weights, backend, header.features, header.card, dtype, fingerprint, model_class)
 
 
 def _check_shapes(weights: Mapping[str, Tensor], tensors: Mapping[str, TensorSpec]) -> None:

@@ -49,12 +49,7 @@ class PackageHeader:
     tensors: Mapping[str, TensorSpec]
 
     def to_text(self) -> str:
-        """Return the header as text that begins with its checksum.
-
-        Raises:
-            TypeError: The card or the model's settings are not plain data.
-            ValueError: They hold a number that is not finite.
-        """
+        """Return the header as text that begins with its checksum; raise an error for what is not JSON."""
         backend = self.backend
         calibration = backend["calibration"]
         if calibration is not None:
@@ -66,11 +61,7 @@ class PackageHeader:
 
     @classmethod
     def from_text(cls, text: str) -> "PackageHeader":
-        """Return the header that a text holds.
-
-        Raises:
-            ValueError: The text is damaged, of another format, or not a header; the message says what is wrong.
-        """
+        """Return the header that a text holds, or raise ValueError, which says what is wrong with it."""
         # Before format 2 the JSON stood alone.
         if text.startswith("{"):
             raise ValueError(f"its header is damaged: it has no checksum, or is of format 1; {_OLDER}")
@@ -80,6 +71,7 @@ class PackageHeader:
         content = json.loads(json_text)
         if not isinstance(content, dict) or "format" not in content:
             raise ValueError("its header has no format")
+        # The format first: another one has other keys.
         if not _is_int_between(content["format"], FORMAT, FORMAT):
             raise ValueError(f"it has format {content['format']!r}; {_OLDER}")
         if set(content) != _KEYS:

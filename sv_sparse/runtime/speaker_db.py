@@ -37,18 +37,14 @@ CREATE INDEX by_speaker ON recordings (speaker);
 
 
 class Speaker(NamedTuple):
-    """Enrolled speaker.
+    """Enrolled speaker."""
 
-    Attributes:
-        name: Name as ``normalize_name`` spells it.
-        num_recordings: Number of enrolled recordings.
-        seconds: Duration of them together; None where it is unknown.
-        created: Time of the first enrollment, ISO 8601 in UTC.
-    """
-
+    # As normalize_name spells it.
     name: str
     num_recordings: int
+    # Of all recordings together; None where it is unknown.
     seconds: float | None
+    # Time of the first enrollment, ISO 8601 in UTC.
     created: str
 
 
@@ -112,11 +108,7 @@ class SpeakerDatabase:
             connection.executemany("INSERT INTO recordings VALUES (?, ?, ?, ?, ?)", rows)
 
     def speakers(self) -> list[Speaker]:
-        """Return the enrolled speakers, sorted by name.
-
-        Raises:
-            ValueError: What is stored of a speaker is damaged; the message names both.
-        """
+        """Return the enrolled speakers, sorted by name; errors as of ``embeddings``."""
         with self._read() as connection:
             rows_by_speaker = self._rows(connection) if connection is not None else {}
         speakers = []
@@ -130,7 +122,7 @@ class SpeakerDatabase:
 
         Raises:
             ValueError: The database belongs to another model than that of ``fingerprint``, or what is stored of a
-                speaker is damaged; the message names both.
+                speaker is damaged; the message names the file and the speaker.
         """
         embeddings: dict[str, EmbeddedRecording] = {}
         with self._read() as connection:
@@ -144,12 +136,7 @@ class SpeakerDatabase:
         return embeddings
 
     def remove(self, name: str) -> None:
-        """Remove a speaker, also one whose rows are damaged, and overwrite what was stored.
-
-        Raises:
-            ValueError: There is nobody of that name.
-            OSError: The file cannot be written.
-        """
+        """Remove a speaker, also one whose rows are damaged; raise ValueError if there is nobody of that name."""
         name = _canonical_spelling(name)
         row_ids = []
         if self.path.exists():
@@ -260,11 +247,8 @@ class SpeakerDatabase:
 def normalize_name(name: str) -> str:
     """Return the one spelling of a speaker's name: Unicode's normal form C, without spaces around it.
 
-    Args:
-        name: One line of 1 to 200 printable characters, none of RESERVED in upper or lower case.
-
     Raises:
-        ValueError: It is something else.
+        ValueError: It is not one line of 1 to 200 printable characters, or one of RESERVED in upper or lower case.
 
     >>> normalize_name(" Jose\u0301 ")
     'José'

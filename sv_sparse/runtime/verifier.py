@@ -125,19 +125,11 @@ class Verifier:
         return self.embed_recording((waveform, sample_rate)).embedding
 
     def embed_file(self, path: str | os.PathLike[str]) -> Float32Array:
-        """Return the embedding [E] of a file's first channel, which is read piece by piece.
-
-        Raises:
-            ValueError: As of ``embed`` and ``audio.iter_audio``; the message names the file.
-        """
+        """Return the embedding [E] of a file's first channel; errors as of ``embed_recording``."""
         return self.embed_recording(path).embedding
 
     def embed_batch(self, waveforms: Sequence[Waveform], sample_rate: int) -> Float32Array:
-        """Return the embeddings [N, E] of waveforms; those of equal length are computed together.
-
-        Args:
-            waveforms: N waveforms [S], as ``embed`` takes them.
-            sample_rate: In Hz, 4,000 to 384,000.
+        """Return the embeddings [N, E] of waveforms of one rate; those of equal length are computed together.
 
         Raises:
             ValueError: As of ``embed``; the message names the waveform by its index.

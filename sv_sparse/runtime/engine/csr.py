@@ -19,10 +19,7 @@ class TorchEngine:
 
     Args:
         network: Folded network; it is changed.
-        use_csr: Replace very sparse layers.
-
-    Attributes:
-        csr_layers: Names of the layers with CSR products.
+        use_csr: Replace very sparse layers, whose names are in ``csr_layers`` then. Default: True.
     """
 
     def __init__(self, network: nn.Module, *, use_csr: bool = True) -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sv_sparse.optim.memory import empty_float32
 from sv_sparse.runtime.engine import bindings
-from sv_sparse.runtime.engine.bindings import Step, address
+from sv_sparse.runtime.engine.bindings import Step
 from sv_sparse.runtime.engine.plan import USE_DENSE, Plan
 from sv_sparse.runtime.engine.program import BufferView, Layer, Program
 
@@ -78,7 +78,6 @@ class SparseEngine:
         # Not the program: of sparse layers only the nonzero weights stay in memory.
         self._layout = program.layout
         self._current_threads = threads
-        # Steps hold only the addresses of arrays.
         self._keepalive: list[Any] = []
         self._layer_segments: dict[str, list[Segment]] = {}
         self._segments = self._make_segments(program)
@@ -175,8 +174,9 @@ class SparseEngine:
                 fields["starts"], fields["entries"] = layer.entries
         for name, value in fields.items():
             if isinstance(value, np.ndarray):
+                # A Step holds only the address, so the array must outlive it.
                 self._keepalive.append(value)
-                fields[name] = address(value)
+                fields[name] = value.ctypes.data
         return Step(**fields)
 
     def _native_segment(self, steps: Sequence[Step]) -> Segment:

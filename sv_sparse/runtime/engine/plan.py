@@ -15,15 +15,13 @@ USE_DENSE = 0
 class Plan:
     """Kernel of each layer.
 
-    Attributes:
-        layers: By name: width of the sparse kernel's tile in vectors, 1 to 12, or USE_DENSE for torch's product.
-        machine: Processor and threads that it was measured on, in words; empty for a plan that was not measured.
-
     >>> Plan({"mfa.weight": 8, "embedding.weight": USE_DENSE}).layers["mfa.weight"]
     8
     """
 
+    # By name: width of the sparse kernel's tile in vectors, 1 to MAX_TILE, or USE_DENSE for torch's product.
     layers: Mapping[str, int]
+    # Processor and threads that it was measured on, in words; empty for a plan that was not measured.
     machine: str = ""
 
     def save(self, path: Path) -> None:

@@ -196,26 +196,22 @@ class _Api:
         if not (header.isascii() and header.isdigit() and len(header) < 16):
             raise RequestError(400, "The header First-Length must say how many bytes the first recording has.")
         first_length = int(header)
+        too_large = f"is too large: at most {self._limits.max_megabytes:g} MB are accepted"
         if first_length > self._limits.max_bytes:
-            raise self._too_large(0)
+            raise _refusal(413, 0, too_large)
         max_length = first_length + self._limits.max_bytes
         if int(request.headers.get("Content-Length", 0)) > max_length:
-            raise self._too_large(1)
+            raise _refusal(413, 1, too_large)
         body = bytearray()
         # A chunked body has no Content-Length.
         async for chunk in request.stream():
             if len(body) + len(chunk) > max_length:
-                raise self._too_large(1)
+                raise _refusal(413, 1, too_large)
             body += chunk
         recordings = [bytes(body[:first_length]), bytes(body[first_length:])]
         if b"" in recordings:
-            index = recordings.index(b"")
-            raise RequestError(400, f"The {_ORDINALS[index]} recording is empty.", index)
+            raise _refusal(400, recordings.index(b""), "is empty")
         return recordings
-
-    def _too_large(self, index: int) -> RequestError:
-        limit = f"at most {self._limits.max_megabytes:g} MB are accepted"
-        return RequestError(413, f"The {_ORDINALS[index]} recording is too large: {limit}.", index)
 
     def _compare(self, recordings: list[bytes]) -> dict[str, Any]:
         """Return scores and decisions as they are answered."""
@@ -242,13 +238,16 @@ class _Api:
                 num_samples += len(piece)
                 if num_samples > self._limits.max_seconds * sample_rate:
                     limit = f"at most {self._limits.max_seconds:g} seconds are accepted"
-                    raise RequestError(413, f"The {_ORDINALS[index]} recording is too long: {limit}.", index)
+                    raise _refusal(413, index, f"is too long: {limit}")
                 pieces.append(piece)
             return self._verifier.embed_recording((np.concatenate(pieces), sample_rate))
         except ValueError as error:
             # Errors are "NAME: cannot be ... (details.)"; here the ordinal is the name.
-            problem = str(error).partition(": ")[2].replace(".)", ")")
-            raise RequestError(400, f"The {_ORDINALS[index]} recording {problem}.", index) from error
+            raise _refusal(400, index, str(error).partition(": ")[2].replace(".)", ")")) from error
+
+
+def _refusal(status: int, index: int, problem: str) -> RequestError:
+    return RequestError(status, f"The {_ORDINALS[index]} recording {problem}.", index)
 
 
 class _HostCheckMiddleware:
