@@ -71,27 +71,24 @@ class EmbeddedRecording:
 
 @dataclass(frozen=True)
 class Verification:
-    """Comparison of two recordings.
+    """Comparison of two recordings."""
 
-    Attributes:
-        score: Cosine or, with AS-norm, standard deviations above close strangers; larger for likelier targets.
-        llr: Natural log-likelihood ratio; above 0, the evidence is for one speaker. None without a calibration.
-        probability: Posterior probability of one speaker, by ``llr`` and ``prior``; None without a calibration.
-        prior: Probability of one speaker before the recordings are compared.
-        threshold: Smallest ``llr``, or ``score`` without a calibration, that is accepted; None where there is none.
-        target_far: False-alarm rate of the threshold on the trials that it was set on; None where the caller named the
-            threshold, or there is none.
-        accepted: True if the evidence reaches the threshold; None without a threshold.
-        seconds: Time that the answer took.
-    """
-
+    # Cosine or, with AS-norm, standard deviations above close strangers; larger for likelier targets.
     score: float
+    # Natural log-likelihood ratio; above 0, the evidence is for one speaker. None without a calibration.
     llr: float | None
+    # Posterior probability of one speaker, by llr and prior; None without a calibration.
     probability: float | None
+    # Probability of one speaker before the recordings are compared.
     prior: float
+    # Smallest llr, or score without a calibration, that is accepted; None where there is none.
     threshold: float | None
+    # False-alarm rate of the threshold on the trials that it was set on; None where the caller named the threshold, or
+    # there is none.
     target_far: float | None
+    # True if the evidence reaches the threshold; None without a threshold.
     accepted: bool | None
+    # Time that the answer took.
     seconds: float
 
     @property
@@ -107,7 +104,7 @@ class Verification:
 
 
 class DecisionRule(NamedTuple):
-    """Prior and threshold of decisions; attributes as of ``Verification``."""
+    """Prior and threshold of decisions, as in ``Verification``."""
 
     prior: float
     threshold: float | None

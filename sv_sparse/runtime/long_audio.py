@@ -26,9 +26,6 @@ class WindowedEmbedding:
     Raises:
         ValueError: Half a window is too short to be embedded.
 
-    Attributes:
-        num_samples: Number of samples that were pushed.
-
     >>> windows = WindowedEmbedding(lambda waveforms: waveforms[:, :2], 6400, 16000)
     >>> windows.push(np.linspace(0, 1, 6400, dtype=np.float32))
     >>> windows.embedding().shape
@@ -48,6 +45,7 @@ class WindowedEmbedding:
         self._buffer_samples = 0
         self._sum = np.zeros(())
         self._weight = 0
+        # Of all that was pushed.
         self.num_samples = 0
 
     @property

@@ -131,9 +131,8 @@ def _read(path: Path, model_class: str | None) -> Package:
 
 
 def _check_shapes(weights: Mapping[str, Tensor], tensors: Mapping[str, TensorSpec]) -> None:
-    names = {name for name in tensors if not name.startswith(BACKEND)}
-    if names != set(weights):
-        different = sorted(names ^ set(weights))
+    different = sorted({name for name in tensors if not name.startswith(BACKEND)} ^ weights.keys())
+    if different:
         raise ValueError(f"its network has other weights than it stores: {', '.join(different[:3])}")
     for name, weight in weights.items():
         if tensors[name].shape != tuple(weight.shape):
@@ -141,11 +140,8 @@ def _check_shapes(weights: Mapping[str, Tensor], tensors: Mapping[str, TensorSpe
 
 
 def _check_keys(keys: set[str], tensors: Mapping[str, TensorSpec]) -> None:
-    expected = set()
-    for name, spec in tensors.items():
-        expected.add(VALUES + name)
-        if spec.kind != "dense":
-            expected.add(POSITIONS + name)
+    expected = {VALUES + name for name in tensors}
+    expected |= {POSITIONS + name for name, spec in tensors.items() if spec.kind != "dense"}
     if keys != expected:
         missing = sorted(expected - keys)[:3]
         raise ValueError(f"it is damaged: it lacks {missing} or has more than its header describes")

@@ -43,8 +43,8 @@ _BATCH_SIZE = 16
 class Verifier:
     """Trained network in use; several threads may share it.
 
-    Recordings of up to ``window_seconds`` are embedded as one utterance. Of longer ones, windows are
-    embedded and averaged (``long_audio.WindowedEmbedding``), in memory that does not grow.
+    Recordings of up to ``window_seconds`` are embedded as one utterance, longer ones in windows, which are
+    averaged (``long_audio.WindowedEmbedding``).
 
     Args:
         engine: Function from filterbank [B, F, T] to embedding [B, E].

@@ -55,17 +55,16 @@ class CSRConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C_in, H, W] to [B, C_out, H', W']."""
         conv = self.template
-        pad_rows, pad_cols = (int(size) for size in conv.padding)
-        if pad_rows or pad_cols:
+        # Only in columns: kernels of several rows stay dense.
+        pad = int(conv.padding[1])
+        if pad:
             mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-            x = F.pad(x, (pad_cols, pad_cols, pad_rows, pad_rows), mode=mode)
-        sizes = []
-        for axis in (0, 1):
-            extent = conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
-            sizes.append((x.shape[2 + axis] - extent) // conv.stride[axis] + 1)
-        patches = F.unfold(x, conv.kernel_size, conv.dilation, stride=conv.stride)  # [B, C_in * taps, positions]
+            x = F.pad(x, (pad, pad, 0, 0), mode=mode)
+        rows = -(-x.shape[2] // conv.stride[0])
+        # [B, C_in * taps, positions].
+        patches = F.unfold(x, conv.kernel_size, conv.dilation, stride=conv.stride)
         product = self.weight @ patches.permute(1, 0, 2).flatten(1)
-        product = product.view(conv.out_channels, len(x), *sizes).transpose(0, 1)
+        product = product.view(conv.out_channels, len(x), rows, -1).transpose(0, 1)
         return product if self.bias is None else product + self.bias[:, None, None]
 
 
@@ -79,7 +78,6 @@ class CSRLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
-        # torch multiplies by compressed rows from the left only.
         product = (self.weight @ x.flatten(0, -2).T).T.view(*x.shape[:-1], -1)
         return product if self.bias is None else product + self.bias
 

@@ -49,8 +49,7 @@ def _allowed_tile(layer: Layer, tile: int) -> int:
 class SparseEngine:
     """Filterbank [B, F, T] to embedding [B, E], float32, with zeros left out.
 
-    Utterances of a batch are computed one after the other, each by all threads. It may be called from
-    several threads, which wait for each other.
+    It may be called from several threads, which wait for each other.
 
     Args:
         program: Program of the network.
@@ -73,7 +72,6 @@ class SparseEngine:
             raise ValueError("the plan is one of another network: it names other layers")
         self.threads = threads
         self.short_threads = threads if short_threads is None else short_threads
-        self.mel_bins = program.mel_bins
         self.embedding_dim = program.embedding_dim
         # Not the program: of sparse layers only the nonzero weights stay in memory.
         self._layout = program.layout
@@ -100,6 +98,7 @@ class SparseEngine:
             self._resize(frames)
             # DECISIONS 76
             self._current_threads = self.short_threads if frames <= SHORT_FRAMES else self.threads
+            # One after the other, each by all threads: a batch needs no more memory than an utterance.
             for utterance, embedding in zip(filterbank, output, strict=True):
                 for segment in self._segments:
                     segment(utterance, embedding)

@@ -40,11 +40,7 @@ class Runtime:
         return isinstance(self.engine, TorchEngine) or USE_DENSE in self.engine.plan.layers.values()
 
     def __call__(self, filterbank: Tensor) -> Tensor:
-        """Map filterbank [B, F, T] to embedding [B, E], float32.
-
-        Raises:
-            ValueError: It has another shape, or too few frames.
-        """
+        """Map filterbank [B, F, T] to embedding [B, E]; raise ValueError for another shape, or too few frames."""
         if filterbank.ndim != 3 or filterbank.shape[1] != self.mel_bins:
             raise ValueError(f"expected a filterbank [B, {self.mel_bins}, T], got {list(filterbank.shape)}")
         return self.engine(filterbank)

@@ -11,16 +11,7 @@ from sv_sparse.runtime.server.limits import Limits
 class Connection(H11Protocol):
     """HTTP/1.1 connection that is closed when it is idle, and of too many connections the idlest first.
 
-    A connection is idle while no request is under way on it. Its clock runs from when it became idle,
-    whatever bytes arrive. The application limits the time of a request.
-
-    Args:
-        args: As of ``H11Protocol``.
-        limits: Idle time and number of connections.
-        kwargs: As of ``H11Protocol``.
-
-    Attributes:
-        clock: Runs while the connection is idle; None while a request is under way.
+    A connection is idle while no request is under way on it. The application limits the time of a request.
     """
 
     # uvicorn itself closes only connections that were idle after an answer. One that never sends a request, sends its
@@ -28,6 +19,7 @@ class Connection(H11Protocol):
     def __init__(self, *args: Any, limits: Limits, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.limits = limits
+        # Runs from when the connection became idle, whatever bytes arrive; None while a request is under way.
         self.clock: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
