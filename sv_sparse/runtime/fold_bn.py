@@ -63,12 +63,9 @@ def folded_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _norms(network: nn.Module) -> list[tuple[str, _BatchNorm]]:
-    norms = []
-    for name, module in network.named_modules():
-        # A norm without running statistics computes them from its input and cannot be folded.
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            norms.append((name, module))
-    return norms
+    # A norm without running statistics computes them from its input and cannot be folded.
+    norms = [(name, module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
+    return [(name, norm) for name, norm in norms if norm.running_mean is not None]
 
 
 def _identity_norm(norm: _BatchNorm) -> _BatchNorm:

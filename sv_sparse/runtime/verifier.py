@@ -220,7 +220,8 @@ class Verifier:
         """
         start_time = time.perf_counter()
         rule = DecisionRule.from_backend(self.backend, prior=prior, target_far=target_far, threshold=threshold)
-        first, second = self._embed_side(enrollment, 1), self._embed_side(test, 2)
+        first = self._embed_side(enrollment, 1)
+        second = self._embed_side(test, 2)
         return decide(self.backend, rule, [first], second, start_time=start_time)[0]
 
     def identify(

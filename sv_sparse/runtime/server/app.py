@@ -295,8 +295,8 @@ def _parse_allowed_hosts(allowed_hosts: Sequence[str]) -> set[tuple[str, int]]:
         # A path or a user's name would be left out in silence.
         if not name or parts.netloc != host or "@" in host:
             raise ValueError(f"--allowed-host {host}: expected NAME or NAME:PORT, such as voice.example")
-        for allowed_port in _DEFAULT_PORTS.values() if port is None else [port]:
-            names_and_ports.add((name, allowed_port))
+        ports = _DEFAULT_PORTS.values() if port is None else [port]
+        names_and_ports |= {(name, allowed_port) for allowed_port in ports}
     return names_and_ports
 
 
