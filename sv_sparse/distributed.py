@@ -151,10 +151,10 @@ def all_gather_objects(value: T) -> list[T]:
 
 def all_reduce_mean(values: Tensor) -> Tensor:
     """Return the mean over the processes of a tensor on the training device."""
-    return values if world_size() == 1 else _sum(values) / world_size()
+    return values if world_size() == 1 else _sum_over_processes(values) / world_size()
 
 
-def _sum(values: Tensor) -> Tensor:
+def _sum_over_processes(values: Tensor) -> Tensor:
     # all_reduce works in place.
     total = values.clone()
     dist.all_reduce(total)
@@ -175,11 +175,11 @@ class _AllReduceSum(torch.autograd.Function):
     # That of torch.distributed.nn is deprecated.
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        return _sum(values)
+        return _sum_over_processes(values)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _sum(grad)
+        return _sum_over_processes(grad)
 
 
 class SyncedBatchNorm(_BatchNorm):

@@ -88,7 +88,7 @@ class Verification:
     target_far: float | None
     # True if the evidence reaches the threshold; None without a threshold.
     accepted: bool | None
-    # Time that the answer took.
+    # That the answer took.
     seconds: float
 
     @property

@@ -22,7 +22,7 @@ _OLDER = f"sv-sparse 0.1 reads formats 1 and 2, this version reads format {FORMA
 
 
 class TensorSpec(NamedTuple):
-    """Description of a stored tensor."""
+    """Description of a stored tensor, with the checksum of its bytes."""
 
     # Form of its positions, one of KINDS.
     kind: str
@@ -31,7 +31,6 @@ class TensorSpec(NamedTuple):
     nnz: int
     # Type that the values were rounded to, one of DTYPES.
     dtype: str
-    # Of the stored bytes.
     checksum: str
 
 

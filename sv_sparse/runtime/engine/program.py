@@ -69,7 +69,7 @@ class Resolution(NamedTuple):
 
 @dataclass
 class Layer:
-    """Convolution of a program."""
+    """Convolution of a program; pairs are of rows and columns."""
 
     # Of its weight in the network.
     name: str
@@ -79,11 +79,9 @@ class Layer:
     source: BufferView
     # Planes that a dense product is left in for the epilogue.
     product: BufferView
-    # 1 or 2.
     stride: int
     # Index in the program.
     step: int
-    # In rows and columns.
     dilation: tuple[int, int]
     # [rows, columns]: tap and phase that each weight reads, as _taps codes them.
     codes: NDArray[np.int64]
@@ -153,7 +151,6 @@ class Program:
     layout: MemoryLayout = field(default_factory=MemoryLayout)
     # Fields of a native Step by name, with arrays in the place of addresses.
     steps: list[dict[str, Any]] = field(default_factory=list)
-    # Convolutions among the steps.
     layers: list[Layer] = field(default_factory=list)
 
     def add_resolution(self, resolution: Resolution) -> int:

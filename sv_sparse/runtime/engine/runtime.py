@@ -27,10 +27,9 @@ _TORCH_COST = "falling back to the torch engine, which takes two to four times a
 
 @dataclass
 class Runtime:
-    """Filterbank [B, F, T] to embedding [B, E] by a packaged network."""
+    """Filterbank [B, F, T] to embedding [B, E] by a packaged network, with a description of its engine in words."""
 
     engine: SparseEngine | TorchEngine
-    # The engine in words.
     description: str
     mel_bins: int
 

@@ -11,9 +11,8 @@ class Limits:
     20000000
     """
 
-    # Of a recording.
+    # Of one recording; a megabyte is a million bytes.
     max_seconds: float
-    # Of a recording, in millions of bytes.
     max_megabytes: float
     # Number of comparisons that are computed at once.
     max_concurrent: int = 4
