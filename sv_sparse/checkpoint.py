@@ -25,24 +25,12 @@ TRAINING_KEYS = {
 }  # fmt: skip
 NETWORK_KEYS = {"format", "config", "model", "backend", "metrics"}
 
-# Errors of torch.load and zipfile for files that were cut off or changed at random: a list from
-# experiments.
+# Errors of torch.load and zipfile for files that were cut off or changed at random: a list from experiments. That of
+# lzma comes where the name of the compression is damaged.
 CORRUPT_FILE_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    # Where the name of the compression is damaged.
-    lzma.LZMAError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    UnpicklingError,
-    struct.error,
-    AssertionError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-)
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, UnpicklingError, struct.error, AssertionError, AttributeError,
+    EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -51,9 +39,6 @@ def save(path: Path, state: dict[str, Any]) -> None:
     Args:
         path: file to write; its folder must exist.
         state: tensors and plain data by the names in TRAINING_KEYS or NETWORK_KEYS, without ``format``.
-
-    Raises:
-        OSError: the file cannot be written, as on a full disk; the old file stays.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "model.pt"
@@ -69,14 +54,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path, keys: set[str]) -> dict[str, Any]:
-    """Read a file that ``save`` wrote, onto the CPU.
+    """Read a file that ``save`` wrote, onto the CPU: tensors and plain data by name.
 
     Args:
         path: the file.
         keys: names that it must hold, no more and no less: TRAINING_KEYS or NETWORK_KEYS.
-
-    Returns:
-        Tensors and plain data by name.
 
     Raises:
         ValueError: the file is missing, damaged, of another format, or holds other names.

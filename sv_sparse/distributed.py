@@ -1,8 +1,6 @@
 """Processes that torchrun starts: rank, communication, and synchronized batch normalization.
 
-Everything here also works in a single process, which is rank 0 of 1. The number of processes changes
-how fast a run is, not what it computes: a batch is divided among them, gradients are averaged, and
-batch normalization uses the statistics of the whole batch (DECISIONS 39).
+Everything here also works in a single process, which is rank 0 of 1.
 """
 
 import atexit
@@ -50,35 +48,24 @@ def process_group() -> Iterator[None]:
 
 
 def exit_process() -> None:
-    """End a process of torchrun whose work is done; do nothing in other processes.
-
-    Python's finalization is left out. Threads of torch's process groups may still run, and one that
-    asks for the interpreter while it is finalized aborts the process: "terminate called without an
-    active exception" (DECISIONS 38).
-    """
+    """End a process of torchrun whose work is done; do nothing in other processes."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     # Ends data workers and closes log files. It is private, but has been there since Python 2.
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
+    # Without Python's finalization: a thread of torch's process groups that asks for the interpreter meanwhile aborts
+    # the process, "terminate called without an active exception".  DECISIONS 38
     os._exit(0)
 
 
 def agree_on_store_prefix(store: dist.Store, group_rank: int, group_size: int) -> str:
-    """Return a random name that all processes of one start share.
-
-    The store of torchrun survives restarts and still holds addresses of processes that are gone
-    (DECISIONS 38). Rank 0 makes the name. The others ask for it under keys that are new at each start,
-    until all have confirmed it.
-
-    Args:
-        store: store of all starts.
-        group_rank: rank of this process.
-        group_size: number of processes.
-    """
+    """Return a random name that all processes of one start share, by the store of all starts."""
+    # That store survives restarts, and still holds addresses of processes that are gone.  DECISIONS 38
     own_name = uuid4().hex
     if group_rank > 0:
+        # Under keys that are new at each start, rank 0 is asked for its name.
         store.set(f"request/{group_rank}", own_name)
         while not store.check([f"answer/{own_name}"]):
             time.sleep(_POLL_SECONDS)
@@ -125,31 +112,23 @@ def broadcast_from_rank0(function: Callable[[], T]) -> T:
     if world_size() == 1:
         return function()
     message: list[Any] = [None]
-    if rank() == 0:
-        try:
+    try:
+        if rank() == 0:
             # A tuple, since the result itself may be None, which stands for an error.
-            message = [("result", function())]
-        finally:
-            dist.broadcast_object_list(message)
-    else:
+            message = [(function(),)]
+    finally:
         dist.broadcast_object_list(message)
     if message[0] is None:
         raise SystemExit(1)
-    return message[0][1]
+    return message[0][0]
 
 
 def rank0_first(function: Callable[[], T]) -> T:
-    """Call a function in every process, in rank 0 first: the others can read the files it wrote.
-
-    Returns:
-        The process's own result, which is not pickled.
-    """
-    if rank() == 0:
-        results: list[T] = []
-        broadcast_from_rank0(lambda: results.append(function()))
-        return results[0]
-    broadcast_from_rank0(function)
-    return function()
+    """Call a function in every process, in rank 0 first: the others can read the files it wrote."""
+    # Results may be large, or of no use elsewhere: they are not pickled.
+    results: list[T] = []
+    broadcast_from_rank0(lambda: results.append(function()))
+    return results[0] if rank() == 0 else function()
 
 
 def all_gather(values: Tensor) -> Tensor:
@@ -172,12 +151,14 @@ def all_gather_objects(value: T) -> list[T]:
 
 def all_reduce_mean(values: Tensor) -> Tensor:
     """Return the mean over the processes of a tensor on the training device."""
-    if world_size() == 1:
-        return values
+    return values if world_size() == 1 else _sum_over_processes(values) / world_size()
+
+
+def _sum_over_processes(values: Tensor) -> Tensor:
     # all_reduce works in place.
     total = values.clone()
     dist.all_reduce(total)
-    return total / world_size()
+    return total
 
 
 @torch.no_grad()
@@ -191,24 +172,18 @@ def broadcast_module(module: nn.Module) -> None:
 class _AllReduceSum(torch.autograd.Function):
     """Sum of a tensor over the processes, whose gradient is summed over the processes too."""
 
+    # That of torch.distributed.nn is deprecated.
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
+        return _sum_over_processes(values)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total = grad.clone()
-        dist.all_reduce(total)
-        return total
+        return _sum_over_processes(grad)
 
 
 class SyncedBatchNorm(_BatchNorm):
-    """Batch normalization with the statistics of all processes' batches, on a CPU.
-
-    torch's SyncBatchNorm needs GPUs.
-    """
+    """Batch normalization with the statistics of all processes' batches, on a CPU: torch's needs GPUs."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
@@ -248,33 +223,25 @@ class SyncedBatchNorm(_BatchNorm):
 
 @contextmanager
 def sync_batch_norm(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Replace each batch norm of a network by a synchronized one inside the block.
-
-    Parameters and buffers are shared with the original modules, which return at the end. In a single
-    process nothing is replaced.
+    """Synchronize the batch norms of a network over all processes inside the block.
 
     Args:
         network: network to train.
         device: device that it trains on; torch's SyncBatchNorm serves GPUs, SyncedBatchNorm the CPU.
     """
     norm_class = nn.SyncBatchNorm if device.type == "cuda" else SyncedBatchNorm
-    originals: list[tuple[str, _BatchNorm]] = []
+    norms: list[tuple[Any, type[_BatchNorm]]] = []
     if world_size() > 1:
-        originals = [(name, module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
-    # Replaced while training alone: checkpoints, evaluation and export see the plain network.
-    for name, module in originals:
-        network.set_submodule(name, _clone_norm(norm_class, module), strict=True)
+        norms = [(module, type(module)) for module in network.modules() if isinstance(module, _BatchNorm)]
+    # Classes change while training alone: checkpoints, evaluation and export see the plain network. Parameters,
+    # buffers and hooks stay. The number of processes is no hyperparameter: DECISIONS 39
+    for module, _ in norms:
+        module.__class__ = norm_class
+        # All processes; SyncBatchNorm's constructor would have set it.
+        module.process_group = None
     try:
         yield
     finally:
-        for name, module in originals:
-            module.train(network.get_submodule(name).training)
-            network.set_submodule(name, module, strict=True)
-
-
-def _clone_norm(norm_class: type[_BatchNorm], module: _BatchNorm) -> _BatchNorm:
-    """Return a batch norm of another class with the same parameters and buffers."""
-    clone = norm_class(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
-    clone._parameters = module._parameters
-    clone._buffers = module._buffers
-    return clone.train(module.training)
+        for module, original_class in norms:
+            module.__class__ = original_class
+            del module.process_group

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 import secrets
 import sys
 import unicodedata
@@ -33,19 +34,13 @@ ESCAPE = "sv_sparse.escape"
 # As some network file systems answer.
 _LOCK_UNSUPPORTED_ERRNOS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 _CLOSED_PIPE_ERRNOS = {errno.EPIPE, errno.EINVAL} if os.name == "nt" else {errno.EPIPE}
-_CHECKSUM_BYTES = 16
-
-
-# Files
 
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Yield a file that replaces ``path`` once all of it is on disk.
 
-    The bytes go to a temporary file in the same folder. Leaving the block flushes them to disk,
-    renames the temporary file to ``path`` and makes the rename durable. Any error, a full disk and
-    Ctrl-C included, removes the temporary file and leaves the old ``path`` as it was.
+    Any error, a full disk and Ctrl-C included, leaves the old ``path`` as it was, and nothing beside it.
 
     Args:
         path: file to write; its folder must exist.
@@ -81,19 +76,13 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut."""
-    # Only POSIX opens folders.
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    # The rename survives a power cut once its folder is on disk. Only POSIX opens folders.
+    if os.name == "posix":
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -113,15 +102,9 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Replace ``path`` atomically by ``value`` as indented JSON.
-
-    Raises:
-        ValueError: ``value`` holds a NaN or an infinity, which are not JSON.
-        TypeError: ``value`` holds an object that is not JSON.
-    """
+    """Replace ``path`` atomically by ``value`` as indented JSON; raise ValueError for a NaN or an infinity."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    # A file name that is not UTF-8 becomes an escape of JSON, from which Python reads the same name
-    # (DECISIONS 75).
+    # A file name that is not UTF-8 becomes an escape of JSON, from which Python reads the same name.  DECISIONS 75
     write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
@@ -133,16 +116,13 @@ def remove_temp_files(folder: Path) -> None:
 
 @contextmanager
 def file_lock(folder: Path, message: str) -> Iterator[None]:
-    """Hold the lock of a folder.
+    """Hold the lock of a folder, which gets a file ``.lock``.
 
     Where the system or the file system has no locks, a warning says so once and nothing is locked.
 
     Args:
-        folder: existing folder; it gets a file ``.lock``.
-        message: text of the error if another process holds the lock.
-
-    Raises:
-        ValueError: another process holds the lock.
+        folder: existing folder.
+        message: text of the ValueError if another process holds the lock.
     """
     with open(folder / ".lock", "w") as file:
         try:
@@ -164,18 +144,14 @@ def _warn_without_locks(folder: Path) -> None:
     logger.warning("%s: there are no file locks here; let no other process write into it", folder)
 
 
-# Checksums
-
-
 def checksum(*parts: bytes) -> str:
     """Compute the checksum of byte strings and of their lengths: 32 hexadecimal digits of BLAKE2b.
-
-    It detects accidental changes, not changes on purpose.
 
     >>> checksum(b"ab", b"c") == checksum(b"a", b"bc")
     False
     """
-    digest = hashlib.blake2b(digest_size=_CHECKSUM_BYTES)
+    # Without a key: it detects accidents, not changes on purpose.
+    digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         # With the lengths, a byte that moves from one part to the next is noticed.
         digest.update(len(part).to_bytes(8, "little"))
@@ -186,12 +162,8 @@ def checksum(*parts: bytes) -> str:
 def verify_crc(file: BinaryIO) -> None:
     """Check the CRCs in a zip file, which torch and numpy write but do not always read.
 
-    Args:
-        file: opened zip file; its position changes.
-
     Raises:
-        BadZipFile: a CRC differs, or it is no zip file. Damage can also raise other errors of zipfile
-            and zlib.
+        BadZipFile: a CRC differs, or it is no zip file. Damage can raise other errors of zipfile and zlib.
     """
     if not zipfile.is_zipfile(file):
         raise zipfile.BadZipFile("damaged, or another kind of file")
@@ -201,31 +173,21 @@ def verify_crc(file: BinaryIO) -> None:
         raise zipfile.BadZipFile(f"{member} in it has changed since it was written")
 
 
-# Names
-
-
 def _escape(error: UnicodeError) -> tuple[str, int]:
     r"""Write a byte that is not UTF-8 as ``\xff``, others as "backslashreplace"."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    escaped = ""
-    for character in error.object[error.start : error.end]:
-        # PEP 383: Python decodes a byte of a file name that is not UTF-8 to a surrogate in this range.
-        if "\udc80" <= character <= "\udcff":
-            escaped += f"\\x{ord(character) & 0xFF:02x}"
-        else:
-            escaped += character.encode("ascii", "backslashreplace").decode()
-    return escaped, error.end
+    # PEP 383: Python decodes a byte of a file name that is not UTF-8 to a surrogate in this range.
+    text = error.object[error.start : error.end]
+    escaped = re.sub("[\udc80-\udcff]", lambda match: f"\\x{ord(match[0]) & 0xFF:02x}", text)
+    return escaped.encode("ascii", "backslashreplace").decode(), error.end
 
 
 codecs.register_error(ESCAPE, _escape)
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    r"""Return a path as text that every file and terminal with UTF-8 accepts.
-
-    Args:
-        path: any path. UTF-8 stays as it is; a byte of another encoding becomes ``\xff`` or the like.
+    r"""Return a path as text in UTF-8; a byte of another encoding becomes ``\xff`` or the like.
 
     >>> printable("caf\udce9.wav")
     'caf\\xe9.wav'
@@ -243,10 +205,7 @@ def nfc(name: str) -> str:
 
 
 def install_command(extra: str) -> str:
-    """Return the command that installs an extra of this project, which is in no registry.
-
-    Args:
-        extra: name in pyproject.toml, such as ``serve``.
+    """Return the command that installs an extra of pyproject.toml; this project is in no registry.
 
     >>> install_command("serve").startswith("pip install ")
     True
@@ -258,16 +217,13 @@ def install_command(extra: str) -> str:
     return f'pip install ".[{extra}]" in a copy of this project\'s source'
 
 
-# Streams
-
-
 def harden_output() -> None:
     """Make stdout and stderr accept any name, and survive a reader that leaves (``| head -1``).
 
-    Characters that the terminal's encoding lacks are escaped. Output after the reader has left is
-    dropped: the program finishes its work (DECISIONS 75). For entry points only; a library leaves the
-    streams of its user alone.
+    For entry points only; a library leaves the streams of its user alone.
     """
+    # Characters that the terminal's encoding lacks are escaped. Output after the reader has left is dropped: the
+    # program finishes its work.  DECISIONS 75
     sys.stdout = _hardened_stream(sys.stdout, sys.__stdout__)
     sys.stderr = _hardened_stream(sys.stderr, sys.__stderr__)
 

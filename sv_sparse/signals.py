@@ -18,11 +18,7 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in _STOP_NAMES if hasattr(si
 
 
 class StopRequested(KeyboardInterrupt):
-    """Exception that a stop signal raises.
-
-    Args:
-        signal_number: number of the signal.
-    """
+    """Exception that a stop signal raises, with the number of the signal."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
@@ -79,13 +75,10 @@ def report_errors() -> Iterator[None]:
                 raise
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
-        except StopRequested as stop:
+        except KeyboardInterrupt as stop:
             print("interrupted", file=sys.stderr)
-            raise SystemExit(128 + stop.signal_number) from None
-        except KeyboardInterrupt:
-            # Raised by a library.
-            print("interrupted", file=sys.stderr)
-            raise SystemExit(128 + signal.SIGINT) from None
+            # Without a number it was raised by a library.
+            raise SystemExit(128 + getattr(stop, "signal_number", signal.SIGINT)) from None
 
 
 @contextmanager

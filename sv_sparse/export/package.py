@@ -60,6 +60,7 @@ def write_package(
             encoded = encode(tensor, tensor_dtype)
         except ValueError as error:
             raise ValueError(f"{name} {error}") from error
+        # DECISIONS 72
         stored_checksum = checksum(encoded.values, encoded.positions)
         specs[name] = TensorSpec(encoded.kind, tuple(tensor.shape), encoded.nnz, tensor_dtype, stored_checksum)
         arrays[VALUES + name] = np.frombuffer(encoded.values, np.uint8)

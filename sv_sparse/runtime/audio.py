@@ -1,8 +1,4 @@
-"""Recordings and waveforms as users bring them, converted to one sample rate piece by piece.
-
-Files are decoded by ``sv_sparse.data.decoding``, as in training and evaluation. Their headers are not
-trusted: no memory is allocated for what a header promises.  # DECISIONS 68
-"""
+"""Recordings and waveforms as users bring them, converted to one sample rate piece by piece."""
 
 import os
 from collections.abc import Iterator
@@ -16,16 +12,13 @@ from sv_sparse.io import printable
 from sv_sparse.scoring.arrays import Float32Array
 
 
-def iter_audio(
-    source: Source, sample_rate: int, *, max_seconds: float = MAX_SECONDS, name: str = "the recording"
-) -> Iterator[Float32Array]:
-    """Decode a recording's first channel and resample it, as ``decoding.iter_audio``; errors name the recording.
+def iter_audio(source: Source, sample_rate: int, *, max_seconds: float = MAX_SECONDS) -> Iterator[Float32Array]:
+    """Decode a recording's first channel and resample it; errors name the recording.
 
     Args:
         source: Path of a file, or the content of one.
         sample_rate: Rate of the pieces, in Hz.
         max_seconds: Longest duration, whatever the header says. Default: 24 hours.
-        name: Name of bytes in errors; a file is called by its path.
 
     Yields:
         float32 [S], in [-1, 1] except for recordings that are louder.
@@ -34,9 +27,9 @@ def iter_audio(
         ValueError: The recording cannot be read, is empty, cut off or too long, has a rate below 4 or above 384 kHz or
             more than 64 channels, or holds samples that are not finite or beyond 2 ** 31.
     """
-    if not isinstance(source, bytes):
-        name = printable(os.fspath(source))
+    name = "the recording" if isinstance(source, bytes) else printable(os.fspath(source))
     try:
+        # As in training and evaluation. No memory is allocated for what a header promises.  DECISIONS 68
         yield from decoding.iter_audio(source, sample_rate, max_seconds=max_seconds)
     except OSError as error:
         raise ValueError(f"{name}: {error.strerror or error}") from error
@@ -50,10 +43,7 @@ def read_audio(source: Source, sample_rate: int, *, max_seconds: float = MAX_SEC
 
 
 def to_float(waveform: object) -> Float32Array:
-    """Return a waveform as float32 [S] in [-1, 1].
-
-    Args:
-        waveform: Float32Array, tensor or list [S] of floating-point or 16-bit samples.
+    """Return an array, tensor or list [S] of floating-point or 16-bit samples as float32 in [-1, 1].
 
     Raises:
         ValueError: It has another type or shape, or holds samples that are not finite or beyond 2 ** 31.
@@ -67,6 +57,7 @@ def to_float(waveform: object) -> Float32Array:
         raise ValueError(
             f"expected a waveform [S] of floating-point or 16-bit samples, got {list(array.shape)} of {array.dtype}"
         )
+    # Before the conversion, in which a large float64 would become infinite.
     check_loudness(array)
     samples = array.astype(np.float32)
     return samples / np.float32(32768) if is_int16 else samples

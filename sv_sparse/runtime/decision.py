@@ -1,31 +1,28 @@
 """Decisions from embeddings, each with what it rests on."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sv_sparse.scoring.arrays import Float32Array, IndexArray
+from sv_sparse.scoring.arrays import Float32Array
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.scoring.calibration import quality_measures
 
 
 class Outcome(StrEnum):
-    """Result of a comparison, in the same words in the commands, on the page, in JSON and in Python.
+    """Result of a comparison, in the same words in the commands, on the page, in JSON and in Python."""
 
-    Attributes:
-        ACCEPTED: The evidence reaches the threshold.
-        NOT_ACCEPTED: The evidence does not reach the threshold. The speakers may still be the same.
-        REFUSED_INPUT: A recording cannot be used: it is too short, silent or unreadable.
-        NO_DECISION: The model has no threshold, and the caller named none.
-    """
-
+    # The evidence reaches the threshold.
     ACCEPTED = "accepted"
+    # It does not. The speakers may still be the same.
     NOT_ACCEPTED = "not accepted"
+    # A recording cannot be used: it is too short, silent or unreadable.
     REFUSED_INPUT = "refused input"
+    # The model has no threshold, and the caller named none.
     NO_DECISION = "no decision"
 
 
@@ -35,18 +32,13 @@ NOT_DETECTED = "replayed, converted or synthetic voices (spoofing, deepfakes) ar
 CONSENT = "enroll or compare a person's voice only with that person's consent"
 CONSENT_SENTENCE = f"{CONSENT[0].upper()}{CONSENT[1:]}."
 LIMITS_OF_USE = f"{NOT_DETECTED}; {CONSENT}"
-# Key of a model's card.
+# Key of a model's card; True for the demo corpus.
 SYNTHETIC = "synthetic_voices_only"
 SYNTHETIC_WARNING = "trained on synthetic voices only (demo corpus): decisions about people mean nothing"
 
 
 class RefusedInputError(ValueError):
-    """Error for a recording that cannot be used.
-
-    Args:
-        reason: Sentence with the name of the recording.
-        recording: 1 or 2, of the two that are compared.
-    """
+    """Error for a recording that cannot be used, the first or the second of those that are compared (1 or 2)."""
 
     outcome = Outcome.REFUSED_INPUT
 
@@ -55,61 +47,48 @@ class RefusedInputError(ValueError):
         self.recording = recording
 
 
-def card_warning(card: Mapping[str, Any]) -> str | None:
-    """Return the warning that belongs to every decision of a model, by its card; None if there is none."""
-    return SYNTHETIC_WARNING if card.get(SYNTHETIC) is True else None
-
-
 @dataclass(frozen=True)
 class EmbeddedRecording:
     """Embedding of a recording, or of several recordings of one speaker.
-
-    Attributes:
-        embedding: [E]; of several recordings the mean.
-        seconds: Duration; None where it is unknown. Only some calibrations use it.
 
     >>> EmbeddedRecording(np.zeros(192, np.float32), seconds=3.2).seconds
     3.2
     """
 
+    # [E]; of several recordings the mean.
     embedding: Float32Array
+    # Duration; None where it is unknown. Only some calibrations use it.
     seconds: float | None = None
 
     @classmethod
     def mean_of(cls, recordings: Sequence["EmbeddedRecording"]) -> "EmbeddedRecording":
         """Return recordings of one speaker as one, averaged as ``sv-sparse evaluate`` averages enrollments."""
         embedding = np.stack([recording.embedding for recording in recordings]).mean(axis=0)
-        seconds = 0.0
-        for recording in recordings:
-            if recording.seconds is None:
-                return cls(embedding, None)
-            seconds += recording.seconds
-        return cls(embedding, seconds)
+        seconds = [recording.seconds for recording in recordings if recording.seconds is not None]
+        # Of an unknown duration the sum is unknown.
+        return cls(embedding, sum(seconds) if len(seconds) == len(recordings) else None)
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Comparison of two recordings.
+    """Comparison of two recordings."""
 
-    Attributes:
-        score: Cosine or, with AS-norm, standard deviations above close strangers; larger for likelier targets.
-        llr: Natural log-likelihood ratio; above 0, the evidence is for one speaker. None without a calibration.
-        probability: Posterior probability of one speaker, by ``llr`` and ``prior``; None without a calibration.
-        prior: Probability of one speaker before the recordings are compared.
-        threshold: Smallest ``llr``, or ``score`` without a calibration, that is accepted; None where there is none.
-        target_far: False-alarm rate of the threshold on the trials that it was set on; None where the caller named the
-            threshold, or there is none.
-        accepted: True if the evidence reaches the threshold; None without a threshold.
-        seconds: Time that the answer took.
-    """
-
+    # Cosine or, with AS-norm, standard deviations above close strangers; larger for likelier targets.
     score: float
+    # Natural log-likelihood ratio; above 0, the evidence is for one speaker. None without a calibration.
     llr: float | None
+    # Posterior probability of one speaker, by llr and prior; None without a calibration.
     probability: float | None
+    # Probability of one speaker before the recordings are compared.
     prior: float
+    # Smallest llr, or score without a calibration, that is accepted; None where there is none.
     threshold: float | None
+    # False-alarm rate of the threshold on the trials that it was set on; None where the caller named the threshold, or
+    # there is none.
     target_far: float | None
+    # True if the evidence reaches the threshold; None without a threshold.
     accepted: bool | None
+    # That the answer took.
     seconds: float
 
     @property
@@ -124,9 +103,8 @@ class Verification:
         return {"outcome": self.outcome.value} | asdict(self)
 
 
-@dataclass(frozen=True)
-class DecisionRule:
-    """Prior and threshold of decisions; attributes as of ``Verification``."""
+class DecisionRule(NamedTuple):
+    """Prior and threshold of decisions, as in ``Verification``."""
 
     prior: float
     threshold: float | None
@@ -175,83 +153,52 @@ class DecisionRule:
 def decide(
     backend: Backend,
     rule: DecisionRule,
-    sides: Sequence[EmbeddedRecording],
-    enrollment: IndexArray,
-    test: IndexArray,
+    enrollments: Sequence[EmbeddedRecording],
+    test: EmbeddedRecording,
     *,
     start_time: float,
 ) -> list[Verification]:
-    """Score trials and decide them.
+    """Score a test recording against each of K enrollments, and decide.
 
     Args:
         backend: Scoring back-end.
         rule: Prior and threshold.
-        sides: [N], all recordings that occur in a trial.
-        enrollment: [trials], row of ``sides`` of each trial's enrollment.
-        test: [trials], row of ``sides`` of each trial's test recording.
+        enrollments: [K], one or more.
+        test: Test recording.
         start_time: ``time.perf_counter`` at the beginning of the request.
 
     Raises:
         ValueError: An embedding has another size than the model's or is not finite, or the calibration uses durations
             and one is unknown.
     """
+    sides = [*enrollments, test]
     for side in sides:
         if side.embedding.shape != backend.mean.shape or not np.isfinite(side.embedding).all():
             raise ValueError(
                 f"expected embeddings {list(backend.mean.shape)} of finite numbers, got {list(side.embedding.shape)}"
             )
     embeddings = np.stack([np.asarray(side.embedding, np.float32) for side in sides])
-    scores = backend.score(embeddings, enrollment, test)
-    llrs = _log_likelihood_ratios(backend, sides, embeddings, scores, enrollment, test)
-    probabilities = None
-    if llrs is not None:
-        prior_log_odds = np.log(rule.prior) - np.log1p(-rule.prior)
-        # The sigmoid; tanh does not overflow.
-        probabilities = (1 + np.tanh((llrs + prior_log_odds) / 2)) / 2
-    seconds = time.perf_counter() - start_time
-    verifications = []
-    for trial, score in enumerate(scores.tolist()):
-        llr = None
-        probability = None
-        evidence = score
-        if llrs is not None and probabilities is not None:
-            llr = float(llrs[trial])
-            probability = float(probabilities[trial])
-            evidence = llr
-        accepted = None if rule.threshold is None else evidence >= rule.threshold
-        verifications.append(
-            Verification(
-                score=score,
-                llr=llr,
-                probability=probability,
-                prior=rule.prior,
-                threshold=rule.threshold,
-                target_far=rule.target_far,
-                accepted=accepted,
-                seconds=seconds,
-            )
-        )
-    return verifications
-
-
-def _log_likelihood_ratios(
-    backend: Backend,
-    sides: Sequence[EmbeddedRecording],
-    embeddings: Float32Array,
-    scores: Float32Array,
-    enrollment: IndexArray,
-    test: IndexArray,
-) -> np.ndarray | None:
-    """Return log-likelihood ratios [trials], float64; None without a calibration."""
+    trials = (np.arange(len(enrollments)), np.full(len(enrollments), len(enrollments)))
+    scores = backend.score(embeddings, *trials)
+    llrs: list[float] | list[None] = [None] * len(scores)
+    probabilities: list[float] | list[None] = llrs
     calibration = backend.calibration
-    if calibration is None:
-        return None
-    measures = {}
-    if "magnitude" in calibration.qualities:
-        measures["magnitude"] = np.linalg.norm(embeddings, axis=1)
-    if "duration" in calibration.qualities:
-        seconds = [side.seconds for side in sides]
-        if None in seconds:
-            raise ValueError("the model's calibration uses durations: pass EmbeddedRecording(embedding, seconds)")
-        measures["duration"] = np.array(seconds)
-    return calibration.llr(scores, quality_measures(measures, enrollment, test))
+    if calibration is not None:
+        measures = {"magnitude": np.linalg.norm(embeddings, axis=1)}
+        if "duration" in calibration.qualities:
+            seconds = [side.seconds for side in sides]
+            if None in seconds:
+                raise ValueError("the model's calibration uses durations: pass EmbeddedRecording(embedding, seconds)")
+            measures["duration"] = np.array(seconds)
+        log_ratios = calibration.llr(scores, quality_measures(measures, *trials))
+        prior_log_odds = np.log(rule.prior) - np.log1p(-rule.prior)
+        llrs = log_ratios.tolist()
+        # The sigmoid; tanh does not overflow.
+        probabilities = ((1 + np.tanh((log_ratios + prior_log_odds) / 2)) / 2).tolist()
+    elapsed = time.perf_counter() - start_time
+    verifications = []
+    for score, llr, probability in zip(scores.tolist(), llrs, probabilities, strict=True):
+        evidence = score if llr is None else llr
+        accepted = None if rule.threshold is None else evidence >= rule.threshold
+        verifications.append(Verification(score, llr, probability, *rule, accepted, elapsed))
+    return verifications

@@ -12,10 +12,6 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     """Return a copy in evaluation mode whose batch norms compute ``x * weight + bias``.
 
     The copy's norms have mean 0, variance 1 and eps 0, so it is an ordinary network of the same class.
-    All other weights keep every bit: scales are not multiplied into convolutions.  DECISIONS 53
-
-    Args:
-        network: Network with the statistics that training left.
 
     >>> network = nn.Sequential(nn.BatchNorm1d(1))
     >>> _ = network[0].running_mean.fill_(2.0), network[0].running_var.fill_(4.0)
@@ -33,6 +29,8 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         shift = -norm.running_mean.double() * scale
         if norm.affine:
             shift = shift + norm.bias.double()
+        # Not multiplied into the convolution before it, whose weights would no longer be those that were trained:
+        # DECISIONS 53
         folded_norm = _identity_norm(norm)
         folded_norm.weight.copy_(scale.float())
         folded_norm.bias.copy_(shift.float())
@@ -65,12 +63,9 @@ def folded_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _norms(network: nn.Module) -> list[tuple[str, _BatchNorm]]:
-    norms = []
-    for name, module in network.named_modules():
-        # A norm without running statistics computes them from its input and cannot be folded.
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            norms.append((name, module))
-    return norms
+    # A norm without running statistics computes them from its input and cannot be folded.
+    norms = [(name, module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
+    return [(name, norm) for name, norm in norms if norm.running_mean is not None]
 
 
 def _identity_norm(norm: _BatchNorm) -> _BatchNorm:

@@ -1,12 +1,8 @@
 """Reading of packages: ``model.safetensors``, one file with all that the use of a trained network needs.
 
 A package holds weights without their zeros, folded batch norms, the scoring back-end and a card that
-says what the network was trained on. ``sv_sparse.export.package`` writes it. It is a safetensors file:
-nothing in it is executed. Reading refuses by name whatever does not fit together.
-
-Each tensor and the header have a checksum, which is compared before they are used. The names and
-offsets in safetensors' own header have none: a change there leaves bytes that are missing or do not
-match.  # DECISIONS 72
+says what the network was trained on. ``sv_sparse.export.package`` writes it. Nothing in it is executed.
+Reading refuses by name whatever does not fit together.
 """
 
 import hashlib
@@ -39,27 +35,23 @@ _EXPORT_HINT = "sv-sparse export RUN --output model.safetensors makes one from a
 
 @dataclass(frozen=True)
 class Package:
-    """Trained network ready for use.
+    """Trained network ready for use."""
 
-    Attributes:
-        model: Settings of the network, with its ``name`` or, for a class of the user's own, ``_target_``.
-        weights: Weights of the folded network by name, zeros included.
-        backend: Scoring back-end: from embeddings to decisions.
-        features: ``sample_rate`` in Hz and ``mel_bins``.
-        card: Plain data: training data, results, license.
-        dtype: Type that weights were rounded to when the file was written: ``fp32`` (not at all), ``bf16`` or ``fp16``.
-        fingerprint: 64 hexadecimal digits that identify weights, settings and features. Embeddings of packages with
-            one fingerprint can be compared. The card, the back-end and the form of compression do not count.
-        model_class: Import path of the user's own class that may be imported; None for a network of this project.
-    """
-
+    # Settings of the network, with its name or, for a class of the user's own, _target_.
     model: dict[str, Any]
+    # Of the folded network by name, zeros included.
     weights: Mapping[str, Tensor]
     backend: Backend
+    # sample_rate in Hz and mel_bins.
     features: dict[str, int]
+    # Plain data: training data, results, license.
     card: dict[str, Any]
+    # Type that weights were rounded to when the file was written: fp32 (not at all), bf16 or fp16.
     dtype: str
+    # 64 hexadecimal digits of weights, settings and features. Embeddings of packages with one fingerprint can be
+    # compared. The card, the back-end and the form of compression do not count.
     fingerprint: str
+    # Import path of the user's own class that may be imported; None for a network of this project.
     model_class: str | None = None
 
     def network(self) -> nn.Module:
@@ -72,19 +64,10 @@ class Package:
 
 
 def build_folded(model: Mapping[str, Any], mel_bins: int, model_class: str | None = None) -> Any:
-    """Return a network with folded norms that has no weights yet.
-
-    Args:
-        model: Settings, as ``models.registry.build_model`` takes them.
-        mel_bins: F, number of filters of the filterbank.
-        model_class: Import path of a class of the user's own that may be imported.
-
-    Raises:
-        ValueError: The class is unknown or not trusted, or a setting is not allowed.
-    """
+    """Return a network with folded norms that has no weights yet, with errors as of ``models.registry.build_model``."""
     trusted = () if model_class is None else (model_class,)
-    # Without memory, so that a damaged size is noticed by its shape. Other people's classes may compute
-    # buffers when they are built, which the package does not hold: they are built in memory.
+    # Without memory, so that a damaged size is noticed by its shape. Other people's classes may compute buffers when
+    # they are built, which the package does not hold: they are built in memory.
     with torch.device("meta" if "name" in model else "cpu"):
         network = build_model(model, mel_bins, trusted)
         replace_norms(network)
@@ -97,8 +80,7 @@ def read_package(path: str | os.PathLike[str], model_class: str | None = None) -
     Args:
         path: The file.
         model_class: Import path of a class of the user's own, such as ``mypkg.net.Net``, which the package may name.
-            Classes that the environment variable SV_SPARSE_MODEL_CLASS names are trusted too. No class is imported
-            because a file names it.
+            Classes that the environment variable SV_SPARSE_MODEL_CLASS names are trusted too.
 
     Raises:
         ValueError: The file is missing, cut off, damaged or of another format, its parts contradict each other, or its
@@ -107,16 +89,12 @@ def read_package(path: str | os.PathLike[str], model_class: str | None = None) -
     path = Path(path)
     try:
         return _read(path, model_class)
-    except SafetensorError as error:
-        problem = f"it is damaged, or not a safetensors file ({_first_line(error)})"
-        raise ValueError(f"{path} is not a readable package: {problem}") from error
     # RecursionError: JSON that is nested too deep.
-    except (ValueError, OSError, RecursionError) as error:
-        raise ValueError(f"{path} is not a readable package: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
+        problem = str(error).partition("\n")[0] or type(error).__name__
+        if isinstance(error, SafetensorError):
+            problem = f"it is damaged, or not a safetensors file ({problem})"
+        raise ValueError(f"{path} is not a readable package: {problem}") from error
 
 
 def _read(path: Path, model_class: str | None) -> Package:
@@ -131,29 +109,30 @@ def _read(path: Path, model_class: str | None) -> Package:
         network = build_folded(header.model, header.features["mel_bins"], model_class)
         _check_shapes(folded_state(network), header.tensors)
         _check_keys(set(file.keys()), header.tensors)
-        tensors: dict[str, Tensor] = {}
-        digests: dict[str, str] = {}
+        weights: dict[str, Tensor] = {}
+        backend_tensors: dict[str, Tensor] = {}
+        digests = []
         dtype = "fp32"
-        for name, spec in header.tensors.items():
+        for name, spec in sorted(header.tensors.items()):
             nonzeros = _read_tensor(file, name, spec)
-            tensors[name] = nonzeros.to_dense().view(spec.shape)
-            if not name.startswith(BACKEND):
-                digests[name] = _digest(nonzeros)
+            tensor = nonzeros.to_dense().view(spec.shape)
+            if name.startswith(BACKEND):
+                backend_tensors[name.removeprefix(BACKEND)] = tensor
+            else:
+                weights[name] = tensor
+                digests.append([name, spec.shape, _digest(nonzeros)])
             if spec.dtype != "fp32":
                 dtype = spec.dtype
-    backend_tensors = {}
-    for name in list(tensors):
-        if name.startswith(BACKEND):
-            backend_tensors[name.removeprefix(BACKEND)] = tensors.pop(name)
+    # Keys are sorted here and tensors above: the order in a file says nothing about a network.
+    content = json.dumps([header.model, header.features, digests], sort_keys=True)
+    fingerprint = hashlib.blake2b(content.encode(), digest_size=32).hexdigest()
     backend = _build_backend(header, backend_tensors, network.embedding_dim)
-    fingerprint = _fingerprint(header, digests)
-    return Package(header.model, tensors, backend, header.features, header.card, dtype, fingerprint, model_class)
+    return Package(header.model, weights, backend, header.features, header.card, dtype, fingerprint, model_class)
 
 
 def _check_shapes(weights: Mapping[str, Tensor], tensors: Mapping[str, TensorSpec]) -> None:
-    names = {name for name in tensors if not name.startswith(BACKEND)}
-    if names != set(weights):
-        different = sorted(names ^ set(weights))
+    different = sorted({name for name in tensors if not name.startswith(BACKEND)} ^ weights.keys())
+    if different:
         raise ValueError(f"its network has other weights than it stores: {', '.join(different[:3])}")
     for name, weight in weights.items():
         if tensors[name].shape != tuple(weight.shape):
@@ -161,11 +140,8 @@ def _check_shapes(weights: Mapping[str, Tensor], tensors: Mapping[str, TensorSpe
 
 
 def _check_keys(keys: set[str], tensors: Mapping[str, TensorSpec]) -> None:
-    expected = set()
-    for name, spec in tensors.items():
-        expected.add(VALUES + name)
-        if spec.kind != "dense":
-            expected.add(POSITIONS + name)
+    expected = {VALUES + name for name in tensors}
+    expected |= {POSITIONS + name for name, spec in tensors.items() if spec.kind != "dense"}
     if keys != expected:
         missing = sorted(expected - keys)[:3]
         raise ValueError(f"it is damaged: it lacks {missing} or has more than its header describes")
@@ -175,16 +151,17 @@ def _read_tensor(file: Any, name: str, spec: TensorSpec) -> Nonzeros:
     """Return the nonzero elements of a tensor whose bytes are those that were written."""
     values = _read_bytes(file, VALUES + name)
     positions = b"" if spec.kind == "dense" else _read_bytes(file, POSITIONS + name)
+    # safetensors' own header has no checksum: a change there leaves bytes that are missing or differ.  DECISIONS 72
     if spec.checksum != checksum(values, positions):
         raise ValueError(f"{name} is damaged: its bytes have changed since they were written")
     try:
-        encoded = SparseTensorBytes(spec.kind, spec.nnz, positions, values)
-        return decode(encoded, prod(spec.shape), spec.dtype)
+        return decode(SparseTensorBytes(spec.kind, spec.nnz, positions, values), prod(spec.shape), spec.dtype)
     except ValueError as error:
         raise ValueError(f"{name} {error}") from error
 
 
 def _read_bytes(file: Any, key: str) -> bytes:
+    # Asked before it is read: numpy has no type for some that safetensors can name.
     stored = file.get_slice(key)
     if stored.get_dtype() != "U8" or len(stored.get_shape()) != 1:
         raise ValueError(f"{key} is not stored as bytes")
@@ -202,23 +179,17 @@ def _digest(nonzeros: Nonzeros) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(header: PackageHeader, digests: Mapping[str, str]) -> str:
-    settings = dict(header.model)
-    weights = []
-    for name, digest in sorted(digests.items()):
-        weights.append([name, header.tensors[name].shape, digest])
-    content = json.dumps([settings, header.features, weights], sort_keys=True)
-    return hashlib.blake2b(content.encode(), digest_size=32).hexdigest()
-
-
 def _build_backend(header: PackageHeader, tensors: Mapping[str, Tensor], embedding_dim: int) -> Backend:
     mean = tensors.get("mean")
+    # Only AS-norm has one.
     cohort = tensors.get("cohort")
     top_n = header.backend["top_n"]
     if mean is None or tuple(mean.shape) != (embedding_dim,) or set(tensors) - {"mean", "cohort"}:
         raise ValueError(f"it has no mean embedding of size {embedding_dim}, or something beside it")
-    if cohort is not None and (cohort.ndim != 2 or cohort.shape[1] != embedding_dim):
-        raise ValueError(f"its cohort has shape {tuple(cohort.shape)}, its embeddings size {embedding_dim}")
-    if cohort is not None and not 2 <= top_n <= len(cohort):
-        raise ValueError(f"it looks at {top_n} of {len(cohort)} speakers of its cohort")
+    if cohort is not None:
+        if cohort.ndim != 2 or cohort.shape[1] != embedding_dim:
+            raise ValueError(f"its cohort has shape {tuple(cohort.shape)}, its embeddings size {embedding_dim}")
+        # Fewer than two have no standard deviation.
+        if not 2 <= top_n <= len(cohort):
+            raise ValueError(f"it looks at {top_n} of {len(cohort)} speakers of its cohort")
     return Backend.from_dict({"mean": mean, "cohort": cohort, **header.backend})

@@ -22,71 +22,46 @@ _OLDER = f"sv-sparse 0.1 reads formats 1 and 2, this version reads format {FORMA
 
 
 class TensorSpec(NamedTuple):
-    """Description of a stored tensor.
+    """Description of a stored tensor, with the checksum of its bytes."""
 
-    Attributes:
-        kind: Form of its positions, one of KINDS.
-        shape: Shape with its zeros.
-        nnz: Number of nonzero values.
-        dtype: Type that the values were rounded to, one of DTYPES.
-        checksum: Checksum of the stored bytes.
-    """
-
+    # Form of its positions, one of KINDS.
     kind: str
     shape: tuple[int, ...]
+    # Number of nonzero values.
     nnz: int
+    # Type that the values were rounded to, one of DTYPES.
     dtype: str
     checksum: str
 
 
 @dataclass(frozen=True)
 class PackageHeader:
-    """Everything in a package but its tensors.
+    """Everything in a package but its tensors; plain data."""
 
-    Attributes:
-        model: Settings of the network, as ``models.registry.build_model`` takes them.
-        features: ``sample_rate`` in Hz and ``mel_bins``.
-        backend: ``top_n`` and ``calibration`` of the scoring back-end, plain data.
-        card: Plain data about the network.
-        tensors: Stored tensors by name.
-    """
-
+    # Settings of the network, as models.registry.build_model takes them.
     model: dict[str, Any]
+    # sample_rate in Hz and mel_bins.
     features: dict[str, int]
+    # top_n and calibration of the scoring back-end.
     backend: dict[str, Any]
     card: dict[str, Any]
     tensors: Mapping[str, TensorSpec]
 
     def to_text(self) -> str:
-        """Return the header as text that begins with its checksum.
-
-        Raises:
-            TypeError: The card or the model's settings are not plain data.
-            ValueError: They hold a number that is not finite.
-        """
-        backend = dict(self.backend)
-        if backend["calibration"] is not None:
-            calibration = dict(backend["calibration"])
+        """Return the header as text that begins with its checksum; raise an error for what is not JSON."""
+        backend = self.backend
+        calibration = backend["calibration"]
+        if calibration is not None:
             # JSON has no numbers as keys, so the thresholds become pairs.
-            calibration["thresholds"] = list(calibration["thresholds"].items())
-            backend["calibration"] = calibration
-        content = {
-            "format": FORMAT,
-            "model": self.model,
-            "features": self.features,
-            "backend": backend,
-            "card": self.card,
-            "tensors": self.tensors,
-        }
+            thresholds = list(calibration["thresholds"].items())
+            backend = backend | {"calibration": calibration | {"thresholds": thresholds}}
+        content = {"format": FORMAT} | vars(self) | {"backend": backend}
         return with_checksum(json.dumps(content, allow_nan=False, separators=(",", ":")))
 
     @classmethod
     def from_text(cls, text: str) -> "PackageHeader":
-        """Return the header that a text holds.
-
-        Raises:
-            ValueError: The text is damaged, of another format, or not a header; the message says what is wrong.
-        """
+        """Return the header that a text holds, or raise ValueError, which says what is wrong with it."""
+        # Before format 2 the JSON stood alone.
         if text.startswith("{"):
             raise ValueError(f"its header is damaged: it has no checksum, or is of format 1; {_OLDER}")
         _, _, json_text = text.partition(" ")
@@ -95,6 +70,7 @@ class PackageHeader:
         content = json.loads(json_text)
         if not isinstance(content, dict) or "format" not in content:
             raise ValueError("its header has no format")
+        # The format first: another one has other keys.
         if not _is_int_between(content["format"], FORMAT, FORMAT):
             raise ValueError(f"it has format {content['format']!r}; {_OLDER}")
         if set(content) != _KEYS:
@@ -103,9 +79,9 @@ class PackageHeader:
             if not isinstance(content[key], dict):
                 raise ValueError(f"{key} is a {type(content[key]).__name__}, expected names and values")
         _check_features(content["features"])
+        # The model's settings are checked by its class, when it is built. A card may say anything.
         backend = _parse_backend(content["backend"])
-        tensors = _parse_tensors(content["tensors"])
-        return cls(content["model"], content["features"], backend, content["card"], tensors)
+        return cls(content["model"], content["features"], backend, content["card"], _parse_tensors(content["tensors"]))
 
 
 def with_checksum(json_text: str) -> str:
@@ -140,13 +116,11 @@ def _parse_tensor(name: str, fields: Any) -> TensorSpec:
     if not isinstance(fields, list) or len(fields) != len(TensorSpec._fields):
         raise ValueError(f"{name} is described by {str(fields)[:60]}, expected {', '.join(TensorSpec._fields)}")
     kind, shape, nnz, dtype, checksum = fields
-    if not isinstance(shape, list) or len(shape) > _MAX_AXES:
+    is_shape = isinstance(shape, list) and len(shape) <= _MAX_AXES
+    if not is_shape or not all(_is_int_between(size, 1, MAX_VALUES) for size in shape):
         raise ValueError(f"{name} has shape {str(shape)[:60]}")
-    for size in shape:
-        if not _is_int_between(size, 1, MAX_VALUES):
-            raise ValueError(f"{name} has shape {str(shape)[:60]}")
-    is_allowed = kind in KINDS and dtype in list(DTYPES) and _is_int_between(nnz, 0, min(prod(shape), MAX_VALUES))
-    if not is_allowed:
+    # A list, since what JSON holds may not be hashable.
+    if kind not in KINDS or dtype not in list(DTYPES) or not _is_int_between(nnz, 0, min(prod(shape), MAX_VALUES)):
         raise ValueError(f"{name} is described by {str(fields)[:60]}, which is not allowed")
     return TensorSpec(kind, tuple(shape), nnz, dtype, str(checksum))
 
@@ -161,6 +135,7 @@ def _parse_backend(backend: dict[str, Any]) -> dict[str, Any]:
 
 def _parse_calibration(calibration: Any) -> dict[str, Any]:
     """Return the arguments of ``Calibration``."""
+    # Each number is checked: an infinite slope or threshold would accept everybody, or nobody.
     keys = set(Calibration.__dataclass_fields__)
     if not isinstance(calibration, dict) or set(calibration) != keys:
         raise ValueError(f"calibration is {str(calibration)[:60]}, expected {sorted(keys)}")

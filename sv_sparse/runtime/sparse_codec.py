@@ -3,7 +3,7 @@
 An encoded tensor has two zstd frames: the positions of its nonzero values, and the values. Positions
 are one bit for each element (``bitmask``) or, where few are nonzero, the number of zeros before each
 value (``gaps``: one byte; 255 stands for 255 zeros and no value). Values are stored byte by byte, all
-first bytes, then all second ones, so that zstd sees the exponents side by side.  # DECISIONS 53
+first bytes, then all second ones.
 """
 
 from typing import NamedTuple
@@ -23,36 +23,26 @@ ZSTD_LEVEL = 12
 MAX_ZSTD_WINDOW = 1 << 27
 _ESCAPE = 255
 
-Bytes = NDArray[np.uint8]
-
 
 class SparseTensorBytes(NamedTuple):
-    """Encoded tensor.
+    """Encoded tensor: zstd frames of positions and values."""
 
-    Attributes:
-        kind: Form of the positions, one of KINDS; ``dense`` has none.
-        nnz: Number of values that are stored.
-        positions: A zstd frame.
-        values: A zstd frame.
-    """
-
+    # Form of the positions, one of KINDS; "dense" has none.
     kind: str
+    # Number of values that are stored.
     nnz: int
     positions: bytes
     values: bytes
 
 
 class Nonzeros(NamedTuple):
-    """Nonzero elements of a tensor, the same however they were compressed.
+    """Nonzero elements of a tensor, the same however they were compressed."""
 
-    Attributes:
-        size: Number of elements of the tensor, zeros included.
-        positions: int64 [N], ascending, in the flattened tensor; None where no element is zero.
-        values: float32 [N].
-    """
-
+    # Number of elements of the tensor, zeros included.
     size: int
+    # [N], ascending, in the flattened tensor; None where no element is zero.
     positions: NDArray[np.int64] | None
+    # float32 [N].
     values: Tensor
 
     def to_dense(self) -> Tensor:
@@ -82,7 +72,9 @@ def encode(tensor: Tensor, dtype: str = "fp32") -> SparseTensorBytes:
         raise ValueError(f"holds values that are not finite in {dtype}")
     is_nonzero = flat != 0
     nonzeros = flat[is_nonzero]
-    values = _compress(_byte_shuffle(nonzeros))
+    # Byte by byte, so that zstd sees the exponents side by side.  DECISIONS 53
+    shuffled = nonzeros.view(torch.uint8).numpy().reshape(-1, nonzeros.element_size()).T
+    values = _compress(shuffled.tobytes())
     if len(nonzeros) == len(flat):
         return SparseTensorBytes("dense", len(nonzeros), b"", values)
     mask = is_nonzero.numpy()
@@ -106,30 +98,26 @@ def decode(encoded: SparseTensorBytes, size: int, dtype: str = "fp32") -> Nonzer
         ValueError: The bytes are not what ``encode`` makes of ``size`` values.
     """
     nnz = encoded.nnz
+    torch_dtype = DTYPES[dtype]
     if not 0 <= nnz <= size:
         raise ValueError(f"claims {nnz} values for {size} positions")
-    torch_dtype = DTYPES[dtype]
-    item_size = torch_dtype.itemsize
-    shuffled = _decompress(encoded.values, nnz * item_size)
-    raw = shuffled.reshape(item_size, nnz).T.copy().ravel()
-    values = torch.from_numpy(raw).view(torch_dtype).float()
+    shuffled = _decompress(encoded.values, nnz * torch_dtype.itemsize).reshape(torch_dtype.itemsize, nnz)
+    values = torch.from_numpy(shuffled.T.copy().ravel()).view(torch_dtype).float()
     if not values.isfinite().all():
         raise ValueError("holds values that are not finite")
-    positions = None
-    if encoded.kind != "dense":
-        positions = _positions(encoded, size)
-    elif nnz != size:
-        raise ValueError(f"has {nnz} values for {size} positions and does not say which")
+    positions = _positions(encoded, size)
     # A stored zero would give equal tensors different nonzeros, and so different fingerprints.
     if not values.all():
         raise ValueError("stores a zero as a value that is not zero")
-    if nnz == size:
-        positions = None
-    return Nonzeros(size, positions, values)
+    return Nonzeros(size, None if nnz == size else positions, values)
 
 
-def _positions(encoded: SparseTensorBytes, size: int) -> NDArray[np.int64]:
-    """Return the positions of the values, ascending."""
+def _positions(encoded: SparseTensorBytes, size: int) -> NDArray[np.int64] | None:
+    """Return the positions of the values, ascending; None for a dense tensor."""
+    if encoded.kind == "dense":
+        if encoded.nnz != size:
+            raise ValueError(f"has {encoded.nnz} values for {size} positions and does not say which")
+        return None
     if encoded.kind == "bitmask":
         bits = np.unpackbits(_decompress(encoded.positions, -(-size // 8)), bitorder="little")
         if bits[size:].any():
@@ -156,15 +144,11 @@ def _gaps(mask: NDArray[np.bool_]) -> bytes:
     return gaps.tobytes()
 
 
-def _byte_shuffle(values: Tensor) -> bytes:
-    return values.view(torch.uint8).numpy().reshape(-1, values.element_size()).T.tobytes()
-
-
 def _compress(content: bytes) -> bytes:
     return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True).compress(content)
 
 
-def _decompress(frame: bytes, size: int | None, max_size: int = 0) -> Bytes:
+def _decompress(frame: bytes, size: int | None, max_size: int = 0) -> NDArray[np.uint8]:
     """Return the content of a frame: exactly ``size`` bytes or, if that is None, up to ``max_size``."""
     try:
         # The announced size is checked first: a small frame can hold gigabytes of zeros.
@@ -173,8 +157,7 @@ def _decompress(frame: bytes, size: int | None, max_size: int = 0) -> Bytes:
             raise ValueError(f"holds {announced} bytes where {size} were expected")
         if size is None and not 0 <= announced <= max_size:
             raise ValueError(f"holds {announced} bytes where at most {max_size} were expected")
-        decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW)
-        content = decompressor.decompress(frame, max_output_size=announced)
+        content = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW).decompress(frame, announced)
     except zstandard.ZstdError as error:
         raise ValueError(f"cannot be decompressed ({error})") from error
     if len(content) != announced:

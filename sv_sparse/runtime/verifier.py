@@ -15,21 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sv_sparse.data.decoding import MAX_SECONDS, Resampler, Source, check_length, check_silence
+from sv_sparse.data.decoding import Resampler, Source, check_length, check_silence
 from sv_sparse.models.features import Filterbank
 from sv_sparse.runtime.audio import iter_audio, to_float
 from sv_sparse.runtime.decision import (
+    SYNTHETIC,
+    SYNTHETIC_WARNING,
     DecisionRule,
     EmbeddedRecording,
     RefusedInputError,
     Verification,
-    card_warning,
     decide,
 )
 from sv_sparse.runtime.engine.runtime import Runtime
-from sv_sparse.runtime.long_audio import WindowedEmbedding
-from sv_sparse.runtime.package import Package, read_package
-from sv_sparse.runtime.streaming import Stream
+from sv_sparse.runtime.long_audio import Stream, WindowedEmbedding
+from sv_sparse.runtime.package import read_package
 from sv_sparse.scoring.arrays import Float32Array
 from sv_sparse.scoring.backend import Backend
 
@@ -41,11 +41,10 @@ _BATCH_SIZE = 16
 
 
 class Verifier:
-    """Trained network in use.
+    """Trained network in use; several threads may share it.
 
-    Recordings of up to ``window_seconds`` are embedded as one utterance, as ``sv-sparse evaluate`` does, so
-    scores are the same but for rounding. Of longer ones, windows are embedded and averaged
-    (``long_audio.WindowedEmbedding``), in memory that does not grow. Several threads may use a verifier.
+    Recordings of up to ``window_seconds`` are embedded as one utterance, longer ones in windows, which are
+    averaged (``long_audio.WindowedEmbedding``).
 
     Args:
         engine: Function from filterbank [B, F, T] to embedding [B, E].
@@ -81,10 +80,11 @@ class Verifier:
         self.card = card
         self.fingerprint = fingerprint
         self.sample_rate = features["sample_rate"]
+        # A minute is embedded at once as `sv-sparse evaluate` does, so scores are the same but for rounding.
         self.window_seconds = window_seconds
         self._filterbank = Filterbank(features["sample_rate"], features["mel_bins"])
         # Raises for windows that are too short.
-        self._make_windows(window_seconds)
+        self._new_windows()
 
     @classmethod
     def from_pretrained(
@@ -100,11 +100,7 @@ class Verifier:
         Raises:
             ValueError: The package cannot be read; the message names it.
         """
-        return cls.from_package(read_package(path, model_class), threads=threads)
-
-    @classmethod
-    def from_package(cls, package: Package, *, threads: int | None = None) -> "Verifier":
-        """Return the verifier of a package that was read; arguments as of ``from_pretrained``."""
+        package = read_package(path, model_class)
         engine = Runtime.load(package, threads=threads)
         return cls(engine, package.backend, package.card, features=package.features, fingerprint=package.fingerprint)
 
@@ -112,8 +108,9 @@ class Verifier:
     def basis(self) -> dict[str, str | None]:
         """Description of what decisions rest on: ``calibration``, and a ``warning`` about the model; or None."""
         calibration = self.backend.calibration
-        description = calibration.description if calibration is not None else None
-        return {"calibration": description, "warning": card_warning(self.card)}
+        # A card is somebody's words: nothing of it but this one fact is repeated.
+        warning = SYNTHETIC_WARNING if self.card.get(SYNTHETIC) is True else None
+        return {"calibration": calibration.description if calibration is not None else None, "warning": warning}
 
     def embed(self, waveform: Waveform, sample_rate: int) -> Float32Array:
         """Return the embedding [E], float32, of a waveform.
@@ -128,19 +125,11 @@ class Verifier:
         return self.embed_recording((waveform, sample_rate)).embedding
 
     def embed_file(self, path: str | os.PathLike[str]) -> Float32Array:
-        """Return the embedding [E] of a file's first channel, which is read piece by piece.
-
-        Raises:
-            ValueError: As of ``embed`` and ``audio.iter_audio``; the message names the file.
-        """
+        """Return the embedding [E] of a file's first channel; errors as of ``embed_recording``."""
         return self.embed_recording(path).embedding
 
     def embed_batch(self, waveforms: Sequence[Waveform], sample_rate: int) -> Float32Array:
-        """Return the embeddings [N, E] of waveforms; those of equal length are computed together.
-
-        Args:
-            waveforms: N waveforms [S], as ``embed`` takes them.
-            sample_rate: In Hz, 4,000 to 384,000.
+        """Return the embeddings [N, E] of waveforms of one rate; those of equal length are computed together.
 
         Raises:
             ValueError: As of ``embed``; the message names the waveform by its index.
@@ -150,14 +139,16 @@ class Verifier:
         for index, waveform in enumerate(waveforms):
             with _naming(f"waveform {index}"):
                 samples = self._resample(waveform, sample_rate)
+                # Windows of long recordings are not batched: they would have to be held in memory together.
                 if len(samples) > self.window_seconds * self.sample_rate:
-                    windows = self._make_windows(self.window_seconds)
+                    windows = self._new_windows()
                     windows.push(samples)
                     embeddings[index] = windows.embedding()
                     continue
                 check_length(len(samples), self.sample_rate)
                 check_silence(samples)
             samples_by_length.setdefault(len(samples), {})[index] = samples
+        # Not padded to one length: pooling would count the padding.
         for group in samples_by_length.values():
             indices = list(group)
             for start in range(0, len(indices), _BATCH_SIZE):
@@ -176,15 +167,15 @@ class Verifier:
         Raises:
             ValueError: The rate or the length is not allowed.
         """
-        return Stream(self._make_windows(window_seconds), Resampler(sample_rate, self.sample_rate), self.sample_rate)
+        window = round(window_seconds * self.sample_rate)
+        return Stream(self._embed_waveforms, window, self.sample_rate, sample_rate)
 
-    def embed_recording(self, recording: Recording, *, max_seconds: float = MAX_SECONDS) -> EmbeddedRecording:
+    def embed_recording(self, recording: Recording) -> EmbeddedRecording:
         """Return a recording's embedding with its duration.
 
         Args:
             recording: Path of a file, content of a file, or a waveform [S] with its rate in Hz. An embedded recording,
                 or an embedding [E], stays as it is.
-            max_seconds: Longest duration of a file. Default: 24 hours.
 
         Raises:
             ValueError: As of ``embed`` and ``audio.iter_audio``; the message names a file.
@@ -193,17 +184,17 @@ class Verifier:
             return recording
         if isinstance(recording, np.ndarray):
             return EmbeddedRecording(recording)
-        windows = self._make_windows(self.window_seconds)
+        windows = self._new_windows()
         if isinstance(recording, tuple):
             name = "the waveform"
             with _naming(name):
                 windows.push(self._resample(*recording))
         else:
             name = "the recording" if isinstance(recording, bytes) else os.fspath(recording)
-            for samples in iter_audio(recording, self.sample_rate, max_seconds=max_seconds):
+            for samples in iter_audio(recording, self.sample_rate):
                 windows.push(samples)
         with _naming(name):
-            return EmbeddedRecording(windows.embedding(), windows.num_samples / self.sample_rate)
+            return EmbeddedRecording(windows.embedding(), windows.seconds)
 
     def verify(
         self,
@@ -219,13 +210,9 @@ class Verifier:
         Args:
             enrollment: Recording as ``embed_recording`` takes it. The two can be exchanged.
             test: Another recording.
-            prior: As of ``DecisionRule.from_backend``.
-            target_far: As of ``DecisionRule.from_backend``.
-            threshold: As of ``DecisionRule.from_backend``.
-
-        Returns:
-            The verification, whose ``outcome`` is "accepted", "not accepted" (the evidence does not reach the
-            threshold, which does not mean "different speakers") or, without a threshold, "no decision".
+            prior: As of ``DecisionRule.from_backend``, as are the others.
+            target_far: False-alarm rate whose threshold is used.
+            threshold: Threshold to use instead.
 
         Raises:
             RefusedInputError: A recording cannot be used, by the rules of ``embed_recording``.
@@ -233,8 +220,9 @@ class Verifier:
         """
         start_time = time.perf_counter()
         rule = DecisionRule.from_backend(self.backend, prior=prior, target_far=target_far, threshold=threshold)
-        sides = [self._embed_side(enrollment, 1), self._embed_side(test, 2)]
-        return decide(self.backend, rule, sides, np.array([0]), np.array([1]), start_time=start_time)[0]
+        first = self._embed_side(enrollment, 1)
+        second = self._embed_side(test, 2)
+        return decide(self.backend, rule, [first], second, start_time=start_time)[0]
 
     def identify(
         self,
@@ -247,17 +235,12 @@ class Verifier:
     ) -> list[Verification]:
         """Compare a recording with each of K enrolled speakers; the likeliest has the highest ``llr``, or ``score``.
 
-        The false-alarm rate of all together is up to K times that of one comparison.
-
         Args:
             test: Recording as ``embed_recording`` takes it.
             enrollments: [K] embedded recordings, or embeddings [K, E].
             prior: Probability of each speaker.
-            target_far: False-alarm rate of each comparison, as of ``DecisionRule.from_backend``.
-            threshold: As of ``DecisionRule.from_backend``.
-
-        Returns:
-            K verifications, in the order of ``enrollments``.
+            target_far: False-alarm rate of each comparison; of all together it is up to K times as high.
+            threshold: Threshold to use instead.
 
         Raises:
             RefusedInputError: The recording cannot be used, by the rules of ``embed_recording``.
@@ -268,10 +251,7 @@ class Verifier:
         sides = [self.embed_recording(enrollment) for enrollment in enrollments]
         if not sides:
             raise ValueError("nobody is enrolled")
-        rows = np.arange(len(sides))
-        test_rows = np.full_like(rows, len(sides))
-        sides.append(self._embed_side(test, 1))
-        return decide(self.backend, rule, sides, rows, test_rows, start_time=start_time)
+        return decide(self.backend, rule, sides, self._embed_side(test, 1), start_time=start_time)
 
     def _embed_side(self, recording: Recording, number: int) -> EmbeddedRecording:
         try:
@@ -279,8 +259,9 @@ class Verifier:
         except ValueError as error:
             raise RefusedInputError(str(error), number) from error
 
-    def _make_windows(self, seconds: float) -> WindowedEmbedding:
-        return WindowedEmbedding(self._embed_waveforms, round(seconds * self.sample_rate), self.sample_rate)
+    def _new_windows(self) -> WindowedEmbedding:
+        window = round(self.window_seconds * self.sample_rate)
+        return WindowedEmbedding(self._embed_waveforms, window, self.sample_rate)
 
     def _resample(self, waveform: Waveform, sample_rate: int) -> Float32Array:
         samples = to_float(waveform)

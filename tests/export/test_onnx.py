@@ -14,8 +14,7 @@ import torch
 from helpers.deployed import MODELS, trained
 from torch import Tensor, nn
 
-from sv_sparse.export.onnx import OPSET, export_onnx
-from sv_sparse.export.onnx_features import ConvFilterbank
+from sv_sparse.export.onnx import OPSET, ConvFilterbank, export_onnx
 from sv_sparse.export.quantize import quantize_onnx
 from sv_sparse.io import install_command
 from sv_sparse.models import resnet, se_resnet

@@ -13,21 +13,19 @@ from sv_sparse.runtime.engine.plan import USE_DENSE, Plan
 from sv_sparse.runtime.engine.program import Program
 
 TILES = (2, 4, 6, 8, 10, MAX_TILE)
+# Three seconds. Of noise: the time does not depend on the values.
 NUM_FRAMES = 300
 NUM_TIMING_ROUNDS = 9
 
 
 def autotune(program: Program, machine: str, *, threads: int = 1, rounds: int = NUM_TIMING_ROUNDS) -> Plan:
-    """Return the plan of the fastest kernel for each layer, measured on three seconds of noise.
+    """Return the plan of the fastest kernel for each layer, by the median of ``rounds`` measurements.
 
     Args:
         program: Program of the network.
         machine: Name of the machine in the plan.
         threads: Number of threads that the plan is for.
-        rounds: Number of measurements of each kernel; their median counts.
-
-    Raises:
-        OSError: The kernels cannot be compiled.
+        rounds: Number of measurements of each kernel.
     """
     filterbank = torch.randn(1, program.mel_bins, NUM_FRAMES)
     with torch_threads(threads):
@@ -39,21 +37,19 @@ def autotune(program: Program, machine: str, *, threads: int = 1, rounds: int = 
             engines.append(engine)
         tiles = {}
         for layer in program.layers:
-            candidates = {}
-            for engine in engines:
-                candidates[engine.plan.layers[layer.name]] = engine.bench_layer(layer.name)
+            candidates = {engine.plan.layers[layer.name]: engine.bench_layer(layer.name) for engine in engines}
             seconds = _median_seconds(candidates, rounds)
             tiles[layer.name] = min(seconds, key=seconds.__getitem__)
     return Plan(tiles, f"{machine}, {threads} threads")
 
 
-def benchmark_ms(program: Program, plan: Plan | None, *, threads: int, rounds: int = NUM_TIMING_ROUNDS) -> float:
+def benchmark_ms(program: Program, plan: Plan | None, *, threads: int) -> float:
     """Return the median time in milliseconds for three seconds of noise by a plan; None: by the layers' densities."""
     engine = SparseEngine(program, threads=threads, plan=plan)
     filterbank = torch.randn(1, program.mel_bins, NUM_FRAMES)
     with torch_threads(threads):
         engine(filterbank)
-        seconds = _median_seconds({0: lambda: engine(filterbank)}, rounds)
+        seconds = _median_seconds({0: lambda: engine(filterbank)}, NUM_TIMING_ROUNDS)
     return 1e3 * seconds[0]
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sv_sparse.optim.cpp.compiler import load_library
@@ -54,46 +53,30 @@ class Step(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL:
-    """Return the compiled kernels.
-
-    Raises:
-        OSError: There is no compiler, it fails, or the cache cannot be written; the message says how to do without.
-    """
+    """Return the compiled kernels, or raise OSError, which says how to do without a compiler."""
     source = Path(__file__).with_name("sparse_kernels.cpp")
     hint = "choose engine=torch, which needs no compiler and is slower"
-    return load_library(
-        source, ("run_steps", "clear_margins"), "the kernels for sparse networks", hint, _COMPILER_FLAGS
-    )
+    functions = ("run_steps", "clear_margins")
+    kernels = load_library(source, functions, "the kernels for sparse networks", hint, _COMPILER_FLAGS)
+    # Untyped, a Python integer would be passed as 32 bits.
+    number = ctypes.c_int64
+    pointer = ctypes.c_void_p
+    kernels.run_steps.argtypes = (pointer, number, pointer, pointer, number, pointer, pointer)
+    kernels.clear_margins.argtypes = (pointer, pointer, number, pointer)
+    return kernels
 
 
 def run_steps(steps: Any, layouts: Any, memory: Tensor, threads: int, filterbank: Tensor, output: Tensor) -> None:
-    """Run steps of a program on one utterance, in place on ``memory`` and ``output``.
+    """Run steps on one utterance, from ``filterbank`` [F, T] to ``output`` [E], all float32 and contiguous.
 
-    Args:
-        steps: ctypes array of Step.
-        layouts: ctypes array of PlaneLayout, one for each resolution.
-        memory: float32, as large as the layouts say.
-        threads: Largest number of threads.
-        filterbank: [F, T], float32 and contiguous.
-        output: [E], float32 and contiguous.
+    ``steps`` and ``layouts`` are ctypes arrays of Step and PlaneLayout; ``memory`` is as large as the layouts say.
     """
     library().run_steps(
-        steps,
-        ctypes.c_int64(len(steps)),
-        layouts,
-        ctypes.c_void_p(memory.data_ptr()),
-        ctypes.c_int64(threads),
-        ctypes.c_void_p(filterbank.data_ptr()),
-        ctypes.c_void_p(output.data_ptr()),
+        steps, len(steps), layouts, memory.data_ptr(), threads, filterbank.data_ptr(), output.data_ptr()
     )
 
 
 def clear_margins(layouts: Any, num_planes: Sequence[int], memory: Tensor) -> None:
     """Write the zeros around all planes, of which each resolution has so many."""
     counts = (ctypes.c_int64 * len(num_planes))(*num_planes)
-    library().clear_margins(layouts, counts, ctypes.c_int64(len(num_planes)), ctypes.c_void_p(memory.data_ptr()))
-
-
-def address(array: NDArray[np.generic]) -> int:
-    """Return the address of an array's values, for a field of a Step; the array must outlive the Step."""
-    return array.ctypes.data
+    library().clear_margins(layouts, counts, len(counts), memory.data_ptr())

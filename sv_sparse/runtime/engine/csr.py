@@ -19,11 +19,7 @@ class TorchEngine:
 
     Args:
         network: Folded network; it is changed.
-        use_csr: Replace very sparse layers. False for a class of the user's own, whose modules may read each other's
-            weights.
-
-    Attributes:
-        csr_layers: Names of the layers with CSR products.
+        use_csr: Replace very sparse layers, whose names are in ``csr_layers`` then. Default: True.
     """
 
     def __init__(self, network: nn.Module, *, use_csr: bool = True) -> None:
@@ -40,11 +36,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def __call__(self, filterbank: Tensor) -> Tensor:
-        """Map filterbank [B, F, T] to embedding [B, E].
-
-        Raises:
-            ValueError: It has too few frames.
-        """
+        """Map filterbank [B, F, T] to embedding [B, E]; raise ValueError for too few frames."""
         frames = filterbank.shape[-1]
         if frames < self._min_frames:
             raise ValueError(f"expected at least {self._min_frames} frames, got {frames}; use longer utterances")
@@ -63,20 +55,17 @@ class CSRConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C_in, H, W] to [B, C_out, H', W']."""
         conv = self.template
-        pad_rows, pad_cols = (int(size) for size in conv.padding)
-        if pad_rows or pad_cols:
+        # Only in columns: kernels of several rows stay dense.
+        pad = int(conv.padding[1])
+        if pad:
             mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-            x = F.pad(x, (pad_cols, pad_cols, pad_rows, pad_rows), mode=mode)
-        sizes = []
-        for axis in (0, 1):
-            extent = conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
-            sizes.append((x.shape[2 + axis] - extent) // conv.stride[axis] + 1)
-        patches = F.unfold(x, conv.kernel_size, conv.dilation, stride=conv.stride)  # [B, C_in * taps, positions]
+            x = F.pad(x, (pad, pad, 0, 0), mode=mode)
+        rows = -(-x.shape[2] // conv.stride[0])
+        # [B, C_in * taps, positions].
+        patches = F.unfold(x, conv.kernel_size, conv.dilation, stride=conv.stride)
         product = self.weight @ patches.permute(1, 0, 2).flatten(1)
-        product = product.view(conv.out_channels, len(x), *sizes).transpose(0, 1)
-        if self.bias is None:
-            return product
-        return product + self.bias[:, None, None]
+        product = product.view(conv.out_channels, len(x), rows, -1).transpose(0, 1)
+        return product if self.bias is None else product + self.bias[:, None, None]
 
 
 class CSRLinear(nn.Module):
@@ -90,9 +79,7 @@ class CSRLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
         product = (self.weight @ x.flatten(0, -2).T).T.view(*x.shape[:-1], -1)
-        if self.bias is None:
-            return product
-        return product + self.bias
+        return product if self.bias is None else product + self.bias
 
 
 def _to_csr(weight: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sv_sparse.optim.memory import empty_float32
 from sv_sparse.runtime.engine import bindings
-from sv_sparse.runtime.engine.bindings import Step, address
+from sv_sparse.runtime.engine.bindings import Step
 from sv_sparse.runtime.engine.plan import USE_DENSE, Plan
 from sv_sparse.runtime.engine.program import BufferView, Layer, Program
 
@@ -27,36 +27,29 @@ Segment = Callable[[Tensor, Tensor], None]
 
 
 def uniform_plan(program: Program, tile: int) -> Plan:
-    """Return a plan with one kernel for all layers.
-
-    Args:
-        program: Program of the network.
-        tile: Width of the tile, or USE_DENSE. Products with a single vector then use a tile of 1: a call of torch takes
-            longer than the product.
-    """
-    layers = {}
-    for layer in program.layers:
-        is_vector = layer.source.resolution == 0
-        layers[layer.name] = 1 if tile == USE_DENSE and is_vector else tile
-    return Plan(layers)
+    """Return a plan with one kernel for all layers: a width of tiles, or USE_DENSE."""
+    return Plan({layer.name: _allowed_tile(layer, tile) for layer in program.layers})
 
 
 def default_plan(program: Program) -> Plan:
     """Return a plan by the density of each layer alone."""
-    sparse = uniform_plan(program, _DEFAULT_TILE)
-    layers = dict(uniform_plan(program, USE_DENSE).layers)
+    layers = {}
     for layer in program.layers:
-        if layer.density <= _MIN_DENSE_DENSITY:
-            layers[layer.name] = sparse.layers[layer.name]
+        tile = USE_DENSE if layer.density > _MIN_DENSE_DENSITY else _DEFAULT_TILE
+        layers[layer.name] = _allowed_tile(layer, tile)
     return Plan(layers)
+
+
+def _allowed_tile(layer: Layer, tile: int) -> int:
+    # A product with a single vector takes less time than the call of torch for it.
+    is_vector = layer.source.resolution == 0
+    return 1 if tile == USE_DENSE and is_vector else tile
 
 
 class SparseEngine:
     """Filterbank [B, F, T] to embedding [B, E], float32, with zeros left out.
 
-    Utterances of a batch are computed one after the other, each by all threads. It may be called from
-    several threads, which wait for each other. Of the program it holds what its plan needs: the nonzero
-    weights of sparse layers, and all weights of dense ones.
+    It may be called from several threads, which wait for each other.
 
     Args:
         program: Program of the network.
@@ -79,11 +72,10 @@ class SparseEngine:
             raise ValueError("the plan is one of another network: it names other layers")
         self.threads = threads
         self.short_threads = threads if short_threads is None else short_threads
-        self.mel_bins = program.mel_bins
         self.embedding_dim = program.embedding_dim
+        # Not the program: of sparse layers only the nonzero weights stay in memory.
         self._layout = program.layout
         self._current_threads = threads
-        # Steps hold only the addresses of arrays.
         self._keepalive: list[Any] = []
         self._layer_segments: dict[str, list[Segment]] = {}
         self._segments = self._make_segments(program)
@@ -94,11 +86,7 @@ class SparseEngine:
 
     @torch.no_grad()
     def __call__(self, filterbank: Tensor) -> Tensor:
-        """Map filterbank [B, F, T] to embedding [B, E].
-
-        Raises:
-            ValueError: It has too few frames.
-        """
+        """Map filterbank [B, F, T] to embedding [B, E]; raise ValueError for too few frames."""
         frames = filterbank.shape[2]
         min_frames = self._layout.min_frames
         if frames < min_frames:
@@ -108,8 +96,9 @@ class SparseEngine:
         # All calls share the planes in memory.
         with self._lock:
             self._resize(frames)
-            # A second thread gains little on short utterances and loses much beside busy programs (DECISIONS 76).
+            # DECISIONS 76
             self._current_threads = self.short_threads if frames <= SHORT_FRAMES else self.threads
+            # One after the other, each by all threads: a batch needs no more memory than an utterance.
             for utterance, embedding in zip(filterbank, output, strict=True):
                 for segment in self._segments:
                     segment(utterance, embedding)
@@ -151,24 +140,45 @@ class SparseEngine:
         """Return the calls of one utterance: dense products, and runs of steps between them."""
         layers = {layer.step: layer for layer in program.layers}
         segments: list[Segment] = []
+        # One call for all steps between two dense products.
         pending: list[Step] = []
         for index, fields in enumerate(program.steps):
             layer = layers.get(index)
             step = self._make_step(fields, layer)
             if layer is not None:
-                self._layer_segments[layer.name] = [self._make_segment([step])]
-            if layer is not None and self._is_dense(layer):
-                product = _DenseProduct(self, layer)
-                self._layer_segments[layer.name].insert(0, product)
-                if pending:
-                    segments.append(self._make_segment(pending))
-                    pending = []
-                segments.append(product)
+                self._layer_segments[layer.name] = [self._native_segment([step])]
+                if self.plan.layers[layer.name] == USE_DENSE:
+                    product = self._dense_segment(layer)
+                    self._layer_segments[layer.name].insert(0, product)
+                    if pending:
+                        segments.append(self._native_segment(pending))
+                        pending = []
+                    segments.append(product)
             pending.append(step)
-        segments.append(self._make_segment(pending))
+        segments.append(self._native_segment(pending))
         return segments
 
-    def _make_segment(self, steps: Sequence[Step]) -> Segment:
+    def _make_step(self, fields: Mapping[str, Any], layer: Layer | None) -> Step:
+        """Return a native step; that of a dense layer is only the epilogue of torch's product."""
+        fields = dict(fields)
+        if layer is not None:
+            fields["tile"] = self.plan.layers[layer.name]
+            if fields["tile"] == USE_DENSE:
+                fields["op"] = bindings.OPERATIONS.index("epilogue")
+                fields["in_resolution"] = layer.product.resolution
+                fields["in_plane"] = layer.product.plane
+                fields["taps"] = 0
+                fields["tile"] = _DEFAULT_TILE
+            else:
+                fields["starts"], fields["entries"] = layer.entries
+        for name, value in fields.items():
+            if isinstance(value, np.ndarray):
+                # A Step holds only the address, so the array must outlive it.
+                self._keepalive.append(value)
+                fields[name] = value.ctypes.data
+        return Step(**fields)
+
+    def _native_segment(self, steps: Sequence[Step]) -> Segment:
         array = (Step * len(steps))(*steps)
 
         def run(utterance: Tensor, embedding: Tensor) -> None:
@@ -176,45 +186,19 @@ class SparseEngine:
 
         return run
 
-    def _is_dense(self, layer: Layer) -> bool:
-        return self.plan.layers[layer.name] == USE_DENSE
-
-    def _make_step(self, fields: Mapping[str, Any], layer: Layer | None) -> Step:
-        """Return a native step; that of a dense layer is only the epilogue of torch's product."""
-        fields = dict(fields)
-        if layer is not None and self._is_dense(layer):
-            fields["op"] = bindings.OPERATIONS.index("epilogue")
-            fields["in_resolution"] = layer.product.resolution
-            fields["in_plane"] = layer.product.plane
-            fields["taps"] = 0
-            fields["tile"] = _DEFAULT_TILE
-        elif layer is not None:
-            fields["starts"], fields["entries"] = layer.entries
-            fields["tile"] = self.plan.layers[layer.name]
-        for name, value in fields.items():
-            if isinstance(value, np.ndarray):
-                self._keepalive.append(value)
-                fields[name] = address(value)
-        return Step(**fields)
-
-
-class _DenseProduct:
-    """Product of a layer by torch, written where the step after it reads it."""
-
-    def __init__(self, engine: SparseEngine, layer: Layer) -> None:
-        self.engine = engine
-        self.layer = layer
-
-    def __call__(self, _utterance: Tensor, _embedding: Tensor) -> None:
-        layer = self.layer
+    def _dense_segment(self, layer: Layer) -> Segment:
+        """Return the product of a layer by torch, written where the step after it reads it."""
         weight = layer.weight
-        halo_rows = (weight.shape[2] // 2) * layer.dilation[0]
-        halo_cols = (weight.shape[3] // 2) * layer.dilation[1]
-        source = self.engine.view(layer.source, (halo_rows, halo_cols))
-        target = self.engine.view(layer.product)
-        # Most layers of ECAPA-TDNN are plain matrix products, which torch writes in place without a copy.
-        if weight.shape[2:] == (1, 1) and layer.stride == 1 and source.shape[1] == 1:
-            torch.mm(weight.flatten(1), source.flatten(1), out=target.flatten(1))
-            return
-        product = F.conv2d(source[None], weight, stride=layer.stride, dilation=layer.dilation)
-        target.copy_(product[0])
+        halo = (weight.shape[2] // 2 * layer.dilation[0], weight.shape[3] // 2 * layer.dilation[1])
+        is_pointwise = weight.shape[2:] == (1, 1) and layer.stride == 1
+
+        def run(_utterance: Tensor, _embedding: Tensor) -> None:
+            source = self.view(layer.source, halo)
+            target = self.view(layer.product)
+            # Most layers of ECAPA-TDNN are plain matrix products, which torch writes in place without a copy.
+            if is_pointwise and source.shape[1] == 1:
+                torch.mm(weight.flatten(1), source.flatten(1), out=target.flatten(1))
+            else:
+                target.copy_(F.conv2d(source[None], weight, stride=layer.stride, dilation=layer.dilation)[0])
+
+        return run

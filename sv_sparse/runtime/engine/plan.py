@@ -15,32 +15,22 @@ USE_DENSE = 0
 class Plan:
     """Kernel of each layer.
 
-    Attributes:
-        layers: By name: width of the sparse kernel's tile in vectors, 1 to 12, or USE_DENSE for torch's product.
-        machine: Processor and threads that it was measured on, in words; empty for a plan that was not measured.
-
     >>> Plan({"mfa.weight": 8, "embedding.weight": USE_DENSE}).layers["mfa.weight"]
     8
     """
 
+    # By name: width of the sparse kernel's tile in vectors, 1 to MAX_TILE, or USE_DENSE for torch's product.
     layers: Mapping[str, int]
+    # Processor and threads that it was measured on, in words; empty for a plan that was not measured.
     machine: str = ""
 
     def save(self, path: Path) -> None:
-        """Write the plan as JSON with a checksum.
-
-        Raises:
-            OSError: The file cannot be written.
-        """
+        """Write the plan as JSON with a checksum."""
         write_json(path, asdict(self) | {"checksum": self._checksum()})
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
-        """Return the plan that ``save`` wrote.
-
-        Raises:
-            ValueError: The file is missing, damaged or not a plan; the message names it.
-        """
+        """Return the plan that ``save`` wrote; raise ValueError, which names the file, where there is none."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             plan = cls(dict(content["layers"]), str(content["machine"]))

@@ -1,11 +1,9 @@
 """Program of a network: a list of steps over planes of activations, for the kernels of sparse_kernels.cpp.
 
-A resolution is a size of images: a fixed number of rows, and as many columns as the utterance has frames,
-halved some times. A buffer view is a range of planes of one resolution. Resolution 0 has planes of a
-single value: vectors.  # DECISIONS 55
+A plane is one channel of an image. A resolution is a size of images: a fixed number of rows, and as many
+columns as the utterance has frames, halved some times. Resolution 0 has planes of a single value: vectors.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -34,82 +32,59 @@ class BufferView:
 
     def part(self, start: int, count: int) -> "BufferView":
         """Return a range of these planes."""
+        # A mistake in a lowering would overwrite other planes, without an error of the kernels.
         assert 0 <= start <= start + count <= self.count, (self, start, count)
         return BufferView(self.resolution, self.plane + start, count)
 
 
 @dataclass(frozen=True)
 class Epilogue:
-    """Operations after a product: ``post(scale * pre(product + bias + dynamic_bias) + shift + add)``.
+    """Operations after a product: ``post(scale * pre(product + bias + dynamic_bias) + shift + add)``."""
 
-    Attributes:
-        bias: [C].
-        dynamic_bias: Vector [C] of an earlier step that is added to the bias.
-        pre_activation: ``pre``, one of ACTIVATIONS.
-        norm: Scale and shift of a folded norm, each [C].
-        add: Planes of the output's resolution.
-        post_activation: ``post``, one of ACTIVATIONS.
-        add_to_next: Planes that are added to the result; the sum is written to ``next_input``.
-        next_input: Planes that the next step reads.
-    """
-
+    # [C].
     bias: Tensor | None = None
+    # Vector [C] of an earlier step.
     dynamic_bias: BufferView | None = None
+    # One of ACTIVATIONS, as is the other.
     pre_activation: str = "none"
+    # Scale and shift of a folded norm, each [C].
     norm: tuple[Tensor, Tensor] | None = None
+    # Planes of the output's resolution.
     add: BufferView | None = None
     post_activation: str = "none"
+    # Planes that are added to the result; the sum is written to next_input, which the next step reads.
     add_to_next: BufferView | None = None
     next_input: BufferView | None = None
 
 
 class Resolution(NamedTuple):
-    """Size of images, for utterances of any length.
-
-    Attributes:
-        rows: Rows of an image.
-        num_downsamplings: Number of times that the frames are halved, rounded up; -1 for vectors.
-        halo: Rows and columns of zeros that a convolution reads beyond the ends.
-    """
+    """Size of images, for utterances of any length."""
 
     rows: int
+    # Number of times that the frames are halved, rounded up; -1 for vectors.
     num_downsamplings: int
+    # Rows and columns of zeros that a convolution reads beyond the ends.
     halo: tuple[int, int]
-
-    def cols(self, frames: int) -> int:
-        """Return the columns of an image for an utterance of so many frames; 1 for a vector."""
-        if self.num_downsamplings < 0:
-            return 1
-        return -(-frames // 2**self.num_downsamplings)
 
 
 @dataclass
 class Layer:
-    """Convolution of a program.
+    """Convolution of a program; pairs are of rows and columns."""
 
-    Attributes:
-        name: Name of its weight in the network.
-        weight: [C_out, C_in, rows, columns] as it is multiplied: with the scale of the norm behind it.
-        source: Planes that a dense product reads. With stride two the sparse kernel reads the phases of these.
-        product: Planes that a dense product is left in for the epilogue.
-        stride: 1 or 2.
-        step: Index of its step in the program.
-        dilation: In rows and columns.
-        offsets: [taps, 2], row and column of each tap for the sparse kernel.
-        phase: [rows, columns], phase of the input that each weight reads; None without stride.
-        tap: [rows, columns], index of each weight's tap.
-    """
-
+    # Of its weight in the network.
     name: str
+    # [C_out, C_in, rows, columns] as it is multiplied: with the scale of the norm behind it.
     weight: Tensor
+    # Planes that a dense product reads. With stride two the sparse kernel reads the phases of these.
     source: BufferView
+    # Planes that a dense product is left in for the epilogue.
     product: BufferView
     stride: int
+    # Index in the program.
     step: int
     dilation: tuple[int, int]
-    offsets: NDArray[np.int32]
-    phase: NDArray[np.int64] | None
-    tap: NDArray[np.int64]
+    # [rows, columns]: tap and phase that each weight reads, as _taps codes them.
+    codes: NDArray[np.int64]
 
     @property
     def density(self) -> float:
@@ -124,10 +99,9 @@ class Layer:
         is_nonzero = rows != 0
         positions = np.flatnonzero(is_nonzero)
         tap, channel = np.divmod(positions % rows.shape[1], self.weight.shape[1])
-        if self.phase is not None:
-            channel = 4 * channel + self.phase.ravel()[tap]
         entries = np.empty(len(positions), ENTRY)
-        entries["code"] = channel + (self.tap.ravel()[tap] << 16)
+        # With stride two each channel has four phases, side by side.
+        entries["code"] = self.stride**2 * channel + self.codes.ravel()[tap]
         entries["weight"] = rows.ravel()[positions]
         starts = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(is_nonzero.sum(axis=1), out=starts[1:])
@@ -136,16 +110,13 @@ class Layer:
 
 @dataclass
 class MemoryLayout:
-    """Memory layout of all planes, for an utterance of any length.
+    """Memory layout of all planes, for an utterance of any length."""
 
-    Attributes:
-        resolutions: The first is that of vectors.
-        num_planes: Number of planes of each resolution.
-        min_frames: Frames that an utterance must have.
-    """
-
+    # The first is that of vectors.
     resolutions: list[Resolution] = field(default_factory=lambda: [Resolution(1, -1, (0, 0))])
+    # Of each resolution.
     num_planes: list[int] = field(default_factory=lambda: [0])
+    # That an utterance must have.
     min_frames: int = 2
 
     def plane_layouts(self, frames: int) -> tuple[Any, int]:
@@ -155,7 +126,9 @@ class MemoryLayout:
         for layout, resolution, num_planes in zip(layouts, self.resolutions, self.num_planes, strict=True):
             halo_rows, halo_cols = resolution.halo
             layout.rows = resolution.rows
-            layout.cols = resolution.cols(frames)
+            layout.cols = 1
+            if resolution.num_downsamplings >= 0:
+                layout.cols = -(-frames // 2**resolution.num_downsamplings)
             layout.base = base
             # The zeros behind a row are those before the next one.
             layout.stride = layout.cols + halo_cols
@@ -170,19 +143,13 @@ class MemoryLayout:
 
 @dataclass
 class Program:
-    """Steps, layers and memory layout of a network; ``lowering.lower`` makes it.
+    """Steps, layers and memory layout of a network; ``lowering.lower`` makes it."""
 
-    Attributes:
-        mel_bins: F.
-        embedding_dim: E.
-        layout: Memory layout of the planes.
-        steps: Fields of a native Step by name, with arrays in the place of addresses.
-        layers: Convolutions among the steps.
-    """
-
+    # Made once for all utterances: nothing in it depends on their lengths.  DECISIONS 55
     mel_bins: int
     embedding_dim: int
     layout: MemoryLayout = field(default_factory=MemoryLayout)
+    # Fields of a native Step by name, with arrays in the place of addresses.
     steps: list[dict[str, Any]] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
 
@@ -211,12 +178,12 @@ class Program:
         rows: int | None = None,
         **fields: float | NDArray[Any],
     ) -> None:
-        """Add a step.
+        """Add a step that reads ``source`` and writes ``target``.
 
         Args:
             op: One of OPERATIONS.
-            source: Planes that it reads.
-            target: Planes that it writes.
+            source: Planes of one resolution.
+            target: Planes of one resolution; some steps work in place.
             epilogue: Operations after a product; for other steps, what else they read.
             rows: Number of planes or rows that it works on. Default: the planes of ``target``.
             fields: Further fields of a native Step.
@@ -237,12 +204,10 @@ class Program:
             "post_activation": ACTIVATIONS.index(epilogue.post_activation),
             "tile": 1,
         }
-        if epilogue.bias is not None:
-            step["bias"] = _to_array(epilogue.bias)
-        if epilogue.norm is not None:
-            scale, shift = epilogue.norm
-            step["scale"] = _to_array(scale)
-            step["shift"] = _to_array(shift)
+        scale, shift = epilogue.norm or (None, None)
+        for name, values in {"bias": epilogue.bias, "scale": scale, "shift": shift}.items():
+            if values is not None:
+                step[name] = values.detach().float().contiguous().numpy()
         self.steps.append(step | fields)
 
     def add_convolution(
@@ -275,64 +240,45 @@ class Program:
         """
         if weight.ndim == 2:
             weight = weight[:, :, None, None]
-        layer = _make_layer(name, weight.detach(), source, product or target, len(self.steps), dilation, phases)
+        stride = 1 if phases is None else 2
+        offsets, codes = _taps(tuple(weight.shape[2:]), dilation, stride)
         kernel_source = source if phases is None else phases
         # The kernels check nothing: what is wrong here would be read from outside the planes.
-        halo_rows, halo_cols = self.layout.resolutions[kernel_source.resolution].halo
-        max_row, max_col = np.abs(layer.offsets).max(axis=0)
+        halo = self.layout.resolutions[kernel_source.resolution].halo
+        is_inside = (np.abs(offsets) <= halo).all()
         has_shape = weight.shape[:2] == (target.count, source.count)
-        is_small = kernel_source.count <= MAX_CHANNELS and len(layer.offsets) <= MAX_TAPS
-        if not has_shape or not is_small or max_row > halo_rows or max_col > halo_cols:
+        is_small = kernel_source.count <= MAX_CHANNELS and len(offsets) <= MAX_TAPS
+        if not (has_shape and is_small and is_inside):
             raise NoProgramError(f"{name} of shape {list(weight.shape)} is too large for the sparse kernels")
+        layer = Layer(
+            name=name,
+            weight=weight.detach(),
+            source=source,
+            product=product or target,
+            stride=stride,
+            step=len(self.steps),
+            dilation=dilation,
+            codes=codes,
+        )
         self.layers.append(layer)
-        self.add_step("convolve", kernel_source, target, epilogue, taps=len(layer.offsets), offsets=layer.offsets)
+        self.add_step("convolve", kernel_source, target, epilogue, taps=len(offsets), offsets=offsets)
 
 
 def _first_plane(view: BufferView | None) -> int:
     return -1 if view is None else view.plane
 
 
-def _to_array(values: Tensor) -> NDArray[np.float32]:
-    return values.detach().float().contiguous().numpy()
-
-
 def _round_up(count: int) -> int:
     return -(-count // _ALIGNMENT) * _ALIGNMENT
 
 
-def _make_layer(
-    name: str,
-    weight: Tensor,
-    source: BufferView,
-    product: BufferView,
-    step: int,
-    dilation: tuple[int, int],
-    phases: BufferView | None,
-) -> Layer:
-    rows = _tap_offsets(weight.shape[2], dilation[0])
-    cols = _tap_offsets(weight.shape[3], dilation[1])
-    phase = None
-    if phases is not None:
-        assert dilation == (1, 1), name
-        # With stride two, offset 2k + p is offset k in phase p; Python's % and // round down, also below zero.
-        phase = np.array([[2 * (row % 2) + col % 2 for col in cols] for row in rows])
-        rows = [row // 2 for row in rows]
-        cols = [col // 2 for col in cols]
-    offsets = sorted({(row, col) for row in rows for col in cols})
-    tap = np.array([[offsets.index((row, col)) for col in cols] for row in rows])
-    return Layer(
-        name=name,
-        weight=weight,
-        source=source,
-        product=product,
-        stride=1 if phases is None else 2,
-        step=step,
-        dilation=dilation,
-        offsets=np.array(offsets, np.int32),
-        phase=phase,
-        tap=tap,
-    )
-
-
-def _tap_offsets(size: int, dilation: int) -> Sequence[int]:
-    return [(index - size // 2) * dilation for index in range(size)]
+def _taps(
+    kernel_size: tuple[int, ...], dilation: tuple[int, int], stride: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return the offsets of all taps, [taps, 2], and for each weight ``phase + (tap << 16)``, [rows, columns]."""
+    center = np.array(kernel_size) // 2
+    offsets = (np.moveaxis(np.indices(kernel_size), 0, -1) - center) * dilation
+    # With stride two, offset 2k + p is offset k in phase p; % and // round down, also below zero.
+    phase = offsets % stride @ [2, 1]
+    distinct_offsets, tap = np.unique((offsets // stride).reshape(-1, 2), axis=0, return_inverse=True)
+    return distinct_offsets.astype(np.int32), phase + (tap.reshape(kernel_size) << 16)

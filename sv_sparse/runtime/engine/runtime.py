@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,19 +25,13 @@ MAX_THREADS = 1024
 _TORCH_COST = "falling back to the torch engine, which takes two to four times as long at 90 % sparsity"
 
 
+@dataclass
 class Runtime:
-    """Filterbank [B, F, T] to embedding [B, E] by a packaged network.
+    """Filterbank [B, F, T] to embedding [B, E] by a packaged network, with a description of its engine in words."""
 
-    Args:
-        engine: Engine that computes it.
-        description: The engine in words.
-        mel_bins: F.
-    """
-
-    def __init__(self, engine: SparseEngine | TorchEngine, description: str, mel_bins: int) -> None:
-        self.engine = engine
-        self.description = description
-        self.mel_bins = mel_bins
+    engine: SparseEngine | TorchEngine
+    description: str
+    mel_bins: int
 
     @property
     def needs_torch_threads(self) -> bool:
@@ -44,11 +39,7 @@ class Runtime:
         return isinstance(self.engine, TorchEngine) or USE_DENSE in self.engine.plan.layers.values()
 
     def __call__(self, filterbank: Tensor) -> Tensor:
-        """Map filterbank [B, F, T] to embedding [B, E], float32.
-
-        Raises:
-            ValueError: It has another shape, or too few frames.
-        """
+        """Map filterbank [B, F, T] to embedding [B, E]; raise ValueError for another shape, or too few frames."""
         if filterbank.ndim != 3 or filterbank.shape[1] != self.mel_bins:
             raise ValueError(f"expected a filterbank [B, {self.mel_bins}, T], got {list(filterbank.shape)}")
         return self.engine(filterbank)
@@ -64,10 +55,9 @@ class Runtime:
             threads: Threads of the sparse kernels, 1 to 1024. Default: one for utterances of up to ten seconds, torch's
                 own number for longer ones. Layers that torch computes use torch's.
             engine: ``sparse``: the kernels of this project. ``torch``: torch, with compressed rows where they are
-                faster. ``auto``: sparse; torch, with a warning that says the cost, where there is no compiler or no
-                program for the network.
-            plan: Kernel of each layer. Default: the plan that was measured for this package on this machine
-                (``plan_path``), or one by the layers' densities.
+                faster. ``auto``: sparse; torch, with a warning, where there is no compiler or no program.
+            plan: Kernel of each layer. Default: the plan that was measured for this package on this machine, or one by
+                the layers' densities.
 
         Raises:
             ValueError: The engine is none of these or has no program for the network, or the plan is one of another
@@ -76,8 +66,7 @@ class Runtime:
         """
         if engine not in ENGINES:
             raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-        # One thread for short utterances: the second one gains little, and loses much beside other programs that
-        # have the cores.  DECISIONS 76
+        # On short utterances the second thread gains little, and loses much beside other programs.  DECISIONS 76
         short_threads = 1 if threads is None else threads
         threads = check_threads(torch.get_num_threads() if threads is None else threads)
         mel_bins = package.features["mel_bins"]
@@ -85,36 +74,31 @@ class Runtime:
         if engine != "torch":
             try:
                 program = lower(network)
-                if plan is None:
-                    plan = load_plan(package, program, threads)
+                plan = plan or load_plan(package, program, threads)
                 sparse_engine = SparseEngine(program, threads=threads, short_threads=short_threads, plan=plan)
                 return cls(sparse_engine, _describe(sparse_engine), mel_bins)
             except (OSError, NoProgramError) as error:
+                # Asked for by name, nothing else is taken.  DECISIONS 57
                 if engine == "sparse":
                     raise
                 logger.warning("%s; %s", error, _TORCH_COST)
+        # Modules of other people's classes may read each other's weights, which must stay where they are.
         torch_engine = TorchEngine(network, use_csr="name" in package.model)
         description = f"torch, {len(torch_engine.csr_layers)} layers by compressed rows, the others dense"
         return cls(torch_engine, description, mel_bins)
 
 
 def _describe(engine: SparseEngine) -> str:
-    num_dense = sum(tile == USE_DENSE for tile in engine.plan.layers.values())
+    num_dense = list(engine.plan.layers.values()).count(USE_DENSE)
     threads = f"{engine.threads} threads"
     if engine.short_threads < engine.threads:
         threads += f", {engine.short_threads} for up to 10 seconds"
-    planning = "by density"
-    if engine.plan.machine:
-        planning = f"by measurement on {engine.plan.machine}"
+    planning = f"by measurement on {engine.plan.machine}" if engine.plan.machine else "by density"
     return f"sparse kernels, {threads}, {num_dense} of {len(engine.plan.layers)} layers dense, planned {planning}"
 
 
 def check_threads(threads: int) -> int:
-    """Return the number of threads.
-
-    Raises:
-        ValueError: It is not 1 to 1024.
-    """
+    """Return the number of threads, or raise ValueError if it is not 1 to 1024."""
     if not 1 <= threads <= MAX_THREADS:
         raise ValueError(f"threads must be 1 to {MAX_THREADS}, got {threads}")
     return threads
@@ -127,11 +111,7 @@ def machine_name() -> str:
 
 
 def plan_path(package: Package, threads: int) -> Path:
-    """Return the path of the plan that is measured for a package with so many threads on this machine.
-
-    Raises:
-        OSError: The user has no home folder.
-    """
+    """Return the path of a package's plan in the user's cache; raise OSError if the user has no home folder."""
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sv-sparse" / "plans"
     except RuntimeError as error:

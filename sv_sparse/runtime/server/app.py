@@ -2,8 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import resources
 from ipaddress import ip_address
 from typing import Any
@@ -23,10 +24,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sv_sparse.runtime.audio import iter_audio
 from sv_sparse.runtime.decision import CONSENT, NOT_DETECTED, NOT_DIFFERENT, DecisionRule, EmbeddedRecording, Outcome
-from sv_sparse.runtime.server.connection import connection_class
+from sv_sparse.runtime.server.connection import Connection
 from sv_sparse.runtime.server.limits import Limits
 from sv_sparse.runtime.verifier import Verifier
 
+# All that a browser loads: no framework, no script from elsewhere.  DECISIONS 62
 _MEDIA_TYPES = {
     "index.html": "text/html",
     "style.css": "text/css",
@@ -49,23 +51,20 @@ _SECURITY_HEADERS = {
 
 
 class RequestError(Exception):
-    """Error for a request that is refused.
-
-    Args:
-        status: HTTP status.
-        text: Sentence for people.
-        recording: 0 or 1 where one of the two recordings is the reason.
-        retry_seconds: Time after which it is worth trying again.
-    """
+    """Error for a request that is refused: HTTP status, sentence for people, index of the recording, time to wait."""
 
     def __init__(
-        self, status: int, text: str, recording: int | None = None, *, retry_seconds: float | None = None
+        self, status: int, text: str, recording: int | None = None, retry_seconds: float | None = None
     ) -> None:
         super().__init__(text)
-        self.status = status
-        self.text = text
-        self.recording = recording
-        self.retry_seconds = retry_seconds
+        content: dict[str, Any] = {"error": text, "recording": None}
+        if recording is not None:
+            content |= {"outcome": Outcome.REFUSED_INPUT, "recording": recording + 1}
+        # The remainder of a refused body is not read, so nothing else can come on this connection.
+        headers = {"Connection": "close"}
+        if retry_seconds is not None:
+            headers["Retry-After"] = str(math.ceil(retry_seconds))
+        self.response = JSONResponse(content, status, headers)
 
 
 def make_app(
@@ -77,11 +76,8 @@ def make_app(
     bytes of two recordings, one after the other, with the length of the first in the header
     ``First-Length``. It answers in JSON: ``score``, ``llr``, ``probability``, ``prior``, ``calibration`` and
     ``warning`` in words, and ``decisions``, one for each false-alarm rate with a threshold, each with its
-    ``outcome``.
-
-    A refused request has a status from 400 on, ``error``, a sentence, and ``recording``, 1 or 2 where one of
-    them is the reason; its ``outcome`` is "refused input" then. A comparison that has waited too long for its
-    turn gets status 503 with ``Retry-After``.
+    ``outcome``. A refused request has a status from 400 on, ``error``, a sentence, and ``recording``, 1 or 2
+    where one of them is the reason; its ``outcome`` is "refused input" then.
 
     Args:
         verifier: Model that decides.
@@ -96,37 +92,30 @@ def make_app(
     static_files = resources.files("sv_sparse.runtime.server") / "static"
     routes = [Route("/model", api.model), Route("/verify", api.verify, methods=["POST"])]
     for name, media_type in _MEDIA_TYPES.items():
-        path = "/" if name == "index.html" else f"/{name}"
-        routes.append(Route(path, _serve_content((static_files / name).read_bytes(), media_type)))
+        # Read once: a page that is served needs the disk no more.
+        response = Response((static_files / name).read_bytes(), media_type=media_type)
+        routes.append(Route("/" if name == "index.html" else f"/{name}", response, methods=["GET"]))
     return Starlette(
         routes=routes,
         middleware=[Middleware(_HostCheckMiddleware, host=host, allowed=_parse_allowed_hosts(allowed_hosts))],
         exception_handlers={
-            RequestError: lambda _, problem: _error_response(
-                problem.status, problem.text, problem.recording, problem.retry_seconds
-            ),
-            HTTPException: lambda _, problem: _error_response(problem.status_code, f"{problem.detail}."),
+            RequestError: lambda _, error: error.response,
+            # Starlette's own, of unknown paths and methods.
+            HTTPException: lambda _, error: RequestError(error.status_code, f"{error.detail}.").response,
             # Nobody reads it.
-            ClientDisconnect: lambda *_: _error_response(400, "The recordings did not arrive."),
-            Exception: lambda *_: _error_response(500, "The program failed; its terminal says more."),
+            ClientDisconnect: lambda *_: RequestError(400, "The recordings did not arrive.").response,
+            Exception: lambda *_: RequestError(500, "The program failed; its terminal says more.").response,
         },
     )
 
 
 def make_server(app: Starlette, limits: Limits) -> uvicorn.Server:
-    """Return the server of an application.
-
-    Its ``run(sockets=[...])`` returns after a stop signal, or when ``should_exit`` is set.
-
-    Args:
-        app: Application that ``make_app`` returned.
-        limits: Limits of connections.
-    """
+    """Return the server of an application; its ``run`` returns after a stop signal, or once ``should_exit`` is set."""
     config = uvicorn.Config(
         app,
         log_level="error",
         access_log=False,
-        http=connection_class(limits),
+        http=partial(Connection, limits=limits),  # type: ignore[arg-type]  # called like a class
         loop="asyncio",
         server_header=False,
         ws="none",
@@ -140,36 +129,16 @@ def make_server(app: Starlette, limits: Limits) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def _serve_content(content: bytes, media_type: str) -> Callable[[Request], Response]:
-    return lambda _: Response(content, media_type=media_type)
-
-
-def _error_response(
-    status: int, text: str, recording: int | None = None, retry_seconds: float | None = None
-) -> JSONResponse:
-    content: dict[str, Any] = {"error": text, "recording": None}
-    if recording is not None:
-        content["outcome"] = Outcome.REFUSED_INPUT
-        content["recording"] = recording + 1
-    # The remainder of a refused body is not read, so nothing else can come on this connection.
-    headers = {"Connection": "close"}
-    if retry_seconds is not None:
-        headers["Retry-After"] = str(math.ceil(retry_seconds))
-    return JSONResponse(content, status, headers)
-
-
 class _Api:
-    """Answers about a verifier."""
+    """Answers about a verifier, for one server."""
 
     def __init__(self, verifier: Verifier, limits: Limits) -> None:
         self._verifier = verifier
         self._limits = limits
         self._uploads = asyncio.Semaphore(limits.max_uploads)
         self._comparisons = asyncio.Semaphore(limits.max_concurrent)
-
-    def _target_fars(self) -> list[float]:
-        calibration = self._verifier.backend.calibration
-        return sorted(calibration.thresholds) if calibration is not None else []
+        calibration = verifier.backend.calibration
+        self._target_fars = sorted(calibration.thresholds) if calibration is not None else []
 
     async def model(self, _: Request) -> JSONResponse:
         """Answer with the description of the model and the limits."""
@@ -180,7 +149,7 @@ class _Api:
                 "max_bytes": self._limits.max_bytes,
                 "score_norm": backend.score_norm,
                 **self._verifier.basis,
-                "target_fars": self._target_fars(),
+                "target_fars": self._target_fars,
                 "default_target_far": DecisionRule.from_backend(backend).target_far,
                 "outcomes": {outcome.name.lower(): outcome.value for outcome in Outcome},
                 "not_different": NOT_DIFFERENT,
@@ -190,7 +159,7 @@ class _Api:
         )
 
     async def verify(self, request: Request) -> JSONResponse:
-        """Compare two recordings."""
+        """Compare two recordings; statuses as of ``make_app``."""
         # Two queues: a client that sends slowly takes none of the places of those that are computed.
         timeout = self._limits.upload_seconds
         async with self._turn(self._uploads):
@@ -214,7 +183,7 @@ class _Api:
                 await queue.acquire()
         except TimeoutError:
             text = f"Other recordings are being compared: no place was free in {timeout:g} seconds. Try again later."
-            raise RequestError(503, text, retry_seconds=timeout) from None
+            raise RequestError(503, text, None, timeout) from None
         try:
             yield
         finally:
@@ -227,50 +196,37 @@ class _Api:
         if not (header.isascii() and header.isdigit() and len(header) < 16):
             raise RequestError(400, "The header First-Length must say how many bytes the first recording has.")
         first_length = int(header)
+        too_large = f"is too large: at most {self._limits.max_megabytes:g} MB are accepted"
         if first_length > self._limits.max_bytes:
-            raise self._too_large(0)
+            raise _refusal(413, 0, too_large)
         max_length = first_length + self._limits.max_bytes
         if int(request.headers.get("Content-Length", 0)) > max_length:
-            raise self._too_large(1)
+            raise _refusal(413, 1, too_large)
         body = bytearray()
         # A chunked body has no Content-Length.
         async for chunk in request.stream():
             if len(body) + len(chunk) > max_length:
-                raise self._too_large(1)
+                raise _refusal(413, 1, too_large)
             body += chunk
         recordings = [bytes(body[:first_length]), bytes(body[first_length:])]
-        for index, recording in enumerate(recordings):
-            if not recording:
-                raise RequestError(400, f"The {_ORDINALS[index]} recording is empty.", index)
+        if b"" in recordings:
+            raise _refusal(400, recordings.index(b""), "is empty")
         return recordings
-
-    def _too_large(self, index: int) -> RequestError:
-        limit = f"at most {self._limits.max_megabytes:g} MB are accepted"
-        return RequestError(413, f"The {_ORDINALS[index]} recording is too large: {limit}.", index)
 
     def _compare(self, recordings: list[bytes]) -> dict[str, Any]:
         """Return scores and decisions as they are answered."""
         first, second = [self._embed(recording, index) for index, recording in enumerate(recordings)]
         verification = self._verifier.verify(first, second)
-        decisions = []
-        for target_far in self._target_fars():
+        answer: dict[str, Any] = dict(self._verifier.basis)
+        for name in ("score", "llr", "probability", "prior"):
+            answer[name] = getattr(verification, name)
+        answer["decisions"] = []
+        for target_far in self._target_fars:
+            # The recordings are embedded already, so this compares two vectors.
             decision = self._verifier.verify(first, second, target_far=target_far)
-            decisions.append(
-                {
-                    "target_far": decision.target_far,
-                    "threshold": decision.threshold,
-                    "accepted": decision.accepted,
-                    "outcome": decision.outcome,
-                }
-            )
-        return {
-            **self._verifier.basis,
-            "score": verification.score,
-            "llr": verification.llr,
-            "probability": verification.probability,
-            "prior": verification.prior,
-            "decisions": decisions,
-        }
+            names = ("target_far", "threshold", "accepted", "outcome")
+            answer["decisions"].append({name: getattr(decision, name) for name in names})
+        return answer
 
     def _embed(self, recording: bytes, index: int) -> EmbeddedRecording:
         """Return the embedding of a recording, of which no more than is allowed is ever decoded."""
@@ -282,32 +238,28 @@ class _Api:
                 num_samples += len(piece)
                 if num_samples > self._limits.max_seconds * sample_rate:
                     limit = f"at most {self._limits.max_seconds:g} seconds are accepted"
-                    raise RequestError(413, f"The {_ORDINALS[index]} recording is too long: {limit}.", index)
+                    raise _refusal(413, index, f"is too long: {limit}")
                 pieces.append(piece)
             return self._verifier.embed_recording((np.concatenate(pieces), sample_rate))
         except ValueError as error:
             # Errors are "NAME: cannot be ... (details.)"; here the ordinal is the name.
-            problem = str(error).partition(": ")[2].replace(".)", ")")
-            raise RequestError(400, f"The {_ORDINALS[index]} recording {problem}.", index) from error
+            raise _refusal(400, index, str(error).partition(": ")[2].replace(".)", ")")) from error
+
+
+def _refusal(status: int, index: int, problem: str) -> RequestError:
+    return RequestError(status, f"The {_ORDINALS[index]} recording {problem}.", index)
 
 
 class _HostCheckMiddleware:
-    """Refuses requests of other sites' pages, and of names that lead here without being this server's.
-
-    A page of another site may send requests to this computer, and a foreign name can be made to resolve to
-    127.0.0.1 (DNS rebinding). Every answer also says what a browser may do with it.
-    """
+    """Check of Host and Origin headers; every answer also says what a browser may do with it."""
 
     def __init__(self, app: ASGIApp, host: str, allowed: Collection[tuple[str, int]]) -> None:
         self._app = app
         self._allowed = allowed
         self._names = {"localhost", host.lower()} | {name for name, _ in allowed}
 
+    # Only for HTTP: make_server turns off websockets and lifespan events.
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(_SECURITY_HEADERS)
@@ -317,25 +269,22 @@ class _HostCheckMiddleware:
         host = headers.get("Host", "")
         origin = headers.get("Origin")
         app = self._app
+        # A foreign name can be made to resolve to 127.0.0.1 (DNS rebinding).
         if not _is_server_name(host, self._names):
-            app = _error_response(
-                403, "The program answers to its addresses and localhost; --allowed-host NAME allows another name."
-            )
+            text = "The program answers to its addresses and localhost; --allowed-host NAME allows another name."
+            app = RequestError(403, text).response
+        # A page of any site may send requests to this computer.
         elif origin is not None and not _is_own_page(origin, host, self._allowed):
-            app = _error_response(
-                403,
+            text = (
                 "The request came from a page of another site; only the program's own page may send it. If a proxy "
-                "offers it under another name or port, sv-sparse serve needs --allowed-host NAME or NAME:PORT.",
+                "offers it under another name or port, sv-sparse serve needs --allowed-host NAME or NAME:PORT."
             )
+            app = RequestError(403, text).response
         await app(scope, receive, send_with_headers)
 
 
 def _parse_allowed_hosts(allowed_hosts: Sequence[str]) -> set[tuple[str, int]]:
-    """Return names and ports of pages that a proxy offers; without a port, those of http and https.
-
-    Raises:
-        ValueError: One is not NAME or NAME:PORT.
-    """
+    """Return names and ports of pages that a proxy offers; without a port, those of http and https."""
     names_and_ports = set()
     for host in allowed_hosts:
         try:
@@ -343,17 +292,18 @@ def _parse_allowed_hosts(allowed_hosts: Sequence[str]) -> set[tuple[str, int]]:
             name, port = parts.hostname, parts.port
         except ValueError:
             name, port = None, None
+        # A path or a user's name would be left out in silence.
         if not name or parts.netloc != host or "@" in host:
             raise ValueError(f"--allowed-host {host}: expected NAME or NAME:PORT, such as voice.example")
         ports = _DEFAULT_PORTS.values() if port is None else [port]
-        for allowed_port in ports:
-            names_and_ports.add((name, allowed_port))
+        names_and_ports |= {(name, allowed_port) for allowed_port in ports}
     return names_and_ports
 
 
 def _is_server_name(host: str, names: Collection[str]) -> bool:
-    """Return whether a Host header names this server; any address does, since none can be made to lead elsewhere."""
+    """Return whether a Host header names this server."""
     try:
+        # Any address does, since none can be made to lead elsewhere.
         name = urlsplit(f"//{host}").hostname or ""
         return name in names or bool(ip_address(name))
     except ValueError:
@@ -361,19 +311,17 @@ def _is_server_name(host: str, names: Collection[str]) -> bool:
 
 
 def _is_own_page(origin: str, host: str, allowed: Collection[tuple[str, int]]) -> bool:
-    """Return whether an Origin header, SCHEME://NAME:PORT, is that of this server's own page.
-
-    A proxy that adds https passes the Host header on, which then has the page's name and port, or puts its
-    own in, as nginx does; the page's must be allowed then. The scheme itself says nothing: what the proxy
-    speaks is not seen here.
-    """
+    """Return whether an Origin header, SCHEME://NAME:PORT, is that of this server's own page."""
     try:
         page = urlsplit(origin)
         server = urlsplit(f"//{host}")
+        # The scheme says nothing else: what a proxy in between speaks is not seen here.
         default_port = _DEFAULT_PORTS.get(page.scheme)
         if default_port is None or not page.hostname:
             return False
         name_and_port = (page.hostname, page.port or default_port)
+        # A proxy that adds https passes the Host header on, which then has the page's name and port, or puts its own
+        # in, as nginx does; the page's must be allowed then.
         return name_and_port == (server.hostname, server.port or default_port) or name_and_port in allowed
     except ValueError:
         return False

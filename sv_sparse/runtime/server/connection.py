@@ -11,28 +11,21 @@ from sv_sparse.runtime.server.limits import Limits
 class Connection(H11Protocol):
     """HTTP/1.1 connection that is closed when it is idle, and of too many connections the idlest first.
 
-    uvicorn itself closes only connections that were idle after an answer. One that never sends a request,
-    sends its head one byte at a time, or does not read its answer would stay for good, and a few of them
-    would keep everybody out. A connection is idle while no request is under way on it. Its clock runs from
-    when it became idle, whatever bytes arrive. The application limits the time of a request.  DECISIONS 73
-
-    Attributes:
-        idle_seconds: Time until an idle connection is closed.
-        max_connections: Number of connections of the server.
-        clock: Runs while the connection is idle; None while a request is under way.
+    A connection is idle while no request is under way on it. The application limits the time of a request.
     """
 
-    idle_seconds: float
-    max_connections: int
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    # uvicorn itself closes only connections that were idle after an answer. One that never sends a request, sends its
+    # head one byte at a time, or does not read its answer would stay, and a few would keep everybody out: DECISIONS 73
+    def __init__(self, *args: Any, limits: Limits, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.limits = limits
+        # Runs from when the connection became idle, whatever bytes arrive; None while a request is under way.
         self.clock: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Start the clock of a new connection; close the idlest one if there are too many."""
         super().connection_made(transport)
-        if len(self.connections) > self.max_connections:
+        if len(self.connections) > self.limits.max_connections:
             self._close_idlest()
         self._update_clock()
 
@@ -66,8 +59,9 @@ class Connection(H11Protocol):
         is_under_way = self.cycle is not None and not self.cycle.response_complete
         if is_under_way and not self.flow.write_paused:
             self._stop_clock()
-        elif self.clock is None:  # also where the connection ends as soon as its last answer is read
-            self.clock = self.loop.call_later(self.idle_seconds, self.transport.abort)
+        # Also where the connection ends as soon as its last answer is read.
+        elif self.clock is None:
+            self.clock = self.loop.call_later(self.limits.idle_seconds, self.transport.abort)
 
     def _stop_clock(self) -> None:
         if self.clock is not None:
@@ -76,23 +70,12 @@ class Connection(H11Protocol):
 
     def _close_idlest(self) -> None:
         """Close the other connection whose clock has been running longest."""
-        idlest: Connection | None = None
-        first_end = float("inf")
+        ends: dict[float, Connection] = {}
         for other in self.connections:
-            if isinstance(other, Connection) and other.clock is not None and other.clock.when() < first_end:
-                idlest = other
-                first_end = other.clock.when()
-        if idlest is not None:
+            if isinstance(other, Connection) and other.clock is not None:
+                ends.setdefault(other.clock.when(), other)
+        if ends:
+            idlest = ends[min(ends)]
             # The next connection too many must close another one.
             idlest._stop_clock()
             idlest.transport.abort()
-
-
-def connection_class(limits: Limits) -> type[Connection]:
-    """Return the class of which uvicorn makes connections with these limits."""
-
-    class LimitedConnection(Connection):
-        idle_seconds = limits.idle_seconds
-        max_connections = limits.max_connections
-
-    return LimitedConnection
