@@ -15,7 +15,7 @@ from sv_sparse.io import atomic_write
 from sv_sparse.runtime.decision import EmbeddedRecording
 from sv_sparse.runtime.verifier import Verifier
 
-# With the recording's name.
+# A recording's name and what came of it.
 Row = tuple[str, EmbeddedRecording]
 
 

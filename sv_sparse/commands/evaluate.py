@@ -153,7 +153,7 @@ def _trial_sets(run_dir: Path, args: argparse.Namespace) -> list[TrialSet]:
 
 def _scoring_config(scoring: ScoringConfig, args: argparse.Namespace) -> ScoringConfig:
     """Return a run's scoring settings, changed as the command line says."""
-    # By the names of their settings.
+    # The arguments have the names of settings.
     changes = {name: getattr(args, name) for name in ("score_norm", "enrollment", "top_n")}
     if args.top_n is not None and (args.score_norm or scoring.score_norm) != "as_norm":
         raise ValueError(f"--top-n {args.top_n} is for --score-norm as_norm")

@@ -46,7 +46,7 @@ SCHEMA = pa.schema(
         _required("genre", DICTIONARY),
         # Part of the published corpus; empty if there is none.
         _required("subset", DICTIONARY),
-        # At the file's own rate.
+        # Counted at the file's own rate.
         _required("samples", pa.int64()),
         _required("sample_rate", pa.int32()),
         _required("channels", pa.int16()),

@@ -166,7 +166,7 @@ def _trim_rir(response: Waveform, path: str) -> Waveform:
     """Return a response from its direct sound on, without its end below -60 dB, of unit energy."""
     direct = int(np.argmax(np.abs(response)))
     response = response[direct:][:_MAX_RIR_SAMPLES].astype(np.float64)
-    # From each sample to the end.
+    # Energy from each sample to the end.
     energy = np.cumsum(response[::-1] ** 2)[::-1]
     if not energy[0] > 0:
         raise ValueError(f"{printable(path)}: a room response of zeros")

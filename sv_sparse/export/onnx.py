@@ -23,9 +23,9 @@ FRONTENDS = ("included", "none")
 # Name of the value between features and network, also where it is the input.
 FILTERBANK = "filterbank"
 _OPSETS = range(OPSET, 25)
-# Of a protobuf message.
+# Largest protobuf message.
 _MAX_BYTES = 2**31 - 1
-# Of the example that is traced.
+# Length of the example that is traced.
 _EXAMPLE_FRAMES = 57
 # Fewer may leave a pooling without deviations.
 _MIN_FRAMES = 9

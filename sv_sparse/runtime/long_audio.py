@@ -45,7 +45,7 @@ class WindowedEmbedding:
         self._buffer_samples = 0
         self._sum = np.zeros(())
         self._weight = 0
-        # Of all that was pushed.
+        # Samples of all that was pushed.
         self.num_samples = 0
 
     @property

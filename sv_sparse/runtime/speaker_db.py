@@ -39,7 +39,7 @@ CREATE INDEX by_speaker ON recordings (speaker);
 class Speaker(NamedTuple):
     """Enrolled speaker."""
 
-    # As normalize_name spells it.
+    # Name as normalize_name spells it.
     name: str
     num_recordings: int
     # Of all recordings together; None where it is unknown.

@@ -7,7 +7,7 @@ from scipy.signal import fftconvolve, firwin2
 
 from sv_sparse.data.decoding import SAMPLE_RATE
 
-# Of the equalizers; 16 ms.
+# Taps of the equalizers: 16 ms.
 _TAPS = 255
 
 
@@ -71,7 +71,7 @@ def _equalizer(rng: np.random.Generator, *, spread_db: float, band: tuple[float,
 
 def _room(rng: np.random.Generator) -> np.ndarray:
     """Return the impulse response of a room: the direct path, then exponentially decaying noise."""
-    # To -60 dB.
+    # Time in which reverberation falls by 60 dB.
     decay_seconds = rng.uniform(0.1, 0.7)
     reverberant_db = rng.uniform(-20.0, -1.0)
     time = np.arange(round(0.7 * decay_seconds * SAMPLE_RATE)) / SAMPLE_RATE

@@ -41,7 +41,7 @@ class BufferView:
 class Epilogue:
     """Operations after a product: ``post(scale * pre(product + bias + dynamic_bias) + shift + add)``."""
 
-    # [C].
+    # Bias [C].
     bias: Tensor | None = None
     # Vector [C] of an earlier step.
     dynamic_bias: BufferView | None = None
@@ -71,7 +71,7 @@ class Resolution(NamedTuple):
 class Layer:
     """Convolution of a program; pairs are of rows and columns."""
 
-    # Of its weight in the network.
+    # Name of its weight in the network.
     name: str
     # [C_out, C_in, rows, columns] as it is multiplied: with the scale of the norm behind it.
     weight: Tensor
@@ -114,7 +114,7 @@ class MemoryLayout:
 
     # The first is that of vectors.
     resolutions: list[Resolution] = field(default_factory=lambda: [Resolution(1, -1, (0, 0))])
-    # Of each resolution.
+    # Number of planes of each resolution.
     num_planes: list[int] = field(default_factory=lambda: [0])
     # That an utterance must have.
     min_frames: int = 2
