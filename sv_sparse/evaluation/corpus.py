@@ -68,7 +68,11 @@ def load_corpus(config: Config, run_dir: Path) -> Corpus:
     else:
         if not manifest_path.is_file():
             if isinstance(data, DemoDataConfig):
-                make_demo_corpus(data.cache_dir, **vars(data.synthesize))
+                try:
+                    make_demo_corpus(data.cache_dir, **vars(data.synthesize))
+                except ValueError as error:
+                    # Its arguments are named; the setting is the group that they lie in.
+                    raise ValueError(f"data.synthesize: {error}") from error
             scan_folder(
                 data.root,
                 # Speakers of these lists are not trained on. DECISIONS 30

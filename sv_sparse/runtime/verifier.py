@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sv_sparse.data.decoding import Resampler, Source, check_length, check_silence
+from sv_sparse.data.decoding import Source, check_length, check_silence, resample
 from sv_sparse.models.features import Filterbank
 from sv_sparse.runtime.audio import iter_audio, to_float
 from sv_sparse.runtime.decision import (
@@ -264,9 +264,7 @@ class Verifier:
         return WindowedEmbedding(self._embed_waveforms, window, self.sample_rate)
 
     def _resample(self, waveform: Waveform, sample_rate: int) -> Float32Array:
-        samples = to_float(waveform)
-        resampler = Resampler(sample_rate, self.sample_rate)
-        return np.concatenate([resampler(samples), resampler.flush()])
+        return resample(to_float(waveform), sample_rate, self.sample_rate)
 
     @torch.no_grad()
     def _embed_waveforms(self, waveforms: Float32Array) -> Float32Array:

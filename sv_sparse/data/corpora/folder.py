@@ -111,10 +111,23 @@ def scan_folder(
             f"trial lists and {len(held_out)} held out by data.val_fraction"
         )
     split = np.select([is_test, is_validation, is_train], ["test", "validation", "train"], "unused")
+    table = _to_table(utterance, speaker, session, split, headers, is_usable)
+    return Manifest.write(out, table.filter(pa.array(is_usable | is_test)), root)
+
+
+def _to_table(
+    utterance: pa.Array,
+    speaker: NDArray[np.object_],
+    session: NDArray[np.object_],
+    split: NDArray[np.str_],
+    headers: pa.Table,
+    is_usable: NDArray[np.bool_],
+) -> pa.Table:
+    """Return the manifest's columns of all recordings."""
     # What cannot be used has no samples, and the usual rate, so that its duration is 0 and not 0 / 0.
     samples = np.where(is_usable, headers.column("samples").to_numpy(), 0)
     sample_rate = np.where(is_usable, headers.column("sample_rate").to_numpy(), SAMPLE_RATE)
-    table = pa.table(
+    return pa.table(
         {
             "utterance": utterance,
             "speaker": pa.array(speaker, pa.string()),
@@ -126,7 +139,6 @@ def scan_folder(
             "segments": single_segments(utterance, headers),
         }
     )
-    return Manifest.write(out, table.filter(pa.array(is_usable | is_test)), root)
 
 
 def _check_limit(limit: UnreadableLimit, subject: str, names: Sequence[str], count: int, total: int) -> None:
