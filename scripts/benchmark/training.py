@@ -68,10 +68,10 @@ class OurStep:
         self.mixer, self.filterbank = AugmentOnDevice(self.crops.shape[1]), Filterbank().to(self.device)
         if not compiled:
             accelerate(self.network)  # as the training setup does
-        network_groups = param_groups(network)
+        network_param_groups = param_groups(network)
         head_groups = param_groups(self.head, dense_types=(*DENSE_TYPES, AAMSoftmax))
-        sparse_init_(network_groups)
-        self.optimizer = AdaBreg([*network_groups, *(group | {"name": "head"} for group in head_groups)], lr=1e-3)
+        sparse_init_(network_param_groups)
+        self.optimizer = AdaBreg([*network_param_groups, *(group | {"name": "head"} for group in head_groups)], lr=1e-3)
         self.controller = FeedbackController(self.optimizer, 0.9, 10_000)
         self.params = [param for group in self.optimizer.param_groups for param in group["params"]]
         self.called = torch.compile(self.network) if compiled else self.network

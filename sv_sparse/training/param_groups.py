@@ -45,7 +45,7 @@ def apply_sparse_init(groups: Sequence[dict[str, Any]], config: Config) -> None:
     )
 
 
-def network_groups(network: nn.Module, config: Config, penalty: str = "none") -> list[dict[str, Any]]:
+def network_param_groups(network: nn.Module, config: Config, penalty: str = "none") -> list[dict[str, Any]]:
     """Return the network's sparse and dense groups, as ``sparsity.dense``, ``sparsity.sparse`` and types say.
 
     Args:
@@ -63,7 +63,7 @@ def network_groups(network: nn.Module, config: Config, penalty: str = "none") ->
         raise ValueError(f"sparsity.dense={list(dense)}, sparsity.sparse={list(sparse)}: {error}") from error
 
 
-def parameter_groups(
+def build_param_groups(
     network: nn.Module, head: AAMSoftmax, config: Config, rates: dict[str, float]
 ) -> list[dict[str, Any]]:
     """Return the network's sparse and dense groups, and the head's group, which is dense by default.
@@ -86,7 +86,7 @@ def parameter_groups(
             "sparsity.sparsify_head=true with sparsity.granularity=out_channel makes speakers zero; it must be false"
         )
     penalty = settings.penalty if config.target_sparsity > 0 else "none"
-    groups = network_groups(network, config, penalty)
+    groups = network_param_groups(network, config, penalty)
     if settings.sparsify_head:
         head_groups = param_groups(head, sparse_types=(*SPARSE_TYPES, AAMSoftmax), penalty=penalty)
     else:
@@ -127,7 +127,7 @@ def initial_lambda(config: Config, source: InitSource | None, groups: Sequence[d
     Args:
         config: of the run.
         source: what the run starts from.
-        groups: as ``parameter_groups`` returns them.
+        groups: as ``build_param_groups`` returns them.
     """
     if config.sparsity.controller.name == "fixed":
         return {}

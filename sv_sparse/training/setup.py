@@ -44,10 +44,10 @@ from sv_sparse.training.device import DeviceConfig, resolve_device_config
 from sv_sparse.training.init_from import load_init_source
 from sv_sparse.training.param_groups import (
     apply_sparse_init,
+    build_param_groups,
     initial_lambda,
     learning_rates,
-    network_groups,
-    parameter_groups,
+    network_param_groups,
     uses_sparse_init,
 )
 
@@ -110,7 +110,7 @@ class TrainingSetup:
     def sparse_params(self) -> dict[str, Tensor]:
         """The network's weights that may become zero, by name."""
         params: dict[str, Tensor] = {}
-        for group in network_groups(self.network, self.config):
+        for group in network_param_groups(self.network, self.config):
             if group["name"] == "sparse":
                 params |= dict(group["params"])
         return params
@@ -151,7 +151,7 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
     rates = learning_rates(config, sparse_init=sparse_init)
     if source is not None:
         source.apply_to(network, config.model_settings, head, corpus.manifest)
-    groups = parameter_groups(network, head, config, rates)
+    groups = build_param_groups(network, head, config, rates)
     if source is None and sparse_init:
         apply_sparse_init(groups, config)
     nn.ModuleList([network, head]).to(device.device)
@@ -202,7 +202,7 @@ def check_buildable(config: Config, trusted_classes: Sequence[str] = ()) -> None
     _build_augmentation(config.augment)
     head = _build_head(config, network.embedding_dim, num_speakers=2)
     rates = learning_rates(config, sparse_init=uses_sparse_init(config))
-    groups = parameter_groups(network, head, config, rates)
+    groups = build_param_groups(network, head, config, rates)
     nn.ModuleList([network, head]).to(device.device)
     optimizer, _ = _build_optimizer(config, groups, {"lr": rates["others"]}, trainer.max_steps or trainer.epochs)
     if trainer.num_avg > 1 and isinstance(optimizer, ProxSGD):
@@ -242,7 +242,7 @@ def _build_optimizer(
 
     Args:
         config: settings of the run.
-        groups: as ``parameter_groups`` returns them.
+        groups: as ``build_param_groups`` returns them.
         start: learning rate and lambda at the start, where they are not the settings'.
         total_steps: length of the run.
     """

@@ -89,7 +89,7 @@ def reduce_batch_info(micro_batches: Sequence[Batch], signals: Sequence[int]) ->
     """
     sizes = [len(micro_batch.labels) for micro_batch in micro_batches]
     num_unreadable = sum(len(micro_batch.unreadable) for micro_batch in micro_batches)
-    local = torch.tensor([sum(sizes), num_unreadable, min(sizes), signals[0] if signals else 0])
+    local = torch.tensor([sum(sizes), num_unreadable, min(sizes), _first_signal(signals)])
     by_rank = all_gather(local)
     return GlobalBatchInfo(
         num_crops=int(by_rank[:, 0].sum()),
@@ -97,6 +97,11 @@ def reduce_batch_info(micro_batches: Sequence[Batch], signals: Sequence[int]) ->
         min_part_size=int(by_rank[:, 2].min()),
         stop_signal=int(by_rank[:, 3].max()),
     )
+
+
+def _first_signal(signals: Sequence[int]) -> int:
+    """Return the first stop signal that came; 0 for none."""
+    return signals[0] if signals else 0
 
 
 class Trainer:
@@ -205,7 +210,7 @@ class Trainer:
                     profile_step()
                     self._save_if_due()
                     # Processes that train together stop at the same step: reduce_batch_info told all of them.
-                    stop_signal = info.stop_signal if world_size() > 1 else next(iter(signals), 0)
+                    stop_signal = info.stop_signal if world_size() > 1 else _first_signal(signals)
                     if stop_signal:
                         self._save()
                         logger.info("stopped by %s at step %d", signal.Signals(stop_signal).name, progress.step)
@@ -215,7 +220,7 @@ class Trainer:
             progress.validated = False
             # Before the validation, so that nothing is lost however that ends.
             self._save()
-            stop_signal = int(all_gather(torch.tensor([next(iter(signals), 0)])).max())
+            stop_signal = int(all_gather(torch.tensor([_first_signal(signals)])).max())
             if stop_signal:
                 raise StopRequested(stop_signal)
 
@@ -273,14 +278,14 @@ class Trainer:
             self.state.diagnostics.snapshot()
 
         # Update the weights by their dual variables, then lambda by the sparsity that came of it.
-        loss_scale = scaler.get_scale()
+        previous_scale = scaler.get_scale()
         scaler.step(optimizer)
         scaler.update()
         # In fp16 a gradient that is not finite lowers the scale, and the optimizer's step was left out: lambda follows
         # updates only.
-        overflowed = scaler.get_scale() < loss_scale
+        overflowed = scaler.get_scale() < previous_scale
         if overflowed:
-            self._handle_overflow(loss_scale, step)
+            self._handle_overflow(previous_scale, step)
         else:
             controller.step()
 

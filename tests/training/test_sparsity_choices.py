@@ -13,7 +13,7 @@ from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.heads import AAMSoftmax
 from sv_sparse.training.init_from import InitSource
 from sv_sparse.training.logging import read_rows
-from sv_sparse.training.param_groups import initial_lambda, parameter_groups
+from sv_sparse.training.param_groups import build_param_groups, initial_lambda
 
 SHORT = ("trainer.epochs=3", "data.val_fraction=0")
 
@@ -42,7 +42,7 @@ def test_it_ends_on_the_target(train, tones, tmp_path, choice):
 def test_under_a_common_lambda_channels_die_in_order_of_their_size_within_their_layer():
     network, head = ECAPA(channels=16, mfa_channels=24), AAMSoftmax(192, 5)
     config = config_of("target_sparsity=0.5", "sparsity.penalty=group", "sparsity.init_density=1")
-    groups = parameter_groups(network, head, config, {"weights": 0.003, "others": 0.003})
+    groups = build_param_groups(network, head, config, {"weights": 0.003, "others": 0.003})
     sparse = [group for group in groups if group["penalty"] == "group"]
     assert all(len(group["params"]) == 1 for group in sparse)
     sizes = [group["params"][0][1].square().mean().sqrt().item() / group["lambda_scale"] for group in sparse]
