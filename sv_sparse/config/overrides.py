@@ -225,7 +225,7 @@ def _check_name(key: str, composed: DictConfig) -> None:
             names = list(_setting_names(composed))
             hint = _suggestion(key, names)
             if _is_open(composed, key):
-                hint = f"; another argument of your class is added with a plus: +{key}=VALUE"
+                hint += f"; another argument of your class is added with a plus: +{key}=VALUE"
             raise ValueError(f"unknown setting {key!r}; valid{inside}: {', '.join(listed) or 'nothing'}{groups}{hint}")
         node = None if OmegaConf.is_missing(node, part) else node[part]
 

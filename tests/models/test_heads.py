@@ -81,7 +81,7 @@ def test_a_row_of_zeros_has_a_bounded_gradient():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"speakers": 1}, "at least 2 training speakers, got 1"),
+        ({"num_speakers": 1}, "at least 2 training speakers, got 1"),
         ({"scale": float("inf")}, "head.scale must be a finite number above 0, got inf"),
         ({"margin": float("nan")}, "head.margin must be .*, got nan"),
         ({"scale": 0.0}, "head.scale must be a finite number above 0, got 0.0"),
@@ -90,7 +90,7 @@ def test_a_row_of_zeros_has_a_bounded_gradient():
 )
 def test_a_setting_out_of_bounds_is_named(settings, message):
     with pytest.raises(ValueError, match=message):
-        AAMSoftmax(8, **{"speakers": 5} | settings)
+        AAMSoftmax(8, **{"num_speakers": 5} | settings)
 
 
 def test_the_margin_schedule_checks_its_order():

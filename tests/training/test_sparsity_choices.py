@@ -120,7 +120,7 @@ def test_the_proximal_baseline_lands_from_below_and_has_no_duals_to_come_back_by
         ),
         (
             ["optim.backend=fast"],
-            "optim.backend must be one of auto, cpp, compile, foreach, got 'fast'",
+            "optim.backend must be one of auto, cpp, foreach, got 'fast'",
         ),
     ],
 )

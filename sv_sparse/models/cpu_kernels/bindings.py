@@ -54,8 +54,8 @@ def rows(x: Tensor) -> Tensor:
     # last frame of an utterance to the first of the next.
     is_aligned = frames.stride(2) == 1 or channels == 1
     step = frames.stride(1) if length > 1 else frames.stride(0)
-    has_one_step = batch == 1 or frames.stride(0) == length * step
-    if is_aligned and step >= channels and has_one_step:
+    is_evenly_spaced = batch == 1 or frames.stride(0) == length * step
+    if is_aligned and step >= channels and is_evenly_spaced:
         return frames
     return frames.contiguous()
 

@@ -96,7 +96,7 @@ def names_in_toolkit(name_map: NameMap, names: Iterable[str]) -> dict[str, str]:
     >>> names_in_toolkit(WESPEAKER_RESNET, ["stages.2.5.conv1.weight"])
     {'stages.2.5.conv1.weight': 'layer3.5.conv1.weight'}
     """
-    theirs = {}
+    toolkit_names = {}
     for name in names:
         module, _, leaf = name.rpartition(".")
         # "stages.2.5.conv1" is the entry "stages.{i}.{j}.conv1" with i=2, j=5.
@@ -105,5 +105,5 @@ def names_in_toolkit(name_map: NameMap, names: Iterable[str]) -> dict[str, str]:
         for place, count in counts.items():
             entry = entry.replace(f".{count}.", f".{place}.", 1)
         i, j = int(counts.get("{i}", 0)), int(counts.get("{j}", 0))
-        theirs[name] = f"{fill(name_map[entry], i, j)}.{leaf}"
-    return theirs
+        toolkit_names[name] = f"{fill(name_map[entry], i, j)}.{leaf}"
+    return toolkit_names
