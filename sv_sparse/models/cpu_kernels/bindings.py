@@ -22,7 +22,7 @@ class _Matrix(ctypes.Structure):
 
 # Types of the kernels' matrices.
 TYPES = frozenset({torch.float32, torch.bfloat16})
-_COST = "meanwhile torch's operations train the network, and a step takes up to a tenth longer"
+_COST = "meanwhile torch's operations train the network; a step takes longer, most in bf16"
 
 
 @cache
