@@ -167,9 +167,9 @@ def load():
     return lambda x: runtime(torch.from_numpy(x))
 """,
     "torch": """
-from sv_sparse.models.registry import build_network
+from sv_sparse.models.registry import build_model
 def load():
-    network = build_network(model, 80).eval()
+    network = build_model(model, 80).eval()
     network.load_state_dict(torch.load(folder / "dense.pt", weights_only=True))
     return lambda x: network(torch.from_numpy(x))
 """,
