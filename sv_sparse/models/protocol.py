@@ -4,6 +4,7 @@ import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -138,7 +139,9 @@ def _try_batch(
 
 def _line_of(error: Exception) -> str:
     """Return the line of the network's own code that an error came from: the last one outside of torch."""
-    own = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if "/torch/" not in frame.filename]
+    torch_dir = str(Path(torch.__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    own = [frame for frame in frames if not frame.filename.startswith(torch_dir)]
     return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
 
 

@@ -176,3 +176,15 @@ def test_settings_say_which_modules_stay_dense_and_which_may_become_zero(tones, 
     assert set(setup.sparse_params) == {"gain", "layer.weight"}
     regulated = {id(param) for param in setup.controller.params}
     assert regulated == {id(param) for param in setup.sparse_params.values()}
+
+
+def test_an_error_names_the_line_of_the_network_also_in_a_folder_called_torch(tmp_path):
+    path = tmp_path / "torch" / "net.py"
+    path.parent.mkdir()
+    path.write_text(
+        "from torch import nn\n\n\nclass Net(nn.Linear):\n    def forward(self, x):\n        return x.nothing\n"
+    )
+    scope: dict[str, object] = {}
+    exec(compile(path.read_text(), str(path), "exec"), scope)
+    with pytest.raises(ValueError, match=r"torch/net\.py, line 6"):
+        check_model(scope["Net"](80, 4), torch.device("cpu"))
