@@ -1,11 +1,13 @@
 """train.py run as a user runs it, on the tiny corpus."""
 
+import random
 import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from helpers.attempts import Attempts
@@ -40,6 +42,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _lazy_modules_hidden() -> None:
     _hide_lazy_modules()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Draw the same numbers in a test, whichever ran before it in the same process."""
+    random.seed(0)
+    numpy.random.seed(0)  # noqa: NPY002  # what code under test may draw from
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

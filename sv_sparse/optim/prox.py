@@ -14,6 +14,9 @@ from torch import Tensor
 
 PENALTIES = ("l1", "group", "none")
 GRANULARITIES = ("out_channel", "in_channel", "kernel")
+# Factor that makes a float32 a few bits smaller. One bit would not do: lambda is multiplied by lambda_scale and rounded
+# again before it is compared.
+STRICTLY_BELOW = 1 - 2**-20
 _TRANSPOSED = {"out_channel": "in_channel", "in_channel": "out_channel", "kernel": "kernel"}
 # Axes that number the groups.
 _CHANNEL_AXES = {"out_channel": (0,), "in_channel": (1,), "kernel": (0, 1)}

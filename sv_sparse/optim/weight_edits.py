@@ -16,7 +16,7 @@ from torch import Tensor
 from sv_sparse.optim.cpp import bindings
 from sv_sparse.optim.functional import ProximalMap
 from sv_sparse.optim.memory import is_non_overlapping_and_dense, is_plain
-from sv_sparse.optim.prox import reduce_groups
+from sv_sparse.optim.prox import STRICTLY_BELOW, group_norms, reduce_groups
 from sv_sparse.optim.state_dict_checks import Group, param_name
 from sv_sparse.optim.validation import warn
 
@@ -393,7 +393,8 @@ def _is_weight_of_dual(weight: Tensor, dual: Tensor, prox: ProximalMap, *, toler
 def _dual_of_same_weight(weight: Tensor, dual: Tensor, new_dual: Tensor, prox: ProximalMap) -> Tensor:
     """Return a dual variable of which another lambda makes the same weight.
 
-    The old dual variable of a zero weight stays, as far as the weight is zero under the new lambda too.
+    The old dual variables of zero weights stay, if these weights are zero under the new lambda too. Otherwise all of
+    them are made smaller by one factor: their order is what finalize() needs, and equal ones would cost it exactness.
 
     Args:
         weight: tensor as it is.
@@ -404,6 +405,10 @@ def _dual_of_same_weight(weight: Tensor, dual: Tensor, new_dual: Tensor, prox: P
     nonzero = weight != 0
     if prox.penalty == "group":
         nonzero = reduce_groups(nonzero, prox.granularity, torch.any)
-        stays_zero = reduce_groups(prox(dual) == 0, prox.granularity, torch.all)
-        return torch.where(nonzero, new_dual, torch.where(stays_zero, dual, 0.0))
-    return torch.where(nonzero, new_dual, torch.clamp(dual, -prox.lambda_, prox.lambda_))
+    of_zeros = torch.where(nonzero, 0.0, dual)
+    # The lambda above which all of them are zero.
+    max_lambda = of_zeros.abs().max()
+    if prox.penalty == "group":
+        max_lambda = group_norms(of_zeros, prox.granularity).max()
+    factor = torch.where(max_lambda > prox.lambda_, STRICTLY_BELOW * prox.lambda_ / max_lambda, 1.0)
+    return torch.where(nonzero, new_dual, factor * of_zeros)

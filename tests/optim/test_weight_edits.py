@@ -153,8 +153,10 @@ def test_masks_let_through_what_is_adopted():
     assert int(weight.count_nonzero()) == 100
 
 
+@pytest.mark.parametrize("seed", [0, 5, 9, 12, 34])
 @pytest.mark.parametrize("control", [QuantileController, FeedbackController])
-def test_a_frozen_layer_stands_still_under_every_controller_until_it_is_finalized(control):
+def test_a_frozen_layer_stands_still_under_every_controller_until_it_is_finalized(control, seed):
+    torch.manual_seed(seed)
     params = [nn.Parameter(torch.randn(10, 10)) for _ in range(2)]
     optimizer = LinBreg(params, lr=0.1, lambda_init=0.5)
     controller = control(optimizer, 0.5, 30, ramp_start=None, ramp_end=None)
@@ -196,6 +198,29 @@ def test_what_a_frozen_layer_has_learnt_about_its_zeros_stays():
     rest(optimizer, params)
     torch.testing.assert_close(params[1].detach(), before)
     assert torch.equal(optimizer.state[params[1]]["dual"][dead], dual[dead])
+
+
+@pytest.mark.parametrize(("penalty", "lambda_"), [("l1", 1.05), ("group", 1.8)])
+def test_zeros_of_a_frozen_layer_keep_their_order_under_a_smaller_lambda(penalty, lambda_):
+    params = [nn.Parameter(torch.randn(8, 8)) for _ in range(2)]
+    optimizer = trained(params, lambda_init=0.9, penalty=penalty)
+    optimizer.param_groups[0]["lambda_"].fill_(lambda_)
+    optimizer.apply_prox()
+    dual = optimizer.state[params[1]]["dual"].clone()
+    before = params[1].detach().clone()
+    dead = before == 0
+    assert 8 < int(dead.sum()) < 64
+    params[1].requires_grad_(False)
+    params[1].grad = None
+    optimizer.param_groups[0]["lambda_"].fill_(0.1)
+    rest(optimizer, params[:1])
+    optimizer.duals(optimizer.param_groups[0])  # which moves them to the new lambda
+    kept = optimizer.state[params[1]]["dual"]
+    ratio = kept[dead] / dual[dead]
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
+    assert 0 < float(ratio[0]) < 1
+    optimizer.apply_prox(include_frozen=True)
+    torch.testing.assert_close(params[1].detach(), before)
 
 
 @each_way

@@ -8,12 +8,8 @@ from torch import Tensor
 
 from sv_sparse.optim.bregman_optimizer import BregmanOptimizer
 from sv_sparse.optim.cpp import bindings
-from sv_sparse.optim.prox import granularity_of, group_norms, group_size
+from sv_sparse.optim.prox import STRICTLY_BELOW, granularity_of, group_norms, group_size
 from sv_sparse.optim.state_dict_checks import Group
-
-# Factor that makes a threshold a few bits smaller in float32. One bit would not do: lambda is multiplied by
-# lambda_scale and rounded again before it is compared.
-_STRICTLY_BELOW = 1 - 2**-20
 
 
 def lambda_for_nnz(optimizer: BregmanOptimizer, groups: Sequence[Group], nnz: int) -> Tensor:
@@ -25,7 +21,7 @@ def lambda_for_nnz(optimizer: BregmanOptimizer, groups: Sequence[Group], nnz: in
         nnz: weights of these groups that are nonzero, at least 1.
     """
     low, high = lambda_interval(optimizer, groups, nnz)
-    return optimizer.lambda_of(groups[0]).clamp(min=low, max=torch.maximum(low, _STRICTLY_BELOW * high))
+    return optimizer.lambda_of(groups[0]).clamp(min=low, max=torch.maximum(low, STRICTLY_BELOW * high))
 
 
 def lambda_interval(optimizer: BregmanOptimizer, groups: Sequence[Group], nnz: int) -> tuple[Tensor, Tensor]:
