@@ -48,7 +48,7 @@ def _lazy_modules_hidden() -> None:
 def _seeded() -> None:
     """Draw the same numbers in a test, whichever ran before it in the same process."""
     random.seed(0)
-    numpy.random.seed(0)  # noqa: NPY002  # what code under test may draw from
+    numpy.random.seed(0)  # what code under test may draw from
     torch.manual_seed(0)
 
 

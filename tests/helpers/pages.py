@@ -1,7 +1,6 @@
 """README.md and the pages of docs/: the commands and programs in them."""
 
 import re
-from pathlib import Path
 
 from helpers.tiny import ROOT
 
