@@ -1,5 +1,6 @@
 # make demo   from nothing to a report: environment, synthetic speech, a sparse network
 # make test   all checks: linters, types, import contract, tests
+# make docs   the manual, in site/
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ PROGRAM := $(shell find train.py sv_sparse conf constraints.txt -name '*.py' -o 
 	-o -name '*.txt' -o -name '*.html' -o -name '*.css')
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint docs setup clean
 
 demo: $(READY)
 	@if [ -f $(DEMO) ] && [ ! -f "$$(cat $(DEMO))" ]; then rm $(DEMO); fi
@@ -32,6 +33,11 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(READY)
+	$(BIN)/python scripts/docs/reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The manual is in site/; to read it: $(BIN)/python -m http.server --directory site"
+
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -41,4 +47,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

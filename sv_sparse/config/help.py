@@ -1,7 +1,7 @@
 """Help text of ``python train.py --help``: choices, and each setting with type, default and one sentence."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +17,28 @@ _INTRODUCTION = """Train a speaker-verification network to the sparsity you ask 
   python train.py -m target_sparsity=0.75,0.9,0.95      a sweep, one run after the other
 """
 
+# In place of a default.
+MUST_BE_GIVEN = "must be given"
+
+
+@dataclass(frozen=True)
+class SettingHelp:
+    """Setting of a run, as help and documentation show it."""
+
+    name: str
+    type: str
+    default: str
+    help: str
+
+
+@dataclass(frozen=True)
+class SectionHelp:
+    """Group of settings; the first one, of the settings outside the groups, has no name."""
+
+    name: str
+    summary: str
+    settings: list[SettingHelp]
+
 
 def format_help(arguments: Sequence[str]) -> str:
     """Return the help text for the settings of the choices on a command line.
@@ -26,42 +48,56 @@ def format_help(arguments: Sequence[str]) -> str:
     """
     line = parse_command_line([word for word in arguments if word not in {"--help", "-h"}])
     selected = [str(override.input_line) for override in line.overrides if override.key_or_group in GROUPS]
-    composed = line.compose(selected)
     lines = [_INTRODUCTION, "Choices (GROUP=CHOICE):", ""]
     lines += [f"  {group}: {', '.join(line.choices(group))}" for group in GROUPS]
-    lines += ["", "Settings (SETTING=VALUE), of these choices:", *_settings(composed, line)]
+    lines += ["", "Settings (SETTING=VALUE), of these choices:"]
+    for section in sections(line, selected):
+        if section.name:
+            lines += ["", f"{section.name}: {section.summary}"]
+        for setting in section.settings:
+            details = ", ".join(filter(None, (setting.type, setting.default)))
+            lines.append(f"  {setting.name} ({details})  {setting.help}".rstrip())
     lines += ["", "--cfg job prints the configuration; --hydra-help lists Hydra's own options."]
     return "\n".join(lines)
 
 
-def _settings(composed: DictConfig, line: CommandLine) -> Iterator[str]:
+def sections(line: CommandLine, selected: Sequence[str]) -> Iterator[SectionHelp]:
+    """Yield the settings of some choices, group by group.
+
+    Args:
+        line: has the folders in which choices lie.
+        selected: choices, as ``GROUP=CHOICE``; the others are those of conf/config.yaml.
+    """
+    composed = line.compose(selected)
+    settings = []
     for name in map(str, composed):
         if OmegaConf.is_missing(composed, name) or not OmegaConf.is_dict(composed[name]):
-            yield _line(composed, name, "")
+            settings.append(_setting(composed, name, ""))
+    yield SectionHelp("", "", settings)
     for group in GROUPS:
         if group in composed:
             yield from _group(composed[group], group)
 
 
-def _group(node: DictConfig, name: str) -> Iterator[str]:
-    """Yield the lines of a group: its class's first sentence, then its settings."""
+def _group(node: DictConfig, name: str) -> Iterator[SectionHelp]:
+    """Yield a group and the groups inside it."""
     kind = OmegaConf.get_type(node)
-    yield ""
-    yield f"{name}: {_first_line(kind)}" if is_dataclass(kind) else f"{name}: arguments of its class"
+    settings = []
     inner = []
     for key in map(str, node):
         # A choice has set the name.
         if key == "name" and is_dataclass(kind):
             continue
         if OmegaConf.is_missing(node, key) or not OmegaConf.is_dict(node[key]):
-            yield _line(node, key, f"{name}.")
+            settings.append(_setting(node, key, f"{name}."))
         else:
             inner.append(key)
+    yield SectionHelp(name, _first_line(kind) if is_dataclass(kind) else "arguments of its class", settings)
     for key in inner:
         yield from _group(node[key], f"{name}.{key}")
 
 
-def _line(node: DictConfig, key: str, prefix: str) -> str:
+def _setting(node: DictConfig, key: str, prefix: str) -> SettingHelp:
     kind = OmegaConf.get_type(node)
     hint, help_text = "", ""
     if is_dataclass(kind):
@@ -69,8 +105,8 @@ def _line(node: DictConfig, key: str, prefix: str) -> str:
             if setting.name == key:
                 hint = _type_name(setting.type)
                 help_text = setting.metadata.get("help", "")
-    default = "must be given" if OmegaConf.is_missing(node, key) else _shown(node[key])
-    return f"  {prefix + key} ({hint}{', ' if hint else ''}{default})  {help_text}".rstrip()
+    default = MUST_BE_GIVEN if OmegaConf.is_missing(node, key) else _shown(node[key])
+    return SettingHelp(prefix + key, hint, default, help_text)
 
 
 def _type_name(hint: Any) -> str:

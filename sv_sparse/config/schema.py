@@ -401,7 +401,7 @@ class AdaBregConfig(OptimConfig):
     eps: float = setting(1e-8, "Added to the denominator.")
     delta: float = setting(1.0, "Elastic-net parameter: a weight is delta times its shrunk dual variable.")
     weight_decay: float = setting(0.0, "Decoupled decay of nonzero weights.")
-    backend: str = setting("auto", "auto (C++ kernels on a CPU if g++ is there, else foreach), cpp, compile, foreach.")
+    backend: str = setting("auto", "auto (C++ kernels on a CPU if g++ is there, else foreach), cpp, foreach.")
 
 
 @dataclass(frozen=True)
@@ -418,7 +418,7 @@ class LinBregConfig(OptimConfig):
     nesterov: bool = setting(False, "Nesterov's momentum.")
     delta: float = setting(1.0, "Elastic-net parameter: a weight is delta times its shrunk dual variable.")
     weight_decay: float = setting(0.0, "Decay of weights.")
-    backend: str = setting("auto", "auto (C++ kernels on a CPU if g++ is there, else foreach), cpp, compile, foreach.")
+    backend: str = setting("auto", "auto (C++ kernels on a CPU if g++ is there, else foreach), cpp, foreach.")
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ at the weights w. Update number t, with the gradient g_t of the loss at w_t, is:
 A controller may change lambda in place after each update. A weight without a penalty is its own dual variable: its
 update is that of torch's SGD or Adam with learning rate ``delta * lr``.
 
-The functions use torch's operations. cpp/ has the same formulas in one pass over memory for CPUs, and _compile.py for
-torch.compile.
+The functions use torch's operations. cpp/ has the same formulas in one pass over memory, for CPUs.
 
 Sources:
 

@@ -1,0 +1,187 @@
+"""Write the reference pages of the manual from the code: docs/settings.md and docs/commands.md.
+
+Usage: python scripts/docs/reference.py
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sv_sparse.commands.main import COMMANDS, build_parser
+from sv_sparse.config.help import MUST_BE_GIVEN, SectionHelp, sections
+from sv_sparse.config.overrides import GROUPS, CommandLine, parse_command_line
+from sv_sparse.config.schema import register_schema
+from sv_sparse.io import write_text
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+_NOTICE = "<!-- Made by scripts/docs/reference.py; `make docs` makes it again. -->"
+# Choices that set several groups at once, or need a setting beside them, have no table of their own.
+_WITHOUT_TABLE = ("experiment",)
+
+
+def settings_page() -> str:
+    """Return docs/settings.md: each choice of each group, and each setting with type, default and meaning."""
+    register_schema()
+    line = parse_command_line([])
+    lines = [
+        "# Settings",
+        "",
+        _NOTICE,
+        "",
+        "Settings of `python train.py` and `sv-sparse train`. Write `SETTING=VALUE` or `GROUP=CHOICE` on the",
+        "command line. `python train.py --help` prints the same for the choices on its command line.",
+        "",
+        "## Run",
+        "",
+    ]
+    root, *_ = sections(line, [])
+    lines += _table(root)
+    for group in GROUPS:
+        lines += ["", f"## {group}", ""]
+        lines += _group_lines(line, group)
+    return "\n".join(lines) + "\n"
+
+
+def _group_lines(line: CommandLine, group: str) -> Iterator[str]:
+    """Yield the choices of a group and the settings of each; a choice that only sets values lists these."""
+    choices = line.choices(group)
+    yield f"Choices: {', '.join(f'`{group}={choice}`' for choice in choices)}."
+    if group in _WITHOUT_TABLE:
+        yield ""
+        yield "Each sets a network, a corpus and their schedule: see the files in `conf/experiment`."
+        return
+    # Choices with the same settings; the first of them is built in, the others are files that set some values.
+    families: dict[tuple[str, ...], dict[str, list[SectionHelp]]] = {}
+    files = {file.stem for file in (DOCS.parent / "conf" / group).glob("*.yaml")}
+    for choice in sorted(choices, key=lambda name: (name in files, name)):
+        # The settings of a class of the user's own are not known here.
+        if choice == "custom":
+            continue
+        own_sections = [section for section in sections(line, [f"{group}={choice}"]) if _is_of(section, group)]
+        names = tuple(setting.name for section in own_sections for setting in section.settings)
+        families.setdefault(names, {})[choice] = own_sections
+    for family in families.values():
+        (base, base_sections), *variants = family.items()
+        for section in base_sections:
+            yield ""
+            yield f"### {group}={base}" if section.name == group else f"#### {section.name}, with {group}={base}"
+            yield ""
+            yield _cell(section.summary)
+            if section.settings:
+                yield ""
+                yield from _table(section)
+        for choice, variant_sections in variants:
+            yield ""
+            yield f"`{group}={choice}` is `{group}={base}` with {_differences(base_sections, variant_sections)}."
+
+
+def _is_of(section: SectionHelp, group: str) -> bool:
+    return section.name == group or section.name.startswith(f"{group}.")
+
+
+def _differences(base: Sequence[SectionHelp], other: Sequence[SectionHelp]) -> str:
+    base_values = {setting.name: setting.default for section in base for setting in section.settings}
+    words = []
+    for section in other:
+        for setting in section.settings:
+            if base_values[setting.name] != setting.default:
+                words.append(f"`{setting.name}={setting.default}`")
+    return ", ".join(words) if words else "the same settings"
+
+
+def _table(section: SectionHelp) -> Iterator[str]:
+    yield "| setting | type | default | meaning |"
+    yield "|---|---|---|---|"
+    for setting in section.settings:
+        # A bar would end the cell.
+        type_name = setting.type.replace(" | None", " or null").replace(" | ", " or ")
+        default = setting.default if setting.default == MUST_BE_GIVEN else f"`{setting.default}`"
+        yield f"| `{setting.name}` | {type_name} | {default} | {_cell(setting.help)} |"
+
+
+def _cell(text: str) -> str:
+    """Return a text for a cell of a table, in which it is neither HTML nor the end of the cell."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def commands_page() -> str:
+    """Return docs/commands.md: each command of sv-sparse with its arguments."""
+    lines = [
+        "# Command line",
+        "",
+        _NOTICE,
+        "",
+        "Commands of the console script. `sv-sparse COMMAND --help` prints the same.",
+        "",
+        "| command | what it does |",
+        "|---|---|",
+    ]
+    for name, command in COMMANDS.items():
+        lines.append(f"| [`{name}`](#sv-sparse-{name}) | {command.help} |")
+    for name in COMMANDS:
+        lines += ["", f"## sv-sparse {name}", ""]
+        if name == "train":
+            lines.append("The same as `python train.py`: see [Settings](settings.md).")
+            continue
+        lines += _parser_lines(_subparsers(build_parser([name]))[name], f"sv-sparse {name}")
+    return "\n".join(lines) + "\n"
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+def _parser_lines(parser: argparse.ArgumentParser, title: str) -> Iterator[str]:
+    if parser.description:
+        yield parser.description
+        yield ""
+    formatter = parser.formatter_class(prog=parser.prog)
+    rows = []
+    for action in parser._actions:
+        is_hidden = action.help == argparse.SUPPRESS or isinstance(action, argparse._SubParsersAction)
+        if is_hidden or isinstance(action, argparse._HelpAction):
+            continue
+        help_text = formatter._expand_help(action) if action.help else ""
+        rows.append(f"| `{_invocation(action)}` | {_cell(help_text)} |")
+    if rows:
+        yield "| argument | meaning |"
+        yield "|---|---|"
+        yield from rows
+    if parser.epilog:
+        yield ""
+        yield "```text"
+        yield parser.epilog.strip()
+        yield "```"
+    for name, subparser in _subparsers(parser).items():
+        yield ""
+        yield f"### {title} {name}"
+        yield ""
+        yield from _parser_lines(subparser, f"{title} {name}")
+
+
+def _invocation(action: argparse.Action) -> str:
+    """Return an argument as it is typed: ``--output FILE``, or the name of a positional one."""
+    metavar = action.metavar if isinstance(action.metavar, str) else action.dest
+    if not action.option_strings:
+        return f"{metavar} ..." if action.nargs in {"+", "*"} else metavar
+    option = ", ".join(action.option_strings)
+    if action.nargs == 0:
+        return option
+    if action.metavar is None:
+        metavar = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper()
+    if isinstance(action.metavar, tuple):
+        metavar = " ".join(action.metavar)
+    return f"{option} {metavar} ..." if action.nargs in {"+", "*"} else f"{option} {metavar}"
+
+
+def main() -> None:
+    """Write the pages."""
+    write_text(DOCS / "settings.md", settings_page())
+    write_text(DOCS / "commands.md", commands_page())
+
+
+if __name__ == "__main__":
+    main()
