@@ -11,14 +11,25 @@ from helpers.tiny import ROOT
 
 STORED = ROOT / "recipes" / "evidence" / "results"
 LISTS = ("veri_test", "veri_test_matched")
-SECTIONS = {part.splitlines()[0]: part for part in re.split(r"^## ", pages.text("results"), flags=re.MULTILINE)[1:]}
+
+
+def sections(page: str) -> dict[str, str]:
+    """Return the sections of a page by their titles."""
+    return {part.splitlines()[0]: part for part in re.split(r"^## ", pages.text(page), flags=re.MULTILINE)[1:]}
+
+
+SECTIONS = sections("results")
 # Sections whose tables and paragraphs quote files of the repository.
 QUOTING = {title: section for title, section in SECTIONS.items() if title != "Conditions and limits"}
+QUOTING |= {title: sections("benchmarks")[title] for title in ("Controller", "Averaging")}
+# Sections with rows that join rows of the file.
+JOINED = {"Are the learning rates right?", "Synthetic voices", "Controller"}
 # Figures that are computed here from those in the files, or from the stored runs.
 COMPUTED = {
     "Does sparsity cost accuracy?": {"25.05", "34.88"},
     "Is the target met?": {"0.07"},
     "Does the start of lambda matter?": {"0.007"},
+    "Controller": {"2,000"},
 }
 # A difference with its interval, and whether it is bold.
 DIFFERENCE = re.compile(r"(\*\*)?[-+][\d.]+ \[([-+][\d.]+), ([-+][\d.]+)\]")
@@ -63,16 +74,31 @@ def test_the_main_table_is_that_of_the_stored_runs(monkeypatch):
         assert numbers[:size] == expected[method, zeros][:size]
 
 
+def figures_of(text: str) -> set[str]:
+    """Return the numbers with a decimal point and those with thousands."""
+    return set(re.findall(r"(?<![\d.])\d+\.\d+|\d+(?:,\d{3})+", re.sub(r"\]\([^)]*\)", "]", text)))
+
+
+def source_lines(section: str) -> list[str]:
+    """Return the lines of the files that a section quotes and links."""
+    links = re.findall(r"\]\((\.\./(?:recipes|scripts)/[^)]+\.md)\)", section)
+    return [line for link in links for line in (ROOT / "docs" / link).read_text(encoding="utf-8").splitlines()]
+
+
 @pytest.mark.parametrize("title", QUOTING)
 def test_every_figure_of_a_section_is_in_a_file_that_it_links(title):
     section = QUOTING[title]
-    links = re.findall(r"\]\(([^)#]+\.md)[^)]*\)", section)
-    sources = " ".join((ROOT / "docs" / link).resolve().read_text(encoding="utf-8") for link in links)
-    assert sources
-    figures = re.findall(r"\d+\.\d+|\d+(?:,\d{3})+", re.sub(r"\]\([^)]*\)", "]", section))
-    assert figures
-    missing = [figure for figure in figures if not re.search(rf"(?<![\d.,]){re.escape(figure)}(?![\d])", sources)]
-    assert set(missing) == COMPUTED.get(title, set())
+    assert figures_of(section)
+    missing = figures_of(section) - set().union(*map(figures_of, source_lines(section)))
+    assert missing == COMPUTED.get(title, set())
+
+
+@pytest.mark.parametrize("title", sorted(set(QUOTING) - JOINED))
+def test_the_figures_of_a_row_are_those_of_one_row_of_the_file(title):
+    stored_rows = [figures_of(line) for line in source_lines(QUOTING[title])]
+    for row in rows_of(QUOTING[title]):
+        figures = figures_of(" ".join(row)) - COMPUTED.get(title, set())
+        assert any(figures <= stored for stored in stored_rows), row
 
 
 def test_differences_are_bold_where_their_interval_excludes_zero():
