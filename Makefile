@@ -35,7 +35,7 @@ lint: $(READY)
 
 docs: $(READY)
 	$(BIN)/python scripts/docs/reference.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "The manual is in site/; to read it: $(BIN)/python -m http.server --directory site"
 
 setup: $(READY)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sv_sparse.commands.main import COMMANDS, build_parser
-from sv_sparse.config.help import MUST_BE_GIVEN, SectionHelp, sections
+from sv_sparse.config.help import REQUIRED, SectionHelp, sections
 from sv_sparse.config.overrides import GROUPS, CommandLine, parse_command_line
 from sv_sparse.config.schema import register_schema
 from sv_sparse.io import write_text
@@ -95,7 +95,7 @@ def _table(section: SectionHelp) -> Iterator[str]:
     for setting in section.settings:
         # A bar would end the cell.
         type_name = setting.type.replace(" | None", " or null").replace(" | ", " or ")
-        default = setting.default if setting.default == MUST_BE_GIVEN else f"`{setting.default}`"
+        default = setting.default if setting.default == REQUIRED else f"`{setting.default}`"
         yield f"| `{setting.name}` | {type_name} | {default} | {_cell(setting.help)} |"
 
 

@@ -18,7 +18,7 @@ _INTRODUCTION = """Train a speaker-verification network to the sparsity you ask 
 """
 
 # In place of a default.
-MUST_BE_GIVEN = "must be given"
+REQUIRED = "must be given"
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _setting(node: DictConfig, key: str, prefix: str) -> SettingHelp:
             if setting.name == key:
                 hint = _type_name(setting.type)
                 help_text = setting.metadata.get("help", "")
-    default = MUST_BE_GIVEN if OmegaConf.is_missing(node, key) else _shown(node[key])
+    default = REQUIRED if OmegaConf.is_missing(node, key) else _shown(node[key])
     return SettingHelp(prefix + key, hint, default, help_text)
 
 
