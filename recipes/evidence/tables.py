@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from sv_sparse.evaluation.score_files import bootstrap_eers
+from sv_sparse.report import format as fmt
 from sv_sparse.report.format import DASH
 from sv_sparse.report.results import all_evaluations
 from sv_sparse.report.tables import Table
@@ -65,8 +66,8 @@ class Run:
 
     @property
     def sparsity_error(self) -> float:
-        """Tracked sparsity minus its target, in percentage points."""
-        return 100 * float(self.results["sparsity_tracked"] - self.results["target_sparsity"])
+        """Tracked sparsity minus its target, a difference of fractions."""
+        return float(self.results["sparsity_tracked"] - self.results["target_sparsity"])
 
     def epochs(self) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl at the ends of epochs."""
@@ -324,7 +325,7 @@ def control_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
         run = group.runs[0]
         model, optimizer, target = group.name.removeprefix("control_").rsplit("_", 2)
         row = [model, optimizer, f"{float(target):.2%}", f"{group.mean('sparsity_tracked'):.3%}"]
-        row += [f"{run.sparsity_error:+.3f}", str(run.results["training"]["steps"]), run.steps_in_band()]
+        row += [fmt.points(run.sparsity_error, 3), str(run.results["training"]["steps"]), run.steps_in_band()]
         row.append(f"{run.results['lambda']:.3g}")
         row += [f"{group.eer(name):.2%} ({group.untrained_eer(name)})" for name in trial_lists]
         rows.append(row)
@@ -336,7 +337,7 @@ def insensitivity_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
     rows = []
     for group in starting_with(groups, "start_", "fixed_"):
         run = group.runs[0]
-        in_band = "yes" if abs(run.sparsity_error) <= 100 * BAND else "no"
+        in_band = "yes" if abs(run.sparsity_error) <= BAND else "no"
         row = [
             group.value,
             group.method,

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sv_sparse.report.compare import add_eer_differences, compare_table, read_run_results, write_comparison
+from sv_sparse.report.compare import add_eer_differences, compare_text, read_run_results, write_comparison
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,10 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run ``sv-sparse compare``."""
     results, messages = read_run_results(args.runs, args.list)
-    # On stderr, so that the table alone can be piped.
+    # On stderr, so that the tables alone can be piped.
     for message in messages:
         print(message, file=sys.stderr)
     add_eer_differences(results)
-    print(compare_table(results))
+    print(compare_text(results))
     if args.out is not None:
         write_comparison(args.out, results)

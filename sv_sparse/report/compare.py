@@ -1,7 +1,8 @@
-"""Comparison of finished runs: one table, with figures, as HTML, Markdown and CSV."""
+"""Comparison of finished runs: a table for each trial list, with figures, as HTML, Markdown and CSV."""
 
 import csv
 import io
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -17,12 +18,16 @@ from sv_sparse.report.figures.compare import comparison_figures
 from sv_sparse.report.figures.style import report_style
 from sv_sparse.report.html import write_pages
 from sv_sparse.report.results import Results, all_evaluations
-from sv_sparse.report.tables import Evaluation, Table, corpus_name, speakers_text
+from sv_sparse.report.tables import Evaluation, Facts, Table, corpus_name, duration, speakers_text
 
 # Values of a run and a list by their CSV names; None where one is not known.
 Row = dict[str, Any]
 
-# Last columns of the CSV. The table of runs has none of them: the table of lists shows them once.
+# Columns of a table in a terminal.
+_MAX_WIDTH = 120
+# Columns to leave out of one that is too wide: the first choice is tried first.
+_LEFT_OUT = (("minutes",), ("settings",), ("minutes", "settings"), ("minutes", "settings", "minDCF"))
+# Last columns of the CSV. Tables of runs have none of them: they stand once above each.
 _CONDITIONS = ("enrollment", "score_norm", "calibration", "speakers", "targets")
 
 
@@ -146,9 +151,33 @@ def sparse_runs(results: Iterable[RunResult]) -> list[RunResult]:
     return list(by_run.values())
 
 
-def compare_table(results: Sequence[RunResult]) -> str:
-    """Return the table of runs and lists, in Markdown."""
-    return _runs_table([_row(result) for result in results]).markdown()
+def compare_text(results: Sequence[RunResult]) -> str:
+    """Return what the command prints: the settings that all runs share, and a table for each trial list."""
+    blocks = [textwrap.fill(_header(results), _MAX_WIDTH, break_on_hyphens=False)]
+    hidden: dict[str, None] = {}
+    for list_name, members in _by_list(results).items():
+        # How scores were normalized and calibrated is on the page.
+        conditions = [fact for fact in _conditions(members) if fact[0] in {"trials", "left out", "speakers"}]
+        table, headers = _runs_table(list_name, members, results).fit(_MAX_WIDTH, _LEFT_OUT)
+        hidden |= dict.fromkeys(headers)
+        blocks += [f"{list_name}: {_text(conditions)}", table.markdown()]
+    if hidden:
+        blocks.append(f"Columns left out, the line would be too long: {', '.join(hidden)}. --out FOLDER has them.")
+    return "\n\n".join(blocks)
+
+
+def _header(results: Sequence[RunResult]) -> str:
+    """Return sentences on the settings that all runs share, and on how to read the tables."""
+    common, _ = _settings(results)
+    sentences = [f"Same in all runs: {_text(common)}."] if common else []
+    sentences.append("Brackets: 95% intervals.")
+    if any(result.eer_difference for result in results):
+        sentences.append("Differences to the first run are in percentage points of EER, on the same trials.")
+    return " ".join(sentences)
+
+
+def _text(facts: Facts) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts)
 
 
 def write_comparison(folder: Path, results: Sequence[RunResult]) -> None:
@@ -156,21 +185,89 @@ def write_comparison(folder: Path, results: Sequence[RunResult]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with report_style():
         figures = comparison_figures(results, sparse_runs(results))
-    rows = [_row(result) for result in results]
-    tables = [_runs_table(rows), _lists_table(results)]
-    costs = cost_table(results)
-    if costs is not None:
-        tables.append(costs)
-    corpora = sorted({corpus_name(result.results) for result in results})
-    values = {"name": "Comparison of runs", "summary": f"Trained on: {', '.join(corpora)}.", "tables": tables}
+    lists = []
+    for list_name, members in _by_list(results).items():
+        table = _runs_table(list_name, members, results)
+        lists.append({"name": list_name, "table": table, "conditions": _conditions(members)})
+    num_runs = len({result.run_dir for result in results})
+    values = {
+        "name": "Comparison of runs",
+        "summary": f"Runs: {num_runs}. {_header(results)} All values: compare.csv.",
+        "lists": lists,
+        "cost": cost_table(results),
+    }
     write_pages(folder, "compare", figures, values)
     # Fractions and minutes without rounding, for programs.
+    rows = [_row(result) for result in results]
     file = io.StringIO()
     keys = [*_keys_with_values(rows), *_CONDITIONS]
     writer = csv.DictWriter(file, keys, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / "compare.csv", file.getvalue())
+
+
+def _by_list(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
+    by_list: dict[str, list[RunResult]] = {}
+    for result in results:
+        by_list.setdefault(result.list_name, []).append(result)
+    return by_list
+
+
+def _settings(results: Sequence[RunResult]) -> tuple[Facts, dict[Path, str]]:
+    """Return the settings that all runs share, and for each run the others as text."""
+    by_run: dict[Path, dict[str, str]] = {}
+    for result in results:
+        training = result.results["training"]
+        controller = result.controller
+        if controller == "fixed":
+            controller = f"fixed λ {result.results['lambda']:.3g}"
+        by_run[result.run_dir] = {
+            "corpus": corpus_name(result.results),
+            "model": training["model"],
+            "optimizer": result.config.optim.name,
+            "controller": controller,
+            "lr": f"{training['lr']:g}",
+            "duration": duration(result.results, result.config),
+            "seed": str(result.results["seed"]),
+        }
+    first, *others = by_run.values()
+    common = [(name, value) for name, value in first.items() if all(other[name] == value for other in others)]
+    names = {name for name, _ in common}
+    differing = {}
+    for run_dir, settings in by_run.items():
+        # The first four are known by their values.
+        words = [value for name, value in list(settings.items())[:4] if name not in names]
+        words += [f"{name} {value}" for name, value in list(settings.items())[4:] if name not in names]
+        differing[run_dir] = ", ".join(words)
+    return common, differing
+
+
+def _conditions(results: Sequence[RunResult]) -> Facts:
+    """Return the conditions under which the runs were evaluated on a list; where they differ, with the runs."""
+    runs_by_value: dict[str, dict[str, list[str]]] = {}
+    for result in results:
+        evaluation = result.evaluation
+        values = {
+            "trials": f"{evaluation['trials']:,} ({evaluation['targets']:,} targets)",
+            "left out": _left_out_text(evaluation),
+            "speakers": speakers_text(evaluation),
+            "enrollment": evaluation["enrollment"],
+            "subtracted": result.results["scoring"]["mean_embedding"],
+            "score norm": evaluation["score_norm"],
+            "calibration": evaluation["calibration"] or "none",
+        }
+        for name, value in values.items():
+            runs_by_value.setdefault(name, {}).setdefault(value, []).append(result.run_name)
+    facts = []
+    for name, runs in runs_by_value.items():
+        values = list(runs)
+        if len(values) > 1:
+            values = [f"{value} ({', '.join(run_names)})" for value, run_names in runs.items()]
+        # Most runs leave no trials out.
+        if values != ["none"] or name != "left out":
+            facts.append((name, "; ".join(values)))
+    return facts
 
 
 def _row(result: RunResult) -> Row:
@@ -217,80 +314,50 @@ def _keys_with_values(rows: Sequence[Row]) -> list[str]:
     return [key for key in has_value if has_value[key] and key not in _CONDITIONS]
 
 
-def _left_out_cell(row: Row) -> str:
-    if row["trials_left_out"] is None:
-        return fmt.DASH
-    return f"{row['trials_left_out']:,} trials (unusable recordings: {row['recordings_left_out']:,})"
+def _left_out_text(evaluation: Evaluation) -> str:
+    if not evaluation.get("trials_left_out"):
+        return "none"
+    return f"{evaluation['trials_left_out']:,} trials, unusable recordings: {evaluation['recordings_left_out']:,}"
 
 
-def _interval_cell(row: Row) -> str:
-    return fmt.DASH if row["eer_low"] is None else fmt.interval((row["eer_low"], row["eer_high"]))
+def _runs_table(title: str, members: Sequence[RunResult], results: Sequence[RunResult]) -> Table:
+    """Return the table of the runs that were evaluated on a list, in at most eight columns.
 
-
-def _difference_cell(row: Row) -> str:
-    if row["eer_difference"] is None:
-        return fmt.DASH
-    low = 100 * row["eer_difference_low"]
-    high = 100 * row["eer_difference_high"]
-    return f"{100 * row['eer_difference']:+.2f} points [{low:+.2f}, {high:+.2f}]"
-
-
-# Columns of the table of runs by the CSV name: header and format.
-_COLUMNS = {
-    "trials": ("trials", ","),
-    "trials_left_out": ("left out", ""),
-    "lr": ("lr", "g"),
-    "lambda": ("lambda", ".3g"),
-    "target_sparsity": ("target", ".2%"),
-    "sparsity_tracked": ("tracked sparsity", ".3%"),
-    "sparsity": ("final sparsity", ".4%"),
-    "nonzero_fraction": ("nonzero parameters", ".2%"),
-    "eer": ("EER", ".2%"),
-    "eer_low": ("95% interval", ""),
-    "cllr": ("Cllr", ".3f"),
-    "eer_difference": ("EER less the first run's [95% interval]", ""),
-    "untrained_eer": ("untrained EER", ".2%"),
-    "minutes": ("minutes", ".1f"),
-}
-# Columns whose cells hold several values of the CSV, and the values that have no column of their own therefore.
-_CELLS = {"trials_left_out": _left_out_cell, "eer_low": _interval_cell, "eer_difference": _difference_cell}
-_CSV_ONLY = {"recordings_left_out", "eer_high", "eer_difference_low", "eer_difference_high"}
-
-
-def _runs_table(rows: Sequence[Row]) -> Table:
-    columns = {}
-    for key in _keys_with_values(rows):
-        header, spec = _COLUMNS.get(key, (key, ""))
-        if key.startswith(("min_dcf(", "act_dcf(")):
-            header, spec = key.replace("_dcf", "DCF"), ".3f"
-        if key in _CELLS:
-            columns[header] = [_CELLS[key](row) for row in rows]
-        elif key not in _CSV_ONLY:
-            columns[header] = [fmt.number(row.get(key), spec) for row in rows]
-    return Table("Runs", list(columns), list(zip(*columns.values(), strict=True)))
-
-
-def _lists_table(results: Sequence[RunResult]) -> Table:
-    """Return the conditions of each list, with the number of runs that have the same ones."""
-    runs_by_conditions: dict[tuple[str, ...], set[Path]] = {}
-    for result in results:
+    Args:
+        title: title of the table.
+        members: results on the list.
+        results: all results, of which the first run is compared with.
+    """
+    _, settings = _settings(results)
+    point = fmt.point_name(members[0].evaluation["dcf"][0])
+    rows = []
+    for result in members:
         evaluation = result.evaluation
-        row = (
-            result.list_name,
-            fmt.count(evaluation["trials"]),
-            fmt.count(evaluation["targets"]),
-            speakers_text(evaluation),
-            evaluation["enrollment"],
-            result.results["scoring"]["mean_embedding"],
-            evaluation["score_norm"],
-            evaluation["calibration"] or "none",
-        )
-        runs_by_conditions.setdefault(row, set()).add(result.run_dir)
-    headers = (
-        "list", "trials", "targets", "speakers", "enrollment", "subtracted", "score norm", "calibration", "runs",
-    )  # fmt: skip
-    rows = [(*row, str(len(runs))) for row, runs in runs_by_conditions.items()]
-    return Table("Lists", headers, rows)
+        eer = fmt.percent(evaluation["eer"])
+        if evaluation["eer_interval"] is not None:
+            eer += " " + fmt.brackets(evaluation["eer_interval"])
+        difference = fmt.DASH
+        if result.eer_difference is not None:
+            value, low, high = result.eer_difference
+            difference = f"{fmt.points(value)} {fmt.brackets((low, high), signed=True)}"
+        min_dcfs = {fmt.point_name(cost): cost["min_dcf"] for cost in evaluation["dcf"]}
+        row = {
+            "run": result.run_name,
+            "settings": settings[result.run_dir],
+            "target": fmt.percent(result.results["target_sparsity"]),
+            "final sparsity": fmt.percent(result.results["sparsity"], 4),
+            "EER": eer,
+            "minus first run": difference,
+            f"minDCF({point})": fmt.number(min_dcfs.get(point)),
+            "minutes": fmt.number(result.minutes, ".1f"),
+        }
+        # Runs that do not differ, or were not compared.
+        if not any(settings.values()):
+            del row["settings"]
+        if all(other.eer_difference is None for other in members):
+            del row["minus first run"]
+        rows.append(row)
+    return Table(title, list(rows[0]), [list(row.values()) for row in rows])
 
 
 def cost_table(results: Iterable[RunResult]) -> Table | None:

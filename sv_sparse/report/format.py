@@ -39,6 +39,26 @@ def interval(ends: Sequence[float] | None, spec: str = ".2%") -> str:
     return DASH if ends is None else f"{ends[0]:{spec}} to {ends[1]:{spec}}"
 
 
+def brackets(ends: Sequence[float], signed: bool = False) -> str:
+    """Format the two ends of an interval of fractions in percent, in brackets and without the sign of percent.
+
+    >>> brackets([0.0871, 0.1302]), brackets([-0.003, 0.027], signed=True)
+    ('[8.71, 13.02]', '[-0.30, +2.70]')
+    """
+    low, high = (points(end) if signed else f"{100 * end:.2f}" for end in ends)
+    return f"[{low}, {high}]"
+
+
+def points(difference: float, digits: int = 2) -> str:
+    """Format a difference of fractions in percentage points, with its sign; what rounds to zero has none.
+
+    >>> points(0.012), points(-0.003), points(-0.00001)
+    ('+1.20', '-0.30', '0.00')
+    """
+    text = f"{100 * difference:+.{digits}f}"
+    return text if float(text) else text[1:]
+
+
 def large(value: float, unit: str = "") -> str:
     """Format a large number with three digits and a prefix.
 

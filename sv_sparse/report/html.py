@@ -94,8 +94,8 @@ def _page_values(report: RunReport) -> dict[str, Any]:
         section["breakdown"] = tables.breakdown_table(evaluation)
         evaluations.append(section)
     notes = [
-        f'A pair whose evidence reaches the threshold is "{Outcome.ACCEPTED}", any other "{Outcome.NOT_ACCEPTED}"; '
-        f"{NOT_DIFFERENT}."
+        f'Decisions: a pair whose LLR reaches the threshold is "{Outcome.ACCEPTED}". Any other pair is '
+        f'"{Outcome.NOT_ACCEPTED}"; {NOT_DIFFERENT}.'
     ]
     # A card of a demo network must not look like one of people's voices.
     if report.config.is_synthetic:
@@ -106,9 +106,9 @@ def _page_values(report: RunReport) -> dict[str, Any]:
     return {
         "name": report.run_dir.resolve().name,
         "summary": (
-            f"{training['model']}, trained on {training['speakers']:,} speakers of {tables.corpus_name(results)}, "
-            f"{training['utterances']:,} utterances, {training['hours']:.2f} hours, for {training['epochs']} epochs "
-            f"or {training['steps']:,} steps on {training['device']} in {training['precision']}."
+            f"{training['model']}, trained for {tables.duration(results, report.config)} on {training['device']} in "
+            f"{training['precision']}. Corpus: {tables.corpus_name(results)}, {training['speakers']:,} speakers, "
+            f"{training['utterances']:,} utterances, {training['hours']:.2f} hours."
         ),
         "cards": _cards(report),
         "results": tables.results_table(results),
@@ -117,8 +117,9 @@ def _page_values(report: RunReport) -> dict[str, Any]:
         "sparsity": tables.sparsity_table(results),
         "size": tables.size_table(results["size"]),
         "latency": tables.latency_note(results["size"]),
+        "next_commands": tables.NEXT_COMMANDS,
         "layers": tables.layers_table(results["layers"]),
-        "facts": tables.training_facts(results),
+        "facts": tables.training_facts(results, report.config),
         "command": environment["command"],
         "environment": [(name, value) for name, value in other_facts.items() if value is not None],
         "packages": list(environment["packages"].items()),
@@ -135,18 +136,18 @@ def _cards(report: RunReport) -> list[tuple[str, str, str]]:
     if not report.is_dense:
         target = fmt.percent(results["target_sparsity"])
         tracked = fmt.percent(results["sparsity_tracked"], 3)
-        sparsity_note = f"target {target}, {tracked} tracked"
+        sparsity_note = f"target {target}, tracked {tracked}"
     eer_note = name
     if evaluation["eer_interval"] is not None:
         eer_note += f", 95% interval {fmt.interval(evaluation['eer_interval'])}"
     nnz = results["nonzero_parameters"]
     num_params = results["parameters"]
     nonzero_macs = fmt.percent(size["nonzero_macs"] / size["macs"], 1)
-    size_note = f"{fmt.percent(nnz / num_params, 1)} of {num_params:,}; {nonzero_macs} of multiply-accumulates"
+    size_note = f"{fmt.percent(nnz / num_params, 1)} of {num_params:,}; {nonzero_macs} of the multiply-accumulates"
     steps_note = f"{training['steps']:,} steps on {training['device']}"
     return [
         ("Final sparsity", fmt.percent(results["sparsity"], 4), sparsity_note),
         ("EER", fmt.percent(evaluation["eer"]), eer_note),
         ("Nonzero parameters", fmt.count(nnz), size_note),
-        ("Minutes", fmt.number(results["wall_time_s"] / 60, ".1f"), steps_note),
+        ("Time", f"{results['wall_time_s'] / 60:.1f} min", steps_note),
     ]

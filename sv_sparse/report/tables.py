@@ -6,9 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sv_sparse.config.schema import Config
 from sv_sparse.report import format as fmt
 from sv_sparse.report.results import Results
 
+# What to do with a finished run, as a report says it.
+NEXT_COMMANDS = (
+    "sv-sparse export RUN --output model.safetensors",
+    "sv-sparse autotune --model model.safetensors",
+)
 # Of one trial list, as in ``evaluations`` of results.json.
 Evaluation = Mapping[str, Any]
 # Names and values.
@@ -46,6 +52,23 @@ class Table:
         """Indices of columns with nothing but numbers and dashes; never the first column."""
         columns = enumerate(zip(*self.rows, strict=True))
         return {index for index, cells in columns if index > 0 and all(map(_NUMBER.match, cells))}
+
+    def fit(self, max_width: int, alternatives: Sequence[Sequence[str]]) -> tuple["Table", list[str]]:
+        """Return the table with fewer columns, so that no line in Markdown is wider, and the headers of those left out.
+
+        Args:
+            max_width: letters of a line.
+            alternatives: beginnings of the headers of columns to leave out; the first that fits is taken, or the last.
+        """
+        table, hidden = self, []
+        for prefixes in ((), *alternatives):
+            hidden = [header for header in self.headers if header.startswith(tuple(prefixes))]
+            indices = [index for index, header in enumerate(self.headers) if header not in hidden]
+            rows = [[row[index] for index in indices] for row in self.rows]
+            table = Table(self.title, [self.headers[index] for index in indices], rows)
+            if max(map(len, table.markdown().splitlines())) <= max_width:
+                break
+        return table, hidden
 
     def markdown(self) -> str:
         """Return the table in Markdown, with aligned columns."""
@@ -102,7 +125,7 @@ def metrics_table(evaluation: Evaluation) -> Table:
     rows.append(("min Cllr", fmt.number(evaluation["min_cllr"]), "", ""))
     if evaluation.get("untrained_eer") is not None:
         rows.append(("untrained EER", fmt.percent(evaluation["untrained_eer"]), "", ""))
-    return Table(evaluation["name"], ("rate", "value", "95% interval", "threshold"), rows)
+    return Table(evaluation["name"], ("metric", "value", "95% interval", "score threshold"), rows)
 
 
 def thresholds_table(evaluation: Evaluation) -> Table | None:
@@ -141,7 +164,7 @@ def conditions(evaluation: Evaluation, scoring: Mapping[str, str]) -> Facts:
     facts = [("trials", f"{trials:,}: {targets:,} targets, {trials - targets:,} nontargets")]
     # Error rates without some trials are those of another list (DECISIONS 71).
     if evaluation.get("recordings_left_out"):
-        recordings = f"recordings that cannot be used: {evaluation['recordings_left_out']:,}"
+        recordings = f"unusable recordings: {evaluation['recordings_left_out']:,}"
         facts.append(("left out", f"{evaluation['trials_left_out']:,} trials; {recordings}"))
     point_text = "p_target {p_target:g}, c_miss {c_miss:g}, c_fa {c_fa:g}"
     points = [point_text.format_map(cost) for cost in evaluation["dcf"]]
@@ -150,11 +173,11 @@ def conditions(evaluation: Evaluation, scoring: Mapping[str, str]) -> Facts:
         *facts,
         ("speakers", speakers_text(evaluation)),
         ("enrollment", evaluation["enrollment"]),
-        ("scores", f"cosines of embeddings less the {scoring['mean_embedding']}"),
+        ("scores", f"cosine similarity of embeddings, after subtracting the {scoring['mean_embedding']}"),
         ("score norm", evaluation["score_norm"]),
         ("operating points", "; ".join(points)),
         ("calibration", evaluation["calibration"] or "none"),
-        ("intervals", "95%, bootstrap over speakers" if has_intervals else "none: speakers not known, or few"),
+        ("intervals", "95%, bootstrap over speakers" if has_intervals else "none: speakers unknown or too few"),
     ]
 
 
@@ -167,12 +190,12 @@ def sparsity_table(results: Results) -> Table:
     """Return the table of the sparsity, counted in several ways."""
     rows = [
         ("target", fmt.percent(results["target_sparsity"])),
-        ("tracked: regularized weights, in training", fmt.percent(results["sparsity_tracked"], 4)),
+        ("tracked in training: regularized weights", fmt.percent(results["sparsity_tracked"], 4)),
         ("final: regularized weights", fmt.percent(results["sparsity"], 4)),
         ("final: all convolution and linear weights", fmt.percent(results["sparsity_network"], 4)),
         ("final: all parameters of the network", fmt.percent(results["sparsity_all"], 4)),
     ]
-    return Table("Sparsity, the fraction of exact zeros", ("counted in", "sparsity"), rows)
+    return Table("Sparsity (fraction of exact zeros)", ("weights", "sparsity"), rows)
 
 
 def size_table(size: Mapping[str, Any]) -> Table:
@@ -186,17 +209,17 @@ def size_table(size: Mapping[str, Any]) -> Table:
     ):
         dense, nonzero = size[dense_key], size[nonzero_key]
         rows.append((name, fmt.large(dense, unit), fmt.large(nonzero, unit), fmt.percent(nonzero / dense, 1)))
-    rows.append(("parameters of the head, which only training needs", fmt.large(size["head_parameters"]), "", ""))
-    return Table("Size of the network", ("of", "dense", "nonzero", "ratio"), rows)
+    rows.append(("parameters of the training head, not exported", fmt.large(size["head_parameters"]), "", ""))
+    return Table("Size of the network", ("quantity", "dense", "nonzero", "ratio"), rows)
 
 
 def latency_note(size: Mapping[str, Any]) -> str:
-    """Return a sentence on the measured latency, and on what was not measured."""
+    """Return sentences on the measured latency, to stand before NEXT_COMMANDS."""
     latency = size["latency"]
     return (
-        f"Latency: {1000 * latency['seconds']:.3g} ms for {size['seconds_of_speech']:g} s of speech, measured on "
-        f"{latency['device']}, threads: {latency['threads']}. Zeros are computed as ordinary numbers in it: it is the "
-        "time of the dense network. Nonzero multiply-accumulates and compressed bytes are counted, not run."
+        f"Latency in PyTorch: {1000 * latency['seconds']:.3g} ms for {size['seconds_of_speech']:g} s of speech on "
+        f"{latency['device']}, threads: {latency['threads']}. PyTorch does not skip zeros: a dense network takes as "
+        "long. The runtime of an exported model skips them. To export the network and measure how fast it is then:"
     )
 
 
@@ -217,9 +240,9 @@ def layers_table(layers: Mapping[str, Mapping[str, int]]) -> Table:
         rows.append((name, *counts, dead_outputs, dead_inputs, *macs, *sizes))
     headers = (
         "layer", "parameters", "zeros", "sparsity", "dead outputs", "dead inputs",
-        "MACs", "nonzero MACs", "bytes", "compressed",
+        "MACs", "nonzero MACs", "stored", "compressed",
     )  # fmt: skip
-    return Table("Layers in the network's order", headers, rows, bars={3: sparsities})
+    return Table("Layers", headers, rows, bars={3: sparsities})
 
 
 def corpus_name(results: Results) -> str:
@@ -228,27 +251,36 @@ def corpus_name(results: Results) -> str:
     return f"{corpus['name']} (synthetic voices)" if corpus["synthetic"] else str(corpus["name"])
 
 
-def training_facts(results: Results) -> Facts:
+def duration(results: Results, config: Config) -> str:
+    """Return the length of a training as text: the steps, and the epochs where the settings count in them."""
+    steps = f"{results['training']['steps']:,} steps"
+    # trainer.max_steps replaces trainer.epochs.
+    return steps if config.trainer.max_steps else f"{results['training']['epochs']} epochs ({steps})"
+
+
+def training_facts(results: Results, config: Config) -> Facts:
     """Return the facts on a run's corpus and training."""
     corpus = results["corpus"]
     training = results["training"]
-    facts = [("network", training["model"]), ("corpus", corpus_name(results)), ("path", corpus["path"])]
+    facts = [("model", training["model"]), ("corpus", corpus_name(results)), ("path", corpus["path"])]
     if corpus["train"]:
         facts.append(("subsets", ", ".join(corpus["train"])))
     facts += [
         ("trial lists", ", ".join(corpus["trials"])),
         ("training speakers", fmt.count(training["speakers"])),
         ("utterances", f"{training['utterances']:,}, {training['hours']:.2f} hours"),
-        ("epochs", f"{training['epochs']}, {training['steps']:,} steps"),
+        ("duration", duration(results, config)),
         ("peak learning rate", f"{training['lr']:g}"),
         ("λ at the end", f"{results['lambda']:.4g}"),
-        ("computed on", f"{training['device']} in {training['precision']}, processes: {training['processes']}"),
-        ("time", f"{results['wall_time_s'] / 60:.1f} minutes, evaluation included"),
+        ("device", f"{training['device']}, {training['precision']}, processes: {training['processes']}"),
+        ("time", f"{results['wall_time_s'] / 60:.1f} minutes, including evaluation"),
         ("seed", str(results["seed"])),
     ]
     # Both are there where speakers were held out.
     if results.get("validation_eer") is not None:
         tracked = fmt.percent(results["validation_eer_tracked"])
         final = fmt.percent(results["validation_eer"])
-        facts.append(("EER on held-out training speakers", f"{tracked} at the tracked sparsity, {final} at the final"))
+        facts.append(
+            ("EER on held-out training speakers", f"{tracked} at the tracked sparsity, {final} at the final sparsity")
+        )
     return facts

@@ -47,6 +47,7 @@ MEASURE = """<script>addEventListener("load", () => {
     const both = [light(rgb(inside ? style.fill : style.color)), light(ground(element))].sort((a, b) => b - a);
     return (both[0] + 0.05) / (both[1] + 0.05);
   };
+  document.querySelectorAll("details").forEach(element => element.open = true);
   const speaks = element => [...element.childNodes].some(node => node.nodeType == 3 && node.data.trim());
   const words = [...document.querySelectorAll("body *")].filter(
     element => speaks(element) && element.tagName != "SCRIPT");
@@ -60,6 +61,8 @@ MEASURE = """<script>addEventListener("load", () => {
     loaded: performance.getEntriesByType("resource").map(entry => entry.name),
     paper: rgb(getComputedStyle(document.body).backgroundColor),
     figures: drawings.map(drawing => [drawing.getBoundingClientRect().width, drawing.getBoundingClientRect().height]),
+    cut: [...document.querySelectorAll(".scroll, pre")].filter(
+      element => element.scrollWidth > element.clientWidth).map(element => element.outerHTML.slice(0, 200)),
     letters: Math.min(...letters), words: words.length,
     faint: words.filter(element => contrast(element) < 4.5).map(element => element.outerHTML.slice(0, 200)),
   });
@@ -111,12 +114,22 @@ def test_a_page_fits_its_window_and_can_be_read(pages, tmp_path, name, width, sc
     assert all(min(size) > 50 for size in found["figures"])
     assert found["words"] > 100
     assert found["faint"] == []
+    assert found["cut"] == []
     assert found["letters"] >= 9
 
 
+@pytest.mark.parametrize("width", [390, 500, 640, 768, 900, 1000, 1600])
+@pytest.mark.parametrize("name", ["report", "compare"])
+def test_no_table_is_cut_off_at_any_width(pages, tmp_path, name, width):
+    found = measured(pages[name], tmp_path, width, "light")
+    assert found["cut"] == []
+    assert found["content"] <= width
+
+
 def test_what_a_page_tries_to_load_and_what_cannot_be_read_would_be_found(pages, tmp_path):
-    bad = '<p style="color: #777; background: #888; width: 99em">faint</p><img src="http://example.invalid/a.png">'
+    bad = f'<p style="color: #777; background: #888; width: 99em">faint</p><pre style="white-space: pre">{'x' * 99}</pre><img src="http://example.invalid/a.png">'
     found = measured(pages["compare"].replace("</main>", f"{bad}</main>"), tmp_path, 360, "light")
     assert found["tried"] or found["loaded"]
+    assert found["cut"]
     assert len(found["faint"]) == 1
     assert found["content"] > 360

@@ -1,5 +1,6 @@
 """Figures of a comparison of runs: error rates against sparsity, and distance to the target."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 _SPARSITY_TICKS = (0.0, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.998, 0.999)
 # Of the axis of sparsity, which is logarithmic in the density: a run beyond is drawn here.
 _MIN_DENSITY = 1e-4
+# Between two ticks, as a fraction of the axis: a label takes that much.
+_TICK_DISTANCE = 0.08
+# Labels of targets that fit side by side.
+_MAX_TARGETS = 8
 
 
 class _Series(NamedTuple):
@@ -45,7 +50,8 @@ def _eer_figure(list_name: str, results: Sequence["RunResult"]) -> FigureFile:
     series = _series(results)
     # Each series has a line in the legend.
     figure, (axes,) = style.new_figure(2.9 + 0.16 * len(series))
-    _set_sparsity_axis(axes, [1 - result.results["sparsity"] for result in results])
+    targets = [result.results["target_sparsity"] for result in results]
+    _set_sparsity_axis(axes, [1 - result.results["sparsity"] for result in results], targets)
     handles = []
     for _, color, marker, offset, members in series:
         points = []
@@ -69,19 +75,25 @@ def _eer_figure(list_name: str, results: Sequence["RunResult"]) -> FigureFile:
     style.legend_above(figure, handles, [label for label, *_ in series], columns=1)
     best = min(results, key=lambda result: result.evaluation["eer"])
     alt_text = (
-        f"EER on {list_name} against the final sparsity, of {len(results)} runs; the lowest is "
-        f"{percent(best.evaluation['eer'])} at {percent(best.results['sparsity'])} ({best.run_name}). "
-        "Vertical lines are 95% intervals, where they are known."
+        f"EER on {list_name} against the final sparsity. Runs: {len(results)}. Lowest EER: "
+        f"{percent(best.evaluation['eer'])} at {percent(best.results['sparsity'])} sparsity ({best.run_name}). "
+        "Vertical lines: 95% intervals."
     )
     return style.render_figure(f"eer_{list_name}", f"EER and sparsity on {list_name}", alt_text, figure)
 
 
-def _set_sparsity_axis(axes: Axes, densities: Sequence[float]) -> None:
+def _set_sparsity_axis(axes: Axes, densities: Sequence[float], targets: Sequence[float]) -> None:
+    """Set a logarithmic axis of the density, with the targets as ticks and others where there is room."""
     low = max(_MIN_DENSITY, min(0.5, *densities)) / 1.3
     # Dense is on the left, and the sparsity grows to the right.
     axes.set_xlim(1.3, low)
     axes.set_xscale("log")
-    ticks = [sparsity for sparsity in _SPARSITY_TICKS if 1 - sparsity >= low]
+    ticks: list[float] = []
+    for sparsity in (*sorted(set(targets)), *_SPARSITY_TICKS):
+        places = [math.log(1.3 / (1 - tick)) for tick in (sparsity, *ticks) if tick < 1]
+        distances = [abs(place - places[0]) for place in places[1:]]
+        if 1 - sparsity >= low and min(distances, default=1.0) > _TICK_DISTANCE * math.log(1.3 / low):
+            ticks.append(sparsity)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks([1 - sparsity for sparsity in ticks], [f"{100 * sparsity:g}" for sparsity in ticks])
     axes.set_xlabel("sparsity (%)")
@@ -93,25 +105,30 @@ def _targets_figure(results: Sequence["RunResult"]) -> FigureFile:
     figure, (axes,) = style.new_figure(2.9 + 0.16 * len(series))
     axes.axhline(0, color=style.TEXT, linewidth=0.8)
     handles = []
+    targets = sorted({result.results["target_sparsity"] for result in results})
     for _, color, marker, offset, members in series:
-        targets = [100 * result.results["target_sparsity"] + 0.4 * offset for result in members]
+        # Targets are equally far apart, since 95, 98 and 99 % would lie upon each other.
+        places = [targets.index(result.results["target_sparsity"]) + 0.6 * offset / len(series) for result in members]
         errors = [100 * result.sparsity_error for result in members]
-        handles += axes.plot(targets, errors, marker, markeredgecolor=color, markersize=6.5, **style.HOLLOW)
+        handles += axes.plot(places, errors, marker, markeredgecolor=color, markersize=6.5, **style.HOLLOW)
     # Feedback ends within hundredths of a point, a fixed lambda tens of points away.
     axes.set_yscale("symlog", linthresh=0.01, linscale=1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.margins(x=0.12, y=0.12)
-    axes.set_xlabel("target (%)")
-    axes.set_ylabel("points from the target")
+    axes.margins(y=0.12)
+    axes.set_xlim(-0.6, len(targets) - 0.4)
+    step = math.ceil(len(targets) / _MAX_TARGETS)
+    axes.set_xticks(range(0, len(targets), step), [f"{100 * target:.6g}" for target in targets[::step]])
+    axes.set_xlabel("target sparsity (%)")
+    axes.set_ylabel("points above or below the target")
     style.legend_above(figure, handles, [label for label, *_ in series], columns=1)
     farthest = max(results, key=lambda result: abs(result.sparsity_error))
     alt_text = (
-        f"Tracked sparsity less its target, of {len(results)} runs; the farthest, {farthest.run_name}, had the target "
-        f"{percent(farthest.results['target_sparsity'])} and reached "
+        f"Tracked sparsity minus target sparsity, before finalization. Runs: {len(results)}. Largest difference: "
+        f"{farthest.run_name}, target {percent(farthest.results['target_sparsity'])}, tracked "
         f"{percent(farthest.results['sparsity_tracked'], 3)}."
     )
-    return style.render_figure("targets", "Tracked sparsity less its target", alt_text, figure)
+    return style.render_figure("targets", "Tracked sparsity minus target", alt_text, figure)
 
 
 def _series(results: Sequence["RunResult"]) -> list[_Series]:

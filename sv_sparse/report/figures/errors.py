@@ -53,7 +53,7 @@ def _det_figure(evaluations: Mapping[str, Evaluation], summaries: Mapping[str, S
     style.legend_above(figure, [*curves, *marker_handles.values()], [*labels, *marker_handles])
     eers = [f"{result_id} {percent(evaluation['eer'])}" for result_id, evaluation in evaluations.items()]
     title = "DET curve" if len(evaluations) == 1 else "DET curves"
-    alt_text = f"Misses against false alarms for every threshold; where they are equal: {', '.join(eers)}."
+    alt_text = f"Miss rate against false-alarm rate, for every threshold. EER: {', '.join(eers)}."
     return style.render_figure("det", title, alt_text, figure)
 
 
@@ -103,8 +103,8 @@ def _scores_figure(result_id: str, evaluation: Evaluation, summary: ScoreSummary
     style.legend_above(figure, handles, labels, columns=3)
     nontargets = evaluation["trials"] - evaluation["targets"]
     alt_text = (
-        f"Scores of {evaluation['targets']:,} targets and {nontargets:,} nontargets of "
-        f"{result_id}, and the thresholds of the EER, {evaluation['eer_threshold']:.3f}, and of the smallest costs."
+        f"Scores of {evaluation['targets']:,} target and {nontargets:,} nontarget trials of {result_id}. Vertical "
+        f"lines: thresholds of the EER ({evaluation['eer_threshold']:.3f}) and of minDCF."
     )
     return style.render_figure(f"scores_{result_id}", f"Scores of {result_id}", alt_text, figure)
 
@@ -136,6 +136,6 @@ def _breakdown_figure(result_id: str, evaluation: Evaluation) -> FigureFile:
     high, high_label = by_rate[-1]
     alt_text = (
         f"EER of {len(rates)} groups of the trials of {result_id}, from {low:.2f}% ({low_label.rpartition('  ')[0]}) "
-        f"to {high:.2f}% ({high_label.rpartition('  ')[0]}); all trials {eer:.2f}%."
+        f"to {high:.2f}% ({high_label.rpartition('  ')[0]}). All trials: {eer:.2f}%."
     )
     return style.render_figure(f"groups_{result_id}", f"EER within {result_id}", alt_text, figure)

@@ -168,11 +168,29 @@ def standalone_svg(figure: FigureFile) -> str:
     # A rectangle and a margin, since a viewer's background may have any color.
     root.attrib |= {"width": f"{width:g}pt", "height": f"{height:g}pt"}
     root.set("viewBox", f"{-_MARGIN} {-_MARGIN} {width:g} {height:g}")
-    style = ElementTree.Element(f"{_SVG}style")
-    style.text = f"{css_variables()} text {{ font-family: {_FONTS} }} path {{ stroke-linejoin: round }}"
     background = {"x": str(-_MARGIN), "y": str(-_MARGIN), "style": "fill: var(--background)"}
+    root.insert(0, ElementTree.Element(f"{_SVG}rect", background | size))
+    return _file_text(root, css_variables())
+
+
+def fixed_svg(figure: FigureFile, scheme: str) -> str:
+    """Return the figure as an SVG file without a background, for pages that choose between two files.
+
+    Args:
+        figure: the figure.
+        scheme: "light" or "dark".
+    """
+    text = _file_text(_themed_svg(figure, "f"), "")
+    for name, (light_color, dark_color) in PALETTE.items():
+        text = text.replace(f"var(--{name})", light_color if scheme == "light" else dark_color)
+    return text
+
+
+def _file_text(root: ElementTree.Element, css: str) -> str:
+    """Return the text of an SVG file with a style sheet."""
+    style = ElementTree.Element(f"{_SVG}style")
+    style.text = f"{css} text {{ font-family: {_FONTS} }} path {{ stroke-linejoin: round }}".strip()
     root.insert(0, style)
-    root.insert(1, ElementTree.Element(f"{_SVG}rect", background | size))
     ElementTree.register_namespace("", _SVG.strip("{}"))
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 

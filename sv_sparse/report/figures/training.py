@@ -51,9 +51,14 @@ def layers_figure(report: RunReport) -> FigureFile:
     positions = range(len(layers))
     figure, (axes,) = style.new_figure(max(1.8, 0.75 + _BAR_HEIGHT * len(layers)))
     bars = axes.barh(positions, sparsities, color=style.SERIES[0], height=0.62, alpha=0.75)
-    (dots,) = axes.plot(dead, positions, "D", color=style.SERIES[1], markersize=3.2, clip_on=False)
-    handles: list[Any] = [bars, dots]
-    labels = ["zeros", "dead output channels"]
+    handles: list[Any] = [bars]
+    labels = ["zeros"]
+    # A mark at 0 would look like a warning.
+    dead_points = [(fraction, place) for fraction, place in zip(dead, positions, strict=True) if fraction]
+    if dead_points:
+        fractions, places = zip(*dead_points, strict=True)
+        handles += axes.plot(fractions, places, "D", color=style.SERIES[1], markersize=3.2, clip_on=False)
+        labels.append("dead output channels")
     if not report.is_dense:
         target = 100 * report.results["target_sparsity"]
         handles.append(axes.axvline(target, color=style.TEXT, linestyle="--", linewidth=1))
@@ -66,8 +71,8 @@ def layers_figure(report: RunReport) -> FigureFile:
     high, high_layer = max(zip(sparsities, layers, strict=True))
     num_dead = sum(layer["dead_channels"] for layer in layers.values())
     alt_text = (
-        f"Sparsity of each of {len(layers)} layers, from {low:.2f}% in {low_layer} to {high:.2f}% in {high_layer}; "
-        f"{num_dead:,} output channels are dead."
+        f"Sparsity of {len(layers)} layers, from {low:.2f}% ({low_layer}) to {high:.2f}% ({high_layer}). "
+        f"Dead output channels (all weights 0): {f'{num_dead:,}' if num_dead else 'none'}."
     )
     return style.render_figure("layers", "Sparsity of each layer", alt_text, figure)
 
@@ -76,7 +81,7 @@ def _loss_figure(rows: Sequence[Row]) -> FigureFile:
     figure, (axes,) = style.new_figure(2.6)
     _plot_curve(axes, rows, "loss", style.SERIES[0])
     axes.set_ylabel("loss")
-    alt_text = f"Training loss against the step, from {rows[0]['loss']:.2f} to {rows[-1]['loss']:.2f}."
+    alt_text = f"Training loss by step, from {rows[0]['loss']:.2f} to {rows[-1]['loss']:.2f}."
     return style.render_figure("loss", "Training loss", alt_text, figure)
 
 
@@ -100,8 +105,8 @@ def _sparsity_figure(report: RunReport, rows: Sequence[Row]) -> FigureFile:
     style.legend_above(figure, [measured, line, band], labels, columns=3)
     tracked = percent(report.results["sparsity_tracked"], 3)
     alt_text = (
-        f"Tracked sparsity against the step, and a close-up around the target of {target:.4g}%; it ended at {tracked}. "
-        "The band is trainer.best_sparsity_tolerance, within which an epoch can be the best."
+        f"Tracked sparsity by step; below, the range around the target of {target:.4g}%. Last value: {tracked}. Band: "
+        "trainer.best_sparsity_tolerance. Only an epoch that ends within it can be the best."
     )
     return style.render_figure("sparsity", "Tracked sparsity and its target", alt_text, figure)
 
@@ -112,8 +117,8 @@ def _lambda_figure(rows: Sequence[Row]) -> FigureFile:
     if min(row["lambda"] for row in rows) > 0:
         style.log_ticks(axes)
     axes.set_ylabel("λ")
-    alt_text = f"The l1 weight lambda against the step, from {rows[0]['lambda']:.3g} to {rows[-1]['lambda']:.3g}."
-    return style.render_figure("lambda", "λ, the weight of the l1 norm", alt_text, figure)
+    alt_text = f"λ, the weight of the l1 penalty, by step, from {rows[0]['lambda']:.3g} to {rows[-1]['lambda']:.3g}."
+    return style.render_figure("lambda", "λ, the weight of the l1 penalty", alt_text, figure)
 
 
 def _support_figure(rows: Sequence[Row]) -> FigureFile:
@@ -126,12 +131,12 @@ def _support_figure(rows: Sequence[Row]) -> FigureFile:
         # A linear axis would show the first steps alone. Zeros have no place on a logarithmic one.
         axes.set_ylim(80 * min(positive_rates), 150 * max(positive_rates))
         style.log_ticks(axes)
-    axes.set_ylabel("% of weights in one step")
+    axes.set_ylabel("% of regularized weights")
     style.legend_above(figure, [activated, deactivated], ["activated", "deactivated"])
     last = rows[-1]
     alt_text = (
-        "Weights that became nonzero (activated) and zero (deactivated) in one update, as fractions of all "
-        f"regularized weights; at the end {last['support/activated']:.3%} and {last['support/deactivated']:.3%}."
+        "Regularized weights that became nonzero (activated) or zero (deactivated) in one step. Last values: "
+        f"{last['support/activated']:.3%} and {last['support/deactivated']:.3%}."
     )
     return style.render_figure("support", "Activated and deactivated weights", alt_text, figure)
 
