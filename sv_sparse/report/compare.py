@@ -25,8 +25,14 @@ Row = dict[str, Any]
 
 # Columns of a table in a terminal.
 _MAX_WIDTH = 120
-# Columns to leave out of one that is too wide: the first choice is tried first.
-_LEFT_OUT = (("minutes",), ("settings",), ("minutes", "settings"), ("minutes", "settings", "minDCF"))
+# Columns to leave out of a table that is too wide; the first choice is tried first.
+_LEFT_OUT = (
+    ("minutes",),
+    ("settings",),
+    ("minutes", "settings"),
+    ("minutes", "settings", "minDCF"),
+    ("minutes", "settings", "minDCF", "final sparsity"),
+)
 # Last columns of the CSV. Tables of runs have none of them: they stand once above each.
 _CONDITIONS = ("enrollment", "score_norm", "calibration", "speakers", "targets")
 

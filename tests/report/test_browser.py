@@ -127,7 +127,8 @@ def test_no_table_is_cut_off_at_any_width(pages, tmp_path, name, width):
 
 
 def test_what_a_page_tries_to_load_and_what_cannot_be_read_would_be_found(pages, tmp_path):
-    bad = f'<p style="color: #777; background: #888; width: 99em">faint</p><pre style="white-space: pre">{'x' * 99}</pre><img src="http://example.invalid/a.png">'
+    bad = '<p style="color: #777; background: #888; width: 99em">faint</p><img src="http://example.invalid/a.png">'
+    bad += f'<pre style="white-space: pre">{99 * "x"}</pre>'
     found = measured(pages["compare"].replace("</main>", f"{bad}</main>"), tmp_path, 360, "light")
     assert found["tried"] or found["loaded"]
     assert found["cut"]

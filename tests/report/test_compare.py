@@ -1,4 +1,4 @@
-"""sv-sparse compare: finished runs in one table, with figures."""
+"""sv-sparse compare: finished runs in a table for each list, with figures."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from sv_sparse.commands import main as cli
 from sv_sparse.evaluation.score_files import eer_difference
 from sv_sparse.report.compare import (
     add_eer_differences,
-    compare_table,
+    compare_text,
     cost_table,
     read_run_results,
     write_comparison,
@@ -37,18 +37,32 @@ def swept(tmp_path) -> list[Path]:
     return [*runs, tmp_path / "unfinished"]
 
 
-def cells(text: str) -> list[list[str]]:
-    """Return the cells of a Markdown table."""
-    return [[cell.strip() for cell in line.split(" | ")] for line in text.splitlines()[2:]]
+def tables(text: str) -> dict[str, list[dict[str, str]]]:
+    """Return the rows of each Markdown table in a text, by the list that the line above begins with."""
+    rows: dict[str, list[dict[str, str]]] = {}
+    for heading, table in re.findall(r"^(\S.*?): .*\n\n((?:\|.*\n?)+)", text, re.MULTILINE):
+        header, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+        rows[heading] = [dict(zip(header, line, strict=True)) for line in lines]
+    return rows
 
 
 def test_a_row_for_each_finished_run_and_a_word_on_the_others(swept, capsys):
     cli.main(["compare", *map(str, swept)])
     out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 2 + 6
-    assert len({line.count("|") for line in out.splitlines()}) == 1
-    assert re.search(r"ECAPA \| adabreg +\| 0\.01 \| feedback +\| 0\.1 +\| 75\.00%", out)
-    assert "9.81% to 13.02%" in out
+    rows = tables(out)["trials"]
+    assert len(rows) == 6
+    assert rows[0] | {"minutes": "3.0"} == {
+        "run": "feedback_0.75",
+        "settings": "feedback",
+        "target": "75.00%",
+        "final sparsity": "75.0000%",
+        "EER": "11.28% [9.81, 13.02]",
+        "minDCF(0.01)": "0.738",
+        "minutes": "3.0",
+    }
+    assert [row["settings"] for row in rows[2:]] == ["fixed λ 0.05", "fixed λ 0.1", "fixed λ 0.2", "dense"]
+    constants = "Same in all runs: corpus voxceleb, model ECAPA, optimizer adabreg, lr 0.01"
+    assert out.startswith(f"{constants}, duration 6 epochs (60 steps), seed 0.")
     assert f"{swept[-1]}: not finished, left out" in err
 
 
@@ -57,7 +71,8 @@ def test_a_comparison_names_the_corpora(tmp_path):
     write_comparison(tmp_path / "out", read_run_results(runs)[0])
     for name in ("compare.html", "compare.md"):
         text = (tmp_path / "out" / name).read_text()
-        assert "Trained on: demo (synthetic voices), voxceleb" in text
+        assert re.search(r"two\W.*\Wdemo \(synthetic voices\)", text, re.DOTALL)
+        assert re.search(r"one\W.*\Wvoxceleb", text, re.DOTALL)
 
 
 def test_a_row_for_each_list_that_a_run_was_evaluated_on_since(tmp_path, capsys):
@@ -66,10 +81,11 @@ def test_a_row_for_each_list_that_a_run_was_evaluated_on_since(tmp_path, capsys)
     del later["untrained_eer"]
     (run / "evaluations.json").write_text(json.dumps({"other": later}))
     cli.main(["compare", str(run)])
-    assert sorted(row[1] for row in cells(capsys.readouterr().out)) == ["other", "trials"]
+    assert sorted(tables(capsys.readouterr().out)) == ["other", "trials"]
     cli.main(["compare", str(run), "--list", "other"])
-    (only,) = cells(capsys.readouterr().out)
-    assert only[1:3] == ["other", "1,234"]
+    out = capsys.readouterr().out
+    assert list(tables(out)) == ["other"]
+    assert "other: trials 1,234 (100 targets), speakers 48" in out
 
 
 @pytest.mark.parametrize(
@@ -151,12 +167,44 @@ def test_fixed_lambdas_cost_all_of_their_runs_and_count_by_the_nearest(swept):
 
 def test_differences_to_the_first_run_are_a_column_where_they_are_known(swept):
     run_results = read_run_results(swept)[0]
-    assert "first run" not in compare_table(run_results)
+    assert "first run" not in compare_text(run_results)
     run_results[1].eer_difference = (0.012, -0.003, 0.027)
-    text = compare_table(run_results)
-    assert "EER less the first run's [95% interval]" in text.splitlines()[0]
-    (row,) = (row for row in text.splitlines() if "+1.20 points [-0.30, +2.70]" in row)
-    assert row.startswith("| feedback_0.9 ")
+    run_results[2].eer_difference = (-0.00001, -0.00002, 0.00001)
+    text = compare_text(run_results)
+    assert "Differences to the first run are in percentage points of EER" in " ".join(text.split())
+    differences = {row["run"]: row["minus first run"] for row in tables(text)["trials"]}
+    assert differences["feedback_0.9"] == "+1.20 [-0.30, +2.70]"
+    assert differences["fixed_0.05"] == "0.00 [0.00, 0.00]"
+    assert differences["feedback_0.75"] == DASH
+
+
+def test_lines_for_a_terminal_are_short_and_say_what_they_leave_out(tmp_path):
+    runs = []
+    for seed, name in enumerate(("2026-11-29_22-14-21_ecapa_512_feedback_0.9", "a")):
+        content = results(lists=[evaluation("a"), evaluation("b")], seed=seed)
+        runs.append(run_folder(tmp_path / name, content, optimizer=("adabreg", "linbreg")[seed]))
+    run_results = read_run_results(runs)[0]
+    for result in run_results[2:]:
+        result.eer_difference = (0.012, -0.003, 0.027)
+    text = compare_text(run_results)
+    assert max(map(len, text.splitlines())) <= 120
+    assert "would be too long: minutes, settings" in text
+    write_comparison(tmp_path / "out", run_results)
+    header = next(
+        line for line in (tmp_path / "out" / "compare.md").read_text().splitlines() if line.startswith("| run")
+    )
+    columns = [cell.strip() for cell in header.strip("|").split("|")]
+    assert {"minutes", "settings"} < set(columns)
+    assert len(columns) == 8
+
+
+def test_the_axes_have_the_targets_as_ticks(swept, tmp_path):
+    write_comparison(tmp_path / "out", read_run_results(swept)[0])
+    for name, ticks in (("targets", {"75", "90"}), ("eer_trials", {"0", "75", "90"})):
+        text = (tmp_path / "out" / "figures" / f"{name}.svg").read_text()
+        labels = set(re.findall(r">(\d[\d.]*)</text>", text))
+        assert ticks <= labels
+        assert not labels & {"89.8", "90.2", "89.9", "90.1"}
 
 
 def test_runs_that_scored_the_same_trials_are_compared_with_the_first(tmp_path, capsys):
@@ -168,11 +216,9 @@ def test_runs_that_scored_the_same_trials_are_compared_with_the_first(tmp_path, 
         (run / "scores" / "trials.txt").write_text("".join(lines))
         (run / "scores" / "trials.speakers").write_text("".join(f"s{k % 8}/{k}\ts{k % 8}\n" for k in range(32)))
     cli.main(["compare", *map(str, runs), "--out", str(tmp_path / "out")])
-    head, _, first, second = capsys.readouterr().out.splitlines()
-    column = [cell.strip() for cell in head.split("|")].index("EER less the first run's [95% interval]")
-    cells = [line.split("|")[column].strip() for line in (first, second)]
-    assert cells[0] == DASH
-    assert re.fullmatch(r"\+\d+\.\d\d points \[\+\d+\.\d\d, \+\d+\.\d\d\]", cells[1])
+    first, second = tables(capsys.readouterr().out)["trials"]
+    assert first["minus first run"] == DASH
+    assert re.fullmatch(r"\+\d+\.\d\d \[\+\d+\.\d\d, \+\d+\.\d\d\]", second["minus first run"])
     table = csv.DictReader((tmp_path / "out" / "compare.csv").read_text().splitlines())
     (row,) = [row for row in table if row["run"] == "two"]
     assert float(row["eer_difference_low"]) < float(row["eer_difference"]) < float(row["eer_difference_high"])
@@ -185,13 +231,12 @@ def test_other_trials_under_one_name_have_names_of_their_own(tmp_path):
     assert [result.list_name for result in run_results] == ["trials (012345)", "trials (fedcba)"]
 
 
-def test_trials_that_were_left_out_are_a_column_where_there_are_any(tmp_path):
+def test_trials_that_were_left_out_are_named_where_there_are_any(tmp_path):
     lists = [evaluation("trials"), evaluation("trials", trials_left_out=1234, recordings_left_out=2)]
     runs = [run_folder(tmp_path / name, results(lists=[entry])) for name, entry in zip("ab", lists, strict=True)]
     run_results, _ = read_run_results(runs)
-    complete, lossy = cells(compare_table(run_results))
-    assert (complete[3], lossy[3]) == (DASH, "1,234 trials (unusable recordings: 2)")
-    assert "left out" not in compare_table(run_results[:1])
+    assert "left out none (a); 1,234 trials, unusable recordings: 2 (b)" in compare_text(run_results)
+    assert "left out" not in compare_text(run_results[:1])
     write_comparison(tmp_path / "out", run_results)
     table = list(csv.DictReader((tmp_path / "out" / "compare.csv").read_text().splitlines()))
     assert [(row["trials_left_out"], row["recordings_left_out"]) for row in table] == [("", ""), ("1234", "2")]

@@ -21,7 +21,9 @@ from helpers.reported import (
     write_scores,
 )
 
+from sv_sparse.commands.main import build_parser
 from sv_sparse.report import refresh_report, write_report, write_results
+from sv_sparse.report.tables import NEXT_COMMANDS
 
 ODD = """<b>"odd"'&|$x_1$ [a](b) `c` # %20"""  # what a name of a file, of a genre or of a layer may be, but for a slash
 
@@ -105,7 +107,7 @@ def test_what_is_not_known_is_a_dash_and_what_is_absent_is_left_out(tmp_path):
     content = results(lists=[unknown("trials")])
     del content["validation_eer"], content["validation_eer_tracked"]
     page = reported(tmp_path / "run", content)
-    assert "none: speakers not known" in page.text
+    assert "none: speakers unknown" in page.text
     assert "EER of groups" not in page.text
     assert "held-out training speakers" not in page.text
     assert "None" not in page.text
@@ -114,7 +116,7 @@ def test_what_is_not_known_is_a_dash_and_what_is_absent_is_left_out(tmp_path):
 def test_a_report_names_its_corpus_its_path_and_its_lists(tmp_path):
     page = reported(tmp_path / "run", results())
     texts = page.text, (tmp_path / "run" / "report.md").read_text()
-    assert all("speakers of voxceleb, 1,296 utterances" in text for text in texts)
+    assert all("Corpus: voxceleb, 108 speakers, 1,296 utterances" in text for text in texts)
     for text in texts:
         assert all(word in text for word in ("/data/prepared", "vox2_dev", "vox1_O_cleaned"))
         assert "(synthetic voices)" not in text
@@ -123,7 +125,7 @@ def test_a_report_names_its_corpus_its_path_and_its_lists(tmp_path):
 
 def test_a_report_says_that_voices_are_synthetic(tmp_path):
     page = reported(tmp_path / "run", results(corpus=DEMO_CORPUS))
-    assert "speakers of demo (synthetic voices), 1,296 utterances" in page.text
+    assert "Corpus: demo (synthetic voices), 108 speakers, 1,296 utterances" in page.text
     assert "demo (synthetic voices)" in (tmp_path / "run" / "report.md").read_text()
 
 
@@ -203,7 +205,7 @@ def test_every_number_has_its_conditions(tmp_path):
         *("400: 100 targets, 300 nontargets", "one utterance", "AS-norm, top 300 of 5,994 training speakers", "48"),
         *("logistic regression on 1,234 trials", "p_target 0.05, c_miss 1, c_fa 1", "9.81% to 13.02%", "0.0500"),
         *("mean embedding of 512 training crops", "91.2 ms for 3 s of speech", "on cpu, threads: 1", COMMAND),
-        "Zeros are computed as ordinary numbers",
+        "PyTorch does not skip zeros",
     ):
         assert words in text or words == "0.0500", words
 
@@ -215,6 +217,41 @@ def test_a_report_says_what_decisions_mean_and_what_they_are_not_good_for(tmp_pa
             for words in ('"accepted"', '"not accepted"', "replayed", "spoofing", "deepfakes", "consent"):
                 assert words in text
             assert ("Warning: trained on synthetic voices only (demo corpus)" in text) == warned
+
+
+def test_the_length_of_a_run_is_said_in_epochs_only_where_they_count(tmp_path):
+    content = results()
+    assert "6 epochs (60 steps)" in reported(tmp_path / "epochs", content).text
+    folder = run_folder(tmp_path / "steps", content)
+    config = json.loads((folder / "config.yaml").read_text()) | {"trainer": {"max_steps": 60}}
+    (folder / "config.yaml").write_text(json.dumps(config))
+    write_report(folder, content)
+    for name in ("report.html", "report.md"):
+        text = (folder / name).read_text()
+        assert "60 steps" in text
+        assert "epochs" not in text
+
+
+def test_dead_channels_are_marked_only_where_there_are_any(tmp_path):
+    content = results()
+    reported(tmp_path / "dead", content)
+    assert ">dead output channels<" in (tmp_path / "dead" / "figures" / "layers.svg").read_text()
+    for layer in content["layers"].values():
+        layer["dead_channels"] = 0
+    reported(tmp_path / "alive", content)
+    text = (tmp_path / "alive" / "figures" / "layers.svg").read_text()
+    assert ">dead output channels<" not in text
+    assert "Dead output channels (all weights 0): none." in text
+
+
+def test_the_latency_stands_beside_the_next_commands(tmp_path):
+    reported(tmp_path / "run", results())
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / "run" / name).read_text()
+        for command in NEXT_COMMANDS:
+            assert command in text
+            arguments = command.split()[1:]
+            build_parser(arguments).parse_args(arguments)
 
 
 def test_the_markdown_has_the_table_and_links_figures_that_are_there(tmp_path):
