@@ -14,6 +14,7 @@ from sv_sparse.distributed import broadcast_from_rank0, exit_process, process_gr
 from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.io import harden_output
 from sv_sparse.report import build_results, write_report, write_results
+from sv_sparse.report.sweep import print_sweep_table
 from sv_sparse.training.device import disable_malloc_trim
 from sv_sparse.training.errors import report_errors
 from sv_sparse.training.finalize import evaluate, finalize, fit_backend
@@ -35,13 +36,21 @@ def main(arguments: list[str]) -> None:
         check_command_line(arguments)
     # Hydra reads its arguments here.
     sys.argv[1:] = arguments
-    run()
+    try:
+        run()
+    finally:
+        # Hydra ends the process where a job failed.
+        print_sweep_table()
     exit_process()
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-def run(composed: DictConfig) -> None:
-    """Train, finalize, evaluate and report one run, or one job of a sweep, with the settings that Hydra composed."""
+def run(composed: DictConfig) -> str | None:
+    """Train, finalize, evaluate and report one run, or one job of a sweep, with the settings that Hydra composed.
+
+    Returns:
+        The run folder, for the table of a sweep; None in processes other than the first.
+    """
     start_time = time.monotonic()
     disable_malloc_trim()
     # Not joblib's own, with which a job's processes cannot start.
@@ -63,7 +72,7 @@ def run(composed: DictConfig) -> None:
             evaluations = evaluate(setup, backend)
             # The first process reports.
             if rank() > 0:
-                return
+                return None
             results = build_results(
                 setup, metrics, evaluations, trainer.state.untrained_metrics, trainer.state.elapsed_seconds()
             )
@@ -71,3 +80,4 @@ def run(composed: DictConfig) -> None:
             figures = write_report(folder, results)
             trainer.finish(results, {figure.name: figure.figure for figure in figures})
         print(f"\n{folder}/report.html\n\n{table}")
+        return str(folder)

@@ -267,12 +267,12 @@ def _conditions(results: Sequence[RunResult]) -> Facts:
             runs_by_value.setdefault(name, {}).setdefault(value, []).append(result.run_name)
     facts = []
     for name, runs in runs_by_value.items():
-        values = list(runs)
-        if len(values) > 1:
-            values = [f"{value} ({', '.join(run_names)})" for value, run_names in runs.items()]
+        texts = list(runs)
+        if len(texts) > 1:
+            texts = [f"{value} ({', '.join(run_names)})" for value, run_names in runs.items()]
         # Most runs leave no trials out.
-        if values != ["none"] or name != "left out":
-            facts.append((name, "; ".join(values)))
+        if texts != ["none"] or name != "left out":
+            facts.append((name, "; ".join(texts)))
     return facts
 
 

@@ -15,6 +15,8 @@ from omegaconf import OmegaConf
 
 from sv_sparse.config.overrides import check_command_line, parse_command_line
 from sv_sparse.config.schema import Config, load_config
+from sv_sparse.report.format import DASH
+from sv_sparse.report.sweep import SweepTable, print_sweep_table
 from sv_sparse.training.run_dir import create_run_dir
 
 SHORT = (*TINY, "trainer.epochs=1", "trainer.num_bn_crops=4")
@@ -48,6 +50,23 @@ def test_a_sweep_on_several_processes_leaves_a_folder_for_each_job(swept):
     assert sorted(run["target_sparsity"] for run in results(folder / "runs")) == [0.5, 0.5, 0.75, 0.75]
 
 
+def test_a_sweep_ends_with_a_table_of_its_runs(swept):
+    done, folder = swept
+    (path,) = (folder / "runs" / ".sweep").glob("*/table.md")
+    text = path.read_text()
+    assert text in done.out
+    header, _, *lines = text.splitlines()[2:]
+    assert text.startswith("Sweep: 4 jobs, 0 failed")
+    columns = [cell.strip() for cell in header.strip("|").split("|")]
+    assert columns == ["job", "settings", "target", "final sparsity", "EER", "minDCF", "run folder"]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    targets = [("0.5", "50.00%"), ("0.5", "50.00%"), ("0.75", "75.00%"), ("0.75", "75.00%")]
+    for num, (row, (target, percent)) in enumerate(zip(rows, targets, strict=True)):
+        assert row[:3] == [str(num), f"target_sparsity={target} seed={num % 2}", percent]
+        result = json.loads((folder / row[6] / "results.json").read_text())
+        assert row[3:6] == [f"{result['sparsity']:.4%}", f"{result['eer']:.2%}", f"{result['min_dcf']:.3f}"]
+
+
 def test_each_of_several_processes_takes_its_share_of_the_cores(swept):
     for file in (swept[1] / "runs").glob("*/environment.json"):
         environment = json.loads(file.read_text())
@@ -70,6 +89,28 @@ def test_a_failing_job_says_which_it_is_and_the_others_are_run(launcher, tones, 
     assert "the loss or its gradient is not finite" in said[0]
     assert len(results(tmp_path / "runs")) == 1
     assert "Traceback" not in done.err
+    assert "Sweep: 2 jobs, 1 failed" in done.out
+    failed, finished = done.out.rpartition("| --- |")[2].splitlines()[1:3]
+    assert re.fullmatch(rf"\| 0 +\| optim\.lr=1e\+38 +\|( {DASH} +\|){{4}} failed +\|", failed)
+    assert re.fullmatch(r"\| 1 +\| optim\.lr=0\.01 +\| 50\.00% .*runs/.*_0\.5 \|", finished)
+
+
+def test_a_sweep_that_cannot_begin_has_no_table(tones, tmp_path):
+    done = sweep(tmp_path, *tones.settings(), "hydra.sweeper.max_batch_size=0", "seed=0,1")
+    assert done.status != 0
+    assert "sv-sparse compare" not in done.out
+
+
+def test_jobs_that_leave_no_notes_here_are_named_with_the_command_of_their_table(tmp_path, capsys, monkeypatch):
+    table = SweepTable()
+    monkeypatch.setattr(SweepTable, "current", None)
+    config = OmegaConf.create({"runs_dir": "runs", "hydra": {"sweep": {"dir": str(tmp_path)}}})
+    table.on_multirun_start(config)
+    print_sweep_table()
+    assert capsys.readouterr().out == ""
+    table.on_multirun_end(config)
+    print_sweep_table()
+    assert "sv-sparse compare runs/*" in capsys.readouterr().out
 
 
 def test_settings_of_launchers_and_sweepers_are_not_taken_for_our_own():
