@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     runs_help = "run folders; unfinished ones are named and left out"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=runs_help)
     parser.add_argument("--list", metavar="ID", help="trial list to compare on (default: all lists of each run)")
-    out_help = "write compare.html, compare.md and compare.csv here"
+    out_help = "folder for compare.html, compare.md, compare.csv and figures"
     parser.add_argument("--out", type=Path, metavar="FOLDER", help=out_help)
 
 

@@ -18,7 +18,7 @@ from sv_sparse.report.figures.compare import comparison_figures
 from sv_sparse.report.figures.style import report_style
 from sv_sparse.report.html import write_pages
 from sv_sparse.report.results import Results, all_evaluations
-from sv_sparse.report.tables import Evaluation, Facts, Table, corpus_name, duration, speakers_text
+from sv_sparse.report.tables import Evaluation, Facts, Table, corpus_name, duration, scores_text, speakers_text
 
 # Values of a run and a list by their CSV names; None where one is not known.
 Row = dict[str, Any]
@@ -259,7 +259,7 @@ def _conditions(results: Sequence[RunResult]) -> Facts:
             "left out": _left_out_text(evaluation),
             "speakers": speakers_text(evaluation),
             "enrollment": evaluation["enrollment"],
-            "subtracted": result.results["scoring"]["mean_embedding"],
+            "scores": scores_text(result.results["scoring"]),
             "score norm": evaluation["score_norm"],
             "calibration": evaluation["calibration"] or "none",
         }
@@ -383,7 +383,8 @@ def cost_table(results: Iterable[RunResult]) -> Table | None:
         sweep_minutes = sum(run.minutes for run in fixed)
         for target in sorted(targets):
             nearest = min(fixed, key=lambda run: abs(run.results["sparsity_tracked"] - target))
-            attempts = [(f"fixed λ, the nearest {nearest.results['lambda']:.3g}", len(fixed), sweep_minutes, nearest)]
+            sweep = f"sweep of fixed λ, nearest {nearest.results['lambda']:.3g}"
+            attempts = [(sweep, len(fixed), sweep_minutes, nearest)]
             for run in controlled:
                 if run.results["target_sparsity"] == target:
                     attempts.append((f"{run.controller}: {run.run_name}", 1, run.minutes, run))

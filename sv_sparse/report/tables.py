@@ -173,7 +173,7 @@ def conditions(evaluation: Evaluation, scoring: Mapping[str, str]) -> Facts:
         *facts,
         ("speakers", speakers_text(evaluation)),
         ("enrollment", evaluation["enrollment"]),
-        ("scores", f"cosine similarity of embeddings, after subtracting the {scoring['mean_embedding']}"),
+        ("scores", scores_text(scoring)),
         ("score norm", evaluation["score_norm"]),
         ("operating points", "; ".join(points)),
         ("calibration", evaluation["calibration"] or "none"),
@@ -184,6 +184,11 @@ def conditions(evaluation: Evaluation, scoring: Mapping[str, str]) -> Facts:
 def speakers_text(evaluation: Evaluation) -> str:
     """Return the number of speakers of a trial list as text."""
     return "not known" if evaluation["speakers"] is None else fmt.count(evaluation["speakers"])
+
+
+def scores_text(scoring: Mapping[str, str]) -> str:
+    """Return how scores are computed, from ``scoring`` of results.json."""
+    return f"cosine similarity of embeddings, after subtracting the {scoring['mean_embedding']}"
 
 
 def sparsity_table(results: Results) -> Table:

@@ -157,9 +157,9 @@ def test_one_dense_run_is_compared_too(tmp_path):
 def test_fixed_lambdas_cost_all_of_their_runs_and_count_by_the_nearest(swept):
     table = cost_table(read_run_results(swept)[0])
     assert [row[1:] for row in table.rows] == [
-        ["75.00%", "fixed λ, the nearest 0.05", "3", "15.0", "65.000%", "10.000"],
+        ["75.00%", "sweep of fixed λ, nearest 0.05", "3", "15.0", "65.000%", "10.000"],
         ["75.00%", "feedback: feedback_0.75", "1", "3.0", "75.001%", "0.001"],
-        ["90.00%", "fixed λ, the nearest 0.1", "3", "15.0", "92.000%", "2.000"],
+        ["90.00%", "sweep of fixed λ, nearest 0.1", "3", "15.0", "92.000%", "2.000"],
         ["90.00%", "feedback: feedback_0.9", "1", "3.0", "90.001%", "0.001"],
     ]
     assert cost_table(read_run_results(swept[:2])[0]) is None
