@@ -188,7 +188,7 @@ def test_lines_for_a_terminal_are_short_and_say_what_they_leave_out(tmp_path):
         result.eer_difference = (0.012, -0.003, 0.027)
     text = compare_text(run_results)
     assert max(map(len, text.splitlines())) <= 120
-    assert "would be too long: minutes, settings" in text
+    assert "would be too long: settings, minDCF(0.01), minutes. --out FOLDER has them." in text
     write_comparison(tmp_path / "out", run_results)
     header = next(
         line for line in (tmp_path / "out" / "compare.md").read_text().splitlines() if line.startswith("| run")
