@@ -173,14 +173,18 @@ def standalone_svg(figure: FigureFile) -> str:
     return _file_text(root, css_variables())
 
 
-def fixed_svg(figure: FigureFile, scheme: str) -> str:
+def fixed_svg(figure: FigureFile, scheme: str, width: int = 600) -> str:
     """Return the figure as an SVG file without a background, for pages that choose between two files.
 
     Args:
         figure: the figure.
         scheme: "light" or "dark".
+        width: pixels that a page shows it in, where there is room.
     """
-    text = _file_text(_themed_svg(figure, "f"), "")
+    root = _themed_svg(figure, "f")
+    _, _, inner_width, inner_height = map(float, root.attrib["viewBox"].split())
+    root.attrib |= {"width": str(width), "height": f"{width * inner_height / inner_width:.0f}"}
+    text = _file_text(root, "")
     for name, (light_color, dark_color) in PALETTE.items():
         text = text.replace(f"var(--{name})", light_color if scheme == "light" else dark_color)
     return text
