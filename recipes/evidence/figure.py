@@ -24,7 +24,7 @@ METHODS = {
     "magnitude pruning": "magnitude pruning",
     "magnitude pruning by layer": "magnitude pruning by layer",
 }
-# Inches. 350 pixels of a phone show letters of 10 pixels.
+# Inches. At 360 pixels, as on a phone, letters are 9 pixels high.
 SIZE = (5.0, 3.5)
 
 # Percent.
