@@ -1,0 +1,119 @@
+"""Laws of README.md and of the pages in docs/: short lines, links that lead somewhere, settings that exist."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.pages import GENERATED, PAGES, anchors, inline_code, is_table_row, links, prose
+from helpers.tiny import ROOT
+
+from sv_sparse.config.overrides import GROUPS, parse_command_line
+from sv_sparse.config.schema import (
+    CONTROLLER_SETTINGS,
+    DATA_SETTINGS,
+    MODEL_SETTINGS,
+    OPTIMIZER_SETTINGS,
+    AugmentConfig,
+    HeadConfig,
+    SparsityConfig,
+    TrainerConfig,
+)
+from sv_sparse.scoring.config import ScoringConfig
+
+MAX_COLUMNS = 100
+# Other Markdown files that people are led to.
+GUIDES = [*sorted(ROOT.glob("recipes/*/README.md")), ROOT / "sv_sparse" / "models" / "README.md"]
+SETTING = re.compile(rf"(?:{'|'.join(GROUPS)})(?:\.[a-z_]\w*)+(?![\w./(])")
+# model.pt is a file.
+FILE_SUFFIXES = {"pt", "onnx", "safetensors", "yaml", "md", "csv"}
+CHOICE = re.compile(rf"({'|'.join(GROUPS)})=([a-z]\w*(?:,[a-z]\w*)*)(?![\w.(])")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_are_short(page):
+    too_long = []
+    for number, line in prose(PAGES[page]):
+        if not is_table_row(line) and len(re.sub(r"https?://\S+", "", line)) > MAX_COLUMNS:
+            too_long.append(number)
+    assert not too_long
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "README"])
+def test_a_page_has_one_title(page):
+    titles = [line for _, line in prose(PAGES[page]) if line.startswith("# ")]
+    assert len(titles) == 1
+    assert PAGES[page].read_text().startswith(titles[0])
+
+
+@pytest.mark.parametrize("path", [*PAGES.values(), *GUIDES], ids=name_of)
+def test_links_lead_somewhere(path):
+    broken = []
+    for number, link in links(path):
+        file_name, _, anchor = link.partition("#")
+        target = (path.parent / file_name).resolve() if file_name else path
+        if target in GENERATED:
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append((number, link))
+    assert not broken
+
+
+def setting_names(settings: Any, prefix: str) -> Iterator[str]:
+    """Names as typed on a command line, of settings and of the groups that they lie in."""
+    for setting in fields(settings):
+        name = f"{prefix}{setting.name}"
+        yield name
+        value = getattr(settings, setting.name)
+        if is_dataclass(value) and not isinstance(value, type):
+            yield from setting_names(value, f"{name}.")
+
+
+def every_setting() -> set[str]:
+    names = {"model._target_"}
+    groups: dict[str, list[Any]] = {
+        "model": [*MODEL_SETTINGS.values()],
+        "data": [*DATA_SETTINGS.values()],
+        "optim": [*OPTIMIZER_SETTINGS.values()],
+        "sparsity": [SparsityConfig(controller=controller) for controller in CONTROLLER_SETTINGS.values()],
+        "augment": [AugmentConfig()],
+        "head": [HeadConfig()],
+        "trainer": [TrainerConfig()],
+        "scoring": [ScoringConfig()],
+    }
+    for group, choices in groups.items():
+        for settings in choices:
+            names |= set(setting_names(settings, f"{group}."))
+    return names
+
+
+@pytest.mark.parametrize("path", [*PAGES.values(), *GUIDES], ids=name_of)
+def test_settings_and_choices_in_the_text_exist(path):
+    names = every_setting()
+    line = parse_command_line([])
+    unknown = []
+    for number, code in inline_code(path):
+        for setting in SETTING.findall(code):
+            if setting not in names and setting.rpartition(".")[2] not in FILE_SUFFIXES:
+                unknown.append((number, setting))
+        for group, values in CHOICE.findall(code):
+            unknown += [(number, f"{group}={value}") for value in values.split(",") if value not in line.choices(group)]
+    assert not unknown
+
+
+def test_the_laws_notice_what_they_are_about(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A title\n\nSee [this](#a-title), [that](#nowhere) and [more](missing.md): `trainer.epoch=1`.\n")
+    assert anchors(page) == {"a-title"}
+    assert [target for _, target in links(page)] == ["#a-title", "#nowhere", "missing.md"]
+    ((_, code),) = inline_code(page)
+    assert SETTING.findall(code) == ["trainer.epoch"]
+    assert "trainer.epochs" in every_setting()
+    assert "trainer.epoch" not in every_setting()
+    assert CHOICE.findall("sparsity=feedback,dense model=Net()") == [("sparsity", "feedback,dense")]
