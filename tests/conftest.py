@@ -27,7 +27,7 @@ def _hide_lazy_modules() -> None:
 
 # Files that take a minute or more, the longest first: begun last, they would leave all processes but one without work.
 LONG = (
-    *("test_readme.py", "test_recipes.py", "test_evidence.py", "test_distributed.py", "test_sweeps.py"),
+    *("test_commands.py", "test_recipes.py", "test_evidence.py", "test_distributed.py", "test_sweeps.py"),
     *("test_stopped.py", "test_chaos.py", "test_fake_cuda.py", "test_unusable.py", "test_odd_files.py"),
 )
 

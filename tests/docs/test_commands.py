@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 import soundfile
 from helpers import trees
-from helpers.documented import BIN, SCRIPT, answer, fill, run, words_of
+from helpers.documented import BIN, SCRIPT, answer, environment, fill, run, words_of
 from helpers.pages import PAGES, commands, snippets
 from helpers.tiny import ROOT, TINY, Tones
 
@@ -168,11 +168,11 @@ def evaluate(words: list[str], workshop: Workshop) -> None:
 
 
 def compare(words: list[str], workshop: Workshop) -> None:
-    words = [str(workshop.copy_of_run()) if word.endswith("/*") else word for word in words]
-    assert "EER" in run(workshop.fill(words), workshop.folder)
+    words = workshop.fill(["RUN" if word.endswith("/*") else word for word in words])
+    assert "EER" in run(words, workshop.folder)
     if "--out" in words:
-        folder = Path(workshop.fill(words)[words.index("--out") + 1])
-        assert {path.suffix for path in (workshop.folder / folder).glob("compare.*")} == {".html", ".md", ".csv"}
+        folder = workshop.folder / words[words.index("--out") + 1]
+        assert {path.suffix for path in folder.glob("compare.*")} == {".html", ".md", ".csv"}
 
 
 def prepare(words: list[str], workshop: Workshop) -> None:
@@ -218,34 +218,47 @@ def script(words: list[str], workshop: Workshop) -> None:
         assert not word.startswith("--") or word in out
 
 
-def use(words: list[str], workshop: Workshop) -> None:
-    place = workshop.request.getfixturevalue("deployed")
-    folder = shutil.copytree(place, workshop.folder / "place")
-    assert run(workshop.fill(words), folder)
-
-
 @pytest.fixture(scope="module")
 def deployed(tones: Tones, finished, tmp_path_factory) -> Path:
-    """A folder with recordings a, b and c, and the model of a run."""
+    """A folder with recordings a, b and c, the model of a run, and a speaker who is enrolled."""
     folder = tmp_path_factory.mktemp("deployed")
     utterances = sorted(tones.root.rglob("*.flac"))
     for name, source in zip("abc", (utterances[0], utterances[3], utterances[6]), strict=True):
         soundfile.write(folder / f"{name}.wav", *soundfile.read(source))
     run([SCRIPT, "export", str(finished), "--output", "model.safetensors"], folder)
+    run([SCRIPT, "enroll", "somebody", "a.wav"], folder)
     return folder
 
 
+def use(words: list[str], workshop: Workshop) -> None:
+    folder = shutil.copytree(workshop.request.getfixturevalue("deployed"), workshop.folder / "place")
+    assert run(workshop.fill(words), folder)
+
+
+def serve(words: list[str], workshop: Workshop) -> None:
+    folder = workshop.request.getfixturevalue("deployed")
+    check_server(words, folder, "/", "<html")
+
+
 def tensorboard(words: list[str], workshop: Workshop) -> None:
+    words = [str(workshop.finished.parent) if word == "runs" else word for word in words]
+    check_server(words, workshop.folder, "/data/runs", workshop.finished.name)
+
+
+def check_server(words: list[str], folder: Path, page: str, expected: str) -> None:
+    """Start a server on a port of its own, and see a page of it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    name = workshop.finished.name
-    words = [str(workshop.finished.parent) if word == "runs" else word for word in words]
     server = subprocess.Popen(
-        [BIN / words[0], *words[1:], "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [BIN / words[0], *words[1:], "--port", str(port)],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
-        assert name in answer(f"http://127.0.0.1:{port}/data/runs", wanted=name)
+        assert expected in answer(f"http://127.0.0.1:{port}{page}", wanted=expected)
     finally:
         server.terminate()
         server.wait()
@@ -263,6 +276,10 @@ KINDS: dict[str, Callable[[list[str], Workshop], None]] = {
     "sv-sparse export": use,
     "sv-sparse verify": use,
     "sv-sparse embed": use,
+    "sv-sparse enroll": use,
+    "sv-sparse identify": use,
+    "sv-sparse autotune": use,
+    "sv-sparse serve": serve,
     "sh recipes/": recipe,
     "make": make,
     "python scripts/": script,

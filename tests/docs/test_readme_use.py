@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import soundfile
+from helpers.documented import SCRIPT, SNIPPETS, answer, of
 from helpers.tiny import Tones
-from test_readme import SCRIPT, SNIPPETS, answer, of
 
 USES = ("verify", "autotune", "embed", "enroll", "identify")
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_readme import SNIPPETS
+from helpers.documented import SNIPPETS
 from torch import nn
 from torch.utils.data import DataLoader
 

@@ -33,10 +33,16 @@ def fill(words: Sequence[str], places: Mapping[str, object]) -> list[str]:
     return [pattern.sub(lambda match: str(places[match[1]]), word) for word in words]
 
 
+def environment(home: Path) -> dict[str, str]:
+    """Environment of a user with this project's programs and ``model.safetensors`` at hand, whose home is a folder."""
+    homes = {f"XDG_{kind}_HOME": str(home / kind) for kind in ("CACHE", "DATA")}
+    return os.environ | homes | {"PATH": f"{BIN}:{os.environ['PATH']}", "SV_SPARSE_MODEL": "model.safetensors"}
+
+
 def run(words: Sequence[str], folder: Path, status: int = 0) -> str:
-    """Run a command whose programs are those of this environment, and return its output."""
-    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
-    done = subprocess.run(words, capture_output=True, text=True, cwd=folder, check=False, env=environment)
+    """Run a command in a folder, and return its output."""
+    options = {"capture_output": True, "text": True, "check": False}
+    done = subprocess.run(words, cwd=folder, env=environment(folder), **options)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 

@@ -19,7 +19,7 @@ def text(page: str) -> str:
 
 def blocks(page: str, language: str) -> list[str]:
     """Return the fenced blocks of a language: sh and python are run by tests; shell and text are not."""
-    pattern = rf"^( *)```{language}[^\n]*\n(.*?)^\1```"
+    pattern = rf"^( *)```{language}\b[^\n]*\n(.*?)^\1```"
     matches = re.findall(pattern, text(page), re.DOTALL | re.MULTILINE)
     return [re.sub(rf"^{indent}", "", body, flags=re.MULTILINE) for indent, body in matches]
 

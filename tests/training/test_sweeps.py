@@ -7,9 +7,11 @@ import shlex
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from helpers.pages import blocks
 from helpers.tiny import ROOT, TINY, Outcome, Tones
 from omegaconf import OmegaConf
 
@@ -119,15 +121,17 @@ def test_settings_of_launchers_and_sweepers_are_not_taken_for_our_own():
     check_command_line(["--multirun", *JOBLIB, "hydra.sweeper.max_batch_size=2", "target_sparsity=0.5,0.9"])
 
 
-def test_the_cluster_commands_of_the_readme_name_settings_that_exist():
-    blocks = re.findall(r"```shell\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (block,) = (block for block in blocks if "hydra/launcher=" in block)
-    commands = [shlex.split(line, comments=True) for line in block.replace("\\\n", "").splitlines()]
+def test_the_cluster_commands_of_the_manual_name_settings_that_exist():
+    (block,) = [block for block in blocks("distributed", "shell") if "hydra/launcher=" in block]
+    lines = [line for line in block.replace("\\\n", "").splitlines() if line]
+    commands = [shlex.split(line, comments=True) for line in lines]
     assert [word for words in commands for word in words if word.startswith("hydra/launcher=")] == [
-        *("hydra/launcher=submitit_slurm", "hydra/launcher=submitit_local", "hydra/launcher=ray")
+        *("hydra/launcher=submitit_slurm", "hydra/launcher=ray")
     ]
     for words in commands:
         check_command_line(words[2:])
+        for name in re.findall(r"\$\{(\w+)\}", " ".join(words)):
+            assert name in {setting.name for setting in fields(Config)}
 
 
 def run_dir_name(config: Config) -> str:
