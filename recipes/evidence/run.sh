@@ -1,5 +1,5 @@
 #!/bin/sh
-# Evidence: many small runs that answer the questions of README.md, and tables from them.
+# Evidence: many small runs that answer the questions of docs/results.md, and tables from them.
 #
 #   sh recipes/evidence/run.sh --root wav --trials "veri_test.txt matched.txt" --train-utterances train_list.txt \
 #       --foreign-utterances foreign_list.txt --noise "musan RIRS_NOISES" trainer.precision=bf16
