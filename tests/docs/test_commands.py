@@ -88,7 +88,8 @@ class Workshop:
         return places
 
     def fill(self, words: list[str]) -> list[str]:
-        """Put paths in place of the words in capitals; each RUN is a run of its own."""
+        """Put paths in place of the words in capitals; each RUN, or folder in runs/, is a run of its own."""
+        words = ["RUN" if re.fullmatch(r"runs/[\w/]+[*]?", word) else word for word in words]
         words = fill(words, self.places(words))
         return [fill([word], {"RUN": self.copy_of_run()})[0] if re.search(r"\bRUN\b", word) else word for word in words]
 
@@ -168,7 +169,7 @@ def evaluate(words: list[str], workshop: Workshop) -> None:
 
 
 def compare(words: list[str], workshop: Workshop) -> None:
-    words = workshop.fill(["RUN" if word.endswith("/*") else word for word in words])
+    words = workshop.fill(words)
     assert "EER" in run(words, workshop.folder)
     if "--out" in words:
         folder = workshop.folder / words[words.index("--out") + 1]

@@ -43,7 +43,7 @@ def columns(line: str) -> int:
     return len(re.sub(r"https?://\S+|(?<=\])\([^()]*\)", "", line))
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in GENERATED])
 def test_lines_are_short(page):
     lines = prose(PAGES[page])
     assert [number for number, line in lines if not is_table_row(line) and columns(line) > MAX_COLUMNS] == []
@@ -62,8 +62,6 @@ def test_links_lead_somewhere(path):
     for number, link in links(path):
         file_name, _, anchor = link.partition("#")
         target = (path.parent / file_name).resolve() if file_name else path
-        if target in GENERATED:
-            continue
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append((number, link))
     assert not broken

@@ -6,11 +6,9 @@ from pathlib import Path
 
 from helpers.tiny import ROOT
 
-DOCS = ROOT / "docs"
-PAGES = {"README": ROOT / "README.md"} | {path.stem: path for path in sorted(DOCS.glob("*.md"))}
-# Written from the code when the site is built.
-GENERATED = {DOCS / name for name in ("settings.md", "commands.md")}
-GENERATED |= {DOCS / "api" / f"{name}.md" for name in ("optim", "scoring", "runtime", "models")}
+PAGES = {"README": ROOT / "README.md"} | {path.stem: path for path in sorted((ROOT / "docs").glob("*.md"))}
+# Written from the code by scripts/docs/reference.py.
+GENERATED = ("settings", "commands")
 
 
 def text(page: str) -> str:
