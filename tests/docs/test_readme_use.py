@@ -57,7 +57,7 @@ def test_the_page_answers(place):
         [SCRIPT, *words[1:], "--port", "18427"], cwd=place, env=around(place), stdout=subprocess.DEVNULL
     )
     try:
-        assert "<html" in answer("http://127.0.0.1:18427/", wanted="<html")
+        assert "<html" in answer("http://127.0.0.1:18427/", expected="<html")
     finally:
         server.terminate()
         server.wait()

@@ -33,22 +33,16 @@ def fill(words: Sequence[str], places: Mapping[str, object]) -> list[str]:
     return [pattern.sub(lambda match: str(places[match[1]]), word) for word in words]
 
 
-def environment(home: Path) -> dict[str, str]:
-    """Environment of a user with this project's programs and ``model.safetensors`` at hand, whose home is a folder."""
-    homes = {f"XDG_{kind}_HOME": str(home / kind) for kind in ("CACHE", "DATA")}
-    return os.environ | homes | {"PATH": f"{BIN}:{os.environ['PATH']}", "SV_SPARSE_MODEL": "model.safetensors"}
-
-
 def run(words: Sequence[str], folder: Path, status: int = 0) -> str:
-    """Run a command in a folder, and return its output."""
-    options = {"capture_output": True, "text": True, "check": False}
-    done = subprocess.run(words, cwd=folder, env=environment(folder), **options)
+    """Run a command, with this environment's programs, in a folder; return its output."""
+    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    done = subprocess.run(words, capture_output=True, text=True, cwd=folder, check=False, env=environment)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
 
-def answer(address: str, wanted: str) -> str:
-    """Text that the server answers once it has ``wanted``; waits up to a minute for it to start and to load."""
+def answer(address: str, expected: str) -> str:
+    """Text that the server answers once it has ``expected``; waits up to a minute for it to start and to load."""
     text = ""
     for _ in range(120):
         try:
@@ -56,7 +50,7 @@ def answer(address: str, wanted: str) -> str:
                 text = response.read().decode()
         except OSError:
             pass
-        if wanted in text:
+        if expected in text:
             break
         time.sleep(0.5)
     return text
