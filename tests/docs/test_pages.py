@@ -62,7 +62,9 @@ def test_links_lead_somewhere(path):
     for number, link in links(path):
         file_name, _, anchor = link.partition("#")
         target = (path.parent / file_name).resolve() if file_name else path
-        if not target.exists() or (anchor and anchor not in anchors(target)):
+        # The anchor of a picture names a color scheme.
+        is_page = target.suffix == ".md"
+        if not target.exists() or (anchor and is_page and anchor not in anchors(target)):
             broken.append((number, link))
     assert not broken
 
