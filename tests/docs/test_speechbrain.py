@@ -1,8 +1,8 @@
-"""The recipe of the README inside SpeechBrain."""
+"""The recipe of docs/optimizer.md inside SpeechBrain."""
 
 import pytest
 import torch
-from helpers.documented import SNIPPETS
+from helpers.pages import snippet
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -18,8 +18,7 @@ BATCHES = DataLoader(DATA, batch_size=None)
 
 def make_brain(folder=None):
     scope: dict = {}
-    (snippet,) = (code for code in SNIPPETS if "SparseBrain" in code)
-    exec(snippet, scope)
+    exec(snippet("optimizer", "SparseBrain"), scope)
 
     class Recipe(scope["SparseBrain"]):
         def compute_forward(self, batch, stage):
