@@ -27,6 +27,8 @@ from sv_sparse.config.schema import (
 )
 
 GROUPS = ("model", "data", "augment", "head", "optim", "sparsity", "trainer", "scoring", "experiment")
+# Settings whose ``_target_`` may name a class of the user's own.
+OWN_CLASSES = ("model", "head", "sparsity.controller")
 # A setting, and where it names a run a group too.
 _INIT_FROM = "init_from"
 _TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
@@ -116,11 +118,19 @@ def check_command_line(arguments: Sequence[str]) -> None:
 
 
 def complete_command_line(arguments: Sequence[str]) -> list[str]:
-    """Return a command line on which ``model._target_=`` also chooses ``model=custom``, where no model is chosen."""
+    """Return a command line on which ``model._target_=`` also chooses ``model=custom``, where no model is chosen.
+
+    So do the settings of the other classes that may be the user's own. What ``init_from`` brings is a choice too.
+    """
     keys = {override.key_or_group for override in read_overrides(arguments)}
-    if "model._target_" in keys and not keys & {"model", _INIT_FROM}:
-        return ["model=custom", *arguments]
-    return list(arguments)
+    choices = []
+    for setting in OWN_CLASSES:
+        group = setting.partition(".")[0]
+        # A run's loss is not taken by init_from.
+        others = {group} if group == "head" else {group, _INIT_FROM}
+        if f"{setting}._target_" in keys and not keys & others:
+            choices.append(f"{group}=custom")
+    return [*choices, *arguments]
 
 
 def read_overrides(arguments: Sequence[str]) -> list[Override]:
@@ -206,8 +216,9 @@ def _check_overrides(overrides: Sequence[Override], composed: DictConfig) -> Non
 
 
 def _is_open(composed: DictConfig, key: str) -> bool:
-    """Return whether settings may be added: to a model of the user's own, as arguments of its constructor."""
-    return key.startswith("model.") and OmegaConf.get_type(composed.model) is dict
+    """Return whether settings may be added: to a class of the user's own, as arguments of its constructor."""
+    setting = key.rpartition(".")[0]
+    return setting in OWN_CLASSES and OmegaConf.get_type(OmegaConf.select(composed, setting)) is dict
 
 
 def _check_name(key: str, composed: DictConfig) -> None:

@@ -532,7 +532,7 @@ class SparsityConfig:
 
     def __post_init__(self) -> None:
         controller = self.controller
-        is_named = controller == MISSING or isinstance(controller, ControllerConfig)
+        is_named = controller == MISSING or isinstance(controller, (ControllerConfig, dict))
         require("sparsity.controller", controller, is_named, "settings by their names")
         _require_choice("sparsity.penalty", self.penalty, "l1", "group", "none")
         _require_choice("sparsity.granularity", self.granularity, "out_channel", "in_channel", "kernel")
@@ -548,6 +548,18 @@ class SparsityConfig:
                 f"sparsity.penalty=group makes whole groups zero, so its runs start dense: "
                 f"sparsity.init_density must be 1, got {density}"
             )
+
+    @property
+    def controller_name(self) -> str:
+        """The controller's name, or the name of its class."""
+        return _controller_name(self.controller)
+
+
+def _controller_name(controller: Any) -> str:
+    """Return the name of a controller's settings, or of the class that they name."""
+    if isinstance(controller, ControllerConfig):
+        return controller.name
+    return str(controller.get("name") or controller.get("_target_", "").rpartition(".")[2])
 
 
 @dataclass(frozen=True)
@@ -572,7 +584,7 @@ class Config:
     model: Any = setting(MISSING, "The network: its name and settings, or a class of your own as _target_.")
     data: Any = setting(MISSING, "The corpus.")
     augment: AugmentConfig = setting(AugmentConfig(), "Augmentation.")
-    head: HeadConfig = setting(HeadConfig(), "The training loss.")
+    head: Any = setting(MISSING, "The training loss: its settings, or a class of your own as _target_.")
     optim: Any = setting(MISSING, "The optimizer.")
     sparsity: SparsityConfig = setting(SparsityConfig(), "What becomes zero.")
     trainer: TrainerConfig = setting(TrainerConfig(), "The training loop.")
@@ -581,7 +593,12 @@ class Config:
     def __post_init__(self) -> None:
         for name in ROOT_CHECKS:
             check_root_setting(name, getattr(self, name))
-        kinds = {"model": (ModelConfig, dict), "data": (DataConfig,), "optim": (OptimConfig,)}
+        kinds = {
+            "model": (ModelConfig, dict),
+            "data": (DataConfig,),
+            "head": (HeadConfig, dict),
+            "optim": (OptimConfig,),
+        }
         for name, classes in kinds.items():
             require(name, getattr(self, name), isinstance(getattr(self, name), classes), "settings by their names")
         for name, value in flatten(self.to_dict()).items():
@@ -593,6 +610,12 @@ class Config:
                 f"trainer.early_stop_patience={patience} needs speakers to validate on; "
                 f"choose data.val_fraction above 0"
             )
+
+    @property
+    def classes(self) -> dict[str, str]:
+        """Import paths of the user's own classes, by the setting that names each, such as ``head``."""
+        settings = {"model": self.model, "head": self.head, "sparsity.controller": self.sparsity.controller}
+        return {name: str(value["_target_"]) for name, value in settings.items() if isinstance(value, dict)}
 
     @property
     def model_settings(self) -> dict[str, Any]:
@@ -639,7 +662,9 @@ class Config:
             if lr is not None and not isinstance(lr, Mapping):
                 # One number in place of a node.
                 node.optim.lr = lr
-            node.sparsity.controller = _schema_of(settings["sparsity"]["controller"], CONTROLLER_SETTINGS)
+            node.head = {} if "_target_" in settings["head"] else writable(HeadConfig())
+            controller = settings["sparsity"]["controller"]
+            node.sparsity.controller = {} if "_target_" in controller else _schema_of(controller, CONTROLLER_SETTINGS)
             return to_config(cast(DictConfig, OmegaConf.merge(node, dict(settings))))
         except (KeyError, TypeError, OmegaConfBaseException) as error:
             first_line = str(error).partition("\n")[0]
@@ -703,7 +728,7 @@ def trains_dense(sparsity: Any) -> bool:
     Args:
         sparsity: a ``SparsityConfig``, or the node that Hydra composes for one.
     """
-    return bool(sparsity.penalty == "none" and sparsity.controller.name == "fixed")
+    return bool(sparsity.penalty == "none" and _controller_name(sparsity.controller) == "fixed")
 
 
 def check_dense_target(target: float, sparsity: Any) -> None:
@@ -739,6 +764,10 @@ def register_schema() -> None:
         if name == "gradual_magnitude":
             sparsity = SparsityConfig(controller=controller, penalty="none", init_density=1.0)
         store.store(group="sparsity", name=name, node=writable(sparsity))
+    # A class of the user's own; conf/model/custom.yaml is the third.
+    own_class = {"_target_": MISSING}
+    store.store(group="head", name="custom", node=own_class)
+    store.store(group="sparsity", name="custom", node=writable(SparsityConfig(controller=own_class)))
     dense = {"target_sparsity": 0, "sparsity": writable(DENSE)}
     store.store(group="sparsity", name="dense", node=dense, package="_global_")
 

@@ -97,6 +97,45 @@ def check_model(network: nn.Module, device: torch.device) -> int:
     return size
 
 
+def check_head(head: nn.Module, embedding_dim: int, num_speakers: int, device: torch.device) -> None:
+    """Check what a loss of the user's own makes of random embeddings; it stays as it was.
+
+    Args:
+        head: embeddings [B, E] and labels [B] to the loss, 0-dim, and scores [B, K].
+        embedding_dim: E.
+        num_speakers: K.
+        device: where it is trained.
+
+    Raises:
+        ValueError: it raises an error, or returns something else; says what.
+    """
+    name = type(head).__name__
+    if not isinstance(head, nn.Module):
+        raise ValueError(f"head: expected a torch.nn.Module, got {name}")
+    head.to(device)
+    generator = torch.Generator().manual_seed(0)
+    embedding = torch.randn(4, embedding_dim, generator=generator).to(device).requires_grad_()
+    labels = torch.arange(4, device=device) % num_speakers
+    with _unchanged(head, device):
+        try:
+            loss, scores = head(embedding, labels)
+            loss.backward()
+        except torch.OutOfMemoryError:
+            # The device's fault, which has its own advice.
+            raise
+        except Exception as error:
+            raise ValueError(f"head: {name} raises {type(error).__name__}: {error}{line_of(error)}") from error
+        problem = None
+        if loss.ndim or not loss.isfinite():
+            problem = f"the loss is {loss.detach()}, expected a finite number, 0-dim"
+        elif tuple(scores.shape) != (4, num_speakers):
+            problem = f"scores are {list(scores.shape)}, expected [B, K] = [4, {num_speakers}]"
+        elif embedding.grad is None:
+            problem = "no gradient of the loss reaches the embeddings"
+        if problem is not None:
+            raise ValueError(f"head: {name} cannot be trained with: {problem}")
+
+
 def _try_batch(
     mode: str,
     network: nn.Module,
@@ -115,7 +154,7 @@ def _try_batch(
         # The device's fault, which has its own advice.
         raise
     except Exception as error:  # noqa: BLE001  # somebody else's code may raise anything, and all of it is told
-        problems.append(f"forward of {words} raises {type(error).__name__}: {error}{_line_of(error)}")
+        problems.append(f"forward of {words} raises {type(error).__name__}: {error}{line_of(error)}")
         return
     if not isinstance(embedding, Tensor):
         problems.append(
@@ -134,11 +173,11 @@ def _try_batch(
     try:
         embedding.float().square().sum().backward()
     except Exception as error:  # noqa: BLE001  # as above
-        problems.append(f"backward of {words} raises {type(error).__name__}: {error}{_line_of(error)}")
+        problems.append(f"backward of {words} raises {type(error).__name__}: {error}{line_of(error)}")
 
 
-def _line_of(error: Exception) -> str:
-    """Return the line of the network's own code that an error came from: the last one outside of torch."""
+def line_of(error: Exception) -> str:
+    """Return the line of the user's own code that an error came from: the last one outside of torch."""
     torch_dir = str(Path(torch.__file__).parent)
     frames = traceback.extract_tb(error.__traceback__)[1:]
     own = [frame for frame in frames if not frame.filename.startswith(torch_dir)]

@@ -52,7 +52,7 @@ def build_model(settings: Mapping[str, Any], mel_bins: int, trusted: Collection[
     """
     if "_target_" in settings:
         arguments = {name: value for name, value in settings.items() if name != "_target_"}
-        network = _import_class(settings["_target_"], trusted)(mel_bins=mel_bins, **arguments)
+        network = import_class(settings["_target_"], trusted)(mel_bins=mel_bins, **arguments)
         _set_sizes(network, mel_bins)
         return network
     name = settings.get("name")
@@ -67,13 +67,24 @@ def build_model(settings: Mapping[str, Any], mel_bins: int, trusted: Collection[
         raise ValueError(f"its network {name} cannot be built: {error or type(error).__name__}") from error
 
 
-def _import_class(path: Any, trusted: Collection[str]) -> Any:
-    """Import a class of the user's own, also from the current folder, if it is trusted."""
+def import_class(path: Any, trusted: Collection[str], kind: str = "network", setting: str = "model") -> Any:
+    """Import a class of the user's own, also from the current folder, if it is trusted.
+
+    Args:
+        path: import path, such as ``mypkg.net.Net``.
+        trusted: import paths that the user named; those of SV_SPARSE_MODEL_CLASS are trusted too.
+        kind: what the class is, for messages. Default: network.
+        setting: of the command line, that names it with ``_target_``. Default: model.
+
+    Raises:
+        ValueError: it is not trusted, or cannot be imported.
+    """
     from_environment = os.environ.get(MODEL_CLASS_ENV, "").split(",")
     if path not in {*trusted, *from_environment}:
+        for_commands = f"--model-class {path}, for training " if setting == "model" else ""
         raise ValueError(
-            f"its network is {path}, a class of your own. Code is imported only if you name it: give "
-            f"--model-class {path}, for training model._target_={path}, or set {MODEL_CLASS_ENV}={path}"
+            f"its {kind} is {path}, a class of your own. Code is imported only if you name it: give "
+            f"{for_commands}{setting}._target_={path}, or set {MODEL_CLASS_ENV}={path}"
         )
     module_name, _, class_name = str(path).rpartition(".")
     # Console scripts and train.py do not have the current folder on the path.
@@ -82,7 +93,7 @@ def _import_class(path: Any, trusted: Collection[str]) -> Any:
     try:
         return getattr(import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"its network {path} cannot be imported: {error}") from error
+        raise ValueError(f"its {kind} {path} cannot be imported: {error}") from error
 
 
 def _set_sizes(network: Any, mel_bins: int) -> None:

@@ -62,7 +62,7 @@ class RunResult:
     @property
     def controller(self) -> str:
         """Name of the controller, or "dense"."""
-        return str(self.config.sparsity.controller.name) if self.results["target_sparsity"] else "dense"
+        return self.config.sparsity.controller_name if self.results["target_sparsity"] else "dense"
 
     @property
     def network(self) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sv_sparse import checkpoint
-from sv_sparse.config.schema import Config
+from sv_sparse.config.schema import Config, read_config
 from sv_sparse.data.manifest import Manifest, match_utterances
 from sv_sparse.data.prepared import read_split
 from sv_sparse.io import nfc
@@ -43,7 +43,7 @@ class InitSource:
     # Its training data, if known.
     manifest: Manifest | None = None
 
-    def apply_to(self, network: nn.Module, model: dict[str, Any], head: AAMSoftmax, manifest: Manifest) -> None:
+    def apply_to(self, network: nn.Module, model: dict[str, Any], head: nn.Module, manifest: Manifest) -> None:
         """Load the network, and the head's rows of speakers that both train on; other rows stay as they are.
 
         Args:
@@ -60,7 +60,10 @@ class InitSource:
         speakers = manifest.speakers("train")
         source_names = _common_speakers(self.manifest, manifest) if self.manifest is not None else {}
         indices = [index for index, speaker in enumerate(speakers) if source_names.get(speaker) in self.head_rows]
-        if indices:
+        # What the parameters of a loss of the user's own mean is not known: it starts anew.
+        if not isinstance(head, AAMSoftmax):
+            indices = []
+        if isinstance(head, AAMSoftmax) and indices:
             rows = [self.head_rows[source_names[speakers[index]]] for index in indices]
             with torch.no_grad():
                 head.weight[indices] = torch.stack(rows)
@@ -182,6 +185,9 @@ def _load_head_rows(run_dir: Path, manifest: Manifest) -> dict[str, Tensor]:
     last = run_dir / "checkpoints" / "last.pt"
     if not last.is_file():
         return {}
-    weight = checkpoint.load(last, checkpoint.TRAINING_KEYS)["head"]["weight"]
+    state = checkpoint.load(last, checkpoint.TRAINING_KEYS)
+    if "head" in read_config(run_dir).classes:
+        return {}
+    weight = state["head"]["weight"]
     # The rows beyond those of the speakers are the same speakers at other speeds.
     return dict(zip(manifest.speakers("train"), weight, strict=False))

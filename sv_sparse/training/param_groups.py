@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from sv_sparse.config.schema import Config, LearningRates
-from sv_sparse.models.heads import AAMSoftmax
-from sv_sparse.optim import DENSE_TYPES, SPARSE_TYPES, largest_initial_lambda, param_groups, sparse_init_
+from sv_sparse.optim import SPARSE_TYPES, largest_initial_lambda, param_groups, sparse_init_
 from sv_sparse.training.init_from import InitSource
 
 logger = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ def network_param_groups(network: nn.Module, config: Config, penalty: str = "non
 
 
 def build_param_groups(
-    network: nn.Module, head: AAMSoftmax, config: Config, rates: dict[str, float]
+    network: nn.Module, head: nn.Module, config: Config, rates: dict[str, float]
 ) -> list[dict[str, Any]]:
     """Return the network's sparse and dense groups, and the head's group, which is dense by default.
 
@@ -88,9 +87,9 @@ def build_param_groups(
     penalty = settings.penalty if config.target_sparsity > 0 else "none"
     groups = network_param_groups(network, config, penalty)
     if settings.sparsify_head:
-        head_groups = param_groups(head, sparse_types=(*SPARSE_TYPES, AAMSoftmax), penalty=penalty)
+        head_groups = param_groups(head, sparse_types=(*SPARSE_TYPES, type(head)), penalty=penalty)
     else:
-        head_groups = param_groups(head, dense_types=(*DENSE_TYPES, AAMSoftmax))
+        head_groups = param_groups(head, dense=[name for name, _ in head.named_parameters()])
     for group in head_groups:
         groups.append({**group, "name": "head"})
     if penalty == "group":
@@ -129,7 +128,7 @@ def initial_lambda(config: Config, source: InitSource | None, groups: Sequence[d
         source: what the run starts from.
         groups: as ``build_param_groups`` returns them.
     """
-    if config.sparsity.controller.name == "fixed":
+    if config.sparsity.controller_name == "fixed":
         return {}
     if source is not None and source.lambda_ > 0:
         return {"lambda_init": source.lambda_}

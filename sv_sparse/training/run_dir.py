@@ -25,7 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sv_sparse.config.overrides import read_overrides
+from sv_sparse.config.overrides import OWN_CLASSES, read_overrides
 from sv_sparse.config.schema import Config, flatten, load_config, read_config
 from sv_sparse.distributed import rank, world_size
 from sv_sparse.io import ESCAPE, TEMP_PATTERN, file_lock, printable, remove_temp_files, write_json, write_text
@@ -51,7 +51,7 @@ class Run:
     config: Config
     # Its folder.
     folder: Path
-    # Import paths of network classes that the user named: on the command line, or in a file of configuration that it
+    # Import paths of classes that the user named: on the command line, or in a file of configuration that it
     # names.
     trusted_classes: tuple[str, ...]
 
@@ -72,9 +72,10 @@ def open_run_dir(composed: DictConfig) -> Run:
     config = load_config(composed)
     choices = HydraConfig.get().runtime.choices
     trusted = _classes_named_in(arguments)
-    if "_target_" in config.model_settings and not str(choices["model"]).startswith(CHOICE):
+    for setting, path in config.classes.items():
         # Its path is in a file that the command line chose, not in the settings of another run.
-        trusted = (*trusted, config.model_settings["_target_"])
+        if not str(choices[setting.partition(".")[0]]).startswith(CHOICE):
+            trusted = (*trusted, path)
     folder = Path(config.run_dir) if config.run_dir is not None else None
     if folder is None and _env_int("TORCHELASTIC_MAX_RESTARTS") > 0:
         raise ValueError("torchrun --max-restarts needs run_dir=PATH, where a restart finds its run")
@@ -94,15 +95,14 @@ def open_resumed(path: Path, arguments: Sequence[str]) -> Run:
 
     Args:
         path: its folder, or one of its training checkpoints, to which it returns.
-        arguments: the settings of the command line; beside ``resume_from=`` only the run's own network class may stand.
+        arguments: the settings of the command line; beside ``resume_from=`` only the run's own classes may stand.
 
     Raises:
         ValueError: it is no run, or other settings are on the command line.
     """
-    others = []
-    for word in arguments:
-        if word != "model=custom" and not word.startswith(("resume_from=", "model._target_=")):
-            others.append(word)
+    allowed = ("resume_from=", *(f"{setting}._target_=" for setting in OWN_CLASSES))
+    choices = [f"{setting.partition('.')[0]}=custom" for setting in OWN_CLASSES]
+    others = [word for word in arguments if word not in choices and not word.startswith(allowed)]
     if others:
         raise ValueError(f"resume_from={path} continues with the run's own settings; leave out {' '.join(others)}")
     is_checkpoint = path.suffix == ".pt" and path.parent.name == "checkpoints"
@@ -184,10 +184,10 @@ def logging_to(folder: Path) -> Iterator[None]:
 
 
 def _classes_named_in(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Return the import paths that the command line gives to ``model._target_``."""
+    """Return the import paths that the command line gives to ``model._target_`` and its like."""
     classes = []
     for override in read_overrides(arguments):
-        if override.key_or_group == "model._target_":
+        if override.key_or_group.removesuffix("._target_") in OWN_CLASSES:
             classes.append(str(override.value()))
     return tuple(classes)
 
@@ -230,7 +230,7 @@ def _default_name(config: Config, choices: Any) -> str:
     if model.startswith(CHOICE):
         model = config.model_name
     if sparsity.startswith(CHOICE):
-        sparsity = config.sparsity.controller.name
+        sparsity = config.sparsity.controller_name
     return f"{model}_{sparsity}_{config.target_sparsity}"
 
 

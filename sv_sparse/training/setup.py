@@ -25,8 +25,8 @@ from sv_sparse.evaluation.corpus import Corpus, corpus_summary
 from sv_sparse.models.cpu_kernels import accelerate
 from sv_sparse.models.features import MEL_BINS, Filterbank, crop_samples
 from sv_sparse.models.heads import AAMSoftmax
-from sv_sparse.models.protocol import REQUIREMENTS, check_model
-from sv_sparse.models.registry import build_model
+from sv_sparse.models.protocol import REQUIREMENTS, check_head, check_model, line_of
+from sv_sparse.models.registry import build_model, import_class
 from sv_sparse.optim import (
     AdaBreg,
     BregmanOptimizer,
@@ -78,8 +78,8 @@ class TrainingSetup:
     filterbank: Filterbank
     # Features [B, F, T] to embeddings [B, E].
     network: nn.Module
-    # Embeddings and labels to loss.
-    head: AAMSoftmax
+    # Embeddings and labels to loss and scores: AAMSoftmax, or a class of the user's own.
+    head: Any
     # Optimizer of network and head.
     optimizer: BregmanOptimizer
     # Controller of lambda, or of masks.
@@ -140,7 +140,7 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
     network = _build_network(config, device.device, trusted_classes)
     augmentation = _build_augmentation(config.augment)
     dataset = _build_dataset(config, corpus.manifest, augmentation if augmentation.active else None)
-    head = _build_head(config, network.embedding_dim, dataset.num_speakers)
+    head = _build_head(config, network.embedding_dim, dataset.num_speakers, trusted_classes)
     sampler = _build_sampler(config, len(dataset))
     loader = _build_loader(config, dataset, sampler, device.device)
 
@@ -163,7 +163,7 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
     if not resumes:
         start |= initial_lambda(config, source, groups)
     total_steps = trainer.max_steps or sum(loader.num_steps(epoch) for epoch in range(trainer.epochs))
-    optimizer, controller = _build_optimizer(config, groups, start, total_steps)
+    optimizer, controller = _build_optimizer(config, groups, start, total_steps, trusted_classes)
     if source is not None:
         controller.start_from_current_sparsity()
     _log_summary(groups, corpus, corpus_summary(config)["trials"], optimizer)
@@ -200,11 +200,18 @@ def check_buildable(config: Config, trusted_classes: Sequence[str] = ()) -> None
     device = resolve_device_config(trainer.device, trainer.precision, trainer.compile)
     network = _build_network(config, device.device, trusted_classes)
     _build_augmentation(config.augment)
-    head = _build_head(config, network.embedding_dim, num_speakers=2)
+    head = _build_head(config, network.embedding_dim, 2, trusted_classes)
+    if "head" in config.classes:
+        check_head(head, network.embedding_dim, 2, device.device)
     rates = learning_rates(config, sparse_init=uses_sparse_init(config))
     groups = build_param_groups(network, head, config, rates)
     nn.ModuleList([network, head]).to(device.device)
-    optimizer, _ = _build_optimizer(config, groups, {"lr": rates["others"]}, trainer.max_steps or trainer.epochs)
+    total_steps = trainer.max_steps or trainer.epochs
+    optimizer, controller = _build_optimizer(config, groups, {"lr": rates["others"]}, total_steps, trusted_classes)
+    if "sparsity.controller" in config.classes:
+        with _own_code("sparsity.controller", config):
+            controller.step()
+            controller.load_state_dict(controller.state_dict())
     if trainer.num_avg > 1 and isinstance(optimizer, ProxSGD):
         raise ValueError(
             f"trainer.num_avg={trainer.num_avg} averages dual variables, and optim=proxsgd has none; "
@@ -231,12 +238,20 @@ def _build_augmentation(config: AugmentConfig) -> Augmentation:
     )
 
 
-def _build_head(config: Config, embedding_dim: int, num_speakers: int) -> AAMSoftmax:
+def _build_head(config: Config, embedding_dim: int, num_speakers: int, trusted_classes: Sequence[str]) -> Any:
+    if "head" in config.classes:
+        head_class, settings = _own_class("head", "loss", config.head, trusted_classes)
+        with _own_code("head", config):
+            return head_class(embedding_dim=embedding_dim, num_speakers=num_speakers, **settings)
     return AAMSoftmax(embedding_dim, num_speakers, scale=config.head.scale, margin=config.head.margin)
 
 
 def _build_optimizer(
-    config: Config, groups: list[dict[str, Any]], start: dict[str, float], total_steps: int
+    config: Config,
+    groups: list[dict[str, Any]],
+    start: dict[str, float],
+    total_steps: int,
+    trusted_classes: Sequence[str],
 ) -> tuple[BregmanOptimizer, Controller]:
     """Return the optimizer and the controller.
 
@@ -245,15 +260,51 @@ def _build_optimizer(
         groups: as ``build_param_groups`` returns them.
         start: learning rate and lambda at the start, where they are not the settings'.
         total_steps: length of the run.
+        trusted_classes: import paths of classes that the user named.
     """
     with _named_settings("optim", config):
         optimizer = OPTIMIZERS[config.optim.name](groups, **config.optim.arguments() | start)
-    with _named_settings("sparsity.controller", config):
-        settings = config.sparsity.controller
-        controller = CONTROLLERS[settings.name](optimizer, config.target_sparsity, total_steps, **settings.arguments())
+    settings = config.sparsity.controller
+    arguments = (optimizer, config.target_sparsity, total_steps)
+    controller: Any
+    if "sparsity.controller" in config.classes:
+        controller_class, own_settings = _own_class("sparsity.controller", "controller", settings, trusted_classes)
+        with _own_code("sparsity.controller", config):
+            controller = controller_class(*arguments, **own_settings)
+        if not isinstance(controller, Controller):
+            name = type(controller).__name__
+            raise ValueError(f"sparsity.controller: expected a subclass of sv_sparse.optim.Controller, got {name}")
+    else:
+        with _named_settings("sparsity.controller", config):
+            controller = CONTROLLERS[settings.name](*arguments, **settings.arguments())
     # The trainer calls step() and finalize(), and has its own warnings.
     controller.reminders.active = False
     return optimizer, controller
+
+
+def _own_class(
+    setting: str, kind: str, settings: dict[str, Any], trusted_classes: Sequence[str]
+) -> tuple[Any, dict[str, Any]]:
+    """Import a class of the user's own, and return it with its settings."""
+    own_settings = {name: value for name, value in settings.items() if name != "_target_"}
+    return import_class(settings["_target_"], trusted_classes, kind, setting), own_settings
+
+
+@contextmanager
+def _own_code(setting: str, config: Config) -> Iterator[None]:
+    """Name the setting, the class and its line in what code of the user's own raises.
+
+    Raises:
+        ValueError: whatever it raised.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        # The device's fault, which has its own advice.
+        raise
+    except Exception as error:
+        words = f"{type(error).__name__}: {error}{line_of(error)}"
+        raise ValueError(f"{setting}: {config.classes[setting]} raises {words}") from error
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sv_sparse import distributed
+from sv_sparse.config.schema import HeadConfig
 from sv_sparse.data.dataset import Batch
 from sv_sparse.distributed import all_gather, all_gather_objects, rank, world_size
 from sv_sparse.models.heads import margin_at
@@ -314,6 +315,9 @@ class Trainer:
         for group in self.setup.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         head = self.setup.config.head
+        # A loss of the user's own has its own schedule.
+        if not isinstance(head, HeadConfig):
+            return
         self.setup.head.margin = margin_at(
             step / total_steps, head.margin, start=head.margin_warmup_start, end=head.margin_warmup_end
         )
@@ -381,7 +385,7 @@ class Trainer:
         row["target_sparsity"] = controller.target
         row["sparsity_error"] = controller.target - row["sparsity/regularized"]
         row["lr"] = setup.optimizer.param_groups[0]["lr"]
-        row["margin"] = setup.head.margin
+        row["margin"] = getattr(setup.head, "margin", 0.0)
         row |= self.timer.read()
         self.metrics.log(row)
         self.metrics.show(row)

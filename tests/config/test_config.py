@@ -20,7 +20,6 @@ from sv_sparse.training.run_dir import open_resumed
 
 CHOICES = [(group, choice) for group in GROUPS for choice in parse_command_line([]).choices(group)]
 NEEDED = {
-    "custom": ["model._target_=mypkg.Net"],
     "folder": ["data.root=/a", "data.trial_lists=/b"],
     "prepared": ["data.corpus=c", "data.prepared_dir=/a", "data.train_subsets=[a]", "data.trial_lists=[b]"],
     "voxceleb": ["data.prepared_dir=/a"],
@@ -36,6 +35,9 @@ FOLDER = ["data=folder", "data.root=/a", "data.trial_lists=/b"]
 def words_of(group: str, choice: str) -> list[str]:
     """Return overrides that choose something, with the settings that it needs."""
     words = [f"{group}={choice}"]
+    if choice == "custom":
+        setting = "sparsity.controller" if group == "sparsity" else group
+        words.append(f"{setting}._target_=mypkg.Own")
     for name, settings in NEEDED.items():
         if name in choice and (group, name) != ("sparsity", "paper"):
             words += settings
@@ -126,6 +128,14 @@ def test_a_class_on_the_command_line_chooses_the_model_without_settings_of_anoth
     words = complete_command_line(["model._target_=mypkg.Net", "+model.width=3"])
     check_command_line(words)
     assert composed(*words).model == {"_target_": "mypkg.Net", "width": 3}
+    words = complete_command_line(["head._target_=mypkg.Loss", "sparsity.controller._target_=mypkg.Rule"])
+    check_command_line([*words, "+head.scale=3", "+sparsity.controller.gain=0.5"])
+    config = composed(*words, "+head.scale=3", "+sparsity.controller.gain=0.5")
+    assert config.head == {"_target_": "mypkg.Loss", "scale": 3}
+    assert config.sparsity.controller == {"_target_": "mypkg.Rule", "gain": 0.5}
+    assert config.classes == {"head": "mypkg.Loss", "sparsity.controller": "mypkg.Rule"}
+    with pytest.raises(ValueError, match=r"unknown setting 'head.scale'; .* \+head.scale=VALUE"):
+        check_command_line([*words, "head.scale=3"])
     assert complete_command_line(["init_from=RUN", "model._target_=a.B"]) == ["init_from=RUN", "model._target_=a.B"]
 
 

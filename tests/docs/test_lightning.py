@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.pages import snippet
+from safetensors.torch import load_file
 from test_optimizer_page import assert_exact, run_block
 
 from sv_sparse.data.torchaudio_guard import torchaudio
@@ -71,8 +72,6 @@ def hugging(tmp_path, monkeypatch):
 
 
 def test_hugging_faces_trainer_saves_the_exact_network(hugging, tmp_path):
-    from safetensors.torch import load_file
-
     assert_exact(hugging["model"])
     saved = load_file(tmp_path / "hf_run" / "final" / "model.safetensors")
     restored = hugging["Classifier"]()

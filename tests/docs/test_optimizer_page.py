@@ -32,7 +32,9 @@ def run_block(code: str, folder: Path, monkeypatch) -> dict:
     return scope
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.* is deprecated:DeprecationWarning")  # torch.compile's own
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.script_method.* is deprecated:DeprecationWarning"
+)  # torch.compile's own
 @pytest.mark.parametrize("code", [code for code in PLAIN if "finalize()" in code])
 def test_a_program_ends_at_exactly_90_percent(code, tmp_path, monkeypatch):
     scope = run_block(code, tmp_path, monkeypatch)
@@ -40,9 +42,12 @@ def test_a_program_ends_at_exactly_90_percent(code, tmp_path, monkeypatch):
 
 
 def test_the_plain_loop_learns(tmp_path, monkeypatch):
-    assert run_block(snippet("optimizer", "TensorDataset(inputs, labels), batch_size=64"), tmp_path, monkeypatch)[
-        "accuracy"
-    ] > 0.5
+    assert (
+        run_block(snippet("optimizer", "TensorDataset(inputs, labels), batch_size=64"), tmp_path, monkeypatch)[
+            "accuracy"
+        ]
+        > 0.5
+    )
 
 
 def test_the_resumed_run_ends_like_an_uninterrupted_one(tmp_path, monkeypatch):
@@ -56,7 +61,9 @@ def test_the_resumed_run_ends_like_an_uninterrupted_one(tmp_path, monkeypatch):
 
 
 def test_the_hook_counts_no_update_that_a_scaler_skips(tmp_path, monkeypatch):
-    code = snippet("optimizer", "GradScaler(device)").replace("GradScaler(device)", "GradScaler(device, init_scale=1e30)")
+    code = snippet("optimizer", "GradScaler(device)").replace(
+        "GradScaler(device)", "GradScaler(device, init_scale=1e30)"
+    )
     scope = run_block(code, tmp_path, monkeypatch)
     assert 0 < scope["controller"].steps < 300
     assert_exact(scope["model"])
