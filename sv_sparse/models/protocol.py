@@ -118,22 +118,32 @@ def check_head(head: nn.Module, embedding_dim: int, num_speakers: int, device: t
     labels = torch.arange(4, device=device) % num_speakers
     with _unchanged(head, device):
         try:
-            loss, scores = head(embedding, labels)
-            loss.backward()
+            output = head(embedding, labels)
+            problem = _problem_of_loss(output, num_speakers)
+            if problem is None:
+                output[0].backward()
+                if embedding.grad is None:
+                    problem = "no gradient of its loss reaches the embeddings"
         except torch.OutOfMemoryError:
             # The device's fault, which has its own advice.
             raise
         except Exception as error:
             raise ValueError(f"head: {name} raises {type(error).__name__}: {error}{line_of(error)}") from error
-        problem = None
-        if loss.ndim or not loss.isfinite():
-            problem = f"the loss is {loss.detach()}, expected a finite number, 0-dim"
-        elif tuple(scores.shape) != (4, num_speakers):
-            problem = f"scores are {list(scores.shape)}, expected [B, K] = [4, {num_speakers}]"
-        elif embedding.grad is None:
-            problem = "no gradient of the loss reaches the embeddings"
-        if problem is not None:
-            raise ValueError(f"head: {name} cannot be trained with: {problem}")
+    if problem is not None:
+        raise ValueError(f"head: {name} cannot be trained with: {problem}")
+
+
+def _problem_of_loss(output: object, num_speakers: int) -> str | None:
+    """Return what is wrong with what a loss of four embeddings returns; None where nothing is."""
+    is_pair = isinstance(output, tuple) and len(output) == 2 and all(isinstance(part, Tensor) for part in output)
+    if not is_pair:
+        return f"it returns {type(output).__name__}, expected a tuple of two tensors, loss and scores"
+    loss, scores = output  # type: ignore[misc]
+    if loss.ndim or not loss.isfinite():
+        return f"its loss is {loss.tolist()}, expected a finite number, 0-dim"
+    if tuple(scores.shape) != (4, num_speakers):
+        return f"its scores are {list(scores.shape)}, expected [B, num_speakers] = [4, {num_speakers}]"
+    return None
 
 
 def _try_batch(

@@ -35,7 +35,7 @@ def build_model(settings: Mapping[str, Any], mel_bins: int, trusted: Collection[
 
     Args:
         settings: arguments of its class, with ``name``, its name in ``MODELS``; or with ``_target_``, the import path
-            of a class of the user's own, such as ``mypkg.net.Net``. See models/README.md for what that needs.
+            of a class of the user's own, such as ``mypkg.net.Net``. docs/extending.md says what that needs.
         mel_bins: F, of the filterbank that it takes.
         trusted: import paths of the user's own classes that may be imported, because the user named them on a command
             line. Those of the environment variable SV_SPARSE_MODEL_CLASS may be imported too. No other class is

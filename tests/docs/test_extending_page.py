@@ -162,10 +162,11 @@ def test_the_corpus_is_prepared_trained_on_and_evaluated(train, folder, monkeypa
 @pytest.mark.parametrize(
     ("file", "old", "new", "words", "message"),
     [
-        ("loss.py", "self.scale * scores, speaker)", "self.scle * scores, speaker)", "loss.SubCenter", "line 20"),
-        ("loss.py", "return cross_entropy(", "return 2 * embedding.sum(1), (", "loss.SubCenter", "loss.py, line 20"),
+        ("loss.py", "self.scale * scores", "self.scle * scores", "loss.SubCenter", "mypkg/loss.py, line 19"),
+        ("loss.py", ", scores.detach()", "", "loss.SubCenter", "returns Tensor, expected a tuple of two tensors"),
+        ("loss.py", ".amax(dim=2)", "", "loss.SubCenter", "head: SubCenter raises"),
         ("loss.py", "scale=32.0,", "scale,", "loss.SubCenter", "missing 1 required positional argument: 'scale'"),
-        ("control.py", "self.total.add_", "self.totl.add_", "control.Integral", "control.py, line 19"),
+        ("control.py", "self.total.add_", "self.totl.add_", "control.Integral", "mypkg/control.py, line 18"),
         ("control.py", "(LogLambdaController)", "", "control.Integral", "sparsity.controller"),
     ],
 )

@@ -12,7 +12,8 @@ from sv_sparse.config.schema import load_config
 from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.io import write_json
 from sv_sparse.models.ecapa_tdnn import ECAPA
-from sv_sparse.models.protocol import check_model
+from sv_sparse.models.heads import AAMSoftmax
+from sv_sparse.models.protocol import check_head, check_model
 from sv_sparse.models.resnet import ResNet34
 from sv_sparse.models.se_resnet import SEResNet
 from sv_sparse.report import build_results, write_results
@@ -188,3 +189,44 @@ def test_an_error_names_the_line_of_the_network_also_in_a_folder_called_torch(tm
     exec(compile(path.read_text(), str(path), "exec"), scope)
     with pytest.raises(ValueError, match=r"torch/net\.py, line 6"):
         check_model(scope["Net"](80, 4), torch.device("cpu"))
+
+
+class OwnLoss(nn.Module):
+    """A loss of the user's own, which returns what it is told to."""
+
+    def __init__(self, output) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, embedding: Tensor, speaker: Tensor):
+        return self.output(embedding, torch.zeros(4, 3))
+
+
+def test_the_losses_of_this_repository_pass_the_check_and_stay_as_they_were():
+    head = AAMSoftmax(8, 3)
+    weight, state = head.weight.detach().clone(), torch.get_rng_state()
+    check_head(head, 8, 3, CPU)
+    assert torch.equal(head.weight, weight)
+    assert head.weight.grad is None
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (lambda embedding, scores: embedding.sum(), "returns Tensor, expected a tuple of two tensors, loss and scores"),
+        (lambda embedding, scores: (embedding.sum(1), scores), r"its loss is \[.*\], expected a finite number, 0-dim"),
+        (lambda embedding, scores: (embedding.sum() / 0, scores), "its loss is (inf|-inf), expected a finite number"),
+        (lambda embedding, scores: (embedding.sum(), scores[:, :2]), r"its scores are \[4, 2\], expected .* \[4, 3\]"),
+        (lambda embedding, scores: (embedding.detach().sum(), scores), r"raises RuntimeError: .*grad"),
+        (lambda embedding, scores: 1 / 0, r"raises ZeroDivisionError: .*test_protocol.py, line \d+\)"),
+    ],
+)
+def test_a_loss_that_cannot_be_trained_with_is_refused(output, message):
+    with pytest.raises(ValueError, match=f"head: OwnLoss .*{message}"):
+        check_head(OwnLoss(output), 8, 3, CPU)
+
+
+def test_a_loss_that_is_no_module_is_refused():
+    with pytest.raises(ValueError, match="head: expected a torch.nn.Module, got function"):
+        check_head(lambda embedding, speaker: None, 8, 3, CPU)
