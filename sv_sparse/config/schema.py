@@ -662,7 +662,7 @@ class Config:
             if lr is not None and not isinstance(lr, Mapping):
                 # One number in place of a node.
                 node.optim.lr = lr
-            node.head = {} if "_target_" in settings["head"] else writable(HeadConfig())
+            node.head = {} if "_target_" in settings.get("head", {}) else writable(HeadConfig())
             controller = settings["sparsity"]["controller"]
             node.sparsity.controller = {} if "_target_" in controller else _schema_of(controller, CONTROLLER_SETTINGS)
             return to_config(cast(DictConfig, OmegaConf.merge(node, dict(settings))))

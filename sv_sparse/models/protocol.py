@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -133,12 +133,12 @@ def check_head(head: nn.Module, embedding_dim: int, num_speakers: int, device: t
         raise ValueError(f"head: {name} cannot be trained with: {problem}")
 
 
-def _problem_of_loss(output: object, num_speakers: int) -> str | None:
+def _problem_of_loss(output: Any, num_speakers: int) -> str | None:
     """Return what is wrong with what a loss of four embeddings returns; None where nothing is."""
     is_pair = isinstance(output, tuple) and len(output) == 2 and all(isinstance(part, Tensor) for part in output)
     if not is_pair:
         return f"it returns {type(output).__name__}, expected a tuple of two tensors, loss and scores"
-    loss, scores = output  # type: ignore[misc]
+    loss, scores = output
     if loss.ndim or not loss.isfinite():
         return f"its loss is {loss.tolist()}, expected a finite number, 0-dim"
     if tuple(scores.shape) != (4, num_speakers):
