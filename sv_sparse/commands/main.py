@@ -1,6 +1,7 @@
 """The console script: ``sv-sparse COMMAND``; ``sv-sparse --help`` lists the commands."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -151,6 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
         # OpenMP's waiting threads spin by default. Where another program has the cores, that takes the time of those
         # that work: a comparison of 30 ms took up to a second. OpenMP reads this when the command imports torch.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _show_compilation()
     with _named_missing_package(name):
         args = build_parser(arguments).parse_args(arguments)
         with signals.report_errors():
@@ -192,6 +194,12 @@ def build_parser(arguments: list[str]) -> argparse.ArgumentParser:
             subparser.set_defaults(main=module.main)
         subparser.epilog = format_epilog(subparser.epilog, command.examples)
     return parser
+
+
+def _show_compilation() -> None:
+    """Let the first command on a machine say on stderr that it compiles kernels, which takes many seconds."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("sv_sparse.optim.cpp.compiler").setLevel(logging.INFO)
 
 
 @contextmanager

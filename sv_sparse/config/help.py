@@ -69,11 +69,11 @@ def format_help(arguments: Sequence[str]) -> str:
 
 def _wrap(line: str) -> str:
     """Return a line in at most 100 columns; further lines are indented by four more."""
+    # The introduction is wrapped already.
+    if "\n" in line or len(line) <= _COLUMNS:
+        return line
     indent = " " * (4 + len(line) - len(line.lstrip()))
-    is_text = "\n" not in line and len(line) > _COLUMNS
-    return (
-        "\n".join(textwrap.wrap(line, _COLUMNS, subsequent_indent=indent, break_on_hyphens=False)) if is_text else line
-    )
+    return textwrap.fill(line, _COLUMNS, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def sections(line: CommandLine, selected: Sequence[str]) -> Iterator[SectionHelp]:

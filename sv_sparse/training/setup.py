@@ -340,7 +340,7 @@ def batch_summary(sampler: EpochBatchSampler, crop_seconds: float) -> str:
 
 def _log_training_length(config: Config, corpus: Corpus, total_steps: int, *, from_scratch: bool) -> None:
     """Log hours of speech, epochs and steps, and advise more epochs where the steps of a new network are few."""
-    _, num_utterances, hours = corpus.manifest.summary("train")
+    *_, hours = corpus.manifest.summary("train")
     epochs = config.trainer.epochs
     if config.trainer.max_steps:
         logger.info("training length: %d steps (trainer.max_steps), schedules scaled to them", total_steps)
@@ -365,4 +365,4 @@ def _log_summary(groups: list[dict[str, Any]], corpus: Corpus, paths: list[str],
         speakers, utterances, hours = corpus.manifest.summary(split)
         logger.info("%-10s %5d speakers %8d utterances %8.2f hours", split, speakers, utterances, hours)
     logger.info("%s", summary_table(groups))
-    logger.info("%s, backend %s", type(optimizer).__name__, optimizer.defaults["backend"])
+    logger.info("optimizer: %s, backend %s", type(optimizer).__name__, optimizer.defaults["backend"])
