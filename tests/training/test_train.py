@@ -85,7 +85,9 @@ def test_the_first_line_says_that_the_demo_was_not_chosen_and_how_to_choose(trai
     by_default = train(*words, refused)
     assert by_default.status == 2
     first = by_default.out.splitlines()[0]
-    assert first.startswith("corpus: demo (synthetic voices; data=demo is the default, data=folder data.root=PATH")
+    assert first.startswith(
+        "corpus: demo (synthetic voices; data=demo is the default, data=folder reads your recordings"
+    )
     assert first.endswith(str(tmp_path / "demo" / "wav"))
     chosen = train(*words, "data=demo", f"run_dir={tmp_path / 'chosen'}")
     assert chosen.out.splitlines()[0] == f"corpus: demo (synthetic voices), {tmp_path / 'demo' / 'wav'}"
