@@ -18,15 +18,23 @@ class HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=30, width=columns - 2)
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        # Options such as --target-far stay on one line.
-        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+        return _fill(text, width).splitlines()
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        paragraphs = []
-        for paragraph in text.split("\n\n"):
-            is_example = "\n  " in paragraph
-            paragraphs.append(paragraph if is_example else "\n".join(self._split_lines(paragraph, width)))
-        return "\n\n".join(paragraphs)
+        return _fill_paragraphs(text, width)
+
+
+def _fill_paragraphs(text: str, width: int) -> str:
+    paragraphs = []
+    for paragraph in text.split("\n\n"):
+        has_indented_lines = "\n  " in paragraph
+        paragraphs.append(paragraph if has_indented_lines else _fill(paragraph, width))
+    return "\n\n".join(paragraphs)
+
+
+def _fill(text: str, width: int) -> str:
+    # Options such as --target-far stay on one line.
+    return textwrap.fill(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 def format_epilog(notes: str | None, examples: Sequence[str]) -> str:
@@ -36,4 +44,5 @@ def format_epilog(notes: str | None, examples: Sequence[str]) -> str:
     ['Examples:', '  sv-sparse compare RUN RUN']
     """
     lines = "\n".join(["Examples:", *(f"  {example}" for example in examples)])
-    return lines if notes is None else f"{notes}\n\n{lines}"
+    # Filled here, too, since the documentation shows the text itself.
+    return lines if notes is None else f"{_fill_paragraphs(notes, _MAX_COLUMNS)}\n\n{lines}"

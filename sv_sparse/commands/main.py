@@ -22,7 +22,7 @@ class Command(NamedTuple):
     """
 
     # One sentence without its period.
-    summary: str
+    help: str
     # What follows "sv-sparse COMMAND"; "|" separates alternatives.
     usage: str
     # Command lines, which a test parses.
@@ -182,9 +182,9 @@ def build_parser(arguments: list[str]) -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         subparser = subparsers.add_parser(
             name,
-            help=command.summary,
+            help=command.help,
             usage="\n       ".join(f"sv-sparse {name} {words.strip()}" for words in command.usage.split("|")),
-            description=f"{command.summary}.",
+            description=f"{command.help}.",
             formatter_class=HelpFormatter,
         )
         # Other modules are not imported: torch alone takes seconds. Hydra reads the arguments of train.
