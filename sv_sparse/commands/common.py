@@ -142,7 +142,7 @@ def describe_decision(verification: Verification, num_speakers: int | None = Non
     text = f"{verification.outcome}: {name} {evidence:.2f} {relation} the threshold {verification.threshold:.2f}"
     if verification.target_far is not None:
         text += f" (false-alarm rate {100 * verification.target_far:g} %"
-        if num_speakers is not None:
+        if num_speakers is not None and num_speakers > 1:
             # The union bound: a stranger is compared with each speaker.
             joint_far = min(1.0, num_speakers * verification.target_far)
             text += f" per speaker, up to {100 * joint_far:g} % for {num_speakers} speakers"

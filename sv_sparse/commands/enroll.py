@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
     elif args.remove:
         # A name in no encoding cannot be enrolled, but can be typed.
         database.remove(printable(args.name))
-        print(f"{args.name} is removed from {path}")
+        print(f"{args.name}: removed from {path}")
     else:
         # Fails before recordings are embedded for nothing.
         name = normalize_name(args.name)

@@ -172,8 +172,8 @@ def _warn_of_same_names(run_dir: Path, trial_sets: Sequence[TrialSet]) -> None:
         num_speakers = len(speakers.intersection(map(nfc, side_speakers(trial_set))))
         if num_utterances or num_speakers:
             print(
-                f"warning: list {trial_set.trials.name} has {num_utterances} utterances and {num_speakers} speakers of "
-                f"names that {run_dir} was trained or tuned on; if they are the same, its error rates say little",
+                f"warning: list {trial_set.trials.name}: {num_utterances} utterances and {num_speakers} speakers have "
+                f"names of the training data of {run_dir}; if they are the same, the error rates are too low",
                 file=sys.stderr,
             )
 

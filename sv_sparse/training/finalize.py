@@ -64,7 +64,7 @@ def finalize(setup: TrainingSetup, last_val_eer: float | None = None) -> dict[st
     validation = validate(setup)
     for name, param in setup.sparse_params.items():
         if not param.any():
-            logger.warning("all weights of %s are zero: nothing passes this layer but its bias", name)
+            logger.warning("all weights of %s are zero: its output is its bias", name)
     metrics: dict[str, Any] = {
         "sparsity_tracked": tracked,
         "sparsity": int(count_zeros(params)) / sum(param.numel() for param in params),
