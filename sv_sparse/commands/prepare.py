@@ -82,13 +82,15 @@ def main(args: argparse.Namespace) -> None:
         from sv_sparse.data.noise import build_noise_store  # noqa: PLC0415
 
         counts = build_noise_store(args.root, args.out)
-        print(", ".join(f"{count} {kind}" for kind, count in counts.items()))
+        amounts = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        print(f"{args.out}: {amounts}, for augment.noise_dir")
     else:
         options = {"to_flac": args.to_flac, "allow_partial": args.allow_partial}
         if args.what == "voxceleb":
             prepare_voxceleb(args.root, args.out, lists=args.lists, **options)
         else:
             prepare_cnceleb(args.root, args.out, **options)
+        print(f"{args.out}: prepared, for data.prepared_dir")
 
 
 def _verify_archives(paths: list[Path]) -> None:

@@ -25,3 +25,4 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(f"--utts-per-shard must be 1 or more, got {args.utts_per_shard}")
     limit = UnreadableLimit(args.max_unreadable, DEFAULT_LIMIT.setting)
     write_shards(args.prepared, args.out, utts_per_shard=args.utts_per_shard, limit=limit)
+    print(f"{args.out}: {len(list(args.out.glob('*.tar')))} shards, for data.prepared_dir and data.format=shards")
