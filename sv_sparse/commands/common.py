@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from sv_sparse.runtime.decision import (
+    CONSENT,
     CONSENT_SENTENCE,
-    LIMITS_OF_USE,
     NOT_DETECTED,
     NOT_DIFFERENT,
     Outcome,
@@ -22,51 +22,69 @@ from sv_sparse.runtime.engine.runtime import Runtime, check_threads
 from sv_sparse.runtime.verifier import Verifier
 
 MODEL_ENV = "SV_SPARSE_MODEL"
-_OUTCOMES = (
-    f'The outcome is "{Outcome.ACCEPTED}", "{Outcome.NOT_ACCEPTED}" (the evidence does not reach the threshold; '
-    f'{NOT_DIFFERENT}), "{Outcome.NO_DECISION}" (the model has no threshold) or "{Outcome.REFUSED_INPUT}" (a recording '
-    "cannot be used; the reason is on stderr, and with --json on stdout too). Exit status: 0 with an outcome of the "
-    "first three, 2 with refused input and after any other error, 128 + N after signal N. "
-    f"Limits of use: {NOT_DETECTED}. {CONSENT_SENTENCE}"
-)
+MODEL_CLASS_ENV = "SV_SPARSE_MODEL_CLASS"
+_OUTCOMES = f"""Outcomes:
+  {Outcome.ACCEPTED:<14} The evidence reaches the threshold.
+  {Outcome.NOT_ACCEPTED:<14} It does not; {NOT_DIFFERENT}.
+  {Outcome.NO_DECISION:<14} The model has no threshold; --threshold sets one.
+  {Outcome.REFUSED_INPUT:<14} A recording cannot be used; the reason is printed.
+
+Exit status: 0 with one of the first three outcomes, 2 with refused input and after any other error, 128 + N after \
+signal N.
+
+Limits of use: {NOT_DETECTED}. {CONSENT_SENTENCE}"""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that name the model and how it is computed."""
-    model_help = f"model.safetensors, from sv-sparse export; default: the environment variable {MODEL_ENV}"
-    parser.add_argument("--model", type=Path, metavar="FILE", help=model_help)
-    text = "threads that compute the network; default: one for up to ten seconds, all cores for longer recordings"
-    parser.add_argument("--threads", type=int, help=text)
-    add_model_class_argument(parser)
+    """Add the arguments that name the model and the number of threads."""
+    group = parser.add_argument_group("model")
+    model_help = f"file that sv-sparse export wrote (default: the environment variable {MODEL_ENV})"
+    group.add_argument("--model", type=Path, metavar="FILE", help=model_help)
+    add_model_class_argument(group)
+    threads_help = "threads (default: 1 for up to ten seconds of speech, all cores for longer recordings)"
+    group.add_argument("--threads", type=int, metavar="N", help=threads_help)
 
 
-def add_model_class_argument(parser: argparse.ArgumentParser) -> None:
+def add_model_class_argument(parser: argparse._ActionsContainer) -> None:
     """Add the argument that names a class of the user's own."""
     # Importing a class runs its code, so no file may name one by itself (DECISIONS 92).
     model_class_help = (
-        "import path of the network's class where it is your own, such as mypkg.net.Net; it is imported only "
-        "because you name it, here or in the environment variable SV_SPARSE_MODEL_CLASS"
+        "import path of the network's class if it is your own, such as mypkg.net.Net; no class is imported because "
+        f"a file names it (default: the environment variable {MODEL_CLASS_ENV})"
     )
-    parser.add_argument("--model-class", metavar="PATH", help=model_class_help)
+    parser.add_argument("--model-class", metavar="CLASS", help=model_class_help)
+
+
+def add_max_unreadable_argument(parser: argparse._ActionsContainer, default: float | None) -> None:
+    """Add the argument that limits how many recordings may be left out; None: as in the run."""
+    max_unreadable_help = (
+        "largest fraction of recordings that may be left out because they cannot be used, 0 for none "
+        f"(default: {'that of RUN' if default is None else default})"
+    )
+    parser.add_argument("--max-unreadable", type=float, default=default, metavar="FRACTION", help=max_unreadable_help)
 
 
 def add_database_argument(parser: argparse.ArgumentParser) -> None:
     """Add the argument that names the database of speakers."""
-    database_help = "database of enrolled speakers; default: ~/.local/share/sv-sparse/speakers.sqlite"
+    database_help = "database of enrolled speakers (default: ~/.local/share/sv-sparse/speakers.sqlite)"
     parser.add_argument("--database", type=Path, metavar="FILE", help=database_help)
 
 
 def add_decision_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of a decision."""
+    """Add the arguments of a decision, and ``--json``."""
+    group = parser.add_argument_group("decision")
     target_far_help = (
-        "false-alarm rate: fraction of strangers that may be accepted, such as 0.01; default: the smallest one "
-        "that the model has a threshold for"
+        "false-alarm rate, the fraction of other speakers that may be accepted, such as 0.01 (default: the smallest "
+        "rate that the model has a threshold for)"
     )
-    parser.add_argument("--target-far", type=float, metavar="RATE", help=target_far_help)
-    text = "threshold to use instead, of the log-likelihood ratio, or of the score where the model is not calibrated"
-    parser.add_argument("--threshold", type=float, help=text)
-    prior_help = "probability of one speaker before the recordings are compared; default: 0.5"
-    parser.add_argument("--prior", type=float, default=0.5, metavar="P", help=prior_help)
+    group.add_argument("--target-far", type=float, metavar="RATE", help=target_far_help)
+    threshold_help = (
+        "threshold of the log-likelihood ratio, or of the score if the model is not calibrated (default: by "
+        "--target-far)"
+    )
+    group.add_argument("--threshold", type=float, metavar="X", help=threshold_help)
+    prior_help = "prior probability that the speakers are the same (default: 0.5)"
+    group.add_argument("--prior", type=float, default=0.5, metavar="P", help=prior_help)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.epilog = _OUTCOMES
 
@@ -117,20 +135,38 @@ def describe_decision(verification: Verification, num_speakers: int | None = Non
     """Return a decision with its threshold in words; ``num_speakers`` is the number of enrolled ones."""
     if verification.threshold is None:
         return f"{verification.outcome}: the model has no threshold; --threshold sets one"
-    text = f"{verification.outcome}: threshold {verification.threshold:.2f}"
+    evidence, name = verification.score, "score"
+    if verification.llr is not None:
+        evidence, name = verification.llr, "LLR"
+    relation = "is below" if verification.outcome == Outcome.NOT_ACCEPTED else "reaches"
+    text = f"{verification.outcome}: {name} {evidence:.2f} {relation} the threshold {verification.threshold:.2f}"
     if verification.target_far is not None:
-        text += f", for a false-alarm rate of {100 * verification.target_far:g}%"
-        if num_speakers is not None:
+        text += f" (false-alarm rate {100 * verification.target_far:g} %"
+        if num_speakers is not None and num_speakers > 1:
             # The union bound: a stranger is compared with each speaker.
             joint_far = min(1.0, num_speakers * verification.target_far)
-            text += f" a speaker: up to {joint_far:.2%} for {num_speakers} together"
+            text += f" per speaker, up to {100 * joint_far:g} % for {num_speakers} speakers"
+        text += ")"
     if verification.outcome == Outcome.NOT_ACCEPTED:
-        text += f"; {NOT_DIFFERENT}"
+        text += f"\n  {NOT_DIFFERENT}"
     return text
 
 
-def print_limits(verifier: Verifier) -> None:
-    """Print the warning about the model, if there is one, and the limits of use: they follow every decision."""
-    if verifier.basis["warning"] is not None:
-        print(f"warning: {verifier.basis['warning']}")
-    print(f"limits: {LIMITS_OF_USE}")
+def describe_probability(verification: Verification) -> str:
+    """Return the posterior and the prior probability in words."""
+    probability = verification.probability
+    if probability is None:
+        return "P(same speaker): none, the model is not calibrated"
+    # Nobody is told 0 or 100 %: a calibration cannot know that.
+    limited = min(max(probability, 0.001), 0.999)
+    sign = "= " if limited == probability else ("> " if limited < probability else "< ")
+    return f"P(same speaker) {sign}{100 * limited:.1f} % (prior {100 * verification.prior:.3g} %)"
+
+
+def print_basis(verifier: Verifier) -> None:
+    """Print the calibration, the warning about the model, if there is one, and the limits of use."""
+    for name, text in verifier.basis.items():
+        if text is not None:
+            print(f"{name}: {text}")
+    print(f"limits: {NOT_DETECTED}")
+    print(f"consent: {CONSENT}")

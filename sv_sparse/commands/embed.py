@@ -3,6 +3,7 @@
 import argparse
 import csv
 import hashlib
+import os
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from sv_sparse.commands.common import add_model_arguments, check_output, load_verifier
+from sv_sparse.data.decoding import AUDIO_SUFFIXES, looks_like_audio
 from sv_sparse.io import atomic_write
 from sv_sparse.runtime.decision import EmbeddedRecording
 from sv_sparse.runtime.verifier import Verifier
@@ -21,8 +23,11 @@ Row = tuple[str, EmbeddedRecording]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sv-sparse embed``."""
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="recordings")
-    output_help = ".npz with files [N], embeddings [N, E] and seconds [N], or .csv with a line for each recording"
+    paths_help = "recordings, or folders that are searched for recordings, subfolders included"
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help=paths_help)
+    output_help = (
+        "file to write: .npz with files [N], embeddings [N, E] and seconds [N], or .csv with a line per recording"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=output_help)
     add_model_arguments(parser)
 
@@ -31,11 +36,12 @@ def main(args: argparse.Namespace) -> None:
     """Run ``sv-sparse embed``; a command that was stopped resumes at the first recording that is not embedded."""
     output: Path = args.output
     check_output(output, ".npz", ".csv")
+    files = find_recordings(args.paths)
     verifier = load_verifier(args)
     partial_path = output.with_name(f".{output.name}.partial.npz")
     embeddings = _read_partial(partial_path, verifier.fingerprint)
     try:
-        rows = _embed_files(verifier, args.files, embeddings)
+        rows = _embed_files(verifier, files, embeddings)
         if rows:
             write_rows = _write_csv if output.suffix == ".csv" else _write_npz
             write_rows(output, rows)
@@ -48,10 +54,36 @@ def main(args: argparse.Namespace) -> None:
             _write_npz(partial_path, partial_rows)
         raise
     partial_path.unlink(missing_ok=True)
-    num_failed = len(args.files) - len(rows)
+    num_failed = len(files) - len(rows)
     # An error only now: the embeddings of the others are written all the same.
     if num_failed:
-        raise ValueError(f"{num_failed} of {len(args.files)} recordings could not be embedded")
+        raise ValueError(f"{num_failed} of {len(files)} recordings could not be embedded")
+
+
+def find_recordings(paths: Sequence[Path]) -> list[Path]:
+    """Return the files that are named, and in place of each folder the recordings in it, sorted by name.
+
+    Files of formats that have to be converted first are among them, so that they are reported.
+
+    Raises:
+        ValueError: A folder has no recordings.
+    """
+    recordings = []
+    for path in paths:
+        if not path.is_dir():
+            recordings.append(path)
+            continue
+        in_folder = []
+        for folder, _, names in os.walk(path):
+            for name in names:
+                file = Path(folder, name)
+                # Hidden files are those of other programs, such as ._a.wav.
+                if not name.startswith(".") and (name.lower().endswith(AUDIO_SUFFIXES) or looks_like_audio(file)):
+                    in_folder.append(file)
+        if not in_folder:
+            raise ValueError(f"{path}: there are no recordings in this folder")
+        recordings += sorted(in_folder)
+    return recordings
 
 
 def _embed_files(verifier: Verifier, files: Sequence[Path], embeddings: dict[str, EmbeddedRecording]) -> list[Row]:

@@ -11,10 +11,10 @@ from sv_sparse.runtime.speaker_db import SpeakerDatabase, default_path, normaliz
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sv-sparse enroll``."""
-    parser.add_argument("name", nargs="?", metavar="NAME", help="name of the speaker, new or already enrolled")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="speaker, new or enrolled already")
     parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="recordings of the speaker")
-    parser.add_argument("--list", action="store_true", help="list the enrolled speakers")
-    parser.add_argument("--remove", action="store_true", help="remove NAME and everything that was stored")
+    parser.add_argument("--list", action="store_true", help="list the enrolled speakers and exit")
+    parser.add_argument("--remove", action="store_true", help="remove NAME and all stored embeddings of it")
     add_database_argument(parser)
     add_model_arguments(parser)
     parser.epilog = CONSENT_SENTENCE
@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
     elif args.remove:
         # A name in no encoding cannot be enrolled, but can be typed.
         database.remove(printable(args.name))
-        print(f"{args.name} is removed from {path}")
+        print(f"{args.name}: removed from {path}")
     else:
         # Fails before recordings are embedded for nothing.
         name = normalize_name(args.name)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from sv_sparse.commands.common import add_max_unreadable_argument, add_model_class_argument
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.manifest import Manifest, match_utterances
 from sv_sparse.data.prepared import read_split
@@ -29,37 +30,33 @@ from sv_sparse.training.device import resolve_device
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sv-sparse evaluate``."""
-    networks_help = (
-        "run folders, evaluated on their own lists or on those named here; or one network file, such as "
-        "RUN/checkpoints/best.pt, with --output-dir"
-    )
+    networks_help = "run folders; or one network file, such as RUN/checkpoints/best.pt, with --output-dir"
     parser.add_argument("networks", type=Path, nargs="+", metavar="RUN", help=networks_help)
+    lists = parser.add_argument_group("trial lists")
     trial_sets_help = (
-        "PREPARED:LIST,LIST of prepared folders; LIST alone where RUN was trained on one; voxceleb1-o,e,h and "
-        "cnceleb name the usual ones; folder:PATH takes the lists in PATH, of recordings in PATH/wav"
+        "PREPARED:LIST,LIST of a prepared folder; LIST alone means the folder that RUN was trained on; "
+        "voxceleb1-o,e,h and cnceleb name the usual lists; folder:PATH means the lists in PATH, of recordings in "
+        "PATH/wav (default: the lists of RUN)"
     )
-    parser.add_argument("--trial-sets", nargs="+", default=[], metavar="LISTS", help=trial_sets_help)
-    parser.add_argument("--audio-root", type=Path, metavar="PATH", help="folder that the paths in --trials start from")
-    trials_help = "trial lists in VoxCeleb's format"
-    parser.add_argument("--trials", type=Path, nargs="+", default=[], metavar="FILE", help=trials_help)
-    metadata_help = "table with columns speaker and sex, for the speakers in --trials"
-    parser.add_argument("--speaker-metadata", type=Path, metavar="FILE", help=metadata_help)
-    parser.add_argument("--score-norm", choices=SCORE_NORMS, help="score normalization; that of RUN by default")
-    parser.add_argument("--top-n", type=int, metavar="N", help="closest training speakers that as_norm takes")
-    enrollment_help = "treatment of several enrollment utterances; that of RUN by default"
-    parser.add_argument("--enrollment", choices=ENROLLMENTS, help=enrollment_help)
-    max_unreadable_help = (
-        "largest fraction of the recordings that may be left out because they cannot be used, 0 for none; that "
-        "of RUN by default"
-    )
-    parser.add_argument("--max-unreadable", type=float, metavar="FRACTION", help=max_unreadable_help)
-    model_class_help = (
-        "import path of the network's class if it is your own, such as mypkg.net.Net; no "
-        "class is imported only because RUN names it"
-    )
-    parser.add_argument("--model-class", metavar="PATH", help=model_class_help)
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    output_help = "folder for the scores; RUN/scores by default"
+    lists.add_argument("--trial-sets", nargs="+", default=[], metavar="LISTS", help=trial_sets_help)
+    trials_help = "trial lists in VoxCeleb's format, with --audio-root"
+    lists.add_argument("--trials", type=Path, nargs="+", default=[], metavar="FILE", help=trials_help)
+    root_help = "folder that the paths in --trials are relative to"
+    lists.add_argument("--audio-root", type=Path, metavar="PATH", help=root_help)
+    metadata_help = "table with columns speaker and sex, for the speakers of --trials and folder:PATH"
+    lists.add_argument("--speaker-metadata", type=Path, metavar="FILE", help=metadata_help)
+    add_max_unreadable_argument(lists, None)
+    scoring = parser.add_argument_group("scoring")
+    score_norm_help = "score normalization (default: that of RUN)"
+    scoring.add_argument("--score-norm", choices=SCORE_NORMS, help=score_norm_help)
+    top_n_help = "number of closest cohort speakers, for as_norm (default: that of RUN)"
+    scoring.add_argument("--top-n", type=int, metavar="N", help=top_n_help)
+    enrollment_help = "treatment of several enrollment utterances (default: that of RUN)"
+    scoring.add_argument("--enrollment", choices=ENROLLMENTS, help=enrollment_help)
+    add_model_class_argument(parser)
+    device_help = "device of the network (default: auto, a GPU if there is one)"
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help=device_help)
+    output_help = "folder for the scores (default: RUN/scores)"
     parser.add_argument("--output-dir", type=Path, metavar="FOLDER", help=output_help)
 
 
@@ -175,8 +172,8 @@ def _warn_of_same_names(run_dir: Path, trial_sets: Sequence[TrialSet]) -> None:
         num_speakers = len(speakers.intersection(map(nfc, side_speakers(trial_set))))
         if num_utterances or num_speakers:
             print(
-                f"warning: list {trial_set.trials.name} has {num_utterances} utterances and {num_speakers} speakers of "
-                f"names that {run_dir} was trained or tuned on; if they are the same, its error rates say little",
+                f"warning: list {trial_set.trials.name}: {num_utterances} utterances and {num_speakers} speakers have "
+                f"names of the training data of {run_dir}; if they are the same, the error rates are too low",
                 file=sys.stderr,
             )
 
@@ -184,7 +181,7 @@ def _warn_of_same_names(run_dir: Path, trial_sets: Sequence[TrialSet]) -> None:
 def _result_lines(result: TrialSetResult) -> Iterator[str]:
     """Yield a result for the terminal, each number with its conditions."""
     eer_interval = _format_interval(result.eer_interval, ".2%")
-    yield f"{result.name}: EER {result.eer:.2%}{eer_interval} at {result.eer_threshold:.4f}"
+    yield f"{result.name}: EER {result.eer:.2%}{eer_interval} at threshold {result.eer_threshold:.4f}"
     speakers = f" of {result.speakers:,} speakers" if result.speakers is not None else ""
     yield f"  {result.trials:,} trials, {result.targets:,} targets{speakers}"
     if result.recordings_left_out:
@@ -202,9 +199,9 @@ def _result_lines(result: TrialSetResult) -> Iterator[str]:
     else:
         yield f"  Cllr {result.cllr:.3f}, minCllr {result.min_cllr:.3f}, by {result.calibration}"
     for threshold in result.thresholds:
-        rates = f"{threshold['p_fa']:.2%} false alarms and {threshold['p_miss']:.2%} misses here"
+        rates = f"{threshold['p_fa']:.2%} false alarms, {threshold['p_miss']:.2%} misses on this list"
         target_far = f"{100 * threshold['target_far']:g}% false alarms"
-        yield f"  log-likelihood ratio {threshold['threshold']:.2f} for {target_far}: {rates}"
+        yield f"  threshold for {target_far} (LLR {threshold['threshold']:.2f}): {rates}"
     for kind, groups in result.breakdown.items():
         for label, group in groups.items():
             yield f"  {kind} {label}: EER {group['eer']:.2%}, {group['trials']:,} trials, {group['targets']:,} targets"

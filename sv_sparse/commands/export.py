@@ -39,14 +39,20 @@ _EVALUATION_KEYS = ("name", "trials", "targets", "speakers", "enrollment", "scor
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sv-sparse export``."""
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or a network file in one")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="model.safetensors or model.onnx")
-    dtype_help = "type that the weights of a .safetensors are rounded to; default: fp32, which keeps every bit"
-    parser.add_argument("--dtype", choices=list(DTYPES), help=dtype_help)
-    frontend_help = "frontend of an .onnx: included (the input is a waveform; the default) or none (a filterbank)"
-    parser.add_argument("--frontend", choices=FRONTENDS, help=frontend_help)
-    parser.add_argument("--int8", action="store_true", help="write an .onnx with products in eight bits")
-    parser.add_argument("--license", default="not stated", help="license of the network, for its card")
-    parser.add_argument("--trained-on", help="training data in words, for the card; default: by the run's settings")
+    output_help = "file to write; its name ends in .safetensors (for sv-sparse) or .onnx"
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=output_help)
+    package = parser.add_argument_group(".safetensors")
+    dtype_help = "type that weights are rounded to (default: fp32, exact)"
+    package.add_argument("--dtype", choices=list(DTYPES), help=dtype_help)
+    onnx = parser.add_argument_group(".onnx")
+    frontend_help = "included: the input is a waveform; none: a filterbank (default: included)"
+    onnx.add_argument("--frontend", choices=FRONTENDS, help=frontend_help)
+    onnx.add_argument("--int8", action="store_true", help="quantize to eight bits (default: fp32)")
+    card = parser.add_argument_group("model card")
+    license_help = "license of the network (default: not stated)"
+    card.add_argument("--license", default="not stated", metavar="TEXT", help=license_help)
+    trained_on_help = "training data in words (default: by the settings of RUN)"
+    card.add_argument("--trained-on", metavar="TEXT", help=trained_on_help)
     add_model_class_argument(parser)
 
 

@@ -12,8 +12,8 @@ from sv_sparse.runtime.speaker_db import UNKNOWN, SpeakerDatabase, default_path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sv-sparse identify``."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="a recording")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="number of speakers to print; default: 5")
+    parser.add_argument("file", type=Path, metavar="FILE", help="recording of one speaker")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="number of speakers to print (default: 5)")
     common.add_database_argument(parser)
     common.add_model_arguments(parser)
     common.add_decision_arguments(parser)
@@ -47,15 +47,13 @@ def main(args: argparse.Namespace) -> None:
         # Names in the letters that they were enrolled with.
         print(json.dumps(outcome | verifier.basis | {"speakers": speakers}, ensure_ascii=False))
         return
-    print(answer or common.describe_decision(best))
+    if answer is not None:
+        print(answer)
+    print(common.describe_decision(best, len(ranking)))
     for name, verification in ranking[: args.top]:
         print(f"  {name}: {_describe(verification)}")
-    if verifier.basis["calibration"] is not None:
-        print(f"log-likelihood ratios by {verifier.basis['calibration']}")
-    if best.threshold is not None:
-        print(common.describe_decision(best, len(ranking)))
-    common.print_limits(verifier)
-    print(f"{seconds:.3f} seconds")
+    common.print_basis(verifier)
+    print(f"time: {seconds:.3f} s")
 
 
 def _evidence(entry: tuple[str, Verification]) -> float:
@@ -67,4 +65,4 @@ def _describe(verification: Verification) -> str:
     score = f"score {verification.score:.4f}"
     if verification.llr is None:
         return score
-    return f"log-likelihood ratio {verification.llr:.2f}, probability {verification.probability:.2%}, {score}"
+    return f"{score}, LLR {verification.llr:.2f}, {common.describe_probability(verification)}"

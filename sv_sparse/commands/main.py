@@ -1,6 +1,7 @@
 """The console script: ``sv-sparse COMMAND``; ``sv-sparse --help`` lists the commands."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from sv_sparse import __version__, signals
+from sv_sparse.commands.help_format import HelpFormatter, format_epilog
 from sv_sparse.io import harden_output, install_command
 
 
@@ -19,23 +21,119 @@ class Command(NamedTuple):
     read or written; messages name it. Both become one line on stderr and exit status 2.
     """
 
+    # One sentence without its period.
     help: str
+    # What follows "sv-sparse COMMAND"; "|" separates alternatives.
+    usage: str
+    # Command lines, which a test parses.
+    examples: tuple[str, ...]
     needs_train_extra: bool = False
 
 
 COMMANDS = {
-    "train": Command("train a network to a target sparsity", needs_train_extra=True),
-    "prepare": Command("turn corpora and noise into what training reads", needs_train_extra=True),
-    "shard": Command("write a prepared corpus as tar files", needs_train_extra=True),
-    "evaluate": Command("score trial lists with a trained network", needs_train_extra=True),
-    "compare": Command("finished runs in one table, with figures", needs_train_extra=True),
-    "export": Command("write a trained network to one file for use", needs_train_extra=True),
-    "autotune": Command("measure how a model is computed fastest on this machine"),
-    "embed": Command("recordings to embeddings"),
-    "verify": Command("tell whether two recordings are of one speaker"),
-    "enroll": Command("add recordings of a speaker to the database"),
-    "identify": Command("tell which speaker of the database a recording is of"),
-    "serve": Command("compare recordings on a local web page"),
+    "train": Command(
+        "Train a network to a target sparsity",
+        "[GROUP=CHOICE ...] [SETTING=VALUE ...] [options of Hydra]",
+        (
+            "sv-sparse train model=ecapa target_sparsity=0.9",
+            "sv-sparse train data=folder data.root=PATH data.trial_lists=FILE",
+            "sv-sparse train resume_from=RUN",
+        ),
+        needs_train_extra=True,
+    ),
+    "prepare": Command(
+        "Prepare corpora and noise for training",
+        "SUBCOMMAND ...",
+        (
+            "sv-sparse prepare voxceleb --root PATH --lists PATH --out PREPARED",
+            "sv-sparse prepare noise --root MUSAN RIRS_NOISES --out STORE",
+        ),
+        needs_train_extra=True,
+    ),
+    "shard": Command(
+        "Write a prepared corpus as tar files, for network disks",
+        "PREPARED --out SHARDS [options]",
+        (
+            "sv-sparse shard PREPARED --out SHARDS",
+            "sv-sparse shard PREPARED --out SHARDS --utts-per-shard 4096",
+        ),
+        needs_train_extra=True,
+    ),
+    "evaluate": Command(
+        "Score trial lists with a trained network",
+        "RUN [RUN ...] [options]",
+        (
+            "sv-sparse evaluate RUN",
+            "sv-sparse evaluate RUN --trial-sets PREPARED:voxceleb1-o,e,h",
+            "sv-sparse evaluate RUN --audio-root PATH --trials FILE --score-norm as_norm --top-n 300",
+        ),
+        needs_train_extra=True,
+    ),
+    "compare": Command(
+        "Compare finished runs in one table",
+        "RUN [RUN ...] [options]",
+        ("sv-sparse compare RUN RUN", "sv-sparse compare RUN RUN --out FOLDER"),
+        needs_train_extra=True,
+    ),
+    "export": Command(
+        "Write a trained network to one file for use",
+        "RUN --output FILE [options]",
+        (
+            "sv-sparse export RUN --output model.safetensors",
+            "sv-sparse export RUN --output model.safetensors --dtype bf16 --license CC-BY-4.0",
+            "sv-sparse export RUN --output model.onnx --int8",
+        ),
+        needs_train_extra=True,
+    ),
+    "verify": Command(
+        "Decide whether two recordings are of the same speaker",
+        "ENROLLMENT TEST [options]",
+        (
+            "sv-sparse verify a.wav b.wav --model model.safetensors",
+            "sv-sparse verify a.wav b.wav --target-far 0.05 --json",
+        ),
+    ),
+    "enroll": Command(
+        "Add recordings of a speaker to the database, list or remove speakers",
+        "NAME FILE [FILE ...] [options] | --list [options] | --remove NAME [options]",
+        (
+            "sv-sparse enroll NAME a.wav b.wav --model model.safetensors",
+            "sv-sparse enroll --list",
+            "sv-sparse enroll --remove NAME",
+        ),
+    ),
+    "identify": Command(
+        "Find the enrolled speaker of a recording",
+        "FILE [options]",
+        (
+            "sv-sparse identify c.wav --model model.safetensors",
+            "sv-sparse identify c.wav --top 1 --json",
+        ),
+    ),
+    "embed": Command(
+        "Write the embeddings of recordings to a file",
+        "PATH [PATH ...] --output FILE [options]",
+        (
+            "sv-sparse embed a.wav b.wav --output embeddings.npz --model model.safetensors",
+            "sv-sparse embed FOLDER --output embeddings.csv",
+        ),
+    ),
+    "serve": Command(
+        "Serve a local web page and HTTP interface that compare recordings",
+        "[options]",
+        (
+            "sv-sparse serve --model model.safetensors",
+            "sv-sparse serve --port 8080 --allowed-host voice.example",
+        ),
+    ),
+    "autotune": Command(
+        "Measure the fastest kernel of each layer on this machine",
+        "[options]",
+        (
+            "sv-sparse autotune --model model.safetensors",
+            "sv-sparse autotune --threads 2 --verbose",
+        ),
+    ),
 }
 
 
@@ -54,6 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
         # OpenMP's waiting threads spin by default. Where another program has the cores, that takes the time of those
         # that work: a comparison of 30 ms took up to a second. OpenMP reads this when the command imports torch.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _show_compilation()
     with _named_missing_package(name):
         args = build_parser(arguments).parse_args(arguments)
         with signals.report_errors():
@@ -61,18 +160,46 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def build_parser(arguments: list[str]) -> argparse.ArgumentParser:
-    """Return the parser of all commands; only that of ``arguments[0]`` has its own arguments."""
-    parser = argparse.ArgumentParser(prog="sv-sparse", description="Sparse speaker verification.")
-    parser.add_argument("--version", action="version", version=f"sv-sparse {__version__}")
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    """Return the parser of all commands; only that of ``arguments[0]`` has its own arguments.
+
+    Settings of ``train`` are no arguments of a parser: ``config.help.format_help`` describes them.
+    """
+    parser = argparse.ArgumentParser(
+        prog="sv-sparse",
+        usage="sv-sparse [--version] COMMAND ...",
+        description="Train, evaluate and run sparse speaker-verification networks.",
+        epilog="Run sv-sparse COMMAND --help for the arguments and examples of a command.",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"sv-sparse {__version__}", help="print the version")
+    subparsers = parser.add_subparsers(
+        # Otherwise argparse takes the usage line for the program's name.
+        prog=parser.prog,
+        required=True,
+        metavar="COMMAND",
+        title="commands",
+    )
     for name, command in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=command.help)
-        # Other modules are not imported: torch alone takes seconds.
-        if arguments[:1] == [name]:
+        subparser = subparsers.add_parser(
+            name,
+            help=command.help,
+            usage="\n       ".join(f"sv-sparse {name} {words.strip()}" for words in command.usage.split("|")),
+            description=f"{command.help}.",
+            formatter_class=HelpFormatter,
+        )
+        # Other modules are not imported: torch alone takes seconds. Hydra reads the arguments of train.
+        if arguments[:1] == [name] and name != "train":
             module = import_module(f"sv_sparse.commands.{name}")
             module.add_arguments(subparser)
             subparser.set_defaults(main=module.main)
+        subparser.epilog = format_epilog(subparser.epilog, command.examples)
     return parser
+
+
+def _show_compilation() -> None:
+    """Let the first command on a machine say on stderr that it compiles kernels, which takes many seconds."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("sv_sparse.optim.cpp.compiler").setLevel(logging.INFO)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
+from sv_sparse.commands.help_format import HelpFormatter, format_epilog
 from sv_sparse.data.corpora.archives import verify_md5
 from sv_sparse.data.corpora.cnceleb import prepare_cnceleb
 from sv_sparse.data.corpora.voxceleb import prepare_voxceleb
@@ -12,25 +13,68 @@ from sv_sparse.data.corpora.voxceleb import prepare_voxceleb
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sv-sparse prepare``."""
-    kinds = parser.add_subparsers(required=True, metavar="WHAT", dest="what")
-    for name, title in (("voxceleb", "VoxCeleb1 and 2"), ("cnceleb", "CN-Celeb 1 and 2")):
-        corpus = kinds.add_parser(name, help=f"{title}, in any layout, to a manifest and trial lists")
-        corpus.add_argument("--root", type=Path, nargs="+", required=True, help="folders to search")
-        corpus.add_argument("--out", type=Path, required=True, help="the prepared folder")
-        corpus.add_argument("--to-flac", action="store_true", help="convert everything to FLAC below --out")
-        corpus.add_argument("--allow-partial", action="store_true", help="accept a part of the corpus")
-        if name == "voxceleb":
-            corpus.add_argument("--lists", type=Path, nargs="+", default=[], help="trial lists, or folders of them")
-    noise = kinds.add_parser("noise", help="MUSAN and RIRS_NOISES to a store that is mapped into memory")
-    noise.add_argument("--root", type=Path, nargs="+", required=True, help="folders to search")
-    noise.add_argument("--out", type=Path, required=True, help="the store, for augment.noise_dir")
-    archives = kinds.add_parser("verify-archives", help="check the MD5 sums of downloaded archives")
-    archives.add_argument("files", type=Path, nargs="+", metavar="FILE", help="archives, their parts, or folders")
+    kinds = parser.add_subparsers(
+        prog=parser.prog, required=True, metavar="SUBCOMMAND", dest="what", title="subcommands"
+    )
+
+    def add_subcommand(name: str, usage: str, summary: str, *examples: str) -> argparse.ArgumentParser:
+        return kinds.add_parser(
+            name,
+            help=summary,
+            usage=f"{parser.prog} {name} {usage}",
+            description=f"{summary}.",
+            epilog=format_epilog(None, [f"{parser.prog} {name} {example}" for example in examples]),
+            formatter_class=HelpFormatter,
+        )
+
+    voxceleb = add_subcommand(
+        "voxceleb",
+        "--root PATH [PATH ...] --out PREPARED [options]",
+        "Write the manifest and trial lists of VoxCeleb1 and 2, in any folder layout",
+        "--root PATH --lists PATH --out PREPARED",
+        "--root PATH PATH --lists PATH --out PREPARED --to-flac",
+    )
+    cnceleb = add_subcommand(
+        "cnceleb",
+        "--root PATH [PATH ...] --out PREPARED [options]",
+        "Write the manifest and trial lists of CN-Celeb 1 and 2, in any folder layout",
+        "--root PATH --out PREPARED",
+        "--root PATH --out PREPARED --allow-partial",
+    )
+    noise = add_subcommand(
+        "noise",
+        "--root PATH [PATH ...] --out STORE",
+        "Write MUSAN and RIRS_NOISES to a memory-mapped store for augmentation",
+        "--root MUSAN RIRS_NOISES --out STORE",
+    )
+    archives = add_subcommand(
+        "verify-archives",
+        "FILE [FILE ...]",
+        "Check the MD5 sums of downloaded archives",
+        "DOWNLOADS",
+        "vox1_dev_wav_partaa vox1_dev_wav_partab",
+    )
+    for corpus in (voxceleb, cnceleb, noise):
+        corpus.add_argument(
+            "--root", type=Path, nargs="+", required=True, metavar="PATH", help="folders to search for recordings"
+        )
+    lists_help = "trial lists, or folders of them (default: none)"
+    voxceleb.add_argument("--lists", type=Path, nargs="+", default=[], metavar="PATH", help=lists_help)
+    for corpus in (voxceleb, cnceleb):
+        corpus.add_argument("--out", type=Path, required=True, metavar="PREPARED", help="prepared folder to write")
+        flac_help = "convert all recordings to FLAC below PREPARED (default: only m4a)"
+        corpus.add_argument("--to-flac", action="store_true", help=flac_help)
+        partial_help = "accept a part of the corpus (default: stop if utterances are missing)"
+        corpus.add_argument("--allow-partial", action="store_true", help=partial_help)
+    noise.add_argument(
+        "--out", type=Path, required=True, metavar="STORE", help="store to write, for the setting augment.noise_dir"
+    )
+    archives.add_argument("files", type=Path, nargs="+", metavar="FILE", help="archives, parts of them, or folders")
 
 
 def main(args: argparse.Namespace) -> None:
     """Run ``sv-sparse prepare``."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     if args.what == "verify-archives":
         _verify_archives(args.files)
     elif args.what == "noise":
@@ -38,13 +82,15 @@ def main(args: argparse.Namespace) -> None:
         from sv_sparse.data.noise import build_noise_store  # noqa: PLC0415
 
         counts = build_noise_store(args.root, args.out)
-        print(", ".join(f"{count} {kind}" for kind, count in counts.items()))
+        amounts = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        print(f"{args.out}: {amounts}, for augment.noise_dir")
     else:
         options = {"to_flac": args.to_flac, "allow_partial": args.allow_partial}
         if args.what == "voxceleb":
             prepare_voxceleb(args.root, args.out, lists=args.lists, **options)
         else:
             prepare_cnceleb(args.root, args.out, **options)
+        print(f"{args.out}: prepared, for data.prepared_dir")
 
 
 def _verify_archives(paths: list[Path]) -> None:

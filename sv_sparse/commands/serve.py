@@ -11,36 +11,39 @@ from sv_sparse.runtime.server.limits import Limits
 
 _DEFAULTS = Limits(max_seconds=60.0, max_megabytes=20.0)
 _OTHER_LIMITS = (
-    f"Besides, at most {_DEFAULTS.max_uploads} comparisons are received and held in memory at once, and at most "
-    f"{_DEFAULTS.max_connections} connections are open: one more closes the one that has been idle longest. "
-    "Whoever has waited too long in the queue gets status 503 with Retry-After."
+    f"Fixed limits: {_DEFAULTS.max_uploads} comparisons are received and held in memory at a time; "
+    f"{_DEFAULTS.max_connections} connections are open at a time, and one more closes the connection that has been "
+    "idle longest. A request that waits too long in the queue gets status 503 with Retry-After."
 )
 _SECONDS_AND_SIZES = {
-    "max_seconds": "longest recording",
-    "max_megabytes": "largest recording",
-    "upload_seconds": "longest time in which a client sends both recordings",
-    "queue_seconds": "longest wait for a place to send, and again for one to be compared",
-    "idle_seconds": "time after which a connection without a complete request is closed",
+    "max_seconds": ("SECONDS", "longest recording"),
+    "max_megabytes": ("MB", "largest recording"),
+    "upload_seconds": ("SECONDS", "longest time to send both recordings"),
+    "queue_seconds": ("SECONDS", "longest wait for a place to send, and again to be compared"),
+    "idle_seconds": ("SECONDS", "time until a connection without a complete request is closed"),
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sv-sparse serve``."""
     add_model_arguments(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: this computer alone")
-    parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
+    network = parser.add_argument_group("network")
+    host_help = "address to listen on (default: 127.0.0.1, this computer only)"
+    network.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=host_help)
+    network.add_argument("--port", type=int, default=8000, metavar="N", help="port, 0 for a free one (default: 8000)")
     allowed_host_help = (
-        "name under which a reverse proxy offers the page, or NAME:PORT where the port is not 80 or 443; can be "
-        "repeated"
+        "name of a reverse proxy that serves the page, or NAME:PORT if the port is not 80 or 443; can be repeated "
+        "(default: none)"
     )
-    parser.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help=allowed_host_help)
-    for name, text in _SECONDS_AND_SIZES.items():
+    network.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help=allowed_host_help)
+    limits = parser.add_argument_group("limits")
+    for name, (unit, text) in _SECONDS_AND_SIZES.items():
         default = getattr(_DEFAULTS, name)
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=float, default=default, metavar="X", help=f"{text}; default: {default:g}")
+        limits.add_argument(flag, type=float, default=default, metavar=unit, help=f"{text} (default: {default:g})")
     default = _DEFAULTS.max_concurrent
-    concurrent_help = f"comparisons that are computed at once; further ones wait; default: {default}"
-    parser.add_argument("--max-concurrent", type=int, default=default, metavar="N", help=concurrent_help)
+    concurrent_help = f"comparisons that are computed at a time; further ones wait (default: {default})"
+    limits.add_argument("--max-concurrent", type=int, default=default, metavar="N", help=concurrent_help)
     parser.epilog = _OTHER_LIMITS
 
 

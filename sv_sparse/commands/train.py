@@ -1,8 +1,10 @@
 """sv-sparse train, which python train.py is too: train a network to a target sparsity and report on it."""
 
+import logging
 import multiprocessing
 import sys
 import time
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
@@ -14,6 +16,7 @@ from sv_sparse.distributed import broadcast_from_rank0, exit_process, process_gr
 from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.io import harden_output
 from sv_sparse.report import build_results, write_report, write_results
+from sv_sparse.report.results import Results
 from sv_sparse.report.sweep import print_sweep_table
 from sv_sparse.training.device import disable_malloc_trim
 from sv_sparse.training.errors import report_errors
@@ -22,6 +25,8 @@ from sv_sparse.training.init_from_config import register_init_sources
 from sv_sparse.training.run_dir import logging_to, open_run_dir
 from sv_sparse.training.setup import build_setup, check_buildable
 from sv_sparse.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> None:
@@ -78,6 +83,16 @@ def run(composed: DictConfig) -> str | None:
             )
             table = write_results(folder, results)
             figures = write_report(folder, results)
+            _log_results(folder, results)
             trainer.finish(results, {figure.name: figure.figure for figure in figures})
-        print(f"\n{folder}/report.html\n\n{table}")
+        print(f"\n{table}")
         return str(folder)
+
+
+def _log_results(folder: Path, results: Results) -> None:
+    """Log the result of the run, so that train.log ends with it."""
+    for result_id, evaluation in results["evaluations"].items():
+        logger.info("%s: EER %.2f %%, %d trials", result_id, 100 * evaluation["eer"], evaluation["trials"])
+    tracked, final = 100 * results["sparsity_tracked"], 100 * results["sparsity"]
+    logger.info("sparsity: %.4f %% (tracked %.2f %%)", final, tracked)
+    logger.info("report: %s/report.html", folder)

@@ -1,4 +1,4 @@
-"""Command ``sv-sparse verify``: compares two recordings."""
+"""Command ``sv-sparse verify``: decides whether two recordings are of the same speaker."""
 
 import argparse
 import json
@@ -11,8 +11,8 @@ from sv_sparse.runtime.verifier import Verifier
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sv-sparse verify``."""
-    parser.add_argument("enrollment", type=Path, metavar="ENROLLMENT", help="recording of the speaker")
-    parser.add_argument("test", type=Path, metavar="TEST", help="recording that is compared with it")
+    parser.add_argument("enrollment", type=Path, metavar="ENROLLMENT", help="recording of the claimed speaker")
+    parser.add_argument("test", type=Path, metavar="TEST", help="recording to compare with it")
     common.add_model_arguments(parser)
     common.add_decision_arguments(parser)
 
@@ -32,13 +32,11 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _print_verification(verification: Verification, verifier: Verifier) -> None:
-    score_norm = verifier.backend.score_norm
-    print(f"score {verification.score:.4f} ({'cosine' if score_norm == 'none' else score_norm})")
-    if verification.llr is None:
-        print("no probability: the model is not calibrated")
-    else:
-        print(f"log-likelihood ratio {verification.llr:.2f}, by {verifier.basis['calibration']}")
-        print(f"probability of one speaker {verification.probability:.2%}, from a prior of {verification.prior:.2%}")
     print(common.describe_decision(verification))
-    common.print_limits(verifier)
-    print(f"{verification.seconds:.3f} seconds")
+    score_norm = verifier.backend.score_norm
+    print(f"score: {verification.score:.4f} ({'cosine' if score_norm == 'none' else score_norm})")
+    if verification.llr is not None:
+        print(f"LLR: {verification.llr:.2f} (natural log-likelihood ratio)")
+    print(common.describe_probability(verification))
+    common.print_basis(verifier)
+    print(f"time: {verification.seconds:.3f} s")

@@ -1,5 +1,6 @@
 """Help text of ``python train.py --help``: choices, and each setting with type, default and one sentence."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -8,14 +9,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from sv_sparse.config.overrides import GROUPS, CommandLine, parse_command_line
 
-_INTRODUCTION = """Train a speaker-verification network to the sparsity you ask for, in one run.
+_INTRODUCTION = """usage: sv-sparse train [GROUP=CHOICE ...] [SETTING=VALUE ...] [options of Hydra]
+       python train.py [GROUP=CHOICE ...] [SETTING=VALUE ...] [options of Hydra]
 
-  python train.py                                       ECAPA-TDNN, 90 % sparse, on synthetic speech
-  python train.py model=resnet34 target_sparsity=0.95   another network, another target; 0 is dense
+Train a network to a target sparsity.
+
+Examples:
+  python train.py                                         ECAPA-TDNN, 90 % sparse, demo corpus
+  python train.py model=resnet34 target_sparsity=0.95     another network and target; 0 is dense
   python train.py data=folder data.root=PATH data.trial_lists=FILE   your own recordings
-  python train.py resume_from=runs/NAME                 continue an interrupted run
-  python train.py -m target_sparsity=0.75,0.9,0.95      a sweep, one run after the other
+  python train.py resume_from=RUN                         continue an interrupted run
+  python train.py -m target_sparsity=0.75,0.9,0.95        a sweep, one run after the other
 """
+_COLUMNS = 100
 
 # In place of a default.
 REQUIRED = "must be given"
@@ -58,7 +64,16 @@ def format_help(arguments: Sequence[str]) -> str:
             details = ", ".join(filter(None, (setting.type, setting.default)))
             lines.append(f"  {setting.name} ({details})  {setting.help}".rstrip())
     lines += ["", "--cfg job prints the configuration; --hydra-help lists Hydra's own options."]
-    return "\n".join(lines)
+    return "\n".join(map(_wrap, lines))
+
+
+def _wrap(line: str) -> str:
+    """Return a line in at most 100 columns; further lines are indented by four more."""
+    # The introduction is wrapped already.
+    if "\n" in line or len(line) <= _COLUMNS:
+        return line
+    indent = " " * (4 + len(line) - len(line.lstrip()))
+    return textwrap.fill(line, _COLUMNS, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def sections(line: CommandLine, selected: Sequence[str]) -> Iterator[SectionHelp]:

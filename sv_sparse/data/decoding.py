@@ -8,6 +8,7 @@ shown another layout of the same bytes then (``layout.py``).
 
 # Nothing here needs torch or pyarrow: the light installation and the preparation of a million files use it.
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import soxr
 from numpy.typing import DTypeLike, NDArray
 
 from sv_sparse.data.layout import FileContent, MemoryContent, View, detect_kind, find_layout, mp3_layout
+from sv_sparse.io import printable
 
 Waveform = NDArray[np.float32]
 Source = str | os.PathLike[str] | bytes
@@ -92,7 +94,8 @@ class AudioFile:
             kind = detect_kind(self._content)
             self.close()
             if kind == "foreign":
-                raise ValueError("is of a format that is not read here; convert it, for instance by ffmpeg") from error
+                remedy = _conversion_command(source)
+                raise ValueError(f"is of a format that is not read here; convert it: {remedy}") from error
             raise ValueError(f"cannot be read as a recording ({_error_text(error)})") from error
         except BaseException:
             self.close()
@@ -294,6 +297,14 @@ def _count_usable_samples(file: AudioFile) -> int:
     if samples > MAX_SECONDS * file.sample_rate:
         raise ValueError(f"is longer than {MAX_SECONDS:g} seconds")
     return samples
+
+
+def _conversion_command(source: Source) -> str:
+    """Return the command line that converts a file to FLAC; content has no name."""
+    if isinstance(source, bytes):
+        return "ffmpeg -i FILE FILE.flac"
+    path = os.path.splitext(printable(source))[0] + ".flac"
+    return f"ffmpeg -i {shlex.quote(printable(source))} {shlex.quote(path)}"
 
 
 def looks_like_audio(path: str | os.PathLike[str]) -> bool:

@@ -61,6 +61,11 @@ class Embeddings:
         return usable
 
 
+def progress_bar(total: int, title: str, unit: str) -> "tqdm[None]":
+    """Return a bar that the first process shows in a terminal, and that disappears at its end."""
+    return tqdm(total=total, desc=title, unit=unit, leave=False, disable=rank() > 0 or not sys.stderr.isatty())
+
+
 @torch.no_grad()
 def embed(
     network: nn.Module,
@@ -98,8 +103,7 @@ def embed(
         cached.pop(position, None)
     computed: dict[int, Float32Array] = {}
     blocks = _rank_blocks(utterances, {*cached, *unusable})
-    is_silent = rank() > 0 or not sys.stderr.isatty()
-    progress = tqdm(total=sum(map(len, blocks)), desc=title, unit="utt", leave=False, disable=is_silent)
+    progress = progress_bar(sum(map(len, blocks)), title, "utt")
     with progress, _per_thread_map(device) as thread_map:
         try:
             for groups, unreadable in _read_blocks(utterances, blocks):

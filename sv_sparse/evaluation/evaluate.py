@@ -14,7 +14,7 @@ from sv_sparse.data.manifest import UNUSABLE, AudioSegment
 from sv_sparse.data.trial_set import TrialSet
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.distributed import rank
-from sv_sparse.evaluation.embed import embed
+from sv_sparse.evaluation.embed import embed, progress_bar
 from sv_sparse.evaluation.embedding_cache import EmbeddingCache
 from sv_sparse.evaluation.result import TrialSetResult, compute_metrics, result_id, side_speakers
 from sv_sparse.evaluation.score_files import write_scores, write_speakers
@@ -82,6 +82,7 @@ def evaluate_trial_sets(
     if rank() > 0:
         return results
     unusable = {recording for recording, position in position_of.items() if position in embeddings.unusable}
+    progress = progress_bar(len(trial_sets), "scoring", "list")
     for complete in trial_sets:
         trial_set = _usable_part(complete, unusable)
         trials = trial_set.trials
@@ -99,6 +100,8 @@ def evaluate_trial_sets(
             output_dir.mkdir(parents=True, exist_ok=True)
             write_speakers(output_dir / f"{result.id}.speakers", trials, side_speakers(trial_set))
             write_scores(output_dir / f"{result.id}.txt", trials, scores)
+        progress.update()
+    progress.close()
     return results
 
 

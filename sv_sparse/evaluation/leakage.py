@@ -31,7 +31,7 @@ def check_speaker_overlap(run: Path, trial_sets: Sequence[TrialSet], setting: st
     for run_dir in _ancestor_runs(run):
         manifest = run_dir / "manifest.parquet"
         if not manifest.is_file():
-            logger.warning("%s: what it was trained on is not known; it may know the speakers", run_dir)
+            logger.warning("%s: training speakers unknown; they may overlap with the evaluation speakers", run_dir)
             continue
         # Names of speakers count within a corpus only, so the corpus that the rows come from matters.
         folder = _read_config(run_dir).get("data", {}).get("prepared_dir")

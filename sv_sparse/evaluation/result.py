@@ -186,7 +186,7 @@ def _log_likelihood_ratios(
     if calibration is None:
         return None
     if not set(calibration.qualities).issubset(measured):
-        logger.warning("%s: not calibrated, since its utterances' lengths are not known", trials.name)
+        logger.warning("%s: not calibrated, the durations of its utterances are unknown", trials.name)
         return None
     inputs = {name: measured[name] for name in calibration.qualities}
     qualities = quality_measures(inputs, trials.enrollment, trials.test)

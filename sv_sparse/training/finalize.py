@@ -12,7 +12,7 @@ from sv_sparse.data.dataset import Batch, CropDataset
 from sv_sparse.data.loader import CropLoader, EpochBatchSampler
 from sv_sparse.data.unreadable import UnreadableCounter, UnreadableLimit
 from sv_sparse.distributed import broadcast_from_rank0, broadcast_module, rank
-from sv_sparse.evaluation.embed import mean_embedding
+from sv_sparse.evaluation.embed import mean_embedding, progress_bar
 from sv_sparse.evaluation.embedding_cache import EMBEDDINGS_DIR, EmbeddingCache
 from sv_sparse.evaluation.evaluate import evaluate_trial_sets
 from sv_sparse.evaluation.result import TrialSetResult
@@ -21,7 +21,6 @@ from sv_sparse.evaluation.validation import validate as validate_network
 from sv_sparse.optim import count_zeros, sparsity
 from sv_sparse.scoring.arrays import Float32Array
 from sv_sparse.scoring.backend import Backend
-from sv_sparse.training.logging import format_metrics
 from sv_sparse.training.setup import TrainingSetup
 
 # Distance of the tracked sparsity from the target that is warned of: controllers leave less in ordinary runs.
@@ -52,31 +51,37 @@ def finalize(setup: TrainingSetup, last_val_eer: float | None = None) -> dict[st
             100 * tracked,
             100 * target,
         )
+    logger.info("finalizing: exact sparsity, new batch-norm statistics")
     if last_val_eer is None:
         validation = validate(setup)
         last_val_eer = validation[0] if validation is not None else None
     setup.controller.finalize()
     with setup.device.autocast():
-        crops = _statistics_crops(setup, setup.dataset)
+        crops = _statistics_crops(setup, setup.dataset, "batch-norm statistics")
         update_bn((setup.extract_features(batch) for batch in crops), setup.network)
     # All processes go on with the network of the first.
     broadcast_module(setup.network)
     validation = validate(setup)
     for name, param in setup.sparse_params.items():
         if not param.any():
-            logger.warning("all weights of %s are zero: nothing passes this layer but its bias", name)
+            logger.warning("all weights of %s are zero: its output is its bias", name)
     metrics: dict[str, Any] = {
         "sparsity_tracked": tracked,
         "sparsity": int(count_zeros(params)) / sum(param.numel() for param in params),
         "lambda": setup.controller.lambda_.item(),
         "sparse_init": setup.sparse_init,
     }
-    logger.info("tracked sparsity %.2f %%, final %.4f %%", 100 * tracked, 100 * metrics["sparsity"])
+    logger.info(
+        "tracked sparsity %.2f %%, final %.4f %%; lambda %.3g",
+        100 * tracked,
+        100 * metrics["sparsity"],
+        metrics["lambda"],
+    )
     if validation is not None:
         metrics["validation_eer_tracked"] = last_val_eer
         metrics["validation_eer"] = validation[0]
-    measured = {name: value for name, value in metrics.items() if value is not None}
-    logger.info("finalized: %s", format_metrics(measured))
+        before = "not measured" if last_val_eer is None else f"{100 * last_val_eer:.2f} %"
+        logger.info("validation EER %s before finalize, %.2f %% after", before, 100 * validation[0])
     return metrics
 
 
@@ -89,7 +94,7 @@ def validate(setup: TrainingSetup) -> tuple[float, Float32Array] | None:
 def mean_training_embedding(setup: TrainingSetup) -> Float32Array:
     """Return the mean embedding [E] of training crops without augmentation, which scoring subtracts."""
     with setup.device.autocast():
-        crops = _statistics_crops(setup, setup.dataset.without_augmentation())
+        crops = _statistics_crops(setup, setup.dataset.without_augmentation(), "mean embedding")
         mean = mean_embedding(setup.network, (setup.extract_features(batch) for batch in crops))
     return broadcast_from_rank0(lambda: mean)
 
@@ -132,6 +137,7 @@ def fit_backend(setup: TrainingSetup) -> Backend:
 
 def evaluate(setup: TrainingSetup, backend: Backend) -> list[TrialSetResult]:
     """Evaluate the final network on the run's trial lists, in float32, and write its scores."""
+    logger.info("evaluating %s", ", ".join(trial_set.trials.name for trial_set in setup.corpus.trial_sets))
     return evaluate_trial_sets(
         setup.network,
         setup.filterbank,
@@ -144,21 +150,29 @@ def evaluate(setup: TrainingSetup, backend: Backend) -> list[TrialSetResult]:
     )
 
 
-def _statistics_crops(setup: TrainingSetup, dataset: CropDataset) -> Iterator[Batch]:
-    """Yield training crops of the epoch after the last, the same at every call and in every process."""
+def _statistics_crops(setup: TrainingSetup, dataset: CropDataset, title: str) -> Iterator[Batch]:
+    """Yield training crops of the epoch after the last, the same at every call and in every process.
+
+    Args:
+        setup: what is trained.
+        dataset: training crops.
+        title: purpose of the crops, for the progress bar.
+    """
     config = setup.config
     sampler = EpochBatchSampler(len(dataset), config.trainer.batch_size, config.seed)
     sampler.epoch = config.trainer.epochs
     loader = CropLoader(dataset, sampler, 0, setup.device.device)
     unreadable = UnreadableCounter(config.data.max_unreadable_fraction)
     num_batches = -(-config.trainer.num_bn_crops // config.trainer.batch_size)
-    for batch in islice(loader, num_batches):
-        # All processes read the same crops.
-        if rank() == 0:
-            unreadable.warn(batch.unreadable)
-        unreadable.add(len(batch.labels) + len(batch.unreadable), len(batch.unreadable))
-        if len(batch.labels) >= MIN_CROPS:
-            yield batch
+    with progress_bar(min(num_batches, len(sampler)), title, "batch") as progress:
+        for batch in islice(loader, num_batches):
+            # All processes read the same crops.
+            if rank() == 0:
+                unreadable.warn(batch.unreadable)
+            unreadable.add(len(batch.labels) + len(batch.unreadable), len(batch.unreadable))
+            if len(batch.labels) >= MIN_CROPS:
+                yield batch
+            progress.update()
 
 
 def _unreadable_limit(setup: TrainingSetup) -> UnreadableLimit:

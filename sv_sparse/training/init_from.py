@@ -67,9 +67,7 @@ class InitSource:
             rows = [self.head_rows[source_names[speakers[index]]] for index in indices]
             with torch.no_grad():
                 head.weight[indices] = torch.stack(rows)
-        logger.info(
-            "starting from %s; the head knows %d of %d training speakers", self.path, len(indices), len(speakers)
-        )
+        logger.info("starting from %s; the head has %d of %d training speakers", self.path, len(indices), len(speakers))
 
     def _check_same_model(self, model: dict[str, Any]) -> None:
         for key in ("name", "_target_"):
@@ -154,7 +152,7 @@ def _from_pretrained(path: Path, state: dict[str, Any]) -> InitSource:
         kind, model, weights = convert(state)
     except ValueError as error:
         raise ValueError(f"init_from={path}: {error}") from error
-    logger.info("%s: %s, dense, of features and speakers that are not known here", path, kind)
+    logger.info("%s: %s, dense; features and training speakers unknown", path, kind)
     return InitSource(path, model, weights)
 
 

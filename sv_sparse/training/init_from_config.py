@@ -161,7 +161,7 @@ def _corpus_in_words(config: Config, *, by_default: bool) -> str:
     if corpus["synthetic"]:
         notes.append("synthetic voices")
     if by_default:
-        notes.append("data=demo is the default, data=folder data.root=PATH data.trial_lists=FILE your own recordings")
+        notes.append("data=demo is the default, data=folder reads your recordings")
     in_parentheses = f" ({'; '.join(notes)})" if notes else ""
     return f"{corpus['name']}{in_parentheses}, {corpus['path']}"
 

@@ -230,15 +230,6 @@ def profiler(folder: Path, *, enabled: bool) -> Iterator[Callable[[], None]]:
         yield trace.step
 
 
-def format_metrics(metrics: dict[str, Any]) -> str:
-    """Return metrics on one line, error rates and sparsities in %."""
-    texts = []
-    for name, value in metrics.items():
-        is_fraction = isinstance(value, float) and ("sparsity" in name or "eer" in name)
-        texts.append(f"{name} {value:.2%}" if is_fraction else f"{name} {value:.4g}")
-    return ", ".join(texts)
-
-
 def read_rows(path: Path) -> list[Row]:
     """Return the rows of a metrics.jsonl; a last line that an interruption broke off is left out.
 

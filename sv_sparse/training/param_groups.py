@@ -141,5 +141,5 @@ def initial_lambda(config: Config, source: InitSource | None, groups: Sequence[d
     max_lambda = largest_initial_lambda(params, delta=getattr(config.optim, "delta", 1.0))
     if max_lambda >= config.optim.lambda_init:
         return {}
-    logger.info("lambda starts at %.3g, below optim.lambda_init, which is large beside the weights", max_lambda)
+    logger.info("lambda starts at %.3g: optim.lambda_init is large compared with the weights", max_lambda)
     return {"lambda_init": max_lambda}

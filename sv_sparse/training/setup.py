@@ -60,6 +60,9 @@ CONTROLLERS: dict[str, type[Controller]] = {
     "fixed": FixedController,
 }
 
+# A rule of thumb. Runs of a few hundred steps meet their target sparsity, but the network has hardly been trained.
+_MIN_STEPS_FROM_SCRATCH = 3000
+
 logger = logging.getLogger(__name__)
 
 
@@ -167,7 +170,11 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
     if source is not None:
         controller.start_from_current_sparsity()
     _log_summary(groups, corpus, corpus_summary(config)["trials"], optimizer)
-    logger.info("%d steps on %s, %s", total_steps, device, batch_summary(sampler, None if resumes else rates))
+    logger.info("device: %s", device)
+    logger.info("%s", batch_summary(sampler, config.trainer.crop_seconds))
+    if not resumes:
+        logger.info("peak lr: sparse weights %g, other parameters %g", rates["weights"], rates["others"])
+    _log_training_length(config, corpus, total_steps, from_scratch=source is None and not resumes)
     return TrainingSetup(
         config=config,
         run_dir=run_dir,
@@ -376,16 +383,28 @@ def _build_loader(
     return loader(dataset, sampler, int(num_workers), device)
 
 
-def batch_summary(sampler: EpochBatchSampler, rates: dict[str, float] | None) -> str:
-    """Return in words what a step consists of, and the rates, if they are not those of a checkpoint."""
+def batch_summary(sampler: EpochBatchSampler, crop_seconds: float) -> str:
+    """Return in words what the batch of a step consists of."""
     parts = f"processes {sampler.world_size} x accumulated {sampler.grad_accum_steps} x {sampler.micro_batch_size}"
-    crops = f"a batch of {sampler.batch_size} crops ({parts})"
-    if rates is None:
-        return f"{crops}, learning rates as they were"
-    return (
-        f"{crops}; however many processes, the peak learning rates are {rates['weights']:g} of weights that may become "
-        f"zero and {rates['others']:g} of the others"
-    )
+    return f"batch: {sampler.batch_size} crops of {crop_seconds:g} s ({parts})"
+
+
+def _log_training_length(config: Config, corpus: Corpus, total_steps: int, *, from_scratch: bool) -> None:
+    """Log hours of speech, epochs and steps, and advise more epochs where the steps of a new network are few."""
+    *_, hours = corpus.manifest.summary("train")
+    epochs = config.trainer.epochs
+    if config.trainer.max_steps:
+        logger.info("training length: %d steps (trainer.max_steps), schedules scaled to them", total_steps)
+        return
+    logger.info("training length: %.2f hours of speech x %d epochs, %d steps", hours, epochs, total_steps)
+    # Early epochs of synthetic voices are enough for a demo.
+    if from_scratch and not config.is_synthetic and total_steps < _MIN_STEPS_FROM_SCRATCH:
+        logger.warning(
+            "%d steps are few for a network from scratch: plan %d or more; trainer.epochs=%d gives as many",
+            total_steps,
+            _MIN_STEPS_FROM_SCRATCH,
+            -(-_MIN_STEPS_FROM_SCRATCH * epochs // total_steps),
+        )
 
 
 def _log_summary(groups: list[dict[str, Any]], corpus: Corpus, paths: list[str], optimizer: BregmanOptimizer) -> None:
@@ -397,4 +416,4 @@ def _log_summary(groups: list[dict[str, Any]], corpus: Corpus, paths: list[str],
         speakers, utterances, hours = corpus.manifest.summary(split)
         logger.info("%-10s %5d speakers %8d utterances %8.2f hours", split, speakers, utterances, hours)
     logger.info("%s", summary_table(groups))
-    logger.info("%s, backend %s", type(optimizer).__name__, optimizer.defaults["backend"])
+    logger.info("optimizer: %s, backend %s", type(optimizer).__name__, optimizer.defaults["backend"])

@@ -27,7 +27,7 @@ from sv_sparse.signals import StopRequested, capture_stop_signals, defer_stop
 from sv_sparse.training.checkpoints import TrainState
 from sv_sparse.training.device import oom_hint
 from sv_sparse.training.finalize import MIN_CROPS, evaluate_untrained, mean_training_embedding, validate
-from sv_sparse.training.logging import MetricLogger, Timer, format_metrics, profiler
+from sv_sparse.training.logging import MetricLogger, Timer, profiler
 from sv_sparse.training.setup import TrainingSetup
 
 logger = logging.getLogger(__name__)
@@ -411,7 +411,7 @@ class Trainer:
             skipped = self._steps_without_update()
             if skipped:
                 row["steps_without_update"] = skipped
-            logger.info("%s", format_metrics(row))
+            logger.info("%s", self._describe_epoch(row))
             row["layers"] = {name: sparsity([param]).item() for name, param in self.setup.sparse_params.items()}
             histogram = self.state.diagnostics.dual_histogram()
             if histogram is not None:
@@ -421,6 +421,16 @@ class Trainer:
             self._save()
             self.state.save_epoch_checkpoint()
         self.timer.restart()
+
+    def _describe_epoch(self, row: Mapping[str, Any]) -> str:
+        """Return an epoch's metrics in words, for the log."""
+        text = f"epoch {row['epoch']} of {self.config.epochs}, step {row['step']} of {self.setup.total_steps}: "
+        text += f"sparsity {100 * row['sparsity']:.2f} %"
+        if "validation_eer" in row:
+            text += f", validation EER {100 * row['validation_eer']:.2f} %"
+        if "steps_without_update" in row:
+            text += f", {row['steps_without_update']} steps without an update"
+        return text
 
     def _check_ranks_agree(self, current_sparsity: float) -> None:
         """Raise an AssertionError if lambda or sparsity differ: processes never exchange them while training."""

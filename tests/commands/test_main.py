@@ -1,11 +1,17 @@
 """Laws of the command line's entry point."""
 
+import argparse
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 from helpers.tiny import ROOT
+
+from sv_sparse import __version__
+from sv_sparse.commands.main import COMMANDS, build_parser
 
 PROBE = """
 import os, sys
@@ -47,3 +53,68 @@ def test_what_an_entry_point_prints_need_not_be_read(words):
     done = subprocess.run([sys.executable, *words], stdout=writing, stderr=subprocess.PIPE, check=False, cwd=ROOT)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def subparser(parser: argparse.ArgumentParser, name: str) -> argparse.ArgumentParser:
+    (choices,) = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return choices[name]
+
+
+def parsers() -> Iterator[argparse.ArgumentParser]:
+    """Every parser that prints a help text."""
+    yield build_parser([])
+    for name in COMMANDS:
+        parser = subparser(build_parser([name]), name)
+        yield parser
+        if name == "prepare":
+            (action,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+            yield from action.choices.values()
+
+
+@pytest.fixture(scope="module")
+def every_parser() -> list[argparse.ArgumentParser]:
+    return list(parsers())
+
+
+@pytest.mark.parametrize("columns", [40, 300])
+def test_help_is_laid_out_alike_in_80_to_100_columns(every_parser, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for parser in every_parser:
+        text = parser.format_help()
+        usage, summary, *_ = text.split("\n\n")
+        assert usage.startswith(f"usage: {parser.prog}")
+        assert summary.endswith(".")
+        assert summary[0].isupper()
+        assert max(map(len, text.splitlines())) <= 100
+        for action in parser._actions:
+            assert action.help is not None or isinstance(action, argparse._SubParsersAction), action
+            assert not (action.help or "").endswith(".")
+
+
+def test_every_example_in_a_help_text_is_a_command_line_that_the_parser_takes(every_parser):
+    for parser in every_parser:
+        examples = [line.strip() for line in (parser.epilog or "").splitlines() if line.startswith("  sv-sparse")]
+        assert len(examples) in {1, 2, 3} or parser.prog == "sv-sparse"
+        for example in examples:
+            words = shlex.split(example)[1:]
+            assert " ".join(["sv-sparse", *words]).startswith(parser.prog)
+            # Hydra reads the arguments of train.
+            if words[0] != "train":
+                build_parser(words).parse_args(words)
+
+
+def test_arguments_of_several_commands_have_one_help_text(every_parser):
+    texts: dict[str, set[str]] = {}
+    for parser in every_parser:
+        for action in parser._actions:
+            if {"--model", "--model-class", "--threads", "--json", "--database"}.intersection(action.option_strings):
+                texts.setdefault(action.option_strings[0], set()).add(action.help or "")
+    assert len(texts) == 5
+    assert {name: len(variants) for name, variants in texts.items()} == dict.fromkeys(texts, 1)
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        build_parser(["--version"]).parse_args(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"sv-sparse {__version__}\n"

@@ -315,7 +315,8 @@ def test_a_format_that_is_not_read_is_named_with_the_remedy_unless_it_was_conver
     (corpus / "id00005" / "a" / "00001.wav").unlink()
     (corpus / "id00005" / "a" / "00001.m4a").write_bytes(m4a)
     manifest = scan(max_unreadable_fraction=0.1)
-    reason = "is of a format that is not read here; convert it, for instance by ffmpeg"
+    path = corpus / "id00000" / "a" / "9.m4a"
+    reason = f"is of a format that is not read here; convert it: ffmpeg -i {path} {path.with_suffix('.flac')}"
     assert f"left out: id00000/a/9.m4a: {reason}" in caplog.text
     assert "id00000/a/00001.m4a" not in caplog.text
     assert "id00005/a/00001.m4a" in utterances(manifest, "test")

@@ -204,7 +204,7 @@ def test_lists_of_files_with_speakers_that_a_run_knows_are_warned_of(run, tones,
     )
     cli.main(["evaluate", *map(str, words)])
     speakers = len({key.split("/")[0] for key in keys})
-    assert f"list known has {len(keys)} utterances and {speakers} speakers" in capsys.readouterr().err
+    assert f"list known: {len(keys)} utterances and {speakers} speakers have names" in capsys.readouterr().err
 
 
 def test_scores_that_were_removed_leave_a_report_without_their_curves(run, tones, tmp_path, capsys):

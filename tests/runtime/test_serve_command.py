@@ -55,14 +55,14 @@ def test_the_help_states_every_limit(capsys):
     told = " ".join(capsys.readouterr().out.split())
     limits = Limits(max_seconds=60, max_megabytes=20)
     for words in (
-        f"longest recording; default: {limits.max_seconds:g}",
-        f"largest recording; default: {limits.max_megabytes:g}",
-        f"sends both recordings; default: {limits.upload_seconds:g}",
-        f"for one to be compared; default: {limits.queue_seconds:g}",
-        f"without a complete request is closed; default: {limits.idle_seconds:g}",
-        f"computed at once; further ones wait; default: {limits.max_concurrent}",
-        f"at most {limits.max_uploads} comparisons",
-        f"at most {limits.max_connections} connections",
+        f"longest recording (default: {limits.max_seconds:g})",
+        f"largest recording (default: {limits.max_megabytes:g})",
+        f"to send both recordings (default: {limits.upload_seconds:g})",
+        f"again to be compared (default: {limits.queue_seconds:g})",
+        f"without a complete request is closed (default: {limits.idle_seconds:g})",
+        f"computed at a time; further ones wait (default: {limits.max_concurrent})",
+        f"{limits.max_uploads} comparisons",
+        f"{limits.max_connections} connections",
         "--allowed-host NAME",
     ):
         assert words in told

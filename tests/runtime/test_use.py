@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,8 +18,9 @@ from helpers import deployed
 from helpers.tiny import RATE, ROOT, Outcome, tone
 
 from sv_sparse.commands import main as cli
+from sv_sparse.commands.common import describe_probability
 from sv_sparse.export.package import write_package
-from sv_sparse.runtime.decision import SYNTHETIC_WARNING
+from sv_sparse.runtime.decision import SYNTHETIC_WARNING, Verification
 from sv_sparse.runtime.decision import Outcome as Decision
 from sv_sparse.runtime.verifier import Verifier
 from sv_sparse.scoring.backend import Backend
@@ -79,12 +81,14 @@ def test_verify_says_what_the_verifier_says(use, folder):
     assert found | {"seconds": 0} == expected | model.basis | {"seconds": 0}
     assert found["outcome"] == ("accepted" if expected["accepted"] else "not accepted")
     told = use("verify", "0_0.flac", "0_1.flac").out
+    relation = "accepted: LLR {:.2f} reaches" if expected["accepted"] else "not accepted: LLR {:.2f} is below"
     for words in (
-        f"score {expected['score']:.4f} (cosine)",
-        f"log-likelihood ratio {expected['llr']:.2f}, by {WORDS}\n",
-        f"probability of one speaker {expected['probability']:.2%}, from a prior of 50.00%",
-        f"{'accepted' if expected['accepted'] else 'not accepted'}: threshold 2.00, for a false-alarm rate of 1%",
-        " seconds",
+        f"{relation.format(expected['llr'])} the threshold 2.00 (false-alarm rate 1 %)\n",
+        f"score: {expected['score']:.4f} (cosine)\n",
+        f"LLR: {expected['llr']:.2f} (natural log-likelihood ratio)\n",
+        f"P(same speaker) = {100 * expected['probability']:.1f} % (prior 50 %)\n",
+        f"calibration: {WORDS}\n",
+        "time: ",
     ):
         assert words in told
 
@@ -106,18 +110,18 @@ def test_verify_decides_as_it_is_asked(use):
 def test_a_model_without_calibration_gives_a_score_and_decides_by_a_given_threshold_alone(use):
     plain = ("--model", "plain.safetensors")
     told = use("verify", "0_0.flac", "0_1.flac", *plain).out
-    assert "no probability: the model is not calibrated" in told
+    assert "P(same speaker): none, the model is not calibrated" in told
     assert "no decision: the model has no threshold" in told
-    assert "accepted: threshold -1.00\n" in use("verify", "0_0.flac", "0_1.flac", *plain, "--threshold=-1").out
+    assert " reaches the threshold -1.00\n" in use("verify", "0_0.flac", "0_1.flac", *plain, "--threshold=-1").out
     assert json.loads(use("verify", "0_0.flac", "0_1.flac", *plain, "--json").out)["accepted"] is None
 
 
 def test_what_is_not_accepted_is_not_said_to_be_of_different_speakers(use):
     told = use("verify", "0_0.flac", "0_1.flac", "--threshold=99").out
-    assert 'not accepted: threshold 99.00; this does not mean "different speakers"\n' in told
+    assert ' is below the threshold 99.00\n  this does not mean "different speakers"\n' in told
     use("enroll", "A", "1_0.flac")
     told = use("identify", "0_0.flac", "--threshold=99").out
-    assert 'not accepted: threshold 99.00; this does not mean "different speakers"\n' in told
+    assert ' is below the threshold 99.00\n  this does not mean "different speakers"\n' in told
     assert "mean" not in use("verify", "0_0.flac", "0_1.flac", "--threshold=-99").out.partition("limits:")[0]
 
 
@@ -127,10 +131,12 @@ def test_every_decision_says_what_it_rests_on_and_is_not_good_for(use, model):
     use("enroll", "A", "0_0.flac", *named)
     for command in (("verify", "0_0.flac", "0_1.flac", *named), ("identify", "0_1.flac", *named)):
         told = use(*command).out
-        assert f"by {WORDS}\n" in told
-        (limits,) = [line for line in told.splitlines() if line.startswith("limits: ")]
-        for word in ("replayed", "spoofing", "deepfakes", "consent"):
+        assert f"calibration: {WORDS}\n" in told
+        limits, consent = [line for line in told.splitlines() if line.startswith(("limits: ", "consent: "))]
+        for word in ("replayed", "spoofing", "deepfakes"):
             assert word in limits
+        assert "only with that person's consent" in consent
+        assert max(map(len, told.splitlines())) <= 120
         warnings = [line for line in told.splitlines() if line.startswith("warning: ")]
         assert warnings == [f"warning: {SYNTHETIC_WARNING}"] * (model == "demo")
         said = json.loads(use(*command, "--json").out)
@@ -206,15 +212,17 @@ def test_who_is_enrolled_is_identified_and_strangers_are_unknown(use):
     assert "李: 2 recordings, 2.0 seconds" in listed
     sure, nobody = ("--threshold=-99",), ("--threshold=99",)
     found = use("identify", "0_0.flac", *sure)
-    first, second, third, *_ = found.out.splitlines()
+    first, second, third, fourth, *_ = found.out.splitlines()
     assert first == "José"
-    assert second.startswith("  José: log-likelihood ratio ")
-    assert third.startswith("  李: ")
+    assert second.endswith(" reaches the threshold -99.00")
+    assert third.startswith("  José: score ")
+    assert "P(same speaker) " in third
+    assert fourth.startswith("  李: score ")
     assert use("identify", "2_0.flac", *nobody).out.startswith("unknown\n")
     said = json.loads(use("identify", "0_0.flac", *nobody, "--top", "1", "--json").out)
     assert (said["answer"], said["known"], [each["name"] for each in said["speakers"]]) == ("unknown", False, ["José"])
     assert said["outcome"] == said["speakers"][0]["outcome"] == "not accepted"
-    assert "a false-alarm rate of 1% a speaker: up to 2.00% for 2 together" in use("identify", "0_0.flac").out
+    assert "(false-alarm rate 1 % per speaker, up to 2 % for 2 speakers)" in use("identify", "0_0.flac").out
     use("enroll", "--remove", "José")
     assert use("identify", "0_0.flac", *sure).out.startswith("李\n")
 
@@ -377,3 +385,55 @@ def test_a_reader_that_goes_away_ends_no_command_with_a_message(folder):
     done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, cwd=folder, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("probability", "told"),
+    [(0.98694, "= 98.7 %"), (0.99998, "> 99.9 %"), (0.00002, "< 0.1 %"), (0.999, "= 99.9 %")],
+)
+def test_a_probability_is_never_printed_as_certainty(probability, told):
+    verification = Verification(0.5, 1.0, probability, 0.5, None, None, None, 0.1)
+    assert describe_probability(verification) == f"P(same speaker) {told} (prior 50 %)"
+
+
+def test_a_folder_is_embedded_with_its_subfolders_and_what_is_no_recording_is_left_out(use, folder, tmp_path):
+    corpus = tmp_path / "corpus"
+    (corpus / "deep" / "er").mkdir(parents=True)
+    for source, target in (("0_0.flac", "b.flac"), ("1_0.flac", "a.flac"), ("2_0.flac", "deep/er/c")):
+        shutil.copy(folder / source, corpus / target)
+    (corpus / "notes.txt").write_text("no recording")
+    (corpus / "._a.wav").write_bytes(b"of another program")
+    done = use("embed", str(corpus), "1_1.flac", "--output", str(tmp_path / "e.npz"))
+    assert (done.status, done.err) == (0, "")
+    with np.load(tmp_path / "e.npz") as written:
+        names = [*(f"{corpus}/{name}" for name in ("a.flac", "b.flac", "deep/er/c")), "1_1.flac"]
+        assert written["files"].tolist() == names
+    (corpus / "talk it.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
+    (corpus / "broken.wav").write_bytes(b"RIFF")
+    done = use("embed", str(corpus), "--output", str(tmp_path / "e.npz"))
+    assert done.status == 2
+    broken, m4a, error = done.err.splitlines()
+    assert broken.startswith(f"left out: {corpus}/broken.wav: cannot be read as a recording")
+    remedy = f"convert it: ffmpeg -i '{corpus}/talk it.m4a' '{corpus}/talk it.flac'"
+    assert m4a == f"left out: {corpus}/talk it.m4a: is of a format that is not read here; {remedy}"
+    assert error == "error: 2 of 5 recordings could not be embedded"
+    with np.load(tmp_path / "e.npz") as written:
+        assert written["files"].tolist() == names[:3]
+
+
+def test_a_folder_without_recordings_is_named(use, tmp_path):
+    (tmp_path / "notes.txt").write_text("no recording")
+    done = use("embed", str(tmp_path), "--output", str(tmp_path / "e.npz"))
+    assert (done.status, done.err) == (2, f"error: {tmp_path}: there are no recordings in this folder\n")
+
+
+def test_autotune_prints_one_line_and_the_layers_only_if_asked(use):
+    (line,) = use("autotune", "--threads", "1").out.splitlines()
+    assert re.fullmatch(
+        r"[\d.]+ ms before, [\d.]+ ms after, for 3 s of speech by 1 thread: \d+ layers sparse, \d+ dense", line
+    )
+    *layers, plan, last = use("autotune", "--threads", "1", "--verbose").out.splitlines()
+    counts = re.search(r"(\d+) layers sparse, (\d+) dense$", last)
+    assert counts is not None
+    assert len(layers) == sum(map(int, counts.groups()))
+    assert plan.startswith("plan: ")

@@ -35,7 +35,7 @@ def network(folder):
 def test_it_begins_where_the_other_ended_and_lands_again(train, finished, tones, tmp_path):
     done = train(*TINY, *tones.settings(), "target_sparsity=0.8", f"init_from={finished}", *SLOW)
     assert done.status == 0, done.err
-    assert re.search(r"the head knows (\d+) of \1 training speakers", done.out)
+    assert re.search(r"the head has (\d+) of \1 training speakers", done.out)
     before, after = (json.loads((folder / "results.json").read_text()) for folder in (finished, only_run(tmp_path)))
     assert after["untrained_eer"] == pytest.approx(before["eer"], abs=0.05)  # less another mean
     assert after["sparsity"] == before["sparsity"]
@@ -201,7 +201,7 @@ def test_the_same_name_in_another_corpus_is_another_speaker(train, finished, ton
     words = ["data=folder", f"data.root={tmp_path / 'wav'}", f"data.trial_lists={trials}", "data.val_fraction=0"]
     done = train(*TINY, *words, f"init_from={finished}", "target_sparsity=0.8")
     assert done.status == 0, done.err
-    assert "the head knows 0 of 6 training speakers" in done.out
+    assert "the head has 0 of 6 training speakers" in done.out
 
 
 RAMP = [f"sparsity.controller.{word}" for word in ("ramp_start=0.1", "ramp_end=0.6", "initial_sparsity=0.0")]
@@ -323,11 +323,11 @@ def test_a_network_file_of_a_run_is_as_good_as_the_run(train, finished, tones, t
     path = finished / "checkpoints" / "model.pt"
     done = train(*words, f"init_from={path}", f"run_dir={tmp_path / 'one'}")
     assert done.status == 0, done.err
-    assert re.search(r"the head knows (\d+) of \1 training speakers", done.out)
+    assert re.search(r"the head has (\d+) of \1 training speakers", done.out)
     elsewhere = shutil.copy(path, tmp_path / "copy.pt")
     done = train(*words, f"init_from={elsewhere}", f"run_dir={tmp_path / 'two'}")
     assert done.status == 0, done.err
-    assert "the head knows 0 of" in done.out
+    assert "the head has 0 of" in done.out
     assert f"{elsewhere}: what it was trained on is not known" in done.out
     found = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
     assert found[0]["untrained_eer"] == found[1]["untrained_eer"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -85,7 +86,9 @@ def test_the_first_line_says_that_the_demo_was_not_chosen_and_how_to_choose(trai
     by_default = train(*words, refused)
     assert by_default.status == 2
     first = by_default.out.splitlines()[0]
-    assert first.startswith("corpus: demo (synthetic voices; data=demo is the default, data=folder data.root=PATH")
+    assert first.startswith(
+        "corpus: demo (synthetic voices; data=demo is the default, data=folder reads your recordings"
+    )
     assert first.endswith(str(tmp_path / "demo" / "wav"))
     chosen = train(*words, "data=demo", f"run_dir={tmp_path / 'chosen'}")
     assert chosen.out.splitlines()[0] == f"corpus: demo (synthetic voices), {tmp_path / 'demo' / 'wav'}"
@@ -98,6 +101,24 @@ def test_the_first_line_says_that_the_demo_was_not_chosen_and_how_to_choose(trai
 def test_the_eer_in_the_results_is_that_of_the_written_scores(finished):
     scores, is_target = read_scores(finished / "scores" / "trials.txt")
     assert eer(sort_scores(scores, is_target))[0] == pytest.approx(results(finished)["eer"], abs=1e-3)
+
+
+def test_the_log_ends_with_the_result_and_the_report(finished):
+    *_, eer_line, sparsity_line, report_line = (finished / "train.log").read_text().splitlines()
+    said = results(finished)
+    assert eer_line.endswith(f": trials: EER {100 * said['eer']:.2f} %, 153 trials")
+    tracked = f"{100 * said['sparsity_tracked']:.2f}"
+    assert sparsity_line.endswith(f": sparsity: {100 * said['sparsity']:.4f} % (tracked {tracked} %)")
+    assert report_line.endswith(f": report: {finished}/report.html")
+
+
+def test_the_log_says_how_long_the_run_is_and_how_long_it_should_be(finished):
+    log = (finished / "train.log").read_text()
+    said = results(finished)["training"]
+    assert f"training length: {said['hours']:.2f} hours of speech x 2 epochs, {said['steps']} steps" in log
+    steps_per_epoch = said["steps"] // 2
+    (epochs,) = re.findall(r"WARNING .*: plan 3000 or more; trainer.epochs=(\d+) gives as many", log)
+    assert (int(epochs) - 1) * steps_per_epoch < 3000 <= int(epochs) * steps_per_epoch
 
 
 def test_the_table_is_the_last_thing_printed(finished):

@@ -110,9 +110,9 @@ def test_a_run_all_of_whose_steps_overflow_ends_with_an_error_before_landing(tra
     message = "error: trainer.precision=fp16: gradients overflowed at each of the 3 steps, so none made an update"
     assert message in done.err
     assert done.out.count("made no update: in fp16 a gradient overflowed, with the loss scaled by 1.15292e+18") == 1
-    assert "step 3, sparsity" in done.out
-    assert "steps_without_update 3" in done.out
-    assert "finalized" not in done.out
+    assert "step 3 of 3: sparsity" in done.out
+    assert "3 steps without an update" in done.out
+    assert "finalizing" not in done.out
     assert not (tmp_path / "run" / "checkpoints" / "model.pt").exists()
     again = train(f"resume_from={tmp_path / 'run'}")
     assert (again.status, message in again.err) == (2, True)

@@ -79,13 +79,10 @@ def scan_folder(
     is_excluded = is_listed & is_evaluation_speaker
     num_excluded = len(np.unique(speaker[is_excluded]))
     # Without a training list nobody asked for these speakers.
-    level = logging.WARNING if num_excluded and train_utterances is not None else logging.INFO
-    logger.log(
-        level,
-        "%d speakers of the trial lists are excluded from training, with %d utterances",
-        num_excluded,
-        is_excluded.sum(),
-    )
+    level = logging.WARNING if train_utterances is not None else logging.INFO
+    if num_excluded:
+        message = "%d speakers of the trial lists are excluded from training, with %d utterances"
+        logger.log(level, message, num_excluded, is_excluded.sum())
 
     with tqdm(total=len(keys), desc="reading headers", unit="file", disable=None) as progress:
         headers = read_headers(root, keys, progress)

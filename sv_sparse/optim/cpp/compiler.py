@@ -6,6 +6,7 @@ under a name that differs by source, compiler and kind of machine.
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -16,6 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sv_sparse.optim.validation import warn
+
+logger = logging.getLogger(__name__)
 
 _COMMON_FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
 _THREAD_FLAGS = [] if sys.platform == "darwin" else ["-fopenmp"]
@@ -91,6 +94,7 @@ def _cache_dir() -> Path:
 
 
 def _compile(command: Sequence[str], source: Path, path: Path) -> None:
+    logger.info("compiling %s, once on this machine", source.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Several processes may compile at once.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
