@@ -110,5 +110,5 @@ def test_a_network_is_used_and_files_are_written_without_what_only_posix_has(fol
     assert done.returncode == 0, done.stderr
     assert (folder / "written.txt").read_text() == "whole"
     assert done.stderr.splitlines() == [".: there are no file locks here; let no other process write into it"]
-    for words in ("score ", "2 embeddings of 16 numbers", "A: 1 recording", "\nA\n"):
+    for words in ("score ", "2 recordings, 16 numbers each", "A: 1 recording", "\nA\n"):
         assert words in done.stdout

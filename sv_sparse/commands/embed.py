@@ -45,7 +45,8 @@ def main(args: argparse.Namespace) -> None:
         if rows:
             write_rows = _write_csv if output.suffix == ".csv" else _write_npz
             write_rows(output, rows)
-            print(f"{output}: {len(rows)} embeddings of {len(verifier.backend.mean)} numbers")
+            noun = "recording" if len(rows) == 1 else "recordings"
+            print(f"{output}: {len(rows)} {noun}, {len(verifier.backend.mean)} numbers each")
     except BaseException:
         # A stop signal, too: hours of embedding are not lost.
         if embeddings:

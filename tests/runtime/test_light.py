@@ -71,7 +71,7 @@ def test_the_commands_that_use_a_network_run_without_trainings_packages(folder):
         ["identify", "1.flac", "--threshold=-99"],
     )
     assert done.status == 0, done.err
-    for words in ("score ", "AS-norm, top 4 of 6", "2 embeddings of 16 numbers", "A: 1 recording", "\nA\n"):
+    for words in ("score ", "AS-norm, top 4 of 6", "2 recordings, 16 numbers each", "A: 1 recording", "\nA\n"):
         assert words in done.out
 
 

@@ -243,7 +243,7 @@ def test_embeddings_are_written_for_other_programs(use, folder, tmp_path):
     files = [f"{speaker}_0.flac" for speaker in range(3)]
     expected = [Verifier.from_pretrained(folder / "model.safetensors").embed_file(folder / file) for file in files]
     done = use("embed", *files, "--output", str(tmp_path / "e.npz"))
-    assert done.out == f"{tmp_path}/e.npz: 3 embeddings of 16 numbers\n"
+    assert done.out == f"{tmp_path}/e.npz: 3 recordings, 16 numbers each\n"
     with np.load(tmp_path / "e.npz") as written:
         assert written["files"].tolist() == files
         assert np.array_equal(written["embeddings"], np.stack(expected))
@@ -308,7 +308,7 @@ def test_each_argument_has_a_row_in_its_place_and_each_recording_is_embedded_onc
     to = tmp_path / f"e.{ending}"
     files = ["0_0.flac", "absent.wav", "1_0.flac", "0_0.flac", "./1_0.flac", "absent.wav"]
     done = use("embed", *files, "--output", str(to))
-    assert done.out == f"{to}: 4 embeddings of 16 numbers\n"
+    assert done.out == f"{to}: 4 recordings, 16 numbers each\n"
     assert done.err.splitlines() == [
         "left out: absent.wav: No such file or directory",
         "error: 2 of 6 recordings could not be embedded",
