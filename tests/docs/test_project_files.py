@@ -84,8 +84,7 @@ def expanded(cell: str) -> set[str]:
     return names
 
 
-def test_the_changelog_is_short_and_has_no_measurements():
-    assert len(CHANGELOG.splitlines()) < 120
+def test_the_changelog_has_no_measurements():
     assert not re.search(r"\d\s?%|\d (?:ms|MB|points)\b", CHANGELOG)
 
 
