@@ -10,7 +10,7 @@ import pytest
 from helpers.pages import GENERATED, PAGES, anchors, inline_code, is_table_row, links, prose
 from helpers.tiny import ROOT
 
-from sv_sparse.config.overrides import GROUPS, parse_command_line
+from sv_sparse.config.overrides import GROUPS, OWN_CLASSES, parse_command_line
 from sv_sparse.config.schema import (
     CONTROLLER_SETTINGS,
     DATA_SETTINGS,
@@ -80,7 +80,7 @@ def setting_names(settings: Any, prefix: str) -> Iterator[str]:
 
 
 def every_setting() -> set[str]:
-    names = {"model._target_"}
+    names = {f"{setting}._target_" for setting in OWN_CLASSES}
     groups: dict[str, list[Any]] = {
         "model": [*MODEL_SETTINGS.values()],
         "data": [*DATA_SETTINGS.values()],
