@@ -118,9 +118,9 @@ def check_command_line(arguments: Sequence[str]) -> None:
 
 
 def complete_command_line(arguments: Sequence[str]) -> list[str]:
-    """Return a command line on which ``model._target_=`` also chooses ``model=custom``, where no model is chosen.
+    """Add ``GROUP=custom`` for each class of the user's own whose ``_target_`` is set and whose group has no choice.
 
-    So do the settings of the other classes that may be the user's own. What ``init_from`` brings is a choice too.
+    What ``init_from`` brings is a choice too.
     """
     keys = {override.key_or_group for override in read_overrides(arguments)}
     choices = []
@@ -217,8 +217,10 @@ def _check_overrides(overrides: Sequence[Override], composed: DictConfig) -> Non
 
 def _is_open(composed: DictConfig, key: str) -> bool:
     """Return whether settings may be added: to a class of the user's own, as arguments of its constructor."""
-    setting = key.rpartition(".")[0]
-    return setting in OWN_CLASSES and OmegaConf.get_type(OmegaConf.select(composed, setting)) is dict
+    for setting in OWN_CLASSES:
+        if key.startswith(f"{setting}.") and OmegaConf.get_type(OmegaConf.select(composed, setting)) is dict:
+            return True
+    return False
 
 
 def _check_name(key: str, composed: DictConfig) -> None:

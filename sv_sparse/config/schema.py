@@ -559,7 +559,10 @@ def _controller_name(controller: Any) -> str:
     """Return the name of a controller's settings, or of the class that they name."""
     if isinstance(controller, ControllerConfig):
         return controller.name
-    return str(controller.get("name") or controller.get("_target_", "").rpartition(".")[2])
+    # An argument of a class of the user's own may be called name.
+    if "_target_" in controller:
+        return str(controller["_target_"]).rpartition(".")[2]
+    return str(controller.get("name", ""))
 
 
 @dataclass(frozen=True)
@@ -764,7 +767,7 @@ def register_schema() -> None:
         if name == "gradual_magnitude":
             sparsity = SparsityConfig(controller=controller, penalty="none", init_density=1.0)
         store.store(group="sparsity", name=name, node=writable(sparsity))
-    # A class of the user's own; conf/model/custom.yaml is the third.
+    # Classes of the user's own. For a model conf/model/custom.yaml does the same.
     own_class = {"_target_": MISSING}
     store.store(group="head", name="custom", node=own_class)
     store.store(group="sparsity", name="custom", node=writable(SparsityConfig(controller=own_class)))

@@ -116,19 +116,13 @@ def check_head(head: nn.Module, embedding_dim: int, num_speakers: int, device: t
     generator = torch.Generator().manual_seed(0)
     embedding = torch.randn(4, embedding_dim, generator=generator).to(device).requires_grad_()
     labels = torch.arange(4, device=device) % num_speakers
-    with _unchanged(head, device):
-        try:
-            output = head(embedding, labels)
-            problem = _problem_of_loss(output, num_speakers)
-            if problem is None:
-                output[0].backward()
-                if embedding.grad is None:
-                    problem = "no gradient of its loss reaches the embeddings"
-        except torch.OutOfMemoryError:
-            # The device's fault, which has its own advice.
-            raise
-        except Exception as error:
-            raise ValueError(f"head: {name} raises {type(error).__name__}: {error}{line_of(error)}") from error
+    with _unchanged(head, device), own_code("head", name):
+        output = head(embedding, labels)
+        problem = _problem_of_loss(output, num_speakers)
+        if problem is None:
+            output[0].backward()
+            if embedding.grad is None:
+                problem = "no gradient of its loss reaches the embeddings"
     if problem is not None:
         raise ValueError(f"head: {name} cannot be trained with: {problem}")
 
@@ -164,7 +158,7 @@ def _try_batch(
         # The device's fault, which has its own advice.
         raise
     except Exception as error:  # noqa: BLE001  # somebody else's code may raise anything, and all of it is told
-        problems.append(f"forward of {words} raises {type(error).__name__}: {error}{line_of(error)}")
+        problems.append(f"forward of {words} raises {type(error).__name__}: {error}{_line_of(error)}")
         return
     if not isinstance(embedding, Tensor):
         problems.append(
@@ -183,10 +177,30 @@ def _try_batch(
     try:
         embedding.float().square().sum().backward()
     except Exception as error:  # noqa: BLE001  # as above
-        problems.append(f"backward of {words} raises {type(error).__name__}: {error}{line_of(error)}")
+        problems.append(f"backward of {words} raises {type(error).__name__}: {error}{_line_of(error)}")
 
 
-def line_of(error: Exception) -> str:
+@contextmanager
+def own_code(setting: str, name: str) -> Iterator[None]:
+    """Name the setting, the class and the line in what code of the user's own raises.
+
+    Args:
+        setting: names the class on the command line.
+        name: of the class.
+
+    Raises:
+        ValueError: whatever the code raised.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        # The device's fault, which has its own advice.
+        raise
+    except Exception as error:
+        raise ValueError(f"{setting}: {name} raises {type(error).__name__}: {error}{_line_of(error)}") from error
+
+
+def _line_of(error: Exception) -> str:
     """Return the line of the user's own code that an error came from: the last one outside of torch."""
     torch_dir = str(Path(torch.__file__).parent)
     frames = traceback.extract_tb(error.__traceback__)[1:]

@@ -93,7 +93,7 @@ def import_class(path: Any, trusted: Collection[str], kind: str = "network", set
     try:
         return getattr(import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"its {kind} {path} cannot be imported: {error}") from error
+        raise ValueError(f"its {kind} cannot be imported, {setting}._target_={path}: {error}") from error
 
 
 def _set_sizes(network: Any, mel_bins: int) -> None:

@@ -42,8 +42,14 @@ class TensorLists(NamedTuple):
 class BregmanOptimizer(Optimizer):
     """Torch optimizer whose parameter groups have a penalty and its strength lambda.
 
-    A subclass updates dual variables; this class computes the weights from them, weight = delta * prox(dual, lambda),
-    as functional.py describes. All groups have these keys, beside those of the subclass:
+    A subclass updates dual variables v. This class computes the weights from them, w = delta * prox(v, lambda), with
+    the proximal operator of the penalty, where lambda' = lambda_scale * lambda::
+
+        l1:     prox(v) = sign(v) * max(|v| - lambda', 0)                  each weight
+        group:  prox(v) = v * max(1 - lambda' * sqrt(n) / norm(v), 0)      each group of n weights
+        none:   w = v
+
+    All groups have these keys, beside those of the subclass:
 
     - ``lr``: step size, a number or a 0-dim tensor, 0 or more.
     - ``lambda_``: strength of the penalty, a 0-dim tensor on the group's device, which a controller changes in place.

@@ -24,6 +24,10 @@ class LinBreg(BregmanOptimizer):
         v_{t+1} = v_t - lr * b_t
         w_{t+1} = delta * prox(v_{t+1}, lambda_t)
 
+    BregmanOptimizer has the formulas of prox. With ``maximize`` the sign of g_t is turned.
+    With ``nesterov`` the step is
+    ``lr * (g_t + weight_decay * w_t + momentum * b_t)``.
+
     v_1 is the subgradient ``w_1 / delta + lambda * sign(w_1)``, so that the first weights are those of the model.
     With ``lambda_init=0`` this is torch.optim.SGD with the learning rate ``delta * lr``.
 
@@ -35,7 +39,7 @@ class LinBreg(BregmanOptimizer):
             of groups: see BregmanOptimizer.
         lr: step size, a number or a 0-dim tensor, 0 or more. Default: 0.1.
         lambda_init: strength of the penalty at the start, 0 or more, which becomes the key ``lambda_`` of each
-            group. A controller changes it. Default: 0.1.
+            group. A controller changes it, and lowers it at once if it is large beside the weights. Default: 0.1.
         delta: elastic-net parameter, above 0. A larger one makes larger weights. Default: 1.
         momentum: factor on the buffer, 0 or more. Default: 0.
         dampening: fraction of the gradient that does not enter the buffer. Default: 0.

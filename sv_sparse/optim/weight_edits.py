@@ -395,10 +395,11 @@ def _dual_of_same_weight(weight: Tensor, dual: Tensor, new_dual: Tensor, prox: P
 
     The old dual variables of zero weights stay, if these weights are zero under the new lambda too. Otherwise all of
     them are made smaller by one factor: their order is what finalize() needs, and equal ones would cost it exactness.
+    Only a lambda of 0 makes all of them 0.
 
     Args:
         weight: tensor as it is.
-        dual: old dual variable.
+        dual: old dual variable, in float32 or more: the factor is a few bits of that below what it may be.
         new_dual: dual variable made of the weight under the new lambda.
         prox: with the new lambda.
     """

@@ -59,14 +59,13 @@ class InitSource:
         network.load_state_dict(self.weights)
         speakers = manifest.speakers("train")
         source_names = _common_speakers(self.manifest, manifest) if self.manifest is not None else {}
-        indices = [index for index, speaker in enumerate(speakers) if source_names.get(speaker) in self.head_rows]
+        indices = []
         # What the parameters of a loss of the user's own mean is not known: it starts anew.
-        if not isinstance(head, AAMSoftmax):
-            indices = []
-        if isinstance(head, AAMSoftmax) and indices:
-            rows = [self.head_rows[source_names[speakers[index]]] for index in indices]
+        if isinstance(head, AAMSoftmax):
+            indices = [index for index, speaker in enumerate(speakers) if source_names.get(speaker) in self.head_rows]
             with torch.no_grad():
-                head.weight[indices] = torch.stack(rows)
+                for index in indices:
+                    head.weight[index] = self.head_rows[source_names[speakers[index]]]
         logger.info("starting from %s; the head has %d of %d training speakers", self.path, len(indices), len(speakers))
 
     def _check_same_model(self, model: dict[str, Any]) -> None:
@@ -181,11 +180,8 @@ def _common_speakers(source: Manifest, target: Manifest) -> dict[str, str]:
 
 def _load_head_rows(run_dir: Path, manifest: Manifest) -> dict[str, Tensor]:
     last = run_dir / "checkpoints" / "last.pt"
-    if not last.is_file():
+    if not last.is_file() or "head" in read_config(run_dir).classes:
         return {}
-    state = checkpoint.load(last, checkpoint.TRAINING_KEYS)
-    if "head" in read_config(run_dir).classes:
-        return {}
-    weight = state["head"]["weight"]
+    weight = checkpoint.load(last, checkpoint.TRAINING_KEYS)["head"]["weight"]
     # The rows beyond those of the speakers are the same speakers at other speeds.
     return dict(zip(manifest.speakers("train"), weight, strict=False))

@@ -158,11 +158,13 @@ def resume_command(folder: Path) -> str:
     """Return the command that resumes a run, as a shell reads it."""
     is_plain = re.fullmatch(r"[\w./-]+", str(folder))
     escaped = str(folder).replace("'", "\\'")
-    word = f"resume_from={folder}" if is_plain else f"resume_from='{escaped}'"
+    words = [f"resume_from={folder}" if is_plain else f"resume_from='{escaped}'"]
+    # Code is imported only if the user names it, again.
+    words += [f"{setting}._target_={path}" for setting, path in read_config(folder).classes.items()]
     program = ["python"]
     if world_size() > 1:
         program = ["torchrun", f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}"]
-    return shlex.join([*program, "train.py", word])
+    return shlex.join([*program, "train.py", *words])
 
 
 @contextmanager
@@ -184,7 +186,7 @@ def logging_to(folder: Path) -> Iterator[None]:
 
 
 def _classes_named_in(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Return the import paths that the command line gives to ``model._target_`` and its like."""
+    """Return the import paths of the user's own classes that the command line names."""
     classes = []
     for override in read_overrides(arguments):
         if override.key_or_group.removesuffix("._target_") in OWN_CLASSES:

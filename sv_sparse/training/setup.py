@@ -25,7 +25,7 @@ from sv_sparse.evaluation.corpus import Corpus, corpus_summary
 from sv_sparse.models.cpu_kernels import accelerate
 from sv_sparse.models.features import MEL_BINS, Filterbank, crop_samples
 from sv_sparse.models.heads import AAMSoftmax
-from sv_sparse.models.protocol import REQUIREMENTS, check_head, check_model, line_of
+from sv_sparse.models.protocol import REQUIREMENTS, check_head, check_model, own_code
 from sv_sparse.models.registry import build_model, import_class
 from sv_sparse.optim import (
     AdaBreg,
@@ -62,6 +62,8 @@ CONTROLLERS: dict[str, type[Controller]] = {
 
 # A rule of thumb. Runs of a few hundred steps meet their target sparsity, but the network has hardly been trained.
 _MIN_STEPS_FROM_SCRATCH = 3000
+# Speakers with whom a loss is tried before data are read: it may take the nearest of the others.
+_NUM_TRIED_SPEAKERS = 100
 
 logger = logging.getLogger(__name__)
 
@@ -207,16 +209,16 @@ def check_buildable(config: Config, trusted_classes: Sequence[str] = ()) -> None
     device = resolve_device_config(trainer.device, trainer.precision, trainer.compile)
     network = _build_network(config, device.device, trusted_classes)
     _build_augmentation(config.augment)
-    head = _build_head(config, network.embedding_dim, 2, trusted_classes)
+    head = _build_head(config, network.embedding_dim, _NUM_TRIED_SPEAKERS, trusted_classes)
     if "head" in config.classes:
-        check_head(head, network.embedding_dim, 2, device.device)
+        check_head(head, network.embedding_dim, _NUM_TRIED_SPEAKERS, device.device)
     rates = learning_rates(config, sparse_init=uses_sparse_init(config))
     groups = build_param_groups(network, head, config, rates)
     nn.ModuleList([network, head]).to(device.device)
     total_steps = trainer.max_steps or trainer.epochs
     optimizer, controller = _build_optimizer(config, groups, {"lr": rates["others"]}, total_steps, trusted_classes)
     if "sparsity.controller" in config.classes:
-        with _own_code("sparsity.controller", config):
+        with own_code("sparsity.controller", config.classes["sparsity.controller"]):
             controller.step()
             controller.load_state_dict(controller.state_dict())
     if trainer.num_avg > 1 and isinstance(optimizer, ProxSGD):
@@ -248,7 +250,7 @@ def _build_augmentation(config: AugmentConfig) -> Augmentation:
 def _build_head(config: Config, embedding_dim: int, num_speakers: int, trusted_classes: Sequence[str]) -> Any:
     if "head" in config.classes:
         head_class, settings = _own_class("head", "loss", config.head, trusted_classes)
-        with _own_code("head", config):
+        with own_code("head", config.classes["head"]):
             return head_class(embedding_dim=embedding_dim, num_speakers=num_speakers, **settings)
     return AAMSoftmax(embedding_dim, num_speakers, scale=config.head.scale, margin=config.head.margin)
 
@@ -276,7 +278,7 @@ def _build_optimizer(
     controller: Any
     if "sparsity.controller" in config.classes:
         controller_class, own_settings = _own_class("sparsity.controller", "controller", settings, trusted_classes)
-        with _own_code("sparsity.controller", config):
+        with own_code("sparsity.controller", config.classes["sparsity.controller"]):
             controller = controller_class(*arguments, **own_settings)
         if not isinstance(controller, Controller):
             name = type(controller).__name__
@@ -295,23 +297,6 @@ def _own_class(
     """Import a class of the user's own, and return it with its settings."""
     own_settings = {name: value for name, value in settings.items() if name != "_target_"}
     return import_class(settings["_target_"], trusted_classes, kind, setting), own_settings
-
-
-@contextmanager
-def _own_code(setting: str, config: Config) -> Iterator[None]:
-    """Name the setting, the class and its line in what code of the user's own raises.
-
-    Raises:
-        ValueError: whatever it raised.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        # The device's fault, which has its own advice.
-        raise
-    except Exception as error:
-        words = f"{type(error).__name__}: {error}{line_of(error)}"
-        raise ValueError(f"{setting}: {config.classes[setting]} raises {words}") from error
 
 
 @contextmanager

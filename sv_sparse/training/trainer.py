@@ -385,7 +385,8 @@ class Trainer:
         row["target_sparsity"] = controller.target
         row["sparsity_error"] = controller.target - row["sparsity/regularized"]
         row["lr"] = setup.optimizer.param_groups[0]["lr"]
-        row["margin"] = getattr(setup.head, "margin", 0.0)
+        if isinstance(setup.config.head, HeadConfig):
+            row["margin"] = setup.head.margin
         row |= self.timer.read()
         self.metrics.log(row)
         self.metrics.show(row)
@@ -424,7 +425,9 @@ class Trainer:
 
     def _describe_epoch(self, row: Mapping[str, Any]) -> str:
         """Return an epoch's metrics in words, for the log."""
-        text = f"epoch {row['epoch']} of {self.config.epochs}, step {row['step']} of {self.setup.total_steps}: "
+        # With max_steps a run has another number of epochs.
+        epochs = "" if self.config.max_steps else f" of {self.config.epochs}"
+        text = f"epoch {row['epoch']}{epochs}, step {row['step']} of {self.setup.total_steps}: "
         text += f"sparsity {100 * row['sparsity']:.2f} %"
         if "validation_eer" in row:
             text += f", validation EER {100 * row['validation_eer']:.2f} %"

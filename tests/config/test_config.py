@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from sv_sparse.config.help import format_help
 from sv_sparse.config.overrides import (
     GROUPS,
+    OWN_CLASSES,
     _check_group,
     _updated,
     check_command_line,
@@ -137,6 +138,25 @@ def test_a_class_on_the_command_line_chooses_the_model_without_settings_of_anoth
     with pytest.raises(ValueError, match=r"unknown setting 'head.scale'; .* \+head.scale=VALUE"):
         check_command_line([*words, "head.scale=3"])
     assert complete_command_line(["init_from=RUN", "model._target_=a.B"]) == ["init_from=RUN", "model._target_=a.B"]
+
+
+def test_arguments_of_ones_own_class_may_be_groups_of_settings():
+    for setting in OWN_CLASSES:
+        words = complete_command_line([f"{setting}._target_=mypkg.Own", f"+{setting}.encoder.width=3"])
+        check_command_line(words)
+        own = OmegaConf.select(parse_command_line([]).compose(words), setting)
+        assert own == {"_target_": "mypkg.Own", "encoder": {"width": 3}}
+
+
+def test_a_controller_of_ones_own_is_not_named_by_an_argument():
+    words = complete_command_line(["sparsity.controller._target_=mypkg.Rule", "+sparsity.controller.name=fixed"])
+    assert composed(*words).sparsity.controller_name == "Rule"
+
+
+def test_a_loss_of_ones_own_is_fine_tuned_without_the_margins_of_another():
+    words = complete_command_line(["experiment=lmft", "init_from=RUN", "head._target_=mypkg.Loss"])
+    assert parse_command_line([]).compose(words).head == {"_target_": "mypkg.Loss"}
+    assert parse_command_line([]).compose(["experiment=lmft"]).head.margin == 0.5
 
 
 def test_processes_on_a_machine_share_its_cores_among_their_workers(monkeypatch):

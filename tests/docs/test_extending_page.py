@@ -107,6 +107,30 @@ def test_controller_and_loss_are_trained_and_resumed_only_if_named(train, tones,
     assert "mypkg.loss" not in sys.modules
 
 
+def test_a_loss_with_many_negatives_and_a_margin_that_is_learned(train, tones, folder):
+    code = """
+import torch
+
+
+class Nearest(torch.nn.Module):
+    def __init__(self, embedding_dim, num_speakers, negatives=5):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(num_speakers, embedding_dim))
+        self.margin = torch.nn.Parameter(torch.tensor(0.2))
+        self.negatives = negatives
+
+    def forward(self, embedding, speaker):
+        scores = embedding.float() @ self.weight.T
+        nearest = scores.topk(self.negatives, dim=1).values
+        own = scores.gather(1, speaker[:, None]) - self.margin
+        return torch.nn.functional.softplus(nearest - own).mean(), scores.detach()
+"""
+    (folder / "mypkg" / "nearest.py").write_text(code)
+    done = train(*TINY, *tones.settings(), "head._target_=mypkg.nearest.Nearest", "run_dir=run", "trainer.epochs=1")
+    assert done.status == 0, done.err
+    assert "margin" not in (folder / "run" / "metrics.jsonl").read_text()
+
+
 def test_a_run_starts_from_one_with_its_own_controller_and_loss(train, tones, folder):
     words = [*command("control.Integral"), *command("loss.SubCenter"), "target_sparsity=0.8", "run_dir=run"]
     done = train(*TINY, *tones.settings(), *words)

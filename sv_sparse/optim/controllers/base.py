@@ -16,7 +16,7 @@ converges to the target, or to a better network than another path of lambda; tha
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ from sv_sparse.optim.reminders import Reminders
 from sv_sparse.optim.state_dict_checks import Group
 from sv_sparse.optim.validation import positive_int, require, require_fraction, warn
 
-# A fraction of the run, "auto", or None for no ramp.
-RampBound = float | str | None
+# Fraction of the run, "auto", or None for no ramp.
+RampBound = float | Literal["auto"] | None
 
 # Ramp of a network that starts dense: DECISIONS 84.
 _AUTO_RAMP = (0.0, 0.5)
@@ -94,6 +94,7 @@ class Controller:
             above), unless the optimizer has made updates. Default: None.
 
     Raises:
+        TypeError: ``optimizer`` is none of this package.
         ValueError: an argument is out of its bounds, or target and penalties contradict each other.
     """
 
@@ -113,6 +114,9 @@ class Controller:
         ramp_end: RampBound = "auto",
         initial_sparsity: float | None = None,
     ) -> None:
+        if not isinstance(optimizer, BregmanOptimizer):
+            name = type(optimizer).__name__
+            raise TypeError(f"optimizer must be AdaBreg, LinBreg or another BregmanOptimizer, got {name}")
         require_fraction("target_sparsity", target_sparsity)
         require_fraction("freeze_fraction", freeze_fraction)
         if initial_sparsity is not None:

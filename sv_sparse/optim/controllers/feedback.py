@@ -26,14 +26,15 @@ class FeedbackController(LogLambdaController):
         r_t          = clamp(r_{t-1} + drift_gain * a_t * e_t, -0.3, 0.3), or 0 at a crossing
         lambda_{t+1} = lambda_t * (1 + a_t * |e_t|) ** sign(e_t) * exp(r_t)
 
-    It is the rule of arXiv 2605.07892 (see PaperController) without what makes that miss the target (DECISIONS 9):
+    It differs from the rule of arXiv 2605.07892 (PaperController), which can miss the target, in four ways
+    (DECISIONS 9):
 
     - The lambda that holds a target grows as the weights grow, and the paper's rule follows from a constant distance.
       The drift r_t learns that growth.
     - A crossing counts once e_t has left the dead band on the other side, so that noise around the target, or a gap
       of exactly 0, neither adds nor hides one. The first crossing is free, since a sparse start always makes it.
-    - The gain has a smallest value, and C_t starts anew (``reset_gain``) whenever the learning rate has halved or
-      doubled since it last did: each such change moves the lambda of the target. A learning rate that is a tensor is
+    - The gain has a smallest value. C_t is set to 0 (``reset_gain``) when the learning rate has halved or doubled
+      since C_t was last 0, because another learning rate needs another lambda. A learning rate that is a tensor is
       not read, since that would wait for the device: call ``reset_gain`` yourself.
     - Lambda changes at every update: with an interval of four it falls behind in a long run.
 
