@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from sv_sparse.models.registry import MODEL_CLASS_ENV
 from sv_sparse.runtime.decision import (
     CONSENT,
     CONSENT_SENTENCE,
@@ -22,7 +23,6 @@ from sv_sparse.runtime.engine.runtime import Runtime, check_threads
 from sv_sparse.runtime.verifier import Verifier
 
 MODEL_ENV = "SV_SPARSE_MODEL"
-MODEL_CLASS_ENV = "SV_SPARSE_MODEL_CLASS"
 _OUTCOMES = f"""Outcomes:
   {Outcome.ACCEPTED:<14} The evidence reaches the threshold.
   {Outcome.NOT_ACCEPTED:<14} It does not; {NOT_DIFFERENT}.

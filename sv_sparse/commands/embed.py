@@ -3,7 +3,6 @@
 import argparse
 import csv
 import hashlib
-import os
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from sv_sparse.commands.common import add_model_arguments, check_output, load_verifier
-from sv_sparse.data.decoding import AUDIO_SUFFIXES, looks_like_audio
+from sv_sparse.data.decoding import is_recording
+from sv_sparse.data.walk import walk_files
 from sv_sparse.io import atomic_write
 from sv_sparse.runtime.decision import EmbeddedRecording
 from sv_sparse.runtime.verifier import Verifier
@@ -74,16 +74,10 @@ def find_recordings(paths: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             recordings.append(path)
             continue
-        in_folder = []
-        for folder, _, names in os.walk(path):
-            for name in names:
-                file = Path(folder, name)
-                # Hidden files are those of other programs, such as ._a.wav.
-                if not name.startswith(".") and (name.lower().endswith(AUDIO_SUFFIXES) or looks_like_audio(file)):
-                    in_folder.append(file)
+        in_folder = sorted(path / key for key, _ in walk_files(path) if is_recording(path / key))
         if not in_folder:
             raise ValueError(f"{path}: there are no recordings in this folder")
-        recordings += sorted(in_folder)
+        recordings += in_folder
     return recordings
 
 

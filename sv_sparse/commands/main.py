@@ -152,8 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
         # OpenMP's waiting threads spin by default. Where another program has the cores, that takes the time of those
         # that work: a comparison of 30 ms took up to a second. OpenMP reads this when the command imports torch.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _show_compilation()
-    with _named_missing_package(name):
+    with _show_compilation(), _named_missing_package(name):
         args = build_parser(arguments).parse_args(arguments)
         with signals.report_errors():
             args.main(args)
@@ -196,10 +195,18 @@ def build_parser(arguments: list[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _show_compilation() -> None:
+@contextmanager
+def _show_compilation() -> Iterator[None]:
     """Let the first command on a machine say on stderr that it compiles kernels, which takes many seconds."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("sv_sparse.optim.cpp.compiler").setLevel(logging.INFO)
+    compiler = logging.getLogger("sv_sparse.optim.cpp.compiler")
+    compiler.setLevel(logging.INFO)
+    # Not the root logger: each command configures its own log.
+    handler = logging.StreamHandler()
+    compiler.addHandler(handler)
+    try:
+        yield
+    finally:
+        compiler.removeHandler(handler)
 
 
 @contextmanager

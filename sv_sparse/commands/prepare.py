@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Run ``sv-sparse prepare``."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     if args.what == "verify-archives":
         _verify_archives(args.files)
     elif args.what == "noise":

@@ -303,12 +303,20 @@ def _conversion_command(source: Source) -> str:
     """Return the command line that converts a file to FLAC; content has no name."""
     if isinstance(source, bytes):
         return "ffmpeg -i FILE FILE.flac"
-    path = os.path.splitext(printable(source))[0] + ".flac"
-    return f"ffmpeg -i {shlex.quote(printable(source))} {shlex.quote(path)}"
+    path = printable(source)
+    stem, suffix = os.path.splitext(path)
+    # ffmpeg refuses to write the file that it reads.
+    output = f"{stem}.converted.flac" if suffix.lower() == ".flac" else f"{stem}.flac"
+    return f"ffmpeg -i {shlex.quote(path)} {shlex.quote(output)}"
 
 
-def looks_like_audio(path: str | os.PathLike[str]) -> bool:
-    """Return True if a file begins like a recording, of a format that is read here or of another one."""
+def is_recording(path: str | os.PathLike[str]) -> bool:
+    """Return True if a search takes a file: its suffix is one of ``AUDIO_SUFFIXES``, or it begins like a recording.
+
+    Recordings of formats that are not read here are among them, so that they are reported.
+    """
+    if os.fspath(path).lower().endswith(AUDIO_SUFFIXES):
+        return True
     try:
         with closing(FileContent(path)) as content:
             return bool(detect_kind(content))

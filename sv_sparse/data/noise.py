@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from sv_sparse.data.audio import Samples, read_samples, single_file, to_int16
 from sv_sparse.data.corpora.pipeline import exclusive
-from sv_sparse.data.corpora.scan import walk_files
 from sv_sparse.data.decoding import AUDIO_SUFFIXES, SAMPLE_RATE, Waveform
+from sv_sparse.data.walk import walk_files
 from sv_sparse.io import atomic_write, printable
 
 logger = logging.getLogger(__name__)

@@ -82,26 +82,25 @@ def evaluate_trial_sets(
     if rank() > 0:
         return results
     unusable = {recording for recording, position in position_of.items() if position in embeddings.unusable}
-    progress = progress_bar(len(trial_sets), "scoring", "list")
-    for complete in trial_sets:
-        trial_set = _usable_part(complete, unusable)
-        trials = trial_set.trials
-        utterances = trials.used_utterances()
-        positions = [position_of[tuple(trial_set.audio[utterance])] for utterance in utterances]
-        # An utterance that no trial needs has no embedding; its zeros are never scored.
-        own = np.zeros((len(trials.utterances), embeddings.values.shape[1]), np.float32)
-        own[utterances] = embeddings.values[positions]
-        sides = average_enrollments(own, list(trials.models.values()))
-        scores = backend.score(sides, trials.enrollment, trials.test)
-        magnitudes = np.linalg.norm(sides, axis=1)
-        result = compute_metrics(trial_set, scores, backend, scoring, magnitudes, with_details=with_details)
-        results.append(result)
-        if output_dir is not None:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            write_speakers(output_dir / f"{result.id}.speakers", trials, side_speakers(trial_set))
-            write_scores(output_dir / f"{result.id}.txt", trials, scores)
-        progress.update()
-    progress.close()
+    with progress_bar(len(trial_sets), "scoring", "list") as progress:
+        for complete in trial_sets:
+            trial_set = _usable_part(complete, unusable)
+            trials = trial_set.trials
+            utterances = trials.used_utterances()
+            positions = [position_of[tuple(trial_set.audio[utterance])] for utterance in utterances]
+            # An utterance that no trial needs has no embedding; its zeros are never scored.
+            own = np.zeros((len(trials.utterances), embeddings.values.shape[1]), np.float32)
+            own[utterances] = embeddings.values[positions]
+            sides = average_enrollments(own, list(trials.models.values()))
+            scores = backend.score(sides, trials.enrollment, trials.test)
+            magnitudes = np.linalg.norm(sides, axis=1)
+            result = compute_metrics(trial_set, scores, backend, scoring, magnitudes, with_details=with_details)
+            results.append(result)
+            if output_dir is not None:
+                output_dir.mkdir(parents=True, exist_ok=True)
+                write_speakers(output_dir / f"{result.id}.speakers", trials, side_speakers(trial_set))
+                write_scores(output_dir / f"{result.id}.txt", trials, scores)
+            progress.update()
     return results
 
 

@@ -121,6 +121,13 @@ def test_what_looks_like_audio_all_the_time_is_refused_in_few_reads(content, mon
     assert len(reads) < 50
 
 
+@pytest.mark.parametrize(("name", "output"), [("a.m4a", "a.flac"), ("a.flac", "a.converted.flac")])
+def test_the_remedy_for_a_foreign_file_writes_another_file(tmp_path, name, output):
+    path = tmp_path / name
+    path.write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
+    assert inspect(path).problem.endswith(f"convert it: ffmpeg -i {path} {tmp_path / output}")
+
+
 @pytest.mark.parametrize("cut", ["OGG", "NIST", "AIFF", "AU", "RF64", "W64"])
 def test_half_a_file_is_refused_where_its_format_tells(cut):
     content = encoded(voice(1, 6.0), cut)

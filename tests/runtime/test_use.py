@@ -332,7 +332,7 @@ def test_files_whose_names_are_not_utf_8_are_embedded_and_named(use, folder, tmp
     with np.load(tmp_path / "e.npz") as written:
         assert [Path(name) for name in written["files"].tolist()] == [recording]
     to = tmp_path / os.fsdecode(b"e\xff.csv")
-    assert use("embed", str(recording), "--output", str(to)).out.startswith(f"{tmp_path}/e\\xff.csv: 1 embeddings")
+    assert use("embed", str(recording), "--output", str(to)).out.startswith(f"{tmp_path}/e\\xff.csv: 1 recording, ")
     assert to.read_text(encoding="utf-8").splitlines()[1].startswith(f"{tmp_path}/b\\xffd.flac,")
     assert use("verify", str(recording), "1_0.flac").status == 0
     assert "a speaker's name must be one line" in use("enroll", os.fsdecode(b"\xff"), str(recording)).err
@@ -419,6 +419,20 @@ def test_a_folder_is_embedded_with_its_subfolders_and_what_is_no_recording_is_le
     assert error == "error: 2 of 5 recordings could not be embedded"
     with np.load(tmp_path / "e.npz") as written:
         assert written["files"].tolist() == names[:3]
+
+
+def test_a_search_of_a_folder_follows_links_and_leaves_out_what_is_hidden(use, folder, tmp_path, caplog):
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    for target in (corpus / "a.flac", corpus / ".git" / "x.flac", corpus / "made" / "y.flac", elsewhere / "b.flac"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "0_0.flac", target)
+    (corpus / "made" / "made_from.tsv").touch()
+    (corpus / "linked").symlink_to(elsewhere)
+    done = use("embed", str(corpus), "--output", str(tmp_path / "e.npz"))
+    assert done.status == 0
+    with np.load(tmp_path / "e.npz") as written:
+        assert written["files"].tolist() == [f"{corpus}/a.flac", f"{corpus}/linked/b.flac"]
+    assert f"left out, made by sv-sparse prepare: {corpus}/made" in caplog.text
 
 
 def test_a_folder_without_recordings_is_named(use, tmp_path):

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sv_sparse.data.corpora.headers import absolute_paths, thread_map
-from sv_sparse.data.corpora.scan import CONVERSION_RECORD, ScanResult
+from sv_sparse.data.corpora.scan import ScanResult
 from sv_sparse.data.decoding import SAMPLE_RATE, inspect
+from sv_sparse.data.walk import CONVERSION_RECORD
 
 # Not read by libsndfile, but by ffmpeg.
 COMPRESSED_SUFFIXES = (".m4a", ".aac")

@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from sv_sparse.data.corpora.headers import read_headers, single_segments, unusable
 from sv_sparse.data.corpora.published import preview
-from sv_sparse.data.corpora.scan import walk_files
-from sv_sparse.data.decoding import AUDIO_SUFFIXES, SAMPLE_RATE, looks_like_audio
+from sv_sparse.data.decoding import AUDIO_SUFFIXES, SAMPLE_RATE, is_recording
 from sv_sparse.data.manifest import Manifest, check_none_missing, match_utterances
 from sv_sparse.data.trials import read_trials, split_fields
 from sv_sparse.data.unreadable import UnreadableLimit
+from sv_sparse.data.walk import walk_files
 from sv_sparse.io import nfc, printable
 
 logger = logging.getLogger(__name__)
@@ -167,10 +167,9 @@ def _find_recordings(root: Path, listed: Collection[str]) -> tuple[list[str], in
     others: list[str] = []
     for key, _ in walk_files(root):
         name = printable(key)
-        has_suffix = key.lower().endswith(AUDIO_SUFFIXES)
         if key.count("/") != 2:
-            (outside if has_suffix else others).append(name)
-        elif not (has_suffix or key in listed or looks_like_audio(root / key)):
+            (outside if key.lower().endswith(AUDIO_SUFFIXES) else others).append(name)
+        elif not (key in listed or is_recording(root / key)):
             others.append(name)
         else:
             (keys if name == key else unnamed).append(name)
