@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sv_sparse.commands.main import COMMANDS, build_parser
-from sv_sparse.config.help import REQUIRED, SectionHelp, sections
+from sv_sparse.config.help import INTRODUCTION, REQUIRED, SectionHelp, sections
 from sv_sparse.config.overrides import GROUPS, CommandLine, parse_command_line
 from sv_sparse.config.schema import register_schema
 from sv_sparse.io import write_text
@@ -121,7 +121,8 @@ def commands_page() -> str:
     for name in COMMANDS:
         lines += ["", f"## sv-sparse {name}", ""]
         if name == "train":
-            lines.append("The same as `python train.py`: see [Settings](settings.md).")
+            lines += ["The same as `python train.py`. Its settings: [Settings](settings.md).", ""]
+            lines += ["```text", INTRODUCTION.strip(), "```"]
             continue
         lines += _parser_lines(_subparsers(build_parser([name]))[name], f"sv-sparse {name}")
     return "\n".join(lines) + "\n"
@@ -135,46 +136,23 @@ def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 
 def _parser_lines(parser: argparse.ArgumentParser, title: str) -> Iterator[str]:
-    if parser.description:
-        yield parser.description
-        yield ""
+    yield from (f"{parser.description}", "", "```text", f"usage: {parser.usage}", "```")
     formatter = parser.formatter_class(prog=parser.prog)
-    rows = []
-    for action in parser._actions:
-        is_hidden = action.help == argparse.SUPPRESS or isinstance(action, argparse._SubParsersAction)
-        if is_hidden or isinstance(action, argparse._HelpAction):
-            continue
-        help_text = formatter._expand_help(action) if action.help else ""
-        rows.append(f"| `{_invocation(action)}` | {_cell(help_text)} |")
-    if rows:
-        yield "| argument | meaning |"
-        yield "|---|---|"
-        yield from rows
+    for group in parser._action_groups:
+        rows = []
+        for action in group._group_actions:
+            if isinstance(action, (argparse._SubParsersAction, argparse._HelpAction)):
+                continue
+            name = formatter._format_action_invocation(action)
+            required = " (required)" if action.option_strings and action.required else ""
+            rows.append(f"| `{name}` | {_cell(formatter._expand_help(action))}{required} |")
+        if rows:
+            yield from ("", f"**{group.title}**", "", "| argument | meaning |", "|---|---|", *rows)
     if parser.epilog:
-        yield ""
-        yield "```text"
-        yield parser.epilog.strip()
-        yield "```"
+        yield from ("", "```text", parser.epilog.strip(), "```")
     for name, subparser in _subparsers(parser).items():
-        yield ""
-        yield f"### {title} {name}"
-        yield ""
+        yield from ("", f"### {title} {name}", "")
         yield from _parser_lines(subparser, f"{title} {name}")
-
-
-def _invocation(action: argparse.Action) -> str:
-    """Return an argument as it is typed: ``--output FILE``, or the name of a positional one."""
-    metavar = action.metavar if isinstance(action.metavar, str) else action.dest
-    if not action.option_strings:
-        return f"{metavar} ..." if action.nargs in {"+", "*"} else metavar
-    option = ", ".join(action.option_strings)
-    if action.nargs == 0:
-        return option
-    if action.metavar is None:
-        metavar = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper()
-    if isinstance(action.metavar, tuple):
-        metavar = " ".join(action.metavar)
-    return f"{option} {metavar} ..." if action.nargs in {"+", "*"} else f"{option} {metavar}"
 
 
 def main() -> None:

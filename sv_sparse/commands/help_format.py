@@ -1,4 +1,4 @@
-"""Layout of the commands' help: 80 to 100 columns, paragraphs, and examples as they are."""
+"""Layout of the commands' help: at most 100 columns, paragraphs, and examples as they are."""
 
 # The parser of all commands uses this module, so it imports nothing that takes time to load.
 import argparse
@@ -6,14 +6,14 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
-_MIN_COLUMNS, _MAX_COLUMNS = 80, 100
+_MAX_COLUMNS = 100
 
 
 class HelpFormatter(argparse.HelpFormatter):
     """Formatter of help texts whose paragraphs are separated by an empty line; indented lines stay as they are."""
 
     def __init__(self, prog: str) -> None:
-        columns = min(_MAX_COLUMNS, max(_MIN_COLUMNS, shutil.get_terminal_size().columns))
+        columns = min(_MAX_COLUMNS, shutil.get_terminal_size().columns)
         # argparse leaves two columns free, too.
         super().__init__(prog, max_help_position=30, width=columns - 2)
 

@@ -24,21 +24,16 @@ class Command(NamedTuple):
     # One sentence without its period.
     help: str
     # What follows "sv-sparse COMMAND"; "|" separates alternatives.
-    usage: str
+    usage: str = ""
     # Command lines, which a test parses.
-    examples: tuple[str, ...]
+    examples: tuple[str, ...] = ()
     needs_train_extra: bool = False
 
 
 COMMANDS = {
     "train": Command(
+        # config.help has its usage and examples.
         "Train a network to a target sparsity",
-        "[GROUP=CHOICE ...] [SETTING=VALUE ...] [options of Hydra]",
-        (
-            "sv-sparse train model=ecapa target_sparsity=0.9",
-            "sv-sparse train data=folder data.root=PATH data.trial_lists=FILE",
-            "sv-sparse train resume_from=RUN",
-        ),
         needs_train_extra=True,
     ),
     "prepare": Command(
@@ -70,7 +65,7 @@ COMMANDS = {
         needs_train_extra=True,
     ),
     "compare": Command(
-        "Compare finished runs in one table",
+        "Compare finished runs, in one table for each trial list",
         "RUN [RUN ...] [options]",
         ("sv-sparse compare RUN RUN", "sv-sparse compare RUN RUN --out FOLDER"),
         needs_train_extra=True,

@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from sv_sparse.config.overrides import GROUPS, CommandLine, parse_command_line
 
-_INTRODUCTION = """usage: sv-sparse train [GROUP=CHOICE ...] [SETTING=VALUE ...] [options of Hydra]
+# Start of the help text.
+INTRODUCTION = """usage: sv-sparse train [GROUP=CHOICE ...] [SETTING=VALUE ...] [options of Hydra]
        python train.py [GROUP=CHOICE ...] [SETTING=VALUE ...] [options of Hydra]
 
 Train a network to a target sparsity.
@@ -54,7 +55,7 @@ def format_help(arguments: Sequence[str]) -> str:
     """
     line = parse_command_line([word for word in arguments if word not in {"--help", "-h"}])
     selected = [str(override.input_line) for override in line.overrides if override.key_or_group in GROUPS]
-    lines = [_INTRODUCTION, "Choices (GROUP=CHOICE):", ""]
+    lines = [INTRODUCTION, "Choices (GROUP=CHOICE):", ""]
     lines += [f"  {group}: {', '.join(line.choices(group))}" for group in GROUPS]
     lines += ["", "Settings (SETTING=VALUE), of these choices:"]
     for section in sections(line, selected):

@@ -1,12 +1,13 @@
 """Laws of the settings: every choice composes, and what is not allowed is named with what is."""
 
 import math
+import re
 from dataclasses import fields, is_dataclass
 
 import pytest
 from omegaconf import OmegaConf
 
-from sv_sparse.config.help import format_help
+from sv_sparse.config.help import INTRODUCTION, format_help
 from sv_sparse.config.overrides import (
     GROUPS,
     OWN_CLASSES,
@@ -56,6 +57,13 @@ def test_every_choice_composes_and_is_the_same_after_it_was_stored(group, choice
     config = composed(*words)
     stored = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(config.to_dict())))
     assert Config.from_dict(stored) == config
+
+
+def test_every_example_in_the_help_is_a_command_line_that_is_taken():
+    examples = re.findall(r"^  python train\.py(.*?)  ", INTRODUCTION, re.MULTILINE)
+    assert len(examples) == 5
+    for example in examples:
+        check_command_line(example.split())
 
 
 def test_every_setting_has_a_sentence_in_the_help():
