@@ -139,7 +139,12 @@ def describe_decision(verification: Verification, num_speakers: int | None = Non
     if verification.llr is not None:
         evidence, name = verification.llr, "LLR"
     relation = "is below" if verification.outcome == Outcome.NOT_ACCEPTED else "reaches"
-    text = f"{verification.outcome}: {name} {evidence:.2f} {relation} the threshold {verification.threshold:.2f}"
+    digits = 2
+    # Two numbers that differ are not printed as the same.
+    while evidence < verification.threshold and f"{evidence:.{digits}f}" == f"{verification.threshold:.{digits}f}":
+        digits += 1
+    text = f"{verification.outcome}: {name} {evidence:.{digits}f} {relation} "
+    text += f"the threshold {verification.threshold:.{digits}f}"
     if verification.target_far is not None:
         text += f" (false-alarm rate {100 * verification.target_far:g} %"
         if num_speakers is not None and num_speakers > 1:

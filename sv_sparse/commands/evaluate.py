@@ -180,8 +180,8 @@ def _warn_of_same_names(run_dir: Path, trial_sets: Sequence[TrialSet]) -> None:
 
 def _result_lines(result: TrialSetResult) -> Iterator[str]:
     """Yield a result for the terminal, each number with its conditions."""
-    eer_interval = _format_interval(result.eer_interval, ".2%")
-    yield f"{result.name}: EER {result.eer:.2%}{eer_interval} at threshold {result.eer_threshold:.4f}"
+    eer_interval = "" if result.eer_interval is None else f" [{', '.join(map(_percent, result.eer_interval))}]"
+    yield f"{result.name}: EER {_percent(result.eer)}{eer_interval} at threshold {result.eer_threshold:.4f}"
     speakers = f" of {result.speakers:,} speakers" if result.speakers is not None else ""
     yield f"  {result.trials:,} trials, {result.targets:,} targets{speakers}"
     if result.recordings_left_out:
@@ -189,7 +189,8 @@ def _result_lines(result: TrialSetResult) -> Iterator[str]:
         yield f"  left out: {result.trials_left_out:,} trials; {unusable}"
     yield f"  enrollment: {result.enrollment}; score normalization: {result.score_norm}"
     for cost in result.dcf:
-        dcf_interval = _format_interval(cost["min_dcf_interval"], ".3f")
+        interval = cost["min_dcf_interval"]
+        dcf_interval = "" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]"
         line = f"minDCF {cost['min_dcf']:.3f}{dcf_interval} at {cost['min_dcf_threshold']:.4f}"
         if cost["act_dcf"] is not None:
             line += f", actDCF {cost['act_dcf']:.3f}"
@@ -199,13 +200,14 @@ def _result_lines(result: TrialSetResult) -> Iterator[str]:
     else:
         yield f"  Cllr {result.cllr:.3f}, minCllr {result.min_cllr:.3f}, by {result.calibration}"
     for threshold in result.thresholds:
-        rates = f"{threshold['p_fa']:.2%} false alarms, {threshold['p_miss']:.2%} misses on this list"
-        target_far = f"{100 * threshold['target_far']:g}% false alarms"
+        rates = f"{_percent(threshold['p_fa'])} false alarms, {_percent(threshold['p_miss'])} misses on this list"
+        target_far = f"{100 * threshold['target_far']:g} % false alarms"
         yield f"  threshold for {target_far} (LLR {threshold['threshold']:.2f}): {rates}"
     for kind, groups in result.breakdown.items():
         for label, group in groups.items():
-            yield f"  {kind} {label}: EER {group['eer']:.2%}, {group['trials']:,} trials, {group['targets']:,} targets"
+            trials = f"{group['trials']:,} trials, {group['targets']:,} targets"
+            yield f"  {kind} {label}: EER {_percent(group['eer'])}, {trials}"
 
 
-def _format_interval(interval: tuple[float, float] | None, spec: str) -> str:
-    return "" if interval is None else f" [{interval[0]:{spec}}, {interval[1]:{spec}}]"
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f} %"

@@ -63,5 +63,5 @@ class UnreadableCounter:
         if self.num_unreadable > self.limit.max_count(self.num_drawn):
             raise ValueError(
                 f"{self.limit}: {self.num_unreadable} of {self.num_drawn} utterances drawn "
-                f"({self.num_unreadable / self.num_drawn:.1%}) could not be read; the log names them"
+                f"({100 * self.num_unreadable / self.num_drawn:.1f} %) could not be read; the log names them"
             )

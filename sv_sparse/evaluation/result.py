@@ -143,7 +143,9 @@ def compute_metrics(
     rate, threshold = eer(sorted_scores)
     # Labels that are the wrong way round give such an EER.
     if with_details and rate > 0.5:
-        logger.warning("%s: EER %.2f%%, targets score below nontargets; are the labels right?", trials.name, 100 * rate)
+        logger.warning(
+            "%s: EER %.2f %%, targets score below nontargets; are the labels right?", trials.name, 100 * rate
+        )
     return TrialSetResult(
         name=trials.name,
         id=result_id(trial_set, scoring),

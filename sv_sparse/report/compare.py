@@ -176,7 +176,7 @@ def _header(results: Sequence[RunResult]) -> str:
     """Return sentences on the settings that all runs share, and on how to read the tables."""
     common, _ = _settings(results)
     sentences = [f"Same in all runs: {_text(common)}."] if common else []
-    sentences.append("Brackets: 95% intervals.")
+    sentences.append("Brackets: 95 % intervals.")
     if any(result.eer_difference for result in results):
         sentences.append("Differences to the first run are in percentage points of EER, on the same trials.")
     return " ".join(sentences)

@@ -74,9 +74,10 @@ class MetricLogger:
     def show(self, row: Row) -> None:
         """Show a step's metrics on the progress bar."""
         self.bar.set_postfix_str(
-            f"loss {row['loss']:.2f}, acc {row['accuracy']:.1%}, sparsity {row['sparsity/regularized']:.2%} "
-            f"of {row['target_sparsity']:.2%}, lambda {row['lambda']:.3g}, "
-            f"{row['utterances_per_second']:.0f} utt/s, data wait {row['data_wait_fraction']:.0%}",
+            f"loss {row['loss']:.2f}, acc {100 * row['accuracy']:.1f} %, "
+            f"sparsity {100 * row['sparsity/regularized']:.2f} % of {100 * row['target_sparsity']:.2f} %, "
+            f"lambda {row['lambda']:.3g}, "
+            f"{row['utterances_per_second']:.0f} utt/s, data wait {100 * row['data_wait_fraction']:.0f} %",
             refresh=False,
         )
 

@@ -77,7 +77,7 @@ def every_parser() -> list[argparse.ArgumentParser]:
 
 
 @pytest.mark.parametrize("columns", [40, 300])
-def test_help_is_laid_out_alike_in_80_to_100_columns(every_parser, columns, monkeypatch):
+def test_help_fits_the_terminal_and_at_most_100_columns(every_parser, columns, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     for parser in every_parser:
         text = parser.format_help()
@@ -86,6 +86,7 @@ def test_help_is_laid_out_alike_in_80_to_100_columns(every_parser, columns, monk
         assert summary.endswith(".")
         assert summary[0].isupper()
         assert max(map(len, text.splitlines())) <= 100
+        assert max(map(len, summary.splitlines())) <= columns
         for action in parser._actions:
             assert action.help is not None or isinstance(action, argparse._SubParsersAction), action
             assert not (action.help or "").endswith(".")

@@ -158,7 +158,7 @@ def test_a_run_names_what_it_leaves_out_and_stops_past_the_allowed_share(caplog)
         update(meter, counted(99, 1))
     assert (meter.num_drawn, meter.num_unreadable) == (2000, 20)
     assert caplog.messages == ["left out of a batch: x.wav: gone"] * 20
-    with pytest.raises(ValueError, match=r"data.max_unreadable_fraction=0.01: 21 of 2001 utterances drawn \(1.0%\)"):
+    with pytest.raises(ValueError, match=r"data.max_unreadable_fraction=0.01: 21 of 2001 utterances drawn \(1.0 %\)"):
         update(meter, counted(0, 1))
 
 

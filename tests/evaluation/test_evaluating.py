@@ -45,7 +45,7 @@ def test_without_lists_a_run_is_evaluated_on_its_own_and_gets_its_own_figures(ru
     (own,) = json.loads((run / "results.json").read_text())["evaluations"].values()
     own.pop("untrained_eer", None)  # known only where the run was asked for it
     assert evaluations(run) == {"trials": own}
-    assert f"trials: EER {own['eer']:.2%}" in text
+    assert f"trials: EER {100 * own['eer']:.2f} %" in text
     assert f"{own['trials']} trials, {own['targets']} targets of 3 speakers" in text
     assert "enrollment: one recording; score normalization: none" in text
     assert "minDCF" in text

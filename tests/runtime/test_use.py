@@ -18,7 +18,7 @@ from helpers import deployed
 from helpers.tiny import RATE, ROOT, Outcome, tone
 
 from sv_sparse.commands import main as cli
-from sv_sparse.commands.common import describe_probability
+from sv_sparse.commands.common import describe_decision, describe_probability
 from sv_sparse.export.package import write_package
 from sv_sparse.runtime.decision import SYNTHETIC_WARNING, Verification
 from sv_sparse.runtime.decision import Outcome as Decision
@@ -394,6 +394,16 @@ def test_a_reader_that_goes_away_ends_no_command_with_a_message(folder):
 def test_a_probability_is_never_printed_as_certainty(probability, told):
     verification = Verification(0.5, 1.0, probability, 0.5, None, None, None, 0.1)
     assert describe_probability(verification) == f"P(same speaker) {told} (prior 50 %)"
+
+
+def test_evidence_that_is_below_the_threshold_is_not_printed_as_the_same_number():
+    def told(evidence: float, threshold: float) -> str:
+        verification = Verification(evidence, None, None, 0.5, threshold, None, evidence >= threshold, 0.1)
+        return describe_decision(verification).splitlines()[0]
+
+    assert told(3.0891, 3.0912) == "not accepted: score 3.089 is below the threshold 3.091"
+    assert told(3.05, 3.09) == "not accepted: score 3.05 is below the threshold 3.09"
+    assert told(3.0912, 3.0891) == "accepted: score 3.09 reaches the threshold 3.09"
 
 
 def test_a_folder_is_embedded_with_its_subfolders_and_what_is_no_recording_is_left_out(use, folder, tmp_path):

@@ -183,7 +183,7 @@ def test_evaluating_the_network_file_gives_the_runs_own_figures(finished, tones,
     network = str(finished / "checkpoints" / "model.pt")
     lists = ["--audio-root", str(tones.root), "--trials", str(tones.trials), "--output-dir", str(tmp_path / "scores")]
     cli.main(["evaluate", network, *lists])
-    assert f"trials: EER {results(finished)['eer']:.2%}" in capsys.readouterr().out
+    assert f"trials: EER {100 * results(finished)['eer']:.2f} %" in capsys.readouterr().out
     again, _ = read_scores(tmp_path / "scores" / "trials.txt")
     np.testing.assert_allclose(again, read_scores(finished / "scores" / "trials.txt")[0], atol=2e-6)
 

@@ -76,8 +76,8 @@ def _eer_figure(list_name: str, results: Sequence["RunResult"]) -> FigureFile:
     best = min(results, key=lambda result: result.evaluation["eer"])
     alt_text = (
         f"EER on {list_name} against the final sparsity. Runs: {len(results)}. Lowest EER: "
-        f"{percent(best.evaluation['eer'])} at {percent(best.results['sparsity'])} sparsity ({best.run_name}). "
-        "Vertical lines: 95% intervals."
+        f"{100 * best.evaluation['eer']:.2f} % at {100 * best.results['sparsity']:.2f} % sparsity ({best.run_name}). "
+        "Vertical lines: 95 % intervals."
     )
     return style.render_figure(f"eer_{list_name}", f"EER and sparsity on {list_name}", alt_text, figure)
 

@@ -135,7 +135,7 @@ def _breakdown_figure(result_id: str, evaluation: Evaluation) -> FigureFile:
     low, low_label = by_rate[0]
     high, high_label = by_rate[-1]
     alt_text = (
-        f"EER of {len(rates)} groups of the trials of {result_id}, from {low:.2f}% ({low_label.rpartition('  ')[0]}) "
-        f"to {high:.2f}% ({high_label.rpartition('  ')[0]}). All trials: {eer:.2f}%."
+        f"EER of {len(rates)} groups of the trials of {result_id}, from {low:.2f} % ({low_label.rpartition('  ')[0]}) "
+        f"to {high:.2f} % ({high_label.rpartition('  ')[0]}). All trials: {eer:.2f} %."
     )
     return style.render_figure(f"groups_{result_id}", f"EER within {result_id}", alt_text, figure)

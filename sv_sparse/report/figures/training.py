@@ -9,7 +9,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from sv_sparse.report.figures import style
 from sv_sparse.report.figures.style import FigureFile
-from sv_sparse.report.format import percent
 from sv_sparse.report.results import RunReport
 from sv_sparse.training.logging import Row
 
@@ -71,7 +70,7 @@ def layers_figure(report: RunReport) -> FigureFile:
     high, high_layer = max(zip(sparsities, layers, strict=True))
     num_dead = sum(layer["dead_channels"] for layer in layers.values())
     alt_text = (
-        f"Sparsity of {len(layers)} layers, from {low:.2f}% ({low_layer}) to {high:.2f}% ({high_layer}). "
+        f"Sparsity of {len(layers)} layers, from {low:.2f} % ({low_layer}) to {high:.2f} % ({high_layer}). "
         f"Dead output channels (all weights 0): {f'{num_dead:,}' if num_dead else 'none'}."
     )
     return style.render_figure("layers", "Sparsity of each layer", alt_text, figure)
@@ -103,9 +102,9 @@ def _sparsity_figure(report: RunReport, rows: Sequence[Row]) -> FigureFile:
     lower.set_ylim(target - _NEAR_TARGET, min(100, target + _NEAR_TARGET))
     labels = ["tracked", f"target {target:.4g}%", f"within {tolerance:g} points"]
     style.legend_above(figure, [measured, line, band], labels, columns=3)
-    tracked = percent(report.results["sparsity_tracked"], 3)
+    tracked = f"{100 * report.results['sparsity_tracked']:.3f} %"
     alt_text = (
-        f"Tracked sparsity by step; below, the range around the target of {target:.4g}%. Last value: {tracked}. Band: "
+        f"Tracked sparsity by step; below, the range around the target of {target:.4g} %. Last value: {tracked}. Band: "
         "trainer.best_sparsity_tolerance. Only an epoch that ends within it can be the best."
     )
     return style.render_figure("sparsity", "Tracked sparsity and its target", alt_text, figure)
@@ -136,7 +135,7 @@ def _support_figure(rows: Sequence[Row]) -> FigureFile:
     last = rows[-1]
     alt_text = (
         "Regularized weights that became nonzero (activated) or zero (deactivated) in one step. Last values: "
-        f"{last['support/activated']:.3%} and {last['support/deactivated']:.3%}."
+        f"{100 * last['support/activated']:.3f} % and {100 * last['support/deactivated']:.3f} %."
     )
     return style.render_figure("support", "Activated and deactivated weights", alt_text, figure)
 
@@ -148,8 +147,8 @@ def _validation_figure(rows: Sequence[Row]) -> FigureFile:
     # From 0, so that noise between epochs does not look like a trend.
     axes.set_ylim(0, 108 * max(row["validation_eer"] for row in rows) + 1)
     alt_text = (
-        f"EER on held-out training speakers after each epoch, from {rows[0]['validation_eer']:.2%} to "
-        f"{rows[-1]['validation_eer']:.2%}."
+        f"EER on held-out training speakers after each epoch, from "
+        f"{100 * rows[0]['validation_eer']:.2f} % to {100 * rows[-1]['validation_eer']:.2f} %."
     )
     return style.render_figure("validation", "EER on held-out training speakers", alt_text, figure)
 
