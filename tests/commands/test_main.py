@@ -1,6 +1,7 @@
 """Laws of the command line's entry point."""
 
 import argparse
+import logging
 import os
 import shlex
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 from helpers.tiny import ROOT
 
 from sv_sparse import __version__
-from sv_sparse.commands.main import COMMANDS, build_parser
+from sv_sparse.commands.main import COMMANDS, _show_compilation, build_parser
 
 PROBE = """
 import os, sys
@@ -117,3 +118,12 @@ def test_the_version_is_printed(capsys):
         build_parser(["--version"]).parse_args(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"sv-sparse {__version__}\n"
+
+
+def test_commands_say_that_they_compile_and_leave_the_log_to_themselves(capsys):
+    root_handlers = logging.getLogger().handlers[:]
+    with _show_compilation():
+        logging.getLogger("sv_sparse.optim.cpp.compiler").info("compiling kernels")
+        logging.getLogger("sv_sparse.data").info("not shown")
+        assert logging.getLogger().handlers == root_handlers
+    assert capsys.readouterr().err == "compiling kernels\n"
