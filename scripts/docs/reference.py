@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sv_sparse.commands.main import COMMANDS, build_parser
+from sv_sparse.commands.main import COMMANDS, build_parser, subparsers_of
 from sv_sparse.config.help import INTRODUCTION, REQUIRED, SectionHelp, sections
 from sv_sparse.config.overrides import GROUPS, CommandLine, parse_command_line
 from sv_sparse.config.schema import register_schema
@@ -124,15 +124,8 @@ def commands_page() -> str:
             lines += ["The same as `python train.py`. Its settings: [Settings](settings.md).", ""]
             lines += ["```text", INTRODUCTION.strip(), "```"]
             continue
-        lines += _parser_lines(_subparsers(build_parser([name]))[name], f"sv-sparse {name}")
+        lines += _parser_lines(subparsers_of(build_parser([name]))[name], f"sv-sparse {name}")
     return "\n".join(lines) + "\n"
-
-
-def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return dict(action.choices)
-    return {}
 
 
 def _parser_lines(parser: argparse.ArgumentParser, title: str) -> Iterator[str]:
@@ -150,7 +143,7 @@ def _parser_lines(parser: argparse.ArgumentParser, title: str) -> Iterator[str]:
             yield from ("", f"**{group.title}**", "", "| argument | meaning |", "|---|---|", *rows)
     if parser.epilog:
         yield from ("", "```text", parser.epilog.strip(), "```")
-    for name, subparser in _subparsers(parser).items():
+    for name, subparser in subparsers_of(parser).items():
         yield from ("", f"### {title} {name}", "")
         yield from _parser_lines(subparser, f"{title} {name}")
 

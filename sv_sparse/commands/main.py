@@ -4,8 +4,9 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import import_module
 from typing import NamedTuple
 
@@ -139,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     name = arguments[0] if arguments else ""
     # Hydra reads the arguments of this one.
     if name == "train":
-        with _named_missing_package(name):
+        with _named_missing_package(arguments):
             module = import_module("sv_sparse.commands.train")
         module.main(arguments[1:])
         return
@@ -147,10 +148,41 @@ def main(arguments: list[str] | None = None) -> None:
         # OpenMP's waiting threads spin by default. Where another program has the cores, that takes the time of those
         # that work: a comparison of 30 ms took up to a second. OpenMP reads this when the command imports torch.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with _show_compilation(), _named_missing_package(name):
-        args = build_parser(arguments).parse_args(arguments)
+    with _show_compilation(), _named_missing_package(arguments):
+        args = _parse(arguments)
         with signals.report_errors():
             args.main(args)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Parse a command line; what is unknown is refused with the usage of its command and the nearest name."""
+    parser = build_parser(arguments)
+    if not arguments:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
+    name = arguments[0]
+    if name not in COMMANDS and not name.startswith("-"):
+        parser.error(f"unknown command {name!r}; the commands are {', '.join(COMMANDS)}{_suggestion(name, COMMANDS)}")
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        # argparse would print the usage of all commands.
+        subparser = subparsers_of(parser)[name]
+        options = [option for action in subparser._actions for option in action.option_strings]
+        subparser.error(f"unrecognized arguments: {' '.join(unknown)}{_suggestion(unknown[0], options)}")
+    return args
+
+
+def subparsers_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parsers of a parser's commands by name; none where it has no commands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+def _suggestion(word: str, valid: Iterable[str]) -> str:
+    near = get_close_matches(word.partition("=")[0], list(valid), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def build_parser(arguments: list[str]) -> argparse.ArgumentParser:
@@ -158,11 +190,13 @@ def build_parser(arguments: list[str]) -> argparse.ArgumentParser:
 
     Settings of ``train`` are no arguments of a parser: ``config.help.format_help`` describes them.
     """
+    with_train_extra = [name for name, command in COMMANDS.items() if command.needs_train_extra]
     parser = argparse.ArgumentParser(
         prog="sv-sparse",
         usage="sv-sparse [--version] COMMAND ...",
         description="Train, evaluate and run sparse speaker-verification networks.",
-        epilog="Run sv-sparse COMMAND --help for the arguments and examples of a command.",
+        epilog="Run sv-sparse COMMAND --help for the arguments and examples of a command. "
+        f"The extra train is needed by {', '.join(with_train_extra)}.",
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"sv-sparse {__version__}", help="print the version")
@@ -205,15 +239,22 @@ def _show_compilation() -> Iterator[None]:
 
 
 @contextmanager
-def _named_missing_package(name: str) -> Iterator[None]:
-    """Say in one line that a command needs a package which a light installation does not have."""
+def _named_missing_package(arguments: list[str]) -> Iterator[None]:
+    """Say in one line that a command needs a package which a light installation does not have; help is printed."""
+    name = arguments[0] if arguments else ""
     try:
         yield
     except ModuleNotFoundError as error:
         is_missing_extra = error.name is not None and error.name.partition(".")[0] != "sv_sparse"
         if not is_missing_extra or name not in COMMANDS or not COMMANDS[name].needs_train_extra:
             raise
-        print(f"error: sv-sparse {name} needs {error.name}: {install_command('train')}", file=sys.stderr)
+        need = f"sv-sparse {name} needs {error.name}: {install_command('train')}"
+        if {"-h", "--help"} & set(arguments):
+            # Without its arguments, since they are in the module that cannot be imported.
+            subparsers_of(build_parser([]))[name].print_help()
+            print(f"\n{need}")
+            raise SystemExit(0) from None
+        print(f"error: {need}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from helpers.tiny import ROOT
 
 from sv_sparse import __version__
-from sv_sparse.commands.main import COMMANDS, _show_compilation, build_parser
+from sv_sparse.commands.main import COMMANDS, _show_compilation, build_parser, main, subparsers_of
 
 PROBE = """
 import os, sys
@@ -56,16 +57,33 @@ def test_what_an_entry_point_prints_need_not_be_read(words):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def subparser(parser: argparse.ArgumentParser, name: str) -> argparse.ArgumentParser:
-    (choices,) = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return choices[name]
+@pytest.mark.parametrize(
+    ("words", "usage", "message"),
+    [
+        (["verfy", "a", "b"], "sv-sparse [--version] COMMAND", "unknown command 'verfy'; .*; did you mean verify?"),
+        (["verify", "a", "b", "--theshold", "1"], "sv-sparse verify", "--theshold 1; did you mean --threshold?"),
+        (["verify", "a", "b", "c"], "sv-sparse verify", "unrecognized arguments: c\n"),
+    ],
+)
+def test_what_is_mistyped_is_refused_with_the_usage_of_its_command_and_the_near_name(words, usage, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    error = capsys.readouterr().err
+    assert error.startswith(f"usage: {usage}")
+    assert re.search(message.replace("?", r"\?"), error)
+
+
+def test_without_a_command_the_help_is_printed(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "Decide whether two recordings" in capsys.readouterr().err
 
 
 def parsers() -> Iterator[argparse.ArgumentParser]:
     """Every parser that prints a help text."""
     yield build_parser([])
     for name in COMMANDS.keys() - {"train"}:
-        parser = subparser(build_parser([name]), name)
+        parser = subparsers_of(build_parser([name]))[name]
         yield parser
         if name == "prepare":
             (action,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]

@@ -75,7 +75,18 @@ def test_the_commands_that_use_a_network_run_without_trainings_packages(folder):
         assert words in done.out
 
 
-@pytest.mark.parametrize("command", ["train", "prepare", "shard", "evaluate", "compare"])
+NEED_TRAINING = ["train", "prepare", "shard", "evaluate", "compare", "export"]
+
+
+@pytest.mark.parametrize("command", NEED_TRAINING)
+def test_the_help_of_a_command_that_needs_them_is_printed(folder, command):
+    done = light(folder, [command, "--help"])
+    assert done.status == 0, done.err
+    assert done.out.startswith(f"usage: sv-sparse {command}")
+    assert f"sv-sparse {command} needs " in done.out
+
+
+@pytest.mark.parametrize("command", NEED_TRAINING)
 def test_a_command_that_needs_them_says_what_to_install(folder, command):
     done = light(folder, [command])
     assert done.status == 2
