@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from helpers import trees
 from helpers.attempts import Attempts
 from helpers.fake_cuda import fake_cuda_process  # noqa: F401  # a fixture
 from helpers.tiny import ROOT, THREE_EPOCHS, TINY, Outcome, Tones, write_tones, write_trial_list
@@ -58,6 +59,18 @@ def tones(tmp_path_factory) -> Tones:
     keys = write_tones(folder / "wav", [f"id1000{number}" for number in range(9)])
     write_trial_list(folder / "trials.txt", [key for key in keys if key[6] in "678"])
     return Tones(folder / "wav", folder / "trials.txt")
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory) -> Path:
+    """Corpora as they are released, in small: vox, its lists, cn, musan and RIRS_NOISES."""
+    folder = tmp_path_factory.mktemp("released")
+    trees.released(folder / "vox")
+    trees.write_vox_lists(folder / "lists")
+    trees.write_cnceleb(folder / "cn")
+    for kind in ("musan/noise", "musan/music", "musan/speech", "RIRS_NOISES/simulated_rirs"):
+        trees.write(folder / kind / "1.wav", kind)
+    return folder
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import csv
 import io
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ from sv_sparse.report.figures.compare import comparison_figures
 from sv_sparse.report.figures.style import report_style
 from sv_sparse.report.html import write_pages
 from sv_sparse.report.results import Results, all_evaluations
-from sv_sparse.report.tables import Evaluation, Facts, Table, corpus_name, duration, scores_text, speakers_text
+from sv_sparse.report.tables import Evaluation, Facts, Table, conditions, corpus_name, duration
 
 # Values of a run and a list by their CSV names; None where one is not known.
 Row = dict[str, Any]
@@ -159,22 +159,22 @@ def sparse_runs(results: Iterable[RunResult]) -> list[RunResult]:
 
 def compare_text(results: Sequence[RunResult]) -> str:
     """Return what the command prints: the settings that all runs share, and a table for each trial list."""
-    blocks = [textwrap.fill(_header(results), _MAX_WIDTH, break_on_hyphens=False)]
+    common, differing = _settings(results)
+    blocks = [textwrap.fill(_header(results, common), _MAX_WIDTH, break_on_hyphens=False)]
     hidden: dict[str, None] = {}
     for list_name, members in _by_list(results).items():
         # How scores were normalized and calibrated is on the page.
-        conditions = [fact for fact in _conditions(members) if fact[0] in {"trials", "left out", "speakers"}]
-        table, headers = _runs_table(list_name, members, results).fit(_MAX_WIDTH, _LEFT_OUT)
+        facts = [fact for fact in _conditions(members) if fact[0] in {"trials", "left out", "speakers"}]
+        table, headers = _runs_table(list_name, members, differing).fit(_MAX_WIDTH, _LEFT_OUT)
         hidden |= dict.fromkeys(headers)
-        blocks += [f"{list_name}: {_text(conditions)}", table.markdown()]
+        blocks += [f"{list_name}: {_text(facts)}", table.markdown()]
     if hidden:
         blocks.append(f"Columns left out, the line would be too long: {', '.join(hidden)}. --out FOLDER has them.")
     return "\n\n".join(blocks)
 
 
-def _header(results: Sequence[RunResult]) -> str:
+def _header(results: Iterable[RunResult], common: Facts) -> str:
     """Return sentences on the settings that all runs share, and on how to read the tables."""
-    common, _ = _settings(results)
     sentences = [f"Same in all runs: {_text(common)}."] if common else []
     sentences.append("Brackets: 95 % intervals.")
     if any(result.eer_difference for result in results):
@@ -191,14 +191,15 @@ def write_comparison(folder: Path, results: Sequence[RunResult]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with report_style():
         figures = comparison_figures(results, sparse_runs(results))
+    common, differing = _settings(results)
     lists = []
     for list_name, members in _by_list(results).items():
-        table = _runs_table(list_name, members, results)
+        table = _runs_table(list_name, members, differing)
         lists.append({"name": list_name, "table": table, "conditions": _conditions(members)})
     num_runs = len({result.run_dir for result in results})
     values = {
         "name": "Comparison of runs",
-        "summary": f"Runs: {num_runs}. {_header(results)} All values: compare.csv.",
+        "summary": f"Runs: {num_runs}. {_header(results, common)} All values: compare.csv.",
         "lists": lists,
         "cost": cost_table(results),
     }
@@ -222,57 +223,48 @@ def _by_list(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
 
 def _settings(results: Sequence[RunResult]) -> tuple[Facts, dict[Path, str]]:
     """Return the settings that all runs share, and for each run the others as text."""
-    by_run: dict[Path, dict[str, str]] = {}
+    by_run: dict[Path, tuple[dict[str, str], dict[str, str]]] = {}
     for result in results:
         training = result.results["training"]
         controller = result.controller
         if controller == "fixed":
             controller = f"fixed λ {result.results['lambda']:.3g}"
-        by_run[result.run_dir] = {
+        # Their values tell what they are.
+        plain = {
             "corpus": corpus_name(result.results),
             "model": training["model"],
             "optimizer": result.config.optim.name,
             "controller": controller,
+        }
+        labeled = {
             "lr": f"{training['lr']:g}",
             "duration": duration(result.results, result.config),
             "seed": str(result.results["seed"]),
         }
-    first, *others = by_run.values()
-    common = [(name, value) for name, value in first.items() if all(other[name] == value for other in others)]
-    names = {name for name, _ in common}
+        by_run[result.run_dir] = (plain, labeled)
+    first, *others = (plain | labeled for plain, labeled in by_run.values())
+    common = {name: value for name, value in first.items() if all(other[name] == value for other in others)}
     differing = {}
-    for run_dir, settings in by_run.items():
-        # The first four are known by their values.
-        words = [value for name, value in list(settings.items())[:4] if name not in names]
-        words += [f"{name} {value}" for name, value in list(settings.items())[4:] if name not in names]
+    for run_dir, (plain, labeled) in by_run.items():
+        words = [value for name, value in plain.items() if name not in common]
+        words += [f"{name} {value}" for name, value in labeled.items() if name not in common]
         differing[run_dir] = ", ".join(words)
-    return common, differing
+    return list(common.items()), differing
 
 
 def _conditions(results: Sequence[RunResult]) -> Facts:
     """Return the conditions under which the runs were evaluated on a list; where they differ, with the runs."""
-    runs_by_value: dict[str, dict[str, list[str]]] = {}
-    for result in results:
-        evaluation = result.evaluation
-        values = {
-            "trials": f"{evaluation['trials']:,} ({evaluation['targets']:,} targets)",
-            "left out": _left_out_text(evaluation),
-            "speakers": speakers_text(evaluation),
-            "enrollment": evaluation["enrollment"],
-            "scores": scores_text(result.results["scoring"]),
-            "score norm": evaluation["score_norm"],
-            "calibration": evaluation["calibration"] or "none",
-        }
-        for name, value in values.items():
-            runs_by_value.setdefault(name, {}).setdefault(value, []).append(result.run_name)
+    by_result = [dict(conditions(result.evaluation, result.results["scoring"])) for result in results]
     facts = []
-    for name, runs in runs_by_value.items():
-        texts = list(runs)
+    # Most runs leave no trials out, and lack that fact alone.
+    for name in max(by_result, key=len):
+        runs_by_value: dict[str, list[str]] = {}
+        for result, values in zip(results, by_result, strict=True):
+            runs_by_value.setdefault(values.get(name, "none"), []).append(result.run_name)
+        texts = list(runs_by_value)
         if len(texts) > 1:
-            texts = [f"{value} ({', '.join(run_names)})" for value, run_names in runs.items()]
-        # Most runs leave no trials out.
-        if texts != ["none"] or name != "left out":
-            facts.append((name, "; ".join(texts)))
+            texts = [f"{value} ({', '.join(run_names)})" for value, run_names in runs_by_value.items()]
+        facts.append((name, "; ".join(texts)))
     return facts
 
 
@@ -320,21 +312,14 @@ def _keys_with_values(rows: Sequence[Row]) -> list[str]:
     return [key for key in has_value if has_value[key] and key not in _CONDITIONS]
 
 
-def _left_out_text(evaluation: Evaluation) -> str:
-    if not evaluation.get("trials_left_out"):
-        return "none"
-    return f"{evaluation['trials_left_out']:,} trials, unusable recordings: {evaluation['recordings_left_out']:,}"
-
-
-def _runs_table(title: str, members: Sequence[RunResult], results: Sequence[RunResult]) -> Table:
+def _runs_table(title: str, members: Sequence[RunResult], settings: Mapping[Path, str]) -> Table:
     """Return the table of the runs that were evaluated on a list, in at most eight columns.
 
     Args:
         title: title of the table.
         members: results on the list.
-        results: all results, of which the first run is compared with.
+        settings: for each run, those in which the runs differ.
     """
-    _, settings = _settings(results)
     point = fmt.point_name(members[0].evaluation["dcf"][0])
     rows = []
     for result in members:

@@ -159,36 +159,25 @@ def group_label(kind: str, label: str) -> str:
 
 def conditions(evaluation: Evaluation, scoring: Mapping[str, str]) -> Facts:
     """Return the conditions under which a trial list was evaluated, with ``scoring`` of results.json."""
-    trials = evaluation["trials"]
-    targets = evaluation["targets"]
-    facts = [("trials", f"{trials:,}: {targets:,} targets, {trials - targets:,} nontargets")]
+    facts = [("trials", f"{evaluation['trials']:,} ({evaluation['targets']:,} targets)")]
     # Error rates without some trials are those of another list (DECISIONS 71).
-    if evaluation.get("recordings_left_out"):
+    if evaluation.get("trials_left_out"):
         recordings = f"unusable recordings: {evaluation['recordings_left_out']:,}"
-        facts.append(("left out", f"{evaluation['trials_left_out']:,} trials; {recordings}"))
+        facts.append(("left out", f"{evaluation['trials_left_out']:,} trials, {recordings}"))
     point_text = "p_target {p_target:g}, c_miss {c_miss:g}, c_fa {c_fa:g}"
     points = [point_text.format_map(cost) for cost in evaluation["dcf"]]
     has_intervals = evaluation["eer_interval"] is not None
+    speakers = evaluation["speakers"]
     return [
         *facts,
-        ("speakers", speakers_text(evaluation)),
+        ("speakers", "not known" if speakers is None else fmt.count(speakers)),
         ("enrollment", evaluation["enrollment"]),
-        ("scores", scores_text(scoring)),
+        ("scores", f"cosine similarity of embeddings, after subtracting the {scoring['mean_embedding']}"),
         ("score norm", evaluation["score_norm"]),
         ("operating points", "; ".join(points)),
         ("calibration", evaluation["calibration"] or "none"),
         ("intervals", "95%, bootstrap over speakers" if has_intervals else "none: speakers unknown or too few"),
     ]
-
-
-def speakers_text(evaluation: Evaluation) -> str:
-    """Return the number of speakers of a trial list as text."""
-    return "not known" if evaluation["speakers"] is None else fmt.count(evaluation["speakers"])
-
-
-def scores_text(scoring: Mapping[str, str]) -> str:
-    """Return how scores are computed, from ``scoring`` of results.json."""
-    return f"cosine similarity of embeddings, after subtracting the {scoring['mean_embedding']}"
 
 
 def sparsity_table(results: Results) -> Table:

@@ -5,15 +5,16 @@ import shlex
 import shutil
 import socket
 import subprocess
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import soundfile
-from helpers import trees
-from helpers.documented import BIN, SCRIPT, answer, fill, run, words_of
-from helpers.pages import PAGES, commands, snippets
+from helpers.pages import PAGES, commands, environment, fill, run, snippets, words_of
+from helpers.small import assert_exact
 from helpers.tiny import ROOT, TINY, Tones
 
 from sv_sparse.data.corpora.cnceleb import prepare_cnceleb
@@ -101,18 +102,6 @@ class Prepared(NamedTuple):
     cnceleb: Path
     store: Path
     shards: Path
-
-
-@pytest.fixture(scope="module")
-def released(tmp_path_factory) -> Path:
-    """Corpora as they are released, in small."""
-    folder = tmp_path_factory.mktemp("released")
-    trees.released(folder / "vox")
-    trees.write_vox_lists(folder / "lists")
-    trees.write_cnceleb(folder / "cn")
-    for kind in ("musan/noise", "musan/music", "musan/speech", "RIRS_NOISES/simulated_rirs"):
-        trees.write(folder / kind / "1.wav", kind)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -226,13 +215,28 @@ def deployed(tones: Tones, finished, tmp_path_factory) -> Path:
     utterances = sorted(tones.root.rglob("*.flac"))
     for name, source in zip("ab", (utterances[0], utterances[3]), strict=True):
         soundfile.write(folder / f"{name}.wav", *soundfile.read(source))
-    run([SCRIPT, "export", str(finished), "--output", "model.safetensors"], folder)
+    run(["sv-sparse", "export", str(finished), "--output", "model.safetensors"], folder)
     return folder
 
 
 def use(words: list[str], workshop: Workshop) -> None:
     folder = shutil.copytree(workshop.request.getfixturevalue("deployed"), workshop.folder / "place")
     assert run(workshop.fill(words), folder)
+
+
+def answer(address: str, expected: str) -> str:
+    """Text that the server answers once it has ``expected``; waits up to a minute for it to start and to load."""
+    text = ""
+    for _ in range(120):
+        try:
+            with urllib.request.urlopen(address, timeout=5) as response:
+                text = response.read().decode()
+        except OSError:
+            pass
+        if expected in text:
+            break
+        time.sleep(0.5)
+    return text
 
 
 def tensorboard(words: list[str], workshop: Workshop) -> None:
@@ -242,7 +246,7 @@ def tensorboard(words: list[str], workshop: Workshop) -> None:
         port = free.getsockname()[1]
     name = workshop.finished.name
     server = subprocess.Popen(
-        [BIN / words[0], *words[1:], "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*words, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
     )
     try:
         assert name in answer(f"http://127.0.0.1:{port}/data/runs", expected=name)
@@ -296,8 +300,7 @@ def programs() -> Iterator[object]:
     """Yield the python blocks that have no test of their own."""
     for page in PAGES:
         for number, code in enumerate(snippets(page), start=1):
-            # Verifier and SpeechBrain need more than the block itself.
-            if page not in TESTED_ELSEWHERE and "Verifier" not in code and "speechbrain" not in code:
+            if page not in TESTED_ELSEWHERE:
                 yield pytest.param(code, id=f"{page}, {number}")
 
 
@@ -305,7 +308,4 @@ def programs() -> Iterator[object]:
 def test_a_program_runs_and_its_network_ends_at_the_target(code):
     scope: dict = {}
     exec(code, scope)
-    weights = [param for param in scope["model"].parameters() if param.ndim > 1]
-    size = sum(weight.numel() for weight in weights)
-    zeros = sum(int((weight == 0).sum()) for weight in weights)
-    assert size - zeros == round((1 - scope["controller"].target_sparsity) * size)
+    assert_exact(scope["model"], 1 - scope["controller"].target_sparsity)

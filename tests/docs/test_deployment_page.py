@@ -1,13 +1,10 @@
 """Every command and program of docs/deployment.md runs, from a trained run to its decisions, the server included."""
 
 import json
-import os
 import re
-import shlex
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -15,22 +12,21 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from helpers.pages import commands, snippets, text
+from helpers.pages import commands, environment, fill, run, snippets, text, words_of
 from helpers.tiny import Tones
 
 from sv_sparse.commands.serve import _DEFAULTS
 
-SCRIPT = str(Path(sys.executable).with_name("sv-sparse"))
 COMMANDS = commands("deployment")
 CURLS = [command for command in COMMANDS if "curl " in command]
 (SERVE,) = [command for command in COMMANDS if command.startswith("sv-sparse serve")]
 USES = [command for command in COMMANDS if command not in {*CURLS, SERVE}]
 
 
-def environment(place: Path) -> dict[str, str]:
-    """The environment of a user whose home is the folder."""
+def variables(place: Path) -> dict[str, str]:
+    """The variables of a user whose home is the folder."""
     homes = {f"XDG_{kind}_HOME": str(place / kind) for kind in ("CACHE", "DATA")}
-    return os.environ | homes | {"SV_SPARSE_MODEL": "model.safetensors"}
+    return homes | {"SV_SPARSE_MODEL": "model.safetensors"}
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +40,10 @@ def outputs(tones: Tones, finished, tmp_path_factory) -> dict[str, str]:
     shutil.copy(place / "a.wav", place / "FOLDER" / "deep" / "a.wav")
     printed = {"place": str(place)}
     for command in USES:
-        words = [str(finished) if word == "RUN" else word for word in shlex.split(command, comments=True)]
+        words = fill(words_of(command), {"RUN": finished})
         assert words[0] == "sv-sparse"
-        done = subprocess.run(
-            [SCRIPT, *words[1:]], cwd=place, env=environment(place), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{command}: {done.stderr}"
-        assert done.stdout
-        printed[command] = done.stdout
+        printed[command] = run(words, place, **variables(place))
+        assert printed[command]
     return printed
 
 
@@ -62,8 +54,8 @@ def port(outputs) -> Iterator[int]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place = Path(outputs["place"])
-    words = [SCRIPT, *shlex.split(SERVE, comments=True)[1:], "--port", str(port)]
-    server = subprocess.Popen(words, cwd=place, env=environment(place), stdout=subprocess.PIPE, text=True)
+    words = [*words_of(SERVE), "--port", str(port)]
+    server = subprocess.Popen(words, cwd=place, env=environment(**variables(place)), stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     assert server.stdout.readline().startswith(f"http://127.0.0.1:{port}")
     try:
@@ -95,7 +87,7 @@ def fields(table: str) -> set[str]:
 
 
 def test_the_page_shows_every_command_of_a_model():
-    names = {shlex.split(command, comments=True)[1] for command in [*USES, SERVE]}
+    names = {words_of(command)[1] for command in [*USES, SERVE]}
     assert names == {"export", "verify", "enroll", "identify", "embed", "autotune", "serve"}
     assert len(CURLS) == 2
 

@@ -2,15 +2,14 @@
 
 import json
 import runpy
-import shlex
 import sys
 
 import pytest
 import soundfile
 import torch
-from helpers.pages import blocks, commands, snippets
+from helpers.pages import blocks, commands, run_block, snippet, snippets, words_of
+from helpers.small import assert_exact
 from helpers.tiny import RATE, TINY, tone
-from test_optimizer_page import assert_exact
 
 from sv_sparse.commands.main import main
 
@@ -24,7 +23,7 @@ CONTROLLER = "mypkg.control.Integral"
 def command(word: str) -> list[str]:
     """Return the words of the one command of the page that has this word, without the program."""
     (line,) = [line for line in commands("extending") if word in line]
-    words = shlex.split(line)
+    words = words_of(line)
     return words[2:] if words[0] == "python" else words[1:]
 
 
@@ -154,10 +153,8 @@ def test_classes_of_the_environment_are_trusted(train, tones, folder, monkeypatc
     assert train("resume_from=run").status == 0
 
 
-def test_the_controller_works_in_a_loop_of_ones_own(folder):
-    (code,) = [code for code in snippets("extending") if "from mypkg.control" in code]
-    scope: dict = {}
-    exec(code, scope)
+def test_the_controller_works_in_a_loop_of_ones_own(folder, monkeypatch):
+    scope = run_block(snippet("extending", "from mypkg.control"), folder, monkeypatch)
     assert_exact(scope["model"])
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from helpers.pages import snippet
+from helpers.pages import run_block, snippet
+from helpers.small import assert_exact, same
 from safetensors.torch import load_file
-from test_optimizer_page import assert_exact, run_block
 
 from sv_sparse.data.torchaudio_guard import torchaudio
 
@@ -22,11 +22,6 @@ pytestmark = [
 ]
 LIGHTNING = snippet("optimizer", "import lightning")
 TRAINER = snippet("optimizer", "from transformers")
-
-
-def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
-    pairs = zip(first.parameters(), second.parameters(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.fixture

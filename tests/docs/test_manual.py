@@ -1,10 +1,9 @@
 """The manual is built without a warning, and its reference pages are those of the code."""
 
-import os
-import subprocess
 import sys
 
 import pytest
+from helpers.pages import run
 from helpers.tiny import ROOT
 
 from scripts.docs.docstrings import to_markdown
@@ -17,15 +16,8 @@ def test_a_reference_page_is_that_of_the_code(name, page):
 
 
 def test_the_manual_is_built_without_a_warning(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
-        cwd=ROOT,
-        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    run(words, ROOT, NO_MKDOCS_2_WARNING="1")
     for page in DOCS.glob("*.md"):
         assert (tmp_path / "site" / f"{page.stem}.html").is_file()
     optim = (tmp_path / "site" / "api" / "optim.html").read_text()

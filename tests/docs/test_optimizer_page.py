@@ -1,35 +1,18 @@
 """The programs of docs/optimizer.md run and end at exactly the sparsity that they ask for."""
 
-import os
 import re
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
-from helpers.pages import blocks, commands, snippet, snippets
+from helpers.pages import blocks, commands, run, run_block, snippet, snippets, words_of
+from helpers.small import assert_exact, same
 from helpers.tiny import ROOT
 from torch import nn
 
-TORCHRUN = str(Path(sys.executable).with_name("torchrun"))
 # They need another toolkit, or several processes, and have tests of their own.
 ELSEWHERE = ("import speechbrain", "import lightning", "from transformers", "init_process_group")
 PLAIN = [code for code in snippets("optimizer") if not any(word in code for word in ELSEWHERE)]
-
-
-def assert_exact(model: nn.Module, fraction: float = 0.1) -> None:
-    weights = [param for param in model.parameters() if param.ndim > 1]
-    size = sum(weight.numel() for weight in weights)
-    assert sum(int(weight.count_nonzero()) for weight in weights) == round(fraction * size)
-
-
-def run_block(code: str, folder: Path, monkeypatch) -> dict:
-    monkeypatch.chdir(folder)
-    scope: dict = {"__name__": "page"}
-    exec(code, scope)
-    return scope
 
 
 @pytest.mark.filterwarnings(
@@ -42,12 +25,8 @@ def test_a_program_ends_at_exactly_90_percent(code, tmp_path, monkeypatch):
 
 
 def test_the_plain_loop_learns(tmp_path, monkeypatch):
-    assert (
-        run_block(snippet("optimizer", "TensorDataset(inputs, labels), batch_size=64"), tmp_path, monkeypatch)[
-            "accuracy"
-        ]
-        > 0.5
-    )
+    code = snippet("optimizer", "TensorDataset(inputs, labels), batch_size=64")
+    assert run_block(code, tmp_path, monkeypatch)["accuracy"] > 0.5
 
 
 def test_the_resumed_run_ends_like_an_uninterrupted_one(tmp_path, monkeypatch):
@@ -56,8 +35,7 @@ def test_the_resumed_run_ends_like_an_uninterrupted_one(tmp_path, monkeypatch):
     without = re.sub(r"train\(model, optimizer, controller, end=150\)\n.*(?=train\()", "", code, flags=re.DOTALL)
     assert "torch.save" not in without
     model = run_block(without, tmp_path, monkeypatch)["model"]
-    pairs = zip(resumed.parameters(), model.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+    assert same(resumed, model)
 
 
 def test_the_hook_counts_no_update_that_a_scaler_skips(tmp_path, monkeypatch):
@@ -86,26 +64,16 @@ def test_an_average_of_weights_is_denser_than_that_of_dual_variables(tmp_path, m
 def test_two_processes_end_with_the_same_weights(tmp_path):
     (tmp_path / "ddp.py").write_text(snippet("optimizer", "init_process_group"))
     (command,) = [command for command in commands("optimizer") if command.startswith("torchrun")]
-    done = subprocess.run(
-        [TORCHRUN, *command.split()[1:]],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    ends = {line.partition(": ")[2] for line in done.stdout.splitlines() if line.startswith("rank")}
+    out = run(words_of(command), tmp_path, OMP_NUM_THREADS="1")
+    ends = {line.partition(": ")[2] for line in out.splitlines() if line.startswith("rank")}
     (end,) = ends
     assert end.startswith("sparsity 0.9000")
 
 
 def test_the_command_of_the_table_runs():
     (command,) = [command for command in commands("optimizer") if command.startswith("python")]
-    words = [sys.executable, *command.split()[1:], "--steps", "3"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n| linear") == 4
+    out = run([*words_of(command), "--steps", "3"], ROOT)
+    assert out.count("\n| linear") == 4
 
 
 # A script with the shape of WeSpeaker's bin/train.py; its parts are stand-ins.

@@ -1,27 +1,14 @@
 """Laws of README.md and of the pages in docs/: short lines, links that lead somewhere, settings that exist."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers.pages import GENERATED, PAGES, anchors, inline_code, is_table_row, links, prose
+from helpers.settings import setting_names
 from helpers.tiny import ROOT
 
-from sv_sparse.config.overrides import GROUPS, OWN_CLASSES, parse_command_line
-from sv_sparse.config.schema import (
-    CONTROLLER_SETTINGS,
-    DATA_SETTINGS,
-    MODEL_SETTINGS,
-    OPTIMIZER_SETTINGS,
-    AugmentConfig,
-    HeadConfig,
-    SparsityConfig,
-    TrainerConfig,
-)
-from sv_sparse.scoring.config import ScoringConfig
+from sv_sparse.config.overrides import GROUPS, parse_command_line
 
 MAX_COLUMNS = 100
 # Other Markdown files that people are led to.
@@ -69,37 +56,9 @@ def test_links_lead_somewhere(path):
     assert not broken
 
 
-def setting_names(settings: Any, prefix: str) -> Iterator[str]:
-    """Names as typed on a command line, of settings and of the groups that they lie in."""
-    for setting in fields(settings):
-        name = f"{prefix}{setting.name}"
-        yield name
-        value = getattr(settings, setting.name)
-        if is_dataclass(value) and not isinstance(value, type):
-            yield from setting_names(value, f"{name}.")
-
-
-def every_setting() -> set[str]:
-    names = {f"{setting}._target_" for setting in OWN_CLASSES}
-    groups: dict[str, list[Any]] = {
-        "model": [*MODEL_SETTINGS.values()],
-        "data": [*DATA_SETTINGS.values()],
-        "optim": [*OPTIMIZER_SETTINGS.values()],
-        "sparsity": [SparsityConfig(controller=controller) for controller in CONTROLLER_SETTINGS.values()],
-        "augment": [AugmentConfig()],
-        "head": [HeadConfig()],
-        "trainer": [TrainerConfig()],
-        "scoring": [ScoringConfig()],
-    }
-    for group, choices in groups.items():
-        for settings in choices:
-            names |= set(setting_names(settings, f"{group}."))
-    return names
-
-
 @pytest.mark.parametrize("path", [*PAGES.values(), *GUIDES], ids=name_of)
 def test_settings_and_choices_in_the_text_exist(path):
-    names = every_setting()
+    names = setting_names()
     line = parse_command_line([])
     unknown = []
     for number, code in inline_code(path):
@@ -121,6 +80,6 @@ def test_the_laws_notice_what_they_are_about(tmp_path):
     assert [target for _, target in links(page)] == ["#a-title", "#nowhere", "missing.md"]
     ((_, code),) = inline_code(page)
     assert SETTING.findall(code) == ["trainer.epoch"]
-    assert "trainer.epochs" in every_setting()
-    assert "trainer.epoch" not in every_setting()
+    assert "trainer.epochs" in setting_names()
+    assert "trainer.epoch" not in setting_names()
     assert CHOICE.findall("sparsity=feedback,dense model=Net()") == [("sparsity", "feedback,dense")]

@@ -2,21 +2,18 @@
 
 import re
 import subprocess
-from dataclasses import fields, is_dataclass
 from datetime import date
 
 import pytest
 import yaml
+from helpers.settings import setting_names
 from helpers.tiny import ROOT
 
 import sv_sparse
 from sv_sparse.checkpoint import FORMAT as CHECKPOINT_FORMAT
-from sv_sparse.config import schema
 from sv_sparse.runtime.package_header import FORMAT as PACKAGE_FORMAT
 from sv_sparse.runtime.speaker_db import _VERSION as SPEAKER_DB_VERSION
-from sv_sparse.scoring.config import ScoringConfig
 
-CONFIG_CLASSES = [value for value in vars(schema).values() if isinstance(value, type) and is_dataclass(value)]
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
@@ -50,18 +47,6 @@ def test_a_form_for_issues_has_what_a_code_host_needs(name):
     for field in form["body"]:
         assert field["type"] == "textarea"
         assert {"label", "description"} <= set(field["attributes"])
-
-
-def setting_names() -> set[str]:
-    """Return all settings by their names; those of every controller are below sparsity.controller."""
-    groups = {"data": schema.DataConfig, "optim": schema.OptimConfig, "sparsity.controller": schema.ControllerConfig}
-    groups |= {"augment": schema.AugmentConfig, "head": schema.HeadConfig, "trainer": schema.TrainerConfig}
-    groups |= {"sparsity": schema.SparsityConfig, "scoring": ScoringConfig, "optim.lr": schema.LearningRates}
-    names = {field.name for field in fields(schema.Config)}
-    for group, base in groups.items():
-        subclasses = [value for value in CONFIG_CLASSES if issubclass(value, base)]
-        names |= {f"{group}.{field.name}" for config_class in (base, *subclasses) for field in fields(config_class)}
-    return names
 
 
 def test_the_new_names_of_settings_exist_and_the_old_ones_do_not():

@@ -1,8 +1,13 @@
-"""README.md and the pages of docs/: the commands and programs in them, their links, their prose."""
+"""README.md and the pages of docs/: the commands and programs in them, which run here, their links, their prose."""
 
+import os
 import re
-from collections.abc import Iterator
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from helpers.tiny import ROOT
 
@@ -38,6 +43,37 @@ def snippet(page: str, word: str) -> str:
     """Return the one python block of a page that has this word."""
     (code,) = [code for code in snippets(page) if word in code]
     return code
+
+
+def words_of(command: str) -> list[str]:
+    """Return the words as a shell reads them, without the comment."""
+    return shlex.split(command, comments=True)
+
+
+def fill(words: Sequence[str], places: Mapping[str, object]) -> list[str]:
+    """Put paths in place of the words in capitals that stand for them, such as ``PATH``."""
+    pattern = re.compile(rf"(?<![A-Za-z_])({'|'.join(places)})(?![A-Za-z_])")
+    return [pattern.sub(lambda match: str(places[match[1]]), word) for word in words]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return this environment, in which its own programs come first, with more variables."""
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"} | variables
+
+
+def run(words: Sequence[str], folder: Path, status: int = 0, **variables: str) -> str:
+    """Run a command in a folder, and return its output."""
+    done = subprocess.run(words, capture_output=True, text=True, cwd=folder, check=False, env=environment(**variables))
+    assert done.returncode == status, f"{words}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def run_block(code: str, folder: Path, monkeypatch) -> dict[str, Any]:
+    """Run a python block in a folder, and return its names."""
+    monkeypatch.chdir(folder)
+    scope: dict[str, Any] = {"__name__": "page"}
+    exec(code, scope)
+    return scope
 
 
 def prose(path: Path) -> Iterator[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""A small network, and steps on random batches that depend on the step alone."""
+"""A small network, steps on random batches that depend on the step alone, and laws of networks."""
 
 import torch
 from torch import nn
@@ -28,3 +28,10 @@ def weights(model: nn.Module) -> list[torch.Tensor]:
 
 def same(left: nn.Module, right: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(left.parameters(), right.parameters(), strict=True))
+
+
+def assert_exact(model: nn.Module, fraction: float = 0.1) -> None:
+    """Check that exactly this fraction of the weights is not zero."""
+    matrices = [param for param in model.parameters() if param.ndim > 1]
+    size = sum(matrix.numel() for matrix in matrices)
+    assert sum(int(matrix.count_nonzero()) for matrix in matrices) == round(fraction * size)

@@ -5,12 +5,11 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from helpers import trees
+from helpers.pages import environment
 from helpers.tiny import ROOT, Tones
 
 from sv_sparse.commands import main as cli
@@ -18,14 +17,12 @@ from sv_sparse.config.overrides import check_command_line, parse_command_line
 from sv_sparse.config.schema import Config, load_config, register_schema
 
 SMALL = ("--smoke", "--models", "ecapa", "--optims", "linbreg", "--targets", "0 0.8")
-# The console scripts of this environment, as after "source .venv/bin/activate".
-ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def recipe(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a recipe's run.sh from another folder than the project's."""
     command = ["sh", str(ROOT / "recipes" / name / "run.sh"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT, cwd="/")
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), cwd="/")
 
 
 def printed_commands(name: str, *arguments: object) -> list[list[str]]:
@@ -97,16 +94,9 @@ def test_the_dense_baseline_of_linbreg_is_sgd_as_published():
     assert config.trainer.final_lr_fraction == 0.0005
 
 
-@pytest.fixture(scope="module")
-def cnceleb(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    trees.write_cnceleb(folder / "root")
-    return folder
-
-
-def test_cnceleb_runs_to_its_table_and_a_second_call_trains_nothing(cnceleb, tmp_path):
+def test_cnceleb_runs_to_its_table_and_a_second_call_trains_nothing(released, tmp_path):
     out = tmp_path / "an exp folder"
-    arguments = ["--root", cnceleb / "root", "--out", out, *SMALL, "data.val_fraction=0"]
+    arguments = ["--root", released / "cn", "--out", out, *SMALL, "data.val_fraction=0"]
     first = recipe("cnceleb", *arguments)
     assert first.returncode == 0, first.stdout + first.stderr
     rows = table_rows(out / "smoke")
@@ -119,15 +109,11 @@ def test_cnceleb_runs_to_its_table_and_a_second_call_trains_nothing(cnceleb, tmp
     assert table_rows(out / "smoke") == rows
 
 
-def test_voxceleb_runs_augmented_and_evaluates_on_cnceleb_too(cnceleb, tmp_path):
-    trees.released(tmp_path / "root")
-    trees.write_vox_lists(tmp_path / "lists")
-    for kind in ("musan/noise", "musan/music", "musan/speech", "RIRS_NOISES/simulated_rirs"):
-        trees.write(tmp_path / kind / "1.wav", kind)
+def test_voxceleb_runs_augmented_and_evaluates_on_cnceleb_too(released, tmp_path):
     other = tmp_path / "other"
-    assert recipe("cnceleb", "--root", cnceleb / "root", "--out", other, "--smoke", "--stop-stage", 1).returncode == 0
-    arguments = ["--root", tmp_path / "root", "--lists", tmp_path / "lists", "--schedule", "wespeaker", "--smoke"]
-    arguments += ["--noise", f"{tmp_path}/musan {tmp_path}/RIRS_NOISES", "--out", tmp_path / "out"]
+    assert recipe("cnceleb", "--root", released / "cn", "--out", other, "--smoke", "--stop-stage", 1).returncode == 0
+    arguments = ["--root", released / "vox", "--lists", released / "lists", "--schedule", "wespeaker", "--smoke"]
+    arguments += ["--noise", f"{released}/musan {released}/RIRS_NOISES", "--out", tmp_path / "out"]
     arguments += ["--models", "resnet34", "--optims", "linbreg", "--targets", 0.8]
     finished = recipe("voxceleb", *arguments, "--other-trial-sets", f"{other}/smoke/prepared:cnceleb_average")
     assert finished.returncode == 0, finished.stdout + finished.stderr
@@ -161,7 +147,7 @@ def test_a_stopped_run_is_resumed_by_the_same_command_and_refused_with_other_set
     command = ["sh", str(ROOT / "recipes" / "own_data" / "run.sh"), *map(str, arguments)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
     run_dir = tmp_path / "smoke" / "runs" / "ecapa_adabreg_0"
-    with subprocess.Popen([*command, "trainer.max_steps=60"], env=ENVIRONMENT, **options) as process:
+    with subprocess.Popen([*command, "trainer.max_steps=60"], env=environment(), **options) as process:
         while not (run_dir / "checkpoints" / "last.pt").is_file() and process.poll() is None:
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does at Ctrl-C

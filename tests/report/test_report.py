@@ -202,7 +202,7 @@ def test_a_million_trials_and_a_hundred_thousand_rows_make_no_large_page(tmp_pat
 def test_every_number_has_its_conditions(tmp_path):
     text = reported(tmp_path / "run", results()).text
     for words in (
-        *("400: 100 targets, 300 nontargets", "one utterance", "AS-norm, top 300 of 5,994 training speakers", "48"),
+        *("400 (100 targets)", "one utterance", "AS-norm, top 300 of 5,994 training speakers", "48"),
         *("logistic regression on 1,234 trials", "p_target 0.05, c_miss 1, c_fa 1", "9.81% to 13.02%", "0.0500"),
         *("mean embedding of 512 training crops", "91.2 ms for 3 s of speech", "on cpu, threads: 1", COMMAND),
         "PyTorch does not skip zeros",

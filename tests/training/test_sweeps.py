@@ -1,11 +1,13 @@
 """Laws of sweeps: many runs by one command, one after the other or at once."""
 
+import errno
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 from helpers.pages import blocks
 from helpers.tiny import ROOT, TINY, Outcome, Tones
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from sv_sparse.config.overrides import check_command_line, parse_command_line
@@ -103,16 +106,88 @@ def test_a_sweep_that_cannot_begin_has_no_table(tones, tmp_path):
     assert "sv-sparse compare" not in done.out
 
 
-def test_jobs_that_leave_no_notes_here_are_named_with_the_command_of_their_table(tmp_path, capsys, monkeypatch):
-    table = SweepTable()
+@pytest.fixture
+def begin(tmp_path, monkeypatch) -> Callable[..., SweepTable]:
+    """A function that begins a sweep, whose jobs left these notes."""
     monkeypatch.setattr(SweepTable, "current", None)
-    config = OmegaConf.create({"runs_dir": "runs", "hydra": {"sweep": {"dir": str(tmp_path)}}})
-    table.on_multirun_start(config)
+
+    def begin(*statuses: str, runs_dir: str = "runs") -> SweepTable:
+        table = SweepTable()
+        table.on_multirun_start(OmegaConf.create({"runs_dir": runs_dir, "hydra": {"sweep": {"dir": str(tmp_path)}}}))
+        for num, status in enumerate(statuses):
+            job = OmegaConf.create({"hydra": {"job": {"num": num}, "overrides": {"task": [f"seed={num}"]}}})
+            table.on_job_start(job)
+            overrides = job.hydra.overrides.task
+            if status == "finished":
+                run_dir = str(tmp_path / f"run_{num}")
+                table.on_job_end(job, JobReturn(overrides, status=JobStatus.COMPLETED, _return_value=run_dir))
+            elif status == "failed":
+                table.on_job_end(job, JobReturn(overrides, status=JobStatus.FAILED, _return_value=ValueError()))
+        return table
+
+    return begin
+
+
+def test_jobs_that_leave_no_notes_here_are_named_with_the_command_of_their_table(begin, capsys):
+    table = begin(runs_dir="my runs")
     print_sweep_table()
     assert capsys.readouterr().out == ""
-    table.on_multirun_end(config)
+    table.on_multirun_end(OmegaConf.create())
     print_sweep_table()
-    assert "sv-sparse compare runs/*" in capsys.readouterr().out
+    assert "sv-sparse compare 'my runs'/*" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("statuses", "is_complete", "summary"),
+    [
+        (["finished"], True, "Sweep: 1 job, 0 failed"),
+        (["failed", "finished"], False, "Sweep: 2 jobs, 1 failed"),
+        (["finished", "failed", "killed"], False, "Sweep interrupted: 2 jobs ended, 1 failed"),
+        (["finished"], False, "Sweep interrupted: 1 job ended, 0 failed"),
+    ],
+)
+def test_a_sweep_that_was_cut_says_so(begin, capsys, statuses, is_complete, summary):
+    table = begin(*statuses)
+    if is_complete:
+        table.on_multirun_end(OmegaConf.create())
+    print_sweep_table()
+    out = capsys.readouterr().out
+    assert summary in out.splitlines()
+    assert out.count("| not ended") == statuses.count("killed")
+
+
+def test_a_finished_job_without_results_is_a_row(begin, capsys):
+    begin("finished").on_multirun_end(OmegaConf.create())
+    print_sweep_table()
+    assert re.search(rf"^\| 0 +\| +\|( {DASH} +\|){{4}} no results +\|$", capsys.readouterr().out, re.MULTILINE)
+
+
+def full_disk(path: Path, text: str) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def test_a_full_disk_does_not_replace_the_ending_of_the_sweep(begin, capsys, monkeypatch):
+    begin("failed")
+    monkeypatch.setattr("sv_sparse.report.sweep.write_text", full_disk)
+    with pytest.raises(SystemExit, match="7"):
+        try:
+            raise SystemExit(7)
+        finally:
+            print_sweep_table()
+    captured = capsys.readouterr()
+    assert "Sweep: 1 job, 1 failed" in captured.out
+    (line,) = captured.err.splitlines()
+    assert line.startswith("warning: no table of the sweep: ")
+    assert os.strerror(errno.ENOSPC) in line
+
+
+def test_a_damaged_note_is_a_warning(begin, capsys):
+    table = begin("finished")
+    (table.folder / "job_0.json").write_text("{")
+    print_sweep_table()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("warning: no table of the sweep: ")
 
 
 def test_settings_of_launchers_and_sweepers_are_not_taken_for_our_own():
