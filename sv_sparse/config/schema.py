@@ -632,6 +632,16 @@ class Config:
         return str(settings.get("name") or settings["_target_"].rpartition(".")[2])
 
     @property
+    def model_text(self) -> str:
+        """The network's name and, in brackets, the settings that are not its defaults, for people."""
+        settings = {key: value for key, value in self.model_settings.items() if key not in {"name", "_target_"}}
+        if isinstance(self.model, ModelConfig):
+            defaults = asdict(MODEL_SETTINGS[self.model.name])
+            settings = {key: value for key, value in settings.items() if value != defaults[key]}
+        words = ", ".join(f"{key}={value}" for key, value in settings.items())
+        return f"{self.model_name} ({words})" if words else self.model_name
+
+    @property
     def is_synthetic(self) -> bool:
         """True for a corpus of synthetic voices; what ``init_from`` brought does not count."""
         return isinstance(self.data, DemoDataConfig)

@@ -232,7 +232,7 @@ def _settings(results: Sequence[RunResult]) -> tuple[Facts, dict[Path, str]]:
         # Their values tell what they are.
         plain = {
             "corpus": corpus_name(result.results),
-            "model": training["model"],
+            "model": result.config.model_text,
             "optimizer": result.config.optim.name,
             "controller": controller,
         }
@@ -241,9 +241,12 @@ def _settings(results: Sequence[RunResult]) -> tuple[Facts, dict[Path, str]]:
             "duration": duration(result.results, result.config),
             "seed": str(result.results["seed"]),
         }
+        # The duration leaves out what the run started from.
+        if result.config.init_from is not None:
+            labeled["init_from"] = Path(result.config.init_from).name
         by_run[result.run_dir] = (plain, labeled)
     first, *others = (plain | labeled for plain, labeled in by_run.values())
-    common = {name: value for name, value in first.items() if all(other[name] == value for other in others)}
+    common = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
     differing = {}
     for run_dir, (plain, labeled) in by_run.items():
         words = [value for name, value in plain.items() if name not in common]

@@ -256,7 +256,7 @@ def training_facts(results: Results, config: Config) -> Facts:
     """Return the facts on a run's corpus and training."""
     corpus = results["corpus"]
     training = results["training"]
-    facts = [("model", training["model"]), ("corpus", corpus_name(results)), ("path", corpus["path"])]
+    facts = [("model", config.model_text), ("corpus", corpus_name(results)), ("path", corpus["path"])]
     if corpus["train"]:
         facts.append(("subsets", ", ".join(corpus["train"])))
     facts += [

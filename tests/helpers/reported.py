@@ -127,7 +127,7 @@ def results(
             "trials": ["vox1_O_cleaned"],
         },
         "training": {
-            "model": "ECAPA",
+            "model": "ecapa",
             "speakers": 108,
             "utterances": 1296,
             "hours": 1.26,

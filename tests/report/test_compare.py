@@ -61,7 +61,7 @@ def test_a_row_for_each_finished_run_and_a_word_on_the_others(swept, capsys):
         "minutes": "3.0",
     }
     assert [row["settings"] for row in rows[2:]] == ["fixed λ 0.05", "fixed λ 0.1", "fixed λ 0.2", "dense"]
-    constants = "Same in all runs: corpus voxceleb, model ECAPA, optimizer adabreg, lr 0.01"
+    constants = "Same in all runs: corpus voxceleb, model ecapa, optimizer adabreg, lr 0.01"
     assert out.startswith(f"{constants}, duration 6 epochs (60 steps), seed 0.")
     assert f"{swept[-1]}: not finished, left out" in err
 
