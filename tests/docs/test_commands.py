@@ -154,7 +154,7 @@ def evaluate(words: list[str], workshop: Workshop) -> None:
     if "--top-n" in words:
         # The tiny run has fewer training speakers.
         words[words.index("--top-n") + 1] = "2"
-    assert re.search(r"^\w+: EER \d+\.\d+%", run(words, workshop.folder), re.MULTILINE)
+    assert re.search(r"^\w+: EER \d+\.\d+ %", run(words, workshop.folder), re.MULTILINE)
 
 
 def compare(words: list[str], workshop: Workshop) -> None:

@@ -73,7 +73,7 @@ def test_log_results_and_report_name_the_corpus_its_path_and_its_lists(finished,
     assert any(f"trial list trials: 153 trials, 45 targets ({tones.trials})" in line for line in log)
     for name in ("report.html", "report.md"):
         report = (finished / name).read_text()
-        assert "speakers of folder" in report
+        assert "Corpus: folder, " in report
         assert str(tones.root) in report
         assert str(tones.trials) in report
 
