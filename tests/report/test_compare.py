@@ -75,6 +75,20 @@ def test_a_comparison_names_the_corpora(tmp_path):
         assert re.search(r"one\W.*\Wvoxceleb", text, re.DOTALL)
 
 
+def test_settings_of_the_model_and_what_a_run_started_from_are_named(tmp_path):
+    runs = [run_folder(tmp_path / name, results()) for name in ("plain", "narrow", "later")]
+    for run, changes in zip(
+        runs[1:], ({"model": {"name": "ecapa", "channels": 256}}, {"init_from": "runs/plain"}), strict=True
+    ):
+        file = run / "config.yaml"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    write_comparison(tmp_path / "out", read_run_results(runs)[0])
+    text = (tmp_path / "out" / "compare.md").read_text()
+    assert "| ecapa " in text
+    assert "| ecapa (channels=256) " in text
+    assert "| ecapa, init_from plain " in text
+
+
 def test_a_row_for_each_list_that_a_run_was_evaluated_on_since(tmp_path, capsys):
     run = run_folder(tmp_path / "run", results())
     later = evaluation("other", trials=1234)
