@@ -49,8 +49,8 @@ def add_model_class_argument(parser: argparse._ActionsContainer) -> None:
     """Add the argument that names a class of the user's own."""
     # Importing a class runs its code, so no file may name one by itself (DECISIONS 92).
     model_class_help = (
-        "import path of the network's class if it is your own, such as mypkg.net.Net; no class is imported because "
-        f"a file names it (default: the environment variable {MODEL_CLASS_ENV})"
+        "import path of your own network class, such as mypkg.net.Net; a class that only a file names is never "
+        f"imported (default: the environment variable {MODEL_CLASS_ENV})"
     )
     parser.add_argument("--model-class", metavar="CLASS", help=model_class_help)
 

@@ -28,8 +28,10 @@ from sv_sparse.training.setup import TrainingSetup, build_setup
 from sv_sparse.training.trainer import Trainer
 
 _COMMAND_LINE = parse_command_line([])
-MODELS = [name for name in _COMMAND_LINE.choices("model") if name != "custom"]
-OPTIMIZERS, SPARSITIES = (_COMMAND_LINE.choices(group) for group in ("optim", "sparsity"))
+OPTIMIZERS = _COMMAND_LINE.choices("optim")
+MODELS, SPARSITIES = (
+    [name for name in _COMMAND_LINE.choices(group) if name != "custom"] for group in ("model", "sparsity")
+)
 ECAPA = [word for word in TINY if word.startswith("model.")]
 RESNET = ["model.base_channels=4", "model.embedding_dim=8"]
 SE_RESNET = ["model.channels=[4,4,8,8]", "model.attention_channels=8", "model.embedding_dim=8"]

@@ -300,7 +300,7 @@ def test_a_list_of_files_that_a_run_trained_on_is_warned_of(finished, tones, tmp
             str(tmp_path),
         ]
     )
-    assert "list mine has 8 utterances and 2 speakers of names" in capsys.readouterr().err
+    assert "list mine: 8 utterances and 2 speakers have names of the training data" in capsys.readouterr().err
 
 
 def test_two_processes_do_not_train_one_run(train, finished, tmp_path):
@@ -328,7 +328,7 @@ def test_a_network_file_of_a_run_is_as_good_as_the_run(train, finished, tones, t
     done = train(*words, f"init_from={elsewhere}", f"run_dir={tmp_path / 'two'}")
     assert done.status == 0, done.err
     assert "the head has 0 of" in done.out
-    assert f"{elsewhere}: what it was trained on is not known" in done.out
+    assert f"{elsewhere}: training speakers unknown" in done.out
     found = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
     assert found[0]["untrained_eer"] == found[1]["untrained_eer"]
     assert [round(result["lambda"], 6) for result in found] == [round(network(finished)["metrics"]["lambda"], 6)] * 2

@@ -290,10 +290,10 @@ def test_crops_of_another_rate_are_resampled_in_float32_whatever_the_precision_o
     write_trial_list(tmp_path / "trials.txt", [key for key in keys if key[3] in "45"])
     words = [f"data.root={tmp_path / 'wav'}", f"data.trial_lists={tmp_path / 'trials.txt'}"]
     plain = make_setup(*words)
-    expected = list(_statistics_crops(plain, plain.dataset))
+    expected = list(_statistics_crops(plain, plain.dataset, ""))
     reduced = make_setup(*words, "trainer.precision=bf16")
     with reduced.device.autocast():
-        crops = list(_statistics_crops(reduced, reduced.dataset))
+        crops = list(_statistics_crops(reduced, reduced.dataset, ""))
         assert torch.is_autocast_enabled("cpu")
     assert len(crops) == len(expected) > 0
     for batch, other in zip(crops, expected, strict=True):
