@@ -27,8 +27,8 @@ from sv_sparse.config.schema import (
 )
 
 GROUPS = ("model", "data", "augment", "head", "optim", "sparsity", "trainer", "scoring", "experiment")
-# Settings whose ``_target_`` may name a class of the user's own.
-OWN_CLASSES = ("model", "head", "sparsity.controller")
+# Settings whose ``_target_`` may name a class of the user's own, each with its group of choices.
+OWN_CLASSES = {"model": "model", "head": "head", "sparsity.controller": "sparsity"}
 # A setting, and where it names a run a group too.
 _INIT_FROM = "init_from"
 _TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
@@ -124,8 +124,7 @@ def complete_command_line(arguments: Sequence[str]) -> list[str]:
     """
     keys = {override.key_or_group for override in read_overrides(arguments)}
     choices = []
-    for setting in OWN_CLASSES:
-        group = setting.partition(".")[0]
+    for setting, group in OWN_CLASSES.items():
         # A run's loss is not taken by init_from.
         others = {group} if group == "head" else {group, _INIT_FROM}
         if f"{setting}._target_" in keys and not keys & others:

@@ -552,17 +552,17 @@ class SparsityConfig:
     @property
     def controller_name(self) -> str:
         """The controller's name, or the name of its class."""
-        return _controller_name(self.controller)
+        return _name_of(self.controller)
 
 
-def _controller_name(controller: Any) -> str:
-    """Return the name of a controller's settings, or of the class that they name."""
-    if isinstance(controller, ControllerConfig):
-        return controller.name
+def _name_of(settings: Any) -> str:
+    """Return the name of a model's or controller's settings, or of the class that they name."""
+    if isinstance(settings, (ModelConfig, ControllerConfig)):
+        return settings.name
     # An argument of a class of the user's own may be called name.
-    if "_target_" in controller:
-        return str(controller["_target_"]).rpartition(".")[2]
-    return str(controller.get("name", ""))
+    if "_target_" in settings:
+        return str(settings["_target_"]).rpartition(".")[2]
+    return str(settings.get("name", ""))
 
 
 @dataclass(frozen=True)
@@ -628,8 +628,7 @@ class Config:
     @property
     def model_name(self) -> str:
         """The network's name, or the name of its class."""
-        settings = self.model_settings
-        return str(settings.get("name") or settings["_target_"].rpartition(".")[2])
+        return _name_of(self.model)
 
     @property
     def model_text(self) -> str:
@@ -741,7 +740,7 @@ def trains_dense(sparsity: Any) -> bool:
     Args:
         sparsity: a ``SparsityConfig``, or the node that Hydra composes for one.
     """
-    return bool(sparsity.penalty == "none" and _controller_name(sparsity.controller) == "fixed")
+    return bool(sparsity.penalty == "none" and _name_of(sparsity.controller) == "fixed")
 
 
 def check_dense_target(target: float, sparsity: Any) -> None:

@@ -196,6 +196,7 @@ def own_code(setting: str, name: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         # The device's fault, which has its own advice.
         raise
+    # Somebody else's code may raise anything.
     except Exception as error:
         raise ValueError(f"{setting}: {name} raises {type(error).__name__}: {error}{_line_of(error)}") from error
 

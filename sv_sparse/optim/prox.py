@@ -79,6 +79,20 @@ def group_norms(v: Tensor, granularity: str) -> Tensor:
     return torch.linalg.vector_norm(v, dim=axes, keepdim=True) / math.sqrt(group_size(v, granularity))
 
 
+def zero_lambdas(v: Tensor, penalty: str, granularity: str) -> Tensor:
+    """Return the smallest lambda at which each weight, or with penalty group each group of weights, is zero.
+
+    Args:
+        v: dual variable [output channels, input channels, ...].
+        penalty: ``"l1"`` or ``"group"``.
+        granularity: groups of the group penalty.
+
+    >>> zero_lambdas(torch.tensor([[3.0, -4.0]]), "l1", "out_channel")
+    tensor([[3., 4.]])
+    """
+    return group_norms(v, granularity) if penalty == "group" else v.abs()
+
+
 def group_size(v: Tensor, granularity: str) -> int:
     """Return the number of weights in a group.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from sv_sparse.optim.cpp import bindings
 from sv_sparse.optim.functional import ProximalMap
 from sv_sparse.optim.memory import is_non_overlapping_and_dense, is_plain
-from sv_sparse.optim.prox import STRICTLY_BELOW, group_norms, reduce_groups
+from sv_sparse.optim.prox import STRICTLY_BELOW, reduce_groups, zero_lambdas
 from sv_sparse.optim.state_dict_checks import Group, param_name
 from sv_sparse.optim.validation import warn
 
@@ -407,9 +407,7 @@ def _dual_of_same_weight(weight: Tensor, dual: Tensor, new_dual: Tensor, prox: P
     if prox.penalty == "group":
         nonzero = reduce_groups(nonzero, prox.granularity, torch.any)
     of_zeros = torch.where(nonzero, 0.0, dual)
-    # The lambda above which all of them are zero.
-    max_lambda = of_zeros.abs().max()
-    if prox.penalty == "group":
-        max_lambda = group_norms(of_zeros, prox.granularity).max()
+    # From this lambda on, all of them are zero.
+    max_lambda = zero_lambdas(of_zeros, prox.penalty, prox.granularity).max()
     factor = torch.where(max_lambda > prox.lambda_, STRICTLY_BELOW * prox.lambda_ / max_lambda, 1.0)
     return torch.where(nonzero, new_dual, factor * of_zeros)

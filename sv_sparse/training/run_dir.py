@@ -74,7 +74,7 @@ def open_run_dir(composed: DictConfig) -> Run:
     trusted = _classes_named_in(arguments)
     for setting, path in config.classes.items():
         # Its path is in a file that the command line chose, not in the settings of another run.
-        if not str(choices[setting.partition(".")[0]]).startswith(CHOICE):
+        if not str(choices[OWN_CLASSES[setting]]).startswith(CHOICE):
             trusted = (*trusted, path)
     folder = Path(config.run_dir) if config.run_dir is not None else None
     if folder is None and _env_int("TORCHELASTIC_MAX_RESTARTS") > 0:
@@ -101,7 +101,7 @@ def open_resumed(path: Path, arguments: Sequence[str]) -> Run:
         ValueError: it is no run, or other settings are on the command line.
     """
     allowed = ("resume_from=", *(f"{setting}._target_=" for setting in OWN_CLASSES))
-    choices = [f"{setting.partition('.')[0]}=custom" for setting in OWN_CLASSES]
+    choices = [f"{group}=custom" for group in OWN_CLASSES.values()]
     others = [word for word in arguments if word not in choices and not word.startswith(allowed)]
     if others:
         raise ValueError(f"resume_from={path} continues with the run's own settings; leave out {' '.join(others)}")

@@ -106,7 +106,7 @@ class Prepared(NamedTuple):
 
 @pytest.fixture(scope="module")
 def prepared(released, tmp_path_factory) -> Prepared:
-    """What the commands that prepare them make of these corpora."""
+    """Make the prepared folders by the commands of the pages."""
     folder = tmp_path_factory.mktemp("prepared")
     places = Prepared(*(folder / name for name in Prepared._fields))
     options = {"to_flac": False, "allow_partial": True}

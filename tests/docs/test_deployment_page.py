@@ -31,7 +31,7 @@ def variables(place: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def outputs(tones: Tones, finished, tmp_path_factory) -> dict[str, str]:
-    """What each command of the page printed, run in the page's order in one folder, whose path is at ``place``."""
+    """Outputs of the commands of the page, run in the page's order in one folder, whose path is at ``place``."""
     place = tmp_path_factory.mktemp("place")
     utterances = sorted(tones.root.rglob("*.flac"))
     for name, source in zip("abc", (utterances[0], utterances[3], utterances[6]), strict=True):
@@ -67,7 +67,7 @@ def port(outputs) -> Iterator[int]:
 
 
 def curl(command: str, place: str, port: int) -> str:
-    """What a curl command of the page prints; waits until the server answers."""
+    """Return the output of a curl command of the page; waits until the server answers."""
     for _ in range(60):
         done = subprocess.run(
             ["sh", "-c", command.replace("8000", str(port))], cwd=place, capture_output=True, text=True, check=False

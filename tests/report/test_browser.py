@@ -105,32 +105,32 @@ def measured(text: str, folder: Path, width: int, scheme: str) -> dict:
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("name", ["report", "compare"])
 def test_a_page_fits_its_window_and_can_be_read(pages, tmp_path, name, width, scheme):
-    found = measured(pages[name], tmp_path, width, scheme)
-    assert found["width"] == width
-    assert found["content"] <= width
-    assert (sum(found["paper"][:3]) > 600) == (scheme == "light")
-    assert found["tried"] == found["loaded"] == []
-    assert len(found["figures"]) >= 4
-    assert all(min(size) > 50 for size in found["figures"])
-    assert found["words"] > 100
-    assert found["faint"] == []
-    assert found["cut"] == []
-    assert found["letters"] >= 9
+    page = measured(pages[name], tmp_path, width, scheme)
+    assert page["width"] == width
+    assert page["content"] <= width
+    assert (sum(page["paper"][:3]) > 600) == (scheme == "light")
+    assert page["tried"] == page["loaded"] == []
+    assert len(page["figures"]) >= 4
+    assert all(min(size) > 50 for size in page["figures"])
+    assert page["words"] > 100
+    assert page["faint"] == []
+    assert page["cut"] == []
+    assert page["letters"] >= 9
 
 
 @pytest.mark.parametrize("width", [390, 500, 640, 768, 900, 1000, 1600])
 @pytest.mark.parametrize("name", ["report", "compare"])
 def test_no_table_is_cut_off_at_any_width(pages, tmp_path, name, width):
-    found = measured(pages[name], tmp_path, width, "light")
-    assert found["cut"] == []
-    assert found["content"] <= width
+    page = measured(pages[name], tmp_path, width, "light")
+    assert page["cut"] == []
+    assert page["content"] <= width
 
 
 def test_what_a_page_tries_to_load_and_what_cannot_be_read_would_be_found(pages, tmp_path):
     bad = '<p style="color: #777; background: #888; width: 99em">faint</p><img src="http://example.invalid/a.png">'
     bad += f'<pre style="white-space: pre">{99 * "x"}</pre>'
-    found = measured(pages["compare"].replace("</main>", f"{bad}</main>"), tmp_path, 360, "light")
-    assert found["tried"] or found["loaded"]
-    assert found["cut"]
-    assert len(found["faint"]) == 1
-    assert found["content"] > 360
+    page = measured(pages["compare"].replace("</main>", f"{bad}</main>"), tmp_path, 360, "light")
+    assert page["tried"] or page["loaded"]
+    assert page["cut"]
+    assert len(page["faint"]) == 1
+    assert page["content"] > 360

@@ -397,13 +397,13 @@ def test_a_probability_is_never_printed_as_certainty(probability, told):
 
 
 def test_evidence_that_is_below_the_threshold_is_not_printed_as_the_same_number():
-    def told(evidence: float, threshold: float) -> str:
+    def first_line(evidence: float, threshold: float) -> str:
         verification = Verification(evidence, None, None, 0.5, threshold, None, evidence >= threshold, 0.1)
         return describe_decision(verification).splitlines()[0]
 
-    assert told(3.0891, 3.0912) == "not accepted: score 3.089 is below the threshold 3.091"
-    assert told(3.05, 3.09) == "not accepted: score 3.05 is below the threshold 3.09"
-    assert told(3.0912, 3.0891) == "accepted: score 3.09 reaches the threshold 3.09"
+    assert first_line(3.0891, 3.0912) == "not accepted: score 3.089 is below the threshold 3.091"
+    assert first_line(3.05, 3.09) == "not accepted: score 3.05 is below the threshold 3.09"
+    assert first_line(3.0912, 3.0891) == "accepted: score 3.09 reaches the threshold 3.09"
 
 
 def test_a_folder_is_embedded_with_its_subfolders_and_what_is_no_recording_is_left_out(use, folder, tmp_path):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sv_sparse.optim.bregman_optimizer import BregmanOptimizer
 from sv_sparse.optim.cpp import bindings
-from sv_sparse.optim.prox import STRICTLY_BELOW, granularity_of, group_norms, group_size
+from sv_sparse.optim.prox import STRICTLY_BELOW, granularity_of, group_size, zero_lambdas
 from sv_sparse.optim.state_dict_checks import Group
 
 
@@ -91,11 +91,9 @@ def _group_magnitudes(optimizer: BregmanOptimizer, group: Group) -> tuple[Tensor
     """Return the lambda at which each weight, or group of weights, becomes zero, and its number of weights."""
     magnitudes, sizes = [], []
     for dual in optimizer.duals(group):
-        size = 1
-        values = dual.abs()
-        if group["penalty"] == "group":
-            size = group_size(dual, granularity_of(group))
-            values = group_norms(dual, granularity_of(group))
+        granularity = granularity_of(group)
+        values = zero_lambdas(dual, group["penalty"], granularity)
+        size = group_size(dual, granularity) if group["penalty"] == "group" else 1
         magnitudes.append(values.flatten() / group["lambda_scale"])
         sizes.append(torch.full_like(magnitudes[-1], size, dtype=torch.int64))
     return torch.cat(magnitudes), torch.cat(sizes)
