@@ -70,6 +70,8 @@ def _require_names(name: str, value: Any) -> None:
 
 
 _FRACTION = "a number, at least 0 and below 1"
+# Value of ``teacher``: the network as it is at the start of the run.
+SELF_TEACHER = "self"
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ class TrainerConfig:
 class HeadConfig:
     """Additive angular margin softmax (AAM-softmax), the training loss."""
 
+    name: str = setting("aam_softmax", "The head.")
     scale: float = setting(32.0, "Factor on cosines before the softmax.")
     margin: float = setting(0.2, "Angular margin at the end of its schedule, in radians.")
     margin_warmup_start: float = setting(0.13, "Fraction of the run at which the margin begins to rise from 0.")
@@ -176,6 +179,29 @@ class HeadConfig:
         require("head.margin_warmup_end", end, is_number(end) and 0 <= end <= 1, "a number from 0 to 1")
         if start > end:
             raise ValueError(f"head.margin_warmup_start must be at most head.margin_warmup_end, got {start} and {end}")
+
+
+@dataclass(frozen=True)
+class NoHeadConfig:
+    """No head and no labels: the teacher alone trains the network."""
+
+    name: str = setting("none", "The head.")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The loss by a teacher: the cosine distance between the embeddings of the network and those of the teacher."""
+
+    weight: float = setting(1.0, "Factor on the mean cosine distance, which is added to the loss of the head.")
+    input: str = setting(
+        "clean",
+        "Crops that the teacher gets: clean, before noise, rooms and masks, but at the same speed; or same as the "
+        "network's.",
+    )
+
+    def __post_init__(self) -> None:
+        require("distill.weight", self.weight, is_number(self.weight) and self.weight > 0, "a number above 0")
+        _require_choice("distill.input", self.input, "clean", "same")
 
 
 @dataclass(frozen=True)
@@ -584,10 +610,16 @@ class Config:
         "Finished run, whose network, head and lambda the run starts from, and whose model, data, optim, sparsity and "
         "target_sparsity hold unless others are given; or a file of weights.",
     )
+    teacher: str | None = setting(
+        None,
+        "Frozen network whose embeddings are learned: a finished run, a file of weights, or self, the network that "
+        "init_from names; null: none.",
+    )
     model: Any = setting(MISSING, "The network: its name and settings, or a class of your own as _target_.")
     data: Any = setting(MISSING, "The corpus.")
     augment: AugmentConfig = setting(AugmentConfig(), "Augmentation.")
     head: Any = setting(MISSING, "The training loss: its settings, or a class of your own as _target_.")
+    distill: DistillConfig = setting(DistillConfig(), "The loss by a teacher.")
     optim: Any = setting(MISSING, "The optimizer.")
     sparsity: SparsityConfig = setting(SparsityConfig(), "What becomes zero.")
     trainer: TrainerConfig = setting(TrainerConfig(), "The training loop.")
@@ -599,7 +631,7 @@ class Config:
         kinds = {
             "model": (ModelConfig, dict),
             "data": (DataConfig,),
-            "head": (HeadConfig, dict),
+            "head": (HeadConfig, NoHeadConfig, dict),
             "optim": (OptimConfig,),
         }
         for name, classes in kinds.items():
@@ -607,6 +639,15 @@ class Config:
         for name, value in flatten(self.to_dict()).items():
             check_plain(name, value)
         check_dense_target(self.target_sparsity, self.sparsity)
+        if self.teacher is None and isinstance(self.head, NoHeadConfig):
+            raise ValueError("head=none has a loss only with a teacher; add teacher=RUN, or choose head=aam_softmax")
+        if self.sparsity.sparsify_head and isinstance(self.head, NoHeadConfig):
+            raise ValueError("sparsity.sparsify_head=true needs a head with weights, head=none has none")
+        if self.teacher == SELF_TEACHER and self.init_from is None:
+            raise ValueError(
+                "teacher=self is the network that a run starts from, which is untrained without init_from; add "
+                "init_from=RUN, or name another teacher"
+            )
         patience = self.trainer.early_stop_patience
         if patience is not None and self.data.val_fraction == 0:
             raise ValueError(
@@ -674,7 +715,9 @@ class Config:
             if lr is not None and not isinstance(lr, Mapping):
                 # One number in place of a node.
                 node.optim.lr = lr
-            node.head = {} if "_target_" in settings.get("head", {}) else writable(HeadConfig())
+            # Heads of version 0.2 have no name.
+            head = {"name": "aam_softmax"} | dict(settings.get("head", {}))
+            node.head = {} if "_target_" in head else _schema_of(head, HEAD_SETTINGS)
             controller = settings["sparsity"]["controller"]
             node.sparsity.controller = {} if "_target_" in controller else _schema_of(controller, CONTROLLER_SETTINGS)
             return to_config(cast(DictConfig, OmegaConf.merge(node, dict(settings))))
@@ -686,6 +729,7 @@ class Config:
 
 
 MODEL_SETTINGS = {"ecapa": ECAPAConfig(), "resnet34": ResNet34Config(), "se_resnet": SEResNetConfig()}
+HEAD_SETTINGS = {"aam_softmax": HeadConfig(), "none": NoHeadConfig()}
 DATA_SETTINGS = {"demo": DemoDataConfig(), "folder": FolderDataConfig(), "prepared": PreparedDataConfig()}
 OPTIMIZER_SETTINGS = {"adabreg": AdaBregConfig(), "linbreg": LinBregConfig(), "proxsgd": ProxSGDConfig()}
 CONTROLLER_SETTINGS = {
@@ -706,6 +750,7 @@ ROOT_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "run_dir": (lambda path: path != "", "a folder, or null"),
     "resume_from": (lambda path: path != "", "a run's folder or one of its checkpoints, or null"),
     "init_from": (lambda path: path != "", "a run's folder or a file of weights, or null"),
+    "teacher": (lambda path: path != "", "a run's folder or a file of weights, self, or null"),
 }
 
 
@@ -763,7 +808,8 @@ def register_schema() -> None:
         "data": DATA_SETTINGS,
         "optim": OPTIMIZER_SETTINGS,
         "augment": {"none": AugmentConfig()},
-        "head": {"aam_softmax": HeadConfig()},
+        "head": HEAD_SETTINGS,
+        "distill": {"default": DistillConfig()},
         "trainer": {"default": TrainerConfig()},
         "scoring": {"cosine": ScoringConfig()},
     }
@@ -867,6 +913,7 @@ def absolute_paths(config: Config) -> Config:
         augment=augment,
         run_dir=None if config.run_dir is None else _absolute(config.run_dir),
         init_from=None if config.init_from is None else _absolute(config.init_from),
+        teacher=config.teacher if config.teacher in {None, SELF_TEACHER} else _absolute(str(config.teacher)),
     )
 
 
