@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sv_sparse.data.unreadable import UnreadableLimit
+from sv_sparse.models.features import DEFAULT_FEATURES
 from sv_sparse.scoring.config import ScoringConfig
 
 
@@ -347,6 +348,10 @@ class ModelConfig:
     """Settings of every built-in network."""
 
     name: str = setting(MISSING, "ecapa, resnet34 or se_resnet.")
+    # Runs from before the setting have no value, and these features.
+    features: str = setting(
+        DEFAULT_FEATURES, "Features that the network reads: 3dspeaker, wespeaker, speechbrain or sv_sparse."
+    )
 
 
 @dataclass(frozen=True)
