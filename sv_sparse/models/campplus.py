@@ -78,17 +78,22 @@ class ContextMask(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, 1, T] to gains [B, C', 1, T]."""
         num_frames = x.shape[3]
+        num_segments = (num_frames + SEGMENT_FRAMES - 1) // SEGMENT_FRAMES
+        if torch.compiler.is_exporting():
+            # A size that can be 1 becomes a constant there. Nothing reads the segment without frames.
+            num_segments += 1
+        # [B, T, C]: the channels of a frame are side by side in memory, as in x.
+        frames = x.squeeze(2).transpose(1, 2)
+        padded = F.pad(frames, (0, 0, 0, num_segments * SEGMENT_FRAMES - num_frames))
+        sums = padded.unflatten(1, (num_segments, SEGMENT_FRAMES)).sum(dim=2)
+        starts = SEGMENT_FRAMES * torch.arange(num_segments, device=x.device)
+        sizes = (num_frames - starts).clamp(min=1, max=SEGMENT_FRAMES).to(x.dtype).unsqueeze(1)
         # All frames of a segment have the same gains, so these are computed for segments.
-        segments = F.avg_pool2d(x, (1, SEGMENT_FRAMES), ceil_mode=True)
-        starts = SEGMENT_FRAMES * torch.arange(segments.shape[3], device=x.device)
-        weights = (num_frames - starts).clamp(max=SEGMENT_FRAMES) / num_frames
-        # The mean of all frames, without another pass over them.
-        mean = (segments * weights.to(segments.dtype)).sum(dim=3, keepdim=True)
-        gains = torch.sigmoid(self.expand(relu_after(self.squeeze, segments + mean)))
+        context = sums / sizes + sums.sum(dim=1, keepdim=True) / num_frames
+        squeezed = relu_after(self.squeeze, context.transpose(1, 2).unsqueeze(2))
+        gains = torch.sigmoid(self.expand(squeezed)).squeeze(2).transpose(1, 2)
         segment_of_frame = torch.arange(num_frames, device=x.device) // SEGMENT_FRAMES
-        # Repeated as [B, T, C'], so that the channels of a frame are side by side in memory as in x.
-        frames = gains.squeeze(2).transpose(1, 2).index_select(1, segment_of_frame)
-        return frames.transpose(1, 2).unsqueeze(2)
+        return gains.index_select(1, segment_of_frame).transpose(1, 2).unsqueeze(2)
 
 
 class DenseLayer(nn.Module):
@@ -203,9 +208,7 @@ class CAMPlusPlus(nn.Module):
         self.mel_bins = mel_bins
         self.embedding_dim = embedding_dim
         self.front = FrontEnd(front_channels, mel_bins)
-        self.conv = nn.Conv2d(
-            self.front.out_channels, channels, (1, 5), stride=(1, 2), padding=(0, 2), bias=False
-        )
+        self.conv = nn.Conv2d(self.front.out_channels, channels, (1, 5), stride=(1, 2), padding=(0, 2), bias=False)
         self.norm = nn.BatchNorm2d(channels)
         self.blocks = nn.ModuleList()
         self.transitions = nn.ModuleList()

@@ -1,6 +1,5 @@
 """X-vector network: a time-delay neural network with statistics pooling, in WeSpeaker's layout."""
 
-import torch
 from torch import Tensor, nn
 
 from sv_sparse.models.layers import check_at_least, keep_channels_last, to_image, without_autocast

@@ -1,8 +1,8 @@
 """The toolkits' names for the modules of their networks, by ours.
 
 ``{i}`` and ``{j}`` count blocks and what is inside them, from 0; ``{i+1}``, ``{i+2}`` and ``{j+1}`` are the same
-count where theirs begins at 1 or 2. What follows a module's name (``weight``, ``bias``, ``running_mean``, ``running_var``,
-``num_batches_tracked``) is the same on both sides.
+count where theirs begins at 1 or 2. What follows a module's name (``weight``, ``bias``, ``running_mean``,
+``running_var``, ``num_batches_tracked``) is the same on both sides.
 """
 
 import re
