@@ -1,7 +1,7 @@
 """Sources of a run that does not start from scratch.
 
-A finished run, or one of its network files (``best.pt``), brings the network, the head and lambda. Another toolkit's
-weights bring the network alone, which is dense.
+A finished run, or one of its network files (``best.pt``), brings the network, the head and lambda. A state dict of the
+run's network, or another toolkit's weights, bring the network alone, which is dense.
 """
 
 import logging
@@ -19,7 +19,7 @@ from sv_sparse.data.manifest import Manifest, match_utterances
 from sv_sparse.data.prepared import read_split
 from sv_sparse.io import nfc
 from sv_sparse.models.heads import AAMSoftmax
-from sv_sparse.models.pretrained.convert import convert
+from sv_sparse.models.pretrained.convert import convert, kinds
 from sv_sparse.models.registry import features_of
 
 logger = logging.getLogger(__name__)
@@ -95,8 +95,12 @@ class InitSource:
             raise ValueError(f"init_from={self.path}: its network has {listed}; choose the same model")
 
 
-def load_init_source(config: Config) -> InitSource | None:
+def load_init_source(config: Config, network: nn.Module | None = None) -> InitSource | None:
     """Load what ``init_from`` names; None for a run from scratch.
+
+    Args:
+        config: settings of the run.
+        network: network of the run; a file may hold its state dict. Default: none.
 
     Raises:
         ValueError: it is neither a finished run nor a file of weights that can be read.
@@ -109,7 +113,7 @@ def load_init_source(config: Config) -> InitSource | None:
         state = read_weights(path)
         # Every network file of a run has this key.
         if "format" not in state:
-            return _from_pretrained(path, state)
+            return _from_pretrained(path, state, config.model_settings, network)
     return _from_run_checkpoint(path, file)
 
 
@@ -123,7 +127,7 @@ def network_file(path: Path) -> Path:
     if not file.is_file():
         raise ValueError(
             f"init_from={path}: expected the folder of a finished run, with checkpoints/model.pt, one of its network "
-            f"files, or weights of SpeechBrain or WeSpeaker"
+            f"files, a state dict of the network of model=, or weights of {', '.join(kinds())}"
         )
     return file
 
@@ -160,12 +164,14 @@ def _from_run_checkpoint(path: Path, file: Path) -> InitSource:
     )
 
 
-def _from_pretrained(path: Path, state: dict[str, Any]) -> InitSource:
+def _from_pretrained(
+    path: Path, state: dict[str, Any], run_model: dict[str, Any], network: nn.Module | None
+) -> InitSource:
     try:
-        kind, model, weights = convert(state)
+        kind, model, weights = convert(state, run_model, network)
     except ValueError as error:
         raise ValueError(f"init_from={path}: {error}") from error
-    logger.info("%s: %s, dense, features %s; training speakers unknown", path, kind, model["features"])
+    logger.info("%s: %s, dense, features %s; training speakers unknown", path, kind, features_of(model))
     return InitSource(path, model, weights)
 
 

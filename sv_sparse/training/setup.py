@@ -151,7 +151,7 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
 
     # The checkpoint has all that a source gives.
     resumes = (run_dir / "checkpoints" / "last.pt").is_file()
-    source = None if resumes else load_init_source(config)
+    source = None if resumes else load_init_source(config, network)
     sparse_init = uses_sparse_init(config) if source is None else source.sparse_init
     rates = learning_rates(config, sparse_init=sparse_init)
     if source is not None:

@@ -280,7 +280,7 @@ def pretrained_features(state: Mapping[str, Any]) -> str:
     """
     match = _find_toolkit(state)
     if match is None:
-        raise ValueError(_describe_all(state, None, None))
+        raise ValueError(f"weights of none of {', '.join(kinds())}")
     return match[0].features
 
 
