@@ -13,7 +13,6 @@ from sv_sparse.models.layers import (
     keep_channels_last,
     safe_memory_format,
     same_conv,
-    to_image,
     without_autocast,
 )
 from sv_sparse.models.module_checks import is_ordinary, relu_after
@@ -229,7 +228,9 @@ class CAMPlusPlus(nn.Module):
         Raises:
             ValueError: T is less than 3, which leaves one frame for the pooling.
         """
-        x = relu_after(self.norm, self.conv(to_image(self.front(filterbank))))
+        # The channels of a frame side by side in memory. Not by to_image, which vmap over weights cannot run.
+        frames = self.front(filterbank).transpose(1, 2).contiguous()
+        x = relu_after(self.norm, self.conv(frames.transpose(1, 2).unsqueeze(2)))
         for block, transition in zip(self.blocks, self.transitions, strict=True):
             x = transition(block(x))
         frames = relu_after(self.norm_out, x).squeeze(2).transpose(1, 2)

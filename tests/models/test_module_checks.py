@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from sv_sparse.models.campplus import CAMPlusPlus
 from sv_sparse.models.cpu_kernels import accelerate, ops
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.layers import ConvReluNorm
@@ -41,6 +42,7 @@ NETWORKS = {
     "ECAPA of SpeechBrain": lambda: ecapa("speechbrain"),
     "ResNet34": lambda: ResNet34(base_channels=2, embedding_dim=8, mel_bins=8),
     "SEResNet": lambda: SEResNet(channels=(2, 2, 4, 4), attention_channels=4, embedding_dim=8, mel_bins=8),
+    "CAM++": lambda: CAMPlusPlus(8, 4, 4, 2, 4, block_layers=(2, 1, 1), embedding_dim=8),
 }
 FILTERBANK = torch.randn(3, 8, 24, generator=torch.Generator().manual_seed(1))
 Change = Callable[[nn.Module], object]
