@@ -169,6 +169,9 @@ class HeadConfig:
     margin: float = setting(0.2, "Angular margin at the end of its schedule, in radians.")
     margin_warmup_start: float = setting(0.13, "Fraction of the run at which the margin begins to rise from 0.")
     margin_warmup_end: float = setting(0.27, "Fraction of the run at which the margin has risen.")
+    sub_centers: int = setting(1, "Weight vectors of each speaker, of which the nearest counts (sub-center ArcFace).")
+    topk: int = setting(0, "Nearest other speakers that are penalized (inter-top-k), 5 in WeSpeaker; 0: none.")
+    topk_margin: float = setting(0.06, "Their angular margin in radians; it rises as margin does.")
 
     def __post_init__(self) -> None:
         start, end = self.margin_warmup_start, self.margin_warmup_end

@@ -252,7 +252,16 @@ def _build_head(config: Config, embedding_dim: int, num_speakers: int, trusted_c
         head_class, settings = _own_class("head", "loss", config.head, trusted_classes)
         with own_code("head", config.classes["head"]):
             return head_class(embedding_dim=embedding_dim, num_speakers=num_speakers, **settings)
-    return AAMSoftmax(embedding_dim, num_speakers, scale=config.head.scale, margin=config.head.margin)
+    head = config.head
+    return AAMSoftmax(
+        embedding_dim,
+        num_speakers,
+        scale=head.scale,
+        margin=head.margin,
+        sub_centers=head.sub_centers,
+        topk=head.topk,
+        topk_margin=head.topk_margin,
+    )
 
 
 def _build_optimizer(

@@ -318,9 +318,11 @@ class Trainer:
         # A loss of the user's own has its own schedule.
         if not isinstance(head, HeadConfig):
             return
-        self.setup.head.margin = margin_at(
-            step / total_steps, head.margin, start=head.margin_warmup_start, end=head.margin_warmup_end
-        )
+        for name in ("margin", "topk_margin"):
+            margin = margin_at(
+                step / total_steps, getattr(head, name), start=head.margin_warmup_start, end=head.margin_warmup_end
+            )
+            setattr(self.setup.head, name, margin)
         # Where the margin begins or ends to rise, gradients change: the controller takes its full gain again.
         turns = {math.ceil(fraction * total_steps) for fraction in (head.margin_warmup_start, head.margin_warmup_end)}
         if step > 0 and step in turns:
