@@ -233,6 +233,11 @@ class DataConfig:
         """True where crops are read from tar files in order, which depends on the number of processes and workers."""
         return False
 
+    @property
+    def has_labels(self) -> bool:
+        """True where the speakers of the recordings are known."""
+        return True
+
 
 @dataclass(frozen=True)
 class FolderDataConfig(DataConfig):
@@ -251,6 +256,31 @@ class FolderDataConfig(DataConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_names("data.trial_lists", self.trial_lists)
+
+
+@dataclass(frozen=True)
+class AudioDataConfig(DataConfig):
+    """Recordings without labels at any depth, of every format that libsndfile reads; they need head=none."""
+
+    corpus: str = setting("audio", "Name of the corpus in logs and reports.")
+    root: str = setting(MISSING, "Folder of the recordings.")
+    trial_lists: Any = setting(
+        None, "Trial list in VoxCeleb's format (label enrollment test), or several: [a.txt,b.txt]; null: no trials."
+    )
+    trial_root: str | None = setting(None, "Folder that the paths in the trial lists are relative to; null: data.root.")
+    val_fraction: float = setting(0.01, "Fraction of the recordings that is held out for validation by the teacher.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.trial_lists is not None:
+            _require_names("data.trial_lists", self.trial_lists)
+        elif self.trial_root is not None:
+            raise ValueError(f"data.trial_root={self.trial_root} is for data.trial_lists, which is null")
+
+    @property
+    def has_labels(self) -> bool:
+        """True where the speakers of the recordings are known."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -610,12 +640,24 @@ class Config:
         for name, value in flatten(self.to_dict()).items():
             check_plain(name, value)
         check_dense_target(self.target_sparsity, self.sparsity)
+        if not self.data.has_labels:
+            self._check_needs_no_labels()
         patience = self.trainer.early_stop_patience
         if patience is not None and self.data.val_fraction == 0:
             raise ValueError(
                 f"trainer.early_stop_patience={patience} needs speakers to validate on; "
                 f"choose data.val_fraction above 0"
             )
+
+    def _check_needs_no_labels(self) -> None:
+        """Raise a ValueError if settings need the speakers of the recordings."""
+        if isinstance(self.head, (HeadConfig, dict)):
+            raise ValueError(
+                "data=audio has no labels, and a loss of speakers needs them; choose head=none with a teacher "
+                "(teacher=...), or data=folder, where folders say who speaks"
+            )
+        if self.scoring.score_norm == "as_norm":
+            raise ValueError("scoring.score_norm=as_norm needs training speakers, and data=audio has no labels")
 
     @property
     def classes(self) -> dict[str, str]:
@@ -689,7 +731,12 @@ class Config:
 
 
 MODEL_SETTINGS = {"ecapa": ECAPAConfig(), "resnet34": ResNet34Config(), "se_resnet": SEResNetConfig()}
-DATA_SETTINGS = {"demo": DemoDataConfig(), "folder": FolderDataConfig(), "prepared": PreparedDataConfig()}
+DATA_SETTINGS = {
+    "demo": DemoDataConfig(),
+    "folder": FolderDataConfig(),
+    "audio": AudioDataConfig(),
+    "prepared": PreparedDataConfig(),
+}
 OPTIMIZER_SETTINGS = {"adabreg": AdaBregConfig(), "linbreg": LinBregConfig(), "proxsgd": ProxSGDConfig()}
 CONTROLLER_SETTINGS = {
     "feedback": FeedbackConfig(),
@@ -851,12 +898,12 @@ def absolute_paths(config: Config) -> Config:
     """Return the settings with absolute paths, so that a run can be continued from anywhere."""
     data = config.data
     changes: dict[str, Any] = {}
-    for name in ("cache_dir", "root", "prepared_dir", "train_utterances", "speaker_metadata"):
+    for name in ("cache_dir", "root", "prepared_dir", "trial_root", "train_utterances", "speaker_metadata"):
         path = vars(data).get(name)
         if path is not None:
             changes[name] = _absolute(path)
-    if "trial_lists" in vars(data):
-        lists = data.trial_lists
+    lists = vars(data).get("trial_lists")
+    if lists is not None:
         if isinstance(lists, str):
             changes["trial_lists"] = _absolute_trial_list(lists, data)
         else:
@@ -937,6 +984,8 @@ def _schema_of(settings: Mapping[str, Any], choices: Mapping[str, Any]) -> Any:
         return writable(choices[settings["name"]])
     if "synthesize" in settings:
         return writable(choices["demo"])
+    if "trial_root" in settings:
+        return writable(choices["audio"])
     return writable(choices["prepared" if "prepared_dir" in settings else "folder"])
 
 

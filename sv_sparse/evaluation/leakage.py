@@ -42,11 +42,11 @@ def check_speaker_overlap(run: Path, trial_sets: Sequence[TrialSet], setting: st
 
 
 def check_validation_overlap(run: Path, manifest: Manifest) -> None:
-    """Raise a ValueError if a run, or one it started from, was trained on speakers that a manifest holds out."""
+    """Raise a ValueError if a run, or one it started from, was trained on what a manifest holds out."""
     validation = read_split(manifest.source, "validation").column("utterance").to_pylist()
     if not validation:
         return
-    # Validating on speakers that the weights know would choose the epoch that knows them best.
+    # Validating on speech that the weights know would choose the epoch that knows it best.
     for run_dir in _ancestor_runs(run):
         path = run_dir / "manifest.parquet"
         # ``check_speaker_overlap`` has warned of it.
@@ -55,7 +55,7 @@ def check_validation_overlap(run: Path, manifest: Manifest) -> None:
         trained = read_split(path, "train").column("utterance").combine_chunks()
         if (match_utterances(validation, trained) >= 0).any():
             raise ValueError(
-                f"data.val_fraction: speakers that are held out here were trained on by init_from={run_dir}; "
+                f"data.val_fraction: utterances that are held out here were trained on by init_from={run_dir}; "
                 "hold out the same (data.val_fraction and data.val_seed as there), or nobody: data.val_fraction=0"
             )
 

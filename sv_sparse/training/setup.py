@@ -406,8 +406,12 @@ def _log_summary(groups: list[dict[str, Any]], corpus: Corpus, paths: list[str],
         trials = trial_set.trials
         num_targets = int(trials.is_target.sum())
         logger.info("trial list %s: %d trials, %d targets (%s)", trials.name, len(trials), num_targets, path)
+    has_labels = bool(corpus.manifest.speakers("train"))
     for split in ("train", "validation", "test"):
         speakers, utterances, hours = corpus.manifest.summary(split)
-        logger.info("%-10s %5d speakers %8d utterances %8.2f hours", split, speakers, utterances, hours)
+        if has_labels:
+            logger.info("%-10s %5d speakers %8d utterances %8.2f hours", split, speakers, utterances, hours)
+        elif utterances:
+            logger.info("%-10s %8d recordings %8.2f hours", split, utterances, hours)
     logger.info("%s", summary_table(groups))
     logger.info("optimizer: %s, backend %s", type(optimizer).__name__, optimizer.defaults["backend"])

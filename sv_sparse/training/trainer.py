@@ -497,8 +497,9 @@ class Trainer:
     def finish(self, results: dict[str, Any], figures: Mapping[str, Figure]) -> None:
         """Give tensorboard the settings with the final metrics, and the report's figures, and close it."""
         final = {name: results[name] for name in _HPARAM_METRICS if results.get(name) is not None}
-        first_trial_set = next(iter(results["evaluations"].values()))
-        if first_trial_set["cllr"] is not None:
-            final["cllr"] = first_trial_set["cllr"]
+        # Of the first trial list, as the other metrics.
+        cllrs = [evaluation["cllr"] for evaluation in results["evaluations"].values()]
+        if cllrs and cllrs[0] is not None:
+            final["cllr"] = cllrs[0]
         self.metrics.finish(self.setup.config.to_dict(), final, figures, self.state.progress.step)
         self.metrics.close()
