@@ -20,7 +20,7 @@ from sv_sparse.report.results import Results
 from sv_sparse.report.sweep import print_sweep_table
 from sv_sparse.training.device import disable_malloc_trim
 from sv_sparse.training.errors import report_errors
-from sv_sparse.training.finalize import evaluate, finalize, fit_backend
+from sv_sparse.training.finalize import compare_with_teacher, evaluate, finalize, fit_backend
 from sv_sparse.training.init_from_config import register_init_sources
 from sv_sparse.training.run_dir import logging_to, open_run_dir
 from sv_sparse.training.setup import build_setup, check_buildable
@@ -71,10 +71,11 @@ def run(composed: DictConfig) -> str | None:
             setup = build_setup(config, folder, corpus, opened.trusted_classes)
             trainer = Trainer(setup, start_time)
             trainer.train()
-            metrics = finalize(setup, trainer.last_val_eer)
+            metrics = finalize(setup, trainer.last_validation)
             backend = fit_backend(setup)
             trainer.state.save_network("model.pt", backend, metrics)
             evaluations = evaluate(setup, backend)
+            metrics |= compare_with_teacher(setup)
             # The first process reports.
             if rank() > 0:
                 return None

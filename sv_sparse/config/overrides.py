@@ -26,7 +26,7 @@ from sv_sparse.config.schema import (
     show_value,
 )
 
-GROUPS = ("model", "data", "augment", "head", "optim", "sparsity", "trainer", "scoring", "experiment")
+GROUPS = ("model", "data", "augment", "head", "distill", "optim", "sparsity", "trainer", "scoring", "experiment")
 # Settings whose ``_target_`` may name a class of the user's own, each with its group of choices.
 OWN_CLASSES = {"model": "model", "head": "head", "sparsity.controller": "sparsity"}
 # A setting, and where it names a run a group too.

@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sv_sparse.data.unreadable import UnreadableLimit
+from sv_sparse.models.features import DEFAULT_FEATURES
 from sv_sparse.scoring.config import ScoringConfig
 
 
@@ -70,6 +71,8 @@ def _require_names(name: str, value: Any) -> None:
 
 
 _FRACTION = "a number, at least 0 and below 1"
+# Value of ``teacher``: the network as it is at the start of the run.
+SELF_TEACHER = "self"
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,7 @@ class TrainerConfig:
 class HeadConfig:
     """Additive angular margin softmax (AAM-softmax), the training loss."""
 
+    name: str = setting("aam_softmax", "The head.")
     scale: float = setting(32.0, "Factor on cosines before the softmax.")
     margin: float = setting(0.2, "Angular margin at the end of its schedule, in radians.")
     margin_warmup_start: float = setting(0.13, "Fraction of the run at which the margin begins to rise from 0.")
@@ -179,6 +183,29 @@ class HeadConfig:
         require("head.margin_warmup_end", end, is_number(end) and 0 <= end <= 1, "a number from 0 to 1")
         if start > end:
             raise ValueError(f"head.margin_warmup_start must be at most head.margin_warmup_end, got {start} and {end}")
+
+
+@dataclass(frozen=True)
+class NoHeadConfig:
+    """No head and no labels: the teacher alone trains the network."""
+
+    name: str = setting("none", "The head.")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The loss by a teacher: the cosine distance between the embeddings of the network and those of the teacher."""
+
+    weight: float = setting(1.0, "Factor on the mean cosine distance, which is added to the loss of the head.")
+    input: str = setting(
+        "clean",
+        "Crops that the teacher gets: clean, before noise, rooms and masks, but at the same speed; or same as the "
+        "network's.",
+    )
+
+    def __post_init__(self) -> None:
+        require("distill.weight", self.weight, is_number(self.weight) and self.weight > 0, "a number above 0")
+        _require_choice("distill.input", self.input, "clean", "same")
 
 
 @dataclass(frozen=True)
@@ -268,7 +295,7 @@ class AudioDataConfig(DataConfig):
         None, "Trial list in VoxCeleb's format (label enrollment test), or several: [a.txt,b.txt]; null: no trials."
     )
     trial_root: str | None = setting(None, "Folder that the paths in the trial lists are relative to; null: data.root.")
-    val_fraction: float = setting(0.01, "Fraction of the recordings that is held out for validation by the teacher.")
+    val_fraction: float = setting(0.01, "Fraction of the recordings that is held out for the cosine with the teacher.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -354,6 +381,10 @@ class ModelConfig:
     """Settings of every built-in network."""
 
     name: str = setting(MISSING, "ecapa, resnet34 or se_resnet.")
+    # Runs from before the setting have no value, and these features.
+    features: str = setting(
+        DEFAULT_FEATURES, "Features that the network reads: 3dspeaker, wespeaker, speechbrain or sv_sparse."
+    )
 
 
 @dataclass(frozen=True)
@@ -617,10 +648,16 @@ class Config:
         "Finished run, whose network, head and lambda the run starts from, and whose model, data, optim, sparsity and "
         "target_sparsity hold unless others are given; or a file of weights.",
     )
+    teacher: str | None = setting(
+        None,
+        "Frozen network whose embeddings are learned: a finished run, a file of weights, or self, the network that "
+        "init_from names; null: none.",
+    )
     model: Any = setting(MISSING, "The network: its name and settings, or a class of your own as _target_.")
     data: Any = setting(MISSING, "The corpus.")
     augment: AugmentConfig = setting(AugmentConfig(), "Augmentation.")
     head: Any = setting(MISSING, "The training loss: its settings, or a class of your own as _target_.")
+    distill: DistillConfig = setting(DistillConfig(), "The loss by a teacher.")
     optim: Any = setting(MISSING, "The optimizer.")
     sparsity: SparsityConfig = setting(SparsityConfig(), "What becomes zero.")
     trainer: TrainerConfig = setting(TrainerConfig(), "The training loop.")
@@ -632,7 +669,7 @@ class Config:
         kinds = {
             "model": (ModelConfig, dict),
             "data": (DataConfig,),
-            "head": (HeadConfig, dict),
+            "head": (HeadConfig, NoHeadConfig, dict),
             "optim": (OptimConfig,),
         }
         for name, classes in kinds.items():
@@ -640,6 +677,15 @@ class Config:
         for name, value in flatten(self.to_dict()).items():
             check_plain(name, value)
         check_dense_target(self.target_sparsity, self.sparsity)
+        if self.teacher is None and isinstance(self.head, NoHeadConfig):
+            raise ValueError("head=none has a loss only with a teacher; add teacher=RUN, or choose head=aam_softmax")
+        if self.sparsity.sparsify_head and isinstance(self.head, NoHeadConfig):
+            raise ValueError("sparsity.sparsify_head=true needs a head with weights, head=none has none")
+        if self.teacher == SELF_TEACHER and self.init_from is None:
+            raise ValueError(
+                "teacher=self is the network that a run starts from, which is untrained without init_from; add "
+                "init_from=RUN, or name another teacher"
+            )
         if not self.data.has_labels:
             self._check_needs_no_labels()
         patience = self.trainer.early_stop_patience
@@ -658,6 +704,11 @@ class Config:
             )
         if self.scoring.score_norm == "as_norm":
             raise ValueError("scoring.score_norm=as_norm needs training speakers, and data=audio has no labels")
+        patience = self.trainer.early_stop_patience
+        if patience is not None:
+            raise ValueError(
+                f"trainer.early_stop_patience={patience} needs a validation EER, and data=audio has no labels"
+            )
 
     @property
     def classes(self) -> dict[str, str]:
@@ -719,7 +770,9 @@ class Config:
             if lr is not None and not isinstance(lr, Mapping):
                 # One number in place of a node.
                 node.optim.lr = lr
-            node.head = {} if "_target_" in settings.get("head", {}) else writable(HeadConfig())
+            # Heads of version 0.2 have no name.
+            head = {"name": "aam_softmax"} | dict(settings.get("head", {}))
+            node.head = {} if "_target_" in head else _schema_of(head, HEAD_SETTINGS)
             controller = settings["sparsity"]["controller"]
             node.sparsity.controller = {} if "_target_" in controller else _schema_of(controller, CONTROLLER_SETTINGS)
             return to_config(cast(DictConfig, OmegaConf.merge(node, dict(settings))))
@@ -731,6 +784,7 @@ class Config:
 
 
 MODEL_SETTINGS = {"ecapa": ECAPAConfig(), "resnet34": ResNet34Config(), "se_resnet": SEResNetConfig()}
+HEAD_SETTINGS = {"aam_softmax": HeadConfig(), "none": NoHeadConfig()}
 DATA_SETTINGS = {
     "demo": DemoDataConfig(),
     "folder": FolderDataConfig(),
@@ -756,6 +810,7 @@ ROOT_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "run_dir": (lambda path: path != "", "a folder, or null"),
     "resume_from": (lambda path: path != "", "a run's folder or one of its checkpoints, or null"),
     "init_from": (lambda path: path != "", "a run's folder or a file of weights, or null"),
+    "teacher": (lambda path: path != "", "a run's folder or a file of weights, self, or null"),
 }
 
 
@@ -813,7 +868,8 @@ def register_schema() -> None:
         "data": DATA_SETTINGS,
         "optim": OPTIMIZER_SETTINGS,
         "augment": {"none": AugmentConfig()},
-        "head": {"aam_softmax": HeadConfig()},
+        "head": HEAD_SETTINGS,
+        "distill": {"default": DistillConfig()},
         "trainer": {"default": TrainerConfig()},
         "scoring": {"cosine": ScoringConfig()},
     }
@@ -917,6 +973,7 @@ def absolute_paths(config: Config) -> Config:
         augment=augment,
         run_dir=None if config.run_dir is None else _absolute(config.run_dir),
         init_from=None if config.init_from is None else _absolute(config.init_from),
+        teacher=config.teacher if config.teacher in {None, SELF_TEACHER} else _absolute(str(config.teacher)),
     )
 
 

@@ -41,19 +41,26 @@ class AugmentOnDevice(nn.Module):
             augmentation: inputs on the same device, except for ``speed`` (see ``AugmentBatch.to``). None
                 leaves the samples as they are.
         """
-        with torch.autocast(waveforms.device.type, enabled=False):
-            if augmentation is None:
-                return waveforms[:, : self.crop_samples] / 32768
-            outputs = self._perturb_speed(waveforms, augmentation.speed)
-            for rows, rirs in _row_blocks(augmentation.rir_rows, augmentation.rirs):
-                outputs.index_copy_(0, rows, add_reverb(outputs[rows], rirs))
-            for rows, noises, snr in _row_blocks(augmentation.noise_rows, augmentation.noises, augmentation.snr):
-                outputs.index_copy_(0, rows, add_noise(outputs[rows], noises, snr))
-            return outputs
+        clean = self.perturb_speed(waveforms, augmentation)
+        return clean if augmentation is None else self.mix_(clean, augmentation)
 
-    def _perturb_speed(self, waveforms: Tensor, speed: Tensor) -> Tensor:
-        if len(self.speeds) == 1:
-            return waveforms[:, : self.crop_samples] / 32768
+    def perturb_speed(self, waveforms: Tensor, augmentation: AugmentBatch | None) -> Tensor:
+        """Return the crops at their speeds, without rooms and noises; arguments and result are as of ``forward``."""
+        with torch.autocast(waveforms.device.type, enabled=False):
+            if augmentation is None or len(self.speeds) == 1:
+                return waveforms[:, : self.crop_samples] / 32768
+            return self._play(waveforms, augmentation.speed)
+
+    def mix_(self, crops: Tensor, augmentation: AugmentBatch) -> Tensor:
+        """Add rooms and noises in place to crops, float32 [B, S] as ``perturb_speed`` returns them, and return them."""
+        with torch.autocast(crops.device.type, enabled=False):
+            for rows, rirs in _row_blocks(augmentation.rir_rows, augmentation.rirs):
+                crops.index_copy_(0, rows, add_reverb(crops[rows], rirs))
+            for rows, noises, snr in _row_blocks(augmentation.noise_rows, augmentation.noises, augmentation.snr):
+                crops.index_copy_(0, rows, add_noise(crops[rows], noises, snr))
+            return crops
+
+    def _play(self, waveforms: Tensor, speed: Tensor) -> Tensor:
         outputs = torch.zeros(len(waveforms), self.crop_samples, device=waveforms.device)
         for index, factor in enumerate(self.speeds):
             if speed.device.type != "cpu":

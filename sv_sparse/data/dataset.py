@@ -89,6 +89,13 @@ class CropDataset(Dataset[Batch]):
         dataset.num_speakers = self._recorded_speakers
         return dataset
 
+    def with_rows(self, rows: NDArray[np.int64]) -> "CropDataset":
+        """Return the same crops of other rows of the manifest, int64 [N], which have no labels: all are 0."""
+        dataset = copy.copy(self)
+        dataset.rows = rows
+        dataset.labels = np.zeros(len(rows), np.int64)
+        return dataset
+
     def __getitems__(self, indices: Sequence[tuple[int, int]]) -> Batch:
         """Return the batch of some (epoch, position); utterances that cannot be read are left out and named."""
         return self.read_batch(indices, [None] * len(indices))

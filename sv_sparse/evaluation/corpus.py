@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sv_sparse.config.schema import AudioDataConfig, Config, DemoDataConfig, PreparedDataConfig
+from sv_sparse.config.schema import SELF_TEACHER, AudioDataConfig, Config, DemoDataConfig, PreparedDataConfig
 from sv_sparse.data.corpora.folder import check_is_file, scan_folder
 from sv_sparse.data.corpora.unlabeled import scan_unlabeled
 from sv_sparse.data.manifest import Manifest
@@ -15,7 +15,7 @@ from sv_sparse.data.synthetic.demo import make_demo_corpus
 from sv_sparse.data.trial_files import trial_sets_from_files
 from sv_sparse.data.trial_set import TrialSet, check_not_trained_on
 from sv_sparse.data.trials import read_trials
-from sv_sparse.evaluation.leakage import check_speaker_overlap, check_validation_overlap
+from sv_sparse.evaluation.leakage import SOURCE_SETTINGS, check_speaker_overlap, check_validation_overlap
 
 
 @dataclass
@@ -90,10 +90,12 @@ def load_corpus(config: Config, run_dir: Path) -> Corpus:
         manifest = Manifest(manifest_path)
         sexes = read_sexes(data.speaker_metadata) if data.speaker_metadata is not None else {}
         trial_sets = [_load_trial_set(name, manifest, sexes) for name in names]
-    if config.init_from is not None:
-        origin = Path(config.init_from)
-        check_speaker_overlap(origin, trial_sets, "init_from=")
-        check_validation_overlap(origin, manifest)
+    # A teacher passes on what it knows of its training speakers.
+    for setting in SOURCE_SETTINGS:
+        origin = getattr(config, setting)
+        if origin not in {None, SELF_TEACHER}:
+            check_speaker_overlap(Path(origin), trial_sets, f"{setting}=")
+            check_validation_overlap(Path(origin), manifest, f"{setting}=")
     return Corpus(manifest, trial_sets)
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
+from sv_sparse import checkpoint
 from sv_sparse.data.manifest import AudioSegment
 from sv_sparse.io import atomic_write, verify_crc
 from sv_sparse.scoring.arrays import Float32Array
@@ -119,10 +119,7 @@ def _model_key(network: nn.Module, model: Mapping[str, Any]) -> str:
         sources.update(package.glob(pattern))
     for source in sorted(sources):
         digest.update(source.read_bytes())
-    for name, value in network.state_dict().items():
-        digest.update(name.encode())
-        # As bytes, since numpy has no bfloat16.
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    digest.update(checkpoint.weights_digest(network.state_dict()))
     return digest.hexdigest()
 
 

@@ -104,6 +104,17 @@ def evaluate_trial_sets(
     return results
 
 
+def used_recordings(trial_sets: Sequence[TrialSet], scoring: ScoringConfig) -> list[Recording]:
+    """Return the recordings that trials use, each once, as ``evaluate_trial_sets`` embeds them."""
+    recordings: dict[Recording, None] = {}
+    for trial_set in trial_sets:
+        scored = apply_enrollment_mode(trial_set, scoring)
+        for utterance in scored.trials.used_utterances():
+            if not _lacks_samples(scored, utterance):
+                recordings[tuple(scored.audio[utterance])] = None
+    return list(recordings)
+
+
 def _usable_part(complete: TrialSet, unusable: Collection[Recording]) -> TrialSet:
     """Return the list without the trials of recordings that cannot be used."""
     trials = complete.trials

@@ -7,15 +7,19 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from sv_sparse.config.schema import SELF_TEACHER
 from sv_sparse.data.manifest import Manifest, match_utterances
 from sv_sparse.data.prepared import read_split
 from sv_sparse.data.trial_set import TrialSet, check_not_trained_on
+
+# Settings that name a network from which a run has what it knows.
+SOURCE_SETTINGS = ("init_from", "teacher")
 
 logger = logging.getLogger(__name__)
 
 
 def check_speaker_overlap(run: Path, trial_sets: Sequence[TrialSet], setting: str = "") -> None:
-    """Check that a run, and those it started from, were not trained on speakers of trial lists.
+    """Check that a run, and those it started or learned from, were not trained on speakers of trial lists.
 
     Args:
         run: folder of the run, or a network file.
@@ -41,8 +45,17 @@ def check_speaker_overlap(run: Path, trial_sets: Sequence[TrialSet], setting: st
             check_not_trained_on(trial_set, trained, source, f"{setting}{run_dir}")
 
 
-def check_validation_overlap(run: Path, manifest: Manifest) -> None:
-    """Raise a ValueError if a run, or one it started from, was trained on what a manifest holds out."""
+def check_validation_overlap(run: Path, manifest: Manifest, setting: str) -> None:
+    """Check that a run, and those it started or learned from, were not trained on what a manifest holds out.
+
+    Args:
+        run: folder of the run, or a network file.
+        manifest: training data of a new run.
+        setting: text before the run's folder in messages, such as ``init_from=``.
+
+    Raises:
+        ValueError: a run was; names it.
+    """
     validation = read_split(manifest.source, "validation").column("utterance").to_pylist()
     if not validation:
         return
@@ -55,19 +68,27 @@ def check_validation_overlap(run: Path, manifest: Manifest) -> None:
         trained = read_split(path, "train").column("utterance").combine_chunks()
         if (match_utterances(validation, trained) >= 0).any():
             raise ValueError(
-                f"data.val_fraction: utterances that are held out here were trained on by init_from={run_dir}; "
+                f"data.val_fraction: utterances that are held out here were trained on by {setting}{run_dir}; "
                 "hold out the same (data.val_fraction and data.val_seed as there), or nobody: data.val_fraction=0"
             )
 
 
 def _ancestor_runs(run: Path) -> Iterator[Path]:
-    """Yield the folder of a run, of the run that it started from, and so on."""
+    """Yield the folder of a run, of the runs that it started from or learned from, and so on, each once."""
     # Their training speech counts as the run's own (DECISIONS 33).
-    origin: str | None = str(run)
-    while origin is not None:
-        run_dir = run_dir_of(Path(origin))
+    remaining = [run_dir_of(run)]
+    visited: set[Path] = set()
+    while remaining:
+        run_dir = remaining.pop(0)
+        if run_dir in visited:
+            continue
+        visited.add(run_dir)
         yield run_dir
-        origin = _read_config(run_dir).get("init_from")
+        config = _read_config(run_dir)
+        for setting in SOURCE_SETTINGS:
+            origin = config.get(setting)
+            if origin not in {None, SELF_TEACHER}:
+                remaining.append(run_dir_of(Path(origin)))
 
 
 def run_dir_of(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The AAM-softmax head: embeddings and speakers to the loss. It is thrown away after training."""
+"""Losses of embeddings: the AAM-softmax head, which is thrown away after training, and the distance to a teacher."""
 
 from math import cos, inf, pi, sin
 
@@ -134,3 +134,35 @@ def margin_at(progress: float, margin: float, *, start: float = 0.13, end: float
     if progress <= start:
         return 0.0
     return margin * (progress - start) / (end - start)
+
+
+class NoHead(nn.Module):
+    """The head of a run without labels: no parameters, no loss, no scores.
+
+    >>> NoHead()(torch.randn(2, 192), torch.zeros(2, dtype=torch.int64))
+    (tensor(0.), None)
+    """
+
+    def forward(self, embedding: Tensor, _speaker: Tensor) -> tuple[Tensor, None]:
+        """Return the loss 0, 0-dim float32, and None in place of scores."""
+        return torch.zeros((), device=embedding.device), None
+
+
+def mean_cosine(student: Tensor, teacher: Tensor) -> Tensor:
+    """Compute the mean cosine similarity of embeddings, in float32 whatever the caller's autocast.
+
+    The loss of a student is 1 - ``mean_cosine``: the mean cosine distance, in [0, 2].
+
+    Args:
+        student: [B, E].
+        teacher: [B, E], of the same utterances.
+
+    Returns:
+        The mean over the batch, 0-dim, in [-1, 1].
+
+    >>> mean_cosine(torch.tensor([[3.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    tensor(0.5000)
+    """
+    # In 16-bit formats a cosine near 1, where training ends, has hardly any digits.
+    with torch.autocast(student.device.type, enabled=False):
+        return F.cosine_similarity(student.float(), teacher.float(), dim=1).mean()

@@ -19,10 +19,12 @@ class SpeakerModel(Protocol):
     Attributes:
         mel_bins: F, of the filterbank that it takes.
         embedding_dim: E, of the embeddings that it returns.
+        features: name of the features that it takes; ``registry.build_model`` sets it.
     """
 
     mel_bins: int
     embedding_dim: int
+    features: str
 
     def forward(self, filterbank: Tensor) -> Tensor:
         """Map log-mel filterbanks [B, F, T] in float32 to embeddings [B, E]; any T, utterances of one length."""

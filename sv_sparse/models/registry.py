@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sv_sparse.models.ecapa_tdnn import ECAPA
+from sv_sparse.models.features import DEFAULT_FEATURES, check_features
 from sv_sparse.models.resnet import ResNet34
 from sv_sparse.models.se_resnet import SEResNet
 
@@ -35,14 +36,16 @@ def build_model(settings: Mapping[str, Any], mel_bins: int, trusted: Collection[
 
     Args:
         settings: arguments of its class, with ``name``, its name in ``MODELS``; or with ``_target_``, the import path
-            of a class of the user's own, such as ``mypkg.net.Net``. docs/extending.md says what that needs.
+            of a class of the user's own, such as ``mypkg.net.Net``. docs/extending.md says what that needs. Beside
+            them ``features``, the name of the features that it takes, which the class does not see; settings from
+            before there was a choice have none, and mean ``sv_sparse``.
         mel_bins: F, of the filterbank that it takes.
         trusted: import paths of the user's own classes that may be imported, because the user named them on a command
             line. Those of the environment variable SV_SPARSE_MODEL_CLASS may be imported too. No other class is
             imported: settings may come from a file of somebody else.
 
     Returns:
-        The network on the CPU, as ``protocol.SpeakerModel`` describes it.
+        The network on the CPU, as ``protocol.SpeakerModel`` describes it, with its attribute ``features``.
 
     Raises:
         ValueError: the name is unknown, the class is not trusted or cannot be imported, or a setting is not allowed.
@@ -50,15 +53,34 @@ def build_model(settings: Mapping[str, Any], mel_bins: int, trusted: Collection[
     >>> build_model({"name": "resnet34", "base_channels": 16, "embedding_dim": 64}, mel_bins=80).embedding_dim
     64
     """
-    if "_target_" in settings:
-        arguments = {name: value for name, value in settings.items() if name != "_target_"}
-        network = import_class(settings["_target_"], trusted)(mel_bins=mel_bins, **arguments)
+    features = features_of(settings)
+    arguments = {name: value for name, value in settings.items() if name != "features"}
+    network: Any
+    if "_target_" in arguments:
+        path = arguments.pop("_target_")
+        network = import_class(path, trusted)(mel_bins=mel_bins, **arguments)
         _set_sizes(network, mel_bins)
-        return network
-    name = settings.get("name")
+        # A module of that name would be hidden by the text.
+        if hasattr(network, "features"):
+            raise ValueError(f"{path}: rename its attribute features, which holds the name of the network's features")
+    else:
+        network = _build_registered(arguments.pop("name", None), mel_bins, arguments)
+    network.features = features
+    return network
+
+
+def features_of(settings: Mapping[str, Any]) -> str:
+    """Return the name of the features of a network's settings; of settings from before the choice, ``sv_sparse``.
+
+    Raises:
+        ValueError: there are no such features.
+    """
+    return check_features(settings.get("features", DEFAULT_FEATURES))
+
+
+def _build_registered(name: Any, mel_bins: int, arguments: Mapping[str, Any]) -> nn.Module:
     if not isinstance(name, str) or name not in MODELS:
         raise ValueError(f"its network is {name!r}, expected one of {', '.join(MODELS)}")
-    arguments = {name: value for name, value in settings.items() if name != "name"}
     for setting, value in arguments.items():
         _check_bounds(setting, value)
     try:

@@ -121,6 +121,7 @@ def _page_values(report: RunReport) -> dict[str, Any]:
         "evaluations": evaluations,
         "evaluate_command": tables.EVALUATE_COMMAND,
         "decision_notes": notes,
+        "teacher": tables.teacher_table(results),
         "sparsity": tables.sparsity_table(results),
         "size": tables.size_table(results["size"]),
         "latency": tables.latency_note(results["size"]),
@@ -152,9 +153,14 @@ def _cards(report: RunReport) -> list[tuple[str, str, str]]:
     nonzero_macs = fmt.percent(size["nonzero_macs"] / size["macs"], 1)
     size_note = f"{fmt.percent(nnz / num_params, 1)} of {num_params:,}; {nonzero_macs} of the multiply-accumulates"
     steps_note = f"{training['steps']:,} steps on {training['device']}"
-    return [
+    cards = [
         ("Final sparsity", fmt.percent(results["sparsity"], 4), sparsity_note),
         ("EER", fmt.percent(evaluation["eer"]), eer_note),
         ("Nonzero parameters", fmt.count(nnz), size_note),
         ("Time", f"{results['wall_time_s'] / 60:.1f} min", steps_note),
     ]
+    if "teacher_cosine" in results:
+        lowest = fmt.number(results["min_teacher_cosine"], ".4f")
+        note = f"mean of {results['teacher_recordings']:,} trial recordings, lowest {lowest}"
+        cards.append(("Cosine to the teacher", fmt.number(results["teacher_cosine"], ".4f"), note))
+    return cards

@@ -184,6 +184,19 @@ def conditions(evaluation: Evaluation, scoring: Mapping[str, str]) -> Facts:
     ]
 
 
+def teacher_table(results: Results) -> Table | None:
+    """Return the table of cosines between the embeddings of the network and of its teacher, None without a teacher."""
+    rows = []
+    if "teacher_cosine" in results:
+        cosines = (fmt.number(results[name], ".4f") for name in ("teacher_cosine", "min_teacher_cosine"))
+        rows.append((f"{results['teacher_recordings']:,} trial recordings", *cosines))
+    for name, when in (("validation_teacher_cosine_tracked", "tracked"), ("validation_teacher_cosine", "final")):
+        if name in results:
+            rows.append((f"held-out crops, {when} sparsity", fmt.number(results[name], ".4f"), ""))
+    headers = ("embeddings of", "mean cosine", "lowest cosine")
+    return Table("Agreement with the teacher", headers, rows) if rows else None
+
+
 def sparsity_table(results: Results) -> Table:
     """Return the table of the sparsity, counted in several ways."""
     rows = [
@@ -288,4 +301,6 @@ def training_facts(results: Results, config: Config) -> Facts:
         facts.append(
             ("EER on held-out training speakers", f"{tracked} at the tracked sparsity, {final} at the final sparsity")
         )
+    if config.teacher is not None:
+        facts.append(("teacher", f"{config.teacher}, weight {config.distill.weight:g}, {config.distill.input} crops"))
     return facts

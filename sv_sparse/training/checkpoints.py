@@ -11,11 +11,13 @@ from typing import Any
 import torch
 
 from sv_sparse import checkpoint
+from sv_sparse.config.schema import SELF_TEACHER
 from sv_sparse.data.unreadable import UnreadableCounter
 from sv_sparse.distributed import all_gather_objects, broadcast_from_rank0, rank, world_size
 from sv_sparse.optim import DualAverage, SupportDiagnostics
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.training.setup import TrainingSetup
+from sv_sparse.training.teacher import TEACHER_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -122,8 +124,16 @@ class TrainState:
                 "best": self.best,
                 "untrained_metrics": self.untrained_metrics,
                 "sparse_init": setup.sparse_init,
+                "teacher": None if setup.teacher is None else setup.teacher.digest,
             }
         )
+
+    def save_teacher(self) -> None:
+        """Write the network at the start of the run to teacher.pt, where it is the teacher; the first process does."""
+        setup = self.setup
+        if rank() == 0 and setup.teacher is not None and setup.config.teacher == SELF_TEACHER:
+            state = {"config": setup.config.to_dict(), "model": setup.teacher.network.state_dict()}
+            checkpoint.save(self.checkpoints.folder / TEACHER_FILE, state)
 
     def save_epoch_checkpoint(self) -> None:
         """Keep last.pt as the checkpoint of the finished epoch too."""
@@ -184,6 +194,7 @@ class TrainState:
         self.setup.optimizer.load_state_dict(state["optimizer"])
 
     def _restore(self, state: dict[str, Any]) -> None:
+        self._check_same_teacher(state["teacher"])
         self._restore_weights(state)
         self.setup.controller.load_state_dict(state["controller"])
         self.setup.sparse_init = state["sparse_init"]
@@ -199,6 +210,17 @@ class TrainState:
             torch.cuda.set_rng_state(state["rng_states"]["cuda"], device)
         self.best = state["best"]
         self.untrained_metrics = state["untrained_metrics"]
+
+    def _check_same_teacher(self, digest: str | None) -> None:
+        """Raise a ValueError if the weights of the teacher are not those that the run began with."""
+        teacher = self.setup.teacher
+        if teacher is not None and teacher.digest != digest:
+            name = self.setup.config.teacher
+            path = self.checkpoints.folder / TEACHER_FILE if name == SELF_TEACHER else name
+            raise ValueError(
+                f"teacher={name}: {path} has other weights than when the run began (checksum {teacher.digest}, "
+                f"expected {digest}); put the file back, or begin a new run"
+            )
 
     def _check_world_size(self) -> None:
         """Raise a ValueError where another number of processes would change the order of crops."""

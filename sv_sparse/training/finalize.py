@@ -4,20 +4,24 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
+from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from sv_sparse.data.dataset import Batch, CropDataset
 from sv_sparse.data.loader import CropLoader, EpochBatchSampler
 from sv_sparse.data.unreadable import UnreadableCounter, UnreadableLimit
 from sv_sparse.distributed import broadcast_from_rank0, broadcast_module, rank
-from sv_sparse.evaluation.embed import mean_embedding, progress_bar
+from sv_sparse.evaluation.embed import embed, mean_embedding, progress_bar
 from sv_sparse.evaluation.embedding_cache import EMBEDDINGS_DIR, EmbeddingCache
-from sv_sparse.evaluation.evaluate import evaluate_trial_sets
+from sv_sparse.evaluation.evaluate import evaluate_trial_sets, used_recordings
 from sv_sparse.evaluation.result import TrialSetResult
 from sv_sparse.evaluation.validation import fit_scoring_backend
 from sv_sparse.evaluation.validation import validate as validate_network
+from sv_sparse.models.heads import mean_cosine
 from sv_sparse.optim import count_zeros, sparsity
 from sv_sparse.scoring.arrays import Float32Array
 from sv_sparse.scoring.backend import Backend
@@ -27,20 +31,47 @@ from sv_sparse.training.setup import TrainingSetup
 _WARN_SPARSITY_ERROR = 0.005
 # Fewer crops have no variance for batch normalization.
 MIN_CROPS = 2
+# As many as the original list of VoxCeleb1 has, which take as long as its evaluation.
+_MAX_TEACHER_RECORDINGS = 5000
 
 logger = logging.getLogger(__name__)
 
 
-def finalize(setup: TrainingSetup, last_val_eer: float | None = None) -> dict[str, Any]:
+class Validation(NamedTuple):
+    """Figures of the network on held-out data.
+
+    Attributes:
+        eer: EER of the held-out speakers, in [0, 1]; None without any.
+        mean: mean embedding [E] of those speakers, which scoring subtracts.
+        teacher_cosine: mean cosine of the network's and the teacher's embeddings of held-out crops, or of training
+            crops where nothing is held out; None without a teacher.
+    """
+
+    eer: float | None
+    mean: Float32Array | None
+    teacher_cosine: float | None
+
+    def metrics(self, suffix: str = "") -> dict[str, float]:
+        """Return ``validation_eer`` and ``validation_teacher_cosine``, where they were measured.
+
+        Args:
+            suffix: ends the names. Default: none.
+        """
+        metrics = {"validation_eer": self.eer, "validation_teacher_cosine": self.teacher_cosine}
+        return {f"{name}{suffix}": value for name, value in metrics.items() if value is not None}
+
+
+def finalize(setup: TrainingSetup, last_validation: Validation | None = None) -> dict[str, Any]:
     """Make the sparsity exact, renew the batch-norm statistics, and return what that changed.
 
     Args:
         setup: what was trained.
-        last_val_eer: EER of the held-out speakers, where this very network has been validated.
+        last_validation: of this very network, where it was validated.
 
     Returns:
         ``sparsity_tracked``, which the controller reached; ``sparsity``, the final one; ``lambda``; ``sparse_init``;
-        and where speakers are held out, their EER before (``validation_eer_tracked``) and after (``validation_eer``).
+        where speakers are held out, their EER before (``validation_eer_tracked``) and after (``validation_eer``); and
+        likewise with a teacher ``validation_teacher_cosine_tracked`` and ``validation_teacher_cosine``.
     """
     params = setup.regularized_params()
     target = setup.controller.target_sparsity
@@ -52,9 +83,8 @@ def finalize(setup: TrainingSetup, last_val_eer: float | None = None) -> dict[st
             100 * target,
         )
     logger.info("finalizing: exact sparsity, new batch-norm statistics")
-    if last_val_eer is None:
-        validation = validate(setup)
-        last_val_eer = validation[0] if validation is not None else None
+    if last_validation is None:
+        last_validation = validate(setup)
     setup.controller.finalize()
     with setup.device.autocast():
         crops = _statistics_crops(setup, setup.dataset, "batch-norm statistics")
@@ -77,18 +107,91 @@ def finalize(setup: TrainingSetup, last_val_eer: float | None = None) -> dict[st
         100 * metrics["sparsity"],
         metrics["lambda"],
     )
-    if validation is not None:
-        metrics["validation_eer_tracked"] = last_val_eer
-        metrics["validation_eer"] = validation[0]
-        before = "not measured" if last_val_eer is None else f"{100 * last_val_eer:.2f} %"
-        logger.info("validation EER %s before finalize, %.2f %% after", before, 100 * validation[0])
+    metrics |= last_validation.metrics("_tracked")
+    metrics |= validation.metrics()
+    if validation.eer is not None:
+        before = "not measured" if last_validation.eer is None else f"{100 * last_validation.eer:.2f} %"
+        logger.info("validation EER %s before finalize, %.2f %% after", before, 100 * validation.eer)
+    if validation.teacher_cosine is not None:
+        logger.info(
+            "mean cosine to the teacher %.4f before finalize, %.4f after",
+            last_validation.teacher_cosine,
+            validation.teacher_cosine,
+        )
     return metrics
 
 
-def validate(setup: TrainingSetup) -> tuple[float, Float32Array] | None:
-    """Return the EER of the held-out speakers and the mean embedding that scoring subtracts; None without speakers."""
+def validate(setup: TrainingSetup) -> Validation:
+    """Validate the network on held-out speakers, and beside its teacher."""
     with setup.device.autocast():
-        return validate_network(setup.network, setup.filterbank, setup.corpus.manifest, _unreadable_limit(setup))
+        speakers = validate_network(setup.network, setup.filterbank, setup.corpus.manifest, _unreadable_limit(setup))
+        eer, mean = (None, None) if speakers is None else speakers
+        return Validation(eer, mean, _validation_teacher_cosine(setup))
+
+
+@torch.no_grad()
+def _validation_teacher_cosine(setup: TrainingSetup) -> float | None:
+    """Return the mean cosine of the network's and the teacher's embeddings of held-out crops; None without a teacher.
+
+    Crops, not recordings, which may be hours long; the same ones each time.
+    """
+    if setup.teacher is None:
+        return None
+    dataset = setup.dataset.without_augmentation()
+    rows = setup.corpus.manifest.split("validation")
+    if len(rows):
+        dataset = dataset.with_rows(rows)
+    setup.network.eval()
+    total = 0.0
+    num_crops = 0
+    for batch in _statistics_crops(setup, dataset, "teacher"):
+        features, target = setup.extract_step_inputs(batch)
+        assert target is not None
+        total += mean_cosine(setup.network(features), target).item() * len(target)
+        num_crops += len(target)
+    return total / num_crops if num_crops else None
+
+
+def compare_with_teacher(setup: TrainingSetup) -> dict[str, Any]:
+    """Compare the final network's embeddings of the trial recordings with the teacher's, in float32.
+
+    They say whether voiceprints that were enrolled with the teacher can be used with the network.
+
+    Returns:
+        ``teacher_cosine``, the mean cosine; ``min_teacher_cosine``, the lowest; ``teacher_recordings``, how many
+        recordings were compared, at most 5,000. Nothing without a teacher or without trials.
+    """
+    teacher = setup.teacher
+    recordings = used_recordings(setup.corpus.trial_sets, setup.config.scoring)
+    if teacher is None or not recordings:
+        return {}
+    # From the first to the last, so that each list has its part.
+    count = min(len(recordings), _MAX_TEACHER_RECORDINGS)
+    selected = [recordings[index] for index in np.linspace(0, len(recordings) - 1, count).astype(int)]
+    limit = _unreadable_limit(setup)
+    # The evaluation has left them in the cache.
+    embeddings = embed(
+        setup.network, setup.filterbank, selected, title="trial lists", limit=limit, cache=_embedding_cache(setup)
+    )
+    cache = EmbeddingCache(setup.run_dir / EMBEDDINGS_DIR, teacher.network, teacher.model)
+    targets = embed(teacher.network, teacher.filterbank, selected, title="teacher", limit=limit, cache=cache)
+    usable = embeddings.usable & targets.usable
+    if not usable.any():
+        return {}
+    students, teachers = (torch.from_numpy(side.values[usable]).double() for side in (embeddings, targets))
+    cosines = nn.functional.cosine_similarity(students, teachers)
+    metrics = {
+        "teacher_cosine": float(cosines.mean()),
+        "min_teacher_cosine": float(cosines.min()),
+        "teacher_recordings": len(cosines),
+    }
+    logger.info(
+        "cosine to the teacher: mean %.4f, lowest %.4f, of %d trial recordings",
+        metrics["teacher_cosine"],
+        metrics["min_teacher_cosine"],
+        metrics["teacher_recordings"],
+    )
+    return metrics
 
 
 def mean_training_embedding(setup: TrainingSetup) -> Float32Array:
@@ -162,11 +265,13 @@ def _statistics_crops(setup: TrainingSetup, dataset: CropDataset, title: str) ->
         title: purpose of the crops, for the progress bar.
     """
     config = setup.config
-    sampler = EpochBatchSampler(len(dataset), config.trainer.batch_size, config.seed)
+    # Fewer may be held out.
+    batch_size = min(config.trainer.batch_size, len(dataset))
+    sampler = EpochBatchSampler(len(dataset), batch_size, config.seed)
     sampler.epoch = config.trainer.epochs
     loader = CropLoader(dataset, sampler, 0, setup.device.device)
     unreadable = UnreadableCounter(config.data.max_unreadable_fraction)
-    num_batches = -(-config.trainer.num_bn_crops // config.trainer.batch_size)
+    num_batches = -(-config.trainer.num_bn_crops // batch_size)
     with progress_bar(min(num_batches, len(sampler)), title, "batch") as progress:
         for batch in islice(loader, num_batches):
             # All processes read the same crops.

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from sv_sparse import checkpoint
-from sv_sparse.config.schema import Config, read_config
+from sv_sparse.config.schema import Config, HeadConfig, read_config
 from sv_sparse.data.manifest import Manifest, match_utterances
 from sv_sparse.data.prepared import read_split
 from sv_sparse.io import nfc
-from sv_sparse.models.heads import AAMSoftmax
+from sv_sparse.models.heads import AAMSoftmax, NoHead
 from sv_sparse.models.pretrained.convert import convert
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 class InitSource:
     """State that a run starts from."""
 
-    # The path that ``init_from`` named.
+    # The path that ``init_from``, or ``teacher``, named.
     path: Path
     # Settings of its network.
     model: dict[str, Any]
@@ -59,6 +59,9 @@ class InitSource:
         """
         self._check_same_model(model)
         network.load_state_dict(self.weights)
+        if isinstance(head, NoHead):
+            logger.info("starting from %s", self.path)
+            return
         speakers = manifest.speakers("train")
         source_names = _common_speakers(self.manifest, manifest) if self.manifest is not None else {}
         indices = []
@@ -102,20 +105,31 @@ def load_init_source(config: Config) -> InitSource | None:
     Raises:
         ValueError: it is neither a finished run nor a file of weights that can be read.
     """
-    if config.init_from is None:
-        return None
-    path = Path(config.init_from)
-    file = network_file(path)
+    return None if config.init_from is None else read_source(Path(config.init_from), "init_from", with_head=True)
+
+
+def read_source(path: Path, setting: str, *, with_head: bool) -> InitSource:
+    """Read a trained network.
+
+    Args:
+        path: folder of a finished run, one of its network files, or a file of weights of another toolkit.
+        setting: of the command line, that named it, for messages.
+        with_head: whether to read the run's head and training data too.
+
+    Raises:
+        ValueError: it is neither a finished run nor a file of weights that can be read.
+    """
+    file = network_file(path, setting)
     if path.is_file():
-        state = read_weights(path)
+        state = read_weights(path, setting)
         # Every network file of a run has this key.
         if "format" not in state:
-            return _from_pretrained(path, state)
-    return _from_run_checkpoint(path, file)
+            return _from_pretrained(path, state, setting)
+    return _from_run_checkpoint(path, file, with_head=with_head)
 
 
-def network_file(path: Path) -> Path:
-    """Return the file of weights that ``init_from`` names; in a run's folder, ``checkpoints/model.pt``.
+def network_file(path: Path, setting: str = "init_from") -> Path:
+    """Return the file of weights that a setting names; in a run's folder, ``checkpoints/model.pt``.
 
     Raises:
         ValueError: there is none.
@@ -123,13 +137,13 @@ def network_file(path: Path) -> Path:
     file = path if path.is_file() else path / "checkpoints" / "model.pt"
     if not file.is_file():
         raise ValueError(
-            f"init_from={path}: expected the folder of a finished run, with checkpoints/model.pt, one of its network "
+            f"{setting}={path}: expected the folder of a finished run, with checkpoints/model.pt, one of its network "
             f"files, or weights of SpeechBrain or WeSpeaker"
         )
     return file
 
 
-def read_weights(path: Path) -> dict[str, Any]:
+def read_weights(path: Path, setting: str = "init_from") -> dict[str, Any]:
     """Read a file of tensors and plain data; nothing in it is run.
 
     Raises:
@@ -139,16 +153,16 @@ def read_weights(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except checkpoint.CORRUPT_FILE_ERRORS as error:
         first_line = str(error).partition("\n")[0]
-        raise ValueError(f"init_from={path}: cannot be read as a file of weights ({first_line})") from error
+        raise ValueError(f"{setting}={path}: cannot be read as a file of weights ({first_line})") from error
     if not isinstance(state, dict):
-        raise ValueError(f"init_from={path}: holds a {type(state).__name__}, expected a state dict")
+        raise ValueError(f"{setting}={path}: holds a {type(state).__name__}, expected a state dict")
     return state
 
 
-def _from_run_checkpoint(path: Path, file: Path) -> InitSource:
+def _from_run_checkpoint(path: Path, file: Path, *, with_head: bool) -> InitSource:
     state = checkpoint.load(file, checkpoint.NETWORK_KEYS)
     run_dir = file.parent.parent
-    belongs_to_run = file.parent.name == "checkpoints" and (run_dir / "manifest.parquet").is_file()
+    belongs_to_run = with_head and file.parent.name == "checkpoints" and (run_dir / "manifest.parquet").is_file()
     manifest = Manifest(run_dir / "manifest.parquet") if belongs_to_run else None
     # Runs of older versions, and losses of the user's own, have no such setting.
     sub_centers = int(state["config"]["head"].get("sub_centers", 1))
@@ -164,11 +178,11 @@ def _from_run_checkpoint(path: Path, file: Path) -> InitSource:
     )
 
 
-def _from_pretrained(path: Path, state: dict[str, Any]) -> InitSource:
+def _from_pretrained(path: Path, state: dict[str, Any], setting: str) -> InitSource:
     try:
         kind, model, weights = convert(state)
     except ValueError as error:
-        raise ValueError(f"init_from={path}: {error}") from error
+        raise ValueError(f"{setting}={path}: {error}") from error
     logger.info("%s: %s, dense; features and training speakers unknown", path, kind)
     return InitSource(path, model, weights)
 
@@ -198,7 +212,7 @@ def _common_speakers(source: Manifest, target: Manifest) -> dict[str, str]:
 
 def _load_head_rows(run_dir: Path, manifest: Manifest, sub_centers: int) -> dict[str, Tensor]:
     last = run_dir / "checkpoints" / "last.pt"
-    if not last.is_file() or "head" in read_config(run_dir).classes:
+    if not last.is_file() or not isinstance(read_config(run_dir).head, HeadConfig):
         return {}
     weight = checkpoint.load(last, checkpoint.TRAINING_KEYS)["head"]["weight"]
     # The rows beyond those of the speakers are the same speakers at other speeds.

@@ -73,8 +73,13 @@ class MetricLogger:
 
     def show(self, row: Row) -> None:
         """Show a step's metrics on the progress bar."""
+        words = [f"loss {row['loss']:.2f}"]
+        if "accuracy" in row:
+            words.append(f"acc {100 * row['accuracy']:.1f} %")
+        if "teacher_cosine" in row:
+            words.append(f"cosine {row['teacher_cosine']:.3f}")
         self.bar.set_postfix_str(
-            f"loss {row['loss']:.2f}, acc {100 * row['accuracy']:.1f} %, "
+            f"{', '.join(words)}, "
             f"sparsity {100 * row['sparsity/regularized']:.2f} % of {100 * row['target_sparsity']:.2f} %, "
             f"lambda {row['lambda']:.3g}, "
             f"{row['utterances_per_second']:.0f} utt/s, data wait {100 * row['data_wait_fraction']:.0f} %",

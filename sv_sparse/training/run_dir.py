@@ -35,6 +35,7 @@ from sv_sparse.training.device import resolve_device, resolve_precision
 from sv_sparse.training.environment import environment
 from sv_sparse.training.errors import USER_ERRORS
 from sv_sparse.training.init_from_config import CHOICE, describe_sources
+from sv_sparse.training.teacher import TEACHER_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -143,12 +144,13 @@ def create_run_dir(config: Config, sources: dict[str, str]) -> Path:
             raise ValueError(f"{name}={printable(value)}: expected a name in UTF-8, as tensorboard needs one")
     folder = Path(config.run_dir) if config.run_dir is not None else _unique_run_dir(config)
     checkpoints = folder / "checkpoints"
-    is_unused_run = checkpoints.is_dir() and not set(checkpoints.iterdir()) - set(checkpoints.glob(TEMP_PATTERN))
+    is_unused_run = checkpoints.is_dir() and not _has_checkpoint(folder)
     if folder.exists() and any(folder.iterdir()) and not is_unused_run:
         raise ValueError(f"run_dir={folder} exists; name another, or continue it with resume_from={folder}")
     checkpoints.mkdir(parents=True, exist_ok=True)
     with file_lock(folder, f"run_dir={folder}: another process is training this run; name another"):
         (folder / "manifest.parquet").unlink(missing_ok=True)
+        (checkpoints / TEACHER_FILE).unlink(missing_ok=True)
         write_text(folder / "config.yaml", OmegaConf.to_yaml(config.to_dict()))
         write_json(folder / "environment.json", environment() | sources)
     return folder
@@ -224,6 +226,12 @@ def _match_restart(config: Config, folder: Path) -> Config:
     if differing:
         raise ValueError(f"run_dir={folder} holds a run with other settings: {', '.join(differing)}")
     return stored
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    """Return whether a run's folder has more than what is written before the first checkpoint."""
+    checkpoints = folder / "checkpoints"
+    return bool({*checkpoints.iterdir()} - {*checkpoints.glob(TEMP_PATTERN), checkpoints / TEACHER_FILE})
 
 
 def _default_name(config: Config, choices: Any) -> str:
@@ -313,7 +321,7 @@ def _log_handlers(folder: Path) -> Iterator[None]:
         # The second where another process stopped first, and this waited for it.
         # A second signal, which torchrun sends after Ctrl-C.
         with capture_stop_signals():
-            if any((folder / "checkpoints").iterdir()):
+            if _has_checkpoint(folder):
                 logger.info("continue with: %s", resume_command(folder))
         raise
     finally:
@@ -321,7 +329,7 @@ def _log_handlers(folder: Path) -> Iterator[None]:
         root.setLevel(previous_levels[0])
         package.setLevel(previous_levels[1])
         root.handlers[:] = previous_handlers
-        if not any((folder / "checkpoints").iterdir()):
+        if not _has_checkpoint(folder):
             # A network disk keeps the lock until it is let go.
             with suppress(OSError):
                 shutil.rmtree(folder)

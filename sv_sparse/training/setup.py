@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sv_sparse.config.schema import AugmentConfig, Config, default_num_workers
+from sv_sparse.config.schema import AugmentConfig, Config, NoHeadConfig, default_num_workers
 from sv_sparse.data.augment import Augmentation
 from sv_sparse.data.augment_ops import AugmentOnDevice, mask_filterbank
 from sv_sparse.data.dataset import Batch, CropDataset
@@ -24,7 +24,7 @@ from sv_sparse.distributed import rank, world_size
 from sv_sparse.evaluation.corpus import Corpus, corpus_summary
 from sv_sparse.models.cpu_kernels import accelerate
 from sv_sparse.models.features import MEL_BINS, Filterbank, crop_samples
-from sv_sparse.models.heads import AAMSoftmax
+from sv_sparse.models.heads import AAMSoftmax, NoHead
 from sv_sparse.models.protocol import REQUIREMENTS, check_head, check_model, own_code
 from sv_sparse.models.registry import build_model, import_class
 from sv_sparse.optim import (
@@ -50,6 +50,7 @@ from sv_sparse.training.param_groups import (
     network_param_groups,
     uses_sparse_init,
 )
+from sv_sparse.training.teacher import Teacher, build_teacher, check_teacher
 
 OPTIMIZERS: dict[str, type[BregmanOptimizer]] = {"adabreg": AdaBreg, "linbreg": LinBreg, "proxsgd": ProxSGD}
 CONTROLLERS: dict[str, type[Controller]] = {
@@ -97,14 +98,33 @@ class TrainingSetup:
     loader: CropLoader | ShardLoader
     # True where the weights grow, or grew, from a sparse start.
     sparse_init: bool
+    # Network whose embeddings are learned.
+    teacher: Teacher | None = None
 
     def extract_features(self, batch: Batch) -> Tensor:
         """Return the augmented filterbank features [B, F, T] of a batch of crops, on the device."""
+        features, _ = self._extract(batch, None)
+        return features
+
+    def extract_step_inputs(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Return the features as ``extract_features`` does, and the teacher's embeddings [B, E]; None without one."""
+        return self._extract(batch, self.teacher)
+
+    def _extract(self, batch: Batch, teacher: Teacher | None) -> tuple[Tensor, Tensor | None]:
         waveforms = batch.waveforms.to(self.device.device, non_blocking=True)
-        if batch.augmentation is None:
-            return self.filterbank(self.mixer(waveforms, None))
-        augmentation = batch.augmentation.to(self.device.device)
-        return mask_filterbank(self.filterbank(self.mixer(waveforms, augmentation)), augmentation.mask)
+        augmentation = None if batch.augmentation is None else batch.augmentation.to(self.device.device)
+        crops = self.mixer.perturb_speed(waveforms, augmentation)
+        target = None
+        is_clean = self.config.distill.input == "clean"
+        # Now: rooms and noises are added in place.
+        if teacher is not None and (is_clean or augmentation is None):
+            target = teacher.embed(crops)
+        if augmentation is None:
+            return self.filterbank(crops), target
+        crops = self.mixer.mix_(crops, augmentation)
+        if teacher is not None and not is_clean:
+            target = teacher.embed(crops, augmentation.mask)
+        return mask_filterbank(self.filterbank(crops), augmentation.mask), target
 
     @property
     def total_steps(self) -> int:
@@ -156,6 +176,7 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
     rates = learning_rates(config, sparse_init=sparse_init)
     if source is not None:
         source.apply_to(network, config.model_settings, head, corpus.manifest)
+    teacher = build_teacher(config, run_dir, network, device, trusted_classes)
     groups = build_param_groups(network, head, config, rates)
     if source is None and sparse_init:
         apply_sparse_init(groups, config)
@@ -192,6 +213,7 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
         sampler=sampler,
         loader=loader,
         sparse_init=sparse_init,
+        teacher=teacher,
     )
 
 
@@ -208,6 +230,7 @@ def check_buildable(config: Config, trusted_classes: Sequence[str] = ()) -> None
     trainer = config.trainer
     device = resolve_device_config(trainer.device, trainer.precision, trainer.compile)
     network = _build_network(config, device.device, trusted_classes)
+    check_teacher(config, network.embedding_dim, trusted_classes)
     _build_augmentation(config.augment)
     head = _build_head(config, network.embedding_dim, _NUM_TRIED_SPEAKERS, trusted_classes)
     if "head" in config.classes:
@@ -252,6 +275,8 @@ def _build_head(config: Config, embedding_dim: int, num_speakers: int, trusted_c
         head_class, settings = _own_class("head", "loss", config.head, trusted_classes)
         with own_code("head", config.classes["head"]):
             return head_class(embedding_dim=embedding_dim, num_speakers=num_speakers, **settings)
+    if isinstance(config.head, NoHeadConfig):
+        return NoHead()
     head = config.head
     return AAMSoftmax(
         embedding_dim,

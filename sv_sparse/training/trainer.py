@@ -19,14 +19,20 @@ from sv_sparse import distributed
 from sv_sparse.config.schema import HeadConfig
 from sv_sparse.data.dataset import Batch
 from sv_sparse.distributed import all_gather, all_gather_objects, rank, world_size
-from sv_sparse.models.heads import margin_at
+from sv_sparse.models.heads import margin_at, mean_cosine
 from sv_sparse.optim import clip_grad_norm_, sparsity, warmup_exponential
 from sv_sparse.scoring.arrays import Float32Array
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.signals import StopRequested, capture_stop_signals, defer_stop
 from sv_sparse.training.checkpoints import TrainState
 from sv_sparse.training.device import oom_hint
-from sv_sparse.training.finalize import MIN_CROPS, evaluate_untrained, mean_training_embedding, validate
+from sv_sparse.training.finalize import (
+    MIN_CROPS,
+    Validation,
+    evaluate_untrained,
+    mean_training_embedding,
+    validate,
+)
 from sv_sparse.training.logging import MetricLogger, Timer, profiler
 from sv_sparse.training.setup import TrainingSetup
 
@@ -42,29 +48,47 @@ _HPARAM_METRICS = (
     "min_dcf",
     "wall_time_s",
     "validation_eer",
+    "validation_teacher_cosine",
+    "teacher_cosine",
+    "min_teacher_cosine",
 )
 
 
 class ModelWithLoss(nn.Module):
-    """Network and head as one module, so that they are compiled and distributed together."""
+    """Network and losses as one module, so that they are compiled and distributed together.
 
-    def __init__(self, network: nn.Module, head: nn.Module) -> None:
+    Args:
+        network: filterbank [B, F, T] to embedding [B, E].
+        head: embeddings and labels to loss and scores.
+        distill_weight: factor on the mean cosine distance to the teacher's embeddings. Default: 1.
+    """
+
+    def __init__(self, network: nn.Module, head: nn.Module, distill_weight: float = 1.0) -> None:
         super().__init__()
         self.network = network
         self.head = head
+        self.distill_weight = distill_weight
 
-    def forward(self, filterbank: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, filterbank: Tensor, labels: Tensor, target: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Compute the loss of a batch.
 
         Args:
             filterbank: [B, F, T].
             labels: training speakers [B], int64.
+            target: the teacher's embeddings [B, E]. Default: there is no teacher.
 
         Returns:
-            The mean loss, 0-dim, and the cosines with all speakers [B, K].
+            The mean loss, 0-dim; the cosines with all speakers [B, K], None without a head; and the mean cosine with
+            the teacher, 0-dim and detached, None without a teacher.
         """
-        loss, cosines = self.head(self.network(filterbank), labels)
-        return loss, cosines
+        embedding = self.network(filterbank)
+        loss, cosines = self.head(embedding, labels)
+        if target is None:
+            return loss, cosines, None
+        teacher_cosine = mean_cosine(embedding, target)
+        return loss + self.distill_weight * (1 - teacher_cosine), cosines, teacher_cosine.detach()
 
 
 @dataclass(frozen=True)
@@ -114,7 +138,7 @@ class Trainer:
 
     Attributes:
         state: what checkpoints hold.
-        last_val_eer: EER of the held-out speakers, of the network as it is; None if it was not measured.
+        last_validation: of the network as it is; None if it was not validated.
         failed_step: the first step with a loss or gradient that is not finite, 0-dim on the device; 0 for none.
     """
 
@@ -125,7 +149,7 @@ class Trainer:
         self.metrics = MetricLogger(setup.run_dir, self.state.progress.step, self.state.progress.rows)
         self.timer = Timer()
         self.last_save_time = start_time
-        self.last_val_eer: float | None = None
+        self.last_validation: Validation | None = None
         self.failed_step = torch.zeros((), dtype=torch.int64, device=setup.device.device)
         self._model: Any = None
         # One process tells of the first overflow in fp16.
@@ -153,6 +177,8 @@ class Trainer:
                     with self.setup.device.autocast():
                         mean = mean_training_embedding(self.setup)
                         self.state.untrained_metrics = evaluate_untrained(self.setup, mean)
+                # Before the first checkpoint, with which a run is resumed.
+                self.state.save_teacher()
                 self._save()
             with self._training_mode(), self.metrics.progress(self.state.progress.step, self.setup.total_steps):
                 # A resumed run may have been stopped between the end of an epoch and its validation.
@@ -162,7 +188,7 @@ class Trainer:
                     self._validate_and_save()
         self._check_some_update()
         if self.state.select_final_weights():
-            self.last_val_eer = None
+            self.last_validation = None
             with defer_stop():
                 # With the head that belongs to the network.
                 self._save()
@@ -173,7 +199,8 @@ class Trainer:
         setup = self.setup
         device = setup.device.device
         with distributed.sync_batch_norm(setup.network, device):
-            self._model = setup.device.compile(ModelWithLoss(setup.network, setup.head))
+            model = ModelWithLoss(setup.network, setup.head, setup.config.distill.weight)
+            self._model = setup.device.compile(model)
             if world_size() > 1:
                 self._model = DistributedDataParallel(
                     self._model,
@@ -241,23 +268,8 @@ class Trainer:
         step = self.state.progress.step + 1
         is_logged = step % self.config.log_interval == 0
 
-        # Forward and backward.
         optimizer.zero_grad()
-        total_loss = torch.zeros((), device=device)
-        num_correct = torch.zeros((), device=device)
-        for index, micro_batch in enumerate(micro_batches, start=1):
-            labels = micro_batch.labels.to(device, non_blocking=True)
-            # Only the last micro-batch averages gradients over the processes: the sum is the same, at less traffic.
-            skip_sync = world_size() > 1 and index < len(micro_batches)
-            with self._model.no_sync() if skip_sync else nullcontext():
-                with setup.device.autocast():
-                    loss, cosines = self._model(setup.extract_features(micro_batch), labels)
-                # DistributedDataParallel averages over processes, so that this sums to the mean over all crops.
-                loss_share = loss * (len(labels) * world_size() / num_crops)
-                scaler.scale(loss_share).backward()
-            total_loss += loss_share.detach()
-            if is_logged:
-                num_correct += (cosines.argmax(dim=1) == labels).sum()
+        totals = self._backward(micro_batches, num_crops, is_logged=is_logged)
 
         # Clip. By default only gradients of nonzero weights enter the norm: those of zeros are many, and would shrink
         # every step several times.
@@ -270,7 +282,7 @@ class Trainer:
             sparse_params=controller.params,
             backend=optimizer.param_groups[0]["backend"],
         )
-        self._record_non_finite(total_loss, grad_norm, step)
+        self._record_non_finite(totals["loss"], grad_norm, step)
         if device.type == "cpu":
             # On a GPU this would wait for the device; there it comes with the logged metrics.
             self._check_finite()
@@ -293,9 +305,44 @@ class Trainer:
         self.timer.count(num_crops)
         if is_logged:
             # Processes have parts of one loss, and their own crops.
-            loss_and_accuracy = torch.stack([total_loss, num_correct * world_size() / num_crops])
-            mean_loss, accuracy = distributed.all_reduce_mean(loss_and_accuracy).unbind()
-            self._log_step(mean_loss, accuracy)
+            means = distributed.all_reduce_mean(torch.stack(list(totals.values())))
+            self._log_step(dict(zip(totals, means.unbind(), strict=True)))
+
+    def _backward(self, micro_batches: Sequence[Batch], num_crops: int, *, is_logged: bool) -> dict[str, Tensor]:
+        """Compute the gradients of a batch.
+
+        Args:
+            micro_batches: this process's parts of the batch.
+            num_crops: crops of all micro-batches of all processes.
+            is_logged: whether more than the loss is needed.
+
+        Returns:
+            0-dim tensors on the device, whose means over the processes are those over all crops: ``loss``, and where it
+            is logged ``accuracy``, with a head that has scores, and ``teacher_cosine``, with a teacher.
+        """
+        setup = self.setup
+        device = setup.device.device
+        totals = {"loss": torch.zeros((), device=device)}
+        num_correct = torch.zeros((), device=device)
+        for index, micro_batch in enumerate(micro_batches, start=1):
+            labels = micro_batch.labels.to(device, non_blocking=True)
+            # Only the last micro-batch averages gradients over the processes: the sum is the same, at less traffic.
+            skip_sync = world_size() > 1 and index < len(micro_batches)
+            # DistributedDataParallel averages over processes, so that shares sum to the mean over all crops.
+            share = len(labels) * world_size() / num_crops
+            with self._model.no_sync() if skip_sync else nullcontext():
+                with setup.device.autocast():
+                    features, target = setup.extract_step_inputs(micro_batch)
+                    loss, cosines, teacher_cosine = self._model(features, labels, target)
+                loss_share = loss * share
+                self.state.scaler.scale(loss_share).backward()
+            totals["loss"] += loss_share.detach()
+            if is_logged and cosines is not None:
+                num_correct += (cosines.argmax(dim=1) == labels).sum()
+                totals["accuracy"] = num_correct * world_size() / num_crops
+            if is_logged and teacher_cosine is not None:
+                totals["teacher_cosine"] = totals.get("teacher_cosine", 0) + teacher_cosine * share
+        return totals
 
     def _count_recordings(self, micro_batches: Sequence[Batch], info: GlobalBatchInfo) -> None:
         """Name the recordings that could not be used, and end the run where they are too many."""
@@ -364,12 +411,15 @@ class Trainer:
                 f"smaller optim.lr or trainer.precision=fp32 may help"
             )
 
-    def _log_step(self, loss: Tensor, accuracy: Tensor) -> None:
-        """Log the metrics of a step. A GPU is waited for here, and in fp16 for each step's loss scale."""
+    def _log_step(self, metrics: Mapping[str, Tensor]) -> None:
+        """Log the metrics of a step. A GPU is waited for here, and in fp16 for each step's loss scale.
+
+        Args:
+            metrics: 0-dim tensors on the training device: ``loss``, and what else the losses give.
+        """
         setup, controller = self.setup, self.setup.controller
         tensors = {
-            "loss": loss,
-            "accuracy": accuracy,
+            **metrics,
             "lambda": controller.lambda_,
             "sparsity/network": self._sparsity(list(setup.sparse_params.values())),
             "sparsity/regularized": controller.sparsity(),
@@ -377,7 +427,8 @@ class Trainer:
         }
         for name, value in self.state.diagnostics.compute().items():
             tensors[f"support/{name}"] = value
-        scalars = [value.float().to(loss.device, non_blocking=True) for value in tensors.values()]
+        device = setup.device.device
+        scalars = [value.float().to(device, non_blocking=True) for value in tensors.values()]
         # Whether a step failed comes with the metrics, in one copy from the device.
         *values, failed_step = torch.stack([*scalars, self.failed_step.float()]).tolist()
         if failed_step:
@@ -402,15 +453,14 @@ class Trainer:
         progress = self.state.progress
         if progress.validated:
             return
-        validation = validate(self.setup)
+        validation = self.last_validation = validate(self.setup)
         with defer_stop():
             current_sparsity = sparsity(self.setup.regularized_params()).item()
             self._check_ranks_agree(current_sparsity)
             row: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "sparsity": current_sparsity}
-            if validation is not None:
-                val_eer, mean = validation
-                row["validation_eer"] = self.last_val_eer = val_eer
-                self._update_best(val_eer, mean, current_sparsity)
+            row |= validation.metrics()
+            if validation.eer is not None and validation.mean is not None:
+                self._update_best(validation.eer, validation.mean, current_sparsity)
             skipped = self._steps_without_update()
             if skipped:
                 row["steps_without_update"] = skipped
@@ -433,6 +483,8 @@ class Trainer:
         text += f"sparsity {100 * row['sparsity']:.2f} %"
         if "validation_eer" in row:
             text += f", validation EER {100 * row['validation_eer']:.2f} %"
+        if "validation_teacher_cosine" in row:
+            text += f", mean cosine to the teacher {row['validation_teacher_cosine']:.4f}"
         if "steps_without_update" in row:
             text += f", {row['steps_without_update']} steps without an update"
         return text

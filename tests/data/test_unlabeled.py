@@ -11,7 +11,7 @@ from sv_sparse.data.corpora.unlabeled import scan_unlabeled
 from sv_sparse.data.dataset import CropDataset
 from sv_sparse.evaluation.validation import validation_trials
 
-NAMES = ("top.wav", "a/flat.flac", "a/b/c/d/deep.ogg", "a/b/music.mp3", "calls/8k.wav", "calls/48k.flac", "x y/\u00e9.wav")
+NAMES = ("top.wav", "a/flat.flac", "a/b/c/d/deep.ogg", "a/b/x.mp3", "calls/8k.wav", "calls/48k.flac", "x y/\u00e9.wav")
 
 
 @pytest.fixture
@@ -67,8 +67,9 @@ def test_held_out_recordings_depend_on_the_seed_alone_and_make_no_trials(scan):
     assert len(held_out) == 2
     assert utterances(again, "validation") == held_out
     assert sorted([*utterances(first, "train"), *held_out]) == sorted(NAMES)
-    assert {tuple(utterances(scan(val_fraction=0.3, seed=seed), "validation")) for seed in range(9)} != {tuple(held_out)}
-    assert len(scan(val_fraction=0.001).split("validation")) == 1
+    others = [utterances(scan(val_fraction=0.3, seed=seed), "validation") for seed in range(9)]
+    assert any(names != held_out for names in others)
+    assert len(scan(val_fraction=0.001).split("validation")) == 2
     rows, trials = validation_trials(scan(val_fraction=0.3))
     assert (len(rows), trials) == (0, None)
 

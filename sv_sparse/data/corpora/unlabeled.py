@@ -36,7 +36,7 @@ def scan_unlabeled(
         root: folder of recordings, with a suffix of ``AUDIO_SUFFIXES``, or another one if the file begins like a
             recording. Symbolic links are followed.
         trial_files: paths of the recordings of the trial lists.
-        val_fraction: fraction of the recordings that is held out, in [0, 1); above 0 at least one is.
+        val_fraction: fraction of the recordings that is held out, in [0, 1); above 0 at least two.
         seed: seed of the choice of these recordings.
         max_unreadable_fraction: largest fraction of the training recordings, and of those of the trial lists, that may
             be left out, in [0, 1]; see ``UnreadableLimit``.
@@ -95,8 +95,9 @@ def _inode(path: str) -> tuple[int, int] | None:
 
 
 def _validation_rows(usable: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.int64]:
-    """Choose a fraction of the rows of usable recordings to hold out; above 0 at least one."""
-    if fraction == 0 or not len(usable):
+    """Choose a fraction of the rows of usable recordings to hold out; above 0 at least two, or all there are."""
+    if fraction == 0:
         return usable[:0]
-    count = max(1, round(fraction * len(usable)))
+    # A batch of one is left out wherever crops are averaged.
+    count = min(len(usable), max(2, round(fraction * len(usable))))
     return np.random.default_rng(seed).choice(usable, count, replace=False)

@@ -28,6 +28,8 @@ def training_figures(report: RunReport) -> list[FigureFile]:
     figures = []
     if rows:
         figures.append(_loss_figure(rows))
+        if "teacher_cosine" in rows[0]:
+            figures.append(_teacher_figure(rows))
         if not report.is_dense:
             figures.append(_sparsity_figure(report, rows))
         # A dense run has no lambda, and magnitude pruning makes zeros without one.
@@ -82,6 +84,17 @@ def _loss_figure(rows: Sequence[Row]) -> FigureFile:
     axes.set_ylabel("loss")
     alt_text = f"Training loss by step, from {rows[0]['loss']:.2f} to {rows[-1]['loss']:.2f}."
     return style.render_figure("loss", "Training loss", alt_text, figure)
+
+
+def _teacher_figure(rows: Sequence[Row]) -> FigureFile:
+    figure, (axes,) = style.new_figure(2.6)
+    _plot_curve(axes, rows, "teacher_cosine", style.SERIES[0])
+    axes.set_ylabel("mean cosine")
+    alt_text = (
+        f"Mean cosine between the embeddings of the network and of its teacher on training batches, by step, from "
+        f"{rows[0]['teacher_cosine']:.3f} to {rows[-1]['teacher_cosine']:.3f}."
+    )
+    return style.render_figure("teacher", "Cosine to the teacher", alt_text, figure)
 
 
 def _sparsity_figure(report: RunReport, rows: Sequence[Row]) -> FigureFile:
