@@ -241,7 +241,7 @@ class DataConfig:
 
     corpus: str = setting(MISSING, "Name of the corpus in logs and reports.")
     val_fraction: float = setting(0.1, "Fraction of the training speakers that is held out for the validation EER.")
-    val_seed: int | None = setting(None, "Seed that chooses the held-out speakers; null: the run's seed.")
+    val_seed: int | None = setting(None, "Seed that chooses what is held out; null: the run's seed.")
     max_unreadable_fraction: float = setting(
         0.01, "Largest fraction of recordings that cannot be used and are left out; 0: none."
     )

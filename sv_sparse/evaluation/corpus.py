@@ -95,7 +95,9 @@ def load_corpus(config: Config, run_dir: Path) -> Corpus:
         origin = getattr(config, setting)
         if origin not in {None, SELF_TEACHER}:
             check_speaker_overlap(Path(origin), trial_sets, f"{setting}=")
-            check_validation_overlap(Path(origin), manifest, f"{setting}=")
+            # Without labels nothing is chosen by what is held out.
+            if data.has_labels:
+                check_validation_overlap(Path(origin), manifest, f"{setting}=")
     return Corpus(manifest, trial_sets)
 
 

@@ -164,8 +164,9 @@ def _from_run_checkpoint(path: Path, file: Path, *, with_head: bool) -> InitSour
     run_dir = file.parent.parent
     belongs_to_run = with_head and file.parent.name == "checkpoints" and (run_dir / "manifest.parquet").is_file()
     manifest = Manifest(run_dir / "manifest.parquet") if belongs_to_run else None
-    # Runs of older versions, and losses of the user's own, have no such setting.
-    sub_centers = int(state["config"]["head"].get("sub_centers", 1))
+    # Heads of version 0.2 have no such setting; what one of a loss of the user's own means is not known.
+    head = state["config"]["head"]
+    sub_centers = 1 if "_target_" in head else head.get("sub_centers", 1)
     return InitSource(
         path,
         state["config"]["model"],
