@@ -68,6 +68,22 @@ def test_a_pickled_object_is_refused(tmp_path):
         checkpoint.load(tmp_path / "model.pt", checkpoint.NETWORK_KEYS)
 
 
+def test_a_training_checkpoint_of_version_0_2_has_no_teacher(tmp_path):
+    checkpoint.save(tmp_path / "last.pt", dict.fromkeys(checkpoint.TRAINING_KEYS - {"format", "teacher"}, 0))
+    assert checkpoint.load(tmp_path / "last.pt", checkpoint.TRAINING_KEYS)["teacher"] is None
+
+
+def test_a_checksum_of_weights_is_that_of_their_names_and_values():
+    weights = {"w": torch.randn(3, 4), "count": torch.tensor(3), "half": torch.randn(2).bfloat16()}
+    digest = checkpoint.weights_digest(weights)
+    assert checkpoint.weights_digest({name: value.clone() for name, value in weights.items()}) == digest
+    for other in (
+        {"v" if name == "w" else name: value for name, value in weights.items()},
+        weights | {"w": -weights["w"]},
+    ):
+        assert checkpoint.weights_digest(other) != digest
+
+
 def test_a_training_checkpoint_is_not_taken_for_a_network(tmp_path):
     checkpoint.save(tmp_path / "last.pt", dict.fromkeys(checkpoint.TRAINING_KEYS - {"format"}, 0))
     with pytest.raises(ValueError, match=r"is a checkpoint to resume from, .* those are model\.pt and best\.pt"):

@@ -138,6 +138,24 @@ def test_embeddings_are_gathered_to_the_last_bit(alone, tmp_path):
     assert np.array_equal(results(copy)["evaluations"], results(alone)["evaluations"])
 
 
+def test_two_processes_learn_from_a_teacher_what_one_learns(alone, corpus, tmp_path):
+    words = [*SETTINGS, *corpus, "data.evaluate_untrained=false", "trainer.epochs=2", "trainer.grad_accum_steps=2"]
+    words += [f"init_from={alone}", "teacher=self", "head=none"]
+    for name, command in (("one", (sys.executable,)), ("two", TORCHRUN)):
+        done = run(*command, str(ROOT / "train.py"), *words, f"run_dir={tmp_path / name}")
+        assert done.returncode == 0, done.stderr
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert len(one) == len(two)
+    for left, right in zip(one, two, strict=True):
+        for name in ("loss", "teacher_cosine", "validation_teacher_cosine"):
+            assert (name in left) == (name in right)
+            if name in left:
+                assert right[name] == pytest.approx(left[name], rel=1e-3, abs=1e-4), (left["step"], name)
+    assert any("teacher_cosine" in row for row in one)
+    for name in ("teacher_cosine", "min_teacher_cosine", "teacher_recordings"):
+        assert results(tmp_path / "two")[name] == pytest.approx(results(tmp_path / "one")[name], abs=1e-3)
+
+
 def test_a_process_whose_work_is_done_ends_well_whatever_its_threads_do(alone, tmp_path):
     script, copy = tmp_path / "busy.py", shutil.copytree(alone, tmp_path / "copy")
     script.write_text(BUSY)

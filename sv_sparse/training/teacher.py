@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from sv_sparse import checkpoint
 from sv_sparse.config.schema import SELF_TEACHER, Config
 from sv_sparse.data.augment_ops import mask_filterbank
-from sv_sparse.data.decoding import SAMPLE_RATE
-from sv_sparse.models.features import MEL_BINS, Filterbank
-from sv_sparse.models.registry import build_model
+from sv_sparse.models.features import MEL_BINS, build_features
+from sv_sparse.models.registry import build_model, features_of
 from sv_sparse.training.device import DeviceConfig
 from sv_sparse.training.init_from import read_source
 
@@ -47,7 +46,7 @@ class Teacher:
         self.digest = checkpoint.weights_digest(network.state_dict()).hex()
         self.network = network.requires_grad_(False).eval().to(device.device)
         self.model = model
-        self.filterbank = Filterbank(SAMPLE_RATE, MEL_BINS).to(device.device)
+        self.filterbank = build_features(features_of(model)).to(device.device)
         self._forward = device.compile(self.network)
 
     @torch.no_grad()

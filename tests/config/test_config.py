@@ -28,6 +28,7 @@ NEEDED = {
     "cnceleb": ["data.prepared_dir=/a"],
     "musan_rirs": ["augment.noise_dir=/a"],
     "lmft": ["init_from=/a"],
+    "none": ["teacher=/a"],
     "paper": ["data.prepared_dir=/a"],
     "wespeaker": ["data.prepared_dir=/a", "augment.noise_dir=/a"],
 }
@@ -289,6 +290,14 @@ def test_a_stored_run_with_a_value_or_setting_that_is_not_allowed_is_refused(tmp
     stored_run(tmp_path, settings)
     with pytest.raises(ValueError, match=message):
         open_resumed(tmp_path, [])
+
+
+def test_a_stored_head_without_a_name_is_aam_softmax(tmp_path):
+    """As in runs of version 0.2, which know no teacher either."""
+    settings = composed(*FOLDER, "head=large_margin").to_dict()
+    del settings["head"]["name"], settings["distill"], settings["teacher"]
+    stored_run(tmp_path, settings)
+    assert open_resumed(tmp_path, []).config == composed(*FOLDER, "head=large_margin")
 
 
 def test_a_setting_that_a_stored_run_lacks_has_its_default(tmp_path):

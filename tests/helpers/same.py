@@ -13,6 +13,11 @@ from sv_sparse.training.logging import Row, read_rows
 TIMES = {"elapsed_seconds", "wall_time_s", "seconds"}  # of checkpoints and results
 TIMING_METRICS = {"utterances_per_second", "data_wait_fraction"}
 LOCATION_SETTINGS = {"runs_dir", "run_dir"}
+KEYS = {
+    "model.pt": checkpoint.NETWORK_KEYS,
+    "best.pt": checkpoint.NETWORK_KEYS,
+    "teacher.pt": checkpoint.TEACHER_KEYS,
+}
 TRAINER_SETTINGS = {"num_workers", "checkpoint_interval_minutes"}  # which do not change what a run computes
 
 
@@ -45,7 +50,7 @@ def assert_same_run(left: Path, right: Path) -> None:
     names = _checkpoint_names(right)
     assert _checkpoint_names(left) - {"last_before_rollback.pt"} == names
     for name in names:
-        keys = checkpoint.NETWORK_KEYS if name in {"model.pt", "best.pt"} else checkpoint.TRAINING_KEYS
+        keys = KEYS.get(name, checkpoint.TRAINING_KEYS)
         left_state = checkpoint.load(left / "checkpoints" / name, keys)
         right_state = checkpoint.load(right / "checkpoints" / name, keys)
         for state in (left_state, right_state):

@@ -12,6 +12,7 @@ from sv_sparse.config.schema import (
     OPTIMIZER_SETTINGS,
     AugmentConfig,
     Config,
+    DistillConfig,
     HeadConfig,
     SparsityConfig,
     TrainerConfig,
@@ -39,6 +40,7 @@ def setting_names() -> set[str]:
         "sparsity": [SparsityConfig(controller=controller) for controller in CONTROLLER_SETTINGS.values()],
         "augment": [AugmentConfig()],
         "head": [HeadConfig()],
+        "distill": [DistillConfig()],
         "trainer": [TrainerConfig()],
         "scoring": [ScoringConfig()],
     }

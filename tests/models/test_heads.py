@@ -1,4 +1,4 @@
-"""Laws of the AAM-softmax head."""
+"""Laws of the AAM-softmax head, and of the cosine to a teacher."""
 
 from math import acos, cos, log, sin
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sv_sparse.models.heads import AAMSoftmax, margin_at
+from sv_sparse.models.heads import AAMSoftmax, margin_at, mean_cosine
 
 
 def head(margin: float = 0.2, speakers: int = 5) -> AAMSoftmax:
@@ -174,3 +174,25 @@ def test_the_margin_schedule_checks_its_order():
 
 def test_a_margin_that_starts_where_it_stands_is_a_step():
     assert [margin_at(p, 0.2, start=0.5, end=0.5) for p in (0.0, 0.49, 0.5)] == [0.0, 0.0, 0.2]
+
+
+def test_the_cosine_to_a_teacher_and_its_gradient_are_those_of_the_formula():
+    student, teacher = torch.randn(6, 8, requires_grad=True), 3 * torch.randn(6, 8)
+    value = mean_cosine(student, teacher)
+    value.backward()
+    x, t = student.detach().double().numpy(), teacher.double().numpy()
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    direction = t / np.linalg.norm(t, axis=1, keepdims=True)
+    cosine = (x * direction).sum(axis=1, keepdims=True) / length
+    assert value.item() == pytest.approx(cosine.mean(), abs=1e-6)
+    # The part of the teacher's direction that is perpendicular to the student, divided by the student's length.
+    expected = (direction - cosine * x / length) / length / len(x)
+    np.testing.assert_allclose(student.grad, expected, atol=1e-6)
+
+
+def test_the_cosine_to_a_teacher_is_computed_in_float32_under_autocast():
+    student, teacher = torch.randn(6, 8).bfloat16(), torch.randn(6, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = mean_cosine(student, teacher)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, F.cosine_similarity(student.double(), teacher.double()).mean().float())

@@ -139,6 +139,17 @@ def test_a_step_under_a_group_penalty_does_not_wait(granularity, tones, tmp_path
     check(train(tmp_path, *tones.settings(), *ECAPA, *words))
 
 
+@pytest.mark.parametrize("crops", ["clean", "same"])
+@on_fake_cuda
+def test_a_step_with_a_teacher_does_not_wait(crops, finished, store, tones, tmp_path):
+    augment = ["augment=musan_rirs_speed", f"augment.noise_dir={store}", "augment.aug_prob=1"]
+    words = [*tones.settings(), *ECAPA, *augment, "augment.spec_augment_prob=1", f"distill.input={crops}"]
+    teachers = [["teacher=self", f"init_from={finished}", "head=none", "target_sparsity=0.8"], [f"teacher={finished}"]]
+    for number, teacher in enumerate(teachers):
+        (tmp_path / str(number)).mkdir()
+        check(train(tmp_path / str(number), *words, *teacher))
+
+
 @on_fake_cuda
 def test_a_step_in_bf16_does_not_wait(tones, tmp_path):
     check(train(tmp_path, *tones.settings(), *ECAPA, precision="bf16"))
@@ -164,10 +175,11 @@ def test_a_step_that_failed_ends_the_run_where_figures_are_fetched_and_before_th
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
-@pytest.mark.parametrize("sparsity", ["feedback", "quantile", "gradual_magnitude"])
+@pytest.mark.parametrize("ending", ["feedback", "quantile", "gradual_magnitude", "teacher"])
 @on_fake_cuda
-def test_a_run_ends_on_one_device(sparsity, tones, tmp_path):
-    words = [*tones.settings(), *ECAPA, f"sparsity={sparsity}"]
+def test_a_run_ends_on_one_device(ending, finished, tones, tmp_path):
+    choice = [f"teacher={finished}", "head=none"] if ending == "teacher" else [f"sparsity={ending}"]
+    words = [*tones.settings(), *ECAPA, *choice]
     with Device() as device, training(device, tmp_path, *words) as (trainer, setup):
         batch = setup.dataset.__getitems__([(0, row) for row in range(4)])
         device.value = 0

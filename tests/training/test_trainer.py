@@ -49,7 +49,7 @@ def step(setup, scaler=None, log_interval=1):
     trainer = Trainer(setup, time.monotonic())
     trainer.state.scaler = scaler or trainer.state.scaler
     logged = [None, None]
-    trainer._log_step = lambda loss, accuracy: logged.__setitem__(slice(None), [loss, accuracy])
+    trainer._log_step = lambda metrics: logged.__setitem__(slice(None), [metrics["loss"], metrics["accuracy"]])
     parts = list(setup.loader)[: setup.config.trainer.grad_accum_steps]
     try:
         with trainer._training_mode():
