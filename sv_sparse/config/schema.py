@@ -216,8 +216,12 @@ class AugmentConfig:
     aug_prob: float = setting(0.0, "Probability that an utterance gets a room or a noise.")
     speed_perturb: list[float] = setting([1.0], "Speeds; every one but the first makes a new speaker of each speaker.")
     spec_augment_prob: float = setting(0.0, "Probability that frames and bins are masked (SpecAugment).")
+    transform: Any = setting({"_target_": None}, "Class of your own, that changes waveforms on the training device.")
 
     def __post_init__(self) -> None:
+        transform = self.transform
+        is_named = isinstance(transform, dict) and (transform.get("_target_") is not None or len(transform) == 1)
+        require("augment.transform", transform, is_named, "a class, augment.transform._target_=..., and its arguments")
         for name in ("aug_prob", "spec_augment_prob"):
             value = getattr(self, name)
             require(f"augment.{name}", value, is_number(value) and 0 <= value <= 1, "from 0 to 1")
@@ -713,8 +717,14 @@ class Config:
     @property
     def classes(self) -> dict[str, str]:
         """Import paths of the user's own classes, by the setting that names each, such as ``head``."""
-        settings = {"model": self.model, "head": self.head, "sparsity.controller": self.sparsity.controller}
-        return {name: str(value["_target_"]) for name, value in settings.items() if isinstance(value, dict)}
+        settings = {
+            "model": self.model,
+            "head": self.head,
+            "sparsity.controller": self.sparsity.controller,
+            "augment.transform": self.augment.transform,
+        }
+        own = {name: value["_target_"] for name, value in settings.items() if isinstance(value, dict)}
+        return {name: str(path) for name, path in own.items() if path is not None}
 
     @property
     def model_settings(self) -> dict[str, Any]:

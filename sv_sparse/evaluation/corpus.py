@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sv_sparse.config.schema import SELF_TEACHER, AudioDataConfig, Config, DemoDataConfig, PreparedDataConfig
+from sv_sparse.config.schema import (
+    SELF_TEACHER,
+    AudioDataConfig,
+    Config,
+    DemoDataConfig,
+    FolderDataConfig,
+    PreparedDataConfig,
+)
 from sv_sparse.data.corpora.folder import check_is_file, scan_folder
 from sv_sparse.data.corpora.unlabeled import scan_unlabeled
 from sv_sparse.data.manifest import Manifest
@@ -72,24 +79,8 @@ def load_corpus(config: Config, run_dir: Path) -> Corpus:
     elif isinstance(data, AudioDataConfig):
         manifest, trial_sets = _load_unlabeled(data, names, options)
     else:
-        if not manifest_path.is_file():
-            if isinstance(data, DemoDataConfig):
-                try:
-                    make_demo_corpus(data.cache_dir, **vars(data.synthesize))
-                except ValueError as error:
-                    # Its arguments are named; the setting is the group that they lie in.
-                    raise ValueError(f"data.synthesize: {error}") from error
-            scan_folder(
-                data.root,
-                # Speakers of these lists are not trained on. DECISIONS 30
-                trial_lists=[name for name in names if not _is_prepared_reference(name)],
-                train_utterances=data.train_utterances,
-                max_unreadable_fraction=data.max_unreadable_fraction,
-                **options,
-            )
-        manifest = Manifest(manifest_path)
-        sexes = read_sexes(data.speaker_metadata) if data.speaker_metadata is not None else {}
-        trial_sets = [_load_trial_set(name, manifest, sexes) for name in names]
+        assert isinstance(data, (FolderDataConfig, DemoDataConfig))
+        manifest, trial_sets = _load_folder(data, names, options)
     # A teacher passes on what it knows of its training speakers.
     for setting in SOURCE_SETTINGS:
         origin = getattr(config, setting)
@@ -108,10 +99,35 @@ def _is_prepared_reference(name: str) -> bool:
     return bool(folder) and Path(folder, "manifest.parquet").is_file()
 
 
+def _load_folder(
+    data: FolderDataConfig | DemoDataConfig, names: Sequence[str], options: dict[str, Any]
+) -> tuple[Manifest, list[TrialSet]]:
+    """Load a folder of speakers, and the trial lists ``names`` of a run on it; ``options`` are of ``scan_folder``."""
+    if not options["out"].is_file():
+        if isinstance(data, DemoDataConfig):
+            try:
+                make_demo_corpus(data.cache_dir, **vars(data.synthesize))
+            except ValueError as error:
+                # Its arguments are named; the setting is the group that they lie in.
+                raise ValueError(f"data.synthesize: {error}") from error
+        scan_folder(
+            data.root,
+            # Speakers of these lists are not trained on. DECISIONS 30
+            trial_lists=[name for name in names if not _is_prepared_reference(name)],
+            train_utterances=data.train_utterances,
+            max_unreadable_fraction=data.max_unreadable_fraction,
+            **options,
+        )
+    manifest = Manifest(options["out"])
+    sexes = read_sexes(data.speaker_metadata) if data.speaker_metadata is not None else {}
+    trial_sets = [_load_trial_set(name, manifest, sexes) for name in names]
+    return manifest, trial_sets
+
+
 def _load_unlabeled(
     data: AudioDataConfig, names: Sequence[str], options: dict[str, Any]
 ) -> tuple[Manifest, list[TrialSet]]:
-    """Load recordings without labels and the trial lists of a run on them; arguments are as in ``load_corpus``."""
+    """Load recordings without labels, and the trial lists ``names``; ``options`` are of ``scan_unlabeled``."""
     setting, trial_root = ("data.root", data.root) if data.trial_root is None else ("data.trial_root", data.trial_root)
     by_name = {}
     for name in names:

@@ -51,6 +51,7 @@ from sv_sparse.training.param_groups import (
     uses_sparse_init,
 )
 from sv_sparse.training.teacher import Teacher, build_teacher, check_teacher
+from sv_sparse.training.transform import WaveformTransform
 
 OPTIMIZERS: dict[str, type[BregmanOptimizer]] = {"adabreg": AdaBreg, "linbreg": LinBreg, "proxsgd": ProxSGD}
 CONTROLLERS: dict[str, type[Controller]] = {
@@ -195,6 +196,9 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
     _log_summary(groups, corpus, corpus_summary(config)["trials"], optimizer)
     logger.info("device: %s", device)
     logger.info("%s", batch_summary(sampler, config.trainer.crop_seconds))
+    if augmentation.counts:
+        counts = ", ".join(f"{kind} {count}" for kind, count in augmentation.counts.items())
+        logger.info("augmentation: recordings of each kind, of which a kind without any is not used: %s", counts)
     if not resumes:
         logger.info("peak lr: sparse weights %g, other parameters %g", rates["weights"], rates["others"])
     _log_training_length(config, corpus, total_steps, from_scratch=source is None and not resumes)
@@ -203,7 +207,11 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
         run_dir=run_dir,
         corpus=corpus,
         device=device,
-        mixer=AugmentOnDevice(dataset.crop_samples, augmentation.speeds),
+        mixer=AugmentOnDevice(
+            dataset.crop_samples,
+            augmentation.speeds,
+            _build_transform(config, device.device, trusted_classes),
+        ),
         filterbank=Filterbank(SAMPLE_RATE, MEL_BINS).to(device.device),
         network=network,
         head=head,
@@ -232,6 +240,9 @@ def check_buildable(config: Config, trusted_classes: Sequence[str] = ()) -> None
     network = _build_network(config, device.device, trusted_classes)
     check_teacher(config, network.embedding_dim, trusted_classes)
     _build_augmentation(config.augment)
+    transform = _build_transform(config, device.device, trusted_classes)
+    if transform is not None:
+        transform.check(crop_samples(trainer.crop_seconds, SAMPLE_RATE))
     head = _build_head(config, network.embedding_dim, _NUM_TRIED_SPEAKERS, trusted_classes)
     if "head" in config.classes:
         check_head(head, network.embedding_dim, _NUM_TRIED_SPEAKERS, device.device)
@@ -267,7 +278,20 @@ def _build_augmentation(config: AugmentConfig) -> Augmentation:
         aug_prob=config.aug_prob,
         speed_perturb=config.speed_perturb,
         spec_augment_prob=config.spec_augment_prob,
+        has_transform=config.transform["_target_"] is not None,
     )
+
+
+def _build_transform(config: Config, device: torch.device, trusted_classes: Sequence[str]) -> WaveformTransform | None:
+    """Return the transform of the user's own on the training device; None where the settings name none."""
+    settings = config.augment.transform
+    if settings["_target_"] is None:
+        return None
+    transform_class, own_settings = _own_class("augment.transform", "transform", settings, trusted_classes)
+    name = config.classes["augment.transform"]
+    with own_code("augment.transform", name):
+        transform = transform_class(**own_settings)
+    return WaveformTransform(transform, name, device)
 
 
 def _build_head(config: Config, embedding_dim: int, num_speakers: int, trusted_classes: Sequence[str]) -> Any:
