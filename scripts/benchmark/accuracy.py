@@ -19,13 +19,15 @@ import onnxruntime
 import torch
 
 from sv_sparse.commands.export import calibration_inputs, write_onnx
+from sv_sparse.config.schema import read_config
 from sv_sparse.data.audio import read_utterance
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.trial_set import TrialSet
 from sv_sparse.evaluation.load import load_network
 from sv_sparse.evaluation.trial_sets import run_trial_sets
 from sv_sparse.export.package import write_package
-from sv_sparse.models.features import MEL_BINS, Filterbank
+from sv_sparse.models.features import MEL_BINS, build_features
+from sv_sparse.models.registry import features_of
 from sv_sparse.runtime.engine.runtime import Runtime
 from sv_sparse.runtime.package import read_package
 from sv_sparse.scoring.backend import Backend
@@ -62,12 +64,13 @@ def evaluations(run: Path, utterances: int) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         engines = forms(run, Path(folder))
         trial_sets = run_trial_sets(run)
-        training = list(calibration_inputs(run, "none", utterances))
+        features = features_of(read_config(run).model_settings)
+        training = list(calibration_inputs(run, "none", features, utterances))
         reference: dict[str, tuple[Array, float]] = {}
         for form, (num_bytes, engine) in engines.items():
             mean = embed(engine, training).mean(axis=0)
             for trial_set in trial_sets:
-                embeddings = embed(engine, filterbanks(trial_set))
+                embeddings = embed(engine, filterbanks(trial_set, features))
                 rate = error_rate(trial_set, embeddings, mean)
                 # The first form is float32, which the others are compared with.
                 expected, expected_rate = reference.setdefault(trial_set.trials.name, (embeddings, rate))
@@ -105,9 +108,9 @@ def forms(run: Path, folder: Path) -> dict[str, tuple[int, Callable[[torch.Tenso
     return engines
 
 
-def filterbanks(trial_set: TrialSet) -> Iterator[torch.Tensor]:
-    """Yield the filterbank [1, F, T] of each utterance of a trial list."""
-    filterbank = Filterbank(SAMPLE_RATE, MEL_BINS)
+def filterbanks(trial_set: TrialSet, features: str) -> Iterator[torch.Tensor]:
+    """Yield the filterbank [1, F, T] of each utterance of a trial list, of a kind of features."""
+    filterbank = build_features(features, SAMPLE_RATE, MEL_BINS)
     for segments in trial_set.audio:
         yield filterbank(read_utterance(segments)[None])
 

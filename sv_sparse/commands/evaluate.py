@@ -23,7 +23,7 @@ from sv_sparse.evaluation.result import TrialSetResult, side_speakers
 from sv_sparse.evaluation.trial_sets import parse_trial_sets, run_trial_sets
 from sv_sparse.evaluation.validation import fit_scoring_backend
 from sv_sparse.io import nfc
-from sv_sparse.models.features import MEL_BINS, Filterbank
+from sv_sparse.models.features import MEL_BINS, build_features, network_features
 from sv_sparse.report import refresh_report
 from sv_sparse.scoring.config import ENROLLMENTS, SCORE_NORMS, ScoringConfig
 from sv_sparse.training.device import resolve_device
@@ -108,7 +108,7 @@ def _evaluate(path: Path, args: argparse.Namespace) -> None:
         _warn_of_same_names(run_dir, trial_sets)
     device = resolve_device(args.device, "--device ")
     network = network.to(device)
-    filterbank = Filterbank(SAMPLE_RATE, MEL_BINS).to(device)
+    filterbank = build_features(network_features(network), SAMPLE_RATE, MEL_BINS).to(device)
     # With --output-dir nothing is written into RUN, which may be somebody else's.
     cache = EmbeddingCache((args.output_dir or run_dir) / EMBEDDINGS_DIR, network, config.model_settings)
     # Another normalization gives scores of another scale, so the calibration is fitted anew too.

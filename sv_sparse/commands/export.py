@@ -24,7 +24,7 @@ from sv_sparse.evaluation.load import load_network
 from sv_sparse.export.onnx import FRONTENDS, export_onnx
 from sv_sparse.export.package import write_package
 from sv_sparse.export.quantize import quantize_onnx
-from sv_sparse.models.features import MEL_BINS, Filterbank
+from sv_sparse.models.features import MEL_BINS, build_features, network_features
 from sv_sparse.runtime.decision import LIMITS_OF_USE, SYNTHETIC
 from sv_sparse.runtime.sparse_codec import DTYPES
 
@@ -109,17 +109,18 @@ def write_onnx(
     with TemporaryDirectory() as temporary:
         float32_path = Path(temporary) / "float32.onnx"
         export_onnx(network, float32_path, frontend=frontend, metadata=metadata)
-        quantize_onnx(float32_path, path, calibration_inputs(run_dir, frontend))
+        quantize_onnx(float32_path, path, calibration_inputs(run_dir, frontend, network_features(network)))
 
 
 def calibration_inputs(
-    run_dir: Path, frontend: str, num_utterances: int = _NUM_CALIBRATION_CLIPS
+    run_dir: Path, frontend: str, features: str, num_utterances: int = _NUM_CALIBRATION_CLIPS
 ) -> Iterator[np.ndarray]:
     """Yield some of a run's training utterances, as an ONNX file takes them.
 
     Args:
         run_dir: Folder of the run.
         frontend: ``included``: waveforms [1, S]; ``none``: filterbanks [1, F, T].
+        features: Name of the network's kind of features.
         num_utterances: Number of utterances. Default: 32.
 
     Raises:
@@ -128,7 +129,7 @@ def calibration_inputs(
     if not (run_dir / "manifest.parquet").is_file():
         raise ValueError(f"--int8: {run_dir} has no manifest.parquet, which lists the training recordings")
     manifest = Manifest(run_dir / "manifest.parquet")
-    filterbank = Filterbank(SAMPLE_RATE, MEL_BINS)
+    filterbank = build_features(features, SAMPLE_RATE, MEL_BINS)
     rows = manifest.split("train")
     # Spread over the manifest, since neighbors are of one speaker.
     for row in rows[:: max(1, len(rows) // num_utterances)][:num_utterances]:

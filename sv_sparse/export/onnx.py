@@ -15,7 +15,13 @@ from torch.nn import functional as F
 
 from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.io import atomic_write, install_command
-from sv_sparse.models.features import ENERGY_FLOOR, Filterbank, crop_samples
+from sv_sparse.models.features import (
+    DEFAULT_FEATURES,
+    build_features,
+    crop_samples,
+    log_normalize,
+    network_features,
+)
 
 # The version that torch's exporter writes without a conversion.
 OPSET = 18
@@ -44,9 +50,9 @@ def export_onnx(
         network: Network with ``mel_bins`` and ``embedding_dim``; it is not changed.
         path: The file; its folder must exist.
         frontend: ``included``: the input is ``waveform`` [B, S] in [-1, 1] at 16 kHz. ``none``: the input is
-            ``filterbank`` [B, F, T], as `sv_sparse.models.features.Filterbank` computes it.
-        metadata: Written to the file's metadata, along with ``sample_rate`` (Hz), ``mel_bins``, ``embedding_dim``,
-            ``opset`` and ``frontend``.
+            ``filterbank`` [B, F, T], as `sv_sparse.models.features.build_features` computes it.
+        metadata: Written to the file's metadata, along with ``sample_rate`` (Hz), ``mel_bins``, ``features``,
+            ``embedding_dim``, ``opset`` and ``frontend``.
         opset: Version of ONNX's operators, 18 to 24. Default: 18.
 
     Raises:
@@ -67,6 +73,7 @@ def export_onnx(
     properties = {
         "sample_rate": SAMPLE_RATE,
         "mel_bins": speaker_model.mel_bins,
+        "features": network_features(network),
         "embedding_dim": speaker_model.embedding_dim,
         "opset": opset,
         "frontend": frontend,
@@ -122,9 +129,13 @@ def silence_logger(name: str) -> Iterator[None]:
 
 
 class ConvFilterbank(nn.Module):
-    """`Filterbank` at 16 kHz whose windowed Fourier transform is one convolution: [B, S] to [B, F, T] float32.
+    """`Filterbank` at 16 kHz whose windowed Fourier transform is a matrix: [B, S] to [B, F, T] float32.
 
     An engine that multiplies in TF32 must be told not to, or must be given the filterbank.
+
+    Args:
+        mel_bins: F.
+        features: Name of the kind of features. Default: sv_sparse.
 
     >>> ConvFilterbank(80)(torch.randn(3, 32240)).shape
     torch.Size([3, 80, 200])
@@ -133,30 +144,35 @@ class ConvFilterbank(nn.Module):
     transform: Tensor
     mel_filters: Tensor
 
-    def __init__(self, mel_bins: int) -> None:
+    def __init__(self, mel_bins: int, features: str = DEFAULT_FEATURES) -> None:
         super().__init__()
-        original = Filterbank(mel_bins=mel_bins)
-        spectrogram = original.spectrogram
-        self.shift = int(spectrogram.hop_length)
-        window = spectrogram.window.double()
+        original = build_features(features, SAMPLE_RATE, mel_bins)
+        self.settings = original.settings
+        self.spectrogram = original.spectrogram
+        window = self.spectrogram.window.double()
         filters = original.mel_scale.fb.T
         samples = torch.arange(len(window), dtype=torch.float64)
         # ONNX's STFT has 1.5 to 13 times the error of the convolution in onnxruntime.  DECISIONS 59
-        angles = torch.outer(torch.arange(filters.shape[1]), samples) * (2 * torch.pi / spectrogram.n_fft)
+        angles = torch.outer(torch.arange(filters.shape[1]), samples) * (2 * torch.pi / self.spectrogram.n_fft)
         waves = torch.cat([angles.cos(), angles.sin()]) * window
-        self.register_buffer("transform", waves.float().unsqueeze(1))
+        self.register_buffer("transform", waves.float())
         self.register_buffer("mel_filters", filters.clone())
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """Map waveform [B, S], S at least a window, to filterbank [B, F, T]."""
+        """Map waveform [B, S], S enough for a frame, to filterbank [B, F, T]."""
         # It differs from `Filterbank` where a voice's spectrum falls steeply and digital silence interrupts it, by up
         # to 1.5e-4 in a bin for a fall of 60 dB (5e-6 on average), by up to 1.2e-3 for 120 dB. Most of that is the
         # rounding of torch's fast transform: this is 1 to 7 times as near to float64 in the worst bin.
-        spectrum = F.conv1d(waveform.unsqueeze(1), self.transform, stride=self.shift)
+        if self.settings.remove_dc_offset or self.settings.preemphasis_coefficient:
+            # A convolution could do this too. It would leave rounding errors of an offset where there is silence.
+            spectrum = (self.spectrogram.frames(waveform) @ self.transform.T).transpose(1, 2)
+        else:
+            # Twice as fast.
+            options = {"stride": self.spectrogram.hop_length, "padding": self.spectrogram.padding}
+            spectrum = F.conv1d(waveform.unsqueeze(1), self.transform.unsqueeze(1), **options)
         real, imaginary = spectrum.chunk(2, dim=1)
         power = real * real + imaginary * imaginary
-        filterbank = (self.mel_filters @ power).clamp(min=ENERGY_FLOOR).log()
-        return filterbank - filterbank.mean(dim=-1, keepdim=True)
+        return log_normalize(self.mel_filters @ power, self.settings)
 
 
 class _WithFilterbank(nn.Module):
@@ -179,9 +195,11 @@ def _export_program(network: nn.Module, mel_bins: int, with_frontend: bool, opse
     batch = torch.export.Dim("batch", min=1)
     # Examples of two utterances: torch.export takes a size of one for a constant.
     if with_frontend:
-        module = _WithFilterbank(ConvFilterbank(mel_bins), module)
-        example = torch.zeros(2, crop_samples(_EXAMPLE_FRAMES / 100))
-        shape = {0: batch, 1: torch.export.Dim("samples", min=crop_samples(_MIN_FRAMES / 100))}
+        features = network_features(network)
+        module = _WithFilterbank(ConvFilterbank(mel_bins, features), module)
+        example = torch.zeros(2, crop_samples(_EXAMPLE_FRAMES / 100, SAMPLE_RATE, features))
+        min_samples = crop_samples(_MIN_FRAMES / 100, SAMPLE_RATE, features)
+        shape = {0: batch, 1: torch.export.Dim("samples", min=min_samples)}
         input_name = "waveform"
         output_names = ["embedding", FILTERBANK]
     else:

@@ -176,8 +176,7 @@ class Filterbank(nn.Module):
         self.settings = settings
         self.mel_bins = mel_bins
         self.min_samples = 1 if settings.center else window
-        # Together these two are torchaudio's MelSpectrogram; apart, the power needs no square root on its way.
-        # Their names, and those of their buffers, are torchaudio's too: states that were saved with it load.
+        # Their names, and those of their buffers, are those of torchaudio's MelSpectrogram: states of it load.
         self.spectrogram = _Spectrogram(fft_size, window, shift, settings)
         self.mel_scale = _MelScale(filters)
 
@@ -196,16 +195,13 @@ class Filterbank(nn.Module):
     def _filterbank(self, waveform: Tensor) -> Tensor:
         spectrum = self.spectrogram(waveform)
         power = spectrum.real.square() + spectrum.imag.square()
-        return normalize(self.mel_scale(power), self.settings).contiguous()
+        return log_normalize(self.mel_scale(power), self.settings).contiguous()
 
 
-def normalize(energies: Tensor, settings: FeatureSettings) -> Tensor:
+def log_normalize(energies: Tensor, settings: FeatureSettings) -> Tensor:
     """Map energies [B, F, T] to their logarithms without each bin's mean over T."""
     energies = energies.clamp(min=settings.energy_floor)
-    if settings.decibels:
-        filterbank = 10 * energies.log10()
-    else:
-        filterbank = energies.log()
+    filterbank = 10 * energies.log10() if settings.decibels else energies.log()
     if settings.top_db is not None:
         filterbank = filterbank.maximum(filterbank.amax(dim=(1, 2), keepdim=True) - settings.top_db)
     return filterbank - filterbank.mean(dim=-1, keepdim=True)
@@ -240,13 +236,13 @@ class _Spectrogram(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Transform each frame."""
-        padded = nn.functional.pad(waveform, (self.padding, self.padding))
-        frames = self.condition(padded.unfold(-1, len(self.window), self.hop_length)) * self.window
         # torch.stft would put the frame in the middle of a longer transform, which rounds otherwise than Kaldi.
-        return torch.fft.rfft(frames, self.n_fft).transpose(-1, -2)
+        return torch.fft.rfft(self.frames(waveform) * self.window, self.n_fft).transpose(-1, -2)
 
-    def condition(self, frames: Tensor) -> Tensor:
-        """Remove the mean of frames [..., window] and emphasize their high frequencies, as the settings say."""
+    def frames(self, waveform: Tensor) -> Tensor:
+        """Cut waveform [B, S] into frames [B, T, window], without their mean and with pre-emphasis if so set."""
+        padded = nn.functional.pad(waveform, (self.padding, self.padding))
+        frames = padded.unfold(-1, len(self.window), self.hop_length)
         if self.settings.remove_dc_offset:
             frames = frames - frames.mean(dim=-1, keepdim=True)
         if self.settings.preemphasis_coefficient:

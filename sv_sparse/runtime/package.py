@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sv_sparse.io import checksum
+from sv_sparse.models.features import DEFAULT_FEATURES
 from sv_sparse.models.layers import keep_channels_last
 from sv_sparse.models.registry import build_model
 from sv_sparse.runtime.fold_bn import fill_norm_stats, folded_state, replace_norms
@@ -42,8 +43,8 @@ class Package:
     # Of the folded network by name, zeros included.
     weights: Mapping[str, Tensor]
     backend: Backend
-    # sample_rate in Hz and mel_bins.
-    features: dict[str, int]
+    # sample_rate in Hz, mel_bins, and kind, the name of the network's features.
+    features: dict[str, Any]
     # Plain data: training data, results, license.
     card: dict[str, Any]
     # Type that weights were rounded to when the file was written: fp32 (not at all), bf16 or fp16.
@@ -124,10 +125,18 @@ def _read(path: Path, model_class: str | None) -> Package:
             if spec.dtype != "fp32":
                 dtype = spec.dtype
     # Keys are sorted here and tensors above: the order in a file says nothing about a network.
-    content = json.dumps([header.model, header.features, digests], sort_keys=True)
+    content = json.dumps([_identity(header.model), header.features, digests], sort_keys=True)
     fingerprint = hashlib.blake2b(content.encode(), digest_size=32).hexdigest()
     backend = _build_backend(header, backend_tensors, network.embedding_dim)
-    return Package(header.model, weights, backend, header.features, header.card, dtype, fingerprint, model_class)
+    features = header.features | {"kind": network.features}
+    return Package(header.model, weights, backend, features, header.card, dtype, fingerprint, model_class)
+
+
+def _identity(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a network that decide its embeddings."""
+    # Packages from before the choice of features have no such key, and the same embeddings.
+    is_default = model.get("features") == DEFAULT_FEATURES
+    return {name: value for name, value in model.items() if name != "features" or not is_default}
 
 
 def _check_shapes(weights: Mapping[str, Tensor], tensors: Mapping[str, TensorSpec]) -> None:

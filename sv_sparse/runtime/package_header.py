@@ -38,7 +38,7 @@ class TensorSpec(NamedTuple):
 class PackageHeader:
     """Everything in a package but its tensors; plain data."""
 
-    # Settings of the network, as models.registry.build_model takes them.
+    # Settings of the network, as models.registry.build_model takes them; the kind of features is among them.
     model: dict[str, Any]
     # sample_rate in Hz and mel_bins.
     features: dict[str, int]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sv_sparse.data.decoding import Source, check_length, check_silence, resample
-from sv_sparse.models.features import Filterbank
+from sv_sparse.models.features import DEFAULT_FEATURES, build_features
 from sv_sparse.runtime.audio import iter_audio, to_float
 from sv_sparse.runtime.decision import (
     SYNTHETIC,
@@ -50,7 +50,8 @@ class Verifier:
         engine: Function from filterbank [B, F, T] to embedding [B, E].
         backend: Scoring back-end: from embeddings to scores and decisions.
         card: Plain data about the network.
-        features: ``sample_rate`` in Hz and ``mel_bins`` of the filterbank.
+        features: ``sample_rate`` in Hz and ``mel_bins`` of the filterbank, and its ``kind``, which is ``sv_sparse``
+            where it is missing.
         fingerprint: Identifies the network; embeddings of different networks cannot be compared.
         window_seconds: Longest stretch that is embedded at once. Default: 60.
 
@@ -71,7 +72,7 @@ class Verifier:
         backend: Backend,
         card: Mapping[str, Any],
         *,
-        features: Mapping[str, int],
+        features: Mapping[str, Any],
         fingerprint: str = "",
         window_seconds: float = 60.0,
     ) -> None:
@@ -82,7 +83,8 @@ class Verifier:
         self.sample_rate = features["sample_rate"]
         # A minute is embedded at once as `sv-sparse evaluate` does, so scores are the same but for rounding.
         self.window_seconds = window_seconds
-        self._filterbank = Filterbank(features["sample_rate"], features["mel_bins"])
+        kind = features.get("kind", DEFAULT_FEATURES)
+        self._filterbank = build_features(kind, features["sample_rate"], features["mel_bins"])
         # Raises for windows that are too short.
         self._new_windows()
 

@@ -20,6 +20,7 @@ from sv_sparse.data.prepared import read_split
 from sv_sparse.io import nfc
 from sv_sparse.models.heads import AAMSoftmax, NoHead
 from sv_sparse.models.pretrained.convert import convert
+from sv_sparse.models.registry import features_of
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +57,21 @@ class InitSource:
 
         Raises:
             ValueError: the network is another than the source's; says how to choose it.
+
+        Warns of other features than the source's, by the log.
         """
         self._check_same_model(model)
+        source_features = features_of(self.model)
+        if features_of(model) != source_features:
+            # No error: who goes on with other features, say those of a device, may train long enough for them.
+            logger.warning(
+                "init_from=%s: its network was trained on the features %s, this run computes %s; "
+                "model.features=%s computes the same",
+                self.path,
+                source_features,
+                features_of(model),
+                source_features,
+            )
         network.load_state_dict(self.weights)
         if isinstance(head, NoHead):
             logger.info("starting from %s", self.path)
@@ -92,7 +106,7 @@ class InitSource:
                 listed = ", ".join(f"model.{name}={value}" for name, value in self.model.items() if name != key)
                 kind = self.model.get("name", self.model.get("_target_"))
                 raise ValueError(f"init_from={self.path}: its network is {kind} with {listed}; choose that")
-        names = sorted(model.keys() | self.model.keys())
+        names = sorted((model.keys() | self.model.keys()) - {"features"})
         differing = [name for name in names if model.get(name) != self.model.get(name)]
         if differing:
             listed = ", ".join(f"model.{name}={self.model.get(name)}" for name in differing)
@@ -184,7 +198,7 @@ def _from_pretrained(path: Path, state: dict[str, Any], setting: str) -> InitSou
         kind, model, weights = convert(state)
     except ValueError as error:
         raise ValueError(f"{setting}={path}: {error}") from error
-    logger.info("%s: %s, dense; features and training speakers unknown", path, kind)
+    logger.info("%s: %s, dense, features %s; training speakers unknown", path, kind, model["features"])
     return InitSource(path, model, weights)
 
 

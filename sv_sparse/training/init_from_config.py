@@ -4,6 +4,9 @@ Hydra composes them. Before it does, each run that ``init_from`` names becomes a
 choice brings the run's ``target_sparsity`` (group ``init_from_target``) and its model, data, optim and sparsity (group
 ``init_from_groups``). In conf/config.yaml these groups stand where the usual order gives everything else precedence:
 ``target_sparsity`` before the sparsity, which is dense or not, and the groups before the experiment.
+
+The features are those that the weights were trained on, also of a file of another toolkit's weights, and beside a
+choice of ``model``; only ``model.features`` changes them.
 """
 
 import os
@@ -21,6 +24,7 @@ from sv_sparse import checkpoint
 from sv_sparse.config.overrides import read_overrides, values_of
 from sv_sparse.config.schema import Config, flatten, read_config, trains_dense, typed_groups
 from sv_sparse.evaluation.corpus import corpus_summary
+from sv_sparse.models.pretrained.convert import pretrained_features
 from sv_sparse.training.init_from import network_file, read_weights
 
 GROUPS = ("model", "data", "optim", "sparsity")
@@ -58,7 +62,8 @@ def register_init_sources(arguments: Sequence[str]) -> None:
             # Otherwise it is known only when composed.
             if isinstance(path, str) and path and "${" not in path:
                 config = existing if existing is not None else source_config(path)
-                _register(path, f"{CHOICE}_{index}", config)
+                features = _file_features(path) if config is None else config.model_settings.get("features")
+                _register(path, f"{CHOICE}_{index}", config, features)
 
 
 def source_config(path: str | Path) -> Config | None:
@@ -123,10 +128,20 @@ def _config_of_existing_run(overrides: Sequence[Override]) -> Config | None:
     return _read_config(run_dir, f"run_dir={run_dir}")
 
 
-def _register(path: str, name: str, config: Config | None) -> None:
-    """Store a choice ``init_from=PATH`` and what it chooses."""
+def _file_features(path: str) -> str | None:
+    """Return the features that another toolkit's weights were trained on; None where they cannot be told."""
+    try:
+        return pretrained_features(read_weights(Path(os.path.expanduser(path))))
+    except ValueError:
+        # The run that is about to start says what is wrong with the file.
+        return None
+
+
+def _register(path: str, name: str, config: Config | None, features: str | None) -> None:
+    """Store a choice ``init_from=PATH`` and what it chooses: a run's settings, and the features."""
     store = ConfigStore.instance()
-    node: dict[str, Any] = {"init_from": path}
+    groups_node: dict[str, Any] = {}
+    choices = [{"override /init_from_groups": name}]
     if config is not None:
         nodes = typed_groups(config, GROUPS)
         if trains_dense(config.sparsity):
@@ -134,11 +149,14 @@ def _register(path: str, name: str, config: Config | None) -> None:
             del nodes["sparsity"]
         for group, group_node in nodes.items():
             store.store(group=group, name=name, node=group_node)
-        choices = [{f"override /{group}": name} for group in nodes]
-        store.store(group="init_from_groups", name=name, node={"defaults": choices}, package="_global_")
+        groups_node["defaults"] = [{f"override /{group}": name} for group in nodes]
         target = {"target_sparsity": config.target_sparsity}
         store.store(group="init_from_target", name=name, node=target, package="_global_")
-        node["defaults"] = [{"override /init_from_groups": name}, {"override /init_from_target": name}]
+        choices.append({"override /init_from_target": name})
+    if features is not None:
+        groups_node["model"] = {"features": features}
+    store.store(group="init_from_groups", name=name, node=groups_node, package="_global_")
+    node = {"defaults": choices, "init_from": path}
     # Hydra looks for a choice without the slash, and reads it with it.
     for choice in {path, path.rstrip("/")}:
         folder, _, last = choice.rpartition("/")

@@ -23,10 +23,10 @@ from sv_sparse.data.shard_loader import ShardLoader
 from sv_sparse.distributed import rank, world_size
 from sv_sparse.evaluation.corpus import Corpus, corpus_summary
 from sv_sparse.models.cpu_kernels import accelerate
-from sv_sparse.models.features import MEL_BINS, Filterbank, crop_samples
+from sv_sparse.models.features import MEL_BINS, Filterbank, build_features, crop_samples
 from sv_sparse.models.heads import AAMSoftmax, NoHead
 from sv_sparse.models.protocol import REQUIREMENTS, check_head, check_model, own_code
-from sv_sparse.models.registry import build_model, import_class
+from sv_sparse.models.registry import build_model, features_of, import_class
 from sv_sparse.optim import (
     AdaBreg,
     BregmanOptimizer,
@@ -212,7 +212,7 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
             augmentation.speeds,
             _build_transform(config, device.device, trusted_classes),
         ),
-        filterbank=Filterbank(SAMPLE_RATE, MEL_BINS).to(device.device),
+        filterbank=build_features(network.features, SAMPLE_RATE, MEL_BINS).to(device.device),
         network=network,
         head=head,
         optimizer=optimizer,
@@ -398,7 +398,7 @@ def _build_dataset(config: Config, manifest: Manifest, augmentation: Augmentatio
         manifest,
         rows,
         manifest.labels(rows),
-        crop_samples=crop_samples(config.trainer.crop_seconds, SAMPLE_RATE),
+        crop_samples=crop_samples(config.trainer.crop_seconds, SAMPLE_RATE, features_of(config.model_settings)),
         sample_rate=SAMPLE_RATE,
         seed=config.seed,
         augmentation=augmentation,

@@ -19,7 +19,7 @@ from sv_sparse.export.quantize import quantize_onnx
 from sv_sparse.io import install_command
 from sv_sparse.models import resnet, se_resnet
 from sv_sparse.models.ecapa_tdnn import ECAPA
-from sv_sparse.models.features import Filterbank
+from sv_sparse.models.features import FEATURES, Filterbank, build_features, network_features
 
 RATE = 16000
 # Exporting takes a few hundredths of a second for each layer: one block, of two chunks, has all kinds of them.
@@ -52,7 +52,7 @@ def run(path: Path, given: Tensor) -> Tensor:
 
 @torch.no_grad()
 def embed(network: nn.Module, waveform: Tensor) -> Tensor:
-    return network(Filterbank()(waveform))
+    return network(build_features(network_features(network))(waveform))
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +89,21 @@ def test_a_batch_is_its_utterances(exported):
     torch.testing.assert_close(run(path, waveforms), embed(network, waveforms), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["3dspeaker", "wespeaker", "speechbrain"])
+def test_the_file_computes_the_features_of_its_network(kind: str, tmp_path: Path):
+    network, path = trained(SMALL | {"features": kind}), tmp_path / "network.onnx"
+    export_onnx(network, path, metadata={})
+    metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert metadata["features"] == kind
+    for waveform in (voice(0.2), voice(3), voice(1.23) + 3277 / 32768, torch.cat([voice(1), 1e-4 * voice(1, seed=1)])):
+        torch.testing.assert_close(run(path, waveform), embed(network, waveform), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("samples", [400, 559, 560, 16001])
-def test_the_features_inside_have_the_frames_of_those_outside(samples: int):
+@pytest.mark.parametrize("kind", FEATURES)
+def test_the_features_inside_have_the_frames_of_those_outside(kind: str, samples: int):
     waveform = voice(2)[:, :samples]
-    inside, outside = ConvFilterbank(40)(waveform), Filterbank(mel_bins=40)(waveform)
+    inside, outside = ConvFilterbank(40, kind)(waveform), build_features(kind, mel_bins=40)(waveform)
     torch.testing.assert_close(inside, outside, rtol=0, atol=1e-3)
 
 
@@ -129,8 +140,8 @@ def test_the_file_says_what_it_is_and_nothing_of_where_it_was_made(exported):
     _, path = exported
     model = onnx.load(path)
     said = {entry.key: entry.value for entry in model.metadata_props}
-    own = {"sample_rate": "16000", "mel_bins": "80", "embedding_dim": "16", "opset": str(OPSET), "frontend": "included"}
-    assert said == {"run": "ecapa 90 %", **own}
+    own = {"sample_rate": "16000", "mel_bins": "80", "features": "sv_sparse", "embedding_dim": "16"}
+    assert said == {"run": "ecapa 90 %", **own, "opset": str(OPSET), "frontend": "included"}
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
     assert shapes(path) == ["waveform [batch, samples]", "embedding [batch, 16]"]
     assert b".py" not in path.read_bytes()

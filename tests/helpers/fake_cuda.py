@@ -64,6 +64,7 @@ static_assert(sizeof(Hooks) == sizeof(at::CUDAHooksInterface));
 const auto hooks = new (const_cast<at::CUDAHooksInterface*>(&at::detail::getCUDAHooks())) Hooks;
 """
 _plain_to = nn.Module.to
+_plain_load = torch.load
 _aten = torch.ops.aten
 _READS = {_aten._local_scalar_dense, _aten.equal, _aten.is_nonzero, _aten.allclose}
 _SHAPED_BY_VALUES = {
@@ -131,6 +132,7 @@ class Device(TorchDispatchMode):
             (FakeTensor, "__deepcopy__", _copied),
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
             (torch.cuda, "is_bf16_supported", lambda *_: True),
+            (torch, "load", _load),
         )
         for owner, name, function in replaced:
             self._stack.enter_context(mock.patch.object(owner, name, function))
@@ -262,6 +264,12 @@ def _as_list(tensor: FakeTensor, device: Device) -> Any:
     """Read all values at once, as ``tolist`` does."""
     device.record("reads by tolist")
     return device.values(tensor)
+
+
+def _load(*args: Any, **kwargs: Any) -> Any:
+    """Load values from a file: inside, ``torch.load`` itself returns tensors without any."""
+    with unset_fake_temporarily():
+        return _plain_load(*args, **kwargs)
 
 
 def _copied(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:

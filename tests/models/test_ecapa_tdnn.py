@@ -1,5 +1,4 @@
 import copy
-import math
 
 import pytest
 import torch
@@ -42,7 +41,7 @@ def test_with_speechbrains_weights_it_is_speechbrains_model(channels: int, mfa_c
 
     filterbank = torch.randn(3, 80, 60)
     with torch.no_grad():
-        expected = theirs(10 / math.log(10) * filterbank.transpose(1, 2)).squeeze(1)
+        expected = theirs(filterbank.transpose(1, 2)).squeeze(1)
         embedding = ours(filterbank)
     assert (embedding - expected).abs().max() < 1e-4
     assert (embedding - expected).norm() < 1e-4 * expected.norm()

@@ -1,6 +1,5 @@
 import io
 import logging
-import math
 from typing import Any
 
 import pytest
@@ -10,11 +9,10 @@ from torch import Tensor, nn
 from sv_sparse.config.overrides import parse_command_line
 from sv_sparse.data.torchaudio_guard import torchaudio  # noqa: F401  (importing SpeechBrain needs the guard)
 from sv_sparse.models.ecapa_tdnn import ECAPA
-from sv_sparse.models.pretrained.convert import convert
+from sv_sparse.models.features import build_features
+from sv_sparse.models.pretrained.convert import convert, pretrained_features
 from sv_sparse.models.registry import build_model
 from sv_sparse.models.resnet import ResNet34
-
-DECIBELS = 10 / math.log(10)
 
 # WeSpeaker's names for modules of ours, written out.
 WESPEAKER_ECAPA = {
@@ -76,6 +74,17 @@ def build(settings: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
     return model
 
 
+def voices(num_samples: int) -> Tensor:
+    """Three sounds of different loudness with a pause of digital silence, in 16-bit samples, [3, S]."""
+    phase = torch.arange(num_samples) * 2 * torch.pi * 150 / 16000
+    generator = torch.Generator().manual_seed(0)
+    sound = sum(torch.sin(k * phase + k) / k for k in range(1, 50)) * torch.sin(phase / 50)
+    sound = sound + 0.02 * torch.randn(3, num_samples, generator=generator)
+    sound[:, num_samples // 3 : num_samples // 2] = 0
+    loudness = torch.tensor([[0.3], [0.03], [0.001]])
+    return (loudness * sound * 32768).round() / 32768
+
+
 def their_ecapa() -> nn.Module:
     from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN  # noqa: PLC0415
 
@@ -112,7 +121,10 @@ def wespeaker_resnet() -> tuple[ResNet34, dict[str, Tensor]]:
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("make", [their_ecapa, their_resnet])
-def test_a_network_of_speechbrains_gives_the_same_embeddings_here(make: Any, training: bool) -> None:
+def test_a_network_of_speechbrains_gives_the_same_embeddings_here_from_waveforms(make: Any, training: bool) -> None:
+    from speechbrain.lobes.features import Fbank  # noqa: PLC0415
+    from speechbrain.processing.features import InputNormalization  # noqa: PLC0415
+
     torch.manual_seed(0)
     theirs = make()
     randomize_norms(theirs)
@@ -120,10 +132,11 @@ def test_a_network_of_speechbrains_gives_the_same_embeddings_here(make: Any, tra
     ours = build(settings, weights)
     ours.train(training)
     theirs.train(training)
-    filterbank = torch.randn(8, 80, 40)
+    waveforms = voices(9000)
+    normalize = InputNormalization(norm_type="sentence", std_norm=False)
     with torch.no_grad():
-        expected = theirs(DECIBELS * filterbank.transpose(1, 2)).reshape(8, -1)
-        embedding = ours(filterbank)
+        expected = theirs(normalize(Fbank(n_mels=80)(waveforms), torch.ones(3))).reshape(3, -1)
+        embedding = ours(build_features(ours.features)(waveforms))
     # On CPUs torch sums a batch's mean and variance over channels-last images less exactly than over others.
     tolerance = 1e-3 if training else 1e-4
     assert (embedding - expected).abs().max() < tolerance * expected.abs().max()
@@ -157,6 +170,7 @@ def test_the_settings_have_the_names_of_a_configuration_and_are_read_from_shapes
     assert kind == name
     assert settings.keys() == set(configuration)
     assert settings["name"] == configuration["name"]
+    assert settings["features"] == pretrained_features(make())
     if "kernel_sizes" in settings:
         fixed = ("kernel_sizes", "dilations", "res2net_scale", "layout")
         assert all(settings[name] == configuration[name] for name in fixed)
@@ -172,6 +186,20 @@ def test_other_kernel_sizes_and_scales_are_read_too() -> None:
     assert settings["kernel_sizes"] == [3, 5, 3, 7]
     assert settings["res2net_scale"] == 4
     build(settings, weights)
+
+
+@pytest.mark.parametrize(
+    ("make", "features"),
+    [
+        (lambda: their_ecapa().state_dict(), "speechbrain"),
+        (lambda: their_resnet().state_dict(), "speechbrain"),
+        (lambda: wespeaker_ecapa()[1], "wespeaker"),
+        (lambda: wespeaker_resnet()[1], "wespeaker"),
+    ],
+)
+def test_a_network_has_the_features_of_its_toolkit(make: Any, features: str) -> None:
+    _, settings, weights = convert(make())
+    assert build(settings, weights).features == features
 
 
 def test_an_attention_without_context_becomes_one_that_ignores_it(caplog: pytest.LogCaptureFixture) -> None:

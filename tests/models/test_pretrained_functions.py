@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sv_sparse.data.torchaudio_guard import torchaudio
+from sv_sparse.models.features import build_features
 from sv_sparse.models.pretrained.convert import convert
 from sv_sparse.models.registry import build_model
 
@@ -139,28 +141,41 @@ def resnet(state: State, x: Tensor) -> Tensor:
     return by.linear(torch.cat(moments, dim=1), "seg_1")
 
 
-def converted(state: State, filterbank: Tensor) -> Tensor:
+def noise() -> Tensor:
+    """Three utterances of a loud, a soft and a very soft noise, [3, S]."""
+    return torch.tensor([[0.3], [0.01], [0.0002]]) * torch.randn(3, 160 * (FRAMES - 1) + 400)
+
+
+def kaldi(waveforms: Tensor) -> Tensor:
+    """WeSpeaker's features of 16-bit sample values, mean-normalized, [B, F, T]."""
+    settings = {"num_mel_bins": BINS, "window_type": "hamming", "dither": 0.0}
+    rows = [torchaudio.compliance.kaldi.fbank(row.unsqueeze(0) * 32768, **settings).T for row in waveforms]
+    filterbanks = torch.stack(rows)
+    return filterbanks - filterbanks.mean(dim=2, keepdim=True)
+
+
+def converted(state: State, waveforms: Tensor) -> Tensor:
     _, settings, weights = convert(state)
     network = build_model(settings, BINS)
     network.load_state_dict(weights)
     with torch.no_grad():
-        return network.eval()(filterbank)
+        return network.eval()(build_features(network.features)(waveforms))
 
 
 @pytest.mark.parametrize("context", [True, False])
 @pytest.mark.parametrize("aggregated", [24, 48])  # three times the width in older versions
 def test_wespeakers_ecapa_computes_what_its_formulas_say(context: bool, aggregated: int) -> None:
     torch.manual_seed(0)
-    state, filterbank = ecapa_state(16, aggregated, context=context), torch.randn(3, BINS, FRAMES)
-    expected = ecapa(state, filterbank)
-    torch.testing.assert_close(converted(state, filterbank), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+    state, waveforms = ecapa_state(16, aggregated, context=context), noise()
+    expected = ecapa(state, kaldi(waveforms))
+    torch.testing.assert_close(converted(state, waveforms), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
 def test_wespeakers_resnet34_computes_what_its_formulas_say() -> None:
     torch.manual_seed(0)
-    state, filterbank = resnet_state(4), torch.randn(3, BINS, FRAMES)
-    expected = resnet(state, filterbank)
-    torch.testing.assert_close(converted(state, filterbank), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+    state, waveforms = resnet_state(4), noise()
+    expected = resnet(state, kaldi(waveforms))
+    torch.testing.assert_close(converted(state, waveforms), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("make", [lambda: ecapa_state(16, 24, context=True), lambda: resnet_state(4)])

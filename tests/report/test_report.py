@@ -136,6 +136,27 @@ def test_the_untrained_eer_is_shown_only_where_a_run_evaluated_it(tmp_path):
         assert ("untrained EER" in (tmp_path / name / "report.md").read_text()) == shown
 
 
+def test_the_agreement_with_a_teacher_is_shown_where_there_was_one(tmp_path):
+    title = "Agreement with the teacher"
+    assert title not in reported(tmp_path / "without", results()).text
+    cosines = {"teacher_cosine": 0.9512, "min_teacher_cosine": 0.6234, "teacher_recordings": 4708}
+    cosines |= {"validation_teacher_cosine_tracked": 0.9433, "validation_teacher_cosine": 0.9544}
+    folder = run_folder(tmp_path / "run", results(**cosines))
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in metrics:
+        if "loss" in row:
+            row["teacher_cosine"] = 1 - 1 / row["step"]
+            del row["accuracy"]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    write_report(folder, results(**cosines))
+    texts = Page((folder / "report.html").read_text()).text, (folder / "report.md").read_text()
+    for text in texts:
+        assert title in text
+        assert all(number in text for number in ("4,708 trial recordings", "0.9512", "0.6234", "0.9433", "0.9544"))
+    figure = (folder / "figures" / "teacher.svg").read_text()
+    assert "from 0.000 to 0.950" in figure
+
+
 def test_a_dense_run_has_no_figures_of_lambda_and_sparsity(tmp_path):
     content = results(target=0.0)
     page = reported(tmp_path / "run", content, controller="fixed")

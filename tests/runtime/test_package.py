@@ -60,7 +60,7 @@ def test_all_that_decides_comes_along(tmp_path):
     assert package.backend.top_n == expected.top_n
     assert package.backend.calibration == expected.calibration
     assert package.card == CARD
-    assert package.features == deployed.FEATURES
+    assert package.features == deployed.FEATURES | {"kind": "sv_sparse"}
     assert package.model == deployed.ECAPA
     assert len(package.fingerprint) == 64
 
@@ -145,6 +145,8 @@ CHANGES = {
     "mfa_channels is 65536|shape": lambda about, tensors: about["model"].update(mfa_channels=65536),
     "res2net_scale is 65": lambda about, tensors: about["model"].update(res2net_scale=65),
     "cannot be built": lambda about, tensors: about["model"].update(surprise=1),
+    "features must be one of 3dspeaker, ": lambda about, tensors: about["model"].update(features="mfcc"),
+    "features must be .*, got 3": lambda about, tensors: about["model"].update(features=3),
     "mel_bins 10000": lambda about, tensors: about["features"].update(mel_bins=10_000),
     "dilations is": lambda about, tensors: about["model"].update(dilations=[65536, 2, 5]),
     "sample_rate 16000.0": lambda about, tensors: about["features"].update(sample_rate=16000.0),
@@ -206,10 +208,20 @@ def test_what_changes_no_embedding_changes_no_fingerprint(tmp_path, monkeypatch)
     assert fingerprint(path, network) == expected
 
 
+def test_a_package_from_before_the_choice_of_features_has_ours_and_its_fingerprint(tmp_path):
+    written(tmp_path / "before", deployed.ECAPA)
+    written(tmp_path / "now", deployed.ECAPA | {"features": "sv_sparse"})
+    assert "features" not in described(tmp_path / "before")["model"]
+    before, now = read_package(tmp_path / "before"), read_package(tmp_path / "now")
+    assert before.features == now.features == deployed.FEATURES | {"kind": "sv_sparse"}
+    assert before.fingerprint == now.fingerprint
+
+
 @torch.no_grad()
 def test_a_weight_or_a_setting_changes_the_fingerprint(tmp_path):
     path, network = tmp_path / "m", deployed.trained(deployed.ECAPA)
-    prints = [fingerprint(path, network), fingerprint(path, network, deployed.ECAPA | {"dilations": [1, 2, 3]})]
+    prints = [fingerprint(path, network, deployed.ECAPA | {"features": "wespeaker"})]
+    prints += [fingerprint(path, network), fingerprint(path, network, deployed.ECAPA | {"dilations": [1, 2, 3]})]
     prints.append(fingerprint(path, network, dtype="bf16"))
     network.mfa.bias[0] += 1
     prints.append(fingerprint(path, network))
@@ -218,7 +230,7 @@ def test_a_weight_or_a_setting_changes_the_fingerprint(tmp_path):
     zero = int((weight[:last] == 0).nonzero()[-1])
     weight[zero + 1], weight[zero] = 0, weight[zero + 1].clone()  # the same values, one of them at another place
     prints.append(fingerprint(path, network))
-    assert len(set(prints)) == 5
+    assert len(set(prints)) == 6
 
 
 def test_an_older_format_is_refused_with_the_version_that_reads_it(tmp_path):

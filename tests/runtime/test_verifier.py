@@ -18,7 +18,7 @@ from sv_sparse.data.audio import single_file
 from sv_sparse.data.decoding import MIN_SECONDS
 from sv_sparse.evaluation.embed import embed
 from sv_sparse.export.package import write_package
-from sv_sparse.models.features import Filterbank
+from sv_sparse.models.features import FEATURES, Filterbank, build_features
 from sv_sparse.runtime.decision import SYNTHETIC_WARNING, EmbeddedRecording, RefusedInputError
 from sv_sparse.runtime.long_audio import WindowedEmbedding
 from sv_sparse.runtime.verifier import Verifier
@@ -51,6 +51,21 @@ def test_an_utterance_has_the_embedding_that_it_is_judged_by(tmp_path):
     assert np.array_equal(found, expected)
     assert np.array_equal(verifier().embed(soundfile.read(path, dtype="int16")[0], RATE), expected)
     assert np.array_equal(verifier().embed_recording(path.read_bytes()).embedding, expected)
+
+
+@pytest.mark.parametrize("kind", FEATURES)
+def test_the_features_are_those_of_the_network(tmp_path, kind):
+    model = deployed.ECAPA | {"features": kind}
+    network = deployed.trained(model)
+    write_package(tmp_path / "m.safetensors", network, model, BACKEND, {}, features=deployed.FEATURES)
+    waveform = tone(2, 0, 1.3) + np.float32(0.125)
+    with torch.no_grad():
+        expected = network(build_features(kind)(torch.from_numpy(waveform).unsqueeze(0)))[0]
+    embedding = Verifier.from_pretrained(tmp_path / "m.safetensors", threads=1).embed(waveform, RATE)
+    np.testing.assert_allclose(embedding, expected, rtol=0, atol=1e-4)
+    if kind != "sv_sparse":
+        ours = verifier().embed(waveform, RATE)
+        assert np.abs(embedding - ours).max() > 1e-3
 
 
 @pytest.mark.parametrize("rate", [8000, 44100, 48000])

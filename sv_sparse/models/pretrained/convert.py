@@ -3,15 +3,11 @@
 Weights do not tell dilations, strides, and floors of variances. They are taken to be those of the published
 networks: dilations 1, 2, 3, 4, strides 1, 2, 2, 2; WeSpeaker once floored variances as we do, now at 1e-7.
 
-The features of SpeechBrain and ours stay alike, not equal. Theirs has frames centered on multiples of 10 ms (2.5 ms
-off ours), a transform of 400 points (ours: 512) that is no longer than the window, filters from 0 Hz (ours: 20 Hz)
-that are triangles over Hz (ours: over mel), and no value more than 80 dB below the loudest (ours: no such floor).
-The lowest bins differ most, and so do recordings with digital silence. So embeddings of converted weights are not
-quite SpeechBrain's; from the same filterbank they are.
+Features are those of the toolkit: ``features`` of the settings names them, so that embeddings of converted weights are
+those of the toolkit's own network, from the waveform on.
 """
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +31,6 @@ from sv_sparse.models.se_resnet import BLOCKS, SEResNet
 
 logger = logging.getLogger(__name__)
 
-DECIBELS = 10 / math.log(10)
 DILATIONS = [1, 2, 3, 4]
 _CONTEXT_WEIGHT = "pooling.linear1.weight"
 # Names in an error.
@@ -113,8 +108,8 @@ class _Toolkit:
     name_map: NameMap
     # Reads the settings of our class from the shapes.
     read_settings: Callable[[_Shapes], dict[str, Any]]
-    # Our weight that reads the filterbank, where theirs is in decibels.
-    input_weight: str | None = None
+    # Name of the features that it was trained on.
+    features: str
     # Kernels are frames by bins; ours are bins by frames.
     transposed: bool = False
     # Beginning of the names of the training head.
@@ -130,7 +125,7 @@ _TOOLKITS = (
         model_class=ECAPA,
         name_map=SPEECHBRAIN_ECAPA,
         read_settings=lambda shapes: _ecapa_settings(shapes, "speechbrain"),
-        input_weight="stem.conv.weight",
+        features="speechbrain",
     ),
     _Toolkit(
         name="SpeechBrain's ResNet",
@@ -138,7 +133,7 @@ _TOOLKITS = (
         model_class=SEResNet,
         name_map=SPEECHBRAIN_RESNET,
         read_settings=_se_resnet_settings,
-        input_weight="conv.weight",
+        features="speechbrain",
         transposed=True,
     ),
     _Toolkit(
@@ -147,6 +142,7 @@ _TOOLKITS = (
         model_class=ECAPA,
         name_map=WESPEAKER_ECAPA,
         read_settings=lambda shapes: _ecapa_settings(shapes, "wespeaker"),
+        features="wespeaker",
         head_prefix="projection.",
         unsupported={"bn2.": "a batch norm behind the embedding (emb_bn)"},
     ),
@@ -156,6 +152,7 @@ _TOOLKITS = (
         model_class=ResNet34,
         name_map=WESPEAKER_RESNET,
         read_settings=_resnet_settings,
+        features="wespeaker",
         head_prefix="projection.",
         unsupported={"seg_2.": "a second embedding layer (two_emb_layer)", "pool.": "a pooling with weights"},
     ),
@@ -170,8 +167,8 @@ def convert(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any], dict[str,
             head may be in it and is left out.
 
     Returns:
-        The name of the toolkit and its network; the settings of our network with its ``name`` in the registry; the
-        state dict of our network, float32 and whole numbers, sharing no memory with ``state``.
+        The name of the toolkit and its network; the settings of our network with its ``name`` in the registry and its
+        ``features``; the state dict of our network, float32 and whole numbers, sharing no memory with ``state``.
 
     Raises:
         ValueError: It is none of these, keys are missing or left over, shapes do not fit, or it has a part that our
@@ -190,10 +187,22 @@ def convert(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any], dict[str,
     except ValueError as error:
         raise ValueError(f"the weights look like those of {toolkit.name}, but do not fit: {error}") from error
     (name,) = [name for name, model_class in MODELS.items() if model_class is toolkit.model_class]
-    return toolkit.name, {"name": name, **settings}, weights
+    return toolkit.name, {"name": name, "features": toolkit.features, **settings}, weights
 
 
-def _find_toolkit(state: Mapping[str, Tensor]) -> _Toolkit:
+def pretrained_features(state: Mapping[str, Any]) -> str:
+    """Return the name of the features that a network of SpeechBrain's or WeSpeaker's was trained on.
+
+    Args:
+        state: State dict, as ``convert`` takes it; only its names are looked at.
+
+    Raises:
+        ValueError: It is none of these networks.
+    """
+    return _find_toolkit(state).features
+
+
+def _find_toolkit(state: Mapping[str, Any]) -> _Toolkit:
     if all(isinstance(value, Tensor) for value in state.values()):
         for toolkit in _TOOLKITS:
             if any(name.startswith(toolkit.prefix) for name in state):
@@ -215,10 +224,6 @@ def _convert(toolkit: _Toolkit, state: Mapping[str, Tensor]) -> tuple[dict[str, 
     for name, like in expected.items():
         their_name = their_names[name]
         weights[name] = _convert_tensor(toolkit, name, their_name, state[their_name], like)
-    if toolkit.input_weight is not None:
-        # SpeechBrain's filterbank is 10·log10 of the energy, ours the natural logarithm; both have the mean over time
-        # removed, so the bases differ by a factor only.
-        weights[toolkit.input_weight] *= DECIBELS
     return settings, weights
 
 
