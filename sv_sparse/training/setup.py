@@ -197,8 +197,8 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
     logger.info("device: %s", device)
     logger.info("%s", batch_summary(sampler, config.trainer.crop_seconds))
     if augmentation.counts:
-        counts = ", ".join(f"{kind} {count}" for kind, count in augmentation.counts.items())
-        logger.info("augmentation: recordings of each kind, of which a kind without any is not used: %s", counts)
+        counts = ", ".join(f"{count} {kind}" for kind, count in augmentation.counts.items())
+        logger.info("recordings of augment.noise_dir: %s", counts)
     if not resumes:
         logger.info("peak lr: sparse weights %g, other parameters %g", rates["weights"], rates["others"])
     _log_training_length(config, corpus, total_steps, from_scratch=source is None and not resumes)
