@@ -73,9 +73,9 @@ class WaveformTransform:
             state = torch.get_rng_state()
             first = self(waveforms.clone(), torch.Generator(self.device).manual_seed(0))
             second = self(waveforms.clone(), torch.Generator(self.device).manual_seed(0))
-            has_drawn = not torch.equal(state, torch.get_rng_state())
+            uses_torch_rng = not torch.equal(state, torch.get_rng_state())
         self._check_finite(first)
-        if has_drawn or not torch.allclose(first, second, rtol=0, atol=_TOLERANCE):
+        if uses_torch_rng or not torch.allclose(first, second, rtol=0, atol=_TOLERANCE):
             self._refuse(
                 "gives other waveforms when it is called again with the same ones and an equal generator, or draws "
                 "torch's own random numbers; a resumed run needs the same, so draw from the generator alone, and keep "
