@@ -139,7 +139,7 @@ def test_embeddings_are_gathered_to_the_last_bit(alone, tmp_path):
 
 
 def test_two_processes_learn_from_a_teacher_what_one_learns(alone, corpus, tmp_path):
-    words = [*SETTINGS, *corpus, "data.evaluate_untrained=false", "trainer.epochs=2", "trainer.grad_accum_steps=2"]
+    words = [*SETTINGS, *corpus, "data.evaluate_untrained=false", "trainer.epochs=2"]
     words += [f"init_from={alone}", "teacher=self", "head=none"]
     for name, command in (("one", (sys.executable,)), ("two", TORCHRUN)):
         done = run(*command, str(ROOT / "train.py"), *words, f"run_dir={tmp_path / name}")

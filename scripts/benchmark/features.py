@@ -1,6 +1,7 @@
-"""Measure the distance of our features to those that public weights were trained on: medians over recordings."""
+"""Compare the features of toolkits with ours of the same kind, and with those of networks that are trained here."""
 
 import argparse
+import math
 import random
 import statistics
 from collections.abc import Callable
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from sv_sparse.data.decoding import AUDIO_SUFFIXES
 from sv_sparse.data.torchaudio_guard import torchaudio
-from sv_sparse.models.features import Filterbank
-from sv_sparse.models.pretrained.convert import DECIBELS
+from sv_sparse.models.features import DEFAULT_FEATURES, build_features
 
-RATE, BINS, LOWEST = 16000, 80, 10
+RATE, BINS = 16000, 80
+DECIBELS = 10 / math.log(10)
 Features = Callable[[Tensor], Tensor]  # waveform [1, S] to [F, T]
 
 
@@ -28,29 +29,28 @@ def speechbrain_features() -> Features:
     return lambda waveform: normalize(filterbank(waveform), torch.ones(1))[0].T
 
 
-def wespeaker_features(waveform: Tensor) -> Tensor:
-    """Compute Kaldi's features with pre-emphasis and removal of each frame's mean, which ours have not."""
-    features = torchaudio.compliance.kaldi.fbank(
-        waveform * 32768, num_mel_bins=BINS, sample_frequency=RATE, window_type="hamming", use_energy=False
-    )
-    return (features - features.mean(dim=0)).T
+def kaldi_features(scale: int, window_type: str) -> Features:
+    """Return Kaldi's features of samples times a factor, the mean over time removed."""
+
+    def features(waveform: Tensor) -> Tensor:
+        settings = {"num_mel_bins": BINS, "sample_frequency": RATE, "window_type": window_type, "dither": 0.0}
+        filterbank = torchaudio.compliance.kaldi.fbank(waveform * scale, **settings)
+        return (filterbank - filterbank.mean(dim=0)).T
+
+    return features
 
 
-def compare(reference: Tensor, features: Tensor, shift: int) -> tuple[float, float, float]:
-    """Compare features [F, T] with a toolkit's.
+def distance(reference: Tensor, features: Tensor, shift: int) -> tuple[float, float]:
+    """Return the correlation with a toolkit's features [F, T], and the rms of the difference relative to theirs.
 
     Args:
         reference: features of the toolkit.
         features: ours.
         shift: frames by which the reference starts earlier.
-
-    Returns:
-        Correlation, rms of the difference as a fraction of the reference's, and the same of the ten lowest bins.
     """
     frames = min(reference.shape[1] - shift, features.shape[1])
     a, b = (x - x.mean(dim=1, keepdim=True) for x in (reference[:, shift : shift + frames], features[:, :frames]))
-    fractions = [((a[bins] - b[bins]).norm() / a[bins].norm()).item() for bins in (slice(None), slice(LOWEST))]
-    return (a * b).sum().item() / (a.norm() * b.norm()).item(), *fractions
+    return (a * b).sum().item() / (a.norm() * b.norm()).item(), ((a - b).norm() / a.norm()).item()
 
 
 def main() -> None:
@@ -61,23 +61,27 @@ def main() -> None:
     args = parser.parse_args()
     files = sorted(file for file in args.root.rglob("*") if file.suffix in AUDIO_SUFFIXES)
     random.Random(0).shuffle(files)
-    filterbank = Filterbank(RATE, BINS)
-    print("| features of | correlation | relative rms | lowest to highest | relative rms, ten lowest bins |")
-    print("|---|---:|---:|---|---:|")
-    for name, features, scale, shift in (
-        ("SpeechBrain", speechbrain_features(), DECIBELS, 1),
-        ("WeSpeaker", wespeaker_features, 1, 0),
+    default = build_features(DEFAULT_FEATURES, RATE, BINS)
+    print("| model.features | largest difference to the toolkit | sv_sparse: correlation | relative rms |")
+    print("|---|---:|---:|---:|")
+    for kind, toolkit_features, scale, shift in (
+        ("3dspeaker", kaldi_features(1, "povey"), 1, 0),
+        ("wespeaker", kaldi_features(32768, "hamming"), 1, 0),
+        ("speechbrain", speechbrain_features(), DECIBELS, 1),
     ):
+        same_kind = build_features(kind, RATE, BINS)
+        differences = []
         rows = []
         for file in files[: args.utterances]:
             samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
             if rate != RATE:
                 parser.error(f"{file}: has {rate} Hz, expected {RATE}")
             waveform = torch.from_numpy(samples[:, 0]).unsqueeze(0)
-            rows.append(compare(features(waveform), scale * filterbank(waveform)[0], shift))
-        correlation, rms, lowest = (statistics.median(column) for column in zip(*rows, strict=True))
-        extremes = f"{min(row[1] for row in rows):.3f} to {max(row[1] for row in rows):.3f}"
-        print(f"| {name} | {correlation:.4f} | {rms:.3f} | {extremes} | {lowest:.3f} |")
+            reference = toolkit_features(waveform)
+            differences.append((same_kind(waveform)[0] - reference).abs().max().item())
+            rows.append(distance(reference, scale * default(waveform)[0], shift))
+        correlation, rms = (statistics.median(column) for column in zip(*rows, strict=True))
+        print(f"| {kind} | {max(differences):.1e} | {correlation:.3f} | {rms:.2f} |")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from sv_sparse.data.dataset import Batch
 from sv_sparse.data.noise import NOISE_KINDS, build_noise_store
 from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.models.ecapa_tdnn import ECAPA
-from sv_sparse.models.features import MEL_BINS, Filterbank, crop_samples
+from sv_sparse.models.features import FEATURES, MEL_BINS, build_features, crop_samples
 from sv_sparse.models.heads import AAMSoftmax
 from sv_sparse.models.registry import build_model
 from sv_sparse.optim import (
@@ -175,8 +175,10 @@ def networks(options: Options) -> Iterator[Row]:
         mixer = AugmentOnDevice(crop, augmentation.speeds)
         mixed = [mixer(waveforms.to(where), extras.to(where)) for where in (device, cpu)]
         yield _compared("augmentation (speed, rooms, noise)", mixed[0], mixed[1], 1e-3)
-        banks = [Filterbank().to(where)(mixed[1].to(where)) for where in (device, cpu)]
-        yield _compared("filterbank", banks[0], banks[1], 1e-3)
+        # The last are those of the networks below.
+        for kind in FEATURES:
+            banks = [build_features(kind).to(where)(mixed[1].to(where)) for where in (device, cpu)]
+            yield _compared(f"features {kind}", banks[0], banks[1], 1e-3)
         masked = [mask_filterbank(banks[1].to(where), extras.mask.to(where)) for where in (device, cpu)]
         yield _compared("masks", masked[0], masked[1], 0.0)
         for name in MODELS:

@@ -168,8 +168,10 @@ class ConvFilterbank(nn.Module):
             spectrum = (self.spectrogram.frames(waveform) @ self.transform.T).transpose(1, 2)
         else:
             # Twice as fast.
-            options = {"stride": self.spectrogram.hop_length, "padding": self.spectrogram.padding}
-            spectrum = F.conv1d(waveform.unsqueeze(1), self.transform.unsqueeze(1), **options)
+            kernels = self.transform.unsqueeze(1)
+            shift = self.spectrogram.hop_length
+            padding = self.spectrogram.padding
+            spectrum = F.conv1d(waveform.unsqueeze(1), kernels, stride=shift, padding=padding)
         real, imaginary = spectrum.chunk(2, dim=1)
         power = real * real + imaginary * imaginary
         return log_normalize(self.mel_filters @ power, self.settings)

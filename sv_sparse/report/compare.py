@@ -243,6 +243,8 @@ def _settings(results: Sequence[RunResult]) -> tuple[Facts, dict[Path, str]]:
         # The duration leaves out what the run started from.
         if result.config.init_from is not None:
             labeled["init_from"] = Path(result.config.init_from).name
+        if result.config.teacher is not None:
+            labeled["teacher"] = Path(result.config.teacher).name
         by_run[result.run_dir] = (plain, labeled)
     first, *others = (plain | labeled for plain, labeled in by_run.values())
     common = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
@@ -299,6 +301,8 @@ def _row(result: RunResult) -> Row:
     difference = result.eer_difference or (None, None, None)
     row["eer_difference"], row["eer_difference_low"], row["eer_difference_high"] = difference
     row["untrained_eer"] = evaluation.get("untrained_eer")
+    row["teacher_cosine"] = run.get("teacher_cosine")
+    row["min_teacher_cosine"] = run.get("min_teacher_cosine")
     row["minutes"] = result.minutes
     row["seed"] = run["seed"]
     return row | {key: evaluation[key] for key in _CONDITIONS}

@@ -296,7 +296,7 @@ def training_facts(results: Results, config: Config) -> Facts:
     ]
     # Both are there where speakers were held out.
     if results.get("validation_eer") is not None:
-        tracked = fmt.percent(results["validation_eer_tracked"])
+        tracked = fmt.percent(results.get("validation_eer_tracked"))
         final = fmt.percent(results["validation_eer"])
         facts.append(
             ("EER on held-out training speakers", f"{tracked} at the tracked sparsity, {final} at the final sparsity")

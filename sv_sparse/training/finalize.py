@@ -112,7 +112,7 @@ def finalize(setup: TrainingSetup, last_validation: Validation | None = None) ->
     if validation.eer is not None:
         before = "not measured" if last_validation.eer is None else f"{100 * last_validation.eer:.2f} %"
         logger.info("validation EER %s before finalize, %.2f %% after", before, 100 * validation.eer)
-    if validation.teacher_cosine is not None:
+    if validation.teacher_cosine is not None and last_validation.teacher_cosine is not None:
         logger.info(
             "mean cosine to the teacher %.4f before finalize, %.4f after",
             last_validation.teacher_cosine,

@@ -61,6 +61,13 @@ def test_every_choice_composes_and_is_the_same_after_it_was_stored(group, choice
     assert Config.from_dict(stored) == config
 
 
+def test_settings_from_before_the_choice_of_features_mean_ours():
+    stored = composed("model=se_resnet", "model.features=wespeaker").to_dict()
+    assert Config.from_dict(stored).model.features == "wespeaker"
+    del stored["model"]["features"]
+    assert Config.from_dict(stored).model.features == "sv_sparse"
+
+
 def test_every_example_in_the_help_is_a_command_line_that_is_taken():
     examples = re.findall(r"^  python train\.py(.*?)  ", INTRODUCTION, re.MULTILINE)
     assert len(examples) == 5

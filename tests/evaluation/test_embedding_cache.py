@@ -72,8 +72,9 @@ def test_other_weights_another_network_and_a_changed_file_are_computed_anew(reco
     assert (count, embeddings[3, 1]) == (1, 3500)
     os.utime(path, ns=(1, 1))
     assert embed_with_cache(tmp_path / "cache", recordings)[1] == 1
-    other = EmbeddingCache(tmp_path / "cache", Counting(), MODEL | {"channels": 4})
-    assert other.get(recordings) == {}
+    for change in ({"channels": 4}, {"features": "wespeaker"}):
+        other = EmbeddingCache(tmp_path / "cache", Counting(), MODEL | change)
+        assert other.get(recordings) == {}
     same = EmbeddingCache(tmp_path / "cache", Counting(), dict(reversed(MODEL.items())))
     assert len(same.get(recordings)) == 150
 

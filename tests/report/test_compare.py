@@ -89,6 +89,19 @@ def test_settings_of_the_model_and_what_a_run_started_from_are_named(tmp_path):
     assert "| ecapa, init_from plain " in text
 
 
+def test_a_teacher_and_the_cosines_to_it_are_named(tmp_path):
+    cosines = {"teacher_cosine": 0.95, "min_teacher_cosine": 0.62, "teacher_recordings": 18}
+    runs = [run_folder(tmp_path / "plain", results()), run_folder(tmp_path / "taught", results(**cosines))]
+    config = json.loads((runs[1] / "config.yaml").read_text())
+    (runs[1] / "config.yaml").write_text(json.dumps(config | {"teacher": "/runs/large"}))
+    found, _ = read_run_results(runs)
+    assert "| teacher large " in compare_text(found)
+    write_comparison(tmp_path / "compared", found)
+    plain, taught = csv.DictReader((tmp_path / "compared" / "compare.csv").read_text().splitlines())
+    assert (plain["teacher_cosine"], plain["min_teacher_cosine"]) == ("", "")
+    assert (taught["teacher_cosine"], taught["min_teacher_cosine"]) == ("0.95", "0.62")
+
+
 def test_a_row_for_each_list_that_a_run_was_evaluated_on_since(tmp_path, capsys):
     run = run_folder(tmp_path / "run", results())
     later = evaluation("other", trials=1234)

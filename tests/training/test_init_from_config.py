@@ -132,6 +132,29 @@ def test_another_seed_holds_out_the_same_speakers(origin):
     assert (ours.seed, ours.val_seed) == (5, 3)
 
 
+def test_features_stay_those_of_the_weights_unless_they_are_named_themselves(origin):
+    theirs = f"init_from={origin(*FOLDER, 'model.features=wespeaker')}"
+    assert composed(theirs).model.features == "wespeaker"
+    # Another choice of model brings its settings, and not its features.
+    ours = composed(theirs, "model=resnet34").model
+    assert (ours.name, ours.features) == ("resnet34", "wespeaker")
+    assert composed(theirs, "model.features=3dspeaker").model.features == "3dspeaker"
+
+
+@pytest.mark.parametrize(("name", "features"), [("asp.weight", "speechbrain"), ("seg_1.weight", "wespeaker")])
+def test_a_file_of_weights_brings_the_features_of_its_toolkit(tmp_path, name, features):
+    torch.save({name: torch.zeros(2)}, tmp_path / "weights.pt")
+    theirs = f"init_from={tmp_path / 'weights.pt'}"
+    assert composed(theirs).model.features == features
+    assert composed("model=se_resnet", theirs).model.features == features
+    assert composed(theirs, "model.features=sv_sparse").model.features == "sv_sparse"
+
+
+def test_a_file_of_no_toolkit_brings_none(tmp_path):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "weights.pt")
+    assert composed(f"init_from={tmp_path / 'weights.pt'}").model.features == "sv_sparse"
+
+
 def test_a_model_of_the_users_own_is_taken_with_its_settings(origin):
     folder = origin(*FOLDER, "model=custom", "model._target_=mypkg.Network", "+model.width=3")
     assert composed(f"init_from={folder}").model == {"_target_": "mypkg.Network", "width": 3}

@@ -2,10 +2,12 @@
 
 import sys
 
+import onnx
 import pytest
 from helpers.tiny import TINY
 
 from sv_sparse.commands.main import main
+from sv_sparse.runtime.package import read_package
 
 PATH = "mypkg.net.Net"
 SOURCE = """
@@ -46,6 +48,8 @@ def forget(monkeypatch) -> None:
 
 def test_it_is_trained_resumed_evaluated_and_exported_by_its_name_alone(train, tones, folder, monkeypatch, capsys):
     words = ["model=net", "model.channels=6", "target_sparsity=0.5", "trainer.epochs=1", "run_dir=run"]
+    # The class has no such argument.
+    words.append("+model.features=wespeaker")
     done = train("--config-dir", str(folder / "conf"), *SHORT, *tones.settings(), *words)
     assert done.status == 0, done.err
     forget(monkeypatch)
@@ -64,8 +68,9 @@ def test_it_is_trained_resumed_evaluated_and_exported_by_its_name_alone(train, t
     main(["export", "run", "--output", "m.onnx", "--model-class", PATH])
     monkeypatch.setenv("SV_SPARSE_MODEL_CLASS", PATH)
     main(["export", "run", "--output", "m.safetensors"])
-    assert (folder / "m.onnx").stat().st_size > 0
-    assert (folder / "m.safetensors").stat().st_size > 0
+    metadata = {entry.key: entry.value for entry in onnx.load(folder / "m.onnx").metadata_props}
+    assert metadata["features"] == "wespeaker"
+    assert read_package(folder / "m.safetensors").features["kind"] == "wespeaker"
 
 
 def test_a_run_starts_from_one_of_it_if_the_command_line_names_it(train, tones, folder, monkeypatch):
