@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sv_sparse.data.augment_ops import AugmentOnDevice
 from sv_sparse.data.torchaudio_guard import torchaudio  # noqa: F401  # lets speechbrain import it
+from sv_sparse.models.campplus import CAMPlusPlus
 from sv_sparse.models.cpu_kernels import accelerate
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.features import Filterbank, crop_samples
@@ -39,6 +40,7 @@ SPEAKERS = 1000
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "ECAPA-1024": ECAPA,
     "ECAPA-512": partial(ECAPA, channels=512),
+    "CAM++": CAMPlusPlus,
     "ResNet34": ResNet34,
 }
 SHARED = "ECAPA-1024, MFA 3072"

@@ -72,7 +72,11 @@ def _group_lines(line: CommandLine, group: str) -> Iterator[str]:
                 yield from _table(section)
         for choice, variant_sections in variants:
             yield ""
-            yield f"`{group}={choice}` is `{group}={base}` with {_differences(base_sections, variant_sections)}."
+            differences = _differences(base_sections, variant_sections)
+            if differences:
+                yield f"`{group}={choice}` is `{group}={base}` with {differences}."
+            else:
+                yield f"`{group}={choice}` has the same settings."
 
 
 def _is_of(section: SectionHelp, group: str) -> bool:
@@ -86,7 +90,7 @@ def _differences(base: Sequence[SectionHelp], other: Sequence[SectionHelp]) -> s
         for setting in section.settings:
             if base_values[setting.name] != setting.default:
                 words.append(f"`{setting.name}={setting.default}`")
-    return ", ".join(words) if words else "the same settings"
+    return ", ".join(words)
 
 
 def _table(section: SectionHelp) -> Iterator[str]:

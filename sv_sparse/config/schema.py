@@ -73,6 +73,7 @@ def _require_names(name: str, value: Any) -> None:
 _FRACTION = "a number, at least 0 and below 1"
 # Value of ``teacher``: the network as it is at the start of the run.
 SELF_TEACHER = "self"
+FEATURES_HELP = "Features that the network reads: 3dspeaker, wespeaker, speechbrain or sv_sparse."
 
 
 @dataclass(frozen=True)
@@ -384,11 +385,9 @@ class DemoDataConfig(DataConfig):
 class ModelConfig:
     """Settings of every built-in network."""
 
-    name: str = setting(MISSING, "ecapa, resnet34 or se_resnet.")
+    name: str = setting(MISSING, "Name of the network.")
     # Runs from before the setting have no value, and these features.
-    features: str = setting(
-        DEFAULT_FEATURES, "Features that the network reads: 3dspeaker, wespeaker, speechbrain or sv_sparse."
-    )
+    features: str = setting(DEFAULT_FEATURES, FEATURES_HELP)
 
 
 @dataclass(frozen=True)
@@ -408,10 +407,23 @@ class ECAPAConfig(ModelConfig):
 
 
 @dataclass(frozen=True)
-class ResNet34Config(ModelConfig):
-    """ResNet34 with mean and standard deviation pooling."""
+class CAMPlusPlusConfig(ModelConfig):
+    """CAM++, as 3D-Speaker and WeSpeaker have it."""
 
-    name: str = setting("resnet34", "The network.")
+    name: str = setting("campplus", "The network.")
+    features: str = setting("3dspeaker", FEATURES_HELP)
+    front_channels: int = setting(32, "Channels of the two-dimensional convolutions.")
+    channels: int = setting(128, "Channels that enter the first dense block.")
+    growth_rate: int = setting(32, "Channels that each layer of a dense block adds.")
+    bottleneck_channels: int = setting(128, "Channels inside a layer of a dense block.")
+    block_layers: list[int] = setting([12, 24, 16], "Layers of the three dense blocks.")
+    embedding_dim: int = setting(192, "Size of the embedding.")
+
+
+@dataclass(frozen=True)
+class ResNetConfig(ModelConfig):
+    """ResNet with mean and standard deviation pooling."""
+
     base_channels: int = setting(32, "Channels of the first stage; each later stage has twice as many.")
     embedding_dim: int = setting(256, "Size of the embedding.")
     statistics_norm: bool = setting(True, "Normalize the pooled statistics before the embedding.")
@@ -425,6 +437,17 @@ class SEResNetConfig(ModelConfig):
     channels: list[int] = setting([128, 128, 256, 256], "Channels of the four stages.")
     attention_channels: int = setting(128, "Channels of the attention in the pooling.")
     embedding_dim: int = setting(256, "Size of the embedding.")
+
+
+@dataclass(frozen=True)
+class XVectorConfig(ModelConfig):
+    """X-vector TDNN, as WeSpeaker has it."""
+
+    name: str = setting("xvector", "The network.")
+    features: str = setting("wespeaker", FEATURES_HELP)
+    channels: int = setting(512, "Channels of the first four layers.")
+    statistics_channels: int = setting(1500, "Channels of the fifth layer, which are pooled.")
+    embedding_dim: int = setting(512, "Size of the embedding.")
 
 
 @dataclass(frozen=True)
@@ -793,7 +816,18 @@ class Config:
             ) from error
 
 
-MODEL_SETTINGS = {"ecapa": ECAPAConfig(), "resnet34": ResNet34Config(), "se_resnet": SEResNetConfig()}
+MODEL_SETTINGS = {
+    "ecapa": ECAPAConfig(),
+    "campplus": CAMPlusPlusConfig(),
+    "resnet34": ResNetConfig("resnet34"),
+    "resnet50": ResNetConfig("resnet50", "wespeaker"),
+    "resnet101": ResNetConfig("resnet101", "wespeaker"),
+    "resnet152": ResNetConfig("resnet152", "wespeaker"),
+    "resnet221": ResNetConfig("resnet221", "wespeaker"),
+    "resnet293": ResNetConfig("resnet293", "wespeaker"),
+    "se_resnet": SEResNetConfig(),
+    "xvector": XVectorConfig(),
+}
 HEAD_SETTINGS = {"aam_softmax": HeadConfig(), "none": NoHeadConfig()}
 DATA_SETTINGS = {
     "demo": DemoDataConfig(),

@@ -13,7 +13,7 @@ MEL_BINS = 80
 WINDOW_SECONDS = 0.025
 # Float32's epsilon, below which Kaldi lets no energy fall.
 _EPSILON = torch.finfo(torch.float32).eps
-# The same for 16-bit samples, where ours are in [-1, 1]: a power of two moves no bit of a logarithm's argument.
+# The same for 16-bit sample values, of which ours are the 32768th part: a power of two rounds nothing.
 ENERGY_FLOOR = _EPSILON / 32768**2
 # Utterances at a time on a CPU: 1.4 times faster than a batch of 32 in one, which leaves the cache.
 _CPU_BATCH = 4
@@ -50,8 +50,8 @@ class FeatureSettings:
 
 
 DEFAULT_FEATURES = "sv_sparse"
-# 3D-Speaker gives Kaldi's fbank samples in [-1, 1], WeSpeaker 16-bit ones: they differ in the floor. Checked against
-# torchaudio.compliance.kaldi.fbank, and SpeechBrain's Fbank and InputNormalization.
+# 3D-Speaker gives Kaldi's fbank samples in [-1, 1], WeSpeaker 16-bit values: beside the window, they differ in the
+# floor. References: torchaudio.compliance.kaldi.fbank; SpeechBrain's Fbank and InputNormalization.
 FEATURES = {
     "3dspeaker": FeatureSettings(
         window_type="povey", preemphasis_coefficient=0.97, remove_dc_offset=True, energy_floor=_EPSILON

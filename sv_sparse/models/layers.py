@@ -52,7 +52,13 @@ def to_image(filterbank: Tensor) -> Tensor:
 
 
 def same_conv(
-    in_channels: int, out_channels: int, kernel_size: int = 1, dilation: int = 1, *, reflect: bool = False
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int = 1,
+    dilation: int = 1,
+    *,
+    reflect: bool = False,
+    bias: bool = True,
 ) -> nn.Conv2d:
     """Return a convolution over time that keeps the number of frames: [B, C_in, 1, T] to [B, C_out, 1, T].
 
@@ -62,6 +68,7 @@ def same_conv(
         kernel_size: Taps, an odd number.
         dilation: Frames between two taps.
         reflect: Continue the input by its mirror image instead of zeros, which costs a copy of it.
+        bias: Add a number to each output channel.
     """
     padding = dilation * (kernel_size - 1) // 2
     # Two-dimensional, of height one: convolutions and batch norms run faster in channels-last order, and torch has that
@@ -73,6 +80,7 @@ def same_conv(
         dilation=(1, dilation),
         padding=(0, padding),
         padding_mode="reflect" if reflect and padding else "zeros",
+        bias=bias,
     )
 
 

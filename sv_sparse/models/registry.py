@@ -10,12 +10,25 @@ from typing import Any
 import torch
 from torch import nn
 
+from sv_sparse.models.campplus import CAMPlusPlus
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.features import DEFAULT_FEATURES, check_features
-from sv_sparse.models.resnet import ResNet34
+from sv_sparse.models.resnet import ResNet34, ResNet50, ResNet101, ResNet152, ResNet221, ResNet293
 from sv_sparse.models.se_resnet import SEResNet
+from sv_sparse.models.xvector import XVector
 
-MODELS: dict[str, type[nn.Module]] = {"ecapa": ECAPA, "resnet34": ResNet34, "se_resnet": SEResNet}
+MODELS: dict[str, type[nn.Module]] = {
+    "ecapa": ECAPA,
+    "campplus": CAMPlusPlus,
+    "resnet34": ResNet34,
+    "resnet50": ResNet50,
+    "resnet101": ResNet101,
+    "resnet152": ResNet152,
+    "resnet221": ResNet221,
+    "resnet293": ResNet293,
+    "se_resnet": SEResNet,
+    "xvector": XVector,
+}
 logger = logging.getLogger(__name__)
 
 # Import paths of classes that are trusted, separated by commas.
@@ -26,7 +39,7 @@ _MAX_VALUE = 1 << 16
 _MAX_LENGTH = 64
 # Frames of 10 ms.
 _PROBE_FRAMES = 50
-_MAX_VALUE_OF = {"res2net_scale": 64, "kernel_sizes": 255, "dilations": 64}
+_MAX_VALUE_OF = {"res2net_scale": 64, "kernel_sizes": 255, "dilations": 64, "block_layers": 64}
 # What constructors raise for settings that are allowed one by one and do not fit together.
 _BUILD_ERRORS = (TypeError, LookupError, ArithmeticError, RuntimeError, StopIteration, AssertionError)
 

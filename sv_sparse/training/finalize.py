@@ -162,23 +162,33 @@ def compare_with_teacher(setup: TrainingSetup) -> dict[str, Any]:
         recordings were compared, at most 5,000. Nothing without a teacher or without trials.
     """
     teacher = setup.teacher
+    if teacher is None:
+        return {}
     recordings = used_recordings(setup.corpus.trial_sets, setup.config.scoring)
-    if teacher is None or not recordings:
+    if not recordings:
         return {}
     # From the first to the last, so that each list has its part.
     count = min(len(recordings), _MAX_TEACHER_RECORDINGS)
     selected = [recordings[index] for index in np.linspace(0, len(recordings) - 1, count).astype(int)]
-    limit = _unreadable_limit(setup)
+    # The evaluation has refused too many of all recordings; any number of these may be bad.
+    limit = UnreadableLimit(1.0)
     # The evaluation has left them in the cache.
     embeddings = embed(
         setup.network, setup.filterbank, selected, title="trial lists", limit=limit, cache=_embedding_cache(setup)
     )
     cache = EmbeddingCache(setup.run_dir / EMBEDDINGS_DIR, teacher.network, teacher.model)
-    targets = embed(teacher.network, teacher.filterbank, selected, title="teacher", limit=limit, cache=cache)
-    usable = embeddings.usable & targets.usable
-    if not usable.any():
+    targets = embed(
+        teacher.network,
+        teacher.filterbank,
+        selected,
+        title="teacher",
+        limit=limit,
+        cache=cache,
+        unusable=embeddings.unusable,
+    )
+    if not targets.usable.any():
         return {}
-    students, teachers = (torch.from_numpy(side.values[usable]).double() for side in (embeddings, targets))
+    students, teachers = (torch.from_numpy(side.values[targets.usable]).double() for side in (embeddings, targets))
     cosines = nn.functional.cosine_similarity(students, teachers)
     metrics = {
         "teacher_cosine": float(cosines.mean()),

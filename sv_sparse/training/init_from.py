@@ -1,7 +1,7 @@
 """Sources of a run that does not start from scratch.
 
-A finished run, or one of its network files (``best.pt``), brings the network, the head and lambda. Another toolkit's
-weights bring the network alone, which is dense.
+A finished run, or one of its network files (``best.pt``), brings the network, the head and lambda. A state dict of the
+run's network, or another toolkit's weights, bring the network alone, which is dense.
 """
 
 import logging
@@ -19,7 +19,7 @@ from sv_sparse.data.manifest import Manifest, match_utterances
 from sv_sparse.data.prepared import read_split
 from sv_sparse.io import nfc
 from sv_sparse.models.heads import AAMSoftmax, NoHead
-from sv_sparse.models.pretrained.convert import convert
+from sv_sparse.models.pretrained.convert import convert, kinds
 from sv_sparse.models.registry import features_of
 
 logger = logging.getLogger(__name__)
@@ -113,32 +113,38 @@ class InitSource:
             raise ValueError(f"init_from={self.path}: its network has {listed}; choose the same model")
 
 
-def load_init_source(config: Config) -> InitSource | None:
+def load_init_source(config: Config, network: nn.Module | None = None) -> InitSource | None:
     """Load what ``init_from`` names; None for a run from scratch.
 
+    Args:
+        config: settings of the run.
+        network: network of the run; a file may hold its state dict. Default: none.
+
     Raises:
         ValueError: it is neither a finished run nor a file of weights that can be read.
     """
-    return None if config.init_from is None else read_source(Path(config.init_from), "init_from", with_head=True)
+    return None if config.init_from is None else read_source("init_from", config, network, with_head=True)
 
 
-def read_source(path: Path, setting: str, *, with_head: bool) -> InitSource:
-    """Read a trained network.
+def read_source(setting: str, config: Config, network: nn.Module | None, *, with_head: bool) -> InitSource:
+    """Read a trained network: a finished run, one of its network files, or a file of weights.
 
     Args:
-        path: folder of a finished run, one of its network files, or a file of weights of another toolkit.
-        setting: of the command line, that named it, for messages.
-        with_head: whether to read the run's head and training data too.
+        setting: that names it: ``init_from`` or ``teacher``.
+        config: settings of the new run.
+        network: network of the new run; a file may hold its state dict.
+        with_head: whether to read the finished run's head and training data too.
 
     Raises:
         ValueError: it is neither a finished run nor a file of weights that can be read.
     """
+    path = Path(getattr(config, setting))
     file = network_file(path, setting)
     if path.is_file():
         state = read_weights(path, setting)
         # Every network file of a run has this key.
         if "format" not in state:
-            return _from_pretrained(path, state, setting)
+            return _from_pretrained(path, state, setting, config.model_settings, network)
     return _from_run_checkpoint(path, file, with_head=with_head)
 
 
@@ -152,7 +158,7 @@ def network_file(path: Path, setting: str = "init_from") -> Path:
     if not file.is_file():
         raise ValueError(
             f"{setting}={path}: expected the folder of a finished run, with checkpoints/model.pt, one of its network "
-            f"files, or weights of SpeechBrain or WeSpeaker"
+            f"files, a state dict of the network of model=, or weights of {', '.join(kinds())}"
         )
     return file
 
@@ -193,12 +199,14 @@ def _from_run_checkpoint(path: Path, file: Path, *, with_head: bool) -> InitSour
     )
 
 
-def _from_pretrained(path: Path, state: dict[str, Any], setting: str) -> InitSource:
+def _from_pretrained(
+    path: Path, state: dict[str, Any], setting: str, run_model: dict[str, Any], network: nn.Module | None
+) -> InitSource:
     try:
-        kind, model, weights = convert(state)
+        kind, model, weights = convert(state, run_model, network)
     except ValueError as error:
         raise ValueError(f"{setting}={path}: {error}") from error
-    logger.info("%s: %s, dense, features %s; training speakers unknown", path, kind, model["features"])
+    logger.info("%s: %s, dense, features %s; training speakers unknown", path, kind, features_of(model))
     return InitSource(path, model, weights)
 
 

@@ -172,7 +172,7 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
 
     # The checkpoint has all that a source gives.
     resumes = (run_dir / "checkpoints" / "last.pt").is_file()
-    source = None if resumes else load_init_source(config)
+    source = None if resumes else load_init_source(config, network)
     sparse_init = uses_sparse_init(config) if source is None else source.sparse_init
     rates = learning_rates(config, sparse_init=sparse_init)
     if source is not None:
@@ -238,7 +238,7 @@ def check_buildable(config: Config, trusted_classes: Sequence[str] = ()) -> None
     trainer = config.trainer
     device = resolve_device_config(trainer.device, trainer.precision, trainer.compile)
     network = _build_network(config, device.device, trusted_classes)
-    check_teacher(config, network.embedding_dim, trusted_classes)
+    check_teacher(config, network, trusted_classes)
     _build_augmentation(config.augment)
     transform = _build_transform(config, device.device, trusted_classes)
     if transform is not None:

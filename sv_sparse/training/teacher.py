@@ -88,7 +88,7 @@ def build_teacher(
             state = checkpoint.load(checkpoints / TEACHER_FILE, checkpoint.TEACHER_KEYS)
             teacher_network.load_state_dict(state["model"])
     else:
-        teacher_network, model = _read_network(config.teacher, trusted_classes)
+        teacher_network, model = _read_network(config, network, trusted_classes)
     teacher = Teacher(teacher_network, model, device)
     num_params = sum(param.numel() for param in teacher.network.parameters())
     logger.info(
@@ -101,12 +101,12 @@ def build_teacher(
     return teacher
 
 
-def check_teacher(config: Config, embedding_dim: int, trusted_classes: Sequence[str]) -> None:
+def check_teacher(config: Config, network: Any, trusted_classes: Sequence[str]) -> None:
     """Check that a teacher other than the network itself can be read, and has embeddings of the network's size.
 
     Args:
         config: settings of the run.
-        embedding_dim: E of the run's network.
+        network: of the run.
         trusted_classes: import paths of network classes that the user named.
 
     Raises:
@@ -114,22 +114,23 @@ def check_teacher(config: Config, embedding_dim: int, trusted_classes: Sequence[
     """
     if config.teacher in {None, SELF_TEACHER}:
         return
-    network, _ = _read_network(str(config.teacher), trusted_classes)
-    if network.embedding_dim != embedding_dim:
+    teacher, _ = _read_network(config, network, trusted_classes)
+    size = teacher.embedding_dim
+    if size != network.embedding_dim:
         raise ValueError(
-            f"teacher={config.teacher} has embeddings of {network.embedding_dim} numbers, {config.model_text} of "
-            f"{embedding_dim}; they must be equal, choose for instance model.embedding_dim={network.embedding_dim}"
+            f"teacher={config.teacher} has embeddings of {size} numbers, {config.model_text} of "
+            f"{network.embedding_dim}; they must be equal, choose for instance model.embedding_dim={size}"
         )
 
 
-def _read_network(path: str, trusted_classes: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-    """Return the network that ``teacher`` names, on the CPU, and its settings."""
-    source = read_source(Path(path), "teacher", with_head=False)
+def _read_network(config: Config, network: nn.Module, trusted_classes: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """Return the network that ``teacher`` names, on the CPU, and its settings; a file may be one of ``network``."""
+    source = read_source("teacher", config, network, with_head=False)
     # The draws of its weights, which are replaced, leave those of the run as they are.
     with torch.random.fork_rng(devices=[]):
         try:
-            network = build_model(source.model, MEL_BINS, trusted=trusted_classes)
-            network.load_state_dict(source.weights)
+            teacher = build_model(source.model, MEL_BINS, trusted=trusted_classes)
+            teacher.load_state_dict(source.weights)
         except (ValueError, RuntimeError) as error:
-            raise ValueError(f"teacher={path}: {error}") from error
-    return network, source.model
+            raise ValueError(f"teacher={config.teacher}: {error}") from error
+    return teacher, source.model

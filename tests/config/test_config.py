@@ -91,7 +91,7 @@ def test_every_setting_has_a_sentence_in_the_help():
     ("argument", "message"),
     [
         ("modle=ecapa", r"unknown setting 'modle'; valid: target_sparsity, .*groups with choices: model"),
-        ("model=ecappa", r"model=ecappa: expected one of custom, ecapa, ecapa_256, .*; did you mean ecapa\?"),
+        ("model=ecappa", r"model=ecappa: expected one of campplus, custom, ecapa, ecapa_256, .*; did you mean ecapa\?"),
         ("model=ecapa,ecappa", r"model=ecappa: expected one of"),
         ("trainer.epoch=3", r"unknown setting 'trainer.epoch'; valid under trainer: .*; did you mean trainer.epochs\?"),
         ("epochs=3", r"unknown setting 'epochs'; .*; did you mean trainer.epochs\?"),

@@ -6,9 +6,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sv_sparse.evaluation.complexity import compressed_bytes, measure_complexity
+from sv_sparse.models.campplus import CAMPlusPlus
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.resnet import ResNet34
 from sv_sparse.models.se_resnet import SEResNet
+from sv_sparse.models.xvector import XVector
 from sv_sparse.optim import param_groups
 
 ECAPA_SMALL = {"channels": 16, "mfa_channels": 24, "attention_channels": 8, "se_channels": 8, "res2net_scale": 4}
@@ -16,6 +18,8 @@ NETWORKS = {
     "ECAPA": lambda: ECAPA(**ECAPA_SMALL, embedding_dim=16),
     "ResNet34": lambda: ResNet34(base_channels=8, embedding_dim=16),
     "SEResNet": SEResNet,
+    "CAM++": lambda: CAMPlusPlus(front_channels=4, channels=16, block_layers=(2, 1, 2), embedding_dim=16),
+    "XVector": lambda: XVector(channels=16, statistics_channels=24, embedding_dim=16),
 }
 
 

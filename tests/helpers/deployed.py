@@ -22,7 +22,20 @@ SE_RESNET: dict[str, Any] = {
     "name": "se_resnet",
     **{"channels": [4, 4, 8, 8], "attention_channels": 8, "embedding_dim": 16},
 }
-MODELS = {"ecapa": ECAPA, "speechbrain": SPEECHBRAIN, "resnet": RESNET, "se_resnet": SE_RESNET}
+CAMPPLUS: dict[str, Any] = {
+    "name": "campplus",
+    **{"front_channels": 4, "channels": 16, "growth_rate": 8, "bottleneck_channels": 16},
+    **{"block_layers": [2, 1, 2], "embedding_dim": 16},
+}
+XVECTOR: dict[str, Any] = {"name": "xvector", "channels": 16, "statistics_channels": 24, "embedding_dim": 16}
+# Those with a program of the sparse kernels.
+LOWERED = {"ecapa": ECAPA, "speechbrain": SPEECHBRAIN, "resnet": RESNET}
+MODELS = LOWERED | {
+    "se_resnet": SE_RESNET,
+    "campplus": CAMPPLUS,
+    "resnet50": RESNET | {"name": "resnet50"},
+    "xvector": XVECTOR,
+}
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from sv_sparse.config.overrides import parse_command_line
 from sv_sparse.data.torchaudio_guard import torchaudio  # noqa: F401  (importing SpeechBrain needs the guard)
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.features import build_features
-from sv_sparse.models.pretrained.convert import convert, pretrained_features
+from sv_sparse.models.pretrained.convert import convert, kinds, pretrained_features
 from sv_sparse.models.registry import build_model
 from sv_sparse.models.resnet import ResNet34
 
@@ -267,7 +267,74 @@ def test_a_norm_behind_wespeakers_embedding_is_refused() -> None:
         convert(wespeaker_ecapa()[1] | {"bn2.weight": torch.ones(6)})
 
 
-@pytest.mark.parametrize("state", [{}, {"model": {"seg_1.weight": torch.zeros(1)}}, {"a.weight": torch.zeros(1)}])
-def test_anything_else_is_refused_with_what_is_allowed(state: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="one of SpeechBrain's ECAPA-TDNN, .* got (nothing|model|a.weight)$"):
+@pytest.mark.parametrize("state", [{}, {"epoch": 3}, {"a.weight": torch.zeros(1)}, {"model": {"a": torch.zeros(1)}}])
+def test_anything_else_is_refused_with_what_each_kind_lacks(state: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError, match="fit no network that can be read; got (nothing|epoch|a.weight|model)"
+    ) as caught:
         convert(state)
+    text = str(caught.value)
+    assert all(f"- {kind}: missing " in text for kind in kinds())
+    assert len(kinds()) == 12
+    assert ("left over" in text) == bool(state)
+
+
+def test_the_nearest_kind_comes_first() -> None:
+    _, state = wespeaker_ecapa()
+    # What makes them ECAPA-TDNN's is missing; the rest is.
+    rest = {name: value for name, value in state.items() if "layer2.se_res2block." not in name}
+    with pytest.raises(ValueError, match="fit no network") as caught:
+        convert(rest)
+    first, *_ = str(caught.value).splitlines()[1:]
+    assert first.startswith("- WeSpeaker's ECAPA-TDNN: missing layer2.se_res2block.0.bn.bias, ")
+
+
+WRAPPINGS = {
+    "as it is": (lambda state: state, ""),
+    "Lightning": (lambda state: {"state_dict": state, "epoch": 3}, "unwrapped: state_dict"),
+    "DDP": (lambda state: {f"module.{name}": value for name, value in state.items()}, "unwrapped: module."),
+    "both": (
+        lambda state: {"model": {f"module.model.{name}": value for name, value in state.items()}, "optimizer": {}},
+        "unwrapped: model, module., model.",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_wrappers_are_taken_off_and_named(wrapping: str, caplog: pytest.LogCaptureFixture) -> None:
+    wrap, words = WRAPPINGS[wrapping]
+    ours, state = wespeaker_resnet()
+    with caplog.at_level(logging.INFO):
+        kind, settings, weights = convert(from_file(wrap(state)))
+        assert kind == "WeSpeaker's ResNet34"
+        assert pretrained_features(wrap(state)) == settings["features"] == "wespeaker"
+        own_kind, own_settings, own = convert(from_file(wrap(ours.state_dict())), {"name": "resnet34"}, ours)
+    assert (own_kind, own_settings) == ("the network of model=resnet34", {"name": "resnet34"})
+    for loaded in (weights, own):
+        assert loaded.keys() == ours.state_dict().keys()
+        assert all(torch.equal(loaded[name], value) for name, value in ours.state_dict().items())
+    assert caplog.text.count(words) == (2 if words else caplog.text.count(""))
+
+
+def test_what_does_not_fit_the_network_of_the_run_is_named() -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    state = dict(network.state_dict())
+    del state["1.running_mean"]
+    changed = state | {"2.weight": torch.zeros(2, 5), "3.bias": torch.zeros(2), "0.bias": "text"}
+    for given in (changed, {"state_dict": {f"module.{name}": value for name, value in changed.items()}}):
+        with pytest.raises(ValueError, match="fit no network") as caught:
+            convert(given, {"_target_": "mypkg.net.Net"}, network)
+        first, *_ = str(caught.value).splitlines()[1:]
+        assert first == (
+            "- the network mypkg.net.Net: missing 1.running_mean; left over 3.bias; wrong shape "
+            "0.bias (expected [4], got str), 2.weight (expected [2, 4], got [2, 5])"
+        )
+
+
+def test_weights_of_a_toolkit_that_do_not_fit_are_compared_with_the_network_of_the_run_too() -> None:
+    ours, state = wespeaker_resnet()
+    del state["bn1.weight"]
+    with pytest.raises(
+        ValueError, match=r"missing bn1\.weight; they do not fit the network of model=resnet34 either: "
+    ):
+        convert(state, {"name": "resnet34"}, ours)

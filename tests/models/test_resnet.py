@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from sv_sparse.models.resnet import ResNet34
+from sv_sparse.models.registry import MODELS
+from sv_sparse.models.resnet import ResNet34, ResNet50
 from sv_sparse.models.se_resnet import SEResNet
 from sv_sparse.optim import param_groups, sparse_init_
 
@@ -20,11 +21,44 @@ def in_channels_last(model: nn.Module) -> bool:
     return all(convolution.weight.is_contiguous(memory_format=torch.channels_last) for convolution in convolutions)
 
 
-def test_the_size_is_that_of_the_published_model() -> None:
+@pytest.mark.parametrize(
+    ("depth", "expected"),
+    [
+        # WeSpeaker's tables say 6.63, 11.13, 15.89, 19.81, 23.79 and 28.62 million.
+        (34, 6_634_336),
+        (50, 11_131_360),
+        (101, 15_892_448),
+        (152, 19_814_880),
+        (221, 23_792_224),
+        (293, 28_626_016),
+    ],
+)
+def test_the_size_is_that_of_the_published_model(depth: int, expected: int) -> None:
     with torch.device("meta"):
-        model = ResNet34()
-    assert sum(parameter.numel() for parameter in model.parameters()) == 6_634_336
-    assert len(list(model.parameters())) == 110
+        model = MODELS[f"resnet{depth}"]()
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected == num_params(depth)
+    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    # The shortcuts are not counted: of bottleneck blocks the first stage has one too.
+    assert len(layers) - (3 if depth == 34 else 4) == depth
+
+
+def num_params(depth: int) -> int:
+    """Parameters by arithmetic, of 80 bins, 32 channels and embeddings of 256."""
+    num_blocks = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 221: (6, 16, 48, 3), 293: (10, 20, 64, 3)}
+    width, expansion = 32, 1 if depth == 34 else 4
+    count, entering = 9 * width + 2 * width, width
+    for stage, blocks in enumerate(num_blocks.get(depth, (3, 4, 6, 3))):
+        inner = width * 2**stage
+        leaving = expansion * inner
+        for block in range(blocks):
+            if depth == 34:
+                count += 9 * entering * inner + 9 * inner * inner + 4 * inner
+            else:
+                count += entering * inner + 9 * inner * inner + inner * leaving + 4 * inner + 2 * leaving
+            if block == 0 and entering != leaving:
+                count += entering * leaving + 2 * leaving
+            entering = leaving
+    return count + 2 * entering * 10 * 256 + 256
 
 
 def test_the_memory_order_changes_no_result() -> None:
@@ -92,8 +126,11 @@ def test_embeddings_under_autocast_are_float32_and_close() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
-def test_every_parameter_gets_a_finite_gradient_even_from_constant_input(scale: float) -> None:
-    model = small()
+@pytest.mark.parametrize("model_class", [ResNet34, ResNet50])
+def test_every_parameter_gets_a_finite_gradient_even_from_constant_input(
+    scale: float, model_class: type[ResNet34 | ResNet50]
+) -> None:
+    model = model_class(base_channels=4, embedding_dim=8, mel_bins=20)
     with torch.autocast("cpu", torch.bfloat16):
         embedding = model(scale * torch.randn(4, 20, 30))
     embedding.sum().backward()
@@ -122,8 +159,12 @@ def test_too_short_input_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [ResNet34(base_channels=8, mel_bins=20), SEResNet(channels=(4, 4, 8, 8), attention_channels=8, mel_bins=20)],
-    ids=["resnet34", "se_resnet"],
+    [
+        ResNet34(base_channels=8, mel_bins=20),
+        ResNet50(base_channels=2, mel_bins=20),
+        SEResNet(channels=(4, 4, 8, 8), attention_channels=8, mel_bins=20),
+    ],
+    ids=["resnet34", "resnet50", "se_resnet"],
 )
 def test_narrow_networks_have_gradients(model) -> None:
     assert not in_channels_last(model)  # in that order the backward pass of torch 2.13 crashes

@@ -17,7 +17,7 @@ from sv_sparse.runtime.engine.lowering import lower
 from sv_sparse.runtime.engine.plan import USE_DENSE, Plan
 from sv_sparse.runtime.fold_bn import fold_batch_norm
 
-RUN = {name: model for name, model in deployed.MODELS.items() if name != "se_resnet"}
+RUN = deployed.LOWERED
 
 
 def difference(network: nn.Module, engine: SparseEngine, x: Tensor) -> float:

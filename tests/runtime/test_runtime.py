@@ -65,10 +65,16 @@ def test_asked_for_sparse_kernels_nothing_else_is_taken(package, monkeypatch):
     library.cache_clear()
 
 
-def test_a_network_without_a_program_is_computed_by_torch(tmp_path):
-    network = deployed.trained(deployed.SE_RESNET)
-    write_package(tmp_path / "m", network, deployed.SE_RESNET, deployed.backend(), {}, features=deployed.FEATURES)
-    assert isinstance(Runtime.load(read_package(tmp_path / "m")).engine, TorchEngine)
+@pytest.mark.parametrize("name", sorted(deployed.MODELS.keys() - deployed.LOWERED.keys()))
+def test_a_network_without_a_program_is_computed_by_torch(tmp_path, name):
+    model = deployed.MODELS[name]
+    network = deployed.trained(model)
+    write_package(tmp_path / "m", network, model, deployed.backend(), {}, features=deployed.FEATURES)
+    runtime = Runtime.load(read_package(tmp_path / "m"))
+    assert isinstance(runtime.engine, TorchEngine)
+    x = torch.randn(2, 80, 230)
+    with torch.no_grad():
+        torch.testing.assert_close(runtime(x), network(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("engine", ["sparse", "torch"])

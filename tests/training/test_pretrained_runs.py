@@ -8,6 +8,8 @@ from helpers.tiny import TINY
 
 from sv_sparse.config.schema import read_config
 from sv_sparse.data.torchaudio_guard import torchaudio  # noqa: F401  # lets speechbrain import it
+from sv_sparse.models.campplus import CAMPlusPlus
+from sv_sparse.models.pretrained.name_maps import THREED_SPEAKER_CAMPPLUS, names_in_toolkit
 from sv_sparse.training.logging import read_rows
 
 
@@ -63,3 +65,75 @@ def test_weights_of_an_unknown_network_are_refused(train, tones, tmp_path):
     done = train(*TINY, *tones.settings(), f"init_from={tmp_path / 'other.pt'}")
     assert done.status == 2
     assert f"error: init_from={tmp_path / 'other.pt'}: " in done.err
+
+
+CAMPPLUS = [
+    "model=campplus",
+    *("model.front_channels=4", "model.channels=8", "model.growth_rate=4", "model.bottleneck_channels=8"),
+    *("model.block_layers=[2,1,2]", "model.embedding_dim=16"),
+    *(word for word in TINY if not word.startswith("model.")),
+]
+
+
+@pytest.fixture(scope="module")
+def campplus_file(tmp_path_factory):
+    """CAM++ of tiny widths, untrained, with the names of 3D-Speaker."""
+    torch.manual_seed(0)
+    network = CAMPlusPlus(80, 4, 8, 4, 8, (2, 1, 2), 16)
+    names = names_in_toolkit(THREED_SPEAKER_CAMPPLUS, network.state_dict())
+    state = {}
+    for name, value in network.state_dict().items():
+        # One-dimensional convolutions, where the front end's have two dimensions.
+        state[names[name]] = value.squeeze(2) if names[name].startswith("xvector.") and value.ndim == 4 else value
+    linear = names["embedding.weight"]
+    state[linear] = state[linear].unsqueeze(2)
+    path = tmp_path_factory.mktemp("3dspeaker") / "campplus.pt"
+    torch.save(state, path)
+    return path
+
+
+def test_campplus_trains_from_scratch_and_from_published_weights(train, tones, tmp_path, campplus_file):
+    done = train(*CAMPPLUS, *tones.settings(), "target_sparsity=0.9", f"run_dir={tmp_path / 'scratch'}")
+    assert done.status == 0, done.err
+    assert (tmp_path / "scratch" / "report.html").is_file()
+    results = json.loads((tmp_path / "scratch" / "results.json").read_text())
+    assert results["sparsity"] == pytest.approx(0.9, abs=1e-3)
+    words = [
+        f"init_from={campplus_file}",
+        "target_sparsity=0.5",
+        f"run_dir={tmp_path / 'after'}",
+        "trainer.max_steps=2",
+    ]
+    done = train(*CAMPPLUS, *tones.settings(), *words)
+    assert done.status == 0, done.err
+    assert "3D-Speaker's CAM++, dense, features 3dspeaker; training speakers unknown" in done.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model=resnet50", "model.base_channels=2"],
+        ["model=xvector", "model.channels=8", "model.statistics_channels=16"],
+    ],
+)
+def test_other_networks_train_too(train, tones, tmp_path, words):
+    short = [word for word in TINY if not word.startswith("model.")]
+    done = train(*short, *tones.settings(), *words, f"run_dir={tmp_path / 'run'}", "target_sparsity=0.95")
+    assert done.status == 0, done.err
+    assert read_config(tmp_path / "run").model.features == "wespeaker"
+
+
+def test_a_state_dict_of_the_runs_network_is_taken_in_any_wrapper(train, tones, tmp_path):
+    words = [*TINY, *tones.settings(), "trainer.max_steps=2"]
+    done = train(*words, f"run_dir={tmp_path / 'run'}")
+    assert done.status == 0, done.err
+    state = torch.load(tmp_path / "run" / "checkpoints" / "model.pt", weights_only=True)["model"]
+    path = tmp_path / "own.ckpt"
+    torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 2}, path)
+    done = train(*words, f"init_from={path}", f"run_dir={tmp_path / 'after'}")
+    assert done.status == 0, done.err
+    assert "the weights: unwrapped: state_dict, module." in done.out
+    assert f"{path}: the network of model=ecapa, dense, features sv_sparse; training speakers unknown" in done.out
+    done = train(*words, "model.embedding_dim=12", f"init_from={path}", f"run_dir={tmp_path / 'other'}")
+    assert done.status == 2
+    assert "- the network of model=ecapa: wrong shape embedding.bias (expected [12], got [16])" in done.err

@@ -191,6 +191,14 @@ def test_half_precision_learns_what_float32_learns(make_setup, finished, precisi
     torch.testing.assert_close(rounded[0], exact[0], rtol=0.05, atol=0.02)
 
 
+def test_a_teacher_may_be_a_plain_state_dict_of_the_network(make_setup, finished, tmp_path):
+    weights = load_network(finished)[0].state_dict()
+    torch.save({"state_dict": weights}, tmp_path / "weights.pt")
+    setup = make_setup(f"teacher={tmp_path / 'weights.pt'}")
+    for name, value in weights.items():
+        assert torch.equal(setup.teacher.network.state_dict()[name], value), name
+
+
 def test_a_teacher_has_its_own_features(make_setup, finished, tmp_path):
     other = shutil.copytree(finished, tmp_path / "other")
     path = other / "checkpoints" / "model.pt"

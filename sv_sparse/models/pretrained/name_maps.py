@@ -1,8 +1,8 @@
 """The toolkits' names for the modules of their networks, by ours.
 
-``{i}`` and ``{j}`` count blocks and what is inside them, from 0; ``{i+1}`` and ``{i+2}`` are the same count where
-theirs begins at 1 or 2. What follows a module's name (``weight``, ``bias``, ``running_mean``, ``running_var``,
-``num_batches_tracked``) is the same on both sides.
+``{i}`` and ``{j}`` count blocks and what is inside them, from 0; ``{i+1}``, ``{i+2}`` and ``{j+1}`` are the same
+count where theirs begins at 1 or 2. What follows a module's name (``weight``, ``bias``, ``running_mean``,
+``running_var``, ``num_batches_tracked``) is the same on both sides.
 """
 
 import re
@@ -46,6 +46,7 @@ WESPEAKER_ECAPA: NameMap = {
     "norm": "bn",
     "embedding": "linear",
 }
+# The same for all depths; blocks of ResNet34 have no third convolution.
 WESPEAKER_RESNET: NameMap = {
     "conv": "conv1",
     "norm": "bn1",
@@ -53,9 +54,44 @@ WESPEAKER_RESNET: NameMap = {
     "stages.{i}.{j}.norm1": "layer{i+1}.{j}.bn1",
     "stages.{i}.{j}.conv2": "layer{i+1}.{j}.conv2",
     "stages.{i}.{j}.norm2": "layer{i+1}.{j}.bn2",
+    "stages.{i}.{j}.conv3": "layer{i+1}.{j}.conv3",
+    "stages.{i}.{j}.norm3": "layer{i+1}.{j}.bn3",
     "stages.{i}.{j}.shortcut.0": "layer{i+1}.{j}.shortcut.0",
     "stages.{i}.{j}.shortcut.1": "layer{i+1}.{j}.shortcut.1",
     "embedding": "seg_1",
+}
+WESPEAKER_XVECTOR: NameMap = {
+    "layers.{i}.conv": "frame_{i+1}.conv_1d",
+    "layers.{i}.norm": "frame_{i+1}.bn",
+    "linear": "seg_1",
+    "norm": "seg_bn_1",
+    "embedding": "seg_2",
+}
+# WeSpeaker's CAM++ has the same names.
+THREED_SPEAKER_CAMPPLUS: NameMap = {
+    "front.conv": "head.conv1",
+    "front.norm": "head.bn1",
+    "front.stages.{i}.{j}.conv1": "head.layer{i+1}.{j}.conv1",
+    "front.stages.{i}.{j}.norm1": "head.layer{i+1}.{j}.bn1",
+    "front.stages.{i}.{j}.conv2": "head.layer{i+1}.{j}.conv2",
+    "front.stages.{i}.{j}.norm2": "head.layer{i+1}.{j}.bn2",
+    "front.stages.{i}.{j}.shortcut.0": "head.layer{i+1}.{j}.shortcut.0",
+    "front.stages.{i}.{j}.shortcut.1": "head.layer{i+1}.{j}.shortcut.1",
+    "front.conv_out": "head.conv2",
+    "front.norm_out": "head.bn2",
+    "conv": "xvector.tdnn.linear",
+    "norm": "xvector.tdnn.nonlinear.batchnorm",
+    "blocks.{i}.{j}.norm1": "xvector.block{i+1}.tdnnd{j+1}.nonlinear1.batchnorm",
+    "blocks.{i}.{j}.conv1": "xvector.block{i+1}.tdnnd{j+1}.linear1",
+    "blocks.{i}.{j}.norm2": "xvector.block{i+1}.tdnnd{j+1}.nonlinear2.batchnorm",
+    "blocks.{i}.{j}.conv2": "xvector.block{i+1}.tdnnd{j+1}.cam_layer.linear_local",
+    "blocks.{i}.{j}.mask.squeeze": "xvector.block{i+1}.tdnnd{j+1}.cam_layer.linear1",
+    "blocks.{i}.{j}.mask.expand": "xvector.block{i+1}.tdnnd{j+1}.cam_layer.linear2",
+    "transitions.{i}.norm": "xvector.transit{i+1}.nonlinear.batchnorm",
+    "transitions.{i}.conv": "xvector.transit{i+1}.linear",
+    "norm_out": "xvector.out_nonlinear.batchnorm",
+    "embedding": "xvector.dense.linear",
+    "embedding_norm": "xvector.dense.nonlinear.batchnorm",
 }
 SPEECHBRAIN_RESNET: NameMap = {
     "conv": "conv1",
@@ -85,7 +121,7 @@ def fill(name: str, i: int, j: int) -> str:
     >>> fill("layer{i+1}.{j}.conv1", i=2, j=5)
     'layer3.5.conv1'
     """
-    for place, count in (("{i}", i), ("{i+1}", i + 1), ("{i+2}", i + 2), ("{j}", j)):
+    for place, count in (("{i}", i), ("{i+1}", i + 1), ("{i+2}", i + 2), ("{j}", j), ("{j+1}", j + 1)):
         name = name.replace(place, str(count))
     return name
 
