@@ -11,6 +11,7 @@ from sv_sparse.data.decoding import SAMPLE_RATE
 from sv_sparse.data.manifest import Manifest, match_utterances
 from sv_sparse.data.prepared import read_split
 from sv_sparse.data.speakers import read_sexes
+from sv_sparse.data.trial_files import trial_sets_from_files
 from sv_sparse.data.trial_set import TrialSet
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.distributed import exit_process, process_group, rank
@@ -19,7 +20,7 @@ from sv_sparse.evaluation.evaluate import check_trial_checksums, evaluate_trial_
 from sv_sparse.evaluation.leakage import check_speaker_overlap, run_dir_of
 from sv_sparse.evaluation.load import load_network
 from sv_sparse.evaluation.result import TrialSetResult, side_speakers
-from sv_sparse.evaluation.trial_sets import parse_trial_sets, run_trial_sets, trial_sets_from_files
+from sv_sparse.evaluation.trial_sets import parse_trial_sets, run_trial_sets
 from sv_sparse.evaluation.validation import fit_scoring_backend
 from sv_sparse.io import nfc
 from sv_sparse.models.features import MEL_BINS, build_features, network_features
@@ -166,7 +167,8 @@ def _warn_of_same_names(run_dir: Path, trial_sets: Sequence[TrialSet]) -> None:
         return
     rows = read_split(manifest, "train", "validation")
     utterances = rows.column("utterance").combine_chunks()
-    speakers = set(map(nfc, rows.column("speaker").unique().to_pylist()))
+    # Empty for recordings without labels.
+    speakers = set(map(nfc, rows.column("speaker").unique().to_pylist())) - {""}
     for trial_set in from_files:
         num_utterances = int((match_utterances(trial_set.trials.utterances, utterances) >= 0).sum())
         num_speakers = len(speakers.intersection(map(nfc, side_speakers(trial_set))))

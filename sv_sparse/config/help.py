@@ -95,8 +95,14 @@ def sections(line: CommandLine, selected: Sequence[str]) -> Iterator[SectionHelp
             yield from _group(composed[group], group)
 
 
-def _group(node: DictConfig, name: str) -> Iterator[SectionHelp]:
-    """Yield a group and the groups inside it."""
+def _group(node: DictConfig, name: str, help_text: str = "") -> Iterator[SectionHelp]:
+    """Yield a group and the groups inside it.
+
+    Args:
+        node: settings of the group.
+        name: of the group.
+        help_text: sentence on a class of the user's own, whose arguments the settings are. Default: none.
+    """
     kind = OmegaConf.get_type(node)
     settings = []
     inner = []
@@ -108,21 +114,28 @@ def _group(node: DictConfig, name: str) -> Iterator[SectionHelp]:
             settings.append(_setting(node, key, f"{name}."))
         else:
             inner.append(key)
-    yield SectionHelp(name, _first_line(kind) if is_dataclass(kind) else "arguments of its class", settings)
+    summary = _first_line(kind) if is_dataclass(kind) else help_text or "arguments of its class"
+    yield SectionHelp(name, summary, settings)
     for key in inner:
-        yield from _group(node[key], f"{name}.{key}")
+        yield from _group(node[key], f"{name}.{key}", _field_help(kind, key)[1])
 
 
 def _setting(node: DictConfig, key: str, prefix: str) -> SettingHelp:
-    kind = OmegaConf.get_type(node)
-    hint, help_text = "", ""
+    hint, help_text = _field_help(OmegaConf.get_type(node), key)
+    if key == "_target_":
+        hint = "str" if OmegaConf.is_missing(node, key) else "str | None"
+        help_text = "Import path of a class of your own; its arguments are added with a plus."
+    default = REQUIRED if OmegaConf.is_missing(node, key) else _shown(node[key])
+    return SettingHelp(prefix + key, hint, default, help_text)
+
+
+def _field_help(kind: Any, key: str) -> tuple[str, str]:
+    """Return type and sentence of a setting, empty unless it is a field of a dataclass."""
     if is_dataclass(kind):
         for setting in fields(kind):
             if setting.name == key:
-                hint = _type_name(setting.type)
-                help_text = setting.metadata.get("help", "")
-    default = REQUIRED if OmegaConf.is_missing(node, key) else _shown(node[key])
-    return SettingHelp(prefix + key, hint, default, help_text)
+                return _type_name(setting.type), setting.metadata.get("help", "")
+    return "", ""
 
 
 def _type_name(hint: Any) -> str:

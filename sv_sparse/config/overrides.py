@@ -28,7 +28,14 @@ from sv_sparse.config.schema import (
 
 GROUPS = ("model", "data", "augment", "head", "distill", "optim", "sparsity", "trainer", "scoring", "experiment")
 # Settings whose ``_target_`` may name a class of the user's own, each with its group of choices.
-OWN_CLASSES = {"model": "model", "head": "head", "sparsity.controller": "sparsity"}
+OWN_CLASSES = {
+    "model": "model",
+    "head": "head",
+    "sparsity.controller": "sparsity",
+    "augment.transform": "augment",
+}
+# Those of the groups that a class takes the place of. A transform stands beside the settings of augment.
+CUSTOM_GROUPS = ("model", "head", "sparsity")
 # A setting, and where it names a run a group too.
 _INIT_FROM = "init_from"
 _TYPE_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
@@ -127,7 +134,7 @@ def complete_command_line(arguments: Sequence[str]) -> list[str]:
     for setting, group in OWN_CLASSES.items():
         # A run's loss is not taken by init_from.
         others = {group} if group == "head" else {group, _INIT_FROM}
-        if f"{setting}._target_" in keys and not keys & others:
+        if group in CUSTOM_GROUPS and f"{setting}._target_" in keys and not keys & others:
             choices.append(f"{group}=custom")
     return [*choices, *arguments]
 

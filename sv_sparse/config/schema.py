@@ -174,6 +174,9 @@ class HeadConfig:
     margin: float = setting(0.2, "Angular margin at the end of its schedule, in radians.")
     margin_warmup_start: float = setting(0.13, "Fraction of the run at which the margin begins to rise from 0.")
     margin_warmup_end: float = setting(0.27, "Fraction of the run at which the margin has risen.")
+    sub_centers: int = setting(1, "Weight vectors of each speaker, of which the nearest counts (sub-center ArcFace).")
+    topk: int = setting(0, "Nearest other speakers that are penalized (inter-top-k), 5 in WeSpeaker; 0: none.")
+    topk_margin: float = setting(0.06, "Their angular margin in radians; it rises as margin does.")
 
     def __post_init__(self) -> None:
         start, end = self.margin_warmup_start, self.margin_warmup_end
@@ -214,8 +217,12 @@ class AugmentConfig:
     aug_prob: float = setting(0.0, "Probability that an utterance gets a room or a noise.")
     speed_perturb: list[float] = setting([1.0], "Speeds; every one but the first makes a new speaker of each speaker.")
     spec_augment_prob: float = setting(0.0, "Probability that frames and bins are masked (SpecAugment).")
+    transform: Any = setting({"_target_": None}, "Class of your own, that changes waveforms on the training device.")
 
     def __post_init__(self) -> None:
+        transform = self.transform
+        is_named = isinstance(transform, dict) and (transform.get("_target_") is not None or len(transform) == 1)
+        require("augment.transform", transform, is_named, "a class, augment.transform._target_=..., and its arguments")
         for name in ("aug_prob", "spec_augment_prob"):
             value = getattr(self, name)
             require(f"augment.{name}", value, is_number(value) and 0 <= value <= 1, "from 0 to 1")
@@ -239,7 +246,7 @@ class DataConfig:
 
     corpus: str = setting(MISSING, "Name of the corpus in logs and reports.")
     val_fraction: float = setting(0.1, "Fraction of the training speakers that is held out for the validation EER.")
-    val_seed: int | None = setting(None, "Seed that chooses the held-out speakers; null: the run's seed.")
+    val_seed: int | None = setting(None, "Seed that chooses what is held out; null: the run's seed.")
     max_unreadable_fraction: float = setting(
         0.01, "Largest fraction of recordings that cannot be used and are left out; 0: none."
     )
@@ -257,6 +264,11 @@ class DataConfig:
     def reads_shards(self) -> bool:
         """True where crops are read from tar files in order, which depends on the number of processes and workers."""
         return False
+
+    @property
+    def has_labels(self) -> bool:
+        """True where the speakers of the recordings are known."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -276,6 +288,31 @@ class FolderDataConfig(DataConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_names("data.trial_lists", self.trial_lists)
+
+
+@dataclass(frozen=True)
+class AudioDataConfig(DataConfig):
+    """Recordings without labels at any depth, of every format that libsndfile reads; they need head=none."""
+
+    corpus: str = setting("audio", "Name of the corpus in logs and reports.")
+    root: str = setting(MISSING, "Folder of the recordings.")
+    trial_lists: Any = setting(
+        None, "Trial list in VoxCeleb's format (label enrollment test), or several: [a.txt,b.txt]; null: no trials."
+    )
+    trial_root: str | None = setting(None, "Folder that the paths in the trial lists are relative to; null: data.root.")
+    val_fraction: float = setting(0.01, "Fraction of the recordings that is held out for the cosine with the teacher.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.trial_lists is not None:
+            _require_names("data.trial_lists", self.trial_lists)
+        elif self.trial_root is not None:
+            raise ValueError(f"data.trial_root={self.trial_root} is for data.trial_lists, which is null")
+
+    @property
+    def has_labels(self) -> bool:
+        """True where the speakers of the recordings are known."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -676,6 +713,8 @@ class Config:
                 "teacher=self is the network that a run starts from, which is untrained without init_from; add "
                 "init_from=RUN, or name another teacher"
             )
+        if not self.data.has_labels:
+            self._check_needs_no_labels()
         patience = self.trainer.early_stop_patience
         if patience is not None and self.data.val_fraction == 0:
             raise ValueError(
@@ -683,11 +722,32 @@ class Config:
                 f"choose data.val_fraction above 0"
             )
 
+    def _check_needs_no_labels(self) -> None:
+        """Raise a ValueError if settings need the speakers of the recordings."""
+        if isinstance(self.head, (HeadConfig, dict)):
+            raise ValueError(
+                "data=audio has no labels, and a loss of speakers needs them; choose head=none with a teacher "
+                "(teacher=...), or data=folder, where folders say who speaks"
+            )
+        if self.scoring.score_norm == "as_norm":
+            raise ValueError("scoring.score_norm=as_norm needs training speakers, and data=audio has no labels")
+        patience = self.trainer.early_stop_patience
+        if patience is not None:
+            raise ValueError(
+                f"trainer.early_stop_patience={patience} needs a validation EER, and data=audio has no labels"
+            )
+
     @property
     def classes(self) -> dict[str, str]:
         """Import paths of the user's own classes, by the setting that names each, such as ``head``."""
-        settings = {"model": self.model, "head": self.head, "sparsity.controller": self.sparsity.controller}
-        return {name: str(value["_target_"]) for name, value in settings.items() if isinstance(value, dict)}
+        settings = {
+            "model": self.model,
+            "head": self.head,
+            "sparsity.controller": self.sparsity.controller,
+            "augment.transform": self.augment.transform,
+        }
+        own = {name: value["_target_"] for name, value in settings.items() if isinstance(value, dict)}
+        return {name: str(path) for name, path in own.items() if path is not None}
 
     @property
     def model_settings(self) -> dict[str, Any]:
@@ -769,7 +829,12 @@ MODEL_SETTINGS = {
     "xvector": XVectorConfig(),
 }
 HEAD_SETTINGS = {"aam_softmax": HeadConfig(), "none": NoHeadConfig()}
-DATA_SETTINGS = {"demo": DemoDataConfig(), "folder": FolderDataConfig(), "prepared": PreparedDataConfig()}
+DATA_SETTINGS = {
+    "demo": DemoDataConfig(),
+    "folder": FolderDataConfig(),
+    "audio": AudioDataConfig(),
+    "prepared": PreparedDataConfig(),
+}
 OPTIMIZER_SETTINGS = {"adabreg": AdaBregConfig(), "linbreg": LinBregConfig(), "proxsgd": ProxSGDConfig()}
 CONTROLLER_SETTINGS = {
     "feedback": FeedbackConfig(),
@@ -933,12 +998,12 @@ def absolute_paths(config: Config) -> Config:
     """Return the settings with absolute paths, so that a run can be continued from anywhere."""
     data = config.data
     changes: dict[str, Any] = {}
-    for name in ("cache_dir", "root", "prepared_dir", "train_utterances", "speaker_metadata"):
+    for name in ("cache_dir", "root", "prepared_dir", "trial_root", "train_utterances", "speaker_metadata"):
         path = vars(data).get(name)
         if path is not None:
             changes[name] = _absolute(path)
-    if "trial_lists" in vars(data):
-        lists = data.trial_lists
+    lists = vars(data).get("trial_lists")
+    if lists is not None:
         if isinstance(lists, str):
             changes["trial_lists"] = _absolute_trial_list(lists, data)
         else:
@@ -1020,6 +1085,8 @@ def _schema_of(settings: Mapping[str, Any], choices: Mapping[str, Any]) -> Any:
         return writable(choices[settings["name"]])
     if "synthesize" in settings:
         return writable(choices["demo"])
+    if "trial_root" in settings:
+        return writable(choices["audio"])
     return writable(choices["prepared" if "prepared_dir" in settings else "folder"])
 
 

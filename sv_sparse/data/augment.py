@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sv_sparse.data.audio import Waveform
 from sv_sparse.data.noise import NOISE_KINDS, RIR, NoiseStore
-from sv_sparse.data.rng import generator
+from sv_sparse.data.rng import generator, randint
 
 # Probabilities and levels are those of WeSpeaker's VoxCeleb recipes: at most one augmentation per utterance, with equal
 # chances for reverberation and noise. Unlike there, noise, music and babble are equally frequent. In dB.
@@ -38,6 +38,8 @@ class AugmentParams(NamedTuple):
     snr: float
     # Fraction of the frames before the mask, number of masked frames, and the same for bins.
     mask: tuple[float, int, float, int]
+    # Seed of the draws of a transform of the user's own.
+    seed: int
 
 
 class AugmentBatch(NamedTuple):
@@ -45,6 +47,7 @@ class AugmentBatch(NamedTuple):
 
     Attributes:
         speed: int64 [B], index into the speeds; always on the CPU.
+        seed: int64 [B], seeds for a transform of the user's own; always on the CPU.
         rir_rows: int64 [R], rows that are convolved with a room impulse response.
         rirs: float32 [R, L], room impulse responses, with zeros at their ends.
         noise_rows: int64 [N], rows to which noise is added.
@@ -54,6 +57,7 @@ class AugmentBatch(NamedTuple):
     """
 
     speed: Tensor
+    seed: Tensor
     rir_rows: Tensor
     rirs: Tensor
     noise_rows: Tensor
@@ -62,10 +66,10 @@ class AugmentBatch(NamedTuple):
     mask: Tensor
 
     def to(self, device: torch.device | str) -> "AugmentBatch":
-        """Return the tensors on a device, copied without waiting; ``speed`` stays on the CPU."""
+        """Return the tensors on a device, copied without waiting; ``speed`` and ``seed`` stay on the CPU."""
         # Speeds decide which operations run: reading them from a GPU would wait for it. DECISIONS 85
-        tensors = [tensor.to(device, non_blocking=True) for tensor in self[1:]]
-        return AugmentBatch(self.speed, *tensors)
+        tensors = [tensor.to(device, non_blocking=True) for tensor in self[2:]]
+        return AugmentBatch(self.speed, self.seed, *tensors)
 
     @staticmethod
     def concat(batches: "Sequence[AugmentBatch]") -> "AugmentBatch":
@@ -85,13 +89,18 @@ class Augmentation:
     """Random augmentation of crops. The arguments are the settings of ``augment``, which checks them.
 
     Args:
-        noise_dir: folder made by ``sv-sparse prepare noise``; only needed if ``aug_prob`` is above 0.
+        noise_dir: folder made by ``sv-sparse prepare noise``; only needed if ``aug_prob`` is above 0. Kinds of
+            recordings that are not in it have probability 0.
         aug_prob: probability that an utterance gets reverberation or noise, in [0, 1].
         speed_perturb: speeds from 0.5 to 2, the first 1. Each other speed makes new speakers.
         spec_augment_prob: probability that frames and bins of an utterance are masked, in [0, 1].
+        has_transform: True if a transform of the user's own changes the waveforms on the device.
+
+    Attributes:
+        counts: number of recordings in the folder by kind; empty without it.
 
     Raises:
-        ValueError: the folder is missing, is no noise store, or lacks a kind of recording.
+        ValueError: the folder is missing, is no noise store, or has no recording.
     """
 
     def __init__(
@@ -101,31 +110,38 @@ class Augmentation:
         aug_prob: float = 0.0,
         speed_perturb: Sequence[float] = (1.0,),
         spec_augment_prob: float = 0.0,
+        has_transform: bool = False,
     ) -> None:
         self.aug_prob = aug_prob
         self.speeds = tuple(speed_perturb)
         self.spec_augment_prob = spec_augment_prob
+        self.has_transform = has_transform
         self.store: NoiseStore | None = None
+        self.counts: dict[str, int] = {}
         if aug_prob > 0:
             if noise_dir is None:
                 raise ValueError(f"augment.aug_prob={aug_prob} needs augment.noise_dir, a folder of noise and rooms")
             self.store = NoiseStore(noise_dir)
-            counts = {kind: self.store.num(kind) for kind in (*NOISE_KINDS, RIR)}
-            if not all(counts.values()):
-                raise ValueError(
-                    f"augment.noise_dir={noise_dir}: expected some of each kind, from MUSAN and RIRS_NOISES, "
-                    f"found {counts}"
-                )
+            self.counts = {kind: self.store.num(kind) for kind in (*NOISE_KINDS, RIR)}
+            if not any(self.counts.values()):
+                raise ValueError(f"augment.noise_dir={noise_dir}: expected noise, music, speech or rooms, found none")
+        self._noise_kinds = [kind for kind in NOISE_KINDS if self.counts.get(kind)]
+        # Half of the utterances get a room, unless the folder has only rooms, or none.
+        self._rir_prob = 0.5
+        if not self._noise_kinds or not self.counts[RIR]:
+            self._rir_prob = float(not self._noise_kinds)
 
     @property
     def active(self) -> bool:
         """True if there is anything to draw."""
-        return self.store is not None or len(self.speeds) > 1 or self.spec_augment_prob > 0
+        return self.store is not None or len(self.speeds) > 1 or self.spec_augment_prob > 0 or self.has_transform
 
     def sample(self, seed: int, epoch: int, utterance: str) -> AugmentParams:
         """Draw the augmentation of an utterance by its key, a function of the arguments; epochs count from 0."""
         # The order of these draws is part of what a seed means.
         rng = generator(seed, "augment", epoch, utterance)
+        # Of another stream, so that the draws below do not depend on it.
+        transform_seed = randint(2**63, seed, "transform", epoch, utterance)
         speed = int(rng.integers(len(self.speeds)))
         mask = (0.0, 0, 0.0, 0)
         if rng.random() < self.spec_augment_prob:
@@ -133,18 +149,19 @@ class Augmentation:
             bins = int(rng.integers(MAX_MASKED_BINS + 1))
             mask = (float(rng.random()), frames, float(rng.random()), bins)
         if self.store is None or rng.random() >= self.aug_prob:
-            return AugmentParams(speed, "", (), 0.0, mask)
-        if rng.random() < 0.5:
+            return AugmentParams(speed, "", (), 0.0, mask, transform_seed)
+        if rng.random() < self._rir_prob:
             rir = int(rng.integers(self.store.num(RIR)))
-            return AugmentParams(speed, RIR, ((rir, 0.0),), 0.0, mask)
-        kind = NOISE_KINDS[rng.integers(len(NOISE_KINDS))]
+            return AugmentParams(speed, RIR, ((rir, 0.0),), 0.0, mask, transform_seed)
+        kind = self._noise_kinds[rng.integers(len(self._noise_kinds))]
         num_recordings = 1
         if kind == "speech":
             num_recordings = int(rng.integers(NUM_BABBLE_SPEAKERS[0], NUM_BABBLE_SPEAKERS[1] + 1))
         recordings = []
         for _ in range(num_recordings):
             recordings.append((int(rng.integers(self.store.num(kind))), float(rng.random())))
-        return AugmentParams(speed, kind, tuple(recordings), float(rng.uniform(*SNR_RANGE_DB[kind])), mask)
+        snr = float(rng.uniform(*SNR_RANGE_DB[kind]))
+        return AugmentParams(speed, kind, tuple(recordings), snr, mask, transform_seed)
 
     def num_input_samples(self, params: AugmentParams, crop_samples: int) -> int:
         """Return how many samples of the recording a crop needs: more than it has if it is played faster."""
@@ -173,6 +190,7 @@ class Augmentation:
             out[: len(rir)] = rir
         return AugmentBatch(
             speed=torch.tensor([param.speed for param in params], dtype=torch.int64),
+            seed=torch.tensor([param.seed for param in params], dtype=torch.int64),
             rir_rows=torch.tensor(rir_rows, dtype=torch.int64),
             rirs=torch.from_numpy(padded_rirs),
             noise_rows=torch.tensor(noise_rows, dtype=torch.int64),

@@ -1,7 +1,7 @@
 """Augmentation of a batch on the training device: speed, reverberation, noise, masks."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from math import ceil
 
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from sv_sparse.data.augment import AugmentBatch
 
+# Waveforms [B, S] and a generator for its draws, both on the device, to waveforms [B, S].
+Transform = Callable[[Tensor, torch.Generator], Tensor]
+
 # Rows that are convolved at once on a CPU, so that intermediate results stay in its cache.
 _CPU_ROWS = 8
 # Of the resampling filters: the defaults of torchaudio.transforms.Resample.
@@ -22,15 +25,21 @@ _ROLLOFF, _ZERO_CROSSINGS = 0.99, 6
 class AugmentOnDevice(nn.Module):
     """Augmentation of a batch's waveforms, to crops of S samples; its indices refer to ``speeds``.
 
+    Args:
+        crop_samples: S.
+        speeds: as of ``Augmentation``. Default: none but 1.
+        transform: changes augmented waveforms, float32 [B, S], by draws from a generator. Default: none.
+
     >>> augment = AugmentOnDevice(crop_samples=800)
     >>> augment(torch.zeros(2, 800, dtype=torch.int16), None).dtype
     torch.float32
     """
 
-    def __init__(self, crop_samples: int, speeds: Sequence[float] = (1.0,)) -> None:
+    def __init__(self, crop_samples: int, speeds: Sequence[float] = (1.0,), transform: Transform | None = None) -> None:
         super().__init__()
         self.crop_samples = crop_samples
         self.speeds = tuple(speeds)
+        self.transform = transform
 
     def forward(self, waveforms: Tensor, augmentation: AugmentBatch | None) -> Tensor:
         """Return augmented waveforms, float32 [B, S] in [-1, 1], also under autocast.
@@ -52,13 +61,17 @@ class AugmentOnDevice(nn.Module):
             return self._play(waveforms, augmentation.speed)
 
     def mix_(self, crops: Tensor, augmentation: AugmentBatch) -> Tensor:
-        """Add rooms and noises in place to crops, float32 [B, S] as ``perturb_speed`` returns them, and return them."""
+        """Add rooms and noises in place to crops, float32 [B, S] as of ``perturb_speed``, and transform them."""
         with torch.autocast(crops.device.type, enabled=False):
             for rows, rirs in _row_blocks(augmentation.rir_rows, augmentation.rirs):
                 crops.index_copy_(0, rows, add_reverb(crops[rows], rirs))
             for rows, noises, snr in _row_blocks(augmentation.noise_rows, augmentation.noises, augmentation.snr):
                 crops.index_copy_(0, rows, add_noise(crops[rows], noises, snr))
-            return crops
+            if self.transform is None:
+                return crops
+            # A function of the batch: a resumed run draws the same.
+            generator = torch.Generator(crops.device).manual_seed(int(augmentation.seed[0]))
+            return self.transform(crops, generator)
 
     def _play(self, waveforms: Tensor, speed: Tensor) -> Tensor:
         outputs = torch.zeros(len(waveforms), self.crop_samples, device=waveforms.device)

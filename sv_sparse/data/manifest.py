@@ -40,9 +40,9 @@ SCHEMA = pa.schema(
     [
         # Key in lists.
         _required("utterance", pa.string()),
+        # These three are empty if unknown.
         _required("speaker", DICTIONARY),
         _required("session", DICTIONARY),
-        # Empty if unknown.
         _required("genre", DICTIONARY),
         # Part of the published corpus; empty if there is none.
         _required("subset", DICTIONARY),
@@ -146,7 +146,7 @@ class Manifest:
         return self._utterance[int(row)].as_py()
 
     def speaker(self, row: int) -> str:
-        """Return the speaker of an utterance."""
+        """Return the speaker of an utterance, empty if it is unknown."""
         return self._speaker[int(row)].as_py()
 
     def session(self, row: int) -> str:
@@ -177,14 +177,17 @@ class Manifest:
         return np.flatnonzero(pc.equal(self._split, name).to_numpy(zero_copy_only=False))
 
     def summary(self, split: str) -> tuple[int, int, float]:
-        """Return how many speakers, utterances and hours a split has."""
+        """Return how many speakers, utterances and hours a split has; 0 speakers if they are unknown."""
         rows = self.split(split)
         hours = float(np.sum(self.samples[rows] / self.sample_rate[rows])) / 3600
         return len(self.speakers(split)), len(rows), hours
 
     def speakers(self, split: str) -> list[str]:
-        """Return the speakers of a split, sorted; their positions are the labels of :meth:`labels`."""
-        return sorted(self._speaker.take(self.split(split)).unique().to_pylist())
+        """Return the speakers of a split, sorted, none if they are unknown.
+
+        Their positions are the labels of :meth:`labels`.
+        """
+        return sorted(filter(None, self._speaker.take(self.split(split)).unique().to_pylist()))
 
     def labels(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the speaker of each of ``rows`` as an index into the sorted speakers among them, int64 [rows]."""

@@ -46,7 +46,7 @@ def check_speaker_overlap(run: Path, trial_sets: Sequence[TrialSet], setting: st
 
 
 def check_validation_overlap(run: Path, manifest: Manifest, setting: str) -> None:
-    """Check that a run, and those it started or learned from, were not trained on speakers that a manifest holds out.
+    """Check that a run, and those it started or learned from, were not trained on what a manifest holds out.
 
     Args:
         run: folder of the run, or a network file.
@@ -59,7 +59,7 @@ def check_validation_overlap(run: Path, manifest: Manifest, setting: str) -> Non
     validation = read_split(manifest.source, "validation").column("utterance").to_pylist()
     if not validation:
         return
-    # Validating on speakers that the weights know would choose the epoch that knows them best.
+    # Validating on speech that the weights know would choose the epoch that knows it best.
     for run_dir in _ancestor_runs(run):
         path = run_dir / "manifest.parquet"
         # ``check_speaker_overlap`` has warned of it.
@@ -68,7 +68,7 @@ def check_validation_overlap(run: Path, manifest: Manifest, setting: str) -> Non
         trained = read_split(path, "train").column("utterance").combine_chunks()
         if (match_utterances(validation, trained) >= 0).any():
             raise ValueError(
-                f"data.val_fraction: speakers that are held out here were trained on by {setting}{run_dir}; "
+                f"data.val_fraction: utterances that are held out here were trained on by {setting}{run_dir}; "
                 "hold out the same (data.val_fraction and data.val_seed as there), or nobody: data.val_fraction=0"
             )
 

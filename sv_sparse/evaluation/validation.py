@@ -40,11 +40,12 @@ def validation_trials(manifest: Manifest) -> tuple[IndexArray, Trials | None]:
     """Make trials of all pairs of utterances of the held-out speakers, targets across sessions if possible.
 
     Returns:
-        Rows of the manifest, and the trials over them; no rows and None if no speakers are held out.
+        Rows of the manifest, and the trials over them; no rows and None if no speakers are held out, or if held-out
+        recordings have no labels.
     """
     rows = manifest.split("validation")
-    if not len(rows):
-        return rows, None
+    if not manifest.speakers("validation"):
+        return rows[:0], None
     labels = manifest.labels(rows)
     by_speaker = [rows[labels == speaker] for speaker in range(_MAX_SPEAKERS)]
     selected = [_spread_over_sessions(manifest, own, _MAX_UTTERANCES_PER_SPEAKER) for own in by_speaker]
@@ -135,12 +136,14 @@ def fit_scoring_backend(
     the cohort and the calibration each.
 
     Raises:
-        ValueError: there are fewer training speakers than ``scoring.top_n``, or more recordings cannot
-            be used than ``limit`` allows.
+        ValueError: there are fewer training speakers than ``scoring.top_n``, or they are unknown, or more recordings
+            cannot be used than ``limit`` allows.
     """
     embed_utterances = partial(embed, network, filterbank, limit=limit, cache=cache)
     backend = Backend(mean)
     if scoring.score_norm == "as_norm":
+        if not manifest.speakers("train"):
+            raise ValueError(f"score_norm=as_norm needs training speakers, and those of {manifest.source} are unknown")
         cohort = _cohort_embeddings(embed_utterances, manifest, scoring.cohort_utts_per_speaker)
         top_n = scoring.top_n
         # Speakers without a usable recording are missing. Scoring refuses a setting that is too large anyway.

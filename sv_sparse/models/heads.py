@@ -15,21 +15,45 @@ _SHORTEST_ROW = 1e-3
 class AAMSoftmax(nn.Module):
     """Additive angular margin softmax, in float32 whatever the caller's autocast.
 
-    ``margin`` may be changed at any time, for instance by a schedule.
+    ``margin`` and ``topk_margin`` may be changed at any time, for instance by a schedule.
 
-    Source: Deng, Guo, Xue, Zafeiriou, "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", 2019.
+    Sources: Deng, Guo, Xue, Zafeiriou, "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", 2019. Deng,
+    Guo, Liu, Gong, Zafeiriou, "Sub-center ArcFace: Boosting Face Recognition by Large-Scale Noisy Web Faces", 2020.
+    Zhao, Ma, Liu, Xu, "Multi-query multi-head attention pooling and inter-topk penalty for speaker verification", 2022.
 
     Args:
         embedding_dim: E.
-        num_speakers: K, the speakers that occur as labels.
+        num_speakers: N, the speakers that occur as labels.
         scale: factor on the cosines, above 0.
         margin: added to the target's angle, in radians, in [0, pi / 2).
+        sub_centers: weight vectors of each speaker, at least 1; the nearest to an embedding counts.
+        topk: number of other speakers, those nearest to an embedding, whose angle is reduced; 0 for none, and all where
+            there are fewer.
+        topk_margin: subtracted from their angles, in radians, in [0, pi / 2).
+
+    Attributes:
+        weight: [N * sub_centers, E]; the sub-centers of a speaker follow each other.
 
     Raises:
         ValueError: a setting is out of its bounds.
+
+    >>> head = AAMSoftmax(192, 1000, sub_centers=3, topk=5)
+    >>> loss, cosines = head(torch.randn(8, 192), torch.arange(8))
+    >>> cosines.shape
+    torch.Size([8, 1000])
     """
 
-    def __init__(self, embedding_dim: int, num_speakers: int, *, scale: float = 32.0, margin: float = 0.2) -> None:
+    def __init__(
+        self,
+        embedding_dim: int,
+        num_speakers: int,
+        *,
+        scale: float = 32.0,
+        margin: float = 0.2,
+        sub_centers: int = 1,
+        topk: int = 0,
+        topk_margin: float = 0.06,
+    ) -> None:
         super().__init__()
         if num_speakers < 2:
             raise ValueError(
@@ -37,11 +61,19 @@ class AAMSoftmax(nn.Module):
             )
         if not 0 < scale < inf:
             raise ValueError(f"head.scale must be a finite number above 0, got {scale}")
-        if not 0 <= margin < pi / 2:
-            raise ValueError(f"head.margin must be at least 0 and below pi / 2, got {margin}")
+        for name, angle in (("margin", margin), ("topk_margin", topk_margin)):
+            if not 0 <= angle < pi / 2:
+                raise ValueError(f"head.{name} must be at least 0 and below pi / 2, got {angle}")
+        if sub_centers < 1:
+            raise ValueError(f"head.sub_centers must be a whole number, 1 or more, got {sub_centers}")
+        if topk < 0:
+            raise ValueError(f"head.topk must be a whole number, 0 or more, got {topk}")
         self.scale = scale
         self.margin = margin
-        self.weight = nn.Parameter(torch.empty(num_speakers, embedding_dim))
+        self.sub_centers = sub_centers
+        self.topk = min(topk, num_speakers - 1)
+        self.topk_margin = topk_margin
+        self.weight = nn.Parameter(torch.empty(num_speakers * sub_centers, embedding_dim))
         nn.init.xavier_normal_(self.weight)
 
     def forward(self, embedding: Tensor, speaker: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,19 +81,24 @@ class AAMSoftmax(nn.Module):
 
         Args:
             embedding: [B, E].
-            speaker: [B], int64 labels below K.
+            speaker: [B], int64 labels below N.
 
         Returns:
-            The mean loss, 0-dim; and the cosines without margin, [B, K], detached, for accuracy.
+            The mean loss, 0-dim; and the cosines without margins, [B, N], detached, for accuracy.
         """
         # In 16-bit formats a cosine near 1 has an error of several degrees.
         with torch.autocast(embedding.device.type, enabled=False):
             rows = F.normalize(self.weight.float(), eps=_SHORTEST_ROW)
             cosine = F.linear(F.normalize(embedding.float()), rows).clamp(-_COSINE_LIMIT, _COSINE_LIMIT)
+            if self.sub_centers > 1:
+                cosine = cosine.unflatten(1, (-1, self.sub_centers)).amax(dim=2)
             index = speaker.unsqueeze(1)
             target = cosine.gather(1, index)
-            logits = self.scale * cosine.scatter(1, index, self._with_margin(target))
-            return F.cross_entropy(logits, speaker), cosine.detach()
+            shifted = cosine.scatter(1, index, self._with_margin(target))
+            if self.topk > 0:
+                nearest = cosine.detach().scatter(1, index, -inf).topk(self.topk, dim=1).indices
+                shifted = shifted.scatter(1, nearest, self._with_topk_margin(cosine.gather(1, nearest)))
+            return F.cross_entropy(self.scale * shifted, speaker), cosine.detach()
 
     def _with_margin(self, target: Tensor) -> Tensor:
         """Return cos(angle + margin) from cos(angle)."""
@@ -69,6 +106,13 @@ class AAMSoftmax(nn.Module):
         shifted = target * cos(self.margin) - (1 - target * target).sqrt() * sin(self.margin)
         line = target - sin(self.margin) * self.margin
         return torch.where(target > -cos(self.margin), shifted, line)
+
+    def _with_topk_margin(self, cosine: Tensor) -> Tensor:
+        """Return cos(angle - topk_margin) from cos(angle)."""
+        # Below an angle of 0 a cosine falls again, which would draw a wrong speaker nearer: a line continues its rise.
+        shifted = cosine * cos(self.topk_margin) + (1 - cosine * cosine).sqrt() * sin(self.topk_margin)
+        line = 1 + cosine - cos(self.topk_margin)
+        return torch.where(cosine < cos(self.topk_margin), shifted, line)
 
 
 def margin_at(progress: float, margin: float, *, start: float = 0.13, end: float = 0.27) -> float:

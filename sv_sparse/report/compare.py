@@ -17,7 +17,7 @@ from sv_sparse.report import format as fmt
 from sv_sparse.report.figures.compare import comparison_figures
 from sv_sparse.report.figures.style import report_style
 from sv_sparse.report.html import write_pages
-from sv_sparse.report.results import Results, all_evaluations
+from sv_sparse.report.results import NO_EVALUATION, NO_TRIAL_LIST, Results, all_evaluations
 from sv_sparse.report.tables import Evaluation, Facts, Table, conditions, corpus_name, duration
 
 # Values of a run and a list by their CSV names; None where one is not known.
@@ -101,9 +101,9 @@ def read_run_results(run_dirs: Sequence[Path], list_id: str | None = None) -> tu
         run_results = read_json(run_dir / "results.json")
         evaluations = all_evaluations(run_dir, run_results)
         if list_id is not None and list_id not in evaluations:
-            others = ", ".join(evaluations)
+            others = ", ".join(evaluations) or NO_TRIAL_LIST
             messages.append(f"{run_dir}: not evaluated on {list_id}, left out; it has {others}")
-        for name, evaluation in evaluations.items():
+        for name, evaluation in (evaluations or {NO_TRIAL_LIST: NO_EVALUATION}).items():
             if list_id in {None, name}:
                 results.append(RunResult(run_dir, run_name, run_results, config, name, evaluation))
     if not results:

@@ -14,7 +14,14 @@ from sv_sparse.report import format as fmt
 from sv_sparse.report import tables
 from sv_sparse.report.figures.run import draw_run
 from sv_sparse.report.figures.style import FigureFile, css_variables, inline_svg, standalone_svg
-from sv_sparse.report.results import Results, RunReport, all_evaluations, read_run_report
+from sv_sparse.report.results import (
+    NO_EVALUATION,
+    NO_TRIAL_LIST,
+    Results,
+    RunReport,
+    all_evaluations,
+    read_run_report,
+)
 from sv_sparse.runtime.decision import LIMITS_OF_USE, NOT_DIFFERENT, SYNTHETIC_WARNING, Outcome
 
 _TEMPLATES = Environment(
@@ -107,12 +114,12 @@ def _page_values(report: RunReport) -> dict[str, Any]:
         "name": report.run_dir.resolve().name,
         "summary": (
             f"{training['model']}, trained for {tables.duration(results, report.config)} on {training['device']} in "
-            f"{training['precision']}. Corpus: {tables.corpus_name(results)}, {training['speakers']:,} speakers, "
-            f"{training['utterances']:,} utterances, {training['hours']:.2f} hours."
+            f"{training['precision']}. Corpus: {tables.corpus_name(results)}, {tables.corpus_size(results)}."
         ),
         "cards": _cards(report),
         "results": tables.results_table(results),
         "evaluations": evaluations,
+        "evaluate_command": tables.EVALUATE_COMMAND,
         "decision_notes": notes,
         "teacher": tables.teacher_table(results),
         "sparsity": tables.sparsity_table(results),
@@ -132,7 +139,7 @@ def _cards(report: RunReport) -> list[tuple[str, str, str]]:
     results = report.results
     size = results["size"]
     training = results["training"]
-    name, evaluation = next(iter(results["evaluations"].items()))
+    name, evaluation = next(iter(results["evaluations"].items()), (NO_TRIAL_LIST, NO_EVALUATION))
     sparsity_note = "dense"
     if not report.is_dense:
         target = fmt.percent(results["target_sparsity"])

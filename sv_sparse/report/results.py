@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,24 @@ from sv_sparse.evaluation.corpus import corpus_summary
 from sv_sparse.evaluation.evaluate import read_json
 from sv_sparse.evaluation.result import TrialSetResult
 from sv_sparse.optim import sparsity
+from sv_sparse.scoring.config import ScoringConfig
 from sv_sparse.training.logging import Row, read_rows
 from sv_sparse.training.setup import TrainingSetup
 
 Results = dict[str, Any]
+
+# Name and evaluation, in tables, of a run without trial lists: it has no error rates.
+NO_TRIAL_LIST = "no trial list"
+NO_EVALUATION: dict[str, Any] = {
+    **dict.fromkeys(field.name for field in fields(TrialSetResult)),
+    "score_norm": "none",
+    "dcf": [
+        asdict(ScoringConfig().points[0])
+        | dict.fromkeys(("min_dcf", "min_dcf_threshold", "min_dcf_interval", "act_dcf"))
+    ],
+    "thresholds": [],
+    "breakdown": {},
+}
 
 
 def build_results(
@@ -36,7 +50,8 @@ def build_results(
         wall_time_s: seconds of the run, without interruptions.
 
     Returns:
-        ``evaluations`` holds all lists by id; ``eer``, ``min_dcf`` and ``untrained_eer`` are the first list's.
+        ``evaluations`` holds all lists by id; ``eer``, ``min_dcf`` and ``untrained_eer`` are the first list's. The
+        first two are None without trial lists, and ``training.speakers`` without labels.
     """
     config = setup.config
     by_id = {evaluation.id: evaluation.to_dict() for evaluation in evaluations}
@@ -45,7 +60,7 @@ def build_results(
         if evaluation["id"] in by_id:
             by_id[evaluation["id"]]["untrained_eer"] = evaluation["eer"]
     # The first list of the settings is the one that a run is known by.
-    first = next(iter(by_id.values()))
+    first = next(iter(by_id.values()), NO_EVALUATION)
     complexity = measure_complexity(setup.network, setup.sparse_params, setup.head)
     num_params = complexity["size"]["parameters"]
     nnz = complexity["size"]["nonzero_parameters"]
@@ -64,7 +79,7 @@ def build_results(
         "corpus": corpus_summary(config),
         "training": {
             "model": config.model_name,
-            "speakers": speakers,
+            "speakers": speakers or None,
             "utterances": utterances,
             "hours": hours,
             "epochs": config.trainer.epochs,

@@ -8,13 +8,15 @@ from typing import Any
 
 from sv_sparse.config.schema import Config
 from sv_sparse.report import format as fmt
-from sv_sparse.report.results import Results
+from sv_sparse.report.results import NO_EVALUATION, NO_TRIAL_LIST, Results
 
 # What to do with a finished run, as a report says it.
 NEXT_COMMANDS = (
     "sv-sparse export RUN --output model.safetensors",
     "sv-sparse autotune --model model.safetensors",
 )
+# What to do with one that had no trial list.
+EVALUATE_COMMAND = "sv-sparse evaluate RUN --audio-root PATH --trials FILE"
 # Of one trial list, as in ``evaluations`` of results.json.
 Evaluation = Mapping[str, Any]
 # Names and values.
@@ -86,8 +88,8 @@ def _markdown_cell(text: str) -> str:
 
 
 def results_table(results: Results) -> Table:
-    """Return the table with a row for each trial list, which a run prints at its end."""
-    evaluations = results["evaluations"]
+    """Return the table with a row for each trial list, or one without any, which a run prints at its end."""
+    evaluations = results["evaluations"] or {NO_TRIAL_LIST: NO_EVALUATION}
     point = next(iter(evaluations.values()))["dcf"][0]
     nnz = results["nonzero_parameters"]
     # Values of the run, which each list repeats.
@@ -159,6 +161,8 @@ def group_label(kind: str, label: str) -> str:
 
 def conditions(evaluation: Evaluation, scoring: Mapping[str, str]) -> Facts:
     """Return the conditions under which a trial list was evaluated, with ``scoring`` of results.json."""
+    if evaluation["trials"] is None:
+        return [("trials", "none")]
     facts = [("trials", f"{evaluation['trials']:,} ({evaluation['targets']:,} targets)")]
     # Error rates without some trials are those of another list (DECISIONS 71).
     if evaluation.get("trials_left_out"):
@@ -258,6 +262,14 @@ def corpus_name(results: Results) -> str:
     return f"{corpus['name']} (synthetic voices)" if corpus["synthetic"] else str(corpus["name"])
 
 
+def corpus_size(results: Results) -> str:
+    """Return the size of the training corpus as text; of recordings without labels the speakers are unknown."""
+    training = results["training"]
+    if training["speakers"] is None:
+        return f"{training['utterances']:,} recordings, {training['hours']:.2f} hours"
+    return f"{training['speakers']:,} speakers, {training['utterances']:,} utterances, {training['hours']:.2f} hours"
+
+
 def duration(results: Results, config: Config) -> str:
     """Return the length of a training as text: the steps, and the epochs where the settings count in them."""
     steps = f"{results['training']['steps']:,} steps"
@@ -273,9 +285,8 @@ def training_facts(results: Results, config: Config) -> Facts:
     if corpus["train"]:
         facts.append(("subsets", ", ".join(corpus["train"])))
     facts += [
-        ("trial lists", ", ".join(corpus["trials"])),
-        ("training speakers", fmt.count(training["speakers"])),
-        ("utterances", f"{training['utterances']:,}, {training['hours']:.2f} hours"),
+        ("trial lists", ", ".join(corpus["trials"]) or "none"),
+        ("training data", corpus_size(results)),
         ("duration", duration(results, config)),
         ("peak learning rate", f"{training['lr']:g}"),
         ("λ at the end", f"{results['lambda']:.4g}"),

@@ -250,6 +250,9 @@ def fit_backend(setup: TrainingSetup) -> Backend:
 
 def evaluate(setup: TrainingSetup, backend: Backend) -> list[TrialSetResult]:
     """Evaluate the final network on the run's trial lists, in float32, and write its scores."""
+    if not setup.corpus.trial_sets:
+        logger.info("no trial lists: the network is not evaluated")
+        return []
     logger.info("evaluating %s", ", ".join(trial_set.trials.name for trial_set in setup.corpus.trial_sets))
     return evaluate_trial_sets(
         setup.network,

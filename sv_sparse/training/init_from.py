@@ -39,8 +39,10 @@ class InitSource:
     lambda_: float = 0.0
     # True where the weights grew from a sparse start, which makes them larger.
     sparse_init: bool = False
-    # The head's weight [E] of each speaker; empty if no head was kept.
+    # The head's weights [sub_centers, E] of each speaker; empty if no head was kept.
     head_rows: dict[str, Tensor] = field(default_factory=dict)
+    # ``head.sub_centers`` of that head.
+    sub_centers: int = 1
     # Its training data, if known.
     manifest: Manifest | None = None
 
@@ -78,12 +80,25 @@ class InitSource:
         source_names = _common_speakers(self.manifest, manifest) if self.manifest is not None else {}
         indices = []
         # What the parameters of a loss of the user's own mean is not known: it starts anew.
-        if isinstance(head, AAMSoftmax):
+        if isinstance(head, AAMSoftmax) and self._fits_sub_centers(head):
             indices = [index for index, speaker in enumerate(speakers) if source_names.get(speaker) in self.head_rows]
             with torch.no_grad():
+                rows = head.weight.unflatten(0, (-1, head.sub_centers))
                 for index in indices:
-                    head.weight[index] = self.head_rows[source_names[speakers[index]]]
+                    rows[index] = self.head_rows[source_names[speakers[index]]]
         logger.info("starting from %s; the head has %d of %d training speakers", self.path, len(indices), len(speakers))
+
+    def _fits_sub_centers(self, head: AAMSoftmax) -> bool:
+        """Return whether a speaker has as many weight vectors in both heads; warn where rows are lost otherwise."""
+        fits = head.sub_centers == self.sub_centers
+        if self.head_rows and not fits:
+            logger.warning(
+                "init_from=%s: its head has head.sub_centers=%d, this one %d; it starts anew",
+                self.path,
+                self.sub_centers,
+                head.sub_centers,
+            )
+        return fits
 
     def _check_same_model(self, model: dict[str, Any]) -> None:
         for key in ("name", "_target_"):
@@ -169,13 +184,17 @@ def _from_run_checkpoint(path: Path, file: Path, *, with_head: bool) -> InitSour
     run_dir = file.parent.parent
     belongs_to_run = with_head and file.parent.name == "checkpoints" and (run_dir / "manifest.parquet").is_file()
     manifest = Manifest(run_dir / "manifest.parquet") if belongs_to_run else None
+    # Heads of version 0.2 have no such setting; what one of a loss of the user's own means is not known.
+    head = state["config"]["head"]
+    sub_centers = 1 if "_target_" in head else head.get("sub_centers", 1)
     return InitSource(
         path,
         state["config"]["model"],
         state["model"],
         lambda_=state["metrics"]["lambda"],
         sparse_init=state["metrics"]["sparse_init"],
-        head_rows={} if manifest is None else _load_head_rows(run_dir, manifest),
+        head_rows={} if manifest is None else _load_head_rows(run_dir, manifest, sub_centers),
+        sub_centers=sub_centers,
         manifest=manifest,
     )
 
@@ -214,10 +233,10 @@ def _common_speakers(source: Manifest, target: Manifest) -> dict[str, str]:
     return common
 
 
-def _load_head_rows(run_dir: Path, manifest: Manifest) -> dict[str, Tensor]:
+def _load_head_rows(run_dir: Path, manifest: Manifest, sub_centers: int) -> dict[str, Tensor]:
     last = run_dir / "checkpoints" / "last.pt"
     if not last.is_file() or not isinstance(read_config(run_dir).head, HeadConfig):
         return {}
     weight = checkpoint.load(last, checkpoint.TRAINING_KEYS)["head"]["weight"]
     # The rows beyond those of the speakers are the same speakers at other speeds.
-    return dict(zip(manifest.speakers("train"), weight, strict=False))
+    return dict(zip(manifest.speakers("train"), weight.unflatten(0, (-1, sub_centers)), strict=False))

@@ -25,7 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sv_sparse.config.overrides import OWN_CLASSES, read_overrides
+from sv_sparse.config.overrides import CUSTOM_GROUPS, OWN_CLASSES, read_overrides
 from sv_sparse.config.schema import Config, flatten, load_config, read_config
 from sv_sparse.distributed import rank, world_size
 from sv_sparse.io import ESCAPE, TEMP_PATTERN, file_lock, printable, remove_temp_files, write_json, write_text
@@ -102,7 +102,7 @@ def open_resumed(path: Path, arguments: Sequence[str]) -> Run:
         ValueError: it is no run, or other settings are on the command line.
     """
     allowed = ("resume_from=", *(f"{setting}._target_=" for setting in OWN_CLASSES))
-    choices = [f"{group}=custom" for group in OWN_CLASSES.values()]
+    choices = [f"{group}=custom" for group in CUSTOM_GROUPS]
     others = [word for word in arguments if word not in choices and not word.startswith(allowed)]
     if others:
         raise ValueError(f"resume_from={path} continues with the run's own settings; leave out {' '.join(others)}")

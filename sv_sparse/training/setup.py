@@ -51,6 +51,7 @@ from sv_sparse.training.param_groups import (
     uses_sparse_init,
 )
 from sv_sparse.training.teacher import Teacher, build_teacher, check_teacher
+from sv_sparse.training.transform import WaveformTransform
 
 OPTIMIZERS: dict[str, type[BregmanOptimizer]] = {"adabreg": AdaBreg, "linbreg": LinBreg, "proxsgd": ProxSGD}
 CONTROLLERS: dict[str, type[Controller]] = {
@@ -195,6 +196,9 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
     _log_summary(groups, corpus, corpus_summary(config)["trials"], optimizer)
     logger.info("device: %s", device)
     logger.info("%s", batch_summary(sampler, config.trainer.crop_seconds))
+    if augmentation.counts:
+        counts = ", ".join(f"{count} {kind}" for kind, count in augmentation.counts.items())
+        logger.info("recordings of augment.noise_dir: %s", counts)
     if not resumes:
         logger.info("peak lr: sparse weights %g, other parameters %g", rates["weights"], rates["others"])
     _log_training_length(config, corpus, total_steps, from_scratch=source is None and not resumes)
@@ -203,7 +207,11 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
         run_dir=run_dir,
         corpus=corpus,
         device=device,
-        mixer=AugmentOnDevice(dataset.crop_samples, augmentation.speeds),
+        mixer=AugmentOnDevice(
+            dataset.crop_samples,
+            augmentation.speeds,
+            _build_transform(config, device.device, trusted_classes),
+        ),
         filterbank=build_features(network.features, SAMPLE_RATE, MEL_BINS).to(device.device),
         network=network,
         head=head,
@@ -232,6 +240,9 @@ def check_buildable(config: Config, trusted_classes: Sequence[str] = ()) -> None
     network = _build_network(config, device.device, trusted_classes)
     check_teacher(config, network, trusted_classes)
     _build_augmentation(config.augment)
+    transform = _build_transform(config, device.device, trusted_classes)
+    if transform is not None:
+        transform.check(crop_samples(trainer.crop_seconds, SAMPLE_RATE))
     head = _build_head(config, network.embedding_dim, _NUM_TRIED_SPEAKERS, trusted_classes)
     if "head" in config.classes:
         check_head(head, network.embedding_dim, _NUM_TRIED_SPEAKERS, device.device)
@@ -267,7 +278,20 @@ def _build_augmentation(config: AugmentConfig) -> Augmentation:
         aug_prob=config.aug_prob,
         speed_perturb=config.speed_perturb,
         spec_augment_prob=config.spec_augment_prob,
+        has_transform=config.transform["_target_"] is not None,
     )
+
+
+def _build_transform(config: Config, device: torch.device, trusted_classes: Sequence[str]) -> WaveformTransform | None:
+    """Return the transform of the user's own on the training device; None where the settings name none."""
+    settings = config.augment.transform
+    if settings["_target_"] is None:
+        return None
+    transform_class, own_settings = _own_class("augment.transform", "transform", settings, trusted_classes)
+    name = config.classes["augment.transform"]
+    with own_code("augment.transform", name):
+        transform = transform_class(**own_settings)
+    return WaveformTransform(transform, name, device)
 
 
 def _build_head(config: Config, embedding_dim: int, num_speakers: int, trusted_classes: Sequence[str]) -> Any:
@@ -277,7 +301,16 @@ def _build_head(config: Config, embedding_dim: int, num_speakers: int, trusted_c
             return head_class(embedding_dim=embedding_dim, num_speakers=num_speakers, **settings)
     if isinstance(config.head, NoHeadConfig):
         return NoHead()
-    return AAMSoftmax(embedding_dim, num_speakers, scale=config.head.scale, margin=config.head.margin)
+    head = config.head
+    return AAMSoftmax(
+        embedding_dim,
+        num_speakers,
+        scale=head.scale,
+        margin=head.margin,
+        sub_centers=head.sub_centers,
+        topk=head.topk,
+        topk_margin=head.topk_margin,
+    )
 
 
 def _build_optimizer(
@@ -422,8 +455,12 @@ def _log_summary(groups: list[dict[str, Any]], corpus: Corpus, paths: list[str],
         trials = trial_set.trials
         num_targets = int(trials.is_target.sum())
         logger.info("trial list %s: %d trials, %d targets (%s)", trials.name, len(trials), num_targets, path)
+    has_labels = bool(corpus.manifest.speakers("train"))
     for split in ("train", "validation", "test"):
         speakers, utterances, hours = corpus.manifest.summary(split)
-        logger.info("%-10s %5d speakers %8d utterances %8.2f hours", split, speakers, utterances, hours)
+        if has_labels:
+            logger.info("%-10s %5d speakers %8d utterances %8.2f hours", split, speakers, utterances, hours)
+        elif utterances:
+            logger.info("%-10s %8d recordings %8.2f hours", split, utterances, hours)
     logger.info("%s", summary_table(groups))
     logger.info("optimizer: %s, backend %s", type(optimizer).__name__, optimizer.defaults["backend"])

@@ -365,9 +365,11 @@ class Trainer:
         # A loss of the user's own has its own schedule.
         if not isinstance(head, HeadConfig):
             return
-        self.setup.head.margin = margin_at(
-            step / total_steps, head.margin, start=head.margin_warmup_start, end=head.margin_warmup_end
-        )
+        for name in ("margin", "topk_margin"):
+            margin = margin_at(
+                step / total_steps, getattr(head, name), start=head.margin_warmup_start, end=head.margin_warmup_end
+            )
+            setattr(self.setup.head, name, margin)
         # Where the margin begins or ends to rise, gradients change: the controller takes its full gain again.
         turns = {math.ceil(fraction * total_steps) for fraction in (head.margin_warmup_start, head.margin_warmup_end)}
         if step > 0 and step in turns:
@@ -547,8 +549,9 @@ class Trainer:
     def finish(self, results: dict[str, Any], figures: Mapping[str, Figure]) -> None:
         """Give tensorboard the settings with the final metrics, and the report's figures, and close it."""
         final = {name: results[name] for name in _HPARAM_METRICS if results.get(name) is not None}
-        first_trial_set = next(iter(results["evaluations"].values()))
-        if first_trial_set["cllr"] is not None:
-            final["cllr"] = first_trial_set["cllr"]
+        # Of the first trial list, as the other metrics.
+        cllrs = [evaluation["cllr"] for evaluation in results["evaluations"].values()]
+        if cllrs and cllrs[0] is not None:
+            final["cllr"] = cllrs[0]
         self.metrics.finish(self.setup.config.to_dict(), final, figures, self.state.progress.step)
         self.metrics.close()

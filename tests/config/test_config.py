@@ -23,6 +23,7 @@ from sv_sparse.training.run_dir import open_resumed
 CHOICES = [(group, choice) for group in GROUPS for choice in parse_command_line([]).choices(group)]
 NEEDED = {
     "folder": ["data.root=/a", "data.trial_lists=/b"],
+    "audio": ["data.root=/a", "head=none", "teacher=/a"],
     "prepared": ["data.corpus=c", "data.prepared_dir=/a", "data.train_subsets=[a]", "data.trial_lists=[b]"],
     "voxceleb": ["data.prepared_dir=/a"],
     "cnceleb": ["data.prepared_dir=/a"],
@@ -154,6 +155,21 @@ def test_a_class_on_the_command_line_chooses_the_model_without_settings_of_anoth
     with pytest.raises(ValueError, match=r"unknown setting 'head.scale'; .* \+head.scale=VALUE"):
         check_command_line([*words, "head.scale=3"])
     assert complete_command_line(["init_from=RUN", "model._target_=a.B"]) == ["init_from=RUN", "model._target_=a.B"]
+
+
+def test_a_transform_of_ones_own_stands_beside_the_settings_of_its_group():
+    for choice in ([], ["augment=musan_rirs", "augment.noise_dir=/store"]):
+        words = complete_command_line([*choice, "augment.transform._target_=mypkg.Codec", "+augment.transform.rate=8"])
+        check_command_line(words)
+        config = composed(*words)
+        assert config.augment.transform == {"_target_": "mypkg.Codec", "rate": 8}
+        assert config.augment.aug_prob == (0.6 if choice else 0.0)
+        assert config.classes == {"augment.transform": "mypkg.Codec"}
+        assert Config.from_dict(config.to_dict()) == config
+    assert composed().classes == {}
+    for words in (["+augment.transform.rate=8"], ["augment.transform=null"], ["augment.transform=codec"]):
+        with pytest.raises(ValueError, match=r"augment.transform must be a class, augment.transform._target_=..., and"):
+            composed(*words)
 
 
 def test_arguments_of_ones_own_class_may_be_groups_of_settings():

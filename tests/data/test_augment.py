@@ -119,6 +119,58 @@ def test_half_of_what_is_augmented_gets_a_room_and_the_kinds_of_noise_are_equall
     )
 
 
+@pytest.mark.parametrize(
+    ("folders", "kinds"),
+    [
+        (["noise"], {"noise"}),
+        (["simulated_rirs"], {RIR}),
+        (["music", "speech"], {"music", "speech"}),
+        (["speech", "simulated_rirs"], {"speech", RIR}),
+    ],
+)
+def test_kinds_that_a_folder_lacks_have_probability_zero(tmp_path, folders, kinds):
+    for folder in folders:
+        write(tmp_path / "given" / folder / "1.wav", noise(folder, 0.5))
+    build_noise_store([tmp_path / "given"], tmp_path / "store")
+    augmentation = Augmentation(noise_dir=str(tmp_path / "store"), aug_prob=0.6)
+    assert {kind for kind, count in augmentation.counts.items() if count} == kinds
+    plans = [augmentation.sample(0, 0, f"id{n}") for n in range(1000)]
+    shares = Counter(plan.kind for plan in plans)
+    assert set(shares) == {"", *kinds}
+    assert shares[""] / 1000 == pytest.approx(0.4, abs=0.05)
+    assert max(shares[kind] for kind in kinds) - min(shares[kind] for kind in kinds) < 80
+    speech = torch.randint(-9000, 9000, (1000, 800), dtype=torch.int16)
+    changed = AugmentOnDevice(800)(speech, augmentation.collate(plans, 800)) != speech / 32768
+    assert changed.any(dim=1).tolist() == [plan.kind != "" for plan in plans]
+
+
+def test_all_kinds_are_drawn_as_they_were_before_some_could_be_missing(store):
+    augmentation = Augmentation(noise_dir=str(store), aug_prob=0.9, speed_perturb=[1.0, 0.9], spec_augment_prob=0.5)
+    plans = [augmentation.sample(3, 1, f"id{n}") for n in range(6)]
+    draws = [(plan.speed, plan.kind, plan.mask[1]) for plan in plans]
+    assert draws == [(0, RIR, 0), (0, RIR, 0), (0, "noise", 0), (1, "noise", 0), (1, "noise", 4), (1, "music", 0)]
+    assert plans[5].recordings == ((1, 0.8451934529352217),)
+    assert plans[5].snr == 8.36034191426783
+
+
+def test_a_transform_gets_the_crops_of_a_batch_and_draws_that_depend_on_seed_epoch_and_utterance_alone(crops):
+    calls = []
+
+    def transform(waveforms, generator):
+        calls.append(waveforms.clone())
+        return waveforms + torch.rand(waveforms.shape, generator=generator)
+
+    dataset = crops(Augmentation(has_transform=True))
+    mixer = AugmentOnDevice(CROP, transform=transform)
+    batches = [drawn(dataset, 4), drawn(dataset, 4), drawn(dataset, 4, epoch=1), drawn(crops(None), 4)]
+    first, again, later, plain = (mixer(batch.waveforms, batch.augmentation) for batch in batches)
+    assert len(calls) == 3  # crops without augmentation have none
+    assert torch.equal(calls[0], batches[0].waveforms / 32768)
+    assert torch.equal(plain, batches[3].waveforms / 32768)
+    assert torch.equal(first, again)
+    assert not torch.allclose(first - calls[0], later - calls[2])
+
+
 def test_a_draw_depends_on_seed_epoch_and_utterance_alone(store, crops):
     augmentation = Augmentation(noise_dir=str(store), aug_prob=0.9, speed_perturb=[1.0, 0.9, 1.1])
     one, two = (crops(augmentation) for _ in range(2))
@@ -161,6 +213,7 @@ def test_what_is_added_goes_to_a_device_and_what_says_how_to_do_it_stays(store):
     extras = augmentation.collate([augmentation.sample(0, 0, f"id{n}") for n in range(9)], CROP)
     moved = extras.to("meta")._asdict()
     assert moved.pop("speed") is extras.speed
+    assert moved.pop("seed") is extras.seed
     assert {value.device.type for value in moved.values()} == {"meta"}
 
 

@@ -7,9 +7,9 @@ from helpers import trees
 from sv_sparse.data.corpora.voxceleb import prepare_voxceleb
 from sv_sparse.data.prepared import load_trial_sets
 from sv_sparse.data.speakers import format_sexes, read_sexes
+from sv_sparse.data.trial_files import trial_sets_from_files
 from sv_sparse.data.trial_set import TrialSet
 from sv_sparse.data.trials import Trials
-from sv_sparse.evaluation.trial_sets import trial_sets_from_files
 
 VOX1 = "VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tSet\nid10001\tX\tm\tIreland\tdev\nid10270\tY\tf\tUSA\ttest\n"
 VOX2 = "VoxCeleb2 ID ,VGGFace2 ID ,Gender ,Set \nid00012 ,n000012 ,m ,dev \nid00017 ,n000017 ,f ,test \n"

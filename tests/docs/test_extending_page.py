@@ -18,6 +18,7 @@ SHORT = [word for word in TINY if not word.startswith("model.")]
 
 LOSS = "mypkg.loss.SubCenter"
 CONTROLLER = "mypkg.control.Integral"
+TRANSFORM = "mypkg.aug.Telephone"
 
 
 def command(word: str) -> list[str]:
@@ -57,7 +58,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_every_file_of_the_page_is_in_one_package(folder):
     names = {path.name for path in (folder / "mypkg").iterdir()}
-    assert names == {"net.py", "control.py", "loss.py", "pooling.py", "corpus.py"}
+    assert names == {"net.py", "control.py", "loss.py", "aug.py", "pooling.py", "corpus.py"}
 
 
 def test_the_model_is_trained_evaluated_and_exported(train, tones, folder, capsys):
@@ -158,6 +159,27 @@ def test_the_controller_works_in_a_loop_of_ones_own(folder, monkeypatch):
     assert_exact(scope["model"])
 
 
+def test_the_augmentation_is_trained_with_and_resumed_only_if_named(train, tones, folder):
+    words = [*command("aug.Telephone"), "augment.spec_augment_prob=0.5", "target_sparsity=0.5", "run_dir=run"]
+    done = train(*TINY, *tones.settings(), *words)
+    assert done.status == 0, done.err
+    network = torch.load(folder / "run" / "checkpoints" / "model.pt", weights_only=True)["model"]
+    forget()
+    epoch = "resume_from=run/checkpoints/epoch_0001.pt"
+    assert f"its transform is {TRANSFORM}, a class of your own. Code is imported only" in train(epoch).err
+    assert "mypkg.aug" not in sys.modules
+    done = train(epoch, f"augment.transform._target_={TRANSFORM}")
+    assert done.status == 0, done.err
+    again = torch.load(folder / "run" / "checkpoints" / "model.pt", weights_only=True)["model"]
+    assert all(torch.equal(network[name], again[name]) for name in network)
+    done = train(*TINY, *tones.settings(), *words[2:], "run_dir=without")
+    other = torch.load(folder / "without" / "checkpoints" / "model.pt", weights_only=True)["model"]
+    assert not all(torch.equal(network[name], other[name]) for name in network)
+    forget()
+    main(["evaluate", "run"])
+    assert "mypkg.aug" not in sys.modules
+
+
 def test_the_pooling_layer_is_trained(train, tones, folder):
     words = [*command("pooling.MaxPooled"), "+model.embedding_dim=16", "target_sparsity=0.5", "run_dir=run"]
     done = train(*SHORT, *tones.settings(), *words, "trainer.epochs=1")
@@ -187,6 +209,23 @@ def test_the_corpus_is_prepared_trained_on_and_evaluated(train, folder, monkeypa
         ("loss.py", ", scores.detach()", "", "loss.SubCenter", "returns Tensor, expected a tuple of two tensors"),
         ("loss.py", ".amax(dim=2)", "", "loss.SubCenter", "head: SubCenter raises"),
         ("loss.py", "scale=32.0,", "scale,", "loss.SubCenter", "missing 1 required positional argument: 'scale'"),
+        ("aug.py", "generator=generator, ", "", "aug.Telephone", "draw from the generator alone"),
+        ("aug.py", "torch.round(127", "torch.rnd(127", "aug.Telephone", "mypkg/aug.py, line 16"),
+        ("aug.py", "return torch.where", "return 1 / torch.where", "aug.Telephone", "numbers that are not finite"),
+        (
+            "aug.py",
+            "coded, waveforms)",
+            "coded, waveforms)[:, 1:]",
+            "aug.Telephone",
+            "expected floating point [8, 5040]",
+        ),
+        (
+            "aug.py",
+            "prob=0.5, mu=255.0",
+            "mu, prob=0.5",
+            "aug.Telephone",
+            "missing 1 required positional argument: 'mu'",
+        ),
         ("control.py", "self.total.add_", "self.totl.add_", "control.Integral", "mypkg/control.py, line 18"),
         ("control.py", "(LogLambdaController)", "", "control.Integral", "sparsity.controller"),
     ],

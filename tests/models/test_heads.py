@@ -1,6 +1,6 @@
 """Laws of the AAM-softmax head, and of the cosine to a teacher."""
 
-from math import acos, cos, log
+from math import acos, cos, log, sin
 
 import numpy as np
 import pytest
@@ -79,9 +79,82 @@ def test_a_row_of_zeros_has_a_bounded_gradient():
     assert one.weight.grad[2].norm() < 1e5
 
 
+def float64_loss(weight, x, y, *, scale=32.0, margin, sub_centers, topk, topk_margin):
+    """The loss by its formulas, in NumPy."""
+    unit_rows = weight / np.linalg.norm(weight, axis=1, keepdims=True)
+    unit_x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    cosine = (unit_x @ unit_rows.T).reshape(len(x), -1, sub_centers).max(axis=2)
+    losses = []
+    for row, speaker in zip(cosine, y, strict=True):
+        angle = np.arccos(row)
+        angle[speaker] += margin
+        others = [k for k in np.argsort(-row) if k != speaker]
+        angle[others[:topk]] -= topk_margin
+        logits = scale * np.cos(angle)
+        losses.append(np.log(np.exp(logits).sum()) - logits[speaker])
+    return np.mean(losses)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sub_centers": 1, "topk": 2},
+        {"sub_centers": 3, "topk": 0},
+        {"sub_centers": 3, "topk": 2},
+        {"sub_centers": 2, "topk": 99},
+    ],
+)
+def test_sub_centers_and_the_nearest_others_follow_their_formulas_and_so_do_the_gradients(settings):
+    settings = {"margin": 0.2, "topk_margin": 0.06, **settings}
+    one, y = AAMSoftmax(8, 6, **settings), torch.tensor([0, 1, 2, 3, 4, 5, 0])
+    x = torch.randn(7, 8, requires_grad=True)
+    loss, cosines = one(x, y)
+    assert cosines.shape == (7, 6)
+    weight, inputs = one.weight.detach().double().numpy(), x.detach().double().numpy()
+    assert loss.item() == pytest.approx(float64_loss(weight, inputs, y.numpy(), **settings), rel=1e-5)
+    loss.backward()
+    for gradient, value in ((one.weight.grad, weight), (x.grad, inputs)):
+        expected = np.zeros_like(value)
+        for place in np.ndindex(value.shape):
+            sides = []
+            for change in (1e-6, -1e-6):
+                value[place] += change
+                sides.append(float64_loss(weight, inputs, y.numpy(), **settings))
+                value[place] -= change
+            expected[place] = (sides[0] - sides[1]) / 2e-6
+        np.testing.assert_allclose(gradient.numpy(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_by_default_the_loss_is_the_one_without_sub_centers_and_topk_to_the_last_bit():
+    one, x, y = head(0.2), torch.randn(6, 8), torch.arange(6) % 5
+    cosine = F.linear(F.normalize(x), F.normalize(one.weight)).clamp(-1 + 1e-6, 1 - 1e-6)
+    target = cosine.gather(1, y[:, None])
+    shifted = target * cos(0.2) - (1 - target * target).sqrt() * sin(0.2)
+    expected = F.cross_entropy(32.0 * cosine.scatter(1, y[:, None], shifted), y)
+    assert torch.equal(one(x, y)[0], expected)
+
+
+def test_a_speaker_is_as_near_as_its_nearest_sub_center():
+    one = AAMSoftmax(8, 4, margin=0.0, sub_centers=3)
+    rows = one.weight.detach().unflatten(0, (4, 3))
+    for center in range(3):
+        _, cosines = one(rows[:, center], torch.arange(4))
+        torch.testing.assert_close(cosines.diag(), torch.ones(4))
+
+
+def test_the_nearest_others_cost_more_up_to_an_angle_of_zero():
+    one = AAMSoftmax(8, 5, topk=2, topk_margin=0.3)
+    cosines = torch.linspace(-0.9, 1, 2001)
+    assert (one._with_topk_margin(cosines).diff() > 0).all()
+    assert (one._with_topk_margin(cosines) > cosines).all()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"sub_centers": 0}, "head.sub_centers must be a whole number, 1 or more, got 0"),
+        ({"topk": -1}, "head.topk must be a whole number, 0 or more, got -1"),
+        ({"topk_margin": -0.1}, "head.topk_margin must be at least 0 and below pi / 2, got -0.1"),
         ({"num_speakers": 1}, "at least 2 training speakers, got 1"),
         ({"scale": float("inf")}, "head.scale must be a finite number above 0, got inf"),
         ({"margin": float("nan")}, "head.margin must be .*, got nan"),

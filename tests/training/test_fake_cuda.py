@@ -139,6 +139,11 @@ def test_a_step_under_a_group_penalty_does_not_wait(granularity, tones, tmp_path
     check(train(tmp_path, *tones.settings(), *ECAPA, *words))
 
 
+@on_fake_cuda
+def test_a_step_with_sub_centers_and_the_nearest_others_does_not_wait(tones, tmp_path):
+    check(train(tmp_path, *tones.settings(), *ECAPA, "head.sub_centers=3", "head.topk=2"))
+
+
 @pytest.mark.parametrize("crops", ["clean", "same"])
 @on_fake_cuda
 def test_a_step_with_a_teacher_does_not_wait(crops, finished, store, tones, tmp_path):

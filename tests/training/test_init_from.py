@@ -76,6 +76,27 @@ def test_the_heads_rows_go_to_their_speakers(train, finished, tones, tmp_path):
     torch.testing.assert_close(new, old[1 : len(names) + 1], atol=1e-5, rtol=0)
 
 
+def test_a_head_with_sub_centers_and_speeds_goes_to_its_speakers(train, tones, tmp_path):
+    words = [*TINY, *tones.settings(), "head.sub_centers=3", "head.topk=2", "target_sparsity=0.8", "trainer.epochs=1"]
+    origin = ["augment.speed_perturb=[1.0,0.9]", f"run_dir={tmp_path / 'origin'}"]
+    done = train(*words, *origin)
+    assert done.status == 0, done.err
+    still = ["trainer.lr_scale=1e-9", f"init_from={tmp_path / 'origin'}"]
+    done = train(*words, *still, f"run_dir={tmp_path / 'same'}")
+    assert done.status == 0, done.err
+    assert re.search(r"the head has (\d+) of \1 training speakers", done.out)
+    old, new = (
+        checkpoint.load(tmp_path / name / "checkpoints" / "last.pt", checkpoint.TRAINING_KEYS)["head"]["weight"]
+        for name in ("origin", "same")
+    )
+    assert len(old) == 2 * len(new)
+    torch.testing.assert_close(new, old[: len(new)], atol=1e-5, rtol=0)
+    done = train(*words, *still, "head.sub_centers=1", f"run_dir={tmp_path / 'other'}")
+    assert done.status == 0, done.err
+    assert "its head has head.sub_centers=3, this one 1; it starts anew" in done.out + done.err
+    assert "the head has 0 of" in done.out
+
+
 def test_a_dense_network_is_brought_to_its_target_at_the_dense_rate(train, finished, tones, tmp_path):
     dense = shutil.copytree(finished, tmp_path / "dense")
     state = network(dense)
@@ -263,15 +284,15 @@ def test_a_head_knows_speakers_whose_names_are_composed_otherwise(tmp_path):
         table = pa.table(columns | {"segments": pa.array([[part]] * 4, pa.list_(SEGMENT))})
         manifests.append(Manifest.write(tmp_path / f"{side}.parquet", table, tmp_path))
     theirs, ours = manifests
-    rows = {name: torch.full((4,), float(number)) for number, name in enumerate(theirs.speakers("train"))}
+    rows = {name: torch.full((1, 4), float(number)) for number, name in enumerate(theirs.speakers("train"))}
     network, model = torch.nn.Linear(1, 1), {"_target_": "any"}
     head = AAMSoftmax(4, len(ours.speakers("train")))
     before = head.weight.detach().clone()
     source = InitSource(tmp_path, model, network.state_dict(), head_rows=rows, manifest=theirs)
     source.apply_to(network, model, head, ours)
     for number, name in enumerate(ours.speakers("train")):
-        expected = {"Jos\u00e9": rows["Jose\u0301"], "Moritz": before[number]}.get(name, rows.get(name))
-        assert torch.equal(head.weight[number], expected), name
+        expected = {"Jos\u00e9": rows["Jose\u0301"], "Moritz": before[number : number + 1]}.get(name, rows.get(name))
+        assert torch.equal(head.weight[number : number + 1], expected), name
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_may_begin_again(train, tones, tmp_path):

@@ -175,6 +175,7 @@ def test_averaging_without_duals_is_refused_before_data_are_read(train, tones, t
             "sparsity.sparsify_head=true with sparsity.granularity=out_channel",
         ),
         (["head.margin=2"], "head.margin must be at least 0 and below pi / 2, got 2"),
+        (["head.sub_centers=0"], "head.sub_centers must be a whole number, 1 or more, got 0"),
         (["augment.aug_prob=0.5"], "augment.aug_prob=0.5 needs augment.noise_dir"),
         (["sparsity.dense=[nothing]"], "sparsity.dense=['nothing'], sparsity.sparse=[]: dense names 'nothing'"),
     ],
@@ -185,6 +186,19 @@ def test_what_a_constructor_refuses_is_named_as_typed_before_data_are_read(train
     assert done.status == 2
     assert f"error: {message}" in done.err
     assert not (tmp_path / "run").exists()
+
+
+def test_both_margins_rise_on_one_schedule(make_setup):
+    trainer = Trainer(make_setup("head.topk=2", "head.margin_warmup_start=0.1"), time.monotonic())
+    pairs = []
+    for step in range(trainer.setup.total_steps + 1):
+        trainer.state.progress.step = step
+        trainer._apply_schedules()
+        pairs.append((trainer.setup.head.margin, trainer.setup.head.topk_margin))
+    trainer.metrics.close()
+    assert (pairs[0], pairs[-1]) == ((0.0, 0.0), (0.2, 0.06))
+    assert any(0 < margin < 0.2 for margin, _ in pairs)
+    assert all(topk_margin == pytest.approx(0.3 * margin) for margin, topk_margin in pairs)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of what torch's compiler imports

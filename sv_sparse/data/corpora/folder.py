@@ -63,10 +63,10 @@ def scan_folder(
     limit = UnreadableLimit(max_unreadable_fraction)
     trial_utterances: dict[str | Path, list[str]] = {}
     for path in trial_lists:
-        _check_is_file("data.trial_lists", path)
+        check_is_file("data.trial_lists", path)
         trial_utterances[path] = read_trials(path).utterances
     listed = {utterance for utterances in trial_utterances.values() for utterance in utterances}
-    keys, num_unnamed = _find_recordings(root, listed)
+    keys, num_unnamed = find_recordings(root, LAYOUT, num_folders=2, listed=listed)
     utterance = pa.array(keys, pa.string())
     speaker, session, _ = np.array([key.split("/") for key in keys], dtype=object).T
 
@@ -84,18 +84,12 @@ def scan_folder(
         message = "%d speakers of the trial lists are excluded from training, with %d utterances"
         logger.log(level, message, num_excluded, is_excluded.sum())
 
-    with tqdm(total=len(keys), desc="reading headers", unit="file", disable=None) as progress:
-        headers = read_headers(root, keys, progress)
-    is_usable = np.ones(len(keys), dtype=bool)
-    for row, reason in unusable(headers).items():
-        is_usable[row] = False
-        logger.warning("left out: %s: %s", keys[row], reason)
+    headers, is_usable = read_usable_headers(root, keys)
     unusable_tests = utterance.filter(pa.array(is_test & ~is_usable)).to_pylist()
     unusable_train = utterance.filter(pa.array(is_train & ~is_usable)).to_pylist()
-    _check_limit(limit, "data.trial_lists", unusable_tests, len(unusable_tests), int(is_test.sum()))
+    check_limit(limit, "data.trial_lists", unusable_tests, int(is_test.sum()))
     # A recording whose name is not UTF-8 is in no list, but would have been trained on.
-    num_unusable = len(unusable_train) + num_unnamed
-    _check_limit(limit, "training", unusable_train, num_unusable, int(is_train.sum()) + num_unnamed)
+    check_limit(limit, "training", unusable_train, int(is_train.sum()), num_unnamed)
 
     held_out = validation_speakers(speaker[is_train & is_usable], val_fraction, seed)
     is_validation = is_train & np.isin(speaker, held_out)
@@ -108,11 +102,30 @@ def scan_folder(
             f"trial lists and {len(held_out)} held out by data.val_fraction"
         )
     split = np.select([is_test, is_validation, is_train], ["test", "validation", "train"], "unused")
-    table = _to_table(utterance, speaker, session, split, headers, is_usable)
+    table = to_table(utterance, speaker, session, split, headers, is_usable)
     return Manifest.write(out, table.filter(pa.array(is_usable | is_test)), root)
 
 
-def _to_table(
+def read_usable_headers(root: Path, keys: Sequence[str]) -> tuple[pa.Table, NDArray[np.bool_]]:
+    """Read the headers of recordings with a progress bar; name those that cannot be used in a warning.
+
+    Args:
+        root: folder of the recordings.
+        keys: N paths below it.
+
+    Returns:
+        The headers, N rows with the columns ``HEADERS``; and which recordings can be used, bool [N].
+    """
+    with tqdm(total=len(keys), desc="reading headers", unit="file", disable=None) as progress:
+        headers = read_headers(root, keys, progress)
+    is_usable = np.ones(len(keys), dtype=bool)
+    for row, reason in unusable(headers).items():
+        is_usable[row] = False
+        logger.warning("left out: %s: %s", keys[row], reason)
+    return headers, is_usable
+
+
+def to_table(
     utterance: pa.Array,
     speaker: NDArray[np.object_],
     session: NDArray[np.object_],
@@ -138,28 +151,48 @@ def _to_table(
     )
 
 
-def _check_limit(limit: UnreadableLimit, subject: str, names: Sequence[str], count: int, total: int) -> None:
-    if count > limit.max_count(total):
+def check_limit(limit: UnreadableLimit, subject: str, names: Sequence[str], total: int, num_unnamed: int = 0) -> None:
+    """Raise a ValueError if more recordings cannot be used than a limit allows.
+
+    Args:
+        limit: the limit.
+        subject: what the recordings are for, in messages.
+        names: of those that cannot be used.
+        total: number of recordings whose names are UTF-8.
+        num_unnamed: number of recordings whose names are not; none of them can be used.
+    """
+    count = len(names) + num_unnamed
+    if count > limit.max_count(total + num_unnamed):
         first = f"; first {', '.join(names[:_MAX_NAMES])}" if names else ""
         raise ValueError(
-            f"{limit}: {count} of {total} {subject} utterances cannot be used (mend them, or allow a "
+            f"{limit}: {count} of {total + num_unnamed} {subject} utterances cannot be used (mend them, or allow a "
             f"larger fraction); the log gives the reasons{first}"
         )
 
 
-def _check_is_file(setting: str, path: str | Path) -> None:
+def check_is_file(setting: str, path: str | Path) -> None:
+    """Raise a ValueError that begins with a setting unless ``path`` is a file."""
     if not Path(path).is_file():
         raise ValueError(f"{setting}={path}: expected a text file; there is none")
 
 
-def _find_recordings(root: Path, listed: Collection[str]) -> tuple[list[str], int]:
+def find_recordings(
+    root: Path, layout: str, *, num_folders: int | None = None, listed: Collection[str] = ()
+) -> tuple[list[str], int]:
     """Return the sorted keys of the recordings in the expected layout, and the number whose names are not UTF-8.
 
-    Keys in ``listed`` are recordings whatever the files look like.
+    Args:
+        root: folder of the recordings.
+        layout: the layout in words, for messages.
+        num_folders: number of folders in a key; None for any number.
+        listed: keys of recordings, whatever the files look like.
+
+    Raises:
+        ValueError: there is no such folder, or no recording in it.
     """
     if not root.is_dir():
         kind = "a file" if root.exists() else "nothing"
-        raise ValueError(f"data.root={root}: expected a folder of {LAYOUT}; found {kind} there")
+        raise ValueError(f"data.root={root}: expected a folder of {layout}; found {kind} there")
     keys: list[str] = []
     # Recordings in another layout.
     outside: list[str] = []
@@ -167,7 +200,7 @@ def _find_recordings(root: Path, listed: Collection[str]) -> tuple[list[str], in
     others: list[str] = []
     for key, _ in walk_files(root):
         name = printable(key)
-        if key.count("/") != 2:
+        if num_folders not in {None, key.count("/")}:
             (outside if key.lower().endswith(AUDIO_SUFFIXES) else others).append(name)
         elif not (key in listed or is_recording(root / key)):
             others.append(name)
@@ -175,10 +208,10 @@ def _find_recordings(root: Path, listed: Collection[str]) -> tuple[list[str], in
             (keys if name == key else unnamed).append(name)
     if not keys:
         examples = ", ".join([*outside, *unnamed, *others][:3]) or "an empty folder"
-        raise ValueError(f"data.root={root}: expected recordings as {LAYOUT}; found {examples}")
+        raise ValueError(f"data.root={root}: expected recordings as {layout}; found {examples}")
     if outside:
         message = "left out: %d recordings below data.root=%s that are not laid out as %s; first %s"
-        logger.warning(message, len(outside), root, LAYOUT, preview(sorted(outside)))
+        logger.warning(message, len(outside), root, layout, preview(sorted(outside)))
     for name in sorted(unnamed):
         logger.warning("left out: %s: its name is not UTF-8; rename it", name)
     # A file of another suffix is the source of a conversion if its name is there with a suffix of AUDIO_SUFFIXES.
@@ -208,7 +241,7 @@ def _is_in_trial_lists(
 def _is_in_training_list(path: Path, utterance: pa.StringArray, speaker: NDArray[np.object_]) -> NDArray[np.bool_]:
     """Return which utterances are in the training list, bool [len(utterance)]."""
     setting = f"data.train_utterances={path}"
-    _check_is_file("data.train_utterances", path)
+    check_is_file("data.train_utterances", path)
     speakers: list[str] = []
     names: list[str] = []
     # Only "\n" ends a line: str.splitlines would split at other characters, which names may contain.

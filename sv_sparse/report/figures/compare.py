@@ -38,7 +38,9 @@ def comparison_figures(results: Sequence["RunResult"], sparse_runs: Sequence["Ru
     """Draw the figures of all runs and lists, and of the runs with a target sparsity; inside ``report_style``."""
     by_list: dict[str, list[RunResult]] = {}
     for result in results:
-        by_list.setdefault(result.list_name, []).append(result)
+        # A run without trial lists has no EER.
+        if result.evaluation["eer"] is not None:
+            by_list.setdefault(result.list_name, []).append(result)
     figures = [_eer_figure(list_name, members) for list_name, members in by_list.items()]
     if sparse_runs:
         figures.append(_targets_figure(sparse_runs))
