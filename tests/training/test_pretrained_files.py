@@ -32,7 +32,7 @@ def test_a_file_that_was_cut_off_or_changed_is_refused_by_name(old_format, tmp_p
     for content in damaged:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=f"^init_from={path}: "):
-            load_init_source(SimpleNamespace(init_from=str(path)))
+            load_init_source(SimpleNamespace(init_from=str(path), model_settings={}))
 
 
 def test_a_network_of_another_class_is_refused_with_what_the_file_holds(train, finished, tones):
