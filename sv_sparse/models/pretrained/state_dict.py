@@ -38,6 +38,8 @@ def unwrapped(state: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
             break
         tensors = dict(tensors[wrapper])
         removed.append(wrapper)
+    # Files may have numbers for names.
+    tensors = {str(name): value for name, value in tensors.items()}
     yield tensors, ", ".join(removed)
     prefixes = {name.partition(".")[0] for name in tensors}
     while len(prefixes) == 1 and all("." in name for name in tensors):
