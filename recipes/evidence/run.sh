@@ -67,11 +67,11 @@ if [ "$stage" -le 1 ] && [ "$stop_stage" -ge 1 ]; then
     sweep "dense_s$seed" sparsity=dense seed=$seeds "$@"
     sweep "feedback_${target}_s$seed" target_sparsity=$targets seed=$seeds "$@"
     sweep "magnitude_${target}_s$seed" sparsity=gradual_magnitude target_sparsity=$targets seed=$seeds "$@"
-    sweep "layerwise_${target}_s$seed" sparsity=gradual_magnitude sparsity.controller.per_layer=true \
+    sweep "layerwise_${target}_s$seed" sparsity=gradual_magnitude sparsity.allocation=uniform \
         target_sparsity=$targets seed=$seeds "$@"
     sweep "feedback_${target}_s$seed" target_sparsity=0.75 seed=0 "$@"
     sweep "magnitude_${target}_s$seed" sparsity=gradual_magnitude target_sparsity=0.75 seed=0 "$@"
-    sweep "layerwise_${target}_s$seed" sparsity=gradual_magnitude sparsity.controller.per_layer=true \
+    sweep "layerwise_${target}_s$seed" sparsity=gradual_magnitude sparsity.allocation=uniform \
         target_sparsity=0.75 seed=0 "$@"
     sweep "quantile_${target}_s$seed" sparsity=quantile target_sparsity=$end_targets seed=0 "$@"
     sweep "linbreg_${target}_s$seed" optim=linbreg target_sparsity=$end_targets seed=0 "$@"

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.models.features import DEFAULT_FEATURES
+from sv_sparse.optim.allocation import ALLOCATIONS
 from sv_sparse.scoring.config import ScoringConfig
 
 
@@ -545,20 +546,26 @@ class FixedConfig(ControllerConfig):
 class ScheduledConfig(ControllerConfig):
     """Settings of every controller that has a schedule of targets."""
 
-    # Other defaults than those of the classes: here the learning rate falls, so that a frozen end keeps the target, and
-    # runs from scratch start sparse (DECISIONS 84).
+    # Another default than that of the classes: here the learning rate falls, so that a frozen end keeps the target
+    # (DECISIONS 84).
     freeze_fraction: float = setting(0.01, "Fraction of the run, at its end, with lambda left alone.")
-    ramp_start: float | None = setting(
-        None, "Fraction of the run at which the target leaves initial_sparsity; null: no ramp."
+    ramp_start: float | str | None = setting(
+        "auto",
+        "Fraction of the run at which the target leaves initial_sparsity; null: no ramp; auto: from 0 to 0.5 where "
+        "weights start dense, else none.",
     )
-    ramp_end: float | None = setting(None, "Fraction of the run at which the target is reached.")
-    initial_sparsity: float = setting(0.99, "Target before the ramp.")
+    ramp_end: float | str | None = setting("auto", "Fraction of the run at which the target is reached; null; auto.")
+    initial_sparsity: float | None = setting(
+        None, "Target before the ramp; null: the sparsity of the network at the start."
+    )
 
     def __post_init__(self) -> None:
-        if (self.ramp_start is None) != (self.ramp_end is None):
+        bounds = [self.ramp_start, self.ramp_end]
+        same_kind = bounds in ([None, None], ["auto", "auto"]) or all(is_number(bound) for bound in bounds)
+        if not same_kind:
             raise ValueError(
-                f"sparsity.controller.ramp_start and sparsity.controller.ramp_end go together, "
-                f"got {self.ramp_start} and {self.ramp_end}"
+                f"sparsity.controller.ramp_start and sparsity.controller.ramp_end go together: two numbers, both null "
+                f"or both auto, got {show_value(self.ramp_start)} and {show_value(self.ramp_end)}"
             )
 
 
@@ -599,11 +606,10 @@ class GradualMagnitudeConfig(ScheduledConfig):
 
     name: str = setting("gradual_magnitude", "The controller.")
     freeze_fraction: float = setting(0.01, "Fraction of the run, at its end, with the masks left alone.")
-    ramp_start: float | None = setting(0.1, "Fraction of the run at which pruning begins.")
-    ramp_end: float | None = setting(0.6, "Fraction of the run at which the target is reached.")
-    initial_sparsity: float = setting(0.0, "Target before the ramp.")
+    ramp_start: float | str | None = setting(0.1, "Fraction of the run at which pruning begins.")
+    ramp_end: float | str | None = setting(0.6, "Fraction of the run at which the target is reached.")
+    initial_sparsity: float | None = setting(0.0, "Target before the ramp.")
     num_mask_updates: int = setting(100, "How often the masks grow in the ramp, at most at every step.")
-    per_layer: bool = setting(False, "Prune the smallest of each layer, not of all layers together.")
 
 
 @dataclass(frozen=True)
@@ -612,9 +618,16 @@ class SparsityConfig:
 
     controller: Any = setting(MISSING, "What moves lambda, or prunes.")
     penalty: str = setting(
-        "l1", "l1: single weights; group: whole channels or kernels, needs init_density=1; none: dense or masks."
+        "auto",
+        "l1 or l0: single weights; auto: l1 where a run starts sparse, l0 where its weights start dense; group: whole "
+        "channels or kernels, needs init_density=1; none: dense or masks.",
     )
     granularity: str = setting("out_channel", "Groups of penalty=group: out_channel, in_channel or kernel.")
+    allocation: str = setting(
+        "global",
+        "How the target is divided among the layers: global (one lambda, or magnitude, decides), uniform (the same "
+        "sparsity of each), erk (small layers keep more).",
+    )
     init_density: float = setting(0.01, "Fraction of the weights that a run starts with.")
     rescale_init: bool = setting(True, "Keep the variance of the forward signal at a sparse start.")
     sparsify_head: bool = setting(False, "Regularize and count the head too.")
@@ -625,8 +638,9 @@ class SparsityConfig:
         controller = self.controller
         is_named = controller == MISSING or isinstance(controller, (ControllerConfig, dict))
         require("sparsity.controller", controller, is_named, "settings by their names")
-        _require_choice("sparsity.penalty", self.penalty, "l1", "group", "none")
+        _require_choice("sparsity.penalty", self.penalty, "auto", "l1", "l0", "group", "none")
         _require_choice("sparsity.granularity", self.granularity, "out_channel", "in_channel", "kernel")
+        _require_choice("sparsity.allocation", self.allocation, *ALLOCATIONS)
         density = self.init_density
         require(
             "sparsity.init_density",

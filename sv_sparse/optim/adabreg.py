@@ -48,7 +48,8 @@ class AdaBreg(BregmanOptimizer):
         delta: elastic-net parameter, above 0. A larger one makes larger weights. Default: 1.
         weight_decay: decoupled decay of the weights in the dual variable, 0 or more. Default: 0.
         lambda_scale: factor on lambda in a group, above 0. Default: 1.
-        penalty: ``"l1"`` (zeros single weights), ``"group"`` (zeros groups of weights) or ``"none"``. Default: l1.
+        penalty: ``"l1"`` (zeros single weights; for a sparse start), ``"l0"`` (too, and leaves the others as they are;
+            for pretrained weights), ``"group"`` (zeros groups of weights) or ``"none"``. Default: l1.
         granularity: groups of the group penalty: ``"out_channel"``, ``"in_channel"`` or ``"kernel"``. Default:
             out_channel.
         backend: ``"auto"``, ``"cpp"`` or ``"foreach"``, see BregmanOptimizer. Default: auto.
@@ -129,6 +130,7 @@ class AdaBreg(BregmanOptimizer):
     def _update_cpp(self, tensors: TensorLists, hyperparameters: dict[str, Any], prox: ProximalMap) -> Tensor:
         arguments = hyperparameters | {
             "lr": float(hyperparameters["lr"]),
+            "penalty": prox.penalty,
             "lambda_": float(prox.lambda_),
             "delta": prox.delta,
         }

@@ -46,6 +46,7 @@ class BregmanOptimizer(Optimizer):
     the proximal operator of the penalty, where lambda' = lambda_scale * lambda::
 
         l1:     prox(v) = sign(v) * max(|v| - lambda', 0)                  each weight
+        l0:     prox(v) = v where |v| > lambda', else 0                    each weight
         group:  prox(v) = v * max(1 - lambda' * sqrt(n) / norm(v), 0)      each group of n weights
         none:   w = v
 
@@ -56,7 +57,8 @@ class BregmanOptimizer(Optimizer):
       A number that is set from outside, as one sets ``lr``, becomes a tensor at the next step.
     - ``lambda_scale``: factor on ``lambda_`` in this group, above 0.
     - ``delta``: elastic-net parameter, above 0; ProxSGD has 1 only.
-    - ``penalty``: ``"l1"`` (zeros single weights), ``"group"`` (zeros groups of weights), or ``"none"`` (stays dense).
+    - ``penalty``: ``"l1"`` (zeros single weights), ``"l0"`` (too, and leaves the others as they are: for weights that
+      start dense), ``"group"`` (zeros groups of weights), or ``"none"`` (stays dense).
     - ``granularity``: groups of ``penalty="group"``: ``"out_channel"``, ``"in_channel"`` (rows and columns of a linear
       layer), or ``"kernel"`` (one pair of both).
     - ``transposed``: the weights are [input channels, output channels, ...]; False where it is missing.
@@ -253,7 +255,7 @@ class BregmanOptimizer(Optimizer):
                 prox.apply_(batch.params, batch.duals)
                 continue
             counts = self._update_cpp(batch, hyperparameters, prox)
-            if prox.penalty == "l1":
+            if prox.penalty != "none":
                 for param, count in zip(batch.params, counts.unbind(), strict=True):
                     self._nnz_counts[param] = (param._version, count)
 
@@ -332,11 +334,16 @@ class BregmanOptimizer(Optimizer):
         return state["dual"]
 
     def new_dual(self, group: Group, param: Tensor, lambda_: Tensor) -> Tensor:
-        """Return a new dual variable that gives the weight as it is under ``lambda_``."""
+        """Return a new dual variable that gives the weight as it is under ``lambda_``.
+
+        The penalty l0 has none for a nonzero weight of at most ``delta * lambda_``: there the weight becomes zero.
+        """
         dtype = dual_dtype(param)
         weight = param.detach().to(dtype)
         if group["penalty"] == "none":
             return weight
+        if group["penalty"] == "l0":
+            return weight / group["delta"]
         granularity = granularity_of(group) if group["penalty"] == "group" else None
         return subgradient(weight, lambda_.to(param.device, dtype), group["delta"], granularity=granularity)
 

@@ -16,6 +16,15 @@ at the weights w. Update number t, with the gradient g_t of the loss at w_t, is:
 A controller may change lambda in place after each update. A weight without a penalty is its own dual variable: its
 update is that of torch's SGD or Adam with learning rate ``delta * lr``.
 
+With the penalty l0, prox is the hard threshold: ``w = delta * v`` where ``|v| > lambda``, and 0 elsewhere. Nonzero
+weights do not move when lambda does, and zeros go on learning in v. What remains of the theory: these weights are a
+subgradient of a convex function of v, ``delta / 2 * sum max(v^2 - lambda^2, 0)``. So the iteration is a linearized
+Bregman iteration of its convex conjugate, which is ``lambda * |w|`` up to ``|w| = delta * lambda`` and
+``w^2 / (2 * delta) + delta * lambda^2 / 2`` from there on, the convex envelope of
+``w^2 / (2 * delta) + delta * lambda^2 / 2 * (w != 0)``. What is lost: that envelope is not strongly convex, so a weight
+jumps by ``delta * lambda`` where its v crosses lambda, however small the step is, and the proof that the loss falls,
+which l1 has, does not hold. Between such jumps the iteration is that of the dense optimizer on the nonzero weights.
+
 The functions use torch's operations. cpp/ has the same formulas in one pass over memory, for CPUs.
 
 Sources:
@@ -35,7 +44,7 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from sv_sparse.optim.memory import is_plain
-from sv_sparse.optim.prox import group_shrink, shrink
+from sv_sparse.optim.prox import group_shrink, hard_threshold, shrink
 
 _DEVICES_WITH_FUSED_KERNELS = {"cpu", "cuda"}
 # Weights that one foreach operation computes; bounds the memory of intermediate results.
@@ -49,7 +58,7 @@ class ProximalMap:
     Attributes:
         lambda_: strength of the penalty, 0-dim.
         delta: elastic-net parameter, above 0.
-        penalty: ``"l1"``, ``"group"`` or ``"none"``.
+        penalty: ``"l1"``, ``"l0"``, ``"group"`` or ``"none"``.
         granularity: groups of ``penalty="group"``; axes are those of the tensor.
     """
 
@@ -62,6 +71,8 @@ class ProximalMap:
         """Return the weight of a dual variable; in ``out`` where that is possible without a copy."""
         if self.penalty == "l1":
             weight = shrink(dual, self.lambda_, out=out)
+        elif self.penalty == "l0":
+            weight = hard_threshold(dual, self.lambda_, out=out)
         elif self.penalty == "group":
             weight = group_shrink(dual, self.lambda_, self.granularity)
         else:
@@ -75,7 +86,7 @@ class ProximalMap:
     def apply_(self, params: Sequence[Tensor], duals: Sequence[Tensor]) -> None:
         """Set each parameter in place to the weight of its dual variable; one that is its own dual stays."""
         pairs = [(param, dual) for param, dual in zip(params, duals, strict=True) if param is not dual]
-        if pairs and self.penalty == "l1" and all(self._suits_foreach(*pair) for pair in pairs):
+        if pairs and self.penalty in {"l1", "l0"} and all(self._suits_foreach(*pair) for pair in pairs):
             self._foreach_apply_([param for param, _ in pairs], [dual for _, dual in pairs])
             return
         for param, dual in pairs:
@@ -92,13 +103,18 @@ class ProximalMap:
         return param.device == dual.device == self.lambda_.device and param.device.type not in {"cpu", "meta"}
 
     def _foreach_apply_(self, params: list[Tensor], duals: list[Tensor]) -> None:
-        """Soft threshold of all tensors by foreach operations, with the same bits as ``shrink``."""
+        """Threshold all tensors by foreach operations, with the same bits as ``shrink`` or ``hard_threshold``."""
         for start in range(0, len(params), _FOREACH_CHUNK_SIZE):
             chunk = duals[start : start + _FOREACH_CHUNK_SIZE]
             weights = list(torch._foreach_abs(chunk))
             torch._foreach_add_(weights, self.lambda_, alpha=-1)
             torch._foreach_clamp_min_(weights, 0.0)
-            torch._foreach_mul_(weights, torch._foreach_sign(chunk))
+            if self.penalty == "l0":
+                # 1 above the threshold, 0 below.
+                torch._foreach_sign_(weights)
+                torch._foreach_mul_(weights, chunk)
+            else:
+                torch._foreach_mul_(weights, torch._foreach_sign(chunk))
             # Makes a positive zero of a negative one.
             torch._foreach_add_(weights, 0.0)
             if self.delta != 1:

@@ -77,6 +77,7 @@ def param_groups(
     sparse_types: Sequence[type[nn.Module]] = SPARSE_TYPES,
     dense_types: Sequence[type[nn.Module]] = DENSE_TYPES,
     penalty: str = "l1",
+    per_weight: bool = False,
 ) -> list[dict[str, Any]]:
     """Return parameter groups for an optimizer: ``sparse``, whose weights may become zero, and ``dense``.
 
@@ -98,8 +99,10 @@ def param_groups(
         dense: names of parameters, or of modules with all their parameters, that stay dense.
         sparse_types: module types whose weights may become zero. Default: SPARSE_TYPES.
         dense_types: module types whose parameters stay dense. Default: DENSE_TYPES.
-        penalty: of the sparse groups: ``"l1"``, ``"group"``, or ``"none"`` for dense training or for pruning by masks.
-            Default: l1.
+        penalty: of the sparse groups: ``"l1"``, ``"l0"``, ``"group"``, or ``"none"`` for dense training or for pruning
+            by masks. Default: l1.
+        per_weight: make each sparse weight a group of its own, which a controller's ``allocation`` of ``"uniform"`` or
+            ``"erk"`` needs. Default: False.
 
     Returns:
         Groups with ``name``, ``params`` as (name, parameter) pairs, ``penalty`` and ``prunable`` (True in the sparse
@@ -145,8 +148,10 @@ def param_groups(
     groups: list[dict[str, Any]] = [
         {"name": "sparse", "params": sparse_pairs, "penalty": penalty, "prunable": True},
         {"name": "sparse", "params": transposed_pairs, "penalty": penalty, "prunable": True, "transposed": True},
-        {"name": "dense", "params": dense_pairs, "penalty": "none", "prunable": False},
     ]
+    if per_weight:
+        groups = [{**group, "params": [pair]} for group in groups for pair in group["params"]]
+    groups.append({"name": "dense", "params": dense_pairs, "penalty": "none", "prunable": False})
     return [group for group in groups if group["params"]]
 
 

@@ -1,6 +1,7 @@
 """Proximal operators of the sparsity penalties, and the subgradients that start a dual variable.
 
-The penalty ``l1`` is ``lambda * sum |w|`` and makes single weights zero. The penalty ``group`` is
+The penalty ``l1`` is ``lambda * sum |w|`` and makes single weights zero. The penalty ``l0`` is
+``lambda^2 / 2 * number of nonzero weights`` and makes single weights zero, too. The penalty ``group`` is
 ``lambda * sum over groups of sqrt(size) * norm`` and makes groups of a weight [output channels, input channels, ...]
 zero: a group is an output channel, an input channel, or a kernel (one pair of both).
 """
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PENALTIES = ("l1", "group", "none")
+PENALTIES = ("l1", "l0", "group", "none")
 GRANULARITIES = ("out_channel", "in_channel", "kernel")
 # Factor that makes a float32 a few bits smaller. One bit would not do: lambda is multiplied by lambda_scale and rounded
 # again before it is compared.
@@ -41,6 +42,25 @@ def shrink(v: Tensor, lambda_: Tensor, out: Tensor | None = None) -> Tensor:
         out = None
     clamped = torch.clamp(v, -lambda_, lambda_, out=out)
     return torch.sub(v, clamped, out=out)
+
+
+def hard_threshold(v: Tensor, lambda_: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return ``v`` where ``|v| > lambda_`` and 0 elsewhere, the proximal operator of ``lambda_^2 / 2 * ||.||_0``.
+
+    Args:
+        v: tensor of any shape.
+        lambda_: threshold of 0 or more, 0-dim, on the device of ``v``.
+        out: tensor for the result, shaped like ``v`` but not ``v`` itself; None: a new tensor.
+
+    >>> hard_threshold(torch.tensor([-2.0, 0.5, 3.0]), torch.tensor(1.0))
+    tensor([-2.,  0.,  3.])
+    """
+    # This way round NaN stays NaN.
+    is_zero = v.abs() <= lambda_
+    # The compiler takes no output whose axes are in another order.
+    if out is None or torch.compiler.is_compiling():
+        return torch.where(is_zero, 0.0, v)
+    return torch.where(is_zero, v.new_zeros(()), v, out=out)
 
 
 def group_shrink(v: Tensor, lambda_: Tensor, granularity: str) -> Tensor:
@@ -84,7 +104,7 @@ def zero_lambdas(v: Tensor, penalty: str, granularity: str) -> Tensor:
 
     Args:
         v: dual variable [output channels, input channels, ...].
-        penalty: ``"l1"`` or ``"group"``.
+        penalty: ``"l1"``, ``"l0"`` or ``"group"``.
         granularity: groups of the group penalty.
 
     >>> zero_lambdas(torch.tensor([[3.0, -4.0]]), "l1", "out_channel")

@@ -67,6 +67,7 @@ class ProxSGD(BregmanOptimizer):
     def _check_group(self, group: Group) -> None:
         super()._check_group(group)
         require(group["backend"] == "foreach", "backend", group["backend"], "foreach")
+        require(group["penalty"] != "l0", "penalty", group["penalty"], "l1, group or none: l0 needs a dual variable")
         require(group["delta"] == 1, "delta", group["delta"], "1, since there is no dual variable")
 
     def _update_group(self, group: Group, params: Tensors, grads: Tensors, *, same_memory: bool) -> None:

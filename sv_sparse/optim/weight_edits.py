@@ -3,7 +3,8 @@
 An optimizer leaves each weight as its dual variable says. Afterwards somebody may write to the weight, freeze it, or
 give its group other settings. A record of each weight, as the optimizer left it, tells which of these has happened:
 torch's version counter and the address of most edits, copies of a few values of edits through ``.data``
-(DECISIONS 79). The law: the weights stay as they are, and their dual variables are made anew.
+(DECISIONS 79). The law: the weights stay as they are, and their dual variables are made anew. Penalty l0 has no dual
+variable for a nonzero weight of at most ``delta * lambda``: such a weight becomes zero at the next step.
 """
 
 from collections.abc import Sequence

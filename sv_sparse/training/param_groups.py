@@ -3,6 +3,8 @@
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 
 from sv_sparse.config.schema import Config, LearningRates
 from sv_sparse.optim import SPARSE_TYPES, largest_initial_lambda, param_groups, sparse_init_
-from sv_sparse.training.init_from import InitSource
+from sv_sparse.training.init_from import InitSource, read_source
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,33 @@ def uses_sparse_init(config: Config) -> bool:
     return config.target_sparsity > 0 and config.sparsity.init_density < 1
 
 
+def starts_sparse(config: Config) -> bool:
+    """Return whether the weights of a run grow from a sparse start, its own or that of the run in ``init_from``.
+
+    Raises:
+        ValueError: what ``init_from`` names cannot be read.
+    """
+    if config.init_from is None:
+        return uses_sparse_init(config)
+    return read_source(Path(config.init_from), "init_from", with_head=False).sparse_init
+
+
+def resolve_penalty(config: Config, *, sparse_init: bool) -> Config:
+    """Return the settings with the penalty that ``sparsity.penalty=auto`` stands for.
+
+    From a dense start l0 is better, from a sparse one l1: DECISIONS 120.
+
+    Args:
+        config: of the run.
+        sparse_init: whether the weights grow, or grew, from a sparse start.
+    """
+    if config.sparsity.penalty != "auto":
+        return config
+    # Without dual variables there is no l0.
+    needs_l1 = sparse_init or config.optim.name == "proxsgd"
+    return replace(config, sparsity=replace(config.sparsity, penalty="l1" if needs_l1 else "l0"))
+
+
 def apply_sparse_init(groups: Sequence[dict[str, Any]], config: Config) -> None:
     """Set most of the regularized weights to zero, by the run's seed."""
     generator = torch.Generator().manual_seed(config.seed)
@@ -57,7 +86,13 @@ def network_param_groups(network: nn.Module, config: Config, penalty: str = "non
     """
     dense, sparse = config.sparsity.dense, config.sparsity.sparse
     try:
-        return param_groups(network, dense=tuple(dense), sparse=tuple(sparse), penalty=penalty)
+        return param_groups(
+            network,
+            dense=tuple(dense),
+            sparse=tuple(sparse),
+            penalty=penalty,
+            per_weight=config.sparsity.allocation != "global",
+        )
     except ValueError as error:
         raise ValueError(f"sparsity.dense={list(dense)}, sparsity.sparse={list(sparse)}: {error}") from error
 
@@ -87,7 +122,9 @@ def build_param_groups(
     penalty = settings.penalty if config.target_sparsity > 0 else "none"
     groups = network_param_groups(network, config, penalty)
     if settings.sparsify_head:
-        head_groups = param_groups(head, sparse_types=(*SPARSE_TYPES, type(head)), penalty=penalty)
+        per_weight = settings.allocation != "global"
+        sparse_types = (*SPARSE_TYPES, type(head))
+        head_groups = param_groups(head, sparse_types=sparse_types, penalty=penalty, per_weight=per_weight)
     else:
         head_groups = param_groups(head, dense=[name for name, _ in head.named_parameters()])
     for group in head_groups:
@@ -134,7 +171,7 @@ def initial_lambda(config: Config, source: InitSource | None, groups: Sequence[d
         return {"lambda_init": source.lambda_}
     params = []
     for group in groups:
-        if group["penalty"] in {"l1", "group"}:
+        if group["penalty"] != "none":
             params += [param for _, param in group["params"]]
     if not params:
         return {}

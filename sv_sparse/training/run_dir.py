@@ -35,6 +35,7 @@ from sv_sparse.training.device import resolve_device, resolve_precision
 from sv_sparse.training.environment import environment
 from sv_sparse.training.errors import USER_ERRORS
 from sv_sparse.training.init_from_config import CHOICE, describe_sources
+from sv_sparse.training.param_groups import resolve_penalty, starts_sparse
 from sv_sparse.training.teacher import TEACHER_FILE
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,8 @@ def open_run_dir(composed: DictConfig) -> Run:
     device = resolve_device(config.trainer.device, "trainer.device=")
     precision, reason = resolve_precision(config.trainer.precision, device)
     config = replace(config, trainer=replace(config.trainer, precision=precision))
+    # Now, since a resumed run does not read again what it started from.
+    config = resolve_penalty(config, sparse_init=starts_sparse(config))
     if config.run_name is None:
         config = replace(config, run_name=_default_name(config, choices))
     return Run(config, create_run_dir(config, {**sources, "precision": reason}), trusted)
@@ -218,6 +221,8 @@ def _match_restart(config: Config, folder: Path) -> Config:
     # Measured at the first start.
     if config.trainer.precision == "auto":
         config = replace(config, trainer=replace(config.trainer, precision=stored.trainer.precision))
+    if config.sparsity.penalty == "auto":
+        config = replace(config, sparsity=replace(config.sparsity, penalty=stored.sparsity.penalty))
     if config.run_name is None:
         config = replace(config, run_name=stored.run_name)
     values, stored_values = flatten(config.to_dict()), flatten(stored.to_dict())

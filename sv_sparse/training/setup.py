@@ -48,6 +48,7 @@ from sv_sparse.training.param_groups import (
     initial_lambda,
     learning_rates,
     network_param_groups,
+    resolve_penalty,
     uses_sparse_init,
 )
 from sv_sparse.training.teacher import Teacher, build_teacher, check_teacher
@@ -174,6 +175,7 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
     resumes = (run_dir / "checkpoints" / "last.pt").is_file()
     source = None if resumes else load_init_source(config, network)
     sparse_init = uses_sparse_init(config) if source is None else source.sparse_init
+    config = resolve_penalty(config, sparse_init=sparse_init)
     rates = learning_rates(config, sparse_init=sparse_init)
     if source is not None:
         source.apply_to(network, config.model_settings, head, corpus.manifest)
@@ -246,6 +248,7 @@ def check_buildable(config: Config, trusted_classes: Sequence[str] = ()) -> None
     head = _build_head(config, network.embedding_dim, _NUM_TRIED_SPEAKERS, trusted_classes)
     if "head" in config.classes:
         check_head(head, network.embedding_dim, _NUM_TRIED_SPEAKERS, device.device)
+    config = resolve_penalty(config, sparse_init=uses_sparse_init(config))
     rates = learning_rates(config, sparse_init=uses_sparse_init(config))
     groups = build_param_groups(network, head, config, rates)
     nn.ModuleList([network, head]).to(device.device)
@@ -333,17 +336,19 @@ def _build_optimizer(
         optimizer = OPTIMIZERS[config.optim.name](groups, **config.optim.arguments() | start)
     settings = config.sparsity.controller
     arguments = (optimizer, config.target_sparsity, total_steps)
+    # A class of the user's own need not know of it.
+    allocation = {} if config.sparsity.allocation == "global" else {"allocation": config.sparsity.allocation}
     controller: Any
     if "sparsity.controller" in config.classes:
         controller_class, own_settings = _own_class("sparsity.controller", "controller", settings, trusted_classes)
         with own_code("sparsity.controller", config.classes["sparsity.controller"]):
-            controller = controller_class(*arguments, **own_settings)
+            controller = controller_class(*arguments, **own_settings, **allocation)
         if not isinstance(controller, Controller):
             name = type(controller).__name__
             raise ValueError(f"sparsity.controller: expected a subclass of sv_sparse.optim.Controller, got {name}")
     else:
         with _named_settings("sparsity.controller", config):
-            controller = CONTROLLERS[settings.name](*arguments, **settings.arguments())
+            controller = CONTROLLERS[settings.name](*arguments, **settings.arguments(), **allocation)
     # The trainer calls step() and finalize(), and has its own warnings.
     controller.reminders.active = False
     return optimizer, controller

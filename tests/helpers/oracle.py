@@ -76,17 +76,21 @@ class Adam:
 class Bregman:
     """LinBreg with the direction of SGD, AdaBreg with that of Adam; the dual is made at the first step."""
 
-    def __init__(self, weight: np.ndarray, direction, lr: float, delta=1.0, granularity=None):
+    def __init__(self, weight: np.ndarray, direction, lr: float, delta=1.0, granularity=None, is_hard=False):
         self.weight, self.direction, self.lr = weight.copy(), direction, lr
-        self.delta, self.granularity, self.dual = delta, granularity, None
+        self.delta, self.granularity, self.is_hard, self.dual = delta, granularity, is_hard, None
 
     def step(self, gradient: np.ndarray, lambda_: float) -> None:
         if self.dual is None:
-            self.dual = first_dual(self.weight, lambda_, self.delta, self.granularity)
+            hidden = 0 if self.is_hard else lambda_
+            self.dual = first_dual(self.weight, hidden, self.delta, self.granularity)
         self.dual = self.dual - self.lr * self.direction(self.weight, gradient)
         self.apply_prox(lambda_)
 
     def apply_prox(self, lambda_: float) -> None:
+        if self.is_hard:
+            self.weight = self.delta * self.dual * (np.abs(self.dual) > lambda_)
+            return
         self.weight = prox(self.delta * self.dual, self.delta * lambda_, self.granularity)
 
 

@@ -61,7 +61,7 @@ def state_of(optimizer) -> list[torch.Tensor]:
     return [*(group["lambda_"] for group in groups), *(dual for group in groups for dual in optimizer.duals(group))]
 
 
-@pytest.mark.parametrize("penalty", ["l1", "group", "none"])
+@pytest.mark.parametrize("penalty", ["l1", "l0", "group", "none"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_mean_of_copies_of_one_state_is_that_state_to_the_bit(kind, penalty):
     model = small_network()

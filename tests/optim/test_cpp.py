@@ -14,13 +14,15 @@ from sv_sparse.optim import AdaBreg, LinBreg, count_zeros, param_groups
 from sv_sparse.optim.cpp import bindings
 
 KINDS = [(LinBreg, {}), (LinBreg, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}), (AdaBreg, {})]
+KINDS += [(LinBreg, {"penalty": "l0", "momentum": 0.9}), (AdaBreg, {"penalty": "l0", "delta": 0.5})]
 
 
 @pytest.mark.parametrize(("kind", "settings"), KINDS)
 def test_cpp_and_foreach_agree(kind, settings):
     models = network(), network()
     for model, backend in zip(models, ("cpp", "foreach"), strict=True):
-        train(model, kind(param_groups(model), lr=0.02, lambda_init=0.02, backend=backend, **settings), 10)
+        groups = param_groups(model, penalty=settings.get("penalty", "l1"))
+        train(model, kind(groups, lr=0.02, lambda_init=0.02, backend=backend, **settings), 10)
     for a, b in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert count_zeros(list(models[0].parameters())) > 0
@@ -104,10 +106,12 @@ def test_a_channels_last_weight_and_one_of_kernel_size_one_take_the_kernels():
         assert bindings.supports_pair(weight, optimizer.state[weight]["dual"])
 
 
-def test_nan_and_infinity_reach_the_weights():
+@pytest.mark.parametrize("backend", ["cpp", "foreach"])
+@pytest.mark.parametrize("penalty", ["l1", "l0"])
+def test_nan_and_infinity_reach_the_weights(penalty, backend):
     weight = nn.Parameter(torch.ones(3))
     weight.grad = torch.tensor([float("nan"), float("inf"), 1.0])
-    LinBreg([weight], lr=0.1, lambda_init=0.1).step()
+    LinBreg([weight], lr=0.1, lambda_init=0.1, penalty=penalty, backend=backend).step()
     assert weight.isnan().tolist() == [True, False, False]
     assert weight.isinf().tolist() == [False, True, False]
 

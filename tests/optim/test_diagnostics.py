@@ -47,7 +47,7 @@ def test_without_a_mark_or_without_regulated_weights_there_is_nothing_to_tell():
     assert dense.dual_histogram() is None
 
 
-@pytest.mark.parametrize("penalty", ["l1", "group"])
+@pytest.mark.parametrize("penalty", ["l1", "l0", "group"])
 def test_the_histogram_of_duals_splits_at_lambda_into_dead_and_alive(penalty):
     model = network()
     optimizer = AdaBreg(param_groups(model, penalty=penalty), lr=0.02, lambda_init=0.02)
@@ -56,7 +56,7 @@ def test_the_histogram_of_duals_splits_at_lambda_into_dead_and_alive(penalty):
     optimizer.apply_prox()
     counts = SupportDiagnostics(controller).dual_histogram(num_bins=64)
     assert counts.shape == (64,)
-    if penalty == "l1":
+    if penalty != "group":
         zeros = sum(int((param == 0).sum()) for param in controller.params)
         assert int(counts.sum()) == sum(param.numel() for param in controller.params)
         assert int(counts[:16].sum()) == pytest.approx(zeros, abs=2)  # 64 bins to 4 times lambda

@@ -42,13 +42,14 @@ CONTROLLERS = {
     "fixed": (FixedController, {}),
     "quantile": (QuantileController, {}),
     "magnitude": (GradualMagnitudePruning, PRUNING),
-    "per_layer": (GradualMagnitudePruning, {**PRUNING, "per_layer": True}),
+    "per layer": (GradualMagnitudePruning, {**PRUNING, "allocation": "erk"}),
 }
-MASKED = {"magnitude", "per_layer"}
+MASKED = {"magnitude", "per layer"}
 ON_DUALS = [
     (optimizer, penalty, controller)
-    for optimizer, penalty, controller in product(OPTIMIZERS, ("l1", "group", "none"), CONTROLLERS)
-    if (penalty == "none") == (controller in MASKED) and not (optimizer == "ProxSGD" and controller == "quantile")
+    for optimizer, penalty, controller in product(OPTIMIZERS, ("l1", "l0", "group", "none"), CONTROLLERS)
+    if (penalty == "none") == (controller in MASKED)
+    and not (optimizer == "ProxSGD" and (controller == "quantile" or penalty == "l0"))
 ]
 
 

@@ -259,7 +259,7 @@ def test_parameters_without_gradient_are_left_alone():
         (AdaBreg, {"weight_decay": -1.0}, "weight_decay must be a finite number, 0 or more, got -1.0"),
         (AdaBreg, {"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\), got 1.0"),
         (AdaBreg, {"eps": -1e-8}, "eps must be a finite number, 0 or more, got -1e-08"),
-        (AdaBreg, {"penalty": "l2"}, "penalty must be one of l1, group, none, got 'l2'"),
+        (AdaBreg, {"penalty": "l2"}, "penalty must be one of l1, l0, group, none, got 'l2'"),
         (LinBreg, {"momentum": -0.5}, "momentum must be a finite number, 0 or more, got -0.5"),
         (LinBreg, {"nesterov": True}, "nesterov must be used with momentum above 0 and dampening 0, got True"),
     ],

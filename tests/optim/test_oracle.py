@@ -29,6 +29,9 @@ CASES = [
     (AdaBreg, {}),
     (AdaBreg, {"betas": (0.8, 0.99), "eps": 1e-3, "delta": 2.0}),
     (AdaBreg, {"weight_decay": 0.1, "delta": 0.5, "lambda_scale": 1.7}),
+    (LinBreg, {"penalty": "l0"}),
+    (LinBreg, {"penalty": "l0", "momentum": 0.9, "weight_decay": 0.02, "delta": 0.5}),
+    (AdaBreg, {"penalty": "l0", "weight_decay": 0.1, "delta": 2.0, "lambda_scale": 0.3}),
 ]
 
 
@@ -38,7 +41,8 @@ def oracles(kind, start, lr, delta=1.0, penalty="l1", granularity=None, lambda_s
         return [oracle.Prox(weight, lr, granularity) for weight in start]
     if penalty == "none":
         return [oracle.Plain(weight, DIRECTION[kind](**settings), lr, delta) for weight in start]
-    return [oracle.Bregman(weight, DIRECTION[kind](**settings), lr, delta, granularity) for weight in start]
+    hard = penalty == "l0"
+    return [oracle.Bregman(weight, DIRECTION[kind](**settings), lr, delta, granularity, hard) for weight in start]
 
 
 def compare(kind, problem: oracle.Problem, steps: int, settings: dict, rtol: float, atol: float, backend=None) -> None:

@@ -39,7 +39,7 @@ def test_a_dense_bf16_weight_is_not_shrunk(kind, backend):
     assert torch.equal(stepped(weight, optimizer, torch.zeros_like(weight)), torch.full_like(weight, 0.05))
 
 
-@pytest.mark.parametrize("penalty", ["l1", "none"])
+@pytest.mark.parametrize("penalty", ["l1", "l0", "none"])
 @pytest.mark.parametrize(("kind", "settings"), KINDS)
 @pytest.mark.parametrize("backend", ["cpp", "foreach"])
 def test_a_change_of_memory_layout_in_mid_run_changes_nothing(kind, settings, backend, penalty):
@@ -132,7 +132,7 @@ def test_a_state_regularized_otherwise_is_refused_and_the_backend_stays():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"penalty": "mask"}, "penalty must be one of l1, group, none, got 'mask'"),
+        ({"penalty": "mask"}, "penalty must be one of l1, l0, group, none, got 'mask'"),
         (
             {"params": [nn.Parameter(torch.ones(2))], "delta": 2.0},
             "delta must be 1, since there is no dual variable, got 2.0",
@@ -171,7 +171,7 @@ class NoHostRead(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("control", [FeedbackController, QuantileController, GradualMagnitudePruning])
-@pytest.mark.parametrize("penalty", ["l1", "group"])
+@pytest.mark.parametrize("penalty", ["l1", "l0", "group"])
 @pytest.mark.parametrize(("kind", "settings"), KINDS)
 def test_no_step_reads_a_tensor_into_python(kind, settings, control, penalty, monkeypatch):
     # weights are compared with samples on the CPU only, where nothing waits

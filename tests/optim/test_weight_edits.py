@@ -200,7 +200,7 @@ def test_what_a_frozen_layer_has_learnt_about_its_zeros_stays():
     assert torch.equal(optimizer.state[params[1]]["dual"][dead], dual[dead])
 
 
-@pytest.mark.parametrize(("penalty", "lambda_"), [("l1", 1.05), ("group", 1.8)])
+@pytest.mark.parametrize(("penalty", "lambda_"), [("l1", 1.05), ("l0", 1.05), ("group", 1.8)])
 def test_zeros_of_a_frozen_layer_keep_their_order_under_a_smaller_lambda(penalty, lambda_):
     params = [nn.Parameter(torch.randn(8, 8)) for _ in range(2)]
     optimizer = trained(params, lambda_init=0.9, penalty=penalty)

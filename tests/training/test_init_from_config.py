@@ -68,7 +68,7 @@ FOLDER = ("data=folder", "data.root=/corpus/wav", "data.trial_lists=[/corpus/a.t
             "optim=linbreg",
         ),
         ("model=ecapa_512", "model.channels=384", "optim=sgd", "optim.lr=0.005", "data.cache_dir=/demo", "seed=3"),
-        (*FOLDER, "sparsity=gradual_magnitude", "sparsity.controller.per_layer=true", "optim.lr.dense_start=0.4"),
+        (*FOLDER, "sparsity=gradual_magnitude", "sparsity.allocation=uniform", "optim.lr.dense_start=0.4"),
         ("data=cnceleb", "data.prepared_dir=/cn", "data.val_fraction=0", "target_sparsity=0"),
     ],
 )

@@ -113,7 +113,7 @@ def test_the_proximal_baseline_lands_from_below_and_has_no_duals_to_come_back_by
             "target_sparsity=0.5: sparsity=dense trains dense; leave target_sparsity out",
         ),
         (["sparsity.penalty=group"], "sparsity.init_density must be 1, got 0.01"),
-        (["sparsity.penalty=mask"], "sparsity.penalty must be one of l1, group, none, got 'mask'"),
+        (["sparsity.penalty=mask"], "sparsity.penalty must be one of auto, l1, l0, group, none, got 'mask'"),
         (
             ["sparsity.granularity=row"],
             "sparsity.granularity must be one of out_channel, in_channel, kernel, got 'row'",

@@ -7,7 +7,8 @@ sparsity exact.
 Convergence (Bungert et al., JMLR 23(192), 2022, for the first sentence): with lambda fixed and a small enough step
 the loss falls, in expectation for stochastic gradients. A change of lambda by d moves each nonzero weight by at most
 ``delta * lambda_scale * |d|`` (penalty l1; with penalty group, the norm of each group by at most ``sqrt(size)`` times
-that), and the dual variables not at all. So where the changes have a finite sum, the iteration is one of
+that), and the dual variables not at all. (With penalty l0, nonzero weights do not move, and those between the two
+lambdas jump: functional.py.) So where the changes have a finite sum, the iteration is one of
 fixed lambda plus a vanishing disturbance; the frozen end of a run makes that so. Nothing says that the closed loop
 converges to the target, or to a better network than another path of lambda; that is measured
 (scripts/benchmark/controller.py).
@@ -21,7 +22,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sv_sparse.optim.bregman_optimizer import BregmanOptimizer
+from sv_sparse.optim.allocation import ALLOCATIONS, layer_nnz, round_to_sum
+from sv_sparse.optim.bregman_optimizer import BregmanOptimizer, dual_dtype
 from sv_sparse.optim.controllers._order_statistics import lambda_for_nnz
 from sv_sparse.optim.prox import granularity_of, group_size
 from sv_sparse.optim.reminders import Reminders
@@ -92,6 +94,10 @@ class Controller:
         initial_sparsity: where a ramp starts, in [0, 1). None: the sparsity of the network as it is; then ``lambda_``
             is lowered to ``largest_initial_lambda`` where it is above that (where most weights are zero, ten times
             above), unless the optimizer has made updates. Default: None.
+        allocation: how the target is divided among the regularized weights. ``"global"``: one lambda for all, which
+            decides. ``"uniform"``: each weight has the target's sparsity. ``"erk"``: small layers keep more, see
+            ``sv_sparse.optim.allocation``. With these two each weight is a group of its own, with a lambda of its own
+            (``param_groups(model, per_weight=True)``), and the total is the target all the same. Default: global.
 
     Raises:
         TypeError: ``optimizer`` is none of this package.
@@ -113,6 +119,7 @@ class Controller:
         ramp_start: RampBound = "auto",
         ramp_end: RampBound = "auto",
         initial_sparsity: float | None = None,
+        allocation: str = "global",
     ) -> None:
         if not isinstance(optimizer, BregmanOptimizer):
             name = type(optimizer).__name__
@@ -121,7 +128,9 @@ class Controller:
         require_fraction("freeze_fraction", freeze_fraction)
         if initial_sparsity is not None:
             require_fraction("initial_sparsity", initial_sparsity)
+        require(allocation in ALLOCATIONS, "allocation", allocation, f"one of {', '.join(ALLOCATIONS)}")
         self.optimizer = optimizer
+        self.allocation = allocation
         self.target_sparsity = target_sparsity
         self.total_steps = positive_int("total_steps", total_steps)
         self.freeze_step = self.total_steps - round(freeze_fraction * self.total_steps)
@@ -130,6 +139,11 @@ class Controller:
         self.ramp = None if self._has_auto_ramp else _checked_ramp(ramp_start, ramp_end)
         self._check_groups()
         self.initial_sparsity = 0.0 if initial_sparsity is None else initial_sparsity
+        # Nonzero weights of each layer before the ramp; empty where one lambda decides.
+        self._initial_nnz = self._layer_nnz_at(self.initial_sparsity)
+        # The same and those at the target, [2, layers], and the sizes [layers], on the device; None: to be made.
+        self._ramp_nnz: Tensor | None = None
+        self._sizes: Tensor | None = None
         if self.has_target and self.groups:
             self._fit_to_start(initial_sparsity)
         self.reminders = Reminders(self)
@@ -143,7 +157,7 @@ class Controller:
             self.ramp = _AUTO_RAMP
         if initial_sparsity is not None:
             return
-        self.initial_sparsity = sparsity
+        self.start_from_current_sparsity()
         params = self.params
         has_updates = any(self.optimizer.state.get(param) for param in params)
         # Without dual variables no weight lies lambda below one.
@@ -165,10 +179,18 @@ class Controller:
             raise ValueError(f"target_sparsity=0 is dense training: groups {names} need penalty='none'")
         if self.target_sparsity > 0 and not groups:
             raise ValueError(f"target_sparsity={self.target_sparsity} needs a group with a penalty, got none")
+        self._check_params()
+        if self.allocation != "global":
+            too_large = [group.get("name", index) for index, group in enumerate(groups) if len(group["params"]) > 1]
+            if too_large:
+                raise ValueError(
+                    f"allocation={self.allocation!r} needs a group for each regularized weight, as "
+                    f"param_groups(model, per_weight=True) makes them; groups {too_large} have more"
+                )
+            return
         lambdas = {float(group["lambda_"]) for group in groups}
         if len(lambdas) > 1:
             raise ValueError(f"regularized groups share one lambda_ and differ by lambda_scale, got {sorted(lambdas)}")
-        self._check_params()
 
     def _check_params(self) -> None:
         """Raise a ValueError if the target cannot be reached by these weights."""
@@ -182,6 +204,8 @@ class Controller:
         nnz = self._nnz_at(self.target_sparsity)
         if self.groups and not 0 < nnz < size:
             raise ValueError(f"target_sparsity={self.target_sparsity} of {size} weights keeps {nnz} of them")
+        # Refuses a target that leaves a layer without weights.
+        self._layer_nnz_at(self.target_sparsity)
 
     @property
     def groups(self) -> list[Group]:
@@ -195,25 +219,58 @@ class Controller:
 
     @property
     def lambda_(self) -> Tensor:
-        """Common lambda, 0-dim on the device; 0 where nothing has a penalty."""
+        """Common lambda, 0-dim on the device; 0 where nothing has a penalty.
+
+        Where each weight has its own, their mean over all regularized values.
+        """
+        lambdas = self._lambdas()
+        if not lambdas.ndim:
+            return lambdas
+        return (lambdas * self._layer_sizes()).sum() / self._size()
+
+    def _lambdas(self) -> Tensor:
+        """Return what ``_set_lambda`` takes: the common lambda, 0-dim, or that of each weight, as a vector."""
         groups = self.groups
-        return self.optimizer.lambda_of(groups[0]) if groups else torch.zeros(())
+        if not groups:
+            return torch.zeros(())
+        if self.allocation == "global":
+            return self.optimizer.lambda_of(groups[0])
+        return torch.stack([self.optimizer.lambda_of(group) for group in groups])
 
     @property
     def target(self) -> float:
         """Target at this step: ``target_sparsity``, or on the way to it during a ramp."""
+        return self.target_sparsity + (self.initial_sparsity - self.target_sparsity) * self._ramp_distance()
+
+    def _ramp_distance(self) -> float:
+        """Return the part of the way to the target that is left at this step: 1 before the ramp, 0 after it."""
         if self.ramp is None:
-            return self.target_sparsity
+            return 0.0
         start, end = self.ramp
         # Zhu and Gupta's cubic ramp (arXiv 1710.01878): fast where many weights can go, slow near the target.
         progress = min(1.0, max(0.0, (self.steps / self.total_steps - start) / (end - start)))
-        return self.target_sparsity + (self.initial_sparsity - self.target_sparsity) * (1 - progress) ** 3
+        return (1 - progress) ** 3
 
     def sparsity(self) -> Tensor:
         """Return the fraction of exact zeros in the regularized parameters, 0-dim on the device."""
         if not self.params:
             return torch.zeros(())
         return 1 - self._nnz().to(self.lambda_.dtype) / self._size()
+
+    def gap(self) -> Tensor:
+        """Return target minus measured sparsity: 0-dim, or of each weight, as a vector, where each has its own lambda.
+
+        All on the device: the way from the first to the last target of each weight is that of their total.
+        """
+        if self.allocation == "global":
+            return self.target - self.sparsity()
+        counts = self.optimizer.count_nonzero(self.params)
+        sizes = self._layer_sizes()
+        if self._ramp_nnz is None or self._ramp_nnz.device != counts.device:
+            rows = [self._initial_nnz, self._layer_nnz_at(self.target_sparsity)]
+            self._ramp_nnz = torch.tensor(rows, dtype=sizes.dtype, device=counts.device)
+        initial, final = self._ramp_nnz.unbind()
+        return (counts - torch.lerp(final, initial, self._ramp_distance())) / sizes
 
     @torch.no_grad()
     def step(self) -> None:
@@ -234,6 +291,9 @@ class Controller:
     def start_from_current_sparsity(self) -> None:
         """Start the ramp at the sparsity that the network has: for a network that is trained already."""
         self.initial_sparsity = float(self.sparsity())
+        if self.allocation != "global":
+            self._initial_nnz = self.optimizer.count_nonzero(self.params).tolist()
+        self._ramp_nnz = None
 
     def reset_gain(self) -> None:
         """Take the full gain again, since a change of learning rate, margin or data moves the lambda of the target."""
@@ -265,12 +325,20 @@ class Controller:
 
     def _make_exact(self, target: float, *, include_frozen: bool = False) -> None:
         """Set lambda so that the weights are as sparse as a target, and compute them."""
-        self._set_lambda(lambda_for_nnz(self.optimizer, self.groups, self._nnz_at(target)))
+        if self.allocation == "global":
+            self._set_lambda(lambda_for_nnz(self.optimizer, self.groups, self._nnz_at(target)))
+        else:
+            lambdas = []
+            for group, nnz in zip(self.groups, self._layer_nnz_on_the_way(target), strict=True):
+                lambdas.append(lambda_for_nnz(self.optimizer, [group], nnz))
+            self._set_lambda(torch.stack(lambdas))
         self.optimizer.apply_prox(include_frozen=include_frozen)
 
     def _set_lambda(self, value: Tensor) -> None:
-        for group in self.groups:
-            self.optimizer.lambda_of(group).copy_(value)
+        """Set the common lambda, 0-dim, or that of each weight, a vector."""
+        groups = self.groups
+        for group, lambda_ in zip(groups, value.expand(len(groups)), strict=True):
+            self.optimizer.lambda_of(group).copy_(lambda_)
 
     def _nnz(self) -> Tensor:
         """Return the number of nonzero weights, 0-dim on the device."""
@@ -283,6 +351,34 @@ class Controller:
         """Return the number of nonzero weights at a target."""
         return round((1 - target) * self._size())
 
+    def _layer_nnz_at(self, target: float) -> list[int]:
+        """Return the number of nonzero weights of each layer at a target; empty where one lambda decides."""
+        params = self.params
+        if self.allocation == "global" or not params:
+            return []
+        nnz = max(len(params), self._nnz_at(target))
+        return layer_nnz([param.shape for param in params], nnz, self.allocation)
+
+    def _layer_nnz_on_the_way(self, target: float) -> list[int]:
+        """Return the number of nonzero weights of each layer at a target between the first and the last."""
+        final = self._layer_nnz_at(self.target_sparsity)
+        if target == self.target_sparsity:
+            return final
+        distance = self._ramp_distance()
+        values = []
+        for initial_nnz, final_nnz in zip(self._initial_nnz, final, strict=True):
+            values.append(final_nnz + (initial_nnz - final_nnz) * distance)
+        return round_to_sum(values, round(sum(values)), [param.numel() for param in self.params])
+
+    def _layer_sizes(self) -> Tensor:
+        """Return the number of weights of each layer, a vector on the device."""
+        params = self.params
+        if self._sizes is None or self._sizes.device != params[0].device or len(self._sizes) != len(params):
+            sizes = [param.numel() for param in params]
+            dtype = dual_dtype(params[0])
+            self._sizes = torch.tensor(sizes, dtype=dtype, device=params[0].device)
+        return self._sizes
+
     def _target_nnz(self) -> int:
         """Return the number of nonzero weights that finalize() leaves."""
         return self._nnz_at(self.target_sparsity)
@@ -290,7 +386,9 @@ class Controller:
     def _is_off_target(self) -> bool:
         """Return whether finalize() has missed the target by a group of weights or more."""
         nnz, target_nnz = int(self._nnz()), self._target_nnz()
-        return not target_nnz - max(self._group_sizes()) < nnz <= target_nnz
+        sizes = self._group_sizes()
+        tolerance = max(sizes) if self.allocation == "global" else sum(sizes)
+        return not target_nnz - tolerance < nnz <= target_nnz
 
     def _group_sizes(self) -> list[int]:
         """Return how many weights become zero together in each parameter."""
@@ -311,6 +409,8 @@ class Controller:
             "steps": self.steps,
             "initial_sparsity": self.initial_sparsity,
             "ramp": None if self.ramp is None else list(self.ramp),
+            "allocation": self.allocation,
+            "initial_nnz": list(self._initial_nnz),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -330,6 +430,8 @@ class Controller:
         # From here on nothing is refused.
         self.steps = steps
         self.initial_sparsity = state_dict["initial_sparsity"]
+        self._initial_nnz = list(state_dict.get("initial_nnz", []))
+        self._ramp_nnz = None
         if self._has_auto_ramp:
             self.ramp = ramp
         self.reminders.state_was_loaded()
@@ -346,6 +448,9 @@ class Controller:
         saved_name = state_dict.get("controller", name)
         if saved_name != name:
             raise ValueError(f"the state is of a {saved_name}, expected that of a {name}")
+        # States of before there was a choice have none.
+        allocation = state_dict.get("allocation", "global")
+        require(allocation == self.allocation, "allocation of a saved controller", allocation, self.allocation)
         missing = [key for key in self._state_keys() if key not in state_dict]
         if missing:
             keys = ", ".join(map(str, state_dict)) or "nothing"

@@ -57,6 +57,8 @@ class FeedbackController(LogLambdaController):
             Controller. Default: auto.
         ramp_end: fraction of the run at which the target is reached, or None, or ``"auto"``. Default: auto.
         initial_sparsity: where a ramp starts, in [0, 1); None: the sparsity of the network as it is. Default: None.
+        allocation: ``"global"`` (one lambda for all weights), ``"uniform"`` (the target of each weight) or ``"erk"``
+            (small layers keep more): see Controller. Default: global.
 
     Raises:
         ValueError: an argument is out of its bounds, or target and penalties contradict each other.
@@ -94,6 +96,7 @@ class FeedbackController(LogLambdaController):
         ramp_start: RampBound = "auto",
         ramp_end: RampBound = "auto",
         initial_sparsity: float | None = None,
+        allocation: str = "global",
     ) -> None:
         super().__init__(
             optimizer,
@@ -103,6 +106,7 @@ class FeedbackController(LogLambdaController):
             ramp_start=ramp_start,
             ramp_end=ramp_end,
             initial_sparsity=initial_sparsity,
+            allocation=allocation,
         )
         check_gain(alpha, gamma)
         for name, value in (("min_gain", min_gain), ("deadband", deadband), ("drift_gain", drift_gain)):
@@ -115,10 +119,10 @@ class FeedbackController(LogLambdaController):
         self.drift_gain = drift_gain
         # The learning rate when the gain was last full.
         self.reference_lr = self._lr()
-        self.crossings = torch.zeros_like(self.lambda_)
+        self.crossings = torch.zeros_like(self._lambdas())
         # Sign of the last gap outside of the dead band.
-        self.sign = torch.zeros_like(self.lambda_)
-        self.drift = torch.zeros_like(self.lambda_)
+        self.sign = torch.zeros_like(self._lambdas())
+        self.drift = torch.zeros_like(self._lambdas())
 
     def reset_gain(self) -> None:
         """Forget the crossings, so that the gain is full again."""

@@ -15,8 +15,8 @@ _MIN_LAMBDA, _MAX_LAMBDA = 1e-10, 1e10
 class LogLambdaController(Controller):
     """Base class of controllers that add to log lambda, by the gap between target and measured sparsity.
 
-    A rule is one method, ``_log_lambda_step``. State of its own are 0-dim tensors on the device, made in ``__init__``
-    and named in ``_state_tensors``: they are saved, loaded, and follow the model to another device. Arguments are those
+    A rule is one method, ``_log_lambda_step``. State of its own are tensors like the gap, made in ``__init__`` and
+    named in ``_state_tensors``: they are saved, loaded, and follow the model to another device. Arguments are those
     of Controller.
 
     >>> from sv_sparse.optim import AdaBreg
@@ -38,28 +38,27 @@ class LogLambdaController(Controller):
 
     def _check_groups(self) -> None:
         super()._check_groups()
-        if self.groups and not self.lambda_ > 0:
-            raise ValueError(f"lambda_ of a regularized group must start above 0, got {float(self.lambda_)}")
+        if self.groups and not self._lambdas().min() > 0:
+            raise ValueError(f"lambda_ of a regularized group must start above 0, got {float(self._lambdas().min())}")
 
     def _update(self) -> None:
         self._move_state_to_device()
         if self.steps % self.update_interval == 0:
             # Multiplied, not added to: lambda may start wrong by orders of magnitude, in either direction.
-            gap = self.target - self.sparsity()
-            log_step = self._log_lambda_step(gap)
-            self._set_lambda((self.lambda_ * log_step.exp()).clamp(_MIN_LAMBDA, _MAX_LAMBDA))
+            log_step = self._log_lambda_step(self.gap())
+            self._set_lambda((self._lambdas() * log_step.exp()).clamp(_MIN_LAMBDA, _MAX_LAMBDA))
 
     def _log_lambda_step(self, gap: Tensor) -> Tensor:
         """Return what to add to log lambda.
 
         Args:
-            gap: target minus measured sparsity, 0-dim.
+            gap: target minus measured sparsity: 0-dim, or of each weight, a vector, where ``allocation`` is not global.
         """
         raise NotImplementedError
 
     def _move_state_to_device(self) -> None:
         """Follow the model to another device or precision."""
-        lambda_ = self.lambda_
+        lambda_ = self.optimizer.lambda_of(self.groups[0])
         for name in self._state_tensors:
             tensor = getattr(self, name)
             if tensor.device != lambda_.device or tensor.dtype != lambda_.dtype:

@@ -23,7 +23,7 @@ class GradualMagnitudePruning(Controller):
         masked    = |w_{t+1}| <= threshold
 
     Over all layers together, layers with many inputs, whose weights are small from the start, lose theirs first; at
-    99 % some lose all. ``per_layer`` prunes the same fraction of each (DECISIONS 66).
+    99 % some lose all. ``allocation="uniform"`` prunes the same fraction of each (DECISIONS 66).
 
     Source: Zhu and Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model compression",
     arXiv 1710.01878, 2017.
@@ -34,13 +34,13 @@ class GradualMagnitudePruning(Controller):
         total_steps: length of the run in updates, a whole number of 1 or more.
         num_mask_updates: number of times that the masks grow during the ramp, a whole number of 1 or more. Up to twice
             as many, where the ramp's steps are no multiple of it; at most one at each step. Default: 100.
-        per_layer: prune the smallest of each weight tensor, not of all together; at least one weight of each stays.
-            Default: False.
         freeze_fraction: fraction of the run, at its end, with the masks left alone, in [0, 1). Default: 0.01.
         ramp_start: fraction of the run at which pruning begins: weights should be trained a little before. None, with
             ``ramp_end`` None: the first masks, at the first mask update, stand at the target. Default: 0.1.
         ramp_end: fraction of the run at which the target is reached: weights should be trained after. Default: 0.6.
         initial_sparsity: target before the ramp, in [0, 1). Default: 0.
+        allocation: ``"global"`` prunes the smallest weights of all layers together; ``"uniform"`` and ``"erk"`` prune
+            the smallest of each, as many as Controller says. Default: global.
 
     Raises:
         ValueError: an argument is out of its bounds, there is nothing to prune, or a group to prune has a penalty.
@@ -62,13 +62,12 @@ class GradualMagnitudePruning(Controller):
         total_steps: int,
         *,
         num_mask_updates: int = 100,
-        per_layer: bool = False,
         freeze_fraction: float = 0.01,
         ramp_start: float | None = 0.1,
         ramp_end: float | None = 0.6,
         initial_sparsity: float = 0.0,
+        allocation: str = "global",
     ) -> None:
-        self.per_layer = per_layer
         # True where a weight is pruned; empty before the first mask update.
         self._masked: dict[Tensor, Tensor] = {}
         super().__init__(
@@ -79,6 +78,7 @@ class GradualMagnitudePruning(Controller):
             ramp_start=ramp_start,
             ramp_end=ramp_end,
             initial_sparsity=initial_sparsity,
+            allocation=allocation,
         )
         num_mask_updates = positive_int("num_mask_updates", num_mask_updates)
         start, end = self.ramp or (0.0, 1.0)
@@ -104,7 +104,8 @@ class GradualMagnitudePruning(Controller):
     @property
     def lambda_(self) -> Tensor:
         """Zero: pruning has no lambda."""
-        return torch.zeros_like(super().lambda_)
+        params = self.params
+        return torch.zeros((), device=params[0].device if params else None)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -124,14 +125,15 @@ class GradualMagnitudePruning(Controller):
         """Start the ramp at the sparsity that the network has, and keep its zeros pruned (DECISIONS 67)."""
         for param in self.params:
             self._masked[param] = param == 0
-        self.initial_sparsity = float(self.sparsity())
+        super().start_from_current_sparsity()
 
     def _make_exact(self, target: float, *, include_frozen: bool = False) -> None:
         """Make the masks of a target and apply them."""
         magnitudes = self._magnitudes()
-        if self.per_layer:
-            for param, magnitude in magnitudes.items():
-                self._masked[param] = _mask_of_layer(magnitude, target)
+        if self.allocation != "global":
+            counts = self._layer_nnz_on_the_way(target)
+            for (param, magnitude), nnz in zip(magnitudes.items(), counts, strict=True):
+                self._masked[param] = _mask_of_layer(magnitude, nnz)
         else:
             threshold = self._threshold(list(magnitudes.values()), self._nnz_at(target))
             for param, magnitude in magnitudes.items():
@@ -171,16 +173,6 @@ class GradualMagnitudePruning(Controller):
                 if weight is not param:
                     param.masked_fill_(masked, 0)
 
-    def _target_nnz(self) -> int:
-        if not self.per_layer:
-            return super()._target_nnz()
-        return sum(_nnz_of_layer(param, self.target_sparsity) for param in self.params)
-
-    def _is_off_target(self) -> bool:
-        if not self.per_layer:
-            return super()._is_off_target()
-        return any(int(param.count_nonzero()) != _nnz_of_layer(param, self.target_sparsity) for param in self.params)
-
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs beside the optimizer's state: masks (True where pruned) and plain data."""
         masks = [self._masked[param].clone() for param in self.params if param in self._masked]
@@ -198,14 +190,9 @@ class GradualMagnitudePruning(Controller):
         return (*super()._state_keys(), "masks")
 
 
-def _nnz_of_layer(param: Tensor, target: float) -> int:
-    """Return how many weights of one layer stay: the nearest number to the target, and one at least."""
-    return max(1, round((1 - target) * param.numel()))
-
-
-def _mask_of_layer(magnitude: Tensor, target: float) -> Tensor:
+def _mask_of_layer(magnitude: Tensor, nnz: int) -> Tensor:
     """Return the mask of one layer: by number, not by a threshold, so that equal weights are not pruned together."""
     flat = magnitude.flatten()
     masked = torch.ones_like(flat, dtype=torch.bool)
-    masked.scatter_(0, flat.topk(_nnz_of_layer(magnitude, target), sorted=False).indices, False)
+    masked.scatter_(0, flat.topk(nnz, sorted=False).indices, False)
     return masked.view_as(magnitude) | (magnitude == 0)

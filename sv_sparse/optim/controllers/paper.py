@@ -37,6 +37,8 @@ class PaperController(LogLambdaController):
             Controller. Default: auto.
         ramp_end: fraction of the run at which the target is reached, or None, or ``"auto"``. Default: auto.
         initial_sparsity: where a ramp starts, in [0, 1); None: the sparsity of the network as it is. Default: None.
+        allocation: ``"global"`` (one lambda for all weights), ``"uniform"`` (the target of each weight) or ``"erk"``
+            (small layers keep more): see Controller. Default: global.
 
     Raises:
         ValueError: an argument is out of its bounds, or target and penalties contradict each other.
@@ -65,6 +67,7 @@ class PaperController(LogLambdaController):
         ramp_start: RampBound = "auto",
         ramp_end: RampBound = "auto",
         initial_sparsity: float | None = None,
+        allocation: str = "global",
     ) -> None:
         super().__init__(
             optimizer,
@@ -74,14 +77,15 @@ class PaperController(LogLambdaController):
             ramp_start=ramp_start,
             ramp_end=ramp_end,
             initial_sparsity=initial_sparsity,
+            allocation=allocation,
         )
         check_gain(alpha, gamma)
         self.alpha = alpha
         self.gamma = gamma
         self.update_interval = positive_int("update_interval", update_interval)
-        self.crossings = torch.zeros_like(self.lambda_)
+        self.crossings = torch.zeros_like(self._lambdas())
         # Sign of the last gap.
-        self.sign = torch.zeros_like(self.lambda_)
+        self.sign = torch.zeros_like(self._lambdas())
 
     def _log_lambda_step(self, gap: Tensor) -> Tensor:
         self.crossings += gap.sign() * self.sign < 0

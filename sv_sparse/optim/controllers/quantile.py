@@ -26,6 +26,8 @@ class QuantileController(Controller):
             Controller. Default: auto.
         ramp_end: fraction of the run at which the target is reached, or None, or ``"auto"``. Default: auto.
         initial_sparsity: where a ramp starts, in [0, 1); None: the sparsity of the network as it is. Default: None.
+        allocation: ``"global"`` (one lambda for all weights), ``"uniform"`` (the target of each weight) or ``"erk"``
+            (small layers keep more): see Controller. Default: global.
 
     Raises:
         ValueError: an argument is out of its bounds, target and penalties contradict each other, or the optimizer has
@@ -55,6 +57,7 @@ class QuantileController(Controller):
         ramp_start: RampBound = "auto",
         ramp_end: RampBound = "auto",
         initial_sparsity: float | None = None,
+        allocation: str = "global",
     ) -> None:
         if not optimizer.has_duals:
             name = type(optimizer).__name__
@@ -67,6 +70,7 @@ class QuantileController(Controller):
             ramp_start=ramp_start,
             ramp_end=ramp_end,
             initial_sparsity=initial_sparsity,
+            allocation=allocation,
         )
         self.update_interval = positive_int("update_interval", update_interval)
         self.is_exact = self.update_interval == 1 and self.freeze_step == self.total_steps

@@ -82,17 +82,18 @@ def adabreg(
     eps: float,
     weight_decay: float,
     maximize: bool,
+    penalty: str,
     lambda_: float,
     delta: float,
 ) -> Tensor:
-    """Make a step of AdaBreg with the l1 penalty, in place; a parameter that is its own dual variable takes Adam's.
+    """Make a step of AdaBreg with the l1 or l0 penalty, in place; a parameter that is its own dual takes Adam's.
 
     Returns:
         Nonzero weights of each parameter, int64 [len(params)]; 0 for those that are their own dual variable.
     """
     lists = (params, grads, duals, exp_avgs, exp_avg_sqs, state_steps)
     sign = -1 if maximize else 1
-    return _call(library().adabreg, lists, (lr, *betas, eps, weight_decay, sign, lambda_, delta))
+    return _call(library().adabreg, lists, (lr, *betas, eps, weight_decay, sign, penalty == "l0", lambda_, delta))
 
 
 def linbreg(
@@ -108,10 +109,11 @@ def linbreg(
     nesterov: bool,
     weight_decay: float,
     maximize: bool,
+    penalty: str,
     lambda_: float,
     delta: float,
 ) -> Tensor:
-    """Make a step of LinBreg with the l1 penalty, in place.
+    """Make a step of LinBreg with the l1 or l0 penalty, in place.
 
     Args:
         params: weights.
@@ -125,6 +127,7 @@ def linbreg(
         nesterov: use Nesterov's momentum.
         weight_decay: factor on the weights.
         maximize: ascend instead of descend.
+        penalty: of weights that are not their own dual variables, ``"l1"`` or ``"l0"``; any where all are.
         lambda_: strength of the penalty.
         delta: elastic-net parameter.
 
@@ -135,7 +138,7 @@ def linbreg(
     buffer_factor = 0 if is_first else momentum
     grad_factor = 1 if is_first else 1 - dampening
     sign = -1 if maximize else 1
-    numbers = (lr, buffer_factor, momentum, grad_factor, nesterov, weight_decay, sign, lambda_, delta)
+    numbers = (lr, buffer_factor, momentum, grad_factor, nesterov, weight_decay, sign, penalty == "l0", lambda_, delta)
     return _call(library().linbreg, lists, numbers)
 
 

@@ -47,6 +47,18 @@ int64_t shrink_block(const float* __restrict v, float* __restrict to, float lamb
 }
 
 MULTI_TARGET
+int64_t threshold_block(const float* __restrict v, float* __restrict to, float lambda, float delta, int64_t count) {
+    int32_t nonzero = 0;
+    for (int64_t i = 0; i < count; i++) {
+        // This way round NaN stays NaN.
+        const float weight = std::fabs(v[i]) <= lambda ? 0.0f : delta * v[i];
+        nonzero += weight != 0;
+        to[i] = weight;
+    }
+    return nonzero;
+}
+
+MULTI_TARGET
 void decay_block(float* __restrict v, const float* __restrict weight, float rate, int64_t count) {
     for (int64_t i = 0; i < count; i++) v[i] -= rate * weight[i];
 }
@@ -93,11 +105,11 @@ void momentum_block(Momentum s, float sign, const float* __restrict grad, const 
     }
 }
 
-// Runs update(tensor, first, count) and then the proximal map on every block. A weight that is its own dual is neither
-// mapped nor counted.
+// Runs update(tensor, first, count) and then the proximal map on every block: the hard threshold of penalty l0, or the
+// soft one of l1. A weight that is its own dual is neither mapped nor counted.
 template <class Update>
-void each_block(int64_t tensors, const int64_t* sizes, float* const* weights, float* const* duals, float lambda,
-                float delta, int64_t* nonzero, Update update) {
+void each_block(int64_t tensors, const int64_t* sizes, float* const* weights, float* const* duals, bool is_hard,
+                float lambda, float delta, int64_t* nonzero, Update update) {
     std::fill(nonzero, nonzero + tensors, 0);
 #pragma omp parallel
     {
@@ -109,7 +121,8 @@ void each_block(int64_t tensors, const int64_t* sizes, float* const* weights, fl
                 update(t, first, count);
                 if (weights[t] == duals[t]) continue;
                 alignas(64) float updated[BLOCK];
-                nnz += shrink_block(duals[t] + first, updated, lambda, delta, count);
+                nnz += is_hard ? threshold_block(duals[t] + first, updated, lambda, delta, count)
+                               : shrink_block(duals[t] + first, updated, lambda, delta, count);
                 write_past_cache(weights[t] + first, updated, count);
             }
 #pragma omp atomic
@@ -240,8 +253,8 @@ extern "C" void support_norm(int64_t tensors, const int64_t* sizes, const float*
 
 extern "C" void adabreg(int64_t tensors, const int64_t* sizes, float* const* weights, const float* const* grads,
                         float* const* duals, float* const* exp_avgs, float* const* exp_avg_sqs, float* const* steps,
-                        double lr, double beta1, double beta2, double eps, double decay, double sign, double lambda,
-                        double delta, int64_t* nonzero) {
+                        double lr, double beta1, double beta2, double eps, double decay, double sign, double is_hard,
+                        double lambda, double delta, int64_t* nonzero) {
     std::vector<Adam> settings;
     for (int64_t t = 0; t < tensors; t++) {
         const double step = *steps[t] += 1;
@@ -249,7 +262,7 @@ extern "C" void adabreg(int64_t tensors, const int64_t* sizes, float* const* wei
                         float(lr / (1 - std::pow(beta1, step))),
                         float(1 / std::sqrt(1 - std::pow(beta2, step)))});
     }
-    each_block(tensors, sizes, weights, duals, lambda, delta, nonzero, [&](int64_t t, int64_t first, int64_t count) {
+    const auto update = [&](int64_t t, int64_t first, int64_t count) {
         float* v = duals[t] + first;
         if (decay != 0) {
             if (weights[t] == duals[t])
@@ -258,20 +271,22 @@ extern "C" void adabreg(int64_t tensors, const int64_t* sizes, float* const* wei
                 decay_block(v, weights[t] + first, float(lr * decay), count);
         }
         adam_block(settings[t], float(sign), grads[t] + first, v, exp_avgs[t] + first, exp_avg_sqs[t] + first, count);
-    });
+    };
+    each_block(tensors, sizes, weights, duals, is_hard != 0, lambda, delta, nonzero, update);
 }
 
 extern "C" void linbreg(int64_t tensors, const int64_t* sizes, float* const* weights, const float* const* grads,
                         float* const* duals, float* const* buffers, double lr, double buffer_factor, double momentum,
-                        double grad_factor, double nesterov, double decay, double sign, double lambda, double delta,
-                        int64_t* nonzero) {
+                        double grad_factor, double nesterov, double decay, double sign, double is_hard, double lambda,
+                        double delta, int64_t* nonzero) {
     const Momentum sgd{float(lr),       float(buffer_factor), float(momentum),
                        float(grad_factor), float(nesterov),      float(decay)};
-    each_block(tensors, sizes, weights, duals, lambda, delta, nonzero, [&](int64_t t, int64_t first, int64_t count) {
+    const auto update = [&](int64_t t, int64_t first, int64_t count) {
         const float* weight = weights[t] + first;
         if (momentum == 0)
             sgd_block(sgd, float(sign), grads[t] + first, weight, duals[t] + first, count);
         else
             momentum_block(sgd, float(sign), grads[t] + first, weight, duals[t] + first, buffers[t] + first, count);
-    });
+    };
+    each_block(tensors, sizes, weights, duals, is_hard != 0, lambda, delta, nonzero, update);
 }

@@ -107,7 +107,7 @@ def test_layer_by_layer_the_same_share_of_each_is_pruned():
     torch.manual_seed(0)
     small, large = nn.Parameter(0.1 * torch.randn(40, 40)), nn.Parameter(10 * torch.randn(5, 6))
     optimizer = AdaBreg([{"params": [small, large], "prunable": True}], penalty="none")
-    controller = GradualMagnitudePruning(optimizer, 0.9, 10, per_layer=True)
+    controller = GradualMagnitudePruning(optimizer, 0.9, 10, allocation="uniform")
     controller.finalize()
     for weight, masked in zip((small, large), controller.state_dict()["masks"], strict=True):
         alive = weight.detach().abs()
@@ -118,7 +118,7 @@ def test_layer_by_layer_the_same_share_of_each_is_pruned():
 def test_of_equal_weights_as_many_survive_as_of_others():
     equal, other = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.arange(24.0).view(8, 3) + 1)
     optimizer = AdaBreg([{"params": [equal, other], "prunable": True}], penalty="none")
-    GradualMagnitudePruning(optimizer, 0.5, 10, per_layer=True).finalize()
+    GradualMagnitudePruning(optimizer, 0.5, 10, allocation="uniform").finalize()
     assert int(equal.count_nonzero()) == 6
     assert (other.detach().flatten() != 0).tolist() == [False] * 12 + [True] * 12
 
@@ -127,10 +127,10 @@ def test_a_layer_that_cannot_reach_the_target_is_warned_of_whatever_the_others_d
     dead, other = nn.Parameter(torch.zeros(4, 3)), nn.Parameter(torch.randn(8, 3))
     optimizer = AdaBreg([{"params": [dead, other], "prunable": True}], penalty="none")
     with pytest.warns(UserWarning, match="finalized with 12 nonzero weights instead of 18"):
-        GradualMagnitudePruning(optimizer, 0.5, 10, per_layer=True).finalize()
+        GradualMagnitudePruning(optimizer, 0.5, 10, allocation="uniform").finalize()
 
 
-@pytest.mark.parametrize("settings", [{}, {"per_layer": True}])
+@pytest.mark.parametrize("settings", [{}, {"allocation": "uniform"}, {"allocation": "erk"}])
 def test_what_a_trained_network_has_pruned_stays_pruned_while_its_ramp_goes_on_from_there(settings):
     def fresh(model: nn.Module, target: float) -> GradualMagnitudePruning:
         optimizer = AdaBreg(param_groups(model, penalty="none"), lr=0.02)
@@ -179,12 +179,12 @@ def test_a_ramp_that_began_where_a_trained_network_was_goes_on_from_there_when_r
     assert other.target == controller.target < 0.9
 
 
-@pytest.mark.parametrize("per_layer", [False, True])
-def test_masked_training_resumes_without_changing_a_bit(per_layer):
+@pytest.mark.parametrize("allocation", ["global", "uniform", "erk"])
+def test_masked_training_resumes_without_changing_a_bit(allocation):
     def fresh():
         model = network()
         optimizer = AdaBreg(param_groups(model, penalty="none"), lr=0.02)
-        return model, optimizer, GradualMagnitudePruning(optimizer, 0.9, 40, per_layer=per_layer)
+        return model, optimizer, GradualMagnitudePruning(optimizer, 0.9, 40, allocation=allocation)
 
     model, optimizer, controller = fresh()
     train(model, optimizer, 20, after=controller.step)
