@@ -103,7 +103,9 @@ class InitSource:
     def _check_same_model(self, model: dict[str, Any]) -> None:
         for key in ("name", "_target_"):
             if model.get(key) != self.model.get(key):
-                listed = ", ".join(f"model.{name}={value}" for name, value in self.model.items() if name != key)
+                # init_from brings the features.
+                others = {name: value for name, value in self.model.items() if name not in {key, "features"}}
+                listed = ", ".join(f"model.{name}={value}" for name, value in others.items())
                 kind = self.model.get("name", self.model.get("_target_"))
                 raise ValueError(f"init_from={self.path}: its network is {kind} with {listed}; choose that")
         names = sorted((model.keys() | self.model.keys()) - {"features"})
