@@ -109,6 +109,11 @@ class TrainerConfig:
     best_sparsity_tolerance: float = setting(
         0.005, "An epoch can be the best only if its sparsity is this near to the target."
     )
+    batch_norm: str = setting(
+        "auto",
+        "Statistics of batch normalization in training: batch; frozen, those at the start, which the end keeps; or "
+        "auto: frozen with init_from and a teacher.",
+    )
     num_bn_crops: int = setting(512, "Training crops behind the final batch-norm statistics and the mean embedding.")
     log_interval: int = setting(5, "Steps between logged metrics.")
     profile: bool = setting(False, "Leave a trace of some steps for tensorboard or Perfetto.")
@@ -133,6 +138,7 @@ class TrainerConfig:
         _require_choice("trainer.device", self.device, "auto", "cpu", "cuda")
         _require_choice("trainer.precision", self.precision, "auto", "bf16", "fp16", "fp32")
         _require_choice("trainer.clip_scope", self.clip_scope, "support", "all")
+        _require_choice("trainer.batch_norm", self.batch_norm, "auto", "batch", "frozen")
         for name in ("compile", "cpu_kernels"):
             value = getattr(self, name)
             require(f"trainer.{name}", value, isinstance(value, bool) or value == "auto", "auto, true or false")
@@ -457,7 +463,10 @@ class LearningRates:
 
     sparse_start: float = setting(0.01, "Of weights that start sparse, in runs from scratch.")
     dense_params: float = setting(0.01, "Of what is dense beside them in those runs: biases, normalization, head.")
-    dense_start: float = setting(0.003, "Of all parameters in runs that start dense (target_sparsity=0, init_from).")
+    dense_start: float = setting(
+        0.003, "Of all parameters in runs that start dense (target_sparsity=0, init_from), but for pretrained."
+    )
+    pretrained: float = setting(0.001, "Of weights that start dense and become sparse (init_from).")
 
 
 @dataclass(frozen=True)
@@ -502,7 +511,7 @@ class LinBregConfig(OptimConfig):
 
     name: str = setting("linbreg", "The optimizer.")
     lr: Any = setting(
-        LearningRates(sparse_start=10.0, dense_params=0.1, dense_start=0.1),
+        LearningRates(sparse_start=10.0, dense_params=0.1, dense_start=0.1, pretrained=0.1),
         "Peak learning rate, or one for each kind of parameters.",
     )
     momentum: float = setting(0.0, "Momentum.")
@@ -519,7 +528,7 @@ class ProxSGDConfig(OptimConfig):
 
     name: str = setting("proxsgd", "The optimizer.")
     lr: Any = setting(
-        LearningRates(sparse_start=0.1, dense_params=0.1, dense_start=0.1),
+        LearningRates(sparse_start=0.1, dense_params=0.1, dense_start=0.1, pretrained=0.1),
         "Peak learning rate, or one for each kind of parameters.",
     )
 
@@ -767,6 +776,13 @@ class Config:
     def model_settings(self) -> dict[str, Any]:
         """The network's name, or class, and settings, as plain data."""
         return dict(self.model) if isinstance(self.model, dict) else asdict(self.model)
+
+    @property
+    def freezes_batch_norm(self) -> bool:
+        """True where batch normalization keeps the statistics of the start: DECISIONS 122."""
+        if self.trainer.batch_norm == "auto":
+            return self.init_from is not None and self.teacher is not None
+        return self.trainer.batch_norm == "frozen"
 
     @property
     def model_name(self) -> str:

@@ -41,9 +41,9 @@ def _capped(factors: Sequence[float], sizes: Sequence[int], nnz: int) -> list[fl
     """Return nonzero weights in proportion to ``factors * sizes``, of no layer more than it has."""
     full: set[int] = set()
     while True:
-        rest = nnz - sum(sizes[index] for index in full)
+        num_free = nnz - sum(sizes[index] for index in full)
         weight = sum(factors[index] * size for index, size in enumerate(sizes) if index not in full)
-        scale = rest / weight if weight else 0.0
+        scale = num_free / weight if weight else 0.0
         over = {index for index in range(len(sizes)) if index not in full and scale * factors[index] > 1}
         if not over:
             break

@@ -62,7 +62,7 @@ class Validation(NamedTuple):
 
 
 def finalize(setup: TrainingSetup, last_validation: Validation | None = None) -> dict[str, Any]:
-    """Make the sparsity exact, renew the batch-norm statistics, and return what that changed.
+    """Make the sparsity exact, renew batch-norm statistics that are not frozen, and return what that changed.
 
     Args:
         setup: what was trained.
@@ -82,13 +82,15 @@ def finalize(setup: TrainingSetup, last_validation: Validation | None = None) ->
             100 * tracked,
             100 * target,
         )
-    logger.info("finalizing: exact sparsity, new batch-norm statistics")
+    renews_statistics = not setup.config.freezes_batch_norm
+    logger.info("finalizing: exact sparsity%s", ", new batch-norm statistics" if renews_statistics else "")
     if last_validation is None:
         last_validation = validate(setup)
     setup.controller.finalize()
-    with setup.device.autocast():
-        crops = _statistics_crops(setup, setup.dataset, "batch-norm statistics")
-        update_bn((setup.extract_features(batch) for batch in crops), setup.network)
+    if renews_statistics:
+        with setup.device.autocast():
+            crops = _statistics_crops(setup, setup.dataset, "batch-norm statistics")
+            update_bn((setup.extract_features(batch) for batch in crops), setup.network)
     # All processes go on with the network of the first.
     broadcast_module(setup.network)
     validation = validate(setup)

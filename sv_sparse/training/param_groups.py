@@ -12,7 +12,7 @@ from torch import nn
 
 from sv_sparse.config.schema import Config, LearningRates
 from sv_sparse.optim import SPARSE_TYPES, largest_initial_lambda, param_groups, sparse_init_
-from sv_sparse.training.init_from import InitSource, read_source
+from sv_sparse.training.init_from import InitSource, network_file, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +26,13 @@ def learning_rates(config: Config, *, sparse_init: bool) -> dict[str, float]:
     """
     lr = config.optim.lr
     if not isinstance(lr, LearningRates):
-        lr = LearningRates(sparse_start=lr, dense_params=lr, dense_start=lr)
+        lr = LearningRates(sparse_start=lr, dense_params=lr, dense_start=lr, pretrained=lr)
     scale = config.trainer.lr_scale
     if sparse_init:
         return {"weights": scale * lr.sparse_start, "others": scale * lr.dense_params}
-    return {"weights": scale * lr.dense_start, "others": scale * lr.dense_start}
+    is_pretrained = config.init_from is not None and config.target_sparsity > 0
+    weight_rate = lr.pretrained if is_pretrained else lr.dense_start
+    return {"weights": scale * weight_rate, "others": scale * lr.dense_start}
 
 
 def uses_sparse_init(config: Config) -> bool:
@@ -46,7 +48,10 @@ def starts_sparse(config: Config) -> bool:
     """
     if config.init_from is None:
         return uses_sparse_init(config)
-    return read_source(Path(config.init_from), "init_from", with_head=False).sparse_init
+    state = read_weights(network_file(Path(config.init_from)))
+    # Weights of other origin are dense.
+    metrics: dict[str, Any] = state.get("metrics", {})
+    return bool(metrics.get("sparse_init", False))
 
 
 def resolve_penalty(config: Config, *, sparse_init: bool) -> Config:

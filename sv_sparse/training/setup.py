@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sv_sparse.config.schema import AugmentConfig, Config, NoHeadConfig, default_num_workers
 from sv_sparse.data.augment import Augmentation
@@ -128,6 +129,14 @@ class TrainingSetup:
             target = teacher.embed(crops, augmentation.mask)
         return mask_filterbank(self.filterbank(crops), augmentation.mask), target
 
+    def train_mode(self) -> None:
+        """Set the network to training mode, with its batch norms in evaluation mode where they are frozen."""
+        self.network.train()
+        if self.config.freezes_batch_norm:
+            for module in self.network.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+
     @property
     def total_steps(self) -> int:
         """Length of the run in steps."""
@@ -201,8 +210,7 @@ def build_setup(config: Config, run_dir: Path, corpus: Corpus, trusted_classes: 
     if augmentation.counts:
         counts = ", ".join(f"{count} {kind}" for kind, count in augmentation.counts.items())
         logger.info("recordings of augment.noise_dir: %s", counts)
-    if not resumes:
-        logger.info("peak lr: sparse weights %g, other parameters %g", rates["weights"], rates["others"])
+    logger.info("peak lr: sparse weights %g, other parameters %g", rates["weights"], rates["others"])
     _log_training_length(config, corpus, total_steps, from_scratch=source is None and not resumes)
     return TrainingSetup(
         config=config,
@@ -337,7 +345,9 @@ def _build_optimizer(
     settings = config.sparsity.controller
     arguments = (optimizer, config.target_sparsity, total_steps)
     # A class of the user's own need not know of it.
-    allocation = {} if config.sparsity.allocation == "global" else {"allocation": config.sparsity.allocation}
+    allocation: dict[str, Any] = {}
+    if config.sparsity.allocation != "global":
+        allocation["allocation"] = config.sparsity.allocation
     controller: Any
     if "sparsity.controller" in config.classes:
         controller_class, own_settings = _own_class("sparsity.controller", "controller", settings, trusted_classes)
@@ -348,7 +358,7 @@ def _build_optimizer(
             raise ValueError(f"sparsity.controller: expected a subclass of sv_sparse.optim.Controller, got {name}")
     else:
         with _named_settings("sparsity.controller", config):
-            controller = CONTROLLERS[settings.name](*arguments, **settings.arguments(), **allocation)
+            controller = CONTROLLERS[settings.name](*arguments, **(settings.arguments() | allocation))
     # The trainer calls step() and finalize(), and has its own warnings.
     controller.reminders.active = False
     return optimizer, controller

@@ -219,7 +219,7 @@ class Trainer:
         grad_accum_steps = self.config.grad_accum_steps
         setup.sampler.epoch = progress.epoch
         setup.sampler.start = progress.step_in_epoch * grad_accum_steps
-        setup.network.train()
+        setup.train_mode()
         with capture_stop_signals() as signals:
             with profiler(setup.run_dir, enabled=self.config.profile) as profile_step:
                 batches = iter(self.timer.timed(setup.loader))

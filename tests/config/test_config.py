@@ -230,7 +230,7 @@ def test_processes_on_a_machine_share_its_cores_among_their_workers(monkeypatch)
         ("sparsity.init_density=0", "sparsity.init_density must be a number above 0 and at most 1, got 0"),
         ("sparsity.sparsify_head=maybe", "sparsity.sparsify_head must be true or false, got 'maybe'"),
         ("sparsity.controller.alpha=-inf", "sparsity.controller.alpha must be a finite number, got -inf"),
-        ("sparsity.controller.ramp_start=0.1", "ramp_start and sparsity.controller.ramp_end go together, got 0.1 and"),
+        ("sparsity.controller.ramp_start=0.1", "go together: two numbers, both null or both auto, got 0.1 and"),
         ("sparsity.controller=null", "sparsity.controller must be settings by their names, got null"),
         ("sparsity.controller={alpha:nan}", "sparsity.controller.alpha must be a finite number, got nan"),
         ("sparsity.controller={beta:1}", "unknown setting 'sparsity.controller.beta'; valid under sparsity.controller"),
@@ -261,7 +261,7 @@ def test_each_setting_of_each_choice_refuses_values_of_another_kind_by_its_name(
             else:
                 assert name in message
     # Of a class of the user's own nothing is known; and these may be null.
-    nullable = {"max_grad_norm", "checkpoint_interval_minutes", "noise_dir", "ramp_start", "ramp_end"}
+    nullable = {"max_grad_norm", "checkpoint_interval_minutes", "noise_dir", "controller.initial_sparsity"}
     unexpected = [(name, value) for name, value in accepted if not (name in nullable and value is None)]
     targets = {"sparsity": "controller._target_"}
     assert unexpected == ([(targets.get(group, "_target_"), None)] if choice == "custom" else [])

@@ -123,7 +123,7 @@ def test_an_experiment_that_chooses_data_and_model_keeps_them(origin):
 def test_a_dense_run_is_continued_dense_and_pruned_where_a_target_is_given(origin):
     theirs = f"init_from={origin(*FOLDER, 'sparsity=dense')}"
     assert composed(theirs).target_sparsity == 0
-    assert composed(theirs, "target_sparsity=0.9").sparsity.penalty == "l1"
+    assert composed(theirs, "target_sparsity=0.9").sparsity.penalty == "auto"
 
 
 def test_another_seed_holds_out_the_same_speakers(origin):
