@@ -83,7 +83,9 @@ class TrainerConfig:
 
     epochs: int = setting(6, "Passes over the training data.")
     max_steps: int | None = setting(
-        None, "Optimizer steps after which the run ends, with its schedules; null: by epochs."
+        None,
+        "Optimizer steps after which the run ends, with its schedules; null: by epochs; 0: none, the network is "
+        "evaluated as it starts.",
     )
     batch_size: int = setting(32, "Crops of one optimizer step, of all processes together.")
     grad_accum_steps: int = setting(1, "Parts of a batch that are computed one after the other, for less memory.")
@@ -122,9 +124,10 @@ class TrainerConfig:
         for name in ("epochs", "grad_accum_steps", "num_avg", "num_bn_crops", "log_interval"):
             value = getattr(self, name)
             require(f"trainer.{name}", value, value >= 1, "a whole number, 1 or more")
-        for name in ("max_steps", "early_stop_patience"):
+        for name, minimum in (("max_steps", 0), ("early_stop_patience", 1)):
             value = getattr(self, name)
-            require(f"trainer.{name}", value, value is None or value >= 1, "null or a whole number, 1 or more")
+            is_allowed = value is None or value >= minimum
+            require(f"trainer.{name}", value, is_allowed, f"null or a whole number, {minimum} or more")
         for name in ("max_grad_norm", "checkpoint_interval_minutes"):
             value = getattr(self, name)
             require(

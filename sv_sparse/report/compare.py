@@ -348,6 +348,10 @@ def _runs_table(title: str, members: Sequence[RunResult], settings: Mapping[Path
             f"minDCF({point})": fmt.number(min_dcfs.get(point)),
             "minutes": fmt.number(result.minutes, ".1f"),
         }
+        # The time is in the CSV then.
+        if any("teacher_cosine" in other.results for other in members):
+            del row["minutes"]
+            row["cosine to teacher"] = _teacher_cosine(result)
         # Runs that do not differ, or were not compared.
         if not any(settings.values()):
             del row["settings"]
@@ -355,6 +359,12 @@ def _runs_table(title: str, members: Sequence[RunResult], settings: Mapping[Path
             del row["minus first run"]
         rows.append(row)
     return Table(title, list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _teacher_cosine(result: RunResult) -> str:
+    """Return mean and lowest cosine to the teacher's embeddings on the recordings of the trials."""
+    mean, lowest = result.results.get("teacher_cosine"), result.results.get("min_teacher_cosine")
+    return fmt.DASH if mean is None else f"{fmt.number(mean, '.4f')}, lowest {fmt.number(lowest, '.4f')}"
 
 
 def cost_table(results: Iterable[RunResult]) -> Table | None:

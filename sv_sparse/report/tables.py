@@ -274,7 +274,7 @@ def duration(results: Results, config: Config) -> str:
     """Return the length of a training as text: the steps, and the epochs where the settings count in them."""
     steps = f"{results['training']['steps']:,} steps"
     # trainer.max_steps replaces trainer.epochs.
-    return steps if config.trainer.max_steps else f"{results['training']['epochs']} epochs ({steps})"
+    return steps if config.trainer.max_steps is not None else f"{results['training']['epochs']} epochs ({steps})"
 
 
 def training_facts(results: Results, config: Config) -> Facts:

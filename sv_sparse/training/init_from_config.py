@@ -11,6 +11,7 @@ choice of ``model``; only ``model.features`` changes them.
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,18 @@ from yaml import YAMLError
 
 from sv_sparse import checkpoint
 from sv_sparse.config.overrides import read_overrides, values_of
-from sv_sparse.config.schema import Config, flatten, read_config, trains_dense, typed_groups
+from sv_sparse.config.schema import (
+    MODEL_SETTINGS,
+    Config,
+    ModelConfig,
+    flatten,
+    read_config,
+    trains_dense,
+    typed_groups,
+    writable,
+)
 from sv_sparse.evaluation.corpus import corpus_summary
-from sv_sparse.models.pretrained.convert import pretrained_features
+from sv_sparse.models.pretrained.convert import pretrained_settings
 from sv_sparse.training.init_from import network_file, read_weights
 
 GROUPS = ("model", "data", "optim", "sparsity")
@@ -62,8 +72,8 @@ def register_init_sources(arguments: Sequence[str]) -> None:
             # Otherwise it is known only when composed.
             if isinstance(path, str) and path and "${" not in path:
                 config = existing if existing is not None else source_config(path)
-                features = _file_features(path) if config is None else config.model_settings.get("features")
-                _register(path, f"{CHOICE}_{index}", config, features)
+                model = _file_model(path) if config is None else config.model
+                _register(path, f"{CHOICE}_{index}", config, model)
 
 
 def source_config(path: str | Path) -> Config | None:
@@ -128,17 +138,26 @@ def _config_of_existing_run(overrides: Sequence[Override]) -> Config | None:
     return _read_config(run_dir, f"run_dir={run_dir}")
 
 
-def _file_features(path: str) -> str | None:
-    """Return the features that another toolkit's weights were trained on; None where they cannot be told."""
+def _file_model(path: str) -> ModelConfig | None:
+    """Return the settings of a network whose weights are another toolkit's; None where they cannot be told."""
     try:
-        return pretrained_features(read_weights(Path(os.path.expanduser(path))))
+        settings = pretrained_settings(read_weights(Path(os.path.expanduser(path))))
     except ValueError:
         # The run that is about to start says what is wrong with the file.
         return None
+    return replace(MODEL_SETTINGS[settings["name"]], **settings)
 
 
-def _register(path: str, name: str, config: Config | None, features: str | None) -> None:
-    """Store a choice ``init_from=PATH`` and what it chooses: a run's settings, and the features."""
+def _register(path: str, name: str, config: Config | None, model: Any) -> None:
+    """Store a choice ``init_from=PATH`` and what it chooses.
+
+    Args:
+        path: what ``init_from`` names.
+        name: of the choice.
+        config: settings of the run there; None for a file of weights.
+        model: settings of the network there; None where they are not known. Its features are chosen also beside
+            another ``model=``.
+    """
     store = ConfigStore.instance()
     groups_node: dict[str, Any] = {}
     choices = [{"override /init_from_groups": name}]
@@ -153,6 +172,11 @@ def _register(path: str, name: str, config: Config | None, features: str | None)
         target = {"target_sparsity": config.target_sparsity}
         store.store(group="init_from_target", name=name, node=target, package="_global_")
         choices.append({"override /init_from_target": name})
+    elif model is not None:
+        store.store(group="model", name=name, node=writable(model))
+        groups_node["defaults"] = [{"override /model": name}]
+    # A class of the user's own has settings by name.
+    features = model.get("features") if isinstance(model, dict) else getattr(model, "features", None)
     if features is not None:
         groups_node["model"] = {"features": features}
     store.store(group="init_from_groups", name=name, node=groups_node, package="_global_")

@@ -139,8 +139,8 @@ class TrainingSetup:
 
     @property
     def total_steps(self) -> int:
-        """Length of the run in steps."""
-        return self.controller.total_steps
+        """Length of the run in steps; 0 for a network that is only evaluated."""
+        return 0 if self.config.trainer.max_steps == 0 else self.controller.total_steps
 
     @cached_property
     def sparse_params(self) -> dict[str, Tensor]:
@@ -451,8 +451,9 @@ def _log_training_length(config: Config, corpus: Corpus, total_steps: int, *, fr
     """Log hours of speech, epochs and steps, and advise more epochs where the steps of a new network are few."""
     *_, hours = corpus.manifest.summary("train")
     epochs = config.trainer.epochs
-    if config.trainer.max_steps:
-        logger.info("training length: %d steps (trainer.max_steps), schedules scaled to them", total_steps)
+    max_steps = config.trainer.max_steps
+    if max_steps is not None:
+        logger.info("training length: %d steps (trainer.max_steps), schedules scaled to them", max_steps)
         return
     logger.info("training length: %.2f hours of speech x %d epochs, %d steps", hours, epochs, total_steps)
     # Early epochs of synthetic voices are enough for a demo.

@@ -10,7 +10,7 @@ from sv_sparse.config.overrides import parse_command_line
 from sv_sparse.data.torchaudio_guard import torchaudio  # noqa: F401  (importing SpeechBrain needs the guard)
 from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.features import build_features
-from sv_sparse.models.pretrained.convert import convert, kinds, pretrained_features
+from sv_sparse.models.pretrained.convert import convert, kinds, pretrained_settings
 from sv_sparse.models.registry import build_model
 from sv_sparse.models.resnet import ResNet34
 
@@ -170,7 +170,7 @@ def test_the_settings_have_the_names_of_a_configuration_and_are_read_from_shapes
     assert kind == name
     assert settings.keys() == set(configuration)
     assert settings["name"] == configuration["name"]
-    assert settings["features"] == pretrained_features(make())
+    assert settings == pretrained_settings(make())
     if "kernel_sizes" in settings:
         fixed = ("kernel_sizes", "dilations", "res2net_scale", "layout")
         assert all(settings[name] == configuration[name] for name in fixed)
@@ -309,7 +309,8 @@ def test_wrappers_are_taken_off_and_named(wrapping: str, caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO):
         kind, settings, weights = convert(from_file(wrap(state)))
         assert kind == "WeSpeaker's ResNet34"
-        assert pretrained_features(wrap(state)) == settings["features"] == "wespeaker"
+        assert pretrained_settings(wrap(state)) == settings
+        assert settings["features"] == "wespeaker"
         own_kind, own_settings, own = convert(from_file(wrap(ours.state_dict())), {"name": "resnet34"}, ours)
     assert (own_kind, own_settings) == ("the network of model=resnet34", {"name": "resnet34"})
     for loaded in (weights, own):

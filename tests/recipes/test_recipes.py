@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.pages import environment
 from helpers.tiny import ROOT, Tones
 
 from sv_sparse.commands import main as cli
 from sv_sparse.config.overrides import check_command_line, parse_command_line
-from sv_sparse.config.schema import Config, load_config, register_schema
+from sv_sparse.config.schema import Config, load_config, read_config, register_schema
+from sv_sparse.models.pretrained.name_maps import WESPEAKER_RESNET, names_in_toolkit
+from sv_sparse.models.resnet import ResNet34
 
 SMALL = ("--smoke", "--models", "ecapa", "--optims", "linbreg", "--targets", "0 0.8")
 
@@ -122,7 +125,47 @@ def test_voxceleb_runs_augmented_and_evaluates_on_cnceleb_too(released, tmp_path
     assert sum(row["list"] == "cnceleb_average" for row in rows) == 2
 
 
+def published_file(path: Path) -> Path:
+    """Write a small ResNet34 as WeSpeaker names its weights."""
+    state = ResNet34(base_channels=8, embedding_dim=12, statistics_norm=False).state_dict()
+    names = names_in_toolkit(WESPEAKER_RESNET, state)
+    torch.save({names[name]: value for name, value in state.items()}, path)
+    return path
+
+
+def test_a_published_network_becomes_sparse_without_labels_and_is_compared_with_itself(tones: Tones, tmp_path):
+    weights = published_file(tmp_path / "weights.pt")
+    arguments = ["--weights", weights, "--audio", tones.root, "--out", tmp_path / "out", "--smoke", "--target", "0.5"]
+    finished = recipe("published", *arguments, "--trials", tones.trials)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    published, sparse = table_rows(tmp_path / "out" / "smoke")
+    assert float(published["sparsity"]) == 0
+    assert float(published["teacher_cosine"]) == pytest.approx(1, abs=1e-4)
+    assert float(sparse["sparsity"]) == pytest.approx(0.5, abs=1e-3)
+    assert -1 < float(sparse["min_teacher_cosine"]) <= float(sparse["teacher_cosine"]) < 1
+    packages = (tmp_path / "out" / "smoke" / "table" / "packages.md").read_text()
+    assert [line.split("|")[1].strip() for line in packages.splitlines()[2:]] == ["published", "sparse_0.5"]
+    config = read_config(tmp_path / "out" / "smoke" / "runs" / "sparse_0.5")
+    assert (config.model_settings["base_channels"], config.model_settings["features"]) == (8, "wespeaker")
+    assert (config.sparsity.penalty, config.freezes_batch_norm) == ("l0", True)
+    file = torch.load(weights, weights_only=True)
+    untrained, trained = (
+        torch.load(tmp_path / "out" / "smoke" / "runs" / name / "checkpoints" / "model.pt", weights_only=True)["model"]
+        for name in ("published", "sparse_0.5")
+    )
+    assert torch.equal(untrained["conv.weight"], file["conv1.weight"])
+    assert not torch.equal(trained["conv.weight"], file["conv1.weight"])
+    assert torch.equal(trained["norm.running_var"], file["bn1.running_var"])
+    assert not torch.equal(trained["norm.weight"], file["bn1.weight"])
+    again = recipe("published", *arguments, "--trials", tones.trials)
+    assert again.stdout.count("finished: ") == 2
+    without_lists = recipe("published", *arguments, "--out", tmp_path / "other")
+    assert without_lists.returncode == 0, without_lists.stdout + without_lists.stderr
+    assert (tmp_path / "other" / "smoke" / "packages" / "sparse_0.5.safetensors").is_file()
+
+
 def test_missing_and_wrong_options_are_named():
+    assert "--weights and --audio are needed" in recipe("published", "--audio", "/").stderr
     assert "--root is needed" in recipe("voxceleb").stderr
     assert "--noise is needed" in recipe("cnceleb", "--root", "/", "--schedule", "wespeaker", "--dry-run").stderr
     assert "--schedule strong: expected paper or wespeaker" in recipe("voxceleb", "--schedule", "strong").stderr
@@ -132,7 +175,7 @@ def test_missing_and_wrong_options_are_named():
     assert "--targets needs a value" in recipe("demo", "--targets").stderr
 
 
-@pytest.mark.parametrize("name", ["voxceleb", "cnceleb", "demo", "own_data", "evidence"])
+@pytest.mark.parametrize("name", ["voxceleb", "cnceleb", "demo", "own_data", "published", "evidence"])
 def test_help_lists_the_options(name):
     shown = recipe(name, "--help")
     assert shown.returncode == 0

@@ -13,7 +13,7 @@ from sv_sparse.models.ecapa_tdnn import ECAPA
 from sv_sparse.models.heads import AAMSoftmax
 from sv_sparse.training.init_from import InitSource
 from sv_sparse.training.logging import read_rows
-from sv_sparse.training.param_groups import build_param_groups, initial_lambda
+from sv_sparse.training.param_groups import build_param_groups, initial_lambda, learning_rates, resolve_penalty
 
 SHORT = ("trainer.epochs=3", "data.val_fraction=0")
 
@@ -83,6 +83,36 @@ def test_a_lambda_above_the_living_weights_starts_where_it_does_not_make_them_la
     weight[0, :2] = torch.tensor([0.3, -0.4])
     groups = [{"penalty": "l1", "params": [("weight", weight)]}, {"penalty": "none", "params": []}]
     assert delta * initial_lambda(config, None, groups)["lambda_init"] == pytest.approx(0.125**0.5)
+
+
+@pytest.mark.parametrize(
+    ("words", "sparse_init", "penalty"),
+    [
+        ([], True, "l1"),
+        ([], False, "l0"),
+        (["optim=proxsgd"], False, "l1"),
+        (["sparsity.penalty=l1"], False, "l1"),
+        (["sparsity.penalty=l0"], True, "l0"),
+        (["sparsity=gradual_magnitude"], False, "none"),
+    ],
+)
+def test_the_start_decides_on_the_penalty_unless_it_is_named(words, sparse_init, penalty):
+    assert resolve_penalty(config_of(*words), sparse_init=sparse_init).sparsity.penalty == penalty
+
+
+def test_weights_that_start_dense_and_become_sparse_have_a_rate_of_their_own():
+    pretrained = ["init_from=runs/dense", "optim.lr.pretrained=0.002"]
+    assert learning_rates(config_of(*pretrained), sparse_init=False) == {"weights": 0.002, "others": 0.003}
+    assert learning_rates(config_of(*pretrained), sparse_init=True) == {"weights": 0.01, "others": 0.01}
+    dense = config_of(*pretrained, "sparsity=dense")
+    assert learning_rates(dense, sparse_init=False) == {"weights": 0.003, "others": 0.003}
+    assert learning_rates(config_of("optim.lr=0.5", "init_from=x"), sparse_init=False)["weights"] == 0.5
+
+
+def test_the_allocation_reaches_the_controller_and_its_groups(train, tones, tmp_path):
+    found, _ = run(train, tones, tmp_path, "target_sparsity=0.7", "sparsity.allocation=uniform")
+    assert found["sparsity"] == pytest.approx(0.7, abs=1e-3)
+    assert min(found["layers"].values()) > 0.6
 
 
 def test_a_fixed_lambda_ends_where_it_ends(train, tones, tmp_path):

@@ -269,19 +269,21 @@ def kinds() -> list[str]:
     return [toolkit.name for toolkit in _TOOLKITS]
 
 
-def pretrained_features(state: Mapping[str, Any]) -> str:
-    """Return the name of the features that a network of another toolkit was trained on.
+def pretrained_settings(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of our network for weights of another toolkit, as ``convert`` does.
 
     Args:
-        state: State dict, as ``convert`` takes it; only its names are looked at.
+        state: State dict, as ``convert`` takes it; only names and shapes are looked at.
 
     Raises:
-        ValueError: It is of none of these networks.
+        ValueError: It is of none of these networks, or lacks a weight whose shape says a setting.
     """
     match = _find_toolkit(state)
     if match is None:
         raise ValueError(f"weights of none of {', '.join(kinds())}")
-    return match[0].features
+    toolkit, tensors, _ = match
+    settings = toolkit.read_settings(_Shapes(_without_head(toolkit, tensors), toolkit.name_map))
+    return {"name": toolkit.model_name, "features": toolkit.features, **settings}
 
 
 def _own_kind(model: Mapping[str, Any]) -> str:
