@@ -9,12 +9,13 @@
 set -eu
 
 stage=1                         # 1 quality, 2 noise, 3 control, 4 insensitivity, 5 structure,
-stop_stage=9                    # 6 foreign, 7 finetuning, 8 search, 9 tables
+stop_stage=10                   # 6 foreign, 7 finetuning, 8 search, 9 published, 10 tables
 root=                           # folder of the recordings
 trials=                         # trial lists, "label enrollment test" in each line
 train_utterances=               # lines of "speaker path"; by default all speakers that no trial names
 foreign_utterances=             # the same, of other sources than the trials are of, for stage 6
 noise=                          # folders of MUSAN and RIRS_NOISES, for stage 2
+weights=                        # file of a published network, for stage 9
 out=runs/evidence
 seeds=0,1,2
 nproc=1                         # processes that train a network together
@@ -51,6 +52,11 @@ sweep() {
     shift
     run python train.py -m run_dir="$out/runs/$run_name" $model $settings "$@"
     [ "$dry_run" = true ] || echo "$settings $run_name $*" >> "$out/finished_sweeps.txt"
+}
+
+# short_steps STEPS: the setting of a run's length, unless --smoke sets it.
+short_steps() {
+    [ "$smoke" = true ] || echo "trainer.max_steps=$1"
 }
 
 # final_lambda RUN: the lambda that a finished run ended with.
@@ -160,7 +166,48 @@ if [ "$stage" -le 8 ] && [ "$stop_stage" -ge 8 ]; then
         optim.lr.sparse_start=0.01,0.03,1.0,10.0 "$@"
 fi
 
-if [ "$stage" -le 9 ] && [ "$stop_stage" -ge 9 ]; then
+# published RUN_NAME SETTING=VALUE ...: train from the published network with itself as the teacher, without labels.
+published() {
+    run_name=$1
+    shift
+    train "$out/published/$run_name" init_from="$weights" teacher=self head=none data=audio data.root="$root" \
+        data.trial_lists="[$(echo $trials | tr ' ' ,)]" $(smoke_settings) "$@"
+}
+
+if [ "$stage" -le 9 ] && [ "$stop_stage" -ge 9 ] && [ -n "$root" ] && [ -n "$weights" ]; then
+    untrained=trainer.max_steps=0
+    published dense "$@" target_sparsity=0 $untrained
+    for fraction in 0.5 0.75 0.8 0.9 0.95; do
+        published "oneshot_$fraction" "$@" target_sparsity=$fraction $untrained
+    done
+    # Short runs that choose, at one target.
+    short="target_sparsity=0.8 $(short_steps 500)"
+    published short_l0_feedback "$@" $short
+    published short_l0_quantile "$@" $short sparsity=quantile
+    published short_l1_feedback "$@" $short sparsity.penalty=l1
+    published short_l1_feedback_0.003 "$@" $short sparsity.penalty=l1 optim.lr.pretrained=0.003
+    published short_magnitude "$@" $short sparsity=gradual_magnitude
+    published short_l0_uniform "$@" $short sparsity=quantile sparsity.allocation=uniform
+    published short_l0_erk "$@" $short sparsity=quantile sparsity.allocation=erk
+    published short_l0_batch_norm "$@" $short sparsity=quantile trainer.batch_norm=batch
+    published short_l0_0.0003 "$@" $short sparsity=quantile optim.lr.pretrained=0.0003
+    # Long runs of the best and of magnitude pruning.
+    for fraction in 0.8 0.9 0.5 0.75 0.95; do
+        published "l0_${fraction}_s0" "$@" target_sparsity=$fraction sparsity=quantile $(short_steps 2000)
+        case $fraction in 0.8 | 0.9)
+            published "magnitude_${fraction}_s0" "$@" target_sparsity=$fraction sparsity=gradual_magnitude \
+                $(short_steps 2000) ;;
+        esac
+    done
+    for other_seed in 1 2; do
+        published "l0_0.8_s$other_seed" "$@" target_sparsity=0.8 sparsity=quantile $(short_steps 2000) seed=$other_seed
+    done
+fi
+
+if [ "$stage" -le 10 ] && [ "$stop_stage" -ge 10 ]; then
     run sv-sparse compare "$out"/runs/* --out "$out/compared"
+    if [ -n "$weights" ]; then
+        run sv-sparse compare "$out/published/dense" "$out"/published/[!d]* --out "$out/compared_published"
+    fi
     run python recipes/evidence/tables.py "$out/runs" --runtime "$out/runtime.json" --out "$out/tables"
 fi

@@ -51,6 +51,7 @@ class XVector(nn.Module):
     Source: Snyder et al., "X-Vectors: Robust DNN Embeddings for Speaker Recognition", 2018, with the details of
     WeSpeaker's XVEC.
 
+    >>> import torch
     >>> XVector(channels=16, statistics_channels=24)(torch.randn(2, 80, 50)).shape
     torch.Size([2, 512])
     """

@@ -95,7 +95,7 @@ def test_a_network_without_attributes_is_trained_finalized_evaluated_and_reporte
     setup = build_setup(config, tmp_path, load_corpus(config, tmp_path), trusted)
     trainer = Trainer(setup, 0.0)
     trainer.train()
-    metrics = finalize(setup, trainer.last_val_eer)
+    metrics = finalize(setup, trainer.last_validation)
     evaluations = evaluate(setup, fit_backend(setup))
     write_json(tmp_path / "environment.json", environment())
     results = build_results(setup, metrics, evaluations, [], trainer.state.elapsed_seconds())

@@ -112,7 +112,7 @@ def test_a_lambda_that_could_never_grow(refused, folder):
         ("optim=adam", "error: optim=adam: expected one of adabreg, linbreg, proxsgd"),
         (
             "model=ecappa",
-            "error: model=ecappa: expected one of custom, ecapa, ecapa_256, ecapa_512, ecapa_speechbrain, ",
+            "error: model=ecappa: expected one of campplus, custom, ecapa, ecapa_256, ecapa_512, ecapa_speechbrain, ",
         ),
         (
             "trainer.epoch=3",

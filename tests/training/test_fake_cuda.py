@@ -35,7 +35,11 @@ MODELS, SPARSITIES = (
 ECAPA = [word for word in TINY if word.startswith("model.")]
 RESNET = ["model.base_channels=4", "model.embedding_dim=8"]
 SE_RESNET = ["model.channels=[4,4,8,8]", "model.attention_channels=8", "model.embedding_dim=8"]
-SMALL = {"resnet34": RESNET, "se_resnet": SE_RESNET}
+CAMPPLUS = ("model.front_channels=4", "model.channels=16", "model.growth_rate=8", "model.bottleneck_channels=16")
+CAMPPLUS += ("model.block_layers=[1,2,1]", "model.embedding_dim=16")
+XVECTOR = ("model.channels=16", "model.statistics_channels=24", "model.embedding_dim=16")
+SMALL = {"campplus": CAMPPLUS, "se_resnet": SE_RESNET, "xvector": XVECTOR}
+SMALL |= {model: RESNET for model in MODELS if model.startswith("resnet")}
 
 
 def make(device: Device, folder: Path, *words: str, precision: str = "fp32") -> TrainingSetup:

@@ -38,4 +38,4 @@ def test_a_file_that_was_cut_off_or_changed_is_refused_by_name(old_format, tmp_p
 def test_a_network_of_another_class_is_refused_with_what_the_file_holds(train, finished, tones):
     done = train("model=resnet34", *TINY[6:], *tones.settings(), f"init_from={finished}")
     assert done.status == 2
-    assert f"init_from={finished}: its network is ecapa with model.features=sv_sparse, model.channels=16, " in done.err
+    assert f"init_from={finished}: its network is ecapa with model.channels=16, " in done.err
