@@ -94,9 +94,9 @@ def test_a_teacher_and_the_cosines_to_it_are_named(tmp_path):
     runs = [run_folder(tmp_path / "plain", results()), run_folder(tmp_path / "taught", results(**cosines))]
     config = json.loads((runs[1] / "config.yaml").read_text())
     (runs[1] / "config.yaml").write_text(json.dumps(config | {"teacher": "/runs/large"}))
-    found, _ = read_run_results(runs)
-    assert "| teacher large " in compare_text(found)
-    write_comparison(tmp_path / "compared", found)
+    teacher_runs, _ = read_run_results(runs)
+    assert "| teacher large " in compare_text(teacher_runs)
+    write_comparison(tmp_path / "compared", teacher_runs)
     plain, taught = csv.DictReader((tmp_path / "compared" / "compare.csv").read_text().splitlines())
     assert (plain["teacher_cosine"], plain["min_teacher_cosine"]) == ("", "")
     assert (taught["teacher_cosine"], taught["min_teacher_cosine"]) == ("0.95", "0.62")

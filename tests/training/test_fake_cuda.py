@@ -8,19 +8,17 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from helpers.fake_cuda import CUDA, Device, WaitsError, on_fake_cuda
-from helpers.tiny import RATE, TINY
+from helpers.noise import small_noise_store
+from helpers.tiny import TINY
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sv_sparse.config.overrides import parse_command_line
 from sv_sparse.config.schema import load_config
 from sv_sparse.data import loader
 from sv_sparse.data.loader import worker_settings
-from sv_sparse.data.noise import NOISE_KINDS, build_noise_store
 from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.training.device import DeviceConfig
 from sv_sparse.training.finalize import finalize
@@ -96,13 +94,7 @@ def check(waits: dict[bool, list[str]]) -> None:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """Noises and rooms for augmentation."""
-    root = tmp_path_factory.mktemp("noise")
-    draw = np.random.default_rng(0)
-    for kind in (*NOISE_KINDS, "simulated_rirs"):
-        (root / kind).mkdir()
-        soundfile.write(root / kind / "1.wav", 0.1 * draw.normal(size=4000), RATE)
-    build_noise_store([root], root / "store")
-    return root / "store"
+    return small_noise_store(tmp_path_factory.mktemp("noise"))
 
 
 @pytest.mark.parametrize("augment", ["musan_rirs_speed", "musan_rirs"])

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from helpers.noise import small_noise_store
 from helpers.same import assert_same_run
-from helpers.tiny import RATE, THREE_EPOCHS, TINY
+from helpers.tiny import THREE_EPOCHS, TINY
 from torch import nn
 
 from sv_sparse import checkpoint
@@ -20,7 +21,6 @@ from sv_sparse.config.overrides import parse_command_line
 from sv_sparse.config.schema import load_config
 from sv_sparse.data.augment_ops import mask_filterbank
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.data.noise import NOISE_KINDS, build_noise_store
 from sv_sparse.evaluation.corpus import load_corpus
 from sv_sparse.evaluation.load import load_network
 from sv_sparse.models.features import Filterbank
@@ -49,13 +49,7 @@ def make_setup(tones, tmp_path):
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """Noises and rooms for augmentation."""
-    root = tmp_path_factory.mktemp("noise")
-    draw = np.random.default_rng(0)
-    for kind in (*NOISE_KINDS, "simulated_rirs"):
-        (root / kind).mkdir()
-        soundfile.write(root / kind / "1.wav", 0.1 * draw.normal(size=4000), RATE)
-    build_noise_store([root], root / "store")
-    return root / "store"
+    return small_noise_store(tmp_path_factory.mktemp("noise"))
 
 
 def train_steps(setup, count: int = 2, *, batch_norm: bool = True) -> tuple[list[dict], dict]:
@@ -233,27 +227,27 @@ def test_a_run_without_labels_goes_from_training_to_the_report(train, finished, 
     assert done.status == 0, done.err
     assert f"starting from {finished}\n" in done.out
     assert "teacher: self, " in done.out
-    found = results(run)
-    assert found["sparsity"] == pytest.approx(0.9, abs=1e-3)
-    assert found["size"]["head_parameters"] == 0
-    assert -1 <= found["min_teacher_cosine"] <= found["teacher_cosine"] <= 1
-    assert found["teacher_recordings"] == 18
+    final = results(run)
+    assert final["sparsity"] == pytest.approx(0.9, abs=1e-3)
+    assert final["size"]["head_parameters"] == 0
+    assert -1 <= final["min_teacher_cosine"] <= final["teacher_cosine"] <= 1
+    assert final["teacher_recordings"] == 18
     steps = [row for row in read_rows(run / "metrics.jsonl") if "loss" in row]
     assert all("accuracy" not in row and "margin" not in row for row in steps)
     for row in steps:
         assert row["loss"] == pytest.approx(1 - row["teacher_cosine"], abs=1e-6)
     validations = [row for row in read_rows(run / "metrics.jsonl") if "layers" in row]
     assert all(-1 <= row["validation_teacher_cosine"] <= 1 for row in validations)
-    assert found["validation_teacher_cosine_tracked"] == validations[-1]["validation_teacher_cosine"]
+    assert final["validation_teacher_cosine_tracked"] == validations[-1]["validation_teacher_cosine"]
     assert f"mean cosine to the teacher {validations[0]['validation_teacher_cosine']:.4f}" in done.out
     for name in ("report.md", "report.html"):
         report = (run / name).read_text()
         assert "Agreement with the teacher" in report
-        assert f"{found['min_teacher_cosine']:.4f}" in report
+        assert f"{final['min_teacher_cosine']:.4f}" in report
         assert "18 trial recordings" in report
     assert (run / "figures" / "teacher.svg").is_file()
     cli.main(["evaluate", str(run)])
-    assert f"trials: EER {100 * found['eer']:.2f} %" in capsys.readouterr().out
+    assert f"trials: EER {100 * final['eer']:.2f} %" in capsys.readouterr().out
     # Labels may come later: a head starts anew.
     after = train(*TINY, *tones.settings(), f"init_from={run}", "trainer.max_steps=2", f"run_dir={tmp_path / 'after'}")
     assert after.status == 0, after.err
@@ -265,7 +259,7 @@ def test_the_final_cosines_are_those_of_the_whole_trial_recordings(train, finish
     words = ["target_sparsity=0.9", f"teacher={finished}", "trainer.epochs=1", f"run_dir={run}"]
     done = train(*TINY, *tones.settings(), *words)
     assert done.status == 0, done.err
-    found = results(run)
+    final = results(run)
     networks = [load_network(folder)[0] for folder in (run, finished)]
     manifest = Manifest(run / "manifest.parquet")
     cosines = []
@@ -275,9 +269,9 @@ def test_the_final_cosines_are_those_of_the_whole_trial_recordings(train, finish
         with torch.no_grad():
             student, teacher = (network(features) for network in networks)
         cosines.append(nn.functional.cosine_similarity(student, teacher).item())
-    assert found["teacher_recordings"] == len(cosines) == 18
-    assert found["teacher_cosine"] == pytest.approx(np.mean(cosines), abs=1e-4)
-    assert found["min_teacher_cosine"] == pytest.approx(min(cosines), abs=1e-4)
+    assert final["teacher_recordings"] == len(cosines) == 18
+    assert final["teacher_cosine"] == pytest.approx(np.mean(cosines), abs=1e-4)
+    assert final["min_teacher_cosine"] == pytest.approx(min(cosines), abs=1e-4)
 
 
 @pytest.mark.parametrize("words", [ALONE, ("teacher=FINISHED", "distill.weight=0.5")], ids=["self", "file"])

@@ -40,11 +40,11 @@ def test_a_run_without_labels_and_trials_goes_through_to_its_report(train, finis
     assert "no trial lists: the network is not evaluated" in done.out
     assert not re.search(r"\d+ (training )?speakers", done.out)
     assert "| no trial list | 90.00%" in done.out
-    found = results(run)
-    assert (found["eer"], found["min_dcf"], found["evaluations"]) == (None, None, {})
-    assert found["training"]["speakers"] is None
-    assert found["sparsity"] == pytest.approx(0.9, abs=1e-3)
-    assert 0 < found["validation_teacher_cosine"] <= 1
+    final = results(run)
+    assert (final["eer"], final["min_dcf"], final["evaluations"]) == (None, None, {})
+    assert final["training"]["speakers"] is None
+    assert final["sparsity"] == pytest.approx(0.9, abs=1e-3)
+    assert 0 < final["validation_teacher_cosine"] <= 1
     for name in ("report.html", "report.md"):
         text = (run / name).read_text()
         assert "No trial list, so there are no error rates." in text
@@ -86,7 +86,7 @@ def test_a_run_without_labels_and_trials_goes_through_to_its_report(train, finis
     (run / "results.json").unlink()
     done = train(f"resume_from={run}")
     assert done.status == 0, done.err
-    assert results(run)["sparsity"] == found["sparsity"]
+    assert results(run)["sparsity"] == final["sparsity"]
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -103,10 +103,10 @@ def test_trials_of_recordings_in_the_folder_or_elsewhere_are_evaluated_and_not_t
         words.append(f"data.trial_root={trial_root}")
     done = train(*TAUGHT, *words, "data.val_fraction=0")
     assert done.status == 0, done.err
-    found = results(tmp_path / "run")
-    assert list(found["evaluations"]) == ["veri"]
-    assert found["eer"] == found["evaluations"]["veri"]["eer"] is not None
-    assert found["teacher_recordings"] == 18
+    final = results(tmp_path / "run")
+    assert list(final["evaluations"]) == ["veri"]
+    assert final["eer"] == final["evaluations"]["veri"]["eer"] is not None
+    assert final["teacher_recordings"] == 18
     manifest = Manifest(tmp_path / "run" / "manifest.parquet")
     names = {manifest.utterance(row) for row in manifest.split("train")}
     assert len(names) == (36 if elsewhere else 36 + 36)

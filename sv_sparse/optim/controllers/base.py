@@ -204,8 +204,6 @@ class Controller:
         nnz = self._nnz_at(self.target_sparsity)
         if self.groups and not 0 < nnz < size:
             raise ValueError(f"target_sparsity={self.target_sparsity} of {size} weights keeps {nnz} of them")
-        # Refuses a target that leaves a layer without weights.
-        self._layer_nnz_at(self.target_sparsity)
 
     @property
     def groups(self) -> list[Group]:
