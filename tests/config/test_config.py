@@ -216,7 +216,7 @@ def test_processes_on_a_machine_share_its_cores_among_their_workers(monkeypatch)
         ("trainer.device=gpu", "trainer.device must be one of auto, cpu, cuda, got 'gpu'"),
         ("trainer.precision=fp8", "trainer.precision must be one of auto, bf16, fp16, fp32, got 'fp8'"),
         ("trainer.compile=maybe", "trainer.compile must be auto, true or false, got 'maybe'"),
-        ("trainer.max_steps=0", "trainer.max_steps must be null or a whole number, 1 or more, got 0"),
+        ("trainer.max_steps=-1", "trainer.max_steps must be null or a whole number, 0 or more, got -1"),
         ("trainer.num_avg=3", "trainer.keep_last must be at least 3, the epochs that are needed, got 2"),
         ("trainer.checkpoint_interval_minutes=0", "trainer.checkpoint_interval_minutes must be null or a number above"),
         ("trainer.max_grad_norm=0", "trainer.max_grad_norm must be null or a number above 0, got 0"),

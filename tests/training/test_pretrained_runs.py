@@ -55,7 +55,8 @@ def test_other_features_than_those_of_the_weights_are_computed_where_they_are_as
 
 
 def test_another_network_than_the_files_is_refused_with_what_the_file_holds(train, tones, speechbrain_file):
-    done = train(*TINY, *tones.settings(), f"init_from={speechbrain_file}")
+    words = ["model=ecapa", "model.layout=wespeaker", f"init_from={speechbrain_file}"]
+    done = train(*TINY, *tones.settings(), *words)
     assert done.status == 2
     assert f"init_from={speechbrain_file}: its network has model.layout=speechbrain; choose the same model" in done.err
 
