@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.pages import environment
+from helpers.published import wespeaker_resnet34
 from helpers.tiny import ROOT, Tones
 
 from sv_sparse.commands import main as cli
 from sv_sparse.config.overrides import check_command_line, parse_command_line
 from sv_sparse.config.schema import Config, load_config, read_config, register_schema
-from sv_sparse.models.pretrained.name_maps import WESPEAKER_RESNET, names_in_toolkit
-from sv_sparse.models.resnet import ResNet34
 
 SMALL = ("--smoke", "--models", "ecapa", "--optims", "linbreg", "--targets", "0 0.8")
 
@@ -125,16 +124,9 @@ def test_voxceleb_runs_augmented_and_evaluates_on_cnceleb_too(released, tmp_path
     assert sum(row["list"] == "cnceleb_average" for row in rows) == 2
 
 
-def published_file(path: Path) -> Path:
-    """Write a small ResNet34 as WeSpeaker names its weights."""
-    state = ResNet34(base_channels=8, embedding_dim=12, statistics_norm=False).state_dict()
-    names = names_in_toolkit(WESPEAKER_RESNET, state)
-    torch.save({names[name]: value for name, value in state.items()}, path)
-    return path
-
-
 def test_a_published_network_becomes_sparse_without_labels_and_is_compared_with_itself(tones: Tones, tmp_path):
-    weights = published_file(tmp_path / "weights.pt")
+    weights = tmp_path / "weights.pt"
+    torch.save(wespeaker_resnet34(), weights)
     arguments = ["--weights", weights, "--audio", tones.root, "--out", tmp_path / "out", "--smoke", "--target", "0.5"]
     finished = recipe("published", *arguments, "--trials", tones.trials)
     assert finished.returncode == 0, finished.stdout + finished.stderr

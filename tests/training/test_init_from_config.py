@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.published import speechbrain_ecapa, wespeaker_resnet34
 from helpers.tiny import TINY
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -15,9 +16,6 @@ from omegaconf import OmegaConf, open_dict
 from sv_sparse.config.overrides import check_command_line
 from sv_sparse.config.schema import Config, conf_dir, load_config, read_config
 from sv_sparse.data.manifest import Manifest
-from sv_sparse.models.ecapa_tdnn import ECAPA
-from sv_sparse.models.pretrained.name_maps import SPEECHBRAIN_ECAPA, WESPEAKER_RESNET, names_in_toolkit
-from sv_sparse.models.resnet import ResNet34
 from sv_sparse.training.init_from_config import describe_sources, register_init_sources
 
 TAKEN = ("model", "data", "optim", "sparsity", "target_sparsity")
@@ -145,21 +143,11 @@ def test_features_stay_those_of_the_weights_unless_they_are_named_themselves(ori
 
 
 @pytest.mark.parametrize(
-    ("name_map", "network", "model", "features"),
-    [
-        (
-            SPEECHBRAIN_ECAPA,
-            lambda: ECAPA(80, 16, 24, 8, 8, 4, embedding_dim=16, layout="speechbrain"),
-            "ecapa",
-            "speechbrain",
-        ),
-        (WESPEAKER_RESNET, lambda: ResNet34(2, 16, statistics_norm=False), "resnet34", "wespeaker"),
-    ],
+    ("weights", "model", "features"),
+    [(speechbrain_ecapa, "ecapa", "speechbrain"), (wespeaker_resnet34, "resnet34", "wespeaker")],
 )
-def test_a_file_of_weights_brings_its_network_and_features(tmp_path, name_map, network, model, features):
-    state = network().state_dict()
-    names = names_in_toolkit(name_map, state)
-    torch.save({names[name]: value for name, value in state.items()}, tmp_path / "weights.pt")
+def test_a_file_of_weights_brings_its_network_and_features(tmp_path, weights, model, features):
+    torch.save(weights(), tmp_path / "weights.pt")
     theirs = f"init_from={tmp_path / 'weights.pt'}"
     assert (composed(theirs).model.name, composed(theirs).model.features) == (model, features)
     ours = composed("model=se_resnet", theirs).model

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from helpers.published import speechbrain_ecapa
 from helpers.tiny import TINY
 
 from sv_sparse.config.schema import read_config
-from sv_sparse.data.torchaudio_guard import torchaudio  # noqa: F401  # lets speechbrain import it
 from sv_sparse.models.campplus import CAMPlusPlus
 from sv_sparse.models.pretrained.name_maps import THREED_SPEAKER_CAMPPLUS, names_in_toolkit
 from sv_sparse.training.logging import read_rows
@@ -15,14 +15,8 @@ from sv_sparse.training.logging import read_rows
 
 @pytest.fixture(scope="module")
 def speechbrain_file(tmp_path_factory):
-    """SpeechBrain's ECAPA-TDNN of tiny widths, untrained, as its checkpointer saves it."""
-    from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN  # noqa: PLC0415  # after torchaudio
-
-    torch.manual_seed(0)
-    widths = {"channels": [16, 16, 16, 16, 24], "attention_channels": 8, "se_channels": 8, "res2net_scale": 4}
-    network = ECAPA_TDNN(80, lin_neurons=16, **widths)
     path = tmp_path_factory.mktemp("speechbrain") / "embedding_model.ckpt"
-    torch.save(network.state_dict(), path)
+    torch.save(speechbrain_ecapa(), path)
     return path
 
 
