@@ -105,33 +105,6 @@ def test_gradients_can_be_differentiated_again() -> None:
     assert torch.autograd.gradgradcheck(block, (x,))
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0])
-def test_every_parameter_gets_a_finite_gradient_even_from_constant_input(scale: float) -> None:
-    network = small()
-    with torch.autocast("cpu", torch.bfloat16):
-        embedding = network(scale * torch.randn(4, 20, 30))
-    assert embedding.dtype == torch.float32
-    embedding.square().sum().backward()
-    assert all(param.grad is not None and param.grad.isfinite().all() for param in network.parameters())
-
-
-def test_embeddings_under_autocast_are_close() -> None:
-    network = small().eval()
-    filterbank = torch.randn(2, 20, 230)
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        embedding = network(filterbank)
-    assert torch.cosine_similarity(embedding, network(filterbank)).min() > 0.999
-
-
-def test_it_can_be_exported_with_any_batch_size_and_length() -> None:
-    network = small().eval()
-    axes = ({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC},)
-    exported = torch.export.export(network, (torch.randn(2, 20, 40),), dynamic_shapes=axes).module()
-    for frames in (55, 201, 500):
-        filterbank = torch.randn(3, 20, frames)
-        torch.testing.assert_close(exported(filterbank), network(filterbank))
-
-
 def test_convolutions_and_the_linear_layer_may_become_sparse() -> None:
     network = small()
     kinds = {}

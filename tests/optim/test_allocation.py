@@ -56,6 +56,12 @@ def test_too_few_weights_for_the_layers_are_refused():
         layer_nnz(SHAPES, 4, "uniform")
 
 
+def test_a_target_that_leaves_less_than_a_weight_for_each_layer_is_refused():
+    optimizer = AdaBreg(param_groups(network(), per_weight=True))
+    with pytest.raises(ValueError, match="keeps 1 of them, and allocation='erk' leaves at least one in each of 2 lay"):
+        FeedbackController(optimizer, 0.997, 10, allocation="erk")
+
+
 def test_rounding_stays_near_and_within_the_layers():
     assert round_to_sum([0.0, 0.0, 3.0], 3, [5, 5, 5]) == [1, 1, 1]
     assert round_to_sum([5.6, 0.6, 0.8], 8, [5, 5, 5]) == [5, 1, 2]

@@ -204,6 +204,11 @@ class Controller:
         nnz = self._nnz_at(self.target_sparsity)
         if self.groups and not 0 < nnz < size:
             raise ValueError(f"target_sparsity={self.target_sparsity} of {size} weights keeps {nnz} of them")
+        if self.allocation != "global" and nnz < len(self.params):
+            raise ValueError(
+                f"target_sparsity={self.target_sparsity} of {size} weights keeps {nnz} of them, and allocation="
+                f"{self.allocation!r} leaves at least one in each of {len(self.params)} layers; choose a lower target"
+            )
 
     @property
     def groups(self) -> list[Group]:
