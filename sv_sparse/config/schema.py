@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sv_sparse.data.unreadable import UnreadableLimit
 from sv_sparse.models.features import DEFAULT_FEATURES
 from sv_sparse.optim.allocation import ALLOCATIONS
+from sv_sparse.optim.lr_scheduler import DECAYS
 from sv_sparse.scoring.config import ScoringConfig
 
 
@@ -97,9 +98,8 @@ class TrainerConfig:
     num_workers: int | str = setting("auto", "Processes that read crops, or auto.")
     lr_scale: float = setting(1.0, "Factor on every rate of optim.lr.")
     warmup_fraction: float = setting(0.04, "Fraction of the run in which the learning rate rises.")
-    final_lr_fraction: float = setting(
-        0.01, "Learning rate at the end, as a fraction of its peak, reached exponentially."
-    )
+    lr_decay: str = setting("exponential", "How the learning rate falls: exponential, linear or cosine.")
+    final_lr_fraction: float = setting(0.01, "Learning rate at the end, as a fraction of its peak.")
     max_grad_norm: float | None = setting(1.0, "Largest gradient norm; null: no clipping.")
     clip_scope: str = setting("support", "Gradients that the norm counts: support (of nonzero weights) or all.")
     early_stop_patience: int | None = setting(
@@ -141,6 +141,7 @@ class TrainerConfig:
         _require_choice("trainer.device", self.device, "auto", "cpu", "cuda")
         _require_choice("trainer.precision", self.precision, "auto", "bf16", "fp16", "fp32")
         _require_choice("trainer.clip_scope", self.clip_scope, "support", "all")
+        _require_choice("trainer.lr_decay", self.lr_decay, *DECAYS)
         _require_choice("trainer.batch_norm", self.batch_norm, "auto", "batch", "frozen")
         for name in ("compile", "cpu_kernels"):
             value = getattr(self, name)

@@ -40,7 +40,7 @@ from sv_sparse.optim.groups import (
     summary_table,
 )
 from sv_sparse.optim.linbreg import LinBreg
-from sv_sparse.optim.lr_scheduler import warmup_exponential
+from sv_sparse.optim.lr_scheduler import warmup_decay
 from sv_sparse.optim.proxsgd import ProxSGD
 
 __all__ = [
@@ -66,5 +66,5 @@ __all__ = [
     "sparse_init_",
     "sparsity",
     "summary_table",
-    "warmup_exponential",
+    "warmup_decay",
 ]

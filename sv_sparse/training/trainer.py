@@ -20,7 +20,7 @@ from sv_sparse.config.schema import HeadConfig
 from sv_sparse.data.dataset import Batch
 from sv_sparse.distributed import all_gather, all_gather_objects, rank, world_size
 from sv_sparse.models.heads import margin_at, mean_cosine
-from sv_sparse.optim import clip_grad_norm_, sparsity, warmup_exponential
+from sv_sparse.optim import clip_grad_norm_, sparsity, warmup_decay
 from sv_sparse.scoring.arrays import Float32Array
 from sv_sparse.scoring.backend import Backend
 from sv_sparse.signals import StopRequested, capture_stop_signals, defer_stop
@@ -353,9 +353,10 @@ class Trainer:
     def _apply_schedules(self) -> None:
         """Set learning rate and margin of this step: functions of the step alone, so that resuming needs no state."""
         step, total_steps = self.state.progress.step, self.setup.total_steps
-        factor = warmup_exponential(
+        factor = warmup_decay(
             step,
             total_steps,
+            decay=self.config.lr_decay,
             warmup_fraction=self.config.warmup_fraction,
             final_lr_fraction=self.config.final_lr_fraction,
         )

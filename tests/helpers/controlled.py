@@ -9,7 +9,7 @@ from sv_sparse.optim import (
     param_groups,
     sparse_init_,
     sparsity,
-    warmup_exponential,
+    warmup_decay,
 )
 
 TARGETS = (0.5, 0.75, 0.9, 0.95, 0.99)
@@ -53,7 +53,7 @@ def run(model, optimizer, controller, data) -> list[float]:
     base = optimizer.param_groups[0]["lr"]
     for step, (x, y) in enumerate(data, start=controller.steps):
         for group in optimizer.param_groups:
-            group["lr"] = base * warmup_exponential(step, controller.total_steps)
+            group["lr"] = base * warmup_decay(step, controller.total_steps)
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()

@@ -18,7 +18,7 @@ from sv_sparse.optim import (
     sparse_init_,
     sparsity,
     summary_table,
-    warmup_exponential,
+    warmup_decay,
 )
 
 
@@ -395,15 +395,19 @@ def test_clipping_checks_its_settings(settings, message):
         clip_grad_norm_([], **{"max_norm": 1.0} | settings)
 
 
-def test_the_first_update_of_a_schedule_already_moves():
-    factors = [warmup_exponential(step, 100, warmup_fraction=0.1, final_lr_fraction=0.01) for step in range(100)]
+@pytest.mark.parametrize(("decay", "middle"), [("exponential", 0.1), ("linear", 0.505), ("cosine", 0.505)])
+def test_the_first_update_of_a_schedule_already_moves(decay, middle):
+    factors = []
+    for step in range(100):
+        factors.append(warmup_decay(step, 100, decay=decay, warmup_fraction=0.1, final_lr_fraction=0.01))
     assert factors[0] == pytest.approx(0.1)
+    assert factors[54] == pytest.approx(middle)
     assert max(factors) == factors[9] == 1.0
     assert factors[-1] == pytest.approx(0.01)
     assert all(later < earlier for earlier, later in pairwise(factors[9:]))
 
 
-@pytest.mark.parametrize("settings", [{"warmup_fraction": 1.0}, {"final_lr_fraction": 0.0}])
+@pytest.mark.parametrize("settings", [{"warmup_fraction": 1.0}, {"final_lr_fraction": 0.0}, {"decay": "step"}])
 def test_a_schedule_checks_its_settings(settings):
     with pytest.raises(ValueError, match="must be"):
-        warmup_exponential(0, 10, **settings)
+        warmup_decay(0, 10, **settings)

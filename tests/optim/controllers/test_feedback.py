@@ -24,7 +24,7 @@ from sv_sparse.optim import (
     param_groups,
     sparse_init_,
     sparsity,
-    warmup_exponential,
+    warmup_decay,
 )
 
 FEEDBACK = [FeedbackController, PaperController]
@@ -406,7 +406,7 @@ def test_a_whole_number_of_steps_may_come_as_a_float():
 @pytest.mark.parametrize("name", ["warmup_fraction", "final_lr_fraction"])
 def test_a_schedule_refuses_what_is_no_number(name, wrong):
     with pytest.raises(ValueError, match=f"{name} must be"):
-        warmup_exponential(0, 100, **{name: wrong})
+        warmup_decay(0, 100, **{name: wrong})
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="asks for a CUDA device: that nothing waits for it")
