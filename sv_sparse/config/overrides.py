@@ -294,6 +294,8 @@ def _allowed(composed: DictConfig, key: str) -> str:
     parent, _, name = key.rpartition(".")
     node: Any = (OmegaConf.select(composed, parent) if parent else composed)._get_node(name.partition("[")[0])
     hint = str(node._metadata.ref_type).replace("typing.", "")
+    # Where any number is allowed, whole ones need no words of their own.
+    hint = hint.replace("int", "") if "float" in hint else hint
     types = [words for type_name, words in _TYPE_NAMES.items() if type_name in hint]
     allowed = " or ".join(types) or "a value of another kind"
     if OmegaConf.is_list(node):

@@ -98,7 +98,11 @@ class TrainerConfig:
     num_workers: int | str = setting("auto", "Processes that read crops, or auto.")
     lr_scale: float = setting(1.0, "Factor on every rate of optim.lr.")
     warmup_fraction: float = setting(0.04, "Fraction of the run in which the learning rate rises.")
-    lr_decay: str = setting("exponential", "How the learning rate falls: exponential, linear or cosine.")
+    lr_decay: str = setting(
+        "auto",
+        "How the learning rate falls: exponential, linear, cosine, or auto: linear with init_from and a teacher, else "
+        "exponential.",
+    )
     final_lr_fraction: float = setting(0.01, "Learning rate at the end, as a fraction of its peak.")
     max_grad_norm: float | None = setting(1.0, "Largest gradient norm; null: no clipping.")
     clip_scope: str = setting("support", "Gradients that the norm counts: support (of nonzero weights) or all.")
@@ -141,7 +145,7 @@ class TrainerConfig:
         _require_choice("trainer.device", self.device, "auto", "cpu", "cuda")
         _require_choice("trainer.precision", self.precision, "auto", "bf16", "fp16", "fp32")
         _require_choice("trainer.clip_scope", self.clip_scope, "support", "all")
-        _require_choice("trainer.lr_decay", self.lr_decay, *DECAYS)
+        _require_choice("trainer.lr_decay", self.lr_decay, "auto", *DECAYS)
         _require_choice("trainer.batch_norm", self.batch_norm, "auto", "batch", "frozen")
         for name in ("compile", "cpu_kernels"):
             value = getattr(self, name)
@@ -562,12 +566,12 @@ class ScheduledConfig(ControllerConfig):
     # Another default than that of the classes: here the learning rate falls, so that a frozen end keeps the target
     # (DECISIONS 84).
     freeze_fraction: float = setting(0.01, "Fraction of the run, at its end, with lambda left alone.")
-    ramp_start: float | str | None = setting(
+    ramp_start: int | float | str | None = setting(
         "auto",
         "Fraction of the run at which the target leaves initial_sparsity; null: no ramp; auto: from 0 to 0.5 where "
         "weights start dense, else none.",
     )
-    ramp_end: float | str | None = setting("auto", "Fraction of the run at which the target is reached; null; auto.")
+    ramp_end: int | float | str | None = setting("auto", "Fraction of the run at which the target is reached; null; auto.")
     initial_sparsity: float | None = setting(
         None, "Target before the ramp; null: the sparsity of the network at the start."
     )
@@ -619,8 +623,8 @@ class GradualMagnitudeConfig(ScheduledConfig):
 
     name: str = setting("gradual_magnitude", "The controller.")
     freeze_fraction: float = setting(0.01, "Fraction of the run, at its end, with the masks left alone.")
-    ramp_start: float | str | None = setting(0.1, "Fraction of the run at which pruning begins.")
-    ramp_end: float | str | None = setting(0.6, "Fraction of the run at which the target is reached.")
+    ramp_start: int | float | str | None = setting(0.1, "Fraction of the run at which pruning begins.")
+    ramp_end: int | float | str | None = setting(0.6, "Fraction of the run at which the target is reached.")
     initial_sparsity: float | None = setting(0.0, "Target before the ramp.")
     num_mask_updates: int = setting(100, "How often the masks grow in the ramp, at most at every step.")
 
@@ -782,11 +786,23 @@ class Config:
         return dict(self.model) if isinstance(self.model, dict) else asdict(self.model)
 
     @property
+    def imitates_from_trained_weights(self) -> bool:
+        """True where trained weights learn the embeddings of a teacher, as of a published network."""
+        return self.init_from is not None and self.teacher is not None
+
+    @property
     def freezes_batch_norm(self) -> bool:
         """True where batch normalization keeps the statistics of the start: DECISIONS 122."""
         if self.trainer.batch_norm == "auto":
-            return self.init_from is not None and self.teacher is not None
+            return self.imitates_from_trained_weights
         return self.trainer.batch_norm == "frozen"
+
+    @property
+    def lr_decay(self) -> str:
+        """How the learning rate falls, an argument of ``warmup_decay``: DECISIONS 123."""
+        if self.trainer.lr_decay == "auto":
+            return "linear" if self.imitates_from_trained_weights else "exponential"
+        return self.trainer.lr_decay
 
     @property
     def model_name(self) -> str:

@@ -138,7 +138,8 @@ def build_param_groups(
         groups = [part for group in groups for part in _split_group_per_weight(group)]
     for group in groups:
         group["granularity"] = settings.granularity
-        group["initial_lr"] = rates["others" if group["penalty"] == "none" else "weights"]
+        # Weights that masks make zero have no penalty.
+        group["initial_lr"] = rates["weights" if group["prunable"] else "others"]
     return groups
 
 

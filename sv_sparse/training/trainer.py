@@ -356,7 +356,7 @@ class Trainer:
         factor = warmup_decay(
             step,
             total_steps,
-            decay=self.config.lr_decay,
+            decay=self.setup.config.lr_decay,
             warmup_fraction=self.config.warmup_fraction,
             final_lr_fraction=self.config.final_lr_fraction,
         )

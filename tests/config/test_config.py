@@ -328,3 +328,11 @@ def test_a_setting_that_a_stored_run_lacks_has_its_default(tmp_path):
     del settings["sparsity"]["dense"], settings["trainer"]["profile"], settings["runs_dir"], settings["scoring"]
     stored_run(tmp_path, settings)
     assert open_resumed(tmp_path, []).config == composed(*FOLDER)
+
+
+@pytest.mark.parametrize("choice", ["feedback", "gradual_magnitude"])
+def test_a_bound_of_the_ramp_may_be_a_whole_number(choice):
+    words = (f"sparsity={choice}", "sparsity.controller.ramp_start=0", "sparsity.controller.ramp_end=1")
+    check_command_line(words)
+    controller = composed(*words).sparsity.controller
+    assert (controller.ramp_start, controller.ramp_end) == (0, 1)

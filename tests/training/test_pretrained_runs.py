@@ -55,6 +55,15 @@ def test_another_network_than_the_files_is_refused_with_what_the_file_holds(trai
     assert f"init_from={speechbrain_file}: its network has model.layout=speechbrain; choose the same model" in done.err
 
 
+def test_masks_prune_pretrained_weights_at_the_same_rate(train, tones, tmp_path, speechbrain_file):
+    words = [*TINY, *tones.settings(), "model.layout=speechbrain", f"init_from={speechbrain_file}"]
+    done = train(*words, "sparsity=gradual_magnitude", "trainer.max_steps=2", f"run_dir={tmp_path / 'run'}")
+    assert done.status == 0, done.err
+    assert "peak lr: sparse weights 0.001, other parameters 0.003" in done.out
+    rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
+    assert max(row["lr"] for row in rows) == pytest.approx(0.001)
+
+
 def test_weights_of_an_unknown_network_are_refused(train, tones, tmp_path):
     torch.save({"conv.weight": torch.zeros(3, 3)}, tmp_path / "other.pt")
     done = train(*TINY, *tones.settings(), f"init_from={tmp_path / 'other.pt'}")

@@ -172,3 +172,18 @@ def test_a_name_that_the_network_lacks_is_refused_before_training(train, tones):
     done = train(*TINY, *tones.settings(), "sparsity.dense=[embeding]")
     assert done.status == 2
     assert "dense names 'embeding', which is no parameter or module with parameters; near are embedding" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "decay", "is_frozen"),
+    [
+        ([], "exponential", False),
+        (["init_from=a"], "exponential", False),
+        (["teacher=b"], "exponential", False),
+        (["init_from=a", "teacher=self"], "linear", True),
+        (["init_from=a", "teacher=self", "trainer.lr_decay=cosine", "trainer.batch_norm=batch"], "cosine", False),
+    ],
+)
+def test_trained_weights_beside_a_teacher_have_a_schedule_and_statistics_of_their_own(words, decay, is_frozen):
+    config = config_of(*words)
+    assert (config.lr_decay, config.freezes_batch_norm) == (decay, is_frozen)
