@@ -191,6 +191,17 @@ if [ "$stage" -le 9 ] && [ "$stop_stage" -ge 9 ] && [ -n "$root" ] && [ -n "$wei
     published short_l0_erk "$@" $short sparsity=quantile sparsity.allocation=erk
     published short_l0_batch_norm "$@" $short sparsity=quantile trainer.batch_norm=batch
     published short_l0_0.0003 "$@" $short sparsity=quantile optim.lr.pretrained=0.0003
+    # The schedule, with a quarter of the crops.
+    quarter="target_sparsity=0.8 $(short_steps 250)"
+    [ "$smoke" = true ] || quarter="$quarter trainer.batch_size=16"
+    published quarter_l0_0.001 "$@" $quarter sparsity=quantile
+    published quarter_l0_0.003 "$@" $quarter sparsity=quantile optim.lr.pretrained=0.003
+    published quarter_l0_ramp_0.3 "$@" $quarter sparsity=quantile optim.lr.pretrained=0.002 \
+        sparsity.controller.ramp_start=0 sparsity.controller.ramp_end=0.3
+    published quarter_magnitude_0.003 "$@" $quarter sparsity=gradual_magnitude optim.lr.pretrained=0.003
+    published exponential_l0 "$@" $short sparsity=quantile trainer.lr_decay=exponential
+    published exponential_magnitude "$@" $short sparsity=gradual_magnitude optim.lr.pretrained=0.003 \
+        trainer.lr_decay=exponential
     # Long runs of the best and of magnitude pruning.
     for fraction in 0.8 0.9 0.5 0.75 0.95; do
         published "l0_${fraction}_s0" "$@" target_sparsity=$fraction sparsity=quantile $(short_steps 2000)
