@@ -799,7 +799,7 @@ class Config:
 
     @property
     def lr_decay(self) -> str:
-        """How the learning rate falls, an argument of ``warmup_decay``: DECISIONS 123."""
+        """Fall of the learning rate, an argument of ``warmup_decay``: DECISIONS 123."""
         if self.trainer.lr_decay == "auto":
             return "linear" if self.imitates_from_trained_weights else "exponential"
         return self.trainer.lr_decay
