@@ -571,7 +571,9 @@ class ScheduledConfig(ControllerConfig):
         "Fraction of the run at which the target leaves initial_sparsity; null: no ramp; auto: from 0 to 0.5 where "
         "weights start dense, else none.",
     )
-    ramp_end: int | float | str | None = setting("auto", "Fraction of the run at which the target is reached; null; auto.")
+    ramp_end: int | float | str | None = setting(
+        "auto", "Fraction of the run at which the target is reached; null; auto."
+    )
     initial_sparsity: float | None = setting(
         None, "Target before the ramp; null: the sparsity of the network at the start."
     )
