@@ -54,9 +54,9 @@ sweep() {
     [ "$dry_run" = true ] || echo "$settings $run_name $*" >> "$out/finished_sweeps.txt"
 }
 
-# short_steps STEPS: the setting of a run's length, unless --smoke sets it.
-short_steps() {
-    [ "$smoke" = true ] || echo "trainer.max_steps=$1"
+# unless_smoke SETTING=VALUE ...: settings of a run's length, unless --smoke sets it.
+unless_smoke() {
+    [ "$smoke" = true ] || echo "$@"
 }
 
 # final_lambda RUN: the lambda that a finished run ended with.
@@ -181,7 +181,7 @@ if [ "$stage" -le 9 ] && [ "$stop_stage" -ge 9 ] && [ -n "$root" ] && [ -n "$wei
         published "oneshot_$fraction" "$@" target_sparsity=$fraction $untrained
     done
     # Short runs that choose, at one target.
-    short="target_sparsity=0.8 $(short_steps 500)"
+    short="target_sparsity=0.8 $(unless_smoke trainer.max_steps=500)"
     published short_l0_feedback "$@" $short
     published short_l0_quantile "$@" $short sparsity=quantile
     published short_l1_feedback "$@" $short sparsity.penalty=l1
@@ -192,8 +192,7 @@ if [ "$stage" -le 9 ] && [ "$stop_stage" -ge 9 ] && [ -n "$root" ] && [ -n "$wei
     published short_l0_batch_norm "$@" $short sparsity=quantile trainer.batch_norm=batch
     published short_l0_0.0003 "$@" $short sparsity=quantile optim.lr.pretrained=0.0003
     # The schedule, with a quarter of the crops.
-    quarter="target_sparsity=0.8 $(short_steps 250)"
-    [ "$smoke" = true ] || quarter="$quarter trainer.batch_size=16"
+    quarter="target_sparsity=0.8 $(unless_smoke trainer.max_steps=250 trainer.batch_size=16)"
     published quarter_l0_0.001 "$@" $quarter sparsity=quantile
     published quarter_l0_0.003 "$@" $quarter sparsity=quantile optim.lr.pretrained=0.003
     published quarter_l0_ramp_0.3 "$@" $quarter sparsity=quantile optim.lr.pretrained=0.002 \
@@ -204,14 +203,16 @@ if [ "$stage" -le 9 ] && [ "$stop_stage" -ge 9 ] && [ -n "$root" ] && [ -n "$wei
         trainer.lr_decay=exponential
     # Long runs of the best and of magnitude pruning.
     for fraction in 0.8 0.9 0.5 0.75 0.95; do
-        published "l0_${fraction}_s0" "$@" target_sparsity=$fraction sparsity=quantile $(short_steps 2000)
+        published "l0_${fraction}_s0" "$@" target_sparsity=$fraction sparsity=quantile \
+            $(unless_smoke trainer.max_steps=2000)
         case $fraction in 0.8 | 0.9)
             published "magnitude_${fraction}_s0" "$@" target_sparsity=$fraction sparsity=gradual_magnitude \
-                $(short_steps 2000) ;;
+                $(unless_smoke trainer.max_steps=2000) ;;
         esac
     done
     for other_seed in 1 2; do
-        published "l0_0.8_s$other_seed" "$@" target_sparsity=0.8 sparsity=quantile $(short_steps 2000) seed=$other_seed
+        published "l0_0.8_s$other_seed" "$@" target_sparsity=0.8 sparsity=quantile seed=$other_seed \
+            $(unless_smoke trainer.max_steps=2000)
     done
 fi
 

@@ -29,7 +29,10 @@ def learning_rates(config: Config, *, sparse_init: bool) -> dict[str, float]:
         lr = LearningRates(sparse_start=lr, dense_params=lr, dense_start=lr, pretrained=lr)
     scale = config.trainer.lr_scale
     if sparse_init:
-        return {"weights": scale * lr.sparse_start, "others": scale * lr.dense_params}
+        # Without a penalty, as under masks, nothing grows from zero.
+        has_penalty = config.target_sparsity > 0 and config.sparsity.penalty != "none"
+        weight_rate = lr.sparse_start if has_penalty else lr.dense_params
+        return {"weights": scale * weight_rate, "others": scale * lr.dense_params}
     is_pretrained = config.init_from is not None and config.target_sparsity > 0
     weight_rate = lr.pretrained if is_pretrained else lr.dense_start
     return {"weights": scale * weight_rate, "others": scale * lr.dense_start}

@@ -187,3 +187,9 @@ def test_a_name_that_the_network_lacks_is_refused_before_training(train, tones):
 def test_trained_weights_beside_a_teacher_have_a_schedule_and_statistics_of_their_own(words, decay, is_frozen):
     config = config_of(*words)
     assert (config.lr_decay, config.freezes_batch_norm) == (decay, is_frozen)
+
+
+@pytest.mark.parametrize("words", [["sparsity=gradual_magnitude"], ["sparsity=dense", "target_sparsity=0"]])
+def test_without_a_penalty_weights_of_a_sparse_run_train_at_the_rate_of_dense_ones(words):
+    rates = learning_rates(config_of("optim=linbreg", "init_from=x", *words), sparse_init=True)
+    assert rates == {"weights": 0.1, "others": 0.1}
