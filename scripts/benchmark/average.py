@@ -22,7 +22,7 @@ from sv_sparse.optim import (
     param_groups,
     sparse_init_,
     sparsity,
-    warmup_exponential,
+    warmup_decay,
 )
 
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -68,7 +68,7 @@ def run(name: str, target: float, steps: int, seed: int, decay: bool) -> list[fl
     duals, weights = DualAverage(), AveragedModel(model)
     for step, (x, y) in enumerate(train):
         for group in optimizer.param_groups:
-            group["lr"] = lr * warmup_exponential(step, steps) if decay else lr
+            group["lr"] = lr * warmup_decay(step, steps) if decay else lr
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()

@@ -30,7 +30,7 @@ from sv_sparse.optim import (
     param_groups,
     sparse_init_,
     sparsity,
-    warmup_exponential,
+    warmup_decay,
 )
 from sv_sparse.optim.controllers.base import Controller
 
@@ -105,7 +105,7 @@ def sparsity_errors(cell: Cell) -> tuple[list[float], float]:
         labels = torch.randint(10, (16,), generator=generator)
         inputs = patterns[labels] + 2 * torch.randn(16, 8, 12, generator=generator)
         for group in optimizer.param_groups:
-            group["lr"] = lr * warmup_exponential(step, cell.steps)
+            group["lr"] = lr * warmup_decay(step, cell.steps)
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(inputs), labels).backward()
         optimizer.step()
