@@ -10,7 +10,7 @@ fail() {
 
 while [ $# -gt 0 ]; do
     case $1 in
-        --help)
+        -h | --help)
             sed '1d; /^set /d; /^\. /,$d; s/^# \{0,1\}//' "$0"
             exit 0
             ;;
@@ -60,11 +60,15 @@ run() {
     [ "$dry_run" = true ] || "$@"
 }
 
-# train RUN_DIR SETTING=VALUE ...: train a network, unless it is finished.
+# train RUN_DIR SETTING=VALUE ...: train a network, unless it is finished. A finished run of other settings is
+# no answer to this command: it is refused, as train.py refuses an unfinished one.
 train() {
     folder=$1
     shift
     if [ -f "$folder/results.json" ]; then
+        if [ -f "$folder/settings.txt" ] && [ "$(cat "$folder/settings.txt")" != "$*" ]; then
+            fail "$folder is finished with other settings, $(cat "$folder/settings.txt"); choose another folder"
+        fi
         echo "finished: $folder"
         return
     fi
@@ -76,7 +80,9 @@ train() {
         run python train.py run_dir="$folder" "$@"
     fi
     # torchrun may end with status 0 when it was asked to stop.
-    [ "$dry_run" = true ] || [ -f "$folder/results.json" ] || fail "$folder is not finished"
+    [ "$dry_run" = true ] && return
+    [ -f "$folder/results.json" ] || fail "$folder is not finished"
+    printf '%s\n' "$*" > "$folder/settings.txt"
 }
 
 # smoke_settings [MODEL]: with --smoke, the settings that make a run of MODEL take seconds.

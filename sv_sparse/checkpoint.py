@@ -84,9 +84,14 @@ def load(path: Path, keys: set[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is not a readable checkpoint: {first_line}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, expected a checkpoint")
-    if state.get("format") != FORMAT:
+    if "format" not in state:
         raise ValueError(
-            f"{path} has checkpoint format {state.get('format')}, this version reads {FORMAT}; sv-sparse 0.1 reads 4"
+            f"{path} is no network of sv-sparse; of weights of other toolkits, sv-sparse train init_from={path} "
+            f"target_sparsity=0 trainer.max_steps=0 makes one"
+        )
+    if state["format"] != FORMAT:
+        raise ValueError(
+            f"{path} has checkpoint format {state['format']}, this version reads {FORMAT}; sv-sparse 0.1 reads 4"
         )
     if "optimizer" in state:
         state = _ADDED_TRAINING_KEYS | state

@@ -62,6 +62,12 @@ def test_another_format_is_refused(tmp_path):
         checkpoint.load(tmp_path / "model.pt", checkpoint.NETWORK_KEYS)
 
 
+def test_weights_of_another_toolkit_are_refused_with_the_way_to_use_them(tmp_path):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="is no network of sv-sparse; .* sv-sparse train init_from=.*model.pt target"):
+        checkpoint.load(tmp_path / "model.pt", checkpoint.NETWORK_KEYS)
+
+
 def test_a_pickled_object_is_refused(tmp_path):
     torch.save({"format": checkpoint.FORMAT, "model": checkpoint.Path("x")}, tmp_path / "model.pt")
     with pytest.raises(ValueError, match="is not a readable checkpoint"):

@@ -9,7 +9,7 @@
 set -eu
 
 stage=1                         # 1 quality, 2 noise, 3 control, 4 insensitivity, 5 structure,
-stop_stage=10                   # 6 foreign, 7 finetuning, 8 search, 9 published, 10 tables
+stop_stage=11                   # 6 foreign, 7 finetuning, 8 search, 9 published, 10 length, 11 tables
 root=                           # folder of the recordings
 trials=                         # trial lists, "label enrollment test" in each line
 train_utterances=               # lines of "speaker path"; by default all speakers that no trial names
@@ -217,6 +217,17 @@ if [ "$stage" -le 9 ] && [ "$stop_stage" -ge 9 ] && [ -n "$root" ] && [ -n "$wei
 fi
 
 if [ "$stage" -le 10 ] && [ "$stop_stage" -ge 10 ]; then
+    for epochs in 20 40; do
+        length="$(unless_smoke trainer.epochs=$epochs)"
+        sweep "epochs${epochs}_dense_s$seed" sparsity=dense seed=$seeds $length "$@"
+        sweep "epochs${epochs}_feedback_${target}_s$seed" target_sparsity=$targets seed=$seeds $length "$@"
+        sweep "epochs${epochs}_magnitude_${target}_s$seed" sparsity=gradual_magnitude target_sparsity=$targets \
+            seed=$seeds $length "$@"
+        sweep "epochs${epochs}_linbreg_${target}_s$seed" optim=linbreg target_sparsity=0.9 seed=$seeds $length "$@"
+    done
+fi
+
+if [ "$stage" -le 11 ] && [ "$stop_stage" -ge 11 ]; then
     run sv-sparse compare "$out"/runs/* --out "$out/compared"
     if [ -n "$weights" ]; then
         run sv-sparse compare "$out/published/dense" "$out"/published/[!d]* --out "$out/compared_published"

@@ -409,6 +409,25 @@ def finetuning_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
     return Table("", heads, rows)
 
 
+def length_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
+    """EER after longer training, and its differences to dense networks and to magnitude pruning of that length."""
+    heads = ["epochs", "method", "target", "seeds"]
+    for name in trial_lists:
+        heads += [f"EER {name} [95 %]", "of each seed", "minus dense", "minus magnitude"]
+    rows = []
+    for group in sorted(starting_with(groups, "epochs"), key=lambda group: int(group.method.removeprefix("epochs"))):
+        length, _, name = group.name.partition("_")
+        target = f"{float(group.value):.2%}" if group.value else DASH
+        row = [length.removeprefix("epochs"), METHODS[Group(name, ()).method], target, str(len(group.runs))]
+        for trial_list in trial_lists:
+            each_seed = ", ".join(f"{100 * eer:.2f}" for eer in group.eers(trial_list))
+            row += [group.eer_with_interval(trial_list), each_seed]
+            for other in (f"{length}_dense", f"{length}_magnitude_{group.value}"):
+                row.append(group.difference(groups.get(other), trial_list))
+        rows.append(row)
+    return Table("", heads, rows)
+
+
 def _finetuning_row(group: Group, start: str, trial_lists: Sequence[str]) -> list[str]:
     label = Group(group.name.removeprefix("finetuned_"), ()).label
     row = [label, start, str(group.runs[0].results["training"]["steps"]), f"{group.mean('sparsity_tracked'):.3%}"]
@@ -439,6 +458,7 @@ TABLES: dict[str, Callable[[Groups, Sequence[str]], Table]] = {
     "foreign": foreign_table,
     "finetuning": finetuning_table,
     "search": search_table,
+    "length": length_table,
 }
 
 

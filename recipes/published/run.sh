@@ -21,6 +21,9 @@ dry_run=false                   # --dry-run: print the commands, run none
 . "$(dirname "$0")/../common.sh"
 
 [ -n "$weights" ] && [ -n "$audio" ] || fail "--weights and --audio are needed: the network's file, and recordings"
+for fraction in $target; do
+    case $fraction in 0.*) ;; *) fail "--target must be fractions of zeros such as 0.8, got $fraction" ;; esac
+done
 data="data=audio data.root=$audio"
 if [ -n "$trials" ]; then data="$data data.trial_lists=[$(echo $trials | tr ' ' ,)]"; fi
 # The loss is the cosine distance to the embeddings of the network as it is published. No labels are needed.

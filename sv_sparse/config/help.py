@@ -19,6 +19,7 @@ Examples:
   python train.py                                         ECAPA-TDNN, 90 % sparse, demo corpus
   python train.py model=resnet34 target_sparsity=0.95     another network and target; 0 is dense
   python train.py data=folder data.root=PATH data.trial_lists=FILE   your own recordings
+  python train.py init_from=FILE teacher=self head=none data=audio data.root=PATH   published weights
   python train.py resume_from=RUN                         continue an interrupted run
   python train.py -m target_sparsity=0.75,0.9,0.95        a sweep, one run after the other
 """

@@ -85,8 +85,8 @@ class TrainerConfig:
     epochs: int = setting(6, "Passes over the training data.")
     max_steps: int | None = setting(
         None,
-        "Optimizer steps after which the run ends, with its schedules; null: by epochs; 0: none, the network is "
-        "evaluated as it starts.",
+        "Optimizer steps after which the run ends, with its schedules; null: by epochs; 0: none, the network is made "
+        "as sparse as target_sparsity at once, and evaluated.",
     )
     batch_size: int = setting(32, "Crops of one optimizer step, of all processes together.")
     grad_accum_steps: int = setting(1, "Parts of a batch that are computed one after the other, for less memory.")
@@ -467,7 +467,7 @@ class XVectorConfig(ModelConfig):
 
 @dataclass(frozen=True)
 class LearningRates:
-    """Peak learning rates; one number in place of the three serves all."""
+    """Peak learning rates; one number in place of them serves all."""
 
     sparse_start: float = setting(0.01, "Of weights that start sparse, in runs from scratch.")
     dense_params: float = setting(0.01, "Of what is dense beside them in those runs: biases, normalization, head.")
@@ -484,7 +484,7 @@ class OptimConfig:
     name: str = setting(MISSING, "adabreg, linbreg or proxsgd.")
     lr: Any = setting(LearningRates(), "Peak learning rate, or one for each kind of parameters.")
     lambda_init: float = setting(
-        0.1, "Where the l1 strength starts, or lower beside smaller weights; the controller moves it."
+        0.1, "Where lambda, the strength of the penalty, starts, or lower beside smaller weights."
     )
 
     def __post_init__(self) -> None:
@@ -746,6 +746,11 @@ class Config:
                 "teacher=self is the network that a run starts from, which is untrained without init_from; add "
                 "init_from=RUN, or name another teacher"
             )
+        if self.init_from is None and self.trainer.batch_norm == "frozen":
+            raise ValueError(
+                "trainer.batch_norm=frozen keeps the statistics of a trained network, and without init_from there are "
+                "none; it must be auto or batch"
+            )
         if not self.data.has_labels:
             self._check_needs_no_labels()
         patience = self.trainer.early_stop_patience
@@ -847,6 +852,7 @@ class Config:
             ValueError: a setting is unknown or not allowed; names it.
         """
         try:
+            settings = _of_this_version(settings)
             node = writable(OmegaConf.structured(Config))
             for group, choices in (("data", DATA_SETTINGS), ("optim", OPTIMIZER_SETTINGS)):
                 node[group] = _schema_of(settings[group], choices)
@@ -855,8 +861,7 @@ class Config:
             if lr is not None and not isinstance(lr, Mapping):
                 # One number in place of a node.
                 node.optim.lr = lr
-            # Heads of version 0.2 have no name.
-            head = {"name": "aam_softmax"} | dict(settings.get("head", {}))
+            head = settings["head"]
             node.head = {} if "_target_" in head else _schema_of(head, HEAD_SETTINGS)
             controller = settings["sparsity"]["controller"]
             node.sparsity.controller = {} if "_target_" in controller else _schema_of(controller, CONTROLLER_SETTINGS)
@@ -866,6 +871,20 @@ class Config:
             raise ValueError(
                 f"{source}: its settings are not those of this version of sv-sparse ({first_line})"
             ) from error
+
+
+def _of_this_version(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of version 0.2, or of this one, with the names of this one."""
+    # There was one head, without a name.
+    head = dict(settings.get("head", {}))
+    if "_target_" not in head:
+        head = {"name": "aam_softmax"} | head
+    controller = dict(settings["sparsity"]["controller"])
+    sparsity = dict(settings["sparsity"]) | {"controller": controller}
+    # A class of the user's own may have an argument of this name.
+    if "_target_" not in controller and "per_layer" in controller:
+        sparsity["allocation"] = "uniform" if controller.pop("per_layer") else "global"
+    return dict(settings) | {"head": head, "sparsity": sparsity}
 
 
 MODEL_SETTINGS = {

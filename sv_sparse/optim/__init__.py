@@ -3,13 +3,15 @@
 In your own training loop::
 
     groups = param_groups(model)
-    sparse_init_(groups)                  # leave out for pretrained weights, and take lr=3e-3
+    sparse_init_(groups)
     optimizer = AdaBreg(groups, lr=1e-2)
     controller = FeedbackController(optimizer, target_sparsity=0.9, total_steps=steps)
     ...
     optimizer.step(); controller.step()   # at every update
     ...
     controller.finalize()                 # once, at the end: exactly the target
+
+For pretrained weights: ``param_groups(model, penalty="l0")``, no ``sparse_init_``, and ``lr=1e-3``.
 
 To change the rule of lambda, read controllers/base.py, controllers/log_lambda.py and controllers/feedback.py. A rule of
 your own is a subclass of LogLambdaController with one method. The formulas of the optimizers are in functional.py.

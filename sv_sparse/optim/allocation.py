@@ -28,13 +28,17 @@ def layer_nnz(shapes: Sequence[Sequence[int]], nnz: int, allocation: str) -> lis
     [2958, 23666]
     """
     sizes = [math.prod(shape) for shape in shapes]
-    if not len(sizes) <= nnz <= sum(sizes):
-        raise ValueError(f"{nnz} nonzero weights in {len(sizes)} layers of {sum(sizes)} weights: one of each must stay")
+    _check_total(nnz, sizes)
     if allocation == "uniform":
         factors = [1.0] * len(sizes)
     else:
         factors = [sum(shape) / size for shape, size in zip(shapes, sizes, strict=True)]
     return round_to_sum(_capped(factors, sizes, nnz), nnz, sizes)
+
+
+def _check_total(nnz: int, sizes: Sequence[int]) -> None:
+    if not len(sizes) <= nnz <= sum(sizes):
+        raise ValueError(f"{nnz} nonzero weights in {len(sizes)} layers of {sum(sizes)} weights: one of each must stay")
 
 
 def _capped(factors: Sequence[float], sizes: Sequence[int], nnz: int) -> list[float]:
@@ -62,9 +66,13 @@ def round_to_sum(values: Sequence[float], total: int, sizes: Sequence[int]) -> l
         total: from the number of layers to the sum of their sizes.
         sizes: of the layers.
 
+    Raises:
+        ValueError: ``total`` is not in its range.
+
     >>> round_to_sum([2.5, 0.2, 7.3], 10, [4, 4, 8])
     [2, 1, 7]
     """
+    _check_total(total, sizes)
     counts = [min(size, max(1, math.floor(value))) for value, size in zip(values, sizes, strict=True)]
     missing = total - sum(counts)
     step = 1 if missing > 0 else -1

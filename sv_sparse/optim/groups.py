@@ -76,7 +76,7 @@ def param_groups(
     dense: str | Sequence[str] = (),
     sparse_types: Sequence[type[nn.Module]] = SPARSE_TYPES,
     dense_types: Sequence[type[nn.Module]] = DENSE_TYPES,
-    penalty: str = "l1",
+    penalty: str | None = None,
     per_weight: bool = False,
 ) -> list[dict[str, Any]]:
     """Return parameter groups for an optimizer: ``sparse``, whose weights may become zero, and ``dense``.
@@ -100,7 +100,7 @@ def param_groups(
         sparse_types: module types whose weights may become zero. Default: SPARSE_TYPES.
         dense_types: module types whose parameters stay dense. Default: DENSE_TYPES.
         penalty: of the sparse groups: ``"l1"``, ``"l0"``, ``"group"``, or ``"none"`` for dense training or for pruning
-            by masks. Default: l1.
+            by masks. None: that of the optimizer. Default: None.
         per_weight: make each sparse weight a group of its own, which a controller's ``allocation`` of ``"uniform"`` or
             ``"erk"`` needs. Default: False.
 
@@ -145,9 +145,10 @@ def param_groups(
             sparse_pairs.append(pair)
     if undecided:
         raise ValueError(_undecided_message(undecided))
+    keys = {"name": "sparse", "prunable": True} | ({} if penalty is None else {"penalty": penalty})
     groups: list[dict[str, Any]] = [
-        {"name": "sparse", "params": sparse_pairs, "penalty": penalty, "prunable": True},
-        {"name": "sparse", "params": transposed_pairs, "penalty": penalty, "prunable": True, "transposed": True},
+        {"params": sparse_pairs, **keys},
+        {"params": transposed_pairs, **keys, "transposed": True},
     ]
     if per_weight:
         groups = [{**group, "params": [pair]} for group in groups for pair in group["params"]]
@@ -224,7 +225,8 @@ def summary_table(groups: Iterable[dict[str, Any]]) -> str:
     """Return the groups as a Markdown table; frozen parameters are in no group, and so not in the table.
 
     Args:
-        groups: as ``param_groups`` returns them, or an optimizer's ``param_groups``.
+        groups: as ``param_groups`` returns them, or an optimizer's ``param_groups``. Groups without a penalty are shown
+            with the optimizers' default, l1.
 
     >>> print(summary_table(param_groups(nn.Linear(4, 3))))
     | group | tensors | parameters | penalty |
@@ -235,7 +237,8 @@ def summary_table(groups: Iterable[dict[str, Any]]) -> str:
     sizes: dict[tuple[str, str], list[int]] = {}
     for group in groups:
         params = [param[1] if isinstance(param, tuple) else param for param in group["params"]]
-        sizes.setdefault((group.get("name", ""), group["penalty"]), []).extend(param.numel() for param in params)
+        key = group.get("name", ""), group.get("penalty", "l1")
+        sizes.setdefault(key, []).extend(param.numel() for param in params)
     rows = ["| group | tensors | parameters | penalty |", "|---|---:|---:|---|"]
     for (name, penalty), numels in sizes.items():
         rows.append(f"| {name} | {len(numels)} | {sum(numels):,} | {penalty} |")

@@ -28,7 +28,8 @@ class LinBreg(BregmanOptimizer):
     With ``nesterov`` the step is
     ``lr * (g_t + weight_decay * w_t + momentum * b_t)``.
 
-    v_1 is the subgradient ``w_1 / delta + lambda * sign(w_1)``, so that the first weights are those of the model.
+    v_1 is ``w_1 / delta + lambda * sign(w_1)``, so that the first weights are those of the model; under l0 it is
+    ``w_1 / delta``, and a weight of at most ``delta * lambda`` becomes zero.
     With ``lambda_init=0`` this is torch.optim.SGD with the learning rate ``delta * lr``.
 
     Sources: Bungert, Roith, Tenbrinck, Burger, "A Bregman Learning Framework for Sparse Neural Networks", JMLR 23(192),

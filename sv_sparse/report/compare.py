@@ -89,6 +89,8 @@ def read_run_results(run_dirs: Sequence[Path], list_id: str | None = None) -> tu
     results: list[RunResult] = []
     messages = []
     for run_dir, run_name in zip(run_dirs, _unique_names(run_dirs), strict=True):
+        if not run_dir.exists():
+            raise ValueError(f"{run_dir}: no such folder")
         if not (run_dir / "results.json").is_file():
             messages.append(f"{run_dir}: not finished, left out")
             continue

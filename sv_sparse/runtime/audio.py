@@ -54,9 +54,9 @@ def to_float(waveform: object) -> Float32Array:
     array = waveform.detach().cpu().numpy() if isinstance(waveform, Tensor) else np.asarray(waveform)
     is_int16 = array.dtype == np.int16
     if array.ndim != 1 or not (is_int16 or np.issubdtype(array.dtype, np.floating)):
-        raise ValueError(
-            f"expected a waveform [S] of floating-point or 16-bit samples, got {list(array.shape)} of {array.dtype}"
-        )
+        shape = f"{list(array.shape)} of {array.dtype}"
+        hint = "; take one channel, such as waveform[:, 0]" if array.ndim == 2 else ""
+        raise ValueError(f"expected a waveform [S] of floating-point or 16-bit samples, got {shape}{hint}")
     # Before the conversion, in which a large float64 would become infinite.
     check_loudness(array)
     samples = array.astype(np.float32)

@@ -76,7 +76,8 @@ def finalize(setup: TrainingSetup, last_validation: Validation | None = None) ->
     params = setup.regularized_params()
     target = setup.controller.target_sparsity
     tracked = sparsity(params).item()
-    if setup.controller.has_target and abs(tracked - target) > _WARN_SPARSITY_ERROR:
+    # Without a step, lambda has had no time to find it.
+    if setup.total_steps and setup.controller.has_target and abs(tracked - target) > _WARN_SPARSITY_ERROR:
         logger.warning(
             "tracked sparsity %.2f %% is far from the target of %.2f %%: the run was too short for lambda to find it",
             100 * tracked,

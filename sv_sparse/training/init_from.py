@@ -7,6 +7,7 @@ run's network, or another toolkit's weights, bring the network alone, which is d
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pyarrow as pa
@@ -156,6 +157,9 @@ def network_file(path: Path, setting: str = "init_from") -> Path:
     Raises:
         ValueError: there is none.
     """
+    if not path.exists():
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise ValueError(f"{setting}={path}: no such file or folder{where}")
     file = path if path.is_file() else path / "checkpoints" / "model.pt"
     if not file.is_file():
         raise ValueError(
@@ -173,9 +177,15 @@ def read_weights(path: Path, setting: str = "init_from") -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        # Torch's own message advises to run what is in the file.
+        has_classes = any(f"Unsupported {kind}" in str(error) for kind in ("global", "class"))
+        problem = "has objects of Python classes, which could run code" if has_classes else "not a file of torch.save"
+        raise ValueError(f"{setting}={path}: {problem}; expected a state dict that torch.save wrote") from error
     except checkpoint.CORRUPT_FILE_ERRORS as error:
-        first_line = str(error).partition("\n")[0]
-        raise ValueError(f"{setting}={path}: cannot be read as a file of weights ({first_line})") from error
+        raise ValueError(
+            f"{setting}={path}: damaged, or not written by torch.save; expected a state dict that torch.save wrote"
+        ) from error
     if not isinstance(state, dict):
         raise ValueError(f"{setting}={path}: holds a {type(state).__name__}, expected a state dict")
     return state

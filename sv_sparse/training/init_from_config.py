@@ -18,6 +18,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import MISSING
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -62,6 +63,7 @@ def register_init_sources(arguments: Sequence[str]) -> None:
     _remove_choices()
     overrides = read_overrides(arguments)
     existing = _config_of_existing_run(overrides)
+    names_class = any(override.key_or_group == "model._target_" for override in overrides)
     for override in overrides:
         if override.key_or_group != "init_from" or override.type != OverrideType.CHANGE:
             continue
@@ -73,6 +75,8 @@ def register_init_sources(arguments: Sequence[str]) -> None:
             if isinstance(path, str) and path and "${" not in path:
                 config = existing if existing is not None else source_config(path)
                 model = _file_model(path) if config is None else config.model
+                if config is None and names_class:
+                    model = {"_target_": MISSING}
                 _register(path, f"{CHOICE}_{index}", config, model)
 
 
@@ -173,7 +177,7 @@ def _register(path: str, name: str, config: Config | None, model: Any) -> None:
         store.store(group="init_from_target", name=name, node=target, package="_global_")
         choices.append({"override /init_from_target": name})
     elif model is not None:
-        store.store(group="model", name=name, node=writable(model))
+        store.store(group="model", name=name, node=model if isinstance(model, dict) else writable(model))
         groups_node["defaults"] = [{"override /model": name}]
     # A class of the user's own has settings by name.
     features = model.get("features") if isinstance(model, dict) else getattr(model, "features", None)

@@ -52,9 +52,9 @@ def starts_sparse(config: Config) -> bool:
     if config.init_from is None:
         return uses_sparse_init(config)
     state = read_weights(network_file(Path(config.init_from)))
-    # Weights of other origin are dense.
-    metrics: dict[str, Any] = state.get("metrics", {})
-    return bool(metrics.get("sparse_init", False))
+    # Weights of other origin are dense, and their files may have anything under these names.
+    metrics = state.get("metrics") if "format" in state else None
+    return isinstance(metrics, dict) and bool(metrics.get("sparse_init", False))
 
 
 def resolve_penalty(config: Config, *, sparse_init: bool) -> Config:
@@ -178,13 +178,12 @@ def initial_lambda(config: Config, source: InitSource | None, groups: Sequence[d
         return {}
     if source is not None and source.lambda_ > 0:
         return {"lambda_init": source.lambda_}
-    params = []
-    for group in groups:
-        if group["penalty"] != "none":
-            params += [param for _, param in group["params"]]
+    regularized = [group for group in groups if group["penalty"] != "none"]
+    params = [param for group in regularized for _, param in group["params"]]
     if not params:
         return {}
-    max_lambda = largest_initial_lambda(params, delta=getattr(config.optim, "delta", 1.0))
+    delta = getattr(config.optim, "delta", 1.0)
+    max_lambda = largest_initial_lambda(params, delta=delta, penalty=regularized[0]["penalty"])
     if max_lambda >= config.optim.lambda_init:
         return {}
     logger.info("lambda starts at %.3g: optim.lambda_init is large compared with the weights", max_lambda)

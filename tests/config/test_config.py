@@ -68,9 +68,23 @@ def test_settings_from_before_the_choice_of_features_mean_ours():
     assert Config.from_dict(stored).model.features == "sv_sparse"
 
 
+@pytest.mark.parametrize(("per_layer", "allocation"), [(True, "uniform"), (False, "global")])
+def test_magnitude_pruning_of_version_0_2_is_read(per_layer, allocation):
+    stored = composed("sparsity=gradual_magnitude").to_dict()
+    del stored["sparsity"]["allocation"]
+    stored["sparsity"]["controller"]["per_layer"] = per_layer
+    assert Config.from_dict(stored) == composed("sparsity=gradual_magnitude", f"sparsity.allocation={allocation}")
+
+
+def test_statistics_can_be_frozen_only_in_a_trained_network():
+    with pytest.raises(ValueError, match="trainer.batch_norm=frozen .* without init_from .* must be auto or batch"):
+        composed("trainer.batch_norm=frozen")
+    composed("trainer.batch_norm=frozen", "init_from=/a")
+
+
 def test_every_example_in_the_help_is_a_command_line_that_is_taken():
     examples = re.findall(r"^  python train\.py(.*?)  ", INTRODUCTION, re.MULTILINE)
-    assert len(examples) == 5
+    assert len(examples) == 6
     for example in examples:
         check_command_line(example.split())
 

@@ -10,6 +10,7 @@ from torch import nn
 from sv_sparse.optim import (
     AdaBreg,
     FeedbackController,
+    FixedController,
     GradualMagnitudePruning,
     LinBreg,
     PaperController,
@@ -65,6 +66,37 @@ def test_a_target_that_leaves_less_than_a_weight_for_each_layer_is_refused():
 def test_rounding_stays_near_and_within_the_layers():
     assert round_to_sum([0.0, 0.0, 3.0], 3, [5, 5, 5]) == [1, 1, 1]
     assert round_to_sum([5.6, 0.6, 0.8], 8, [5, 5, 5]) == [5, 1, 2]
+    for total in (2, 16):
+        with pytest.raises(ValueError, match=f"{total} nonzero weights in 3 layers of 15 weights"):
+            round_to_sum([0.0, 0.0, 3.0], total, [5, 5, 5])
+
+
+def test_layers_of_zeros_keep_one_weight_of_each_on_the_way():
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)))
+    for layer in model:
+        nn.init.zeros_(layer.weight)
+    optimizer = AdaBreg(param_groups(model, per_weight=True))
+    controller = QuantileController(optimizer, 0.5, 100_000, allocation="uniform", ramp_start=0.0, ramp_end=0.5)
+    assert sum(controller._layer_nnz_on_the_way(1.0)) == 5
+    assert controller._layer_nnz_on_the_way(0.0) == [8] * 5
+
+
+def test_layers_that_are_added_need_another_controller():
+    model = nn.Sequential(nn.Linear(40, 20), nn.Linear(20, 10))
+    model[0].requires_grad_(False)
+    optimizer = AdaBreg(param_groups(model, per_weight=True))
+    controller = FeedbackController(optimizer, 0.5, 10, allocation="uniform")
+    for group in param_groups(model[0].requires_grad_(True), per_weight=True):
+        optimizer.add_param_group(group)
+    for method in (controller.step, controller.finalize):
+        with pytest.raises(ValueError, match="among the 1 weights .* and now there are 2: make a new controller"):
+            method()
+
+
+def test_without_a_target_there_is_nothing_to_allocate():
+    optimizer = AdaBreg(param_groups(network(), per_weight=True))
+    with pytest.raises(ValueError, match="allocation of a FixedController must be global: .*, got 'uniform'"):
+        FixedController(optimizer, 0.5, 10, allocation="uniform")
 
 
 # Layers of a hundred weights move in steps of a percent.

@@ -29,7 +29,10 @@ def test_every_parameter_is_in_exactly_one_group():
     grouped = [param for group in groups for _, param in group["params"]]
     assert len(grouped) == len(set(grouped)) == len(list(model.parameters()))
     assert {name for name, _ in groups[0]["params"]} == {"0.weight", "2.weight"}
-    assert [group["penalty"] for group in groups] == ["l1", "none"]
+    # The penalty of the sparse group is the optimizer's.
+    assert [group.get("penalty") for group in groups] == [None, "none"]
+    assert [group["penalty"] for group in param_groups(model, penalty="l0")] == ["l0", "none"]
+    assert [group["penalty"] for group in AdaBreg(groups, penalty="l0").param_groups] == ["l0", "none"]
 
 
 class Codebook(nn.Module):
@@ -268,7 +271,8 @@ def test_a_parametrization_of_what_is_dense_anyway_is_dense():
 
 
 def test_the_description_counts_the_parameters():
-    text = summary_table(param_groups(nn.Linear(100, 30)))
+    text = summary_table(param_groups(nn.Linear(100, 30), penalty="l1"))
+    assert text == summary_table(param_groups(nn.Linear(100, 30)))
     assert "| sparse | 1 | 3,000 | l1 |" in text
     assert "| dense | 1 | 30 | none |" in text
 

@@ -165,6 +165,24 @@ def test_controllers_lead_a_dense_network_to_the_target_and_finalize_exactly(kin
 
 
 @each_kind
+@pytest.mark.parametrize("initial_sparsity", [None, 0.7])
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+def test_a_sparse_network_keeps_its_weights_at_the_start(kind, settings, initial_sparsity, allocation):
+    """As one that masks have pruned, whose weights are below the lambda that an optimizer starts from."""
+    model = network()
+    params = [param for _, param in param_groups(model)[0]["params"]]
+    with torch.no_grad():
+        for param in params:
+            param[param.abs() < param.abs().quantile(0.7)] = 0
+    before = [param.clone() for param in params]
+    groups = param_groups(model, penalty="l0", per_weight=allocation != "global")
+    optimizer = kind(groups, lambda_init=10.0, **settings)
+    FeedbackController(optimizer, 0.9, 100, allocation=allocation, initial_sparsity=initial_sparsity)
+    rest(optimizer, params)
+    assert all(torch.equal(param, value) for param, value in zip(params, before, strict=True))
+
+
+@each_kind
 def test_a_saved_state_continues_to_the_bit(kind, settings):
     model = network()
     optimizer = kind(param_groups(model, penalty="l0"), lambda_init=0.05, **settings)

@@ -20,7 +20,7 @@ from sv_sparse.config.schema import register_schema
 from sv_sparse.data.noise import build_noise_store
 
 PATHS = ["--root", "/wav", "--trials", "a.txt b.txt", "--train-utterances", "/train.txt"]
-PATHS += ["--foreign-utterances", "/foreign.txt", "--noise", "/musan /rirs"]
+PATHS += ["--foreign-utterances", "/foreign.txt", "--noise", "/musan /rirs", "--weights", "/weights.pt"]
 
 
 def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -33,10 +33,13 @@ def test_every_sweep_is_one_that_the_settings_allow():
     finished = run_script("--dry-run", *PATHS, "trainer.precision=bf16")
     assert finished.returncode == 0, finished.stderr
     commands = [shlex.split(line) for line in finished.stdout.splitlines()]
-    sweeps = [command[3:] for command in commands if command[1] == "train.py"]
+    runs = [command[2:] for command in commands if command[1] == "train.py"]
+    sweeps = [settings[1:] for settings in runs if settings[0] == "-m"]
+    single_runs = [settings for settings in runs if settings[0] != "-m"]
     assert len(sweeps) > 25
+    assert len(single_runs) > 20
     register_schema()
-    for settings in sweeps:
+    for settings in sweeps + single_runs:
         check_command_line(settings)
     scripts = {command[1] for command in commands if command[0] == "python"} - {"train.py"}
     assert scripts == {f"recipes/evidence/{name}.py" for name in ("corpus", "tables")} | {

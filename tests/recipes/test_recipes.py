@@ -151,12 +151,17 @@ def test_a_published_network_becomes_sparse_without_labels_and_is_compared_with_
     assert not torch.equal(trained["norm.weight"], file["bn1.weight"])
     again = recipe("published", *arguments, "--trials", tones.trials)
     assert again.stdout.count("finished: ") == 2
+    other = recipe("published", *arguments)
+    assert other.returncode == 2
+    assert "runs/published is finished with other settings, " in other.stderr
     without_lists = recipe("published", *arguments, "--out", tmp_path / "other")
     assert without_lists.returncode == 0, without_lists.stdout + without_lists.stderr
     assert (tmp_path / "other" / "smoke" / "packages" / "sparse_0.5.safetensors").is_file()
 
 
 def test_missing_and_wrong_options_are_named():
+    percent = recipe("published", "--weights", "/w", "--audio", "/", "--target", "0.5 90")
+    assert "--target must be fractions of zeros such as 0.8, got 90" in percent.stderr
     assert "--weights and --audio are needed" in recipe("published", "--audio", "/").stderr
     assert "--root is needed" in recipe("voxceleb").stderr
     assert "--noise is needed" in recipe("cnceleb", "--root", "/", "--schedule", "wespeaker", "--dry-run").stderr

@@ -127,6 +127,13 @@ def test_nothing_to_compare_and_an_unknown_list_are_errors(swept, capsys, argume
     assert message in capsys.readouterr().err
 
 
+def test_a_folder_that_does_not_exist_is_an_error(swept, capsys, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["compare", str(swept[0]), str(tmp_path / "typo")])
+    assert end.value.code == 2
+    assert f"{tmp_path / 'typo'}: no such folder" in capsys.readouterr().err
+
+
 def test_a_run_that_was_not_evaluated_on_the_list_is_named_and_left_out(tmp_path):
     runs = [run_folder(tmp_path / name, results(lists=[evaluation(name)])) for name in ("a", "b")]
     run_results, messages = read_run_results(runs, "b")

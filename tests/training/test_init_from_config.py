@@ -201,7 +201,7 @@ def test_a_begun_run_that_is_started_again_needs_no_more_of_what_it_started_from
     (begun / "checkpoints").mkdir(parents=True)
     (begun / "config.yaml").write_text(OmegaConf.to_yaml(settings.to_dict()))
     shutil.rmtree(path)
-    with pytest.raises(ValueError, match=f"^init_from={path}: expected the folder of a finished run"):
+    with pytest.raises(ValueError, match=f"^init_from={path}: no such file or folder$"):
         composed(*words)  # without a checkpoint it begins anew
     (begun / "checkpoints" / "last.pt").touch()
     assert composed(*words) == settings
@@ -228,7 +228,7 @@ def test_damaged_settings_of_a_run_are_refused_by_name(origin, content, message)
 def test_what_is_no_run_is_refused_before_anything_is_composed_or_made(train, tmp_path):
     done = train("experiment=lmft", "init_from=mistyped")
     assert done.status == 2
-    assert "error: init_from=mistyped: expected the folder of a finished run" in done.err
+    assert f"error: init_from=mistyped: no such file or folder in {Path.cwd()}" in done.err
     done = train("-m", f"init_from=null,{tmp_path}")
     assert "init_from=null beside runs: give a command of its own" in done.err
     assert not list(tmp_path.iterdir())

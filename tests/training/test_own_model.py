@@ -4,9 +4,11 @@ import sys
 
 import onnx
 import pytest
+import torch
 from helpers.tiny import TINY
 
 from sv_sparse.commands.main import main
+from sv_sparse.config.schema import read_config
 from sv_sparse.runtime.package import read_package
 
 PATH = "mypkg.net.Net"
@@ -71,6 +73,16 @@ def test_it_is_trained_resumed_evaluated_and_exported_by_its_name_alone(train, t
     metadata = {entry.key: entry.value for entry in onnx.load(folder / "m.onnx").metadata_props}
     assert metadata["features"] == "wespeaker"
     assert read_package(folder / "m.safetensors").features["kind"] == "wespeaker"
+
+
+def test_a_run_starts_from_a_file_of_its_weights(train, tones, folder):
+    words = [*SHORT, *tones.settings(), f"model._target_={PATH}", "+model.channels=6"]
+    done = train(*words, "run_dir=run")
+    assert done.status == 0, done.err
+    torch.save(torch.load("run/checkpoints/model.pt", weights_only=True)["model"], "weights.pt")
+    done = train(*words, "init_from=weights.pt", "teacher=self", "head=none", "run_dir=after")
+    assert done.status == 0, done.err
+    assert read_config(folder / "after").sparsity.penalty == "l0"
 
 
 def test_a_run_starts_from_one_of_it_if_the_command_line_names_it(train, tones, folder, monkeypatch):

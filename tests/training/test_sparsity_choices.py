@@ -76,6 +76,13 @@ def test_lambda_starts_low_beside_dense_weights_where_a_controller_moves_it(spar
     assert initial_lambda(config, run, [{"penalty": "l1", "params": [("weight", weight)]}]) == pytest.approx(first)
 
 
+def test_under_l0_lambda_starts_below_the_weights_of_a_sparse_network():
+    weight = torch.zeros(4, 5)
+    weight[0, :2] = torch.tensor([0.05, -0.02])
+    start = initial_lambda(config_of(), None, [{"penalty": "l0", "params": [("weight", weight)]}])
+    assert start == pytest.approx({"lambda_init": 0.999 * 0.02})
+
+
 @pytest.mark.parametrize("delta", [1.0, 10.0])
 def test_a_lambda_above_the_living_weights_starts_where_it_does_not_make_them_larger(delta):
     config = config_of("optim.lambda_init=100", f"optim.delta={delta}")

@@ -52,7 +52,7 @@ def store(tmp_path_factory):
     return small_noise_store(tmp_path_factory.mktemp("noise"))
 
 
-def train_steps(setup, count: int = 2, *, batch_norm: bool = True) -> tuple[list[dict], dict]:
+def train_steps(setup, count: int = 2) -> tuple[list[dict], dict]:
     """Make some steps, and return the metrics of each and the weights after them."""
     trainer = Trainer(setup, time.monotonic())
     metrics = []
@@ -61,7 +61,7 @@ def train_steps(setup, count: int = 2, *, batch_norm: bool = True) -> tuple[list
     size = setup.config.trainer.grad_accum_steps
     try:
         with trainer._training_mode():
-            setup.network.train(batch_norm)
+            setup.train_mode()
             for step in range(count):
                 parts = batches[step * size : (step + 1) * size]
                 trainer._train_step(parts, reduce_batch_info(parts, []).num_crops)
@@ -114,6 +114,9 @@ def test_training_leaves_the_teacher_as_it_is(make_setup, finished, head):
     for name, value in load_network(finished)[0].state_dict().items():
         assert torch.equal(before[name], value), name
     metrics, after = train_steps(setup)
+    statistics = [name for name in before if name.endswith(("running_mean", "running_var"))]
+    assert statistics
+    assert all(torch.equal(after[name], before[name]) for name in statistics)
     assert any(not torch.equal(after[name], value) for name, value in before.items())
     for name, value in teacher.network.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -158,8 +161,7 @@ def test_a_batch_in_parts_has_the_loss_of_the_batch_as_a_whole(make_setup, finis
     logged = []
     for count in (1, 3):
         setup = make_setup(*words, f"trainer.grad_accum_steps={count}")
-        # Batch norms would see the parts.
-        logged.append(train_steps(setup, 1, batch_norm=False))
+        logged.append(train_steps(setup, 1))
     (whole,), weights = logged[0]
     (parts,), weights_by_parts = logged[1]
     torch.testing.assert_close(parts, whole)
@@ -307,7 +309,7 @@ def test_another_teacher_than_at_the_start_is_refused(train, finished, tones, tm
     shutil.rmtree(teacher)
     done = train(f"resume_from={run}")
     assert done.status == 2
-    assert f"error: teacher={teacher}: expected the folder of a finished run" in done.err
+    assert f"error: teacher={teacher}: no such file or folder" in done.err
     changed_copy(finished, teacher)
     done = train(f"resume_from={run}")
     assert done.status == 2
@@ -332,7 +334,7 @@ def test_a_teacher_that_was_lost_or_changed_in_the_run_is_refused(train, finishe
     [
         (["teacher=self"], "teacher=self is the network that a run starts from, which is untrained without init_from"),
         (["head=none"], "head=none has a loss only with a teacher; add teacher=RUN, or choose head=aam_softmax"),
-        (["teacher=/nowhere"], "teacher=/nowhere: expected the folder of a finished run, with checkpoints/model.pt"),
+        (["teacher=/nowhere"], "teacher=/nowhere: no such file or folder"),
         (["teacher=FINISHED", "distill.weight=0"], "distill.weight must be a number above 0, got 0"),
         (["teacher=FINISHED", "distill.input=noisy"], "distill.input must be one of clean, same, got 'noisy'"),
         (["teacher=FINISHED", "head=none", "sparsity.sparsify_head=true"], "sparsity.sparsify_head=true needs a head"),

@@ -32,10 +32,8 @@ def unwrapped(state: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     """
     tensors = dict(state)
     removed = []
-    while not any(isinstance(value, Tensor) for value in tensors.values()):
-        wrapper = next((key for key in WRAPPERS if isinstance(tensors.get(key), Mapping)), None)
-        if wrapper is None:
-            break
+    # Tensors beside a wrapper are counters or losses.
+    while (wrapper := next((key for key in WRAPPERS if isinstance(tensors.get(key), Mapping)), None)) is not None:
         tensors = dict(tensors[wrapper])
         removed.append(wrapper)
     # Files may have numbers for names.

@@ -25,6 +25,7 @@ from torch import Tensor
 from sv_sparse.optim.allocation import ALLOCATIONS, layer_nnz, round_to_sum
 from sv_sparse.optim.bregman_optimizer import BregmanOptimizer, dual_dtype
 from sv_sparse.optim.controllers._order_statistics import lambda_for_nnz
+from sv_sparse.optim.groups import sparsity
 from sv_sparse.optim.prox import granularity_of, group_size
 from sv_sparse.optim.reminders import Reminders
 from sv_sparse.optim.state_dict_checks import Group
@@ -41,25 +42,33 @@ _MAX_DENSE_SPARSITY = 0.5
 _DENSE_LAMBDA_FACTOR = 0.01
 # Lambda of a sparse network beside the root mean square of its nonzero weights, from which it is lowered to that.
 _SPARSE_LAMBDA_TOLERANCE = 10.0
+# Under l0, a weight as large as lambda is zero.
+_BELOW = 0.999
 
 
-def largest_initial_lambda(params: Sequence[Tensor], *, delta: float = 1.0) -> float:
+def largest_initial_lambda(params: Sequence[Tensor], *, delta: float = 1.0, penalty: str = "l1") -> float:
     """Return the largest lambda that a controller should start from with these weights; waits for the device.
 
-    Weights start as they are, with dual variables lambda beyond them, and each then moves by at most ``delta`` times
-    what lambda does. A lambda above their size would make them as large as itself on its way down, and few would become
-    zero afterwards. Where the weights start dense, a weight on its way to the other sign is zero for 2 lambda; there a
-    controller, which finds lambda from anywhere, starts at a hundredth of their root mean square (DECISIONS 65).
+    Under l1, weights start as they are, with dual variables lambda beyond them, and each then moves by at most
+    ``delta`` times what lambda does. A lambda above their size would make them as large as itself on its way down, and
+    few would become zero afterwards. Under l0, weights smaller than lambda would be zero after the first step.
+
+    - Where the weights start dense, a controller, which finds lambda from anywhere, starts at a hundredth of their root
+      mean square (DECISIONS 65). Under l1, a weight on its way to the other sign is zero for 2 lambda.
+    - Where most are zero, it is the root mean square of the others, and under l0 a lambda just below the smallest.
 
     Args:
         params: regularized weights.
         delta: elastic-net parameter of their optimizer, above 0, times the largest ``lambda_scale`` of their groups.
+        penalty: ``"l0"``, or any other. Default: l1.
 
     Returns:
         The largest lambda; infinity where all weights are zero.
 
     >>> largest_initial_lambda([torch.tensor([2.0, -2.0, 2.0])])
     0.02
+    >>> largest_initial_lambda([torch.tensor([2.0, 1.0, 0.0, 0.0, 0.0])], penalty="l0")
+    0.999
     """
     nnz = sum(float(param.count_nonzero()) for param in params)
     if not nnz:
@@ -68,6 +77,10 @@ def largest_initial_lambda(params: Sequence[Tensor], *, delta: float = 1.0) -> f
     size = sum(param.numel() for param in params)
     if nnz >= (1 - _MAX_DENSE_SPARSITY) * size:
         return _DENSE_LAMBDA_FACTOR * root_mean_square / delta
+    if penalty == "l0":
+        sizes = [param.detach().abs() for param in params]
+        smallest = min(float(size[size > 0].min()) for size in sizes if size.any())
+        return _BELOW * smallest / delta
     return root_mean_square / delta
 
 
@@ -92,8 +105,8 @@ class Controller:
             progress p from 0 to 1 in between, the target is
             ``target_sparsity + (initial_sparsity - target_sparsity) * (1 - p)**3``. Default: auto.
         initial_sparsity: where a ramp starts, in [0, 1). None: the sparsity of the network as it is; then ``lambda_``
-            is lowered to ``largest_initial_lambda`` where it is above that (where most weights are zero, ten times
-            above), unless the optimizer has made updates. Default: None.
+            is lowered to ``largest_initial_lambda`` where it is above that (under l1 where most weights are zero, ten
+            times above), unless the optimizer has made updates. Under l0 it is lowered in any case. Default: None.
         allocation: how the target is divided among the regularized weights. ``"global"``: one lambda for all, which
             decides. ``"uniform"``: each weight has the target's sparsity. ``"erk"``: small layers keep more, see
             ``sv_sparse.optim.allocation``. With these two each weight is a group of its own, with a lambda of its own
@@ -129,6 +142,8 @@ class Controller:
         if initial_sparsity is not None:
             require_fraction("initial_sparsity", initial_sparsity)
         require(allocation in ALLOCATIONS, "allocation", allocation, f"one of {', '.join(ALLOCATIONS)}")
+        divides = self.has_target or allocation == "global"
+        require(divides, f"allocation of a {type(self).__name__}", allocation, "global: it leads to no target")
         self.optimizer = optimizer
         self.allocation = allocation
         self.target_sparsity = target_sparsity
@@ -151,25 +166,32 @@ class Controller:
 
     def _fit_to_start(self, initial_sparsity: float | None) -> None:
         """Set ramp, initial sparsity and lambda by the network as it is, where the caller has not set them."""
-        sparsity = float(self.sparsity())
-        is_dense = sparsity <= _MAX_DENSE_SPARSITY
-        if self._has_auto_ramp and is_dense:
+        if self._has_auto_ramp and float(self.sparsity()) <= _MAX_DENSE_SPARSITY:
             self.ramp = _AUTO_RAMP
-        if initial_sparsity is not None:
-            return
-        self.start_from_current_sparsity()
-        params = self.params
-        has_updates = any(self.optimizer.state.get(param) for param in params)
+        if initial_sparsity is None:
+            self.start_from_current_sparsity()
+        has_updates = any(self.optimizer.state.get(param) for param in self.params)
         # Without dual variables no weight lies lambda below one.
         if has_updates or not self.optimizer.has_duals:
             return
+        for groups in [self.groups] if self.allocation == "global" else [[group] for group in self.groups]:
+            # Weights that masks make zero have no penalty.
+            penalties = {group["penalty"] for group in groups} - {"none"}
+            if "l0" in penalties or (penalties and initial_sparsity is None):
+                self._lower_lambda(groups, "l0" if "l0" in penalties else "l1")
+
+    def _lower_lambda(self, groups: Sequence[Group], penalty: str) -> None:
+        """Lower the lambda of groups that share one to ``largest_initial_lambda``, where it is above that."""
+        params = [param for group in groups for param in group["params"]]
         # The group whose weights lambda moves farthest decides.
-        max_factor = max(group["delta"] * group["lambda_scale"] for group in self.groups)
-        max_lambda = largest_initial_lambda(params, delta=max_factor)
-        # The lambda of a network that was finalized is up to a few times the size of its weights: it is left.
-        tolerance = 1.0 if is_dense else _SPARSE_LAMBDA_TOLERANCE
-        if float(self.lambda_) > tolerance * max_lambda:
-            self._set_lambda(torch.full_like(self.lambda_, max_lambda))
+        max_factor = max(group["delta"] * group["lambda_scale"] for group in groups)
+        max_lambda = largest_initial_lambda(params, delta=max_factor, penalty=penalty)
+        # The lambda of a network that was finalized under l1 is up to a few times the size of its weights: it is left.
+        is_dense = float(sparsity(params)) <= _MAX_DENSE_SPARSITY
+        tolerance = 1.0 if is_dense or penalty == "l0" else _SPARSE_LAMBDA_TOLERANCE
+        if float(self.optimizer.lambda_of(groups[0])) > tolerance * max_lambda:
+            for group in groups:
+                self.optimizer.lambda_of(group).fill_(max_lambda)
 
     def _check_groups(self) -> None:
         """Raise a ValueError if target and penalties contradict each other."""
@@ -243,7 +265,11 @@ class Controller:
     @property
     def target(self) -> float:
         """Target at this step: ``target_sparsity``, or on the way to it during a ramp."""
-        return self.target_sparsity + (self.initial_sparsity - self.target_sparsity) * self._ramp_distance()
+        return self._target_at(self._ramp_distance())
+
+    def _target_at(self, distance: float) -> float:
+        """Return the target where a part of the ramp's way to it is left."""
+        return self.target_sparsity + (self.initial_sparsity - self.target_sparsity) * distance
 
     def _ramp_distance(self) -> float:
         """Return the part of the way to the target that is left at this step: 1 before the ramp, 0 after it."""
@@ -281,11 +307,20 @@ class Controller:
 
         Call it where an update was made, not where a GradScaler skipped it.
         """
+        self._check_layers()
         self.steps += 1
         self.reminders.count_step()
         # In the frozen end lambda stands still, so that the weights settle before finalize() (DECISIONS 9).
         if self.groups and self.steps <= self.freeze_step:
             self._update()
+
+    def _check_layers(self) -> None:
+        """Raise a ValueError where each weight has a lambda of its own and weights were added or removed."""
+        if self.allocation != "global" and len(self.params) != len(self._initial_nnz):
+            raise ValueError(
+                f"allocation={self.allocation!r} divides the target among the {len(self._initial_nnz)} weights that "
+                f"the controller was made with, and now there are {len(self.params)}: make a new controller"
+            )
 
     def _update(self) -> None:
         """Adapt lambda after an update."""
@@ -317,22 +352,28 @@ class Controller:
         """
         if not self.groups:
             return
+        self._check_layers()
         # Before anything changes: it compares the tracked sparsity with the target.
         self.reminders.before_finalize(int(self._nnz()), self._target_nnz(), self._size(), max(self._group_sizes()))
-        self._make_exact(self.target_sparsity, include_frozen=True)
+        self._make_exact(0.0, include_frozen=True)
         if self._is_off_target():
             warn(
                 f"finalized with {int(self._nnz())} nonzero weights instead of {self._target_nnz()}: too many dual "
                 f"variables are zero or equal"
             )
 
-    def _make_exact(self, target: float, *, include_frozen: bool = False) -> None:
-        """Set lambda so that the weights are as sparse as a target, and compute them."""
+    def _make_exact(self, distance: float, *, include_frozen: bool = False) -> None:
+        """Set lambda so that the weights have the target's sparsity, and compute them.
+
+        Args:
+            distance: part of the way from the initial sparsity to the target that is left, 0 at the target.
+            include_frozen: compute weights that are not trained, too.
+        """
         if self.allocation == "global":
-            self._set_lambda(lambda_for_nnz(self.optimizer, self.groups, self._nnz_at(target)))
+            self._set_lambda(lambda_for_nnz(self.optimizer, self.groups, self._nnz_at(self._target_at(distance))))
         else:
             lambdas = []
-            for group, nnz in zip(self.groups, self._layer_nnz_on_the_way(target), strict=True):
+            for group, nnz in zip(self.groups, self._layer_nnz_on_the_way(distance), strict=True):
                 lambdas.append(lambda_for_nnz(self.optimizer, [group], nnz))
             self._set_lambda(torch.stack(lambdas))
         self.optimizer.apply_prox(include_frozen=include_frozen)
@@ -362,16 +403,15 @@ class Controller:
         nnz = max(len(params), self._nnz_at(target))
         return layer_nnz([param.shape for param in params], nnz, self.allocation)
 
-    def _layer_nnz_on_the_way(self, target: float) -> list[int]:
-        """Return the number of nonzero weights of each layer at a target between the first and the last."""
+    def _layer_nnz_on_the_way(self, distance: float) -> list[int]:
+        """Return the number of nonzero weights of each layer where a part of the ramp's way to the target is left."""
         final = self._layer_nnz_at(self.target_sparsity)
-        if target == self.target_sparsity:
-            return final
-        distance = self._ramp_distance()
         values = []
         for initial_nnz, final_nnz in zip(self._initial_nnz, final, strict=True):
             values.append(final_nnz + (initial_nnz - final_nnz) * distance)
-        return round_to_sum(values, round(sum(values)), [param.numel() for param in self.params])
+        # A layer that starts with zeros alone keeps one weight.
+        total = max(len(values), round(sum(values)))
+        return round_to_sum(values, total, [param.numel() for param in self.params])
 
     def _layer_sizes(self) -> Tensor:
         """Return the number of weights of each layer, a vector on the device."""
@@ -433,7 +473,7 @@ class Controller:
         # From here on nothing is refused.
         self.steps = steps
         self.initial_sparsity = state_dict["initial_sparsity"]
-        self._initial_nnz = list(state_dict.get("initial_nnz", []))
+        self._initial_nnz = list(state_dict.get("initial_nnz", self._initial_nnz))
         self._ramp_nnz = None
         if self._has_auto_ramp:
             self.ramp = ramp
@@ -451,8 +491,8 @@ class Controller:
         saved_name = state_dict.get("controller", name)
         if saved_name != name:
             raise ValueError(f"the state is of a {saved_name}, expected that of a {name}")
-        # States of before there was a choice have none.
-        allocation = state_dict.get("allocation", "global")
+        # States of version 0.2 have none.
+        allocation = state_dict.get("allocation", self.allocation)
         require(allocation == self.allocation, "allocation of a saved controller", allocation, self.allocation)
         missing = [key for key in self._state_keys() if key not in state_dict]
         if missing:

@@ -118,7 +118,7 @@ class GradualMagnitudePruning(Controller):
         first_step, last_step = ramp_start * self.total_steps, ramp_end * self.total_steps
         is_last_update = self.steps >= last_step > self.steps - 1
         if self.steps >= first_step and (self.steps % self.update_interval == 0 or is_last_update):
-            self._make_exact(self.target)
+            self._make_exact(self._ramp_distance())
 
     @torch.no_grad()
     def start_from_current_sparsity(self) -> None:
@@ -127,15 +127,15 @@ class GradualMagnitudePruning(Controller):
             self._masked[param] = param == 0
         super().start_from_current_sparsity()
 
-    def _make_exact(self, target: float, *, include_frozen: bool = False) -> None:
-        """Make the masks of a target and apply them."""
+    def _make_exact(self, distance: float, *, include_frozen: bool = False) -> None:
+        """Make the masks of the target, or of one on the way to it, and apply them."""
         magnitudes = self._magnitudes()
         if self.allocation != "global":
-            counts = self._layer_nnz_on_the_way(target)
+            counts = self._layer_nnz_on_the_way(distance)
             for (param, magnitude), nnz in zip(magnitudes.items(), counts, strict=True):
                 self._masked[param] = _mask_of_layer(magnitude, nnz)
         else:
-            threshold = self._threshold(list(magnitudes.values()), self._nnz_at(target))
+            threshold = self._threshold(list(magnitudes.values()), self._nnz_at(self._target_at(distance)))
             for param, magnitude in magnitudes.items():
                 # NaN is pruned.
                 self._masked[param] = ~(magnitude > threshold)

@@ -77,4 +77,4 @@ class QuantileController(Controller):
 
     def _update(self) -> None:
         if self.steps % self.update_interval == 0:
-            self._make_exact(self.target)
+            self._make_exact(self._ramp_distance())

@@ -129,8 +129,8 @@ def _lambda_figure(rows: Sequence[Row]) -> FigureFile:
     if min(row["lambda"] for row in rows) > 0:
         style.log_ticks(axes)
     axes.set_ylabel("λ")
-    alt_text = f"λ, the weight of the l1 penalty, by step, from {rows[0]['lambda']:.3g} to {rows[-1]['lambda']:.3g}."
-    return style.render_figure("lambda", "λ, the weight of the l1 penalty", alt_text, figure)
+    alt_text = f"λ, the strength of the penalty, by step, from {rows[0]['lambda']:.3g} to {rows[-1]['lambda']:.3g}."
+    return style.render_figure("lambda", "λ, the strength of the penalty", alt_text, figure)
 
 
 def _support_figure(rows: Sequence[Row]) -> FigureFile:
