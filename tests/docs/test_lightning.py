@@ -77,7 +77,7 @@ def test_hugging_faces_trainer_saves_the_exact_network(hugging, tmp_path):
 def test_hugging_faces_trainer_resumes_with_the_controllers_state(hugging, tmp_path):
     torch.manual_seed(0)
     model = hugging["Classifier"]()
-    optimizer = hugging["AdaBreg"](hugging["param_groups"](model), lr=3e-3)
+    optimizer = hugging["AdaBreg"](hugging["param_groups"](model, penalty="l0"), lr=1e-3)
     controller = hugging["FeedbackController"](optimizer, target_sparsity=0.9, total_steps=300)
     arguments = hugging["TrainingArguments"](
         str(tmp_path / "hf_run"), max_steps=300, save_steps=100, report_to=[], disable_tqdm=True

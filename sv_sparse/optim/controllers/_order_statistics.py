@@ -54,6 +54,32 @@ def lambda_interval(optimizer: BregmanOptimizer, groups: Sequence[Group], nnz: i
     return low.nextafter(torch.full_like(low, torch.inf)), high
 
 
+def separate_ties(optimizer: BregmanOptimizer, groups: Sequence[Group], nnz: int) -> None:
+    """Raise dual variables by a few units in the last place, so that exactly ``nnz`` are above the next smaller ones.
+
+    Under l0, weights near lambda cross it from both sides, so that their dual variables gather there and many are equal
+    in the end. Zeros stay: their weights never had a gradient. Waits for the device.
+
+    Args:
+        optimizer: has the dual variables.
+        groups: regularized groups of single weights.
+        nnz: weights of these groups that are to be nonzero, at least 1.
+    """
+    low, _ = lambda_interval(optimizer, groups, nnz)
+    pairs = [(dual, group["lambda_scale"]) for group in groups for dual in optimizer.duals(group)]
+    missing = nnz - sum(int((dual.abs() / scale > low).sum()) for dual, scale in pairs)
+    for dual, scale in pairs:
+        if missing <= 0 or float(low) == 0:
+            return
+        # The interval begins a unit above them where a scale rounds.
+        eps = torch.finfo(dual.dtype).eps
+        magnitudes = dual.abs() / scale
+        is_tied = (magnitudes <= low) & (magnitudes >= (1 - 2 * eps) * low)
+        tied = is_tied.nonzero()[:missing]
+        dual[tied.unbind(1)] *= 1 + 6 * eps
+        missing -= len(tied)
+
+
 def magnitudes_around(
     tensors: Sequence[tuple[Tensor, float]], nnz: int, backends: Sequence[str]
 ) -> tuple[Tensor, Tensor]:

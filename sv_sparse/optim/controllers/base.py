@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sv_sparse.optim.allocation import ALLOCATIONS, layer_nnz, round_to_sum
 from sv_sparse.optim.bregman_optimizer import BregmanOptimizer, dual_dtype
-from sv_sparse.optim.controllers._order_statistics import lambda_for_nnz
+from sv_sparse.optim.controllers._order_statistics import lambda_for_nnz, separate_ties
 from sv_sparse.optim.groups import sparsity
 from sv_sparse.optim.prox import granularity_of, group_size
 from sv_sparse.optim.reminders import Reminders
@@ -342,12 +342,13 @@ class Controller:
 
         With n weights left at the target, lambda lies between the (n + 1)-th largest ``|v|`` and the n-th. Of these
         values, the one nearest to the present lambda is taken: a network that was finalized before has a wide gap
-        there, and each weight shifts by what lambda does. Groups of weights are zeroed as a whole: then the sparsity
-        is exact to within a group. Refresh batch-norm statistics afterwards (``torch.optim.swa_utils.update_bn``).
+        there, and each weight shifts by what lambda does. Of equal dual variables as many stay as are needed. Groups of
+        weights are zeroed as a whole: then the sparsity is exact to within a group. Refresh batch-norm statistics
+        afterwards (``torch.optim.swa_utils.update_bn``).
 
         Warns:
-            UserWarning: more dual variables than that are exactly zero (their weights never had a gradient) or equal
-                to the last bit; or the run was no more than half over, or its sparsity further than half a point from
+            UserWarning: more dual variables than that are exactly zero (their weights never had a gradient); or the
+                run was no more than half over, or its sparsity further than half a point from
                 the target.
         """
         if not self.groups:
@@ -355,28 +356,35 @@ class Controller:
         self._check_layers()
         # Before anything changes: it compares the tracked sparsity with the target.
         self.reminders.before_finalize(int(self._nnz()), self._target_nnz(), self._size(), max(self._group_sizes()))
-        self._make_exact(0.0, include_frozen=True)
+        self._make_exact(0.0, is_end=True)
         if self._is_off_target():
             warn(
                 f"finalized with {int(self._nnz())} nonzero weights instead of {self._target_nnz()}: too many dual "
-                f"variables are zero or equal"
+                f"variables are zero"
             )
 
-    def _make_exact(self, distance: float, *, include_frozen: bool = False) -> None:
+    def _make_exact(self, distance: float, *, is_end: bool = False) -> None:
         """Set lambda so that the weights have the target's sparsity, and compute them.
 
         Args:
             distance: part of the way from the initial sparsity to the target that is left, 0 at the target.
-            include_frozen: compute weights that are not trained, too.
+            is_end: of the run: weights that are not trained are computed too, and ties are separated.
         """
         if self.allocation == "global":
-            self._set_lambda(lambda_for_nnz(self.optimizer, self.groups, self._nnz_at(self._target_at(distance))))
+            self._set_lambda(self._lambda_for_nnz(self.groups, self._nnz_at(self._target_at(distance)), is_end=is_end))
         else:
             lambdas = []
             for group, nnz in zip(self.groups, self._layer_nnz_on_the_way(distance), strict=True):
-                lambdas.append(lambda_for_nnz(self.optimizer, [group], nnz))
+                lambdas.append(self._lambda_for_nnz([group], nnz, is_end=is_end))
             self._set_lambda(torch.stack(lambdas))
-        self.optimizer.apply_prox(include_frozen=include_frozen)
+        self.optimizer.apply_prox(include_frozen=is_end)
+
+    def _lambda_for_nnz(self, groups: Sequence[Group], nnz: int, *, is_end: bool) -> Tensor:
+        """Return the lambda of groups that share one at which so many of their weights are nonzero."""
+        has_single_weights = all(group["penalty"] != "group" for group in groups)
+        if is_end and has_single_weights and self.optimizer.has_duals:
+            separate_ties(self.optimizer, groups, nnz)
+        return lambda_for_nnz(self.optimizer, groups, nnz)
 
     def _set_lambda(self, value: Tensor) -> None:
         """Set the common lambda, 0-dim, or that of each weight, a vector."""

@@ -127,7 +127,7 @@ class GradualMagnitudePruning(Controller):
             self._masked[param] = param == 0
         super().start_from_current_sparsity()
 
-    def _make_exact(self, distance: float, *, include_frozen: bool = False) -> None:
+    def _make_exact(self, distance: float, *, is_end: bool = False) -> None:
         """Make the masks of the target, or of one on the way to it, and apply them."""
         magnitudes = self._magnitudes()
         if self.allocation != "global":
@@ -139,7 +139,7 @@ class GradualMagnitudePruning(Controller):
             for param, magnitude in magnitudes.items():
                 # NaN is pruned.
                 self._masked[param] = ~(magnitude > threshold)
-        self._apply_masks(include_frozen=include_frozen)
+        self._apply_masks(include_frozen=is_end)
 
     def _magnitudes(self) -> dict[Tensor, Tensor]:
         """Return the absolute values of the weights to prune, of weights in 16 bits those of their float32 copies."""

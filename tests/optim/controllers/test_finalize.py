@@ -110,9 +110,27 @@ def test_landing_says_so_where_it_cannot_be_exact():
     param = nn.Parameter(torch.zeros(10, 10))
     controller = FeedbackController(AdaBreg([param]), 0.5, 10)
     with pytest.warns(
-        UserWarning, match="finalized with 0 nonzero weights instead of 50: too many dual variables are zero or equal"
+        UserWarning, match="finalized with 0 nonzero weights instead of 50: too many dual variables are zero"
     ):
         controller.finalize()
+
+
+@pytest.mark.parametrize("penalty", ["l1", "l0"])
+@pytest.mark.parametrize("scale", [1.0, 0.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_of_equal_dual_variables_as_many_stay_as_are_needed(penalty, scale, dtype):
+    """Under l0 many gather at lambda, where weights go on crossing it."""
+    params = [nn.Parameter(torch.full((4, 5), 0.3, dtype=dtype)), nn.Parameter(torch.full((8, 5), -0.3, dtype=dtype))]
+    optimizer = AdaBreg(params, penalty=penalty, lambda_scale=scale, lambda_init=0.1)
+    controller = FeedbackController(optimizer, 0.35, 10, ramp_start=None, ramp_end=None)
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    before = [dual.clone() for dual in optimizer.duals(optimizer.param_groups[0])]
+    controller.finalize()
+    assert sum(int(param.count_nonzero()) for param in params) == 39
+    for dual, value in zip(optimizer.duals(optimizer.param_groups[0]), before, strict=True):
+        torch.testing.assert_close(dual, value, rtol=1e-6, atol=0)
 
 
 def test_landing_is_exact_in_float64():
