@@ -218,9 +218,11 @@ fi
 
 if [ "$stage" -le 10 ] && [ "$stop_stage" -ge 10 ]; then
     for epochs in 20 40; do
-        length="$(unless_smoke trainer.epochs=$epochs)"
+        length="trainer.lr_decay=linear $(unless_smoke trainer.epochs=$epochs)"
         sweep "epochs${epochs}_dense_s$seed" sparsity=dense seed=$seeds $length "$@"
         sweep "epochs${epochs}_feedback_${target}_s$seed" target_sparsity=$targets seed=$seeds $length "$@"
+        sweep "epochs${epochs}_l0_${target}_s$seed" sparsity.init_density=1 target_sparsity=$targets seed=$seeds \
+            $length "$@"
         sweep "epochs${epochs}_magnitude_${target}_s$seed" sparsity=gradual_magnitude target_sparsity=$targets \
             seed=$seeds $length "$@"
         sweep "epochs${epochs}_linbreg_${target}_s$seed" optim=linbreg target_sparsity=0.9 seed=$seeds $length "$@"

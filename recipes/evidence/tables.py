@@ -34,6 +34,7 @@ METHODS = {
     "dense": "dense, Adam",
     "sgd": "dense, SGD",
     "feedback": "feedback, AdaBreg",
+    "l0": "feedback, AdaBreg, l0 from a dense start",
     "linbreg": "feedback, LinBreg",
     "quantile": "quantile, AdaBreg",
     "oracle": "λ fixed at the end of feedback, not finalized",
