@@ -203,15 +203,14 @@ if [ "$stage" -le 9 ] && [ "$stop_stage" -ge 9 ] && [ -n "$root" ] && [ -n "$wei
         trainer.lr_decay=exponential
     # Long runs of the best and of magnitude pruning.
     for fraction in 0.8 0.9 0.5 0.75 0.95; do
-        published "l0_${fraction}_s0" "$@" target_sparsity=$fraction sparsity=quantile \
-            $(unless_smoke trainer.max_steps=2000)
+        published "l0_${fraction}_s0" "$@" target_sparsity=$fraction $(unless_smoke trainer.max_steps=2000)
         case $fraction in 0.8 | 0.9)
             published "magnitude_${fraction}_s0" "$@" target_sparsity=$fraction sparsity=gradual_magnitude \
                 $(unless_smoke trainer.max_steps=2000) ;;
         esac
     done
     for other_seed in 1 2; do
-        published "l0_0.8_s$other_seed" "$@" target_sparsity=0.8 sparsity=quantile seed=$other_seed \
+        published "l0_0.8_s$other_seed" "$@" target_sparsity=0.8 seed=$other_seed \
             $(unless_smoke trainer.max_steps=2000)
     done
 fi
