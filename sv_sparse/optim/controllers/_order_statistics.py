@@ -75,9 +75,9 @@ def separate_ties(optimizer: BregmanOptimizer, groups: Sequence[Group], nnz: int
         eps = torch.finfo(dual.dtype).eps
         magnitudes = dual.abs() / scale
         is_tied = (magnitudes <= low) & (magnitudes >= (1 - 2 * eps) * low)
-        tied = is_tied.nonzero()[:missing]
-        dual[tied.unbind(1)] *= 1 + 6 * eps
-        missing -= len(tied)
+        is_raised = is_tied & (is_tied.flatten().cumsum(0).view(dual.shape) <= missing)
+        dual.copy_(torch.where(is_raised, (1 + 6 * eps) * dual, dual))
+        missing -= int(is_raised.sum())
 
 
 def magnitudes_around(

@@ -78,8 +78,10 @@ def largest_initial_lambda(params: Sequence[Tensor], *, delta: float = 1.0, pena
     if nnz >= (1 - _MAX_DENSE_SPARSITY) * size:
         return _DENSE_LAMBDA_FACTOR * root_mean_square / delta
     if penalty == "l0":
-        sizes = [param.detach().abs() for param in params]
-        smallest = min(float(size[size > 0].min()) for size in sizes if size.any())
+        smallest = math.inf
+        for param in params:
+            size = param.detach().abs()
+            smallest = min(smallest, float(torch.where(size > 0, size, math.inf).min()))
         return _BELOW * smallest / delta
     return root_mean_square / delta
 
