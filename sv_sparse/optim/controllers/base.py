@@ -80,8 +80,8 @@ def largest_initial_lambda(params: Sequence[Tensor], *, delta: float = 1.0, pena
     if penalty == "l0":
         smallest = math.inf
         for param in params:
-            size = param.detach().abs()
-            smallest = min(smallest, float(torch.where(size > 0, size, math.inf).min()))
+            magnitudes = param.detach().abs()
+            smallest = min(smallest, float(torch.where(magnitudes > 0, magnitudes, math.inf).min()))
         return _BELOW * smallest / delta
     return root_mean_square / delta
 
