@@ -79,7 +79,7 @@ def largest_initial_lambda(params: Sequence[Tensor], *, delta: float = 1.0, pena
         return _DENSE_LAMBDA_FACTOR * root_mean_square / delta
     if penalty == "l0":
         smallest = math.inf
-        for param in params:
+        for param in filter(torch.numel, params):
             magnitudes = param.detach().abs()
             smallest = min(smallest, float(torch.where(magnitudes > 0, magnitudes, math.inf).min()))
         return _BELOW * smallest / delta
@@ -361,8 +361,8 @@ class Controller:
         self._make_exact(0.0, is_end=True)
         if self._is_off_target():
             warn(
-                f"finalized with {int(self._nnz())} nonzero weights instead of {self._target_nnz()}: too many dual "
-                f"variables are zero"
+                f"finalized with {int(self._nnz())} nonzero weights instead of {self._target_nnz()}: other dual "
+                f"variables are zero, as of weights that never had a gradient, or whole groups of weights are equal"
             )
 
     def _make_exact(self, distance: float, *, is_end: bool = False) -> None:

@@ -110,7 +110,7 @@ def test_landing_says_so_where_it_cannot_be_exact():
     param = nn.Parameter(torch.zeros(10, 10))
     controller = FeedbackController(AdaBreg([param]), 0.5, 10)
     with pytest.warns(
-        UserWarning, match="finalized with 0 nonzero weights instead of 50: too many dual variables are zero"
+        UserWarning, match="finalized with 0 nonzero weights instead of 50: other dual variables are zero"
     ):
         controller.finalize()
 
