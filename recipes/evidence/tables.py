@@ -111,6 +111,11 @@ class Group:
         return word if re.fullmatch(r"[\d.e+-]+", word) else ""
 
     @property
+    def target(self) -> str:
+        """Target of the name in words."""
+        return f"{float(self.value):.2%}" if self.value else DASH
+
+    @property
     def label(self) -> str:
         """Method and target in words."""
         return f"{METHODS[self.method]} {float(self.value):.0%}" if self.value else METHODS[self.method]
@@ -135,6 +140,10 @@ class Group:
     def eer(self, trial_list: str) -> float:
         """Mean EER as a fraction."""
         return float(np.mean(self.eers(trial_list)))
+
+    def eer_of_each_seed(self, trial_list: str) -> str:
+        """EER of each run in percent, in words."""
+        return ", ".join(f"{100 * eer:.2f}" for eer in self.eers(trial_list))
 
     def untrained_eer(self, trial_list: str) -> str:
         """Mean EER before training in words."""
@@ -265,10 +274,9 @@ def quality_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
         rows.append(untrained)
     compared = [group for name, group in groups.items() if name == "dense" or name.rpartition("_")[0] in METHODS]
     for group in sorted(compared, key=lambda group: (float(group.value or 0), list(METHODS).index(group.method))):
-        target = f"{float(group.value):.2%}" if group.value else DASH
-        row = [METHODS[group.method], target, f"{group.mean('sparsity_tracked'):.3%}", str(len(group.runs))]
+        row = [METHODS[group.method], group.target, f"{group.mean('sparsity_tracked'):.3%}", str(len(group.runs))]
         for name in trial_lists:
-            row += [group.eer_with_interval(name), ", ".join(f"{100 * eer:.2f}" for eer in group.eers(name))]
+            row += [group.eer_with_interval(name), group.eer_of_each_seed(name)]
             for other in ("dense", f"magnitude_{group.value}", f"layerwise_{group.value}"):
                 row.append(group.difference(groups.get(other), name))
         rows.append(row)
@@ -418,11 +426,10 @@ def length_table(groups: Groups, trial_lists: Sequence[str]) -> Table:
     rows = []
     for group in sorted(starting_with(groups, "epochs"), key=lambda group: int(group.method.removeprefix("epochs"))):
         length, _, name = group.name.partition("_")
-        target = f"{float(group.value):.2%}" if group.value else DASH
-        row = [length.removeprefix("epochs"), METHODS[Group(name, ()).method], target, str(len(group.runs))]
+        method = METHODS[Group(name, ()).method]
+        row = [length.removeprefix("epochs"), method, group.target, str(len(group.runs))]
         for trial_list in trial_lists:
-            each_seed = ", ".join(f"{100 * eer:.2f}" for eer in group.eers(trial_list))
-            row += [group.eer_with_interval(trial_list), each_seed]
+            row += [group.eer_with_interval(trial_list), group.eer_of_each_seed(trial_list)]
             for other in (f"{length}_dense", f"{length}_magnitude_{group.value}"):
                 row.append(group.difference(groups.get(other), trial_list))
         rows.append(row)
