@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+import zstandard
+from safetensors.numpy import load, save
 
 from sv_sparse.export.package import write_package
 from sv_sparse.io import checksum
@@ -157,8 +159,11 @@ def _packages() -> list[bytes]:
 def package(generator: Generator) -> bytes:
     """A package, as it is, or with something in its description or tensors changed, and check sums that fit."""
     content = _packages()[generator.integers(len(_MODELS))]
-    if generator.integers(3) == 0:
+    choice = generator.integers(4)
+    if choice == 0:
         return content
+    if choice == 1:
+        return _forged(content, generator)
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
     about = json.loads(header["__metadata__"]["sv_sparse"].partition(" ")[2])
@@ -173,6 +178,20 @@ def package(generator: Generator) -> bytes:
         _change(header, generator)
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
+
+
+def _forged(content: bytes, generator: Generator) -> bytes:
+    """Put something foreign in the place of some integers of the program."""
+    (length,) = struct.unpack("<Q", content[:8])
+    about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["sv_sparse"].partition(" ")[2])
+    tensors = load(content)
+    steps = np.frombuffer(zstandard.decompress(tensors["values:program.steps"].tobytes()), np.int32).copy()
+    for place in generator.integers(0, len(steps), generator.integers(1, 4)):
+        steps[place] = generator.choice([0, 1, -1, 7, 1 << 20, 2**31 - 1, steps[place] + 1, steps[place - 1]])
+    stored = zstandard.compress(steps.tobytes())
+    about["program"]["steps"][1] = checksum(stored)
+    tensors["values:program.steps"] = np.frombuffer(stored, np.uint8)
+    return save(tensors, metadata={"sv_sparse": with_checksum(json.dumps(about))})
 
 
 def _damage(header: dict[str, Any], tensors: dict[str, Any], data: bytearray, generator: Generator) -> None:

@@ -26,8 +26,8 @@ from sv_sparse.commands.export import make_card
 from sv_sparse.evaluation.load import load_network
 from sv_sparse.export.onnx import export_onnx
 from sv_sparse.export.package import write_package
+from sv_sparse.models.registry import build_model
 from sv_sparse.runtime.engine.autotune import autotune, torch_threads
-from sv_sparse.runtime.engine.lowering import lower
 from sv_sparse.runtime.engine.runtime import Runtime, machine_name
 from sv_sparse.runtime.package import read_package
 
@@ -109,12 +109,14 @@ def make_engine(name: str, folder: Path, threads: int) -> Callable[[torch.Tensor
     """Return the function of an engine from filterbank [B, F, T] to embeddings."""
     package = read_package(folder / "fp32.safetensors")
     if name == "ours":
-        plan = autotune(lower(package.network()), machine_name(), threads=threads)
+        plan = autotune(package.program, machine_name(), threads=threads)
         return Runtime.load(package, threads=threads, plan=plan)
     if name == "ours, not measured":
         return Runtime.load(package, threads=threads)
     if name == "torch":
-        return package.network()
+        network = build_model(package.model, package.features["mel_bins"]).eval()
+        network.load_state_dict(torch.load(folder / "dense.pt", weights_only=True))
+        return network
     if name == "onnxruntime":
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

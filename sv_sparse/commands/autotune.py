@@ -6,9 +6,7 @@ import torch
 
 from sv_sparse.commands.common import add_model_arguments, model_path
 from sv_sparse.runtime.engine.autotune import autotune, benchmark_ms
-from sv_sparse.runtime.engine.lowering import lower
 from sv_sparse.runtime.engine.plan import USE_DENSE
-from sv_sparse.runtime.engine.program import NoProgramError
 from sv_sparse.runtime.engine.runtime import check_threads, machine_name, plan_path
 from sv_sparse.runtime.package import read_package
 
@@ -22,11 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run ``sv-sparse autotune``."""
     path = model_path(args)
-    package = read_package(path, args.model_class)
-    try:
-        program = lower(package.network())
-    except NoProgramError as error:
-        raise ValueError(f"{path}: nothing to tune, torch computes this network: {error}") from error
+    package = read_package(path)
+    program = package.program
     threads = check_threads(torch.get_num_threads() if args.threads is None else args.threads)
     # A plan is right for this model, machine and number of threads alone, and its path names them (DECISIONS 56).
     plan = autotune(program, machine_name(), threads=threads)

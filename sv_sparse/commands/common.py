@@ -40,7 +40,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     model_help = f"file that sv-sparse export wrote (default: the environment variable {MODEL_ENV})"
     group.add_argument("--model", type=Path, metavar="FILE", help=model_help)
-    add_model_class_argument(group)
     threads_help = "threads (default: 1 for up to ten seconds of speech, all cores for longer recordings)"
     group.add_argument("--threads", type=int, metavar="N", help=threads_help)
 
@@ -93,7 +92,7 @@ def load_verifier(args: argparse.Namespace) -> Verifier:
     """Return the verifier of the model that the command line or the environment names."""
     if args.threads is not None:
         torch.set_num_threads(check_threads(args.threads))
-    verifier = Verifier.from_pretrained(model_path(args), threads=args.threads, model_class=args.model_class)
+    verifier = Verifier.from_pretrained(model_path(args), threads=args.threads)
     if args.threads is None and isinstance(verifier.engine, Runtime) and not verifier.engine.needs_torch_threads:
         # One thread computes the features as fast, and waits for no core that another program has. DECISIONS 76
         torch.set_num_threads(1)

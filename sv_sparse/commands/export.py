@@ -72,8 +72,8 @@ def main(args: argparse.Namespace) -> None:
     card = make_card(run_dir, config, license_name=args.license, trained_on=args.trained_on)
     if is_package:
         features = {"sample_rate": SAMPLE_RATE, "mel_bins": MEL_BINS}
-        options = {"features": features, "dtype": args.dtype or "fp32", "model_class": args.model_class}
-        write_package(output, network, config.model_settings, backend, card, **options)
+        dtype = args.dtype or "fp32"
+        write_package(output, network, config.model_settings, backend, card, features=features, dtype=dtype)
     else:
         write_onnx(output, network, card, run_dir, frontend=args.frontend or "included", int8=args.int8)
     size = output.stat().st_size

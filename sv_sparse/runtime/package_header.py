@@ -1,24 +1,26 @@
 """Header of a package: JSON with its checksum in front, checked part by part before any of it is used."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
 from sv_sparse.io import checksum
+from sv_sparse.models.features import check_features
 from sv_sparse.runtime.sparse_codec import DTYPES, KINDS
 from sv_sparse.scoring.calibration import QUALITY_MEASURES, Calibration
 
-FORMAT = 3
+FORMAT = 4
 # Of all tensors together, zeros included: one gibibyte of float32.
 MAX_VALUES = 1 << 28
 _MAX_TENSORS = 10_000
 _MAX_AXES = 5
 # Finite in float32 after any sum that scoring makes of it.
 _MAX_NUMBER = 1e30
-_KEYS = {"format", "model", "features", "backend", "card", "tensors"}
-_OLDER = f"sv-sparse 0.1 reads formats 1 and 2, this version reads format {FORMAT}: export the run again"
+_KEYS = {"format", "fingerprint", "model", "features", "backend", "card", "program", "tensors"}
+_OLDER = f"sv-sparse 0.1 reads formats 1 and 2, 0.2 reads 3, this version reads format {FORMAT}: export the run again"
 
 
 class TensorSpec(NamedTuple):
@@ -38,13 +40,17 @@ class TensorSpec(NamedTuple):
 class PackageHeader:
     """Everything in a package but its tensors; plain data."""
 
-    # Settings of the network, as models.registry.build_model takes them; the kind of features is among them.
+    # 64 hexadecimal digits that stand for the trained network and its features.
+    fingerprint: str
+    # Settings of the network, for information.
     model: dict[str, Any]
-    # sample_rate in Hz and mel_bins.
-    features: dict[str, int]
+    # sample_rate in Hz, mel_bins, and kind, the name of the network's features.
+    features: dict[str, Any]
     # top_n and calibration of the scoring back-end.
     backend: dict[str, Any]
     card: dict[str, Any]
+    # What ProgramParts.about holds, and the number and checksum of the program's integers as steps.
+    program: dict[str, Any]
     tensors: Mapping[str, TensorSpec]
 
     def to_text(self) -> str:
@@ -75,13 +81,25 @@ class PackageHeader:
             raise ValueError(f"it has format {content['format']!r}; {_OLDER}")
         if set(content) != _KEYS:
             raise ValueError(f"its header has {sorted(content)}, expected {sorted(_KEYS)}")
-        for key in sorted(_KEYS - {"format"}):
+        for key in sorted(_KEYS - {"format", "fingerprint"}):
             if not isinstance(content[key], dict):
                 raise ValueError(f"{key} is a {type(content[key]).__name__}, expected names and values")
         _check_features(content["features"])
-        # The model's settings are checked by its class, when it is built. A card may say anything.
+        fingerprint = content["fingerprint"]
+        if not isinstance(fingerprint, str) or not re.fullmatch("[0-9a-f]{64}", fingerprint):
+            raise ValueError(f"fingerprint is {str(fingerprint)[:80]}, expected 64 hexadecimal digits")
+        # The program is checked when it is read. Model and card may say anything.
         backend = _parse_backend(content["backend"])
-        return cls(content["model"], content["features"], backend, content["card"], _parse_tensors(content["tensors"]))
+        tensors = _parse_tensors(content["tensors"])
+        return cls(
+            fingerprint,
+            content["model"],
+            content["features"],
+            backend,
+            content["card"],
+            content["program"],
+            tensors,
+        )
 
 
 def with_checksum(json_text: str) -> str:
@@ -90,8 +108,9 @@ def with_checksum(json_text: str) -> str:
 
 
 def _check_features(features: dict[str, Any]) -> None:
-    if set(features) != {"sample_rate", "mel_bins"}:
-        raise ValueError(f"features has {sorted(features)}, expected mel_bins and sample_rate")
+    if set(features) != {"sample_rate", "mel_bins", "kind"}:
+        raise ValueError(f"features has {sorted(features)}, expected kind, mel_bins and sample_rate")
+    check_features(features["kind"])
     if not _is_int_between(features["sample_rate"], 16000, 16000):
         raise ValueError(f"features has sample_rate {features['sample_rate']!r}, this version computes 16000")
     if not _is_int_between(features["mel_bins"], 4, 256):

@@ -6,16 +6,16 @@ value (``gaps``: one byte; 255 stands for 255 zeros and no value). Values are st
 first bytes, then all second ones.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import zstandard
 from numpy.typing import NDArray
-from torch import Tensor
 
 KINDS = ("bitmask", "gaps", "dense")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Bytes of a value by the type that it is stored in.
+DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2}
+Float32Array = NDArray[np.float32]
 
 # Level 19 takes four times as long and saves half a percent.
 ZSTD_LEVEL = 12
@@ -42,19 +42,19 @@ class Nonzeros(NamedTuple):
     size: int
     # [N], ascending, in the flattened tensor; None where no element is zero.
     positions: NDArray[np.int64] | None
-    # float32 [N].
-    values: Tensor
+    # [N].
+    values: Float32Array
 
-    def to_dense(self) -> Tensor:
+    def to_dense(self) -> Float32Array:
         """Return the flattened tensor, float32 [size]."""
         if self.positions is None:
             return self.values
-        flat = torch.zeros(self.size)
-        flat[torch.from_numpy(self.positions)] = self.values
+        flat = np.zeros(self.size, np.float32)
+        flat[self.positions] = self.values
         return flat
 
 
-def encode(tensor: Tensor, dtype: str = "fp32") -> SparseTensorBytes:
+def encode(tensor: Float32Array, dtype: str = "fp32") -> SparseTensorBytes:
     """Return the smallest encoded form of a tensor; it keeps every bit but the sign of a zero.
 
     Args:
@@ -64,26 +64,49 @@ def encode(tensor: Tensor, dtype: str = "fp32") -> SparseTensorBytes:
     Raises:
         ValueError: A value is not finite, or too large for ``dtype``.
 
-    >>> encode(torch.tensor([0.0, 0.0, 3.0])).nnz
+    >>> encode(np.array([0.0, 0.0, 3.0], np.float32)).nnz
     1
     """
-    flat = tensor.detach().contiguous().flatten().to(DTYPES[dtype])
-    if not flat.isfinite().all():
+    flat = round_to(tensor, dtype).ravel()
+    if not np.isfinite(flat).all():
         raise ValueError(f"holds values that are not finite in {dtype}")
-    is_nonzero = flat != 0
-    nonzeros = flat[is_nonzero]
+    mask = flat != 0
+    nonzeros = _to_bits(flat[mask], dtype)
     # Byte by byte, so that zstd sees the exponents side by side.  DECISIONS 53
-    shuffled = nonzeros.view(torch.uint8).numpy().reshape(-1, nonzeros.element_size()).T
-    values = _compress(shuffled.tobytes())
+    shuffled = nonzeros.view(np.uint8).reshape(-1, DTYPES[dtype]).T
+    values = compress(shuffled.tobytes())
     if len(nonzeros) == len(flat):
         return SparseTensorBytes("dense", len(nonzeros), b"", values)
-    mask = is_nonzero.numpy()
-    bitmask = _compress(np.packbits(mask, bitorder="little").tobytes())
-    gaps = _compress(_gaps(mask))
+    bitmask = compress(np.packbits(mask, bitorder="little").tobytes())
+    gaps = compress(_gaps(mask))
     # Raw gaps are smaller below one nonzero value in eight; what zstd makes of either depends on the pattern.
     if len(bitmask) <= len(gaps):
         return SparseTensorBytes("bitmask", len(nonzeros), bitmask, values)
     return SparseTensorBytes("gaps", len(nonzeros), gaps, values)
+
+
+def round_to(tensor: Float32Array, dtype: str) -> Float32Array:
+    """Return values rounded to one of DTYPES, as float32; what is too large for it becomes infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _from_bits(_to_bits(np.ascontiguousarray(tensor, np.float32), dtype), dtype)
+
+
+def _to_bits(values: Float32Array, dtype: str) -> NDArray[Any]:
+    """Return the bits of values rounded to a type, to the nearest and to even."""
+    if dtype == "fp32":
+        return values
+    if dtype == "fp16":
+        return values.astype(np.float16)
+    bits = values.view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    # NaN would become infinite, or zero.
+    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+def _from_bits(bits: NDArray[Any], dtype: str) -> Float32Array:
+    if dtype == "bf16":
+        return (bits.astype(np.uint32) << 16).view(np.float32)
+    return bits.astype(np.float32)
 
 
 def decode(encoded: SparseTensorBytes, size: int, dtype: str = "fp32") -> Nonzeros:
@@ -98,12 +121,13 @@ def decode(encoded: SparseTensorBytes, size: int, dtype: str = "fp32") -> Nonzer
         ValueError: The bytes are not what ``encode`` makes of ``size`` values.
     """
     nnz = encoded.nnz
-    torch_dtype = DTYPES[dtype]
+    itemsize = DTYPES[dtype]
     if not 0 <= nnz <= size:
         raise ValueError(f"claims {nnz} values for {size} positions")
-    shuffled = _decompress(encoded.values, nnz * torch_dtype.itemsize).reshape(torch_dtype.itemsize, nnz)
-    values = torch.from_numpy(shuffled.T.copy().ravel()).view(torch_dtype).float()
-    if not values.isfinite().all():
+    shuffled = decompress(encoded.values, nnz * itemsize).reshape(itemsize, nnz)
+    kind = {"fp32": np.float32, "bf16": np.uint16, "fp16": np.float16}[dtype]
+    values = _from_bits(shuffled.T.copy().ravel().view(kind), dtype)
+    if not np.isfinite(values).all():
         raise ValueError("holds values that are not finite")
     positions = _positions(encoded, size)
     # A stored zero would give equal tensors different nonzeros, and so different fingerprints.
@@ -119,12 +143,12 @@ def _positions(encoded: SparseTensorBytes, size: int) -> NDArray[np.int64] | Non
             raise ValueError(f"has {encoded.nnz} values for {size} positions and does not say which")
         return None
     if encoded.kind == "bitmask":
-        bits = np.unpackbits(_decompress(encoded.positions, -(-size // 8)), bitorder="little")
+        bits = np.unpackbits(decompress(encoded.positions, -(-size // 8)), bitorder="little")
         if bits[size:].any():
             raise ValueError(f"marks positions beyond its {size}")
         positions = np.flatnonzero(bits)
     elif encoded.kind == "gaps":
-        gaps = _decompress(encoded.positions, None, max_size=encoded.nnz + size // _ESCAPE)
+        gaps = decompress(encoded.positions, None, max_size=encoded.nnz + size // _ESCAPE)
         is_value = gaps != _ESCAPE
         positions = (np.cumsum(gaps + is_value, dtype=np.int64) - 1)[is_value]
         if len(positions) and positions[-1] >= size:
@@ -144,11 +168,12 @@ def _gaps(mask: NDArray[np.bool_]) -> bytes:
     return gaps.tobytes()
 
 
-def _compress(content: bytes) -> bytes:
+def compress(content: bytes) -> bytes:
+    """Return a zstd frame."""
     return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True).compress(content)
 
 
-def _decompress(frame: bytes, size: int | None, max_size: int = 0) -> NDArray[np.uint8]:
+def decompress(frame: bytes, size: int | None, max_size: int = 0) -> NDArray[np.uint8]:
     """Return the content of a frame: exactly ``size`` bytes or, if that is None, up to ``max_size``."""
     try:
         # The announced size is checked first: a small frame can hold gigabytes of zeros.

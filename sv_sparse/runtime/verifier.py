@@ -89,20 +89,17 @@ class Verifier:
         self._new_windows()
 
     @classmethod
-    def from_pretrained(
-        cls, path: str | os.PathLike[str], *, threads: int | None = None, model_class: str | None = None
-    ) -> "Verifier":
+    def from_pretrained(cls, path: str | os.PathLike[str], *, threads: int | None = None) -> "Verifier":
         """Return the verifier of a package, a file that ``sv-sparse export`` wrote.
 
         Args:
             path: The file.
             threads: Threads that compute the network; default as of ``Runtime.load``.
-            model_class: Import path of a class of the user's own that the package may name; see ``read_package``.
 
         Raises:
             ValueError: The package cannot be read; the message names it.
         """
-        package = read_package(path, model_class)
+        package = read_package(path)
         engine = Runtime.load(package, threads=threads)
         return cls(engine, package.backend, package.card, features=package.features, fingerprint=package.fingerprint)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from sv_sparse.scoring.arrays import Float32Array, IndexArray
@@ -73,8 +74,8 @@ class Backend:
         cohort = state["cohort"]
         calibration = state["calibration"]
         return cls(
-            mean=state["mean"].numpy(),
-            cohort=None if cohort is None else cohort.numpy(),
+            mean=np.asarray(state["mean"]),
+            cohort=None if cohort is None else np.asarray(cohort),
             top_n=state["top_n"],
             calibration=None if calibration is None else Calibration(**calibration),
         )

@@ -11,7 +11,9 @@ import torch
 
 from sv_sparse.commands.main import main
 from sv_sparse.evaluation.load import load_network
+from sv_sparse.export.operations import lower
 from sv_sparse.runtime.decision import LIMITS_OF_USE, SYNTHETIC_WARNING
+from sv_sparse.runtime.engine.program_codec import split_program
 from sv_sparse.runtime.package import read_package
 from sv_sparse.runtime.verifier import Verifier
 
@@ -42,8 +44,9 @@ def test_its_weights_are_those_that_were_delivered(finished, tmp_path):
     package = read_package(export(finished / "checkpoints" / "model.pt", tmp_path / "m.safetensors"))
     assert package.model == config.model_settings
     assert np.array_equal(package.backend.mean, backend.mean)
-    delivered = {name: param for name, param in network.named_parameters() if param.ndim > 1}
-    assert all(torch.equal(package.weights[name], weight) for name, weight in delivered.items())
+    expected = split_program(lower(network, 80)).weights
+    weights = split_program(package.program).weights
+    assert all(np.array_equal(weights[name], weight) for name, weight in expected.items())
 
 
 def test_its_card_says_what_it_was_trained_on_and_how_it_was_judged(finished, tones, tmp_path, capsys):

@@ -1,6 +1,6 @@
 """A network of the user's own class, which is imported only because the user names it."""
 
-import logging
+import sys
 
 import onnxruntime
 import pytest
@@ -9,6 +9,7 @@ from helpers import deployed
 
 from sv_sparse.export.onnx import export_onnx
 from sv_sparse.export.package import write_package
+from sv_sparse.runtime.engine.executor import SparseEngine
 from sv_sparse.runtime.package import read_package
 from sv_sparse.runtime.verifier import Verifier
 
@@ -28,25 +29,16 @@ def network(monkeypatch):
 def path(tmp_path, network):
     path = tmp_path / "m.safetensors"
     backend = deployed.backend(4)
-    write_package(path, network, MODEL, backend, {}, features=deployed.FEATURES, model_class=MODEL_CLASS)
+    write_package(path, network, MODEL, backend, {}, features=deployed.FEATURES)
     return path
 
 
-def test_a_package_never_imports_the_class_that_it_names(path, network, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=rf"m\.safetensors is not a readable package: .*{MODEL_CLASS}"):
-        read_package(path)
-    with pytest.raises(ValueError, match=MODEL_CLASS):
-        read_package(path, "helpers.own_tdnn.Other")
-    monkeypatch.setenv("SV_SPARSE_MODEL_CLASS", MODEL_CLASS)
+def test_a_package_of_it_needs_no_class(path, network, monkeypatch):
+    monkeypatch.delitem(sys.modules, "helpers.own_tdnn")
+    verifier = Verifier.from_pretrained(path)
+    assert "helpers.own_tdnn" not in sys.modules
+    assert isinstance(verifier.engine.engine, SparseEngine)
     assert read_package(path).model == MODEL
-
-
-def test_its_embeddings_are_those_of_the_network_by_torch_and_the_log_says_what_that_costs(path, network, caplog):
-    with caplog.at_level(logging.WARNING):
-        verifier = Verifier.from_pretrained(path, model_class=MODEL_CLASS)
-    assert "no program for TDNN" in caplog.text
-    assert "falling back to the torch engine" in caplog.text
-    assert "four times as long" in caplog.text
     x = torch.randn(2, 80, 60)
     with torch.no_grad():
         torch.testing.assert_close(verifier.engine(x), network(x), rtol=1e-4, atol=1e-5)

@@ -28,9 +28,10 @@ CAMPPLUS: dict[str, Any] = {
     **{"block_layers": [2, 1, 2], "embedding_dim": 16},
 }
 XVECTOR: dict[str, Any] = {"name": "xvector", "channels": 16, "statistics_channels": 24, "embedding_dim": 16}
-# Those with a program of the sparse kernels.
-LOWERED = {"ecapa": ECAPA, "speechbrain": SPEECHBRAIN, "resnet": RESNET}
-MODELS = LOWERED | {
+MODELS = {
+    "ecapa": ECAPA,
+    "speechbrain": SPEECHBRAIN,
+    "resnet": RESNET,
     "se_resnet": SE_RESNET,
     "campplus": CAMPPLUS,
     "resnet50": RESNET | {"name": "resnet50"},

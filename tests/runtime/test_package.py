@@ -8,13 +8,18 @@ import struct
 import numpy as np
 import pytest
 import torch
+import zstandard
 from helpers import deployed
 from safetensors.numpy import load_file, save_file
+from torch import nn
 
+from sv_sparse.export.operations import lower
 from sv_sparse.export.package import write_package
 from sv_sparse.io import checksum
 from sv_sparse.runtime import sparse_codec
-from sv_sparse.runtime.fold_bn import fold_batch_norm, folded_state
+from sv_sparse.runtime.engine.executor import SparseEngine
+from sv_sparse.runtime.engine.numpy_engine import NumpyEngine
+from sv_sparse.runtime.engine.program_codec import split_program
 from sv_sparse.runtime.package import read_package
 from sv_sparse.runtime.package_header import with_checksum
 
@@ -28,27 +33,15 @@ def written(path, model=deployed.ECAPA, *, density=0.1, backend=None, **options)
 
 
 @pytest.mark.parametrize("model", deployed.MODELS.values(), ids=deployed.MODELS)
-def test_the_folded_network_comes_back_to_the_last_bit(tmp_path, model):
-    network = fold_batch_norm(written(tmp_path / "m.safetensors", model))
-    found = read_package(tmp_path / "m.safetensors").network()
-    expected = folded_state(network)
-    assert folded_state(found).keys() == expected.keys()
-    assert all(torch.equal(value, expected[name]) for name, value in folded_state(found).items())
-    x = torch.randn(2, 80, 60)
-    with torch.no_grad():
-        assert torch.equal(found(x), network(x))
-
-
-@pytest.mark.parametrize("model", deployed.MODELS.values(), ids=deployed.MODELS)
-def test_weights_are_those_that_were_trained_and_folding_changes_no_embedding(tmp_path, model):
+def test_the_program_comes_back_to_the_last_bit(tmp_path, model):
     network = written(tmp_path / "m.safetensors", model)
-    found = read_package(tmp_path / "m.safetensors").network()
-    weights = {name: param for name, param in network.named_parameters() if param.ndim > 1}
-    stored = dict(found.named_parameters())
-    assert all(torch.equal(stored[name], weight) for name, weight in weights.items())
-    x = torch.randn(2, 80, 60)
-    with torch.no_grad():
-        torch.testing.assert_close(found(x), network(x), rtol=1e-4, atol=1e-5)
+    expected = split_program(lower(network, 80))
+    parts = split_program(read_package(tmp_path / "m.safetensors").program)
+    assert json.dumps(parts.about) == json.dumps(expected.about)
+    assert np.array_equal(parts.steps, expected.steps)
+    assert np.array_equal(parts.constants, expected.constants)
+    assert parts.weights.keys() == expected.weights.keys()
+    assert all(np.array_equal(weight, expected.weights[name]) for name, weight in parts.weights.items())
 
 
 def test_all_that_decides_comes_along(tmp_path):
@@ -72,15 +65,18 @@ def test_a_file_without_calibration_is_whole_too(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_rounded_values_make_a_smaller_file_and_leave_norms_alone(tmp_path, dtype):
-    network = fold_batch_norm(written(tmp_path / "full.safetensors"))
+def test_rounded_values_make_a_smaller_file_and_leave_constants_alone(tmp_path, dtype):
+    written(tmp_path / "full.safetensors")
     written(tmp_path / "m.safetensors", dtype=dtype)
-    package = read_package(tmp_path / "m.safetensors")
-    assert package.dtype == dtype
+    full, rounded = (read_package(tmp_path / name) for name in ("full.safetensors", "m.safetensors"))
+    assert (full.dtype, rounded.dtype) == ("fp32", dtype)
     assert (tmp_path / "m.safetensors").stat().st_size < (tmp_path / "full.safetensors").stat().st_size
-    for name, value in folded_state(network).items():
-        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype] if value.ndim > 1 else torch.float32
-        assert torch.equal(package.weights[name], value.to(kind).float()), name
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    for layer, original in zip(rounded.program.layers, full.program.layers, strict=True):
+        expected = torch.from_numpy(original.weight).to(kind).float().numpy()
+        assert np.array_equal(layer.weight, expected), layer.name
+    for step, original in zip(rounded.program.steps, full.program.steps, strict=True):
+        assert np.array_equal(step.constants, original.constants)
 
 
 def test_a_sparse_network_is_packed(tmp_path):
@@ -90,11 +86,10 @@ def test_a_sparse_network_is_packed(tmp_path):
     assert (tmp_path / "m.safetensors").stat().st_size < dense / 10
 
 
-def test_a_network_of_foreign_code_is_neither_written_nor_built(tmp_path):
-    network = deployed.trained(deployed.ECAPA)
-    foreign = {"_target_": "os.makedirs", "name_or_path": "made"}
-    with pytest.raises(ValueError, match=r"os\.makedirs"):
-        write_package(tmp_path / "m", network, foreign, deployed.backend(), {}, features=deployed.FEATURES)
+def test_a_network_without_a_program_is_not_written(tmp_path):
+    network = nn.Sequential(nn.GELU(), nn.Flatten())
+    with pytest.raises(ValueError, match="gelu: the sparse kernels have no such operation"):
+        write_package(tmp_path / "m", network, {}, deployed.backend(), {}, features=deployed.FEATURES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -120,35 +115,54 @@ def described(path):
         return json.loads(json.loads(file.read(length))["__metadata__"]["sv_sparse"].partition(" ")[2])
 
 
-def sealed(about, tensors, name="mfa.weight"):
+def sealed(about, tensors, name="layer.mfa.weight"):
     """Let a tensor's check sum be that of its bytes, as it would be of a forgery."""
     parts = (tensors.get(part + name, np.zeros(0, np.uint8)).tobytes() for part in ("values:", "positions:"))
     about["tensors"][name][4] = checksum(*parts)
 
 
+def layer(about, name):
+    """What the program says of a layer."""
+    return next(fields for fields in about["program"]["layers"] if fields[0] == name)
+
+
+def drop(about, tensors, name):
+    """Leave a tensor out."""
+    del about["tensors"][name]
+    for part in ("values:", "positions:"):
+        tensors.pop(part + name, None)
+
+
 def lengthen(about, tensors):
-    tensors["values:mfa.weight"] = np.concatenate([tensors["values:mfa.weight"], np.zeros(3, np.uint8)])[3:]
+    tensors["values:layer.mfa.weight"] = np.concatenate([tensors["values:layer.mfa.weight"], np.zeros(3, np.uint8)])[3:]
     sealed(about, tensors)
 
 
 CHANGES = {
     "format 99": lambda about, tensors: about.update(format=99),
-    "lacks": lambda about, tensors: tensors.pop("values:mfa.weight"),
+    "lacks": lambda about, tensors: tensors.pop("values:layer.mfa.weight"),
     "has more": lambda about, tensors: tensors.update(more=np.zeros(3, np.uint8)),
-    "other weights": lambda about, tensors: about["tensors"].pop("mfa.weight"),
-    r"mfa\.weight has shape": lambda about, tensors: about["tensors"]["mfa.weight"].__setitem__(1, [24, 64, 1, 2]),
-    "which is not allowed": lambda about, tensors: about["tensors"]["mfa.weight"].__setitem__(2, 1 << 40),
+    "mfa.weight has no weight": lambda about, tensors: drop(about, tensors, "layer.mfa.weight"),
+    "a step convolve does not fit its planes": lambda about, tensors: about["tensors"]["layer.mfa.weight"].__setitem__(
+        1, [24, 32, 1, 2]
+    ),
+    "which is not allowed": lambda about, tensors: about["tensors"]["layer.mfa.weight"].__setitem__(2, 1 << 40),
     "at most 268435456": lambda about, tensors: about["tensors"].update(
         {str(i): ["gaps", [1 << 27], 0, "fp32", ""] for i in range(3)}
     ),
-    "channels is 4000000000": lambda about, tensors: about["model"].update(channels=4_000_000_000),
-    "mfa_channels is 65536|shape": lambda about, tensors: about["model"].update(mfa_channels=65536),
-    "res2net_scale is 65": lambda about, tensors: about["model"].update(res2net_scale=65),
-    "cannot be built": lambda about, tensors: about["model"].update(surprise=1),
-    "features must be one of 3dspeaker, ": lambda about, tensors: about["model"].update(features="mfcc"),
-    "features must be .*, got 3": lambda about, tensors: about["model"].update(features=3),
+    "features must be one of 3dspeaker, ": lambda about, tensors: about["features"].update(kind="mfcc"),
+    "features must be .*, got 3": lambda about, tensors: about["features"].update(kind=3),
+    "fingerprint is abc": lambda about, tensors: about.update(fingerprint="abc"),
+    "program has steps": lambda about, tensors: about["program"].update(steps=None),
+    "program has the sizes": lambda about, tensors: about["program"].update(min_frames=0),
+    "program lacks a part": lambda about, tensors: about["program"].pop("min_frames"),
+    "a resolution is": lambda about, tensors: about["program"]["resolutions"].append([1, 0, -1, 5]),
+    "planes, at most": lambda about, tensors: about["program"]["resolutions"].extend([[1, 0, 1, 1 << 20]] * 2),
+    "the first resolution is not": lambda about, tensors: about["program"]["resolutions"].reverse(),
+    "mfa.weight has ": lambda about, tensors: layer(about, "mfa.weight").__setitem__(2, [1, 1 << 20]),
+    "its layers are not those": lambda about, tensors: about["program"]["layers"].append(about["program"]["layers"][0]),
+    "a step (load|store) does not fit": lambda about, tensors: about["program"].update(embedding_dim=17),
     "mel_bins 10000": lambda about, tensors: about["features"].update(mel_bins=10_000),
-    "dilations is": lambda about, tensors: about["model"].update(dilations=[65536, 2, 5]),
     "sample_rate 16000.0": lambda about, tensors: about["features"].update(sample_rate=16000.0),
     "format True": lambda about, tensors: about.update(format=True),
     "sample_rate 8000": lambda about, tensors: about["features"].update(sample_rate=8000),
@@ -157,7 +171,7 @@ CHANGES = {
     "probability 1": lambda about, tensors: about["backend"]["calibration"].update(p_target=1),
     "mfa.weight (cannot|holds)": lengthen,
     "is not stored as bytes": lambda about, tensors: tensors.update(
-        {"values:mfa.weight": tensors["values:mfa.weight"].astype(np.float32)}
+        {"values:layer.mfa.weight": tensors["values:layer.mfa.weight"].astype(np.float32)}
     ),
     r"expected names and values": lambda about, tensors: about.update(tensors=[]),
 }
@@ -208,10 +222,9 @@ def test_what_changes_no_embedding_changes_no_fingerprint(tmp_path, monkeypatch)
     assert fingerprint(path, network) == expected
 
 
-def test_a_package_from_before_the_choice_of_features_has_ours_and_its_fingerprint(tmp_path):
+def test_named_default_features_change_no_fingerprint(tmp_path):
     written(tmp_path / "before", deployed.ECAPA)
     written(tmp_path / "now", deployed.ECAPA | {"features": "sv_sparse"})
-    assert "features" not in described(tmp_path / "before")["model"]
     before, now = read_package(tmp_path / "before"), read_package(tmp_path / "now")
     assert before.features == now.features == deployed.FEATURES | {"kind": "sv_sparse"}
     assert before.fingerprint == now.fingerprint
@@ -220,7 +233,7 @@ def test_a_package_from_before_the_choice_of_features_has_ours_and_its_fingerpri
 @torch.no_grad()
 def test_a_weight_or_a_setting_changes_the_fingerprint(tmp_path):
     path, network = tmp_path / "m", deployed.trained(deployed.ECAPA)
-    prints = [fingerprint(path, network, deployed.ECAPA | {"features": "wespeaker"})]
+    prints = [fingerprint(path, deployed.trained(deployed.ECAPA | {"features": "wespeaker"}))]
     prints += [fingerprint(path, network), fingerprint(path, network, deployed.ECAPA | {"dilations": [1, 2, 3]})]
     prints.append(fingerprint(path, network, dtype="bf16"))
     network.mfa.bias[0] += 1
@@ -237,7 +250,7 @@ def test_an_older_format_is_refused_with_the_version_that_reads_it(tmp_path):
     path = tmp_path / "m.safetensors"
     written(path)
     about = described(path)
-    older = "sv-sparse 0.1 reads formats 1 and 2, this version reads format 3: export the run again"
+    older = "sv-sparse 0.1 reads formats 1 and 2, 0.2 reads 3, this version reads format 4: export the run again"
     save_file(load_file(path), path, metadata={"sv_sparse": with_checksum(json.dumps(about | {"format": 2}))})
     with pytest.raises(ValueError, match=f"it has format 2; {older}"):
         read_package(path)
@@ -270,7 +283,7 @@ def test_what_is_damaged_is_named(tmp_path):
     content = path.read_bytes()
     header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
     start = len(content) - max(each["data_offsets"][1] for name, each in header.items() if name != "__metadata__")
-    for name in ("values:mfa.weight", "positions:mfa.weight", "values:backend.mean"):
+    for name in ("values:layer.mfa.weight", "positions:layer.mfa.weight", "values:backend.mean"):
         damaged = bytearray(content)
         damaged[start + header[name]["data_offsets"][1] - 1] ^= 1
         path.write_bytes(damaged)
@@ -311,5 +324,33 @@ def test_a_damaged_file_is_refused_or_read_whole(tmp_path):
         except ValueError as error:
             assert "not a readable package" in str(error)  # noqa: PT017
         else:
-            with torch.no_grad():
-                package.network()(torch.zeros(1, 80, 20))
+            NumpyEngine(package.program)(np.zeros((1, 80, 20), np.float32))
+
+
+def test_a_forged_program_is_refused_or_stays_inside_its_planes(tmp_path):
+    path = tmp_path / "m.safetensors"
+    written(path, deployed.CAMPPLUS)
+    about = described(path)
+    tensors = load_file(path)
+    count = about["program"]["steps"][0]
+    steps = np.frombuffer(zstandard.decompress(tensors["values:program.steps"].tobytes()), np.int32)
+    assert len(steps) == count
+    generator = np.random.default_rng(0)
+    num_read = 0
+    for _ in range(400):
+        forged = steps.copy()
+        for place in generator.integers(0, count, generator.integers(1, 3)):
+            forged[place] = generator.choice(
+                [0, 1, -1, 7, 1 << 20, forged[place] + 1, forged[place] - 1, steps[place - 1]]
+            )
+        compressed = zstandard.compress(forged.tobytes())
+        about["program"]["steps"] = [count, checksum(compressed)]
+        tensors["values:program.steps"] = np.frombuffer(compressed, np.uint8)
+        save_file(tensors, path, metadata={"sv_sparse": with_checksum(json.dumps(about))})
+        try:
+            program = read_package(path).program
+            SparseEngine(program)(np.zeros((1, 80, max(program.min_frames, 40)), np.float32))
+        except ValueError:
+            continue
+        num_read += 1
+    assert num_read > 20

@@ -10,12 +10,9 @@ from sv_sparse.export.package import write_package
 from sv_sparse.runtime.engine import bindings as native
 from sv_sparse.runtime.engine.autotune import TILES, autotune
 from sv_sparse.runtime.engine.bindings import library
-from sv_sparse.runtime.engine.csr import TorchEngine
 from sv_sparse.runtime.engine.executor import SparseEngine
-from sv_sparse.runtime.engine.lowering import lower
 from sv_sparse.runtime.engine.plan import USE_DENSE, Plan
 from sv_sparse.runtime.engine.runtime import Runtime, plan_path
-from sv_sparse.runtime.fold_bn import fold_batch_norm
 from sv_sparse.runtime.package import read_package
 
 
@@ -33,19 +30,7 @@ def without_compiler(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
 
 
-@pytest.mark.parametrize("model", deployed.MODELS.values(), ids=deployed.MODELS)
-@pytest.mark.parametrize("density", [0.0, 0.05, 0.5])
-def test_torch_alone_gives_the_same_embeddings(model, density):
-    network = fold_batch_norm(deployed.trained(model, density))
-    x = torch.randn(3, 80, 60)
-    with torch.no_grad():
-        expected = network(x)
-    engine = TorchEngine(network)
-    assert bool(engine.csr_layers) == (density < 0.1)
-    torch.testing.assert_close(engine(x), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_without_a_compiler_torch_computes_and_the_log_says_so(package, monkeypatch, caplog):
+def test_without_a_compiler_numpy_computes_and_the_log_says_so(package, monkeypatch, caplog):
     x = torch.randn(1, 80, 60)
     expected = Runtime.load(package)(x)
     without_compiler(monkeypatch)
@@ -54,51 +39,23 @@ def test_without_a_compiler_torch_computes_and_the_log_says_so(package, monkeypa
     library.cache_clear()
     assert "no-such-compiler" in caplog.text
     assert "install g++" in caplog.text
-    assert found.description.startswith("torch, ")
+    assert "falling back to numpy" in caplog.text
+    assert found.description.startswith("numpy, ")
     torch.testing.assert_close(found(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_asked_for_sparse_kernels_nothing_else_is_taken(package, monkeypatch):
     without_compiler(monkeypatch)
-    with pytest.raises(OSError, match="engine=torch"):
+    with pytest.raises(OSError, match="engine=numpy"):
         Runtime.load(package, engine="sparse")
     library.cache_clear()
 
 
-@pytest.mark.parametrize("name", sorted(deployed.MODELS.keys() - deployed.LOWERED.keys()))
-def test_a_network_without_a_program_is_computed_by_torch(tmp_path, name):
-    model = deployed.MODELS[name]
-    network = deployed.trained(model)
-    write_package(tmp_path / "m", network, model, deployed.backend(), {}, features=deployed.FEATURES)
-    runtime = Runtime.load(read_package(tmp_path / "m"))
-    assert isinstance(runtime.engine, TorchEngine)
-    x = torch.randn(2, 80, 230)
-    with torch.no_grad():
-        torch.testing.assert_close(runtime(x), network(x), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("engine", ["sparse", "torch"])
+@pytest.mark.parametrize("engine", ["sparse", "numpy"])
 @pytest.mark.parametrize("shape", [(80, 50), (1, 40, 50), (1, 1, 80, 50)])
 def test_a_filterbank_of_another_shape_is_refused(package, engine, shape):
     with pytest.raises(ValueError, match=r"expected a filterbank \[B, 80, T\]"):
         Runtime.load(package, engine=engine)(torch.randn(shape))
-
-
-def test_torch_alone_refuses_what_has_no_mirror_image():
-    engine = TorchEngine(fold_batch_norm(deployed.trained(deployed.SPEECHBRAIN)))
-    with pytest.raises(ValueError, match="at least 6 frames, got 5"):
-        engine(torch.randn(1, 80, 5))
-
-
-def test_a_network_too_wide_for_the_kernels_is_computed_by_torch(tmp_path, caplog):
-    model = deployed.ECAPA | {"channels": 8, "mfa_channels": 33_000, "attention_channels": 1}
-    network = deployed.trained(model, 0.01)
-    write_package(tmp_path / "m", network, model, deployed.backend(), {}, features=deployed.FEATURES)
-    package = read_package(tmp_path / "m")
-    assert isinstance(Runtime.load(package).engine, TorchEngine)
-    assert "too large for the sparse kernels" in caplog.text
-    with pytest.raises(ValueError, match="too large for the sparse kernels"):
-        Runtime.load(package, engine="sparse")
 
 
 @pytest.mark.parametrize("text", ["{}", '{"layers": {"a": 1}, "machine": "x", "checksum": "x"}'])
@@ -114,7 +71,7 @@ def test_without_a_home_there_is_no_plan(package, monkeypatch):
     for variable in ("XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr("pathlib.Path.home", nobody)
-    assert Runtime.load(package, engine="torch")(torch.randn(1, 80, 60)).isfinite().all()
+    assert Runtime.load(package, engine="numpy")(torch.randn(1, 80, 60)).isfinite().all()
     with pytest.raises(OSError, match="the user's cache"):
         plan_path(package, 1)
 
@@ -130,7 +87,7 @@ def test_a_wrong_setting_is_named(package, setting, value):
 
 
 def test_a_measured_plan_names_every_layer_and_is_found_again(package):
-    program = lower(package.network())
+    program = package.program
     plan = autotune(program, "this machine", rounds=1)
     assert set(plan.layers) == {layer.name for layer in program.layers}
     assert set(plan.layers.values()) <= {*TILES, USE_DENSE, 1}

@@ -6,15 +6,18 @@ import torch
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from sv_sparse.runtime.sparse_codec import DTYPES, KINDS, SparseTensorBytes, decode, encode
 
 
-def sparse(count: int, density: float, seed: int = 0) -> Tensor:
+def sparse(count: int, density: float, seed: int = 0) -> np.ndarray:
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(count, generator=generator)
-    return values.where(torch.rand(count, generator=generator) < density, 0)
+    return values.where(torch.rand(count, generator=generator) < density, 0).numpy()
+
+
+def floats(values) -> np.ndarray:
+    return np.array(values, np.float32)
 
 
 @settings(deadline=None, max_examples=100)
@@ -22,23 +25,23 @@ def sparse(count: int, density: float, seed: int = 0) -> Tensor:
 def test_every_bit_comes_back(count, density, seed):
     tensor = sparse(count, density, seed)
     found = decoded(encode(tensor), count)
-    assert torch.equal(found.view(torch.int32), tensor.view(torch.int32))
+    assert np.array_equal(found.view(np.int32), tensor.view(np.int32))
 
 
 @pytest.mark.parametrize(
     "tensor",
     [
-        torch.zeros(700),
-        torch.ones(9),
-        torch.tensor([0.0] * 255 + [1.0]),
-        torch.tensor([0.0] * 510 + [1.0] + [0.0] * 600),
-        torch.tensor([1.0] + [0.0] * 254 + [2.0] + [0.0] * 255 + [3.0]),
-        torch.tensor([0.0, 1e-45, -1e-45, 3.4e38]),
+        np.zeros(700, np.float32),
+        np.ones(9, np.float32),
+        floats([0.0] * 255 + [1.0]),
+        floats([0.0] * 510 + [1.0] + [0.0] * 600),
+        floats([1.0] + [0.0] * 254 + [2.0] + [0.0] * 255 + [3.0]),
+        floats([0.0, 1e-45, -1e-45, 3.4e38]),
     ],
 )
 def test_gaps_of_any_length_come_back(tensor):
     found = decoded(encode(tensor), len(tensor))
-    assert torch.equal(found.view(torch.int32), tensor.view(torch.int32))
+    assert np.array_equal(found.view(np.int32), tensor.view(np.int32))
 
 
 def test_the_smaller_kind_is_chosen():
@@ -48,17 +51,19 @@ def test_the_smaller_kind_is_chosen():
 
 
 def test_an_axis_order_of_its_own_is_no_matter():
-    tensor = sparse(60, 0.5).view(3, 4, 5).permute(2, 0, 1)
-    assert torch.equal(decoded(encode(tensor), 60).view(5, 3, 4), tensor)
+    tensor = sparse(60, 0.5).reshape(3, 4, 5).transpose(2, 0, 1)
+    assert np.array_equal(decoded(encode(tensor), 60).reshape(5, 3, 4), tensor)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rounded_values_are_those_of_their_type(dtype):
     tensor = sparse(5000, 0.1)
-    assert torch.equal(decoded(encode(tensor, dtype), 5000, dtype), tensor.to(DTYPES[dtype]).float())
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    expected = torch.from_numpy(tensor).to(kind).float().numpy()
+    assert np.array_equal(decoded(encode(tensor, dtype), 5000, dtype), expected)
 
 
-def decoded(encoded: SparseTensorBytes, size: int, dtype: str = "fp32") -> Tensor:
+def decoded(encoded: SparseTensorBytes, size: int, dtype: str = "fp32") -> np.ndarray:
     return decode(encoded, size, dtype).to_dense()
 
 
@@ -77,14 +82,14 @@ def test_equal_tensors_have_equal_nonzeros_however_they_are_packed():
 
 
 def test_a_negative_zero_is_a_zero():
-    assert encode(torch.tensor([0.0, -0.0, 1.0])).nnz == 1
+    assert encode(floats([0.0, -0.0, 1.0])).nnz == 1
 
 
 def test_values_that_are_not_finite_or_become_so_are_refused():
     with pytest.raises(ValueError, match="not finite in fp32"):
-        encode(torch.tensor([0.0, np.nan]))
+        encode(floats([0.0, np.nan]))
     with pytest.raises(ValueError, match="not finite in fp16"):
-        encode(torch.tensor([0.0, 1e6]), "fp16")
+        encode(floats([0.0, 1e6]), "fp16")
 
 
 def frame(content: bytes) -> bytes:

@@ -1,19 +1,18 @@
 """Sparse engine: runs the program of a network on a CPU, each layer by the kernel that a plan names."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.lib.stride_tricks import as_strided
 from torch.nn import functional as F
 
-from sv_sparse.optim.memory import empty_float32
 from sv_sparse.runtime.engine import bindings
-from sv_sparse.runtime.engine.bindings import Step
 from sv_sparse.runtime.engine.plan import USE_DENSE, Plan
-from sv_sparse.runtime.engine.program import BufferView, Layer, Program
+from sv_sparse.runtime.engine.program import Float32Array, Layer, Planes, Program, Step
+from sv_sparse.runtime.engine.program_codec import check_frames
 
 # Ten seconds.
 SHORT_FRAMES = 1000
@@ -22,8 +21,11 @@ SHORT_FRAMES = 1000
 _MIN_DENSE_DENSITY = 0.5
 _DEFAULT_TILE = 8
 
+# Bytes.
+_CACHE_LINE = 64
+
 # Runs some steps for an utterance [F, T] and its embedding [E].
-Segment = Callable[[Tensor, Tensor], None]
+Segment = Callable[[Float32Array, Float32Array], None]
 
 
 def uniform_plan(program: Program, tile: int) -> Plan:
@@ -44,6 +46,13 @@ def _allowed_tile(layer: Layer, tile: int) -> int:
     # A product with a single vector takes less time than the call of torch for it.
     is_vector = layer.source.resolution == 0
     return 1 if tile == USE_DENSE and is_vector else tile
+
+
+def _aligned_zeros(size: int) -> Float32Array:
+    """Return memory that begins with a cache line: numpy's may begin anywhere, which costs a third."""
+    values = np.zeros(size + _CACHE_LINE // 4, np.float32)
+    first = -values.ctypes.data % _CACHE_LINE // 4
+    return values[first : first + size]
 
 
 class SparseEngine:
@@ -74,25 +83,22 @@ class SparseEngine:
         self.short_threads = threads if short_threads is None else short_threads
         self.embedding_dim = program.embedding_dim
         # Not the program: of sparse layers only the nonzero weights stay in memory.
-        self._layout = program.layout
+        self._program = program
         self._current_threads = threads
         self._keepalive: list[Any] = []
         self._layer_segments: dict[str, list[Segment]] = {}
         self._segments = self._make_segments(program)
         self._frames = 0
-        self._memory = empty_float32(0)
+        self._memory = np.empty(0, np.float32)
         self._plane_layouts: Any = None
         self._lock = threading.Lock()
 
-    @torch.no_grad()
-    def __call__(self, filterbank: Tensor) -> Tensor:
+    def __call__(self, filterbank: Float32Array) -> Float32Array:
         """Map filterbank [B, F, T] to embedding [B, E]; raise ValueError for too few frames."""
+        self._program.require_shape(filterbank.shape)
         frames = filterbank.shape[2]
-        min_frames = self._layout.min_frames
-        if frames < min_frames:
-            raise ValueError(f"expected at least {min_frames} frames, got {frames}; use longer utterances")
-        filterbank = filterbank.float().contiguous()
-        output = empty_float32(len(filterbank), self.embedding_dim)
+        filterbank = np.ascontiguousarray(filterbank, np.float32)
+        output = np.empty((len(filterbank), self.embedding_dim), np.float32)
         # All calls share the planes in memory.
         with self._lock:
             self._resize(frames)
@@ -106,7 +112,7 @@ class SparseEngine:
 
     def bench_layer(self, name: str) -> Callable[[], None]:
         """Return a function that computes one layer, on whatever the last utterance has left in memory."""
-        unused = empty_float32(0)
+        unused = np.empty(0, np.float32)
 
         def run() -> None:
             for segment in self._layer_segments[name]:
@@ -114,13 +120,13 @@ class SparseEngine:
 
         return run
 
-    def view(self, view: BufferView, halo: tuple[int, int] = (0, 0)) -> Tensor:
-        """Return images [C, rows, columns] in memory, with so many rows and columns around them."""
-        layout = self._plane_layouts[view.resolution]
-        shape = (view.count, layout.rows + 2 * halo[0], layout.cols + 2 * halo[1])
-        start = layout.base + view.plane * layout.plane_stride + layout.margin
-        start -= halo[0] * layout.stride + halo[1]
-        return self._memory.as_strided(shape, (layout.plane_stride, layout.stride, 1), start)
+    def _images(self, planes: Planes, shape: tuple[int, int], start: tuple[int, int] = (0, 0)) -> Float32Array:
+        """Return images [C, rows, columns] in memory, from a row and column on, which may be those of zeros."""
+        layout = self._plane_layouts[planes.resolution]
+        first = layout.base + planes.first * layout.plane_stride + layout.margin
+        first += start[0] * layout.stride + start[1]
+        strides = [4 * layout.plane_stride, 4 * layout.stride, 4]
+        return as_strided(self._memory[first:], (planes.size, *shape), strides)
 
     def _resize(self, frames: int) -> None:
         """Lay the planes out for utterances of so many frames."""
@@ -128,77 +134,107 @@ class SparseEngine:
             return
         # 0 until all is done: an error or Ctrl-C in between must not leave half a layout behind.
         self._frames = 0
-        layouts, size = self._layout.plane_layouts(frames)
+        check_frames(self._program, frames)
+        layouts, size = self._program.plane_layouts(frames)
         # Memory of one long utterance is not held for all short ones after it.
         if size > len(self._memory) or size < len(self._memory) // 8:
-            self._memory = empty_float32(size)
-        bindings.clear_margins(layouts, self._layout.num_planes, self._memory)
+            self._memory = _aligned_zeros(size)
+        bindings.clear_margins(layouts, self._program.num_planes, self._memory)
         self._plane_layouts = layouts
         self._frames = frames
 
     def _make_segments(self, program: Program) -> list[Segment]:
         """Return the calls of one utterance: dense products, and runs of steps between them."""
-        layers = {layer.step: layer for layer in program.layers}
         segments: list[Segment] = []
         # One call for all steps between two dense products.
-        pending: list[Step] = []
-        for index, fields in enumerate(program.steps):
-            layer = layers.get(index)
-            step = self._make_step(fields, layer)
+        pending: list[bindings.Step] = []
+        for step in program.steps:
+            native = self._native_step(step)
+            layer = step.layer
             if layer is not None:
-                self._layer_segments[layer.name] = [self._native_segment([step])]
+                self._layer_segments[layer.name] = [self._native_segment([native])]
                 if self.plan.layers[layer.name] == USE_DENSE:
-                    product = self._dense_segment(layer)
+                    product = self._dense_segment(layer, step.target)
                     self._layer_segments[layer.name].insert(0, product)
                     if pending:
                         segments.append(self._native_segment(pending))
                         pending = []
                     segments.append(product)
-            pending.append(step)
+            pending.append(native)
         segments.append(self._native_segment(pending))
         return segments
 
-    def _make_step(self, fields: Mapping[str, Any], layer: Layer | None) -> Step:
-        """Return a native step; that of a dense layer is only the epilogue of torch's product."""
-        fields = dict(fields)
-        if layer is not None:
-            fields["tile"] = self.plan.layers[layer.name]
-            if fields["tile"] == USE_DENSE:
-                fields["op"] = bindings.OPERATIONS.index("epilogue")
-                fields["in_resolution"] = layer.product.resolution
-                fields["in_plane"] = layer.product.plane
-                fields["taps"] = 0
-                fields["tile"] = _DEFAULT_TILE
+    def _native_step(self, step: Step) -> bindings.Step:
+        """Return a native step; that of a dense layer is only what follows the product."""
+        actions = np.empty(len(step.actions), bindings.ACTION)
+        for index, (code, argument) in enumerate(step.actions):
+            actions[index] = (bindings.ACTIONS.index(code), argument)
+        arrays = {"sources": step.sources, "actions": actions, "constants": step.constants}
+        op = step.op
+        source = step.source
+        tile = 1
+        num_taps = 0
+        if step.layer is not None:
+            tile = self.plan.layers[step.layer.name]
+            if tile == USE_DENSE:
+                op = "elementwise"
+                source = step.target
             else:
-                fields["starts"], fields["entries"] = layer.entries
-        for name, value in fields.items():
-            if isinstance(value, np.ndarray):
-                # A Step holds only the address, so the array must outlive it.
-                self._keepalive.append(value)
-                fields[name] = value.ctypes.data
-        return Step(**fields)
+                taps = step.layer.taps
+                num_taps = len(taps)
+                starts, entries = step.layer.entries
+                arrays |= {"offsets": taps, "starts": starts, "entries": entries}
+        if op == "elementwise":
+            tile = 1 if step.target.resolution == 0 else bindings.MAX_TILE
+        native = bindings.Step(
+            op=bindings.OPERATIONS.index(op),
+            rows=step.rows,
+            in_resolution=source.resolution,
+            in_plane=source.first,
+            out_resolution=step.target.resolution,
+            out_plane=step.target.first,
+            tile=tile,
+            num_taps=num_taps,
+            num_actions=len(actions),
+        )
+        native.parameters[: len(step.parameters)] = step.parameters
+        native.numbers[: len(step.numbers)] = step.numbers
+        for name, array in arrays.items():
+            # A native step holds only the address, so the array must outlive it.
+            self._keepalive.append(array)
+            setattr(native, name, array.ctypes.data)
+        return native
 
-    def _native_segment(self, steps: Sequence[Step]) -> Segment:
-        array = (Step * len(steps))(*steps)
+    def _native_segment(self, steps: Sequence[bindings.Step]) -> Segment:
+        array = (bindings.Step * len(steps))(*steps)
 
-        def run(utterance: Tensor, embedding: Tensor) -> None:
+        def run(utterance: Float32Array, embedding: Float32Array) -> None:
             bindings.run_steps(array, self._plane_layouts, self._memory, self._current_threads, utterance, embedding)
 
         return run
 
-    def _dense_segment(self, layer: Layer) -> Segment:
+    def _dense_segment(self, layer: Layer, target: Planes) -> Segment:
         """Return the product of a layer by torch, written where the step after it reads it."""
-        weight = layer.weight
-        halo = (weight.shape[2] // 2 * layer.dilation[0], weight.shape[3] // 2 * layer.dilation[1])
-        is_pointwise = weight.shape[2:] == (1, 1) and layer.stride == 1
+        weight = torch.from_numpy(layer.weight)
+        kernel = weight.shape[2:]
+        start = (-layer.padding[0], -layer.padding[1])
+        is_pointwise = kernel == (1, 1) and layer.strides == (1, 1) and layer.groups == 1
 
-        def run(_utterance: Tensor, _embedding: Tensor) -> None:
-            source = self.view(layer.source, halo)
-            target = self.view(layer.product)
+        def run(_utterance: Float32Array, _embedding: Float32Array) -> None:
+            layout = self._plane_layouts[target.resolution]
+            product = torch.from_numpy(self._images(target, (layout.rows, layout.cols)))
+            size = []
+            for axis, count in enumerate((layout.rows, layout.cols)):
+                size.append((count - 1) * layer.strides[axis] + layer.dilation[axis] * (kernel[axis] - 1) + 1)
+            source = torch.from_numpy(self._images(layer.source, (size[0], size[1]), start))
             # Most layers of ECAPA-TDNN are plain matrix products, which torch writes in place without a copy.
-            if is_pointwise and source.shape[1] == 1:
-                torch.mm(weight.flatten(1), source.flatten(1), out=target.flatten(1))
+            if is_pointwise and layout.rows == 1:
+                torch.mm(weight.flatten(1), source.flatten(1), out=product.flatten(1))
             else:
-                target.copy_(F.conv2d(source[None], weight, stride=layer.stride, dilation=layer.dilation)[0])
+                product.copy_(
+                    F.conv2d(source[None], weight, stride=layer.strides, dilation=layer.dilation, groups=layer.groups)[
+                        0
+                    ]
+                )
 
         return run

@@ -1,7 +1,7 @@
 """Program of a network: a list of steps over planes of activations, for the kernels of sparse_kernels.cpp.
 
-A plane is one channel of an image. A resolution is a size of images: a fixed number of rows, and as many
-columns as the utterance has frames, halved some times. Resolution 0 has planes of a single value: vectors.
+A plane is one channel of an image. A resolution is a size of images: a fixed number of rows, and columns whose number
+depends on the frames of the utterance. Resolution 0 has planes of a single value: vectors.
 """
 
 from dataclasses import dataclass, field
@@ -10,61 +10,71 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from sv_sparse.runtime.engine.bindings import ACTIVATIONS, ENTRY, MAX_CHANNELS, MAX_TAPS, OPERATIONS, PlaneLayout
+from sv_sparse.runtime.engine.bindings import ENTRY, PlaneLayout
 
 # Values; the same as in sparse_kernels.cpp. A vector of AVX-512 has as many.
 _ALIGNMENT = 16
+# That planes may have together.
+_MAX_VALUES = 1 << 30
+
+Float32Array = NDArray[np.float32]
 
 
 class NoProgramError(ValueError):
     """Error for a network that the kernels cannot compute."""
 
 
-@dataclass(frozen=True)
-class BufferView:
-    """Range of ``count`` planes of a resolution, from ``plane`` on."""
+class Columns(NamedTuple):
+    """Number of columns for an utterance of any length: ``(frames + offset) // divisor``; of a vector 1."""
 
-    resolution: int
-    plane: int
-    count: int
+    offset: int = 0
+    # 0: a vector.
+    divisor: int = 1
 
-    def part(self, start: int, count: int) -> "BufferView":
-        """Return a range of these planes."""
-        # A mistake in a lowering would overwrite other planes, without an error of the kernels.
-        assert 0 <= start <= start + count <= self.count, (self, start, count)
-        return BufferView(self.resolution, self.plane + start, count)
+    def __call__(self, frames: int) -> int:
+        """Return the number for an utterance of so many frames."""
+        return (frames + self.offset) // self.divisor if self.divisor else 1
 
 
-@dataclass(frozen=True)
-class Epilogue:
-    """Operations after a product: ``post(scale * pre(product + bias + dynamic_bias) + shift + add)``."""
-
-    # Bias [C].
-    bias: Tensor | None = None
-    # Vector [C] of an earlier step.
-    dynamic_bias: BufferView | None = None
-    # One of ACTIVATIONS, as is the other.
-    pre_activation: str = "none"
-    # Scale and shift of a folded norm, each [C].
-    norm: tuple[Tensor, Tensor] | None = None
-    # Planes of the output's resolution.
-    add: BufferView | None = None
-    post_activation: str = "none"
-    # Planes that are added to the result; the sum is written to next_input, which the next step reads.
-    add_to_next: BufferView | None = None
-    next_input: BufferView | None = None
+VECTOR = Columns(0, 0)
 
 
 class Resolution(NamedTuple):
-    """Size of images, for utterances of any length."""
+    """Size of images."""
 
     rows: int
-    # Number of times that the frames are halved, rounded up; -1 for vectors.
-    num_downsamplings: int
-    # Rows and columns of zeros that a convolution reads beyond the ends.
-    halo: tuple[int, int]
+    columns: Columns
+
+
+class Planes(NamedTuple):
+    """Range of ``size`` planes of a resolution, from ``first`` on."""
+
+    resolution: int
+    first: int
+    size: int
+
+
+@dataclass
+class Step:
+    """One operation; see sparse_kernels.cpp."""
+
+    # One of OPERATIONS.
+    op: str
+    # Planes, or rows of planes, that are written.
+    rows: int
+    source: Planes
+    target: Planes
+    # Pairs of a code, one of ACTIONS, and its argument.
+    actions: list[tuple[str, int]] = field(default_factory=list)
+    # That actions read.
+    constants: Float32Array = field(default_factory=lambda: np.empty(0, np.float32))
+    parameters: tuple[int, ...] = ()
+    numbers: tuple[float, ...] = ()
+    # Source row of each row that is copied.
+    sources: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    # Of a convolution.
+    layer: "Layer | None" = None
 
 
 @dataclass
@@ -73,212 +83,147 @@ class Layer:
 
     # Name of its weight in the network.
     name: str
-    # [C_out, C_in, rows, columns] as it is multiplied: with the scale of the norm behind it.
-    weight: Tensor
-    # Planes that a dense product reads. With stride two the sparse kernel reads the phases of these.
-    source: BufferView
-    # Planes that a dense product is left in for the epilogue.
-    product: BufferView
-    stride: int
-    # Index in the program.
-    step: int
-    dilation: tuple[int, int]
-    # [rows, columns]: tap and phase that each weight reads, as _taps codes them.
-    codes: NDArray[np.int64]
+    # [C_out, C_in / groups, rows, columns] as it is multiplied: with the scale of a norm behind it.
+    weight: Float32Array
+    # Planes that a dense product reads. With strides the sparse kernel reads the phases of these.
+    source: Planes
+    strides: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    # Zeros before the first row and column.
+    padding: tuple[int, int] = (0, 0)
+    # And behind the last.
+    padding_after: tuple[int, int] = (0, 0)
+    groups: int = 1
 
     @property
     def density(self) -> float:
         """Fraction of nonzero weights."""
-        return float(self.weight.count_nonzero()) / self.weight.numel()
+        return float(np.count_nonzero(self.weight)) / self.weight.size
+
+    @property
+    def _offsets(self) -> NDArray[np.int64]:
+        """Row and column that each weight reads, from that of its output, [rows, columns, 2]."""
+        indices = np.moveaxis(np.indices(self.weight.shape[2:]), 0, -1)
+        return indices * self.dilation - np.array(self.padding)
+
+    @cached_property
+    def taps(self) -> NDArray[np.int32]:
+        """Distinct offsets in the phases that the kernel reads, [taps, 2]."""
+        # With stride two, offset 2k + p is offset k in phase p; // rounds down, also below zero.
+        return np.unique((self._offsets // self.strides).reshape(-1, 2), axis=0).astype(np.int32)
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Rows and columns that a convolution reads beyond those of its output, at most."""
+        offsets: list[NDArray[Any]] = [self.taps, self._offsets.reshape(-1, 2), np.array([self.padding_after])]
+        farthest = np.abs(np.concatenate(offsets)).max(axis=0)
+        return int(farthest[0]), int(farthest[1])
 
     @cached_property
     def entries(self) -> tuple[NDArray[np.int64], NDArray[Any]]:
         """Entries of the sparse kernel: the start of each output channel's entries, [C_out + 1], and all entries."""
+        out_channels, group_channels, *kernel_size = self.weight.shape
+        phase = self._offsets % self.strides @ [self.strides[1], 1]
+        num_phases = self.strides[0] * self.strides[1]
+        taps = np.unique((self._offsets // self.strides).reshape(-1, 2), axis=0, return_inverse=True)[1]
+        codes = (phase + (taps.reshape(kernel_size) << 16)).ravel()
         # The channels of one tap come one after the other, so that the kernel walks planes in the order of memory.
-        rows = self.weight.permute(0, 2, 3, 1).flatten(1).numpy()
+        rows = self.weight.transpose(0, 2, 3, 1).reshape(out_channels, -1)
         is_nonzero = rows != 0
         positions = np.flatnonzero(is_nonzero)
-        tap, channel = np.divmod(positions % rows.shape[1], self.weight.shape[1])
+        row, position = np.divmod(positions, rows.shape[1])
+        tap, channel = np.divmod(position, group_channels)
+        channel += row // (out_channels // self.groups) * group_channels
         entries = np.empty(len(positions), ENTRY)
-        # With stride two each channel has four phases, side by side.
-        entries["code"] = self.stride**2 * channel + self.codes.ravel()[tap]
+        # Each channel's phases lie side by side.
+        entries["code"] = num_phases * channel + codes[tap]
         entries["weight"] = rows.ravel()[positions]
-        starts = np.zeros(len(rows) + 1, np.int64)
+        starts = np.zeros(out_channels + 1, np.int64)
         np.cumsum(is_nonzero.sum(axis=1), out=starts[1:])
         return starts, entries
 
 
 @dataclass
-class MemoryLayout:
-    """Memory layout of all planes, for an utterance of any length."""
+class Program:
+    """Steps and memory layout of a network; ``sv_sparse.export.operations.lower`` makes it."""
 
-    # The first is that of vectors.
-    resolutions: list[Resolution] = field(default_factory=lambda: [Resolution(1, -1, (0, 0))])
-    # Number of planes of each resolution.
-    num_planes: list[int] = field(default_factory=lambda: [0])
+    mel_bins: int
+    embedding_dim: int
     # That an utterance must have.
-    min_frames: int = 2
+    min_frames: int
+    # The first is that of vectors.
+    resolutions: list[Resolution]
+    # Number of planes of each resolution.
+    num_planes: list[int]
+    steps: list[Step]
+
+    @property
+    def layers(self) -> list[Layer]:
+        """All convolutions, in order."""
+        return [step.layer for step in self.steps if step.layer is not None]
+
+    def require_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError for filterbanks of another shape than [B, F, T], or of too few frames."""
+        if len(shape) != 3 or shape[1] != self.mel_bins:
+            raise ValueError(f"expected a filterbank [B, {self.mel_bins}, T], got {list(shape)}")
+        frames = shape[2]
+        if frames < self.min_frames:
+            raise ValueError(f"expected at least {self.min_frames} frames, got {frames}; use longer utterances")
 
     def plane_layouts(self, frames: int) -> tuple[Any, int]:
         """Return the native layouts for an utterance of so many frames, and the number of values in memory."""
+        halo = self.halo
         layouts = (PlaneLayout * len(self.resolutions))()
+        # Convolutions address both sides alike, so resolutions of one divisor have rows at the same distance.
+        widest: dict[int, int] = {}
+        for resolution in self.resolutions:
+            divisor = resolution.columns.divisor
+            widest[divisor] = max(widest.get(divisor, 0), resolution.columns(frames))
         base = 0
         for layout, resolution, num_planes in zip(layouts, self.resolutions, self.num_planes, strict=True):
-            halo_rows, halo_cols = resolution.halo
+            divisor = resolution.columns.divisor
+            halo_rows, halo_cols = halo.get(divisor, (0, 0))
             layout.rows = resolution.rows
-            layout.cols = 1
-            if resolution.num_downsamplings >= 0:
-                layout.cols = -(-frames // 2**resolution.num_downsamplings)
+            layout.cols = resolution.columns(frames)
             layout.base = base
             # The zeros behind a row are those before the next one.
-            layout.stride = layout.cols + halo_cols
+            layout.stride = widest[divisor] + halo_cols
             layout.margin = _round_up(halo_rows * layout.stride + halo_cols)
             layout.plane_stride = 2 * layout.margin + _round_up(layout.rows * layout.stride)
             # An odd multiple, or planes at powers of two would compete for few sets of the cache.
             if layout.plane_stride // _ALIGNMENT % 2 == 0:
                 layout.plane_stride += _ALIGNMENT
             base += num_planes * layout.plane_stride
-        return layouts, base
+        if base > _MAX_VALUES:
+            raise ValueError(f"{frames} frames need {4 * base / 2**30:.1f} GiB of memory, at most 4 GiB are used")
+        # The last tile of the last plane may end behind it.
+        return layouts, base + _ALIGNMENT
+
+    @cached_property
+    def halo(self) -> dict[int, tuple[int, int]]:
+        """Rows and columns of zeros around the planes of each divisor."""
+        halo: dict[int, tuple[int, int]] = {}
+        for step in self.steps:
+            if step.layer is not None:
+                rows, columns = step.layer.reach
+                # Of an output with more rows than the input, all are computed alike.
+                for source in (step.source, step.layer.source):
+                    added_rows = (
+                        self.resolutions[step.target.resolution].rows - self.resolutions[source.resolution].rows
+                    )
+                    _widen(halo, self._divisor(source), rows + max(0, added_rows), columns)
+            elif step.op == "extend":
+                _widen(halo, self._divisor(step.source), 0, max(step.parameters[:2]))
+        return halo
+
+    def _divisor(self, planes: Planes) -> int:
+        return self.resolutions[planes.resolution].columns.divisor
 
 
-@dataclass
-class Program:
-    """Steps, layers and memory layout of a network; ``lowering.lower`` makes it."""
-
-    # Made once for all utterances: nothing in it depends on their lengths.  DECISIONS 55
-    mel_bins: int
-    embedding_dim: int
-    layout: MemoryLayout = field(default_factory=MemoryLayout)
-    # Fields of a native Step by name, with arrays in the place of addresses.
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    layers: list[Layer] = field(default_factory=list)
-
-    def add_resolution(self, resolution: Resolution) -> int:
-        """Add a resolution and return its index."""
-        self.layout.resolutions.append(resolution)
-        self.layout.num_planes.append(0)
-        return len(self.layout.resolutions) - 1
-
-    def new_planes(self, resolution: int, count: int) -> BufferView:
-        """Return new planes of a resolution."""
-        self.layout.num_planes[resolution] += count
-        return BufferView(resolution, self.layout.num_planes[resolution] - count, count)
-
-    def new_vector(self, count: int) -> BufferView:
-        """Return new planes of a single value."""
-        return self.new_planes(0, count)
-
-    def add_step(
-        self,
-        op: str,
-        source: BufferView,
-        target: BufferView,
-        epilogue: Epilogue | None = None,
-        *,
-        rows: int | None = None,
-        **fields: float | NDArray[Any],
-    ) -> None:
-        """Add a step that reads ``source`` and writes ``target``.
-
-        Args:
-            op: One of OPERATIONS.
-            source: Planes of one resolution.
-            target: Planes of one resolution; some steps work in place.
-            epilogue: Operations after a product; for other steps, what else they read.
-            rows: Number of planes or rows that it works on. Default: the planes of ``target``.
-            fields: Further fields of a native Step.
-        """
-        epilogue = epilogue or Epilogue()
-        step: dict[str, Any] = {
-            "op": OPERATIONS.index(op),
-            "rows": target.count if rows is None else rows,
-            "in_resolution": source.resolution,
-            "in_plane": source.plane,
-            "out_resolution": target.resolution,
-            "out_plane": target.plane,
-            "add_plane": _first_plane(epilogue.add),
-            "add_to_next_plane": _first_plane(epilogue.add_to_next),
-            "next_input_plane": _first_plane(epilogue.next_input),
-            "bias_plane": _first_plane(epilogue.dynamic_bias),
-            "pre_activation": ACTIVATIONS.index(epilogue.pre_activation),
-            "post_activation": ACTIVATIONS.index(epilogue.post_activation),
-            "tile": 1,
-        }
-        scale, shift = epilogue.norm or (None, None)
-        for name, values in {"bias": epilogue.bias, "scale": scale, "shift": shift}.items():
-            if values is not None:
-                step[name] = values.detach().float().contiguous().numpy()
-        self.steps.append(step | fields)
-
-    def add_convolution(
-        self,
-        name: str,
-        weight: Tensor,
-        source: BufferView,
-        target: BufferView,
-        epilogue: Epilogue,
-        *,
-        dilation: tuple[int, int] = (1, 1),
-        phases: BufferView | None = None,
-        product: BufferView | None = None,
-    ) -> None:
-        """Add a convolution with a centered kernel; with ``phases`` it has stride two.
-
-        Args:
-            name: Name of the weight.
-            weight: [C_out, C_in, rows, columns], both odd; or [C_out, C_in].
-            source: C_in planes.
-            target: C_out planes.
-            epilogue: Operations after the product.
-            dilation: In rows and columns.
-            phases: The four phases of the source, 4·C_in planes of the target's resolution.
-            product: C_out planes of the target's resolution in which a dense product waits for its epilogue. Default:
-                the target.
-
-        Raises:
-            NoProgramError: It has more channels or taps than the kernels can number.
-        """
-        if weight.ndim == 2:
-            weight = weight[:, :, None, None]
-        stride = 1 if phases is None else 2
-        offsets, codes = _taps(tuple(weight.shape[2:]), dilation, stride)
-        kernel_source = source if phases is None else phases
-        # The kernels check nothing: what is wrong here would be read from outside the planes.
-        halo = self.layout.resolutions[kernel_source.resolution].halo
-        is_inside = (np.abs(offsets) <= halo).all()
-        has_shape = weight.shape[:2] == (target.count, source.count)
-        is_small = kernel_source.count <= MAX_CHANNELS and len(offsets) <= MAX_TAPS
-        if not (has_shape and is_small and is_inside):
-            raise NoProgramError(f"{name} of shape {list(weight.shape)} is too large for the sparse kernels")
-        layer = Layer(
-            name=name,
-            weight=weight.detach(),
-            source=source,
-            product=product or target,
-            stride=stride,
-            step=len(self.steps),
-            dilation=dilation,
-            codes=codes,
-        )
-        self.layers.append(layer)
-        self.add_step("convolve", kernel_source, target, epilogue, taps=len(offsets), offsets=offsets)
-
-
-def _first_plane(view: BufferView | None) -> int:
-    return -1 if view is None else view.plane
+def _widen(halo: dict[int, tuple[int, int]], divisor: int, rows: int, columns: int) -> None:
+    before = halo.get(divisor, (0, 0))
+    halo[divisor] = (max(before[0], rows), max(before[1], columns))
 
 
 def _round_up(count: int) -> int:
     return -(-count // _ALIGNMENT) * _ALIGNMENT
-
-
-def _taps(
-    kernel_size: tuple[int, ...], dilation: tuple[int, int], stride: int
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return the offsets of all taps, [taps, 2], and for each weight ``phase + (tap << 16)``, [rows, columns]."""
-    center = np.array(kernel_size) // 2
-    offsets = (np.moveaxis(np.indices(kernel_size), 0, -1) - center) * dilation
-    # With stride two, offset 2k + p is offset k in phase p; % and // round down, also below zero.
-    phase = offsets % stride @ [2, 1]
-    distinct_offsets, tap = np.unique((offsets // stride).reshape(-1, 2), axis=0, return_inverse=True)
-    return distinct_offsets.astype(np.int32), phase + (tap.reshape(kernel_size) << 16)

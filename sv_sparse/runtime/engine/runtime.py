@@ -10,39 +10,36 @@ import torch
 from torch import Tensor
 
 from sv_sparse import __version__
-from sv_sparse.runtime.engine.csr import TorchEngine
 from sv_sparse.runtime.engine.executor import SparseEngine
-from sv_sparse.runtime.engine.lowering import lower
+from sv_sparse.runtime.engine.numpy_engine import NumpyEngine
 from sv_sparse.runtime.engine.plan import USE_DENSE, Plan
-from sv_sparse.runtime.engine.program import NoProgramError, Program
+from sv_sparse.runtime.engine.program import Program
 from sv_sparse.runtime.package import Package
 
 logger = logging.getLogger(__name__)
 
-ENGINES = ("auto", "sparse", "torch")
+ENGINES = ("auto", "sparse", "numpy")
 MAX_THREADS = 1024
-# Measured for ECAPA-TDNN and ResNet34 by scripts/benchmark/deploy.py.
-_TORCH_COST = "falling back to the torch engine, which takes two to four times as long at 90 % sparsity"
+# Measured for ECAPA-TDNN, ResNet34 and CAM++ by scripts/benchmark/runtime.py.
+_NUMPY_COST = "falling back to numpy, which takes four to seven times as long at 90 % sparsity"
 
 
 @dataclass
 class Runtime:
     """Filterbank [B, F, T] to embedding [B, E] by a packaged network, with a description of its engine in words."""
 
-    engine: SparseEngine | TorchEngine
+    engine: SparseEngine | NumpyEngine
     description: str
     mel_bins: int
 
     @property
     def needs_torch_threads(self) -> bool:
         """True if torch computes layers of the network, and not only the features, which are little work."""
-        return isinstance(self.engine, TorchEngine) or USE_DENSE in self.engine.plan.layers.values()
+        return isinstance(self.engine, SparseEngine) and USE_DENSE in self.engine.plan.layers.values()
 
     def __call__(self, filterbank: Tensor) -> Tensor:
         """Map filterbank [B, F, T] to embedding [B, E]; raise ValueError for another shape, or too few frames."""
-        if filterbank.ndim != 3 or filterbank.shape[1] != self.mel_bins:
-            raise ValueError(f"expected a filterbank [B, {self.mel_bins}, T], got {list(filterbank.shape)}")
-        return self.engine(filterbank)
+        return torch.from_numpy(self.engine(filterbank.numpy()))
 
     @classmethod
     def load(
@@ -54,14 +51,13 @@ class Runtime:
             package: Package as ``read_package`` returns it.
             threads: Threads of the sparse kernels, 1 to 1024. Default: one for utterances of up to ten seconds, torch's
                 own number for longer ones. Layers that torch computes use torch's.
-            engine: ``sparse``: the kernels of this project. ``torch``: torch, with compressed rows where they are
-                faster. ``auto``: sparse; torch, with a warning, where there is no compiler or no program.
+            engine: ``sparse``: the kernels of this project. ``numpy``: dense products by numpy. ``auto``: sparse, or
+                numpy with a warning where there is no compiler.
             plan: Kernel of each layer. Default: the plan that was measured for this package on this machine, or one by
                 the layers' densities.
 
         Raises:
-            ValueError: The engine is none of these or has no program for the network, or the plan is one of another
-                network.
+            ValueError: The engine is none of these, or the plan is one of another network.
             OSError: The engine ``sparse`` cannot be compiled.
         """
         if engine not in ENGINES:
@@ -70,22 +66,18 @@ class Runtime:
         short_threads = 1 if threads is None else threads
         threads = check_threads(torch.get_num_threads() if threads is None else threads)
         mel_bins = package.features["mel_bins"]
-        network = package.network()
-        if engine != "torch":
+        program = package.program
+        if engine != "numpy":
             try:
-                program = lower(network)
                 plan = plan or load_plan(package, program, threads)
                 sparse_engine = SparseEngine(program, threads=threads, short_threads=short_threads, plan=plan)
                 return cls(sparse_engine, _describe(sparse_engine), mel_bins)
-            except (OSError, NoProgramError) as error:
-                # Asked for by name, nothing else is taken.  DECISIONS 57
+            except OSError as error:
+                # Asked for by name, nothing else is taken.  DECISIONS 127
                 if engine == "sparse":
                     raise
-                logger.warning("%s; %s", error, _TORCH_COST)
-        # Modules of other people's classes may read each other's weights, which must stay where they are.
-        torch_engine = TorchEngine(network, use_csr="name" in package.model)
-        description = f"torch, {len(torch_engine.csr_layers)} layers by compressed rows, the others dense"
-        return cls(torch_engine, description, mel_bins)
+                logger.warning("%s; %s", error, _NUMPY_COST)
+        return cls(NumpyEngine(program), "numpy, all products dense", mel_bins)
 
 
 def _describe(engine: SparseEngine) -> str:
