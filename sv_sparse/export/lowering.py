@@ -839,7 +839,9 @@ def _columns_of(size: Size) -> Columns:
     """Return the formula that gives these numbers of columns."""
     if isinstance(size, int) or len(set(size)) == 1:
         raise UnsupportedError("an axis has a fixed number of frames")
-    for divisor in range(1, max(FRAMES) + 1):
+    # Nearly the same at any two lengths that are far apart.
+    estimate = round((FRAMES[-1] - FRAMES[0]) / max(1, int(size[-1]) - int(size[0])))
+    for divisor in range(max(1, estimate - 1), estimate + 2):
         # The offset is the same for all where it is right for one.
         for offset in range(divisor * int(size[0]) - FRAMES[0], divisor * int(size[0]) - FRAMES[0] + divisor):
             columns = Columns(offset, divisor)

@@ -305,12 +305,6 @@ def _variance_and_mean(lowering: Lowering, node: Node, x: Value, dims: Any = Non
     return compute(lowering, node, x, dims, **settings)
 
 
-def _core_variance(
-    lowering: Lowering, node: Node, x: Value, dims: Sequence[int], keepdim: bool, correction: int
-) -> Value:
-    return lowering.reduction("variance", x, dims, keepdim, correction)
-
-
 def _attended(
     lowering: Lowering,
     node: Node,
@@ -370,10 +364,6 @@ def _transpose(lowering: Lowering, node: Node, x: Value, first: int, second: int
 
 def _expand(lowering: Lowering, node: Node, x: Value, sizes: Any, implicit: bool = False) -> Value:
     return lowering.expanded(x, node.shape)
-
-
-def _identity(lowering: Lowering, node: Node, x: Value, *_settings: Any, **_others: Any) -> Value:
-    return x
 
 
 def _cast(lowering: Lowering, node: Node, x: Value, **_settings: Any) -> Value:
@@ -459,7 +449,7 @@ OPERATIONS: dict[str, Operation] = {
     "std.correction": _deviation,
     "var_mean.correction": _variance_and_mean,
     "std_mean.correction": _variance_and_mean,
-    "core.variance": _core_variance,
+    "core.variance": _variance,
     "core.attended_mean": _attended,
     "core.attended_variance": _attended,
     "cat": _cat,
@@ -477,11 +467,7 @@ OPERATIONS: dict[str, Operation] = {
     "transpose.int": _transpose,
     "t": lambda lowering, node, x: _transpose(lowering, node, x, 0, 1) if len(x.axes) == 2 else x,
     "expand": _expand,
-    "clone": _identity,
-    "alias": _identity,
-    "detach": _identity,
     "_to_copy": _cast,
-    "dropout": _identity,
     "constant_pad_nd": _constant_pad,
     "reflection_pad1d": _reflection_pad,
     "reflection_pad2d": _reflection_pad,

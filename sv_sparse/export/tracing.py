@@ -174,7 +174,8 @@ class Trace:
             try:
                 with torch.device("meta"), torch.no_grad():
                     self.shapes(torch.empty(1, mel_bins, frames))
-            except Exception:  # noqa: BLE001  # a network may refuse short utterances in any way
+            # A network may refuse short utterances in any way.
+            except Exception:  # noqa: BLE001
                 continue
             return frames
         return FRAMES[0]
@@ -216,6 +217,7 @@ def _run(network: nn.Module, utterance: Tensor) -> Any:
         return torch.func.functionalize(network)(utterance)
     except TracingError:
         raise
+    # Code of the user's may fail in any way where tensors have no values.
     except Exception as error:
         problem = str(error).partition("\n")[0]
         raise TracingError(f"it cannot be run on shapes alone: {type(error).__name__}: {problem}") from error

@@ -122,7 +122,7 @@ def sealed(about, tensors, name="layer.mfa.weight"):
 
 
 def layer(about, name):
-    """What the program says of a layer."""
+    """Description of a layer in the header."""
     return next(fields for fields in about["program"]["layers"] if fields[0] == name)
 
 

@@ -82,8 +82,8 @@ class SparseEngine:
         self.threads = threads
         self.short_threads = threads if short_threads is None else short_threads
         self.embedding_dim = program.embedding_dim
-        # Not the program: of sparse layers only the nonzero weights stay in memory.
-        self._program = program
+        # Of sparse layers only the nonzero weights stay in memory.
+        self._program = program.without_weights()
         self._current_threads = threads
         self._keepalive: list[Any] = []
         self._layer_segments: dict[str, list[Segment]] = {}

@@ -4,7 +4,7 @@ A plane is one channel of an image. A resolution is a size of images: a fixed nu
 depends on the frames of the utterance. Resolution 0 has planes of a single value: vectors.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -161,6 +161,16 @@ class Program:
     def layers(self) -> list[Layer]:
         """All convolutions, in order."""
         return [step.layer for step in self.steps if step.layer is not None]
+
+    def without_weights(self) -> "Program":
+        """Return the program with weights that have a shape and take no memory: enough to lay out its planes."""
+        steps = []
+        for step in self.steps:
+            layer = step.layer
+            if layer is not None:
+                layer = replace(layer, weight=np.broadcast_to(np.float32(0), layer.weight.shape))
+            steps.append(replace(step, layer=layer))
+        return replace(self, steps=steps)
 
     def require_shape(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError for filterbanks of another shape than [B, F, T], or of too few frames."""
